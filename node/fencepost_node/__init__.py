@@ -1,0 +1,1 @@
+"""A broker: the log, producer state, replication, and the services over them."""

@@ -1,0 +1,1 @@
+"""What clients, brokers and the controller share: messages, errors, the record batch, metadata, the wire."""
