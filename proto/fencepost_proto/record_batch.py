@@ -120,7 +120,7 @@ def check_batch(buffer: Buffer, position: int = 0) -> BatchHeader:
     size = header.size_bytes
     if size < HEADER_BYTES or position + size > len(buffer):
         raise CorruptMessage(
-            f"batch length {header.batch_length} at byte {position} is not within the {len(buffer) - position} bytes there"
+            f"batch length {header.batch_length} at byte {position}: only {len(buffer) - position} bytes are there"
         )
     crc = crc32c(memoryview(buffer)[position + _CRC_START : position + size])
     if crc != header.crc:
