@@ -1,0 +1,43 @@
+"""The configuration of one broker process: what a broker's TOML file may say. Units stand in the names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fencepost_proto.config import LOG_LEVELS, check_settings, setting
+from fencepost_proto.wire import MAX_MESSAGE_BYTES
+
+KIB = 1024
+MIB = 1024 * KIB
+DAY_MS = 24 * 3600 * 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerConfig:
+    """Checked when it is made: raises ConfigError naming key and value."""
+
+    broker_id: int = setting(minimum=0, maximum=2**31 - 1)
+    data_dir: str = setting(minimum=1)
+    controller: str = setting(address=True)  # host:port
+    listen: str = setting("127.0.0.1:0", address=True)  # port 0: any free one
+    log_level: str = setting("INFO", choices=LOG_LEVELS)
+
+    # Replication
+    replica_lag_time_max_ms: int = setting(5_000, minimum=100)  # a follower behind for longer leaves the in-sync set
+    replication_window_bytes: int = setting(8 * MIB, minimum=64 * KIB)  # pushed and not acknowledged, per follower
+    tail_bytes: int = setting(8 * MIB, minimum=0)  # newest batches kept in memory, per partition
+
+    # The log
+    snapshot_interval_bytes: int = setting(64 * MIB, minimum=1)  # appended between snapshots: bounds recovery time
+    producer_expiration_ms: int = setting(7 * DAY_MS, minimum=1)  # an idle producer's state is forgotten after this
+    retention_check_interval_ms: int = setting(30_000, minimum=10)
+
+    # Clients
+    max_request_bytes: int = setting(8 * MIB, minimum=1 * KIB, maximum=MAX_MESSAGE_BYTES)  # one ProduceRequest
+    max_fetch_bytes: int = setting(8 * MIB, minimum=1 * KIB, maximum=MAX_MESSAGE_BYTES)  # one FetchResponse
+
+    # Shutdown
+    controlled_shutdown_max_wait_ms: int = setting(5_000, minimum=0)  # for others to take the leaderships over
+
+    def __post_init__(self) -> None:
+        check_settings(self)
