@@ -1,0 +1,1 @@
+"""The command line `fencepost`, and the local clusters that it, the tests and the benchmarks run."""

@@ -1,0 +1,445 @@
+"""A cluster of real processes on this machine's loopback: one controller and some brokers, in one folder.
+
+    DIR/cluster.json             what this module remembers: members, ports, processes, settings
+    DIR/controller/              the controller's data, controller.toml, server.log, process.json
+    DIR/broker-<id>/             a broker's data, broker.toml, server.log, process.json
+
+Two ways of life. An *owned* cluster (demo, bench, tests) dies with its owner, whatever ends it: a watchdog process sees
+to that. One that is not owned (`fencepost cluster up`) goes on after the command, and later commands find it by its
+cluster.json.
+
+Ports are chosen before anything starts and stay the same over restarts, so that all processes can start at the same
+time. A process is ready once it has written its process.json; the cluster is up once a broker says that all brokers
+have registered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from fencepost_cli.ports import LOOPBACK, PortReservation
+from fencepost_cli.processes import ProcessRef, Watchdog, spawn
+
+Controller = Literal["controller"]
+Node = int | Controller
+Setting = str | int | float | bool
+Settings = Mapping[str, Setting]
+
+CONTROLLER: Controller = "controller"
+STATE_FILE = "cluster.json"
+READY_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 30.0
+MAX_BROKERS = 64  # on one machine
+_STATE_VERSION = 1
+_POLL_S = 0.01
+_GONE_TIMEOUT_S = 10.0
+_LOG_TAIL_LINES = 12
+_LOG_TAIL_BYTES = 16 * 1024
+_METADATA_TIMEOUT_S = 1.0
+
+
+class ClusterError(Exception):
+    """What went wrong with a local cluster, in words for its user."""
+
+
+@dataclass(slots=True)
+class Member:
+    """One process of the cluster, running or not."""
+
+    node: Node
+    directory: Path
+    port: int
+    process: ProcessRef | None = None
+    child: subprocess.Popen[bytes] | None = None  # where this very process started it
+
+    @property
+    def address(self) -> str:
+        return f"{LOOPBACK}:{self.port}"
+
+    @property
+    def config_file(self) -> Path:
+        return self.directory / ("controller.toml" if self.node == CONTROLLER else "broker.toml")
+
+    @property
+    def log_file(self) -> Path:
+        return self.directory / "server.log"
+
+    @property
+    def ready_file(self) -> Path:
+        return self.directory / "process.json"
+
+    @property
+    def module(self) -> str:
+        return "fencepost_controller" if self.node == CONTROLLER else "fencepost_node"
+
+    def running(self) -> bool:
+        """Reaps it too, where it is this process's child."""
+        if self.child is not None:
+            return self.child.poll() is None
+        return self.process is not None and self.process.alive()
+
+    def ready(self) -> bool:
+        """Whether the process that runs now has said that it listens."""
+        try:
+            said = json.loads(self.ready_file.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return False
+        return self.process is not None and isinstance(said, dict) and said.get("pid") == self.process.pid
+
+
+def name_of(node: Node) -> str:
+    return node if node == CONTROLLER else f"broker {node}"
+
+
+def to_toml(settings: Settings) -> str:
+    """A flat TOML document. JSON's strings, numbers and booleans are TOML's too."""
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+
+
+def log_tail(path: Path) -> str:
+    """The last lines of a log, indented for an error message."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _LOG_TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+    except FileNotFoundError:
+        lines = []
+    return "\n".join(f"    {line}" for line in lines) or "    (nothing)"
+
+
+@dataclass(slots=True)
+class LocalCluster:
+    """Make one with `create` or `load`. As an async context manager it is brought up, and killed at the end."""
+
+    directory: Path
+    members: dict[Node, Member]
+    controller_overrides: dict[str, Setting]
+    broker_overrides: dict[str, Setting]
+    owned: bool
+    _watchdog: Watchdog | None = None
+    _reservations: list[PortReservation] = field(default_factory=list)
+
+    # ---- Making, remembering ----
+
+    @classmethod
+    def create(
+        cls,
+        directory: str | os.PathLike[str],
+        *,
+        brokers: int = 3,
+        controller_overrides: Settings | None = None,
+        broker_overrides: Settings | None = None,
+        owned: bool = True,
+    ) -> LocalCluster:
+        """A new cluster in a folder that holds none yet. Nothing is started.
+
+        `owned`: its processes die with this one. The overrides are settings of the two kinds of configuration file.
+        """
+        root = Path(directory).absolute()
+        if not 1 <= brokers <= MAX_BROKERS:
+            raise ClusterError(f"{brokers} brokers: from 1 to {MAX_BROKERS} can run on one machine")
+        if (root / STATE_FILE).exists():
+            raise ClusterError(f"{root} holds a cluster already ({STATE_FILE} is there)")
+        root.mkdir(parents=True, exist_ok=True)
+        nodes: list[Node] = [CONTROLLER, *range(1, brokers + 1)]
+        reservations = [PortReservation() for _ in nodes]
+        members = {
+            node: Member(node, root / _folder(node), reservation.port)
+            for node, reservation in zip(nodes, reservations, strict=True)
+        }
+        cluster = cls(
+            root,
+            members,
+            dict(controller_overrides or {}),
+            dict(broker_overrides or {}),
+            owned,
+            _reservations=reservations,
+        )
+        for member in members.values():
+            member.directory.mkdir(exist_ok=True)
+            cluster._write_config(member)
+        cluster._save()
+        return cluster
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> LocalCluster:
+        """The cluster that `create` made there, as its last command left it; not owned."""
+        root = Path(directory).absolute()
+        path = root / STATE_FILE
+        try:
+            state = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise ClusterError(f"no cluster in {root}: start one with 'fencepost cluster up'") from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ClusterError(f"{path} cannot be read: {error}") from error
+        try:
+            return cls._from_state(root, state)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ClusterError(f"{path} is not a cluster's state of this version: {error!r}") from error
+
+    @classmethod
+    def _from_state(cls, root: Path, state: dict[str, Any]) -> LocalCluster:
+        if state["version"] != _STATE_VERSION:
+            raise ValueError(f"version {state['version']}")
+        members: dict[Node, Member] = {}
+        for said in state["members"]:
+            node: Node = CONTROLLER if said["node"] == CONTROLLER else int(said["node"])
+            member = Member(node, root / _folder(node), int(said["port"]))
+            if said["pid"]:
+                member.process = ProcessRef(int(said["pid"]), float(said["create_time_s"]), str(member.config_file))
+            members[node] = member
+        return cls(root, members, state["controller_overrides"], state["broker_overrides"], owned=False)
+
+    def _save(self) -> None:
+        state = {
+            "version": _STATE_VERSION,
+            "bootstrap": self.bootstrap,
+            "members": [
+                {
+                    "node": member.node,
+                    "port": member.port,
+                    "pid": member.process.pid if member.process else 0,
+                    "create_time_s": member.process.create_time_s if member.process else 0.0,
+                }
+                for member in self.members.values()
+            ],
+            "controller_overrides": self.controller_overrides,
+            "broker_overrides": self.broker_overrides,
+        }
+        draft = self.directory / f".{STATE_FILE}.{os.getpid()}"
+        draft.write_text(json.dumps(state, indent=1) + "\n")
+        draft.replace(self.directory / STATE_FILE)
+
+    def _write_config(self, member: Member) -> None:
+        settings: dict[str, Setting] = {"data_dir": str(member.directory), "listen": member.address}
+        if member.node == CONTROLLER:
+            settings |= self.controller_overrides
+        else:
+            settings |= {"broker_id": member.node, "controller": self.members[CONTROLLER].address}
+            settings |= self.broker_overrides
+        member.config_file.write_text(to_toml(settings))
+
+    # ---- Looking ----
+
+    @property
+    def broker_ids(self) -> list[int]:
+        return [node for node in self.members if node != CONTROLLER]
+
+    @property
+    def bootstrap(self) -> str:
+        """Every broker's address, comma-separated."""
+        return ",".join(self.members[broker].address for broker in self.broker_ids)
+
+    def member(self, node: Node) -> Member:
+        try:
+            return self.members[node]
+        except KeyError:
+            known = ", ".join(str(known) for known in self.members)
+            raise ClusterError(f"no {name_of(node)} in this cluster: it has {known}") from None
+
+    def running(self, node: Node) -> bool:
+        return self.member(node).running()
+
+    def pid(self, node: Node) -> int:
+        """Of the running process. Raises ClusterError where there is none."""
+        return self._running_process(node).pid
+
+    def log(self, node: Node) -> str:
+        """All that the process (and those before it) wrote to its log."""
+        return self.member(node).log_file.read_text(errors="replace")
+
+    def any_running(self) -> bool:
+        return any(member.running() for member in self.members.values())
+
+    # ---- Starting ----
+
+    async def up(self, *, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Start every member that does not run, and wait until all brokers have registered."""
+        await self.start(self.members, timeout_s=timeout_s)
+        await self.wait_registered(timeout_s=timeout_s)
+
+    async def start(self, nodes: Iterable[Node] | Node, *, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Start those of the nodes that do not run, at the same time, and wait until each listens.
+
+        Raises ClusterError, with the end of its log, for a process that ends or is not ready in time.
+        """
+        wanted = [nodes] if isinstance(nodes, int | str) else list(nodes)
+        members = [self.member(node) for node in wanted]
+        started = [member for member in members if not member.running()]
+        for member in started:
+            await self._wait_gone(member)
+            self._spawn(member)
+        self._save()
+        deadline = time.monotonic() + timeout_s
+        for member in members:
+            await self._wait_ready(member, deadline)
+
+    def _spawn(self, member: Member) -> None:
+        member.directory.mkdir(exist_ok=True)
+        member.ready_file.unlink(missing_ok=True)
+        if self.owned and self._watchdog is None:
+            self._watchdog = Watchdog()
+        member.process, member.child = spawn(["-m", member.module], member.config_file, member.log_file)
+        if self._watchdog is not None:
+            self._watchdog.watch(member.process)
+
+    async def _wait_ready(self, member: Member, deadline: float) -> None:
+        while not member.ready():
+            self._still_running(member)
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"{name_of(member.node)} is not ready in time; its log:\n{log_tail(member.log_file)}"
+                )
+            await asyncio.sleep(_POLL_S)
+
+    def _still_running(self, member: Member) -> None:
+        if not member.running():
+            code = f" with exit code {member.child.returncode}" if member.child else ""
+            raise ClusterError(f"{name_of(member.node)} ended{code}; its log:\n{log_tail(member.log_file)}")
+
+    async def wait_registered(self, *, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Return once a running broker's metadata shows every running broker as registered and serving."""
+        from fencepost_cli.metadata import read_image
+
+        wanted = {broker for broker in self.broker_ids if self.running(broker)}
+        deadline = time.monotonic() + timeout_s
+        serving: set[int] = set()
+        while not wanted <= serving:
+            if time.monotonic() > deadline:
+                late = ", ".join(str(broker) for broker in sorted(wanted - serving))
+                suspects: list[Node] = [CONTROLLER, *sorted(wanted - serving)[:1]]
+                tails = "\n".join(f"  {name_of(node)}:\n{log_tail(self.member(node).log_file)}" for node in suspects)
+                raise ClusterError(f"not registered in time: broker {late}; the ends of the logs:\n{tails}")
+            for broker in sorted(wanted):
+                self._still_running(self.member(broker))
+                image = await read_image(self.member(broker).address, timeout_s=_METADATA_TIMEOUT_S)
+                serving = {known.id for known in image.brokers.values() if not known.fenced} if image else set()
+                if not wanted <= serving:
+                    break  # each of them is to know all of them
+            await asyncio.sleep(_POLL_S)
+
+    # ---- Faults, stopping ----
+
+    def _running_process(self, node: Node) -> ProcessRef:
+        member = self.member(node)
+        if member.process is None or not member.running():
+            raise ClusterError(f"{name_of(node)} is not running")
+        return member.process
+
+    def _signal(self, node: Node, number: signal.Signals) -> None:
+        if not self._running_process(node).send(number):
+            raise ClusterError(f"{name_of(node)} is not running")
+
+    def kill(self, node: Node) -> None:
+        """SIGKILL. Returns at once; `wait_gone` waits for the end."""
+        self._signal(node, signal.SIGKILL)
+
+    def pause(self, node: Node) -> None:
+        """SIGSTOP: the process holds everything and does nothing."""
+        self._signal(node, signal.SIGSTOP)
+
+    def resume(self, node: Node) -> None:
+        self._signal(node, signal.SIGCONT)
+
+    def terminate(self, node: Node) -> None:
+        """SIGTERM: begin a clean shutdown. A paused process is resumed for it."""
+        self._signal(node, signal.SIGTERM)
+        self._signal(node, signal.SIGCONT)
+
+    async def stop(self, node: Node, *, timeout_s: float = STOP_TIMEOUT_S) -> int | None:
+        """A clean shutdown, to its end. The exit code, where this process started it.
+
+        Raises ClusterError where it takes too long; the process is left to go on.
+        """
+        self.terminate(node)
+        return await self.wait_gone(node, timeout_s=timeout_s)
+
+    async def wait_gone(self, node: Node, *, timeout_s: float = _GONE_TIMEOUT_S) -> int | None:
+        """Return once the process has ended. The exit code (negative: the signal), where this process started it."""
+        member = self.member(node)
+        await self._wait_gone(member, timeout_s)
+        return member.child.returncode if member.child else None
+
+    async def _wait_gone(self, member: Member, timeout_s: float = _GONE_TIMEOUT_S) -> None:
+        deadline = time.monotonic() + timeout_s
+        while member.running():
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{name_of(member.node)} has not ended within {timeout_s:g} s")
+            await asyncio.sleep(_POLL_S)
+
+    async def restart(self, node: Node, *, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Start the node again: after a clean shutdown if it runs. Returns once it listens."""
+        if self.running(node):
+            await self.stop(node)
+        await self.start(node, timeout_s=timeout_s)
+
+    async def down(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Cleanly stop the brokers, then the controller. What is left at the deadline is killed."""
+        brokers = [broker for broker in self.broker_ids if self.running(broker)]
+        for nodes in (brokers, [CONTROLLER] if self.running(CONTROLLER) else []):
+            for node in nodes:
+                with contextlib.suppress(ClusterError):  # it ended meanwhile
+                    self.terminate(node)
+            for node in nodes:
+                try:
+                    await self.wait_gone(node, timeout_s=timeout_s)
+                except ClusterError:
+                    self.kill(node)
+                    await self.wait_gone(node)
+        self._forget()
+
+    def kill_all(self) -> None:
+        """SIGKILL to every process that runs, at once."""
+        for member in self.members.values():
+            if member.process is not None:
+                member.process.send(signal.SIGKILL)
+
+    def close(self) -> None:
+        """The end of an owned cluster: everything is killed, and gone when this returns. Its data stay."""
+        self.kill_all()
+        for member in self.members.values():
+            if member.child is not None:
+                member.child.wait()
+        self._forget()
+
+    def _forget(self) -> None:
+        for member in self.members.values():
+            if not member.running():
+                member.process = member.child = None
+        if self._watchdog is not None:
+            self._watchdog.close()
+            self._watchdog = None
+        for reservation in self._reservations:
+            reservation.release()
+        self._reservations.clear()
+        if self.directory.exists():
+            self._save()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.up()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _folder(node: Node) -> str:
+    return CONTROLLER if node == CONTROLLER else f"broker-{node}"

@@ -1,0 +1,89 @@
+"""Clusters of real processes for integration tests: each test has its own, in its own folder, on its own ports.
+
+def test_something(run, cluster_factory):
+    async def scenario():
+        async with cluster_factory(brokers=3) as cluster:
+            …
+    run(scenario())
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from fencepost_cli.local_cluster import LocalCluster
+
+T = TypeVar("T")
+ClusterFactory = Callable[..., LocalCluster]
+TEST_TIMEOUT_S = 90.0
+
+
+def run_scenario(scenario: Coroutine[Any, Any, T], timeout_s: float = TEST_TIMEOUT_S) -> T:
+    """Run a test's coroutine to its end, within a deadline."""
+
+    async def bounded() -> T:
+        async with asyncio.timeout(timeout_s):
+            return await scenario
+
+    return asyncio.run(bounded())
+
+
+async def eventually(
+    condition: Callable[[], bool | Awaitable[bool]], what: str, timeout_s: float = 15.0, poll_s: float = 0.02
+) -> None:
+    """Return once the condition holds. Fails the test, naming `what`, where it does not in time."""
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while True:
+        holds = condition()
+        if not isinstance(holds, bool):
+            holds = await holds
+        if holds:
+            return
+        if asyncio.get_running_loop().time() > deadline:
+            pytest.fail(f"not within {timeout_s:g} s: {what}")
+        await asyncio.sleep(poll_s)
+
+
+@pytest.fixture
+def run() -> Callable[[Coroutine[Any, Any, T]], T]:
+    """Runs a coroutine with a deadline."""
+    return run_scenario
+
+
+_CLUSTERS = pytest.StashKey[list[LocalCluster]]()
+_LOG_TAIL_CHARACTERS = 4000
+
+
+@pytest.fixture
+def cluster_factory(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ClusterFactory]:
+    """Makes clusters (`LocalCluster.create`'s options) under tmp_path; kills what a test leaves running."""
+    made: list[LocalCluster] = []
+    request.node.stash[_CLUSTERS] = made
+
+    def make(*, name: str = "cluster", **options: Any) -> LocalCluster:
+        cluster = LocalCluster.create(tmp_path / name, **options)
+        made.append(cluster)
+        return cluster
+
+    yield make
+    for cluster in made:
+        cluster.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test's report holds the ends of its processes' logs."""
+    report = yield
+    if report.failed and call.when == "call":
+        for cluster in item.stash.get(_CLUSTERS, []):
+            for member in cluster.members.values():
+                if member.log_file.exists():
+                    text = member.log_file.read_text(errors="replace")[-_LOG_TAIL_CHARACTERS:]
+                    report.sections.append((f"log of {member.directory.name}", text))
+    return report

@@ -1,0 +1,227 @@
+"""The local cluster's own machinery, over stand-ins: a few lines of Python that write process.json and wait."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from fencepost_cli import local_cluster
+from fencepost_cli.local_cluster import ClusterError, LocalCluster, Settings, to_toml
+from fencepost_cli.ports import PortReservation
+from fencepost_cli.processes import ProcessRef, spawn
+
+STAND_IN = """
+    import json, os, signal, sys, tomllib
+    config = tomllib.load(open(sys.argv[-1], "rb"))
+    if config.get("log_level") == "broken":
+        sys.exit("log_level: broken is not a level")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    path = os.path.join(config["data_dir"], "process.json")
+    with open(path + ".tmp", "w") as file:
+        json.dump({"pid": os.getpid(), "address": config["listen"], "kind": "broker", "id": 1}, file)
+    os.replace(path + ".tmp", path)
+    while True:
+        signal.pause()
+"""
+
+
+@pytest.fixture(autouse=True)
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Processes of clusters made in a test run this program instead of brokers and controllers."""
+    program = tmp_path / "stand_in.py"
+    program.write_text(textwrap.dedent(STAND_IN))
+
+    def spawn_stand_in(
+        _arguments: list[str], config_file: Path, log_file: Path
+    ) -> tuple[ProcessRef, subprocess.Popen[bytes]]:
+        return spawn([str(program)], config_file, log_file)
+
+    monkeypatch.setattr(local_cluster, "spawn", spawn_stand_in)
+    return program
+
+
+def start_all(cluster: LocalCluster) -> None:
+    asyncio.run(cluster.start(cluster.members))
+
+
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + 20
+    while not all(gone(pid) for pid in pids):
+        assert time.monotonic() < deadline, f"still running: {[pid for pid in pids if not gone(pid)]}"
+        time.sleep(0.01)
+
+
+def test_settings_are_written_as_toml() -> None:
+    import tomllib
+
+    settings: Settings = {"path": 'C:\\a "quoted" folder/ü', "count": -3, "share": 0.5, "on": True}
+    assert tomllib.loads(to_toml(settings)) == settings
+
+
+def test_started_processes_are_ready_and_known_to_the_next_command(tmp_path: Path) -> None:
+    cluster = LocalCluster.create(tmp_path / "c", brokers=2, owned=False)
+    start_all(cluster)
+    try:
+        later = LocalCluster.load(tmp_path / "c")
+        assert later.bootstrap == cluster.bootstrap
+        assert later.broker_ids == [1, 2]
+        assert [later.pid(node) for node in ("controller", 1, 2)] == [
+            cluster.pid(node) for node in ("controller", 1, 2)
+        ]
+        with pytest.raises(ClusterError, match="holds a cluster already"):
+            LocalCluster.create(tmp_path / "c")
+    finally:
+        asyncio.run(cluster.down())
+    assert not LocalCluster.load(tmp_path / "c").any_running()
+
+
+def test_ports_stay_the_same_over_a_kill_and_a_restart(tmp_path: Path) -> None:
+    cluster = LocalCluster.create(tmp_path / "c", brokers=1)
+    try:
+        start_all(cluster)
+        address, pid = cluster.member(1).address, cluster.pid(1)
+        cluster.kill(1)
+        assert asyncio.run(cluster.wait_gone(1)) == -9
+        assert not cluster.running(1)
+        asyncio.run(cluster.restart(1))
+        assert cluster.pid(1) != pid
+        assert cluster.member(1).address == address
+        assert json.loads((tmp_path / "c/broker-1/process.json").read_text())["address"] == address
+    finally:
+        cluster.close()
+
+
+def test_a_reserved_port_is_given_to_nobody_and_can_be_listened_on() -> None:
+    reservation = PortReservation()
+    try:
+        with socket.socket() as other, pytest.raises(OSError):  # noqa: PT011 - any errno will do
+            other.bind(("127.0.0.1", reservation.port))
+        with socket.socket() as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(("127.0.0.1", reservation.port))
+            server.listen()
+    finally:
+        reservation.release()
+
+
+def test_pause_resume_and_stop(tmp_path: Path) -> None:
+    cluster = LocalCluster.create(tmp_path / "c", brokers=1)
+    try:
+        start_all(cluster)
+        process = cluster.member(1).process
+        assert process is not None
+        cluster.pause(1)
+        deadline = time.monotonic() + 5
+        while not process.paused():
+            assert time.monotonic() < deadline
+        cluster.resume(1)
+        while process.paused():
+            assert time.monotonic() < deadline
+        cluster.pause(1)
+        assert asyncio.run(cluster.stop(1)) == 0  # a paused process is woken to stop
+        with pytest.raises(ClusterError, match="broker 1 is not running"):
+            cluster.kill(1)
+        with pytest.raises(ClusterError, match="no broker 7"):
+            cluster.kill(7)
+    finally:
+        cluster.close()
+
+
+def test_a_process_that_dies_at_its_start_is_reported_with_its_log(tmp_path: Path) -> None:
+    cluster = LocalCluster.create(tmp_path / "c", brokers=1, broker_overrides={"log_level": "broken"})
+    try:
+        with pytest.raises(ClusterError, match=r"(?s)broker 1 ended with exit code 1.*broken is not a level"):
+            start_all(cluster)
+    finally:
+        cluster.close()
+
+
+def test_another_process_with_the_same_pid_is_never_signalled(tmp_path: Path) -> None:
+    cluster = LocalCluster.create(tmp_path / "c", brokers=1)
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "broker.toml"])
+    try:
+        created = psutil.Process(bystander.pid).create_time()
+        member = cluster.member(1)
+        for ref in (
+            ProcessRef(bystander.pid, created - 60, "broker.toml"),  # an older process had this number
+            ProcessRef(bystander.pid, created, str(member.config_file)),  # it runs something else
+        ):
+            member.process = ref
+            assert not cluster.running(1)
+            with pytest.raises(ClusterError, match="not running"):
+                cluster.kill(1)
+            cluster.kill_all()
+        assert bystander.poll() is None
+        assert ProcessRef(bystander.pid, created, "broker.toml").alive()
+    finally:
+        bystander.kill()
+        bystander.wait()
+        cluster.close()
+
+
+OWNER = """
+    import asyncio, os, sys, time
+    from pathlib import Path
+    from fencepost_cli import local_cluster, processes
+    local_cluster.spawn = lambda _, config, log: processes.spawn([sys.argv[2]], config, log)
+    cluster = local_cluster.LocalCluster.create(sys.argv[1], brokers=2)
+    asyncio.run(cluster.start(cluster.members))
+    print(*(cluster.pid(node) for node in cluster.members), flush=True)
+    if sys.argv[3] == "wait":
+        time.sleep(60)
+    raise SystemExit(3)
+"""
+
+
+@pytest.mark.parametrize("end", ["exit", "SIGKILL", "SIGTERM", "SIGINT"])
+def test_an_owned_cluster_dies_with_its_owner(tmp_path: Path, stand_in: Path, end: str) -> None:
+    arguments = [str(tmp_path / "c"), str(stand_in), "exit" if end == "exit" else "wait"]
+    owner = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(OWNER), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with owner:
+        assert owner.stdout is not None
+        pids = [int(word) for word in owner.stdout.readline().split()]
+        assert len(pids) == 3
+        if end != "exit":
+            assert not any(gone(pid) for pid in pids)
+            owner.send_signal(getattr(__import__("signal"), end))
+        owner.wait(timeout=20)
+    wait_until_gone(pids)
+
+
+def test_a_damaged_state_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "cluster.json").write_text('{"version": 1, "members": [{"node": "x"}]}')
+    with pytest.raises(ClusterError, match=r"cluster\.json is not a cluster's state"):
+        LocalCluster.load(tmp_path)
+    with pytest.raises(ClusterError, match="no cluster in"):
+        LocalCluster.load(tmp_path / "nothing")
+
+
+def test_no_reserved_socket_reaches_the_processes(tmp_path: Path) -> None:
+    cluster = LocalCluster.create(tmp_path / "c", brokers=1)
+    try:
+        start_all(cluster)
+        open_files = {os.readlink(link) for link in Path(f"/proc/{cluster.pid(1)}/fd").iterdir()}
+        assert not [name for name in open_files if name.startswith("socket:")]
+    finally:
+        cluster.close()
