@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import grpc
 from fencepost_proto.errors import (
@@ -28,10 +28,11 @@ from fencepost_proto.errors import (
     RequestTimedOut,
     UnknownServerError,
     UnknownTopicOrPartition,
+    raise_for,
 )
 from fencepost_proto.host import Host
 from fencepost_proto.metadata import MetadataImage, PartitionKey, Topic
-from fencepost_proto.v1 import broker_pb2, broker_pb2_grpc, controller_pb2_grpc
+from fencepost_proto.v1 import broker_pb2, broker_pb2_grpc, common_pb2, controller_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +43,21 @@ START_TIMEOUT_S = 10.0
 TOPIC_WAIT_S = 2.0  # a topic just created may not have reached the watched brokers yet
 MAX_CHANNELS = 64  # beyond it, channels to addresses that no broker has any more are closed
 MAX_CALL_ATTEMPTS = 3  # brokers asked in turn by one call
+LEADER_ATTEMPT_S = 5.0  # for one answer of a leader, before asking who leads now
+LEADER_RETRY_BACKOFF_S = 0.05  # unless news of another leader comes earlier
+
+
+class Answer(Protocol):
+    """Every response that says in `error` whether the request was refused."""
+
+    @property
+    def error(self) -> common_pb2.Error: ...
+
 
 Listener = Callable[[MetadataImage], None]
 Request = TypeVar("Request")
 Response = TypeVar("Response")
+LeaderAnswer = TypeVar("LeaderAnswer", bound=Answer)
 
 
 def parse_bootstrap(bootstrap: str | Sequence[str]) -> list[str]:
@@ -229,6 +241,43 @@ class Cluster:
             lambda channel: method(broker_pb2_grpc.BrokerStub(channel)), request, address=address, timeout_s=timeout_s
         )
 
+    async def call_leader(
+        self,
+        key: PartitionKey,
+        method: Callable[[broker_pb2_grpc.BrokerAsyncStub], grpc.aio.UnaryUnaryMultiCallable[Request, LeaderAnswer]],
+        request: Callable[[CurrentLeader], Request],
+        *,
+        timeout_s: float,
+    ) -> LeaderAnswer:
+        """Ask the partition's leader, whoever that becomes, until it answers without a retriable error.
+
+        `request` makes the request for one leader (and its epoch). The request may be carried out more than once.
+        Raises what the leader refuses for good, UnknownTopicOrPartition where the partition is gone, and after
+        `timeout_s` the last retriable error.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        last: FencepostError = RequestTimedOut(f"partition {key[0]}-{key[1]} has had no leader for {timeout_s} s")
+        while (left_s := deadline - loop.time()) > 0:
+            leader = self.leader(key)
+            if leader is None:
+                raise UnknownTopicOrPartition(f"partition {key[0]}-{key[1]} is not in the cluster")
+            if leader.address:
+                try:
+                    answer = await self.call_broker(
+                        method, request(leader), address=leader.address, timeout_s=min(left_s, LEADER_ATTEMPT_S)
+                    )
+                    raise_for(answer.error)
+                    return answer
+                except FencepostError as error:
+                    if not error.retriable:
+                        raise
+                    last = error
+                    if error.current_leader is not None:
+                        self.learn(key, error.current_leader)
+            await self._wait_for_another_leader(key, leader, min(deadline - loop.time(), LEADER_RETRY_BACKOFF_S))
+        raise last
+
     async def call_admin(
         self,
         method: Callable[[controller_pb2_grpc.AdminAsyncStub], grpc.aio.UnaryUnaryMultiCallable[Request, Response]],
@@ -246,6 +295,12 @@ class Cluster:
         )
 
     # ---- Inside ----
+
+    async def _wait_for_another_leader(self, key: PartitionKey, leader: CurrentLeader, timeout_s: float) -> None:
+        try:
+            await self.wait_until(lambda image: self.leader(key) != leader, timeout_s)
+        except TimeoutError:
+            return  # ask the same one again
 
     def _retire_channels(self) -> None:
         """Make room for one more channel by closing one to where no broker is any more."""
