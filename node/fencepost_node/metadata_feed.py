@@ -1,0 +1,129 @@
+"""Cluster metadata as this broker's clients see it: the newest image, and every change as it is applied here.
+
+Clients do not see named producers and producer-id blocks: there can be very many, and no client needs another's.
+A watcher that does not keep up is not waited for: its queue is dropped and it gets one fresh image instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from fencepost_proto.metadata import Cluster, Entity, MetadataImage, delta_to_proto
+from fencepost_proto.v1 import common_pb2
+
+MAX_QUEUED_DELTAS = 64  # of one watcher
+KEEP_ALIVE_S = 1.0  # a watcher hears from its broker at least this often
+
+_HIDDEN_KINDS = ("producer", "next_producer_id")
+
+
+def client_image(image: MetadataImage, topic_names: Collection[str] = ()) -> common_pb2.MetadataDelta:
+    """The image as one delta, without what clients do not see; with topic names, only those topics."""
+    topics = [topic for topic in image.topics.values() if not topic_names or topic.name in topic_names]
+    ids = {topic.topic_id for topic in topics}
+    entities: list[Entity] = [
+        *([Cluster(image.cluster_id)] if image.cluster_id else []),
+        *image.brokers.values(),
+        *topics,
+        *(partition for partition in image.partitions.values() if partition.topic_id in ids),
+    ]
+    return delta_to_proto(image.version, entities, image=True)
+
+
+def client_delta(delta: common_pb2.MetadataDelta) -> common_pb2.MetadataDelta:
+    """The delta without what clients do not see; it may become empty, but every version is told."""
+    visible = [entity for entity in delta.changed if entity.WhichOneof("kind") not in _HIDDEN_KINDS]
+    return common_pb2.MetadataDelta(
+        version=delta.version, image=delta.image, changed=visible, deleted_keys=delta.deleted_keys
+    )
+
+
+class MetadataFeed:
+    """Takes each image from the session; serves those who ask once and those who watch."""
+
+    def __init__(self) -> None:
+        self.image = MetadataImage()
+        self.closed = False
+        self._known = asyncio.Event()
+        self._watchers: dict[Watcher, None] = {}
+
+    def publish(self, image: MetadataImage, delta: common_pb2.MetadataDelta) -> None:
+        """`image` is now applied here; `delta` made it of the one before, or is all of it."""
+        if image.version != self.image.version:  # a new session begins with an image that we may have
+            visible = client_delta(delta)
+            for watcher in self._watchers:
+                watcher.offer(visible)
+        self.image = image
+        self._known.set()
+
+    async def wait_known(self, timeout_s: float | None = None) -> bool:
+        """Wait for the first image; False where it has not come in time, or the feed is closed."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._known.wait()
+        except TimeoutError:
+            return False
+        return not self.closed
+
+    @contextmanager
+    def watch(self) -> Iterator[Watcher]:
+        """A watcher that begins with the present image."""
+        watcher = Watcher(self)
+        self._watchers[watcher] = None
+        try:
+            yield watcher
+        finally:
+            del self._watchers[watcher]
+
+    def close(self) -> None:
+        """Every watcher's stream ends."""
+        self.closed = True
+        self._known.set()
+        for watcher in self._watchers:
+            watcher.wake()
+
+
+class Watcher:
+    """One client's place in the feed."""
+
+    def __init__(self, feed: MetadataFeed) -> None:
+        self._feed = feed
+        self._queue: deque[common_pb2.MetadataDelta] = deque()
+        self._needs_image = True
+        self._news = asyncio.Event()
+        self._news.set()
+
+    def offer(self, delta: common_pb2.MetadataDelta) -> None:
+        if delta.image or len(self._queue) >= MAX_QUEUED_DELTAS:
+            self._queue.clear()
+            self._needs_image = True
+        elif not self._needs_image:
+            self._queue.append(delta)
+        self._news.set()
+
+    def wake(self) -> None:
+        self._news.set()
+
+    async def next(self) -> common_pb2.MetadataDelta | None:
+        """The next thing to send: an image, a change, or after a while without either an empty change at the present
+        version. None: the feed is closed."""
+        if not self._queue:
+            try:
+                async with asyncio.timeout(KEEP_ALIVE_S):
+                    await self._news.wait()
+            except TimeoutError:
+                if not self._news.is_set():  # news may come in the very step in which the time is up
+                    return common_pb2.MetadataDelta(version=self._feed.image.version)
+        if self._feed.closed:
+            return None
+        if self._needs_image:
+            self._needs_image = False
+            self._news.clear()
+            return client_image(self._feed.image)
+        delta = self._queue.popleft()
+        if not self._queue:
+            self._news.clear()
+        return delta

@@ -1,0 +1,70 @@
+"""Producer ids for anonymous producers, handed out from blocks that the controller has reserved for this broker.
+
+The controller persists a block as used before it hands it out, so an id is fresh whatever dies (G8); ids left in a
+block when a broker stops are simply never used. The next block is fetched ahead, when few ids are left, so that a
+producer does not wait for the controller; it waits, or is refused, only where the block is used up meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from fencepost_proto.errors import CoordinatorNotAvailable, FencepostError
+
+from fencepost_node.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+PREFETCH_BELOW = 100  # ids left
+MAX_WAITERS = 1_000  # callers that wait for a block at the same time
+
+
+class ProducerIds:
+    """Hands out each id once. The fetch under way belongs to `tasks`."""
+
+    def __init__(self, allocate: Callable[[], Awaitable[range]], tasks: Tasks) -> None:
+        self._allocate = allocate
+        self._tasks = tasks
+        self._current = range(0)
+        self._next_block = range(0)
+        self._fetch: asyncio.Task[None] | None = None
+        self._failure: FencepostError | None = None  # of the newest fetch
+        self._waiters = 0
+
+    async def next_id(self) -> int:
+        """A producer id that nobody has had. Raises CoordinatorNotAvailable where none can be had now."""
+        while not (self._current or self._next_block):
+            await self._wait_for_block()
+        if not self._current:
+            self._current, self._next_block = self._next_block, range(0)
+        producer_id, self._current = self._current[0], self._current[1:]
+        if len(self._current) < PREFETCH_BELOW and not self._next_block:
+            self._ensure_fetch()
+        return producer_id
+
+    async def _wait_for_block(self) -> None:
+        if self._waiters >= MAX_WAITERS:
+            raise CoordinatorNotAvailable(f"{MAX_WAITERS} callers wait for a block of producer ids already")
+        self._waiters += 1
+        try:
+            await asyncio.wait([self._ensure_fetch()])  # a cancelled caller does not cancel the fetch
+        finally:
+            self._waiters -= 1
+        if self._failure is not None:
+            raise CoordinatorNotAvailable(f"no producer ids left, and no new block: {self._failure}")
+
+    def _ensure_fetch(self) -> asyncio.Task[None]:
+        """The fetch under way, or a new one: at most one runs, and none while a block waits unused."""
+        if self._fetch is None or self._fetch.done():
+            self._failure = None
+            self._fetch = self._tasks.spawn(self._fetch_block(), "fetch-producer-ids")
+        return self._fetch
+
+    async def _fetch_block(self) -> None:
+        try:
+            self._next_block = await self._allocate()
+        except FencepostError as error:
+            self._failure = error
+            log.warning("no new block of producer ids left=%d error=%s", len(self._current), error)
