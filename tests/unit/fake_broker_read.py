@@ -35,7 +35,7 @@ T = TypeVar("T")
 WAIT_S = 10.0
 
 
-async def until(condition: Callable[[], T], what: str = "the condition") -> T:
+async def until(condition: Callable[[], T | None], what: str = "the condition") -> T:
     """The first true value of `condition`, or AssertionError after a generous deadline."""
     deadline = asyncio.get_running_loop().time() + WAIT_S
     while not (value := condition()):
