@@ -4,7 +4,8 @@ Codes and names are those of the Kafka protocol. Each exception knows two things
 
 - ``retriable``: the same request may succeed later, unchanged.
 - ``may_have_been_appended``: the request's records may be in the log all the same, or may yet get there. Where it is
-  false on a failed produce, the refusal is definite.
+  false on a failed produce, the refusal is definite. The class says what the answer to *one request* means; an error
+  that a producer raises for a record says it for that record, all its retries included.
 """
 
 from __future__ import annotations
@@ -79,12 +80,20 @@ class FencepostError(Exception):
 
     code: ClassVar[ErrorCode] = ErrorCode.UNKNOWN_SERVER_ERROR
     retriable: ClassVar[bool] = False
-    may_have_been_appended: ClassVar[bool] = False
+    may_have_been_appended: bool = False
 
-    def __init__(self, message: str, *, current_leader: CurrentLeader | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        current_leader: CurrentLeader | None = None,
+        may_have_been_appended: bool | None = None,  # None: as the class says
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.current_leader = current_leader
+        if may_have_been_appended is not None:
+            self.may_have_been_appended = may_have_been_appended
 
     def __str__(self) -> str:
         return f"{self.code.name}: {self.message}"
