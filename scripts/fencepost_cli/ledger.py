@@ -1,0 +1,120 @@
+"""What a workload sent, what it was told of each record, and what each record says about itself.
+
+A record's value begins with "RUN:ID:COUNTER:": the run of the workload, the record's id (0, 1, 2, … in the order of
+sending) and its key's counter (likewise). So whoever reads the log back can tell a record that is missing, there twice
+or late, with nothing but the ledger.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Outcome(IntEnum):
+    """What the producer was told of one record."""
+
+    UNKNOWN = 0  # nothing yet, or an error that says it may be in the log
+    ACKED = 1
+    REFUSED = 2  # an error that says it is not in the log
+
+
+NO_OFFSET = -1
+
+
+class Ledger:
+    """What one run of a workload sent, by id, and what it was told. A few bytes a record."""
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        self.outcomes = bytearray()
+        self._partitions = array("i")
+        self._offsets = array("q")
+
+    @property
+    def sent(self) -> int:
+        return len(self.outcomes)
+
+    @property
+    def acked(self) -> int:
+        return self.outcomes.count(Outcome.ACKED)
+
+    @property
+    def refused(self) -> int:
+        return self.outcomes.count(Outcome.REFUSED)
+
+    def send(self) -> int:
+        """The next record's id."""
+        self.outcomes.append(Outcome.UNKNOWN)
+        self._partitions.append(-1)
+        self._offsets.append(NO_OFFSET)
+        return len(self.outcomes) - 1
+
+    def ack(self, record_id: int, partition: int = -1, offset: int = NO_OFFSET) -> None:
+        """Partition or offset -1: not told."""
+        self.outcomes[record_id] = Outcome.ACKED
+        self._partitions[record_id] = partition
+        self._offsets[record_id] = offset
+
+    def fail(self, record_id: int, *, may_have_been_appended: bool) -> None:
+        self.outcomes[record_id] = Outcome.UNKNOWN if may_have_been_appended else Outcome.REFUSED
+
+    def place(self, record_id: int) -> tuple[int, int]:
+        """(partition, offset) as acknowledged."""
+        return self._partitions[record_id], self._offsets[record_id]
+
+    def to_json(self) -> dict[str, object]:
+        """Small where all went well: only what was not acknowledged is listed. Offsets are left out."""
+        return {
+            "run": self.run,
+            "sent": self.sent,
+            "unknown": [i for i, outcome in enumerate(self.outcomes) if outcome == Outcome.UNKNOWN],
+            "refused": [i for i, outcome in enumerate(self.outcomes) if outcome == Outcome.REFUSED],
+        }
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, object]) -> Ledger:
+        """Raises ValueError for anything but what `to_json` made."""
+        run, sent, unknown, refused = said.get("run"), said.get("sent"), said.get("unknown"), said.get("refused")
+        if not (
+            isinstance(run, str) and isinstance(sent, int) and isinstance(unknown, list) and isinstance(refused, list)
+        ):
+            raise ValueError("not a workload's ledger")
+        ledger = cls(run)
+        ledger.outcomes = bytearray([Outcome.ACKED]) * sent
+        ledger._partitions = array("i", [-1]) * sent
+        ledger._offsets = array("q", [NO_OFFSET]) * sent
+        for ids, outcome in ((unknown, Outcome.UNKNOWN), (refused, Outcome.REFUSED)):
+            for record_id in ids:
+                if not 0 <= record_id < sent:
+                    raise ValueError(f"record {record_id} in the ledger of {sent}")
+                ledger.outcomes[record_id] = outcome
+        return ledger
+
+
+MIN_RECORD_BYTES = 40  # room for a run of 8 characters, an id and a counter below 10^14 each, and their separators
+_SEPARATOR = b":"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What a value says about itself."""
+
+    run: str
+    record_id: int
+    counter: int  # of its key: 0, 1, 2, …
+
+
+def make_value(run: str, record_id: int, counter: int, size_bytes: int) -> bytes:
+    """A value of `size_bytes` (MIN_RECORD_BYTES or more)."""
+    return f"{run}:{record_id}:{counter}:".encode().ljust(size_bytes, b".")
+
+
+def read_mark(value: bytes | None) -> Mark | None:
+    """None for a value that `make_value` did not make."""
+    parts = (value or b"").split(_SEPARATOR, 3)
+    if len(parts) != 4 or not (parts[1].isdigit() and parts[2].isdigit()):
+        return None
+    return Mark(parts[0].decode(errors="replace"), int(parts[1]), int(parts[2]))
