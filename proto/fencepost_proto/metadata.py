@@ -110,6 +110,7 @@ class NamedProducer:
     producer_id: int
     epoch: int
     retired_ids: tuple[int, ...] = ()
+    bumped_by_holder: bool = False  # the holder of the epoch before asked for this one: a repeat of that gets it again
 
     @property
     def key(self) -> str:
@@ -176,6 +177,7 @@ def to_proto(entity: Entity) -> common_pb2.Entity:
                     producer_id=entity.producer_id,
                     epoch=entity.epoch,
                     retired_ids=entity.retired_ids,
+                    bumped_by_holder=entity.bumped_by_holder,
                 )
             )
         case NextProducerId():
@@ -211,7 +213,7 @@ def from_proto(message: common_pb2.Entity) -> Entity:
             )
         case "producer":
             n = message.producer
-            return NamedProducer(n.name, n.producer_id, n.epoch, tuple(n.retired_ids))
+            return NamedProducer(n.name, n.producer_id, n.epoch, tuple(n.retired_ids), n.bumped_by_holder)
         case "next_producer_id":
             return NextProducerId(message.next_producer_id.next_producer_id)
         case kind:

@@ -47,6 +47,15 @@ _SERVER_OPTIONS = [
 ]
 
 
+def incarnation_service(incarnation: str) -> str:
+    """The name under which a broker's health service answers for one incarnation of it, and no other process does.
+
+    The controller asks for it when a session breaks: NOT_FOUND means that another process has taken the port, and the
+    one that held the session is dead.
+    """
+    return f"fencepost.incarnation.{incarnation}"
+
+
 class Wire(Protocol):
     """Makes the two ends of gRPC."""
 

@@ -292,10 +292,13 @@ class NamedProducerEntity(_message.Message):
     PRODUCER_ID_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     RETIRED_IDS_FIELD_NUMBER: _builtins.int
+    BUMPED_BY_HOLDER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     producer_id: _builtins.int
     epoch: _builtins.int
     """batches of producer_id with a lower epoch are refused everywhere"""
+    bumped_by_holder: _builtins.bool
+    """the holder of the epoch before asked for this one: its repeated request gets it again"""
     @_builtins.property
     def retired_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """ids whose epochs are used up: refused for good"""
@@ -307,10 +310,11 @@ class NamedProducerEntity(_message.Message):
         producer_id: _builtins.int = ...,
         epoch: _builtins.int = ...,
         retired_ids: _abc.Iterable[_builtins.int] | None = ...,
+        bumped_by_holder: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "name", b"name", "producer_id", b"producer_id", "retired_ids", b"retired_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bumped_by_holder", b"bumped_by_holder", "epoch", b"epoch", "name", b"name", "producer_id", b"producer_id", "retired_ids", b"retired_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
