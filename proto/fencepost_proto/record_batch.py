@@ -40,6 +40,10 @@ MAX_EPOCH = 2**15 - 1
 _HEADER = struct.Struct(">qiibIhiqqqhii")
 _OFFSET_LENGTH = struct.Struct(">qi")
 _STAMP = struct.Struct(">qii")
+_PRODUCER = struct.Struct(">qhi")
+_CRC = struct.Struct(">I")
+_CRC_AT = 17
+_PRODUCER_AT = 43
 _CRC_START = 21
 _STAMP_END = 16
 _MAGIC_AT = 16
@@ -164,7 +168,28 @@ def iter_batches(buffer: Buffer) -> Iterator[tuple[int, BatchHeader]]:
         position += header.size_bytes
 
 
+def last_end_offset(batches: Buffer) -> int:
+    """One past the last offset of the whole, already checked batches in `batches` (at least one)."""
+    position = 0
+    while True:
+        header = read_header(batches, position)
+        position += header.size_bytes
+        if position >= len(batches):
+            return header.end_offset
+
+
 def stamp(batch: Buffer, base_offset: int, leader_epoch: int) -> bytes:
     """A copy of the batch with its two leader's fields set; the CRC does not cover them."""
     _, length = _OFFSET_LENGTH.unpack_from(batch)
     return b"".join((_STAMP.pack(base_offset, length, leader_epoch), memoryview(batch)[_STAMP_END:]))
+
+
+def restamp(batch: Buffer, producer_id: int, producer_epoch: int, base_sequence: int) -> bytes:
+    """A copy of the batch under another producer's stamp, with its CRC.
+
+    Only for a batch that is certainly in no log: two stamps are two batches to every broker.
+    """
+    copy = bytearray(batch)
+    _PRODUCER.pack_into(copy, _PRODUCER_AT, producer_id, producer_epoch, base_sequence)
+    _CRC.pack_into(copy, _CRC_AT, crc32c(memoryview(copy)[_CRC_START:]))
+    return bytes(copy)
