@@ -30,6 +30,7 @@ class Register(_message.Message):
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     MAY_HAVE_LOST_TAIL_FIELD_NUMBER: _builtins.int
+    DAMAGED_REPLICAS_FIELD_NUMBER: _builtins.int
     broker_id: _builtins.int
     incarnation: _builtins.str
     """a fresh random id of this process"""
@@ -38,6 +39,10 @@ class Register(_message.Message):
     address: _builtins.str
     may_have_lost_tail: _builtins.bool
     """the machine rebooted without a clean shutdown: unsynced data may be gone"""
+    @_builtins.property
+    def damaged_replicas(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.PartitionRef]:
+        """their logs are broken below the end: in no in-sync set, also as last member"""
+
     def __init__(
         self,
         *,
@@ -46,10 +51,11 @@ class Register(_message.Message):
         cluster_id: _builtins.str = ...,
         address: _builtins.str = ...,
         may_have_lost_tail: _builtins.bool = ...,
+        damaged_replicas: _abc.Iterable[_common_pb2.PartitionRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "broker_id", b"broker_id", "cluster_id", b"cluster_id", "incarnation", b"incarnation", "may_have_lost_tail", b"may_have_lost_tail"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "broker_id", b"broker_id", "cluster_id", b"cluster_id", "damaged_replicas", b"damaged_replicas", "incarnation", b"incarnation", "may_have_lost_tail", b"may_have_lost_tail"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

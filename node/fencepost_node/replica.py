@@ -1,0 +1,292 @@
+"""One replica of one partition on this broker, and the role that it plays.
+
+A replica owns its log. The controller's metadata gives it a role, for one leader epoch: *leader* (a `Leadership`),
+*follower* (of a broker; `replication/follow.py` feeds it), or neither. Roles change in one step, on the event loop:
+the old one ends (whoever waits for it is told), the new one begins. Only one thing may stand between: a truncation or
+reset that a worker thread is still carrying out. Then the new role begins when that has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from fencepost_node.log.log import Log
+from fencepost_node.replication.leadership import Leadership
+from fencepost_proto import errors
+from fencepost_proto.errors import FencepostError
+from fencepost_proto.metadata import MetadataImage, Partition, PartitionKey, Topic
+
+log = logging.getLogger(__name__)
+
+
+class ReplicaOwner(Protocol):
+    """What a replica asks of the manager that holds it."""
+
+    @property
+    def image(self) -> MetadataImage: ...
+
+    @property
+    def broker_id(self) -> int: ...
+
+    @property
+    def tail_bytes(self) -> int: ...
+
+    def propose_isr(self, leadership: Leadership) -> None:
+        """See whether the in-sync set should change, and ask the controller if so."""
+        ...
+
+    def sync_soon(self, replica: Replica) -> None:
+        """A flush=always log has unsynced batches: sync it in a thread, then call `replica.synced`."""
+        ...
+
+    def role_changed(self, replica: Replica) -> None:
+        """A role has begun or ended: follow where it says, or nowhere."""
+        ...
+
+    def replica_failed(self) -> None:
+        """Tell the controller."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """This broker follows `leader` for one leader epoch."""
+
+    leader: int
+    epoch: int
+
+
+class Replica:
+    """A log and its role."""
+
+    def __init__(self, owner: ReplicaOwner, partition: Partition, topic: Topic, replica_log: Log) -> None:
+        self.owner = owner
+        self.key: PartitionKey = partition.id
+        self.topic = topic
+        self.log = replica_log
+        self.high_watermark = replica_log.log_start_offset
+        self.role: Leadership | Following | None = None
+        self.failure = ""
+        self.appended_batches = 0
+        self.deduplicated_batches = 0
+        self._partition = partition
+        self._operation: asyncio.Future[None] | None = None  # a truncation or reset in a thread
+        self._readers: dict[asyncio.Event, None] = {}
+        self._closed = False
+
+    # ---- Role ----
+
+    @property
+    def is_leader(self) -> bool:
+        return isinstance(self.role, Leadership)
+
+    @property
+    def leader_epoch(self) -> int:
+        return self._partition.leader_epoch
+
+    @property
+    def partition(self) -> Partition:
+        """As the controller last told."""
+        return self._partition
+
+    def leadership(self) -> Leadership:
+        """Raises NotLeaderOrFollower, with a hint, where this broker does not lead."""
+        if not isinstance(self.role, Leadership):
+            raise self._not_leader(f"broker {self.owner.broker_id} does not lead {self.topic.name}-{self.key[1]}")
+        return self.role
+
+    def apply(self, partition: Partition) -> None:
+        """Take what the controller says of this partition."""
+        old, self._partition = self._partition, partition
+        if isinstance(self.role, Leadership) and self.role.epoch == partition.leader_epoch:
+            if partition != old:
+                self.role.partition_changed(partition)
+            return
+        if self.role is None or partition.leader_epoch != old.leader_epoch:
+            self._end_role()
+            self._begin_role()
+            self.owner.role_changed(self)
+
+    def _begin_role(self) -> None:
+        if self.failure or self._closed or self._operation is not None:
+            return  # an operation begins it when it ends
+        partition = self._partition
+        if partition.leader == self.owner.broker_id:
+            now = asyncio.get_running_loop().time()
+            try:
+                self.log.assign_epoch(partition.leader_epoch)
+            except errors.StorageError as error:
+                self.fail(str(error))
+                return
+            self.role = leadership = Leadership(self, partition, now)
+            self.high_watermark = leadership.high_watermark
+            log.info(
+                "became leader topic=%s partition=%d epoch=%d isr=%s start=%d end=%d high_watermark=%d",
+                self.topic.name, self.key[1], partition.leader_epoch, partition.isr,
+                self.log.log_start_offset, self.log.log_end_offset, self.high_watermark,
+            )  # fmt: skip
+            self.owner.propose_isr(leadership)
+        elif partition.leader >= 0:
+            self.role = Following(partition.leader, partition.leader_epoch)
+            log.info(
+                "became follower topic=%s partition=%d epoch=%d leader=%d end=%d",
+                self.topic.name, self.key[1], partition.leader_epoch, partition.leader, self.log.log_end_offset,
+            )  # fmt: skip
+
+    def _end_role(self) -> None:
+        role, self.role = self.role, None
+        if isinstance(role, Leadership):
+            log.info("stopped leading topic=%s partition=%d epoch=%d", self.topic.name, self.key[1], role.epoch)
+            name = f"{self.topic.name}-{self.key[1]}"
+            role.end(
+                self._not_leader(f"broker {self.owner.broker_id} does not lead {name} any more"),
+                errors.RequestTimedOut(
+                    f"the leadership of {name} ended before the batch was committed",
+                    current_leader=self.owner.image.current_leader(self._partition),
+                ),
+            )
+
+    def _not_leader(self, message: str) -> errors.NotLeaderOrFollower:
+        return errors.NotLeaderOrFollower(message, current_leader=self.owner.image.current_leader(self._partition))
+
+    def fail(self, reason: str) -> None:
+        """The disk refuses: this replica does nothing more until the process is started again."""
+        if self.failure:
+            return
+        self.failure = reason
+        log.error("replica failed topic=%s partition=%d reason=%s", self.topic.name, self.key[1], reason)
+        self._end_role()
+        self.owner.role_changed(self)
+        self.owner.replica_failed()
+
+    # ---- Following ----
+
+    def append_as_follower(self, following: Following, base_offset: int, records: bytes) -> None:
+        """Store what the leader pushed. Raises FencepostError where it is not what comes next."""
+        if self.role is not following:
+            raise self._not_leader(f"{self.key} does not follow under epoch {following.epoch} any more")
+        if base_offset != self.log.log_end_offset:
+            raise errors.OffsetOutOfRange(f"pushed from {base_offset}; the log ends at {self.log.log_end_offset}")
+        try:
+            self.log.append_as_follower(records)
+        except errors.StorageError as error:
+            self.fail(str(error))
+            raise
+
+    def leader_told(self, following: Following, high_watermark: int) -> None:
+        """The high watermark of a follower is the leader's, as far as its own log reaches; it never goes back."""
+        if self.role is following:
+            self.high_watermark = max(self.high_watermark, min(high_watermark, self.log.log_end_offset))
+
+    async def truncate(self, following: Following, offset: int) -> None:
+        """Cut what the leader's history does not have."""
+        if offset < self.high_watermark:
+            # Only an unclean election, which an operator ordered, can ask for this.
+            log.error(
+                "truncating below the high watermark topic=%s partition=%d leader=%d epoch=%d high_watermark=%d to=%d",
+                self.topic.name, self.key[1], following.leader, following.epoch, self.high_watermark, offset,
+            )  # fmt: skip
+            self.high_watermark = offset
+        log.info("truncating topic=%s partition=%d from=%d to=%d", self.topic.name, self.key[1],
+                 self.log.log_end_offset, offset)  # fmt: skip
+        await self._operate(following, lambda: self.log.truncate_to(offset))
+
+    async def start_over(self, following: Following, start_offset: int, producer_snapshot: bytes) -> None:
+        """Begin again, empty, where the leader's log starts."""
+        log.info("starting over topic=%s partition=%d end=%d at=%d", self.topic.name, self.key[1],
+                 self.log.log_end_offset, start_offset)  # fmt: skip
+        await self._operate(following, lambda: self.log.reset_to(start_offset, producer_snapshot))
+        self.high_watermark = max(self.high_watermark, start_offset)
+
+    async def _operate(self, following: Following, operation: Callable[[], None]) -> None:
+        """Carry out `operation` in a thread while nothing else touches the log, to its end even if we are cancelled."""
+        if self.role is not following or self._operation is not None:
+            raise self._not_leader(f"{self.key} does not follow under epoch {following.epoch} any more")
+        self._operation = asyncio.get_running_loop().run_in_executor(None, operation)
+        self._operation.add_done_callback(self._operated)
+        try:
+            await asyncio.shield(self._operation)
+        except errors.StorageError as error:
+            self.fail(str(error))
+            raise
+
+    def _operated(self, operation: asyncio.Future[None]) -> None:
+        self._operation = None
+        if not operation.cancelled() and (error := operation.exception()) is not None:
+            self.fail(str(error))
+        if self.role is None:
+            self._begin_role()
+            self.owner.role_changed(self)
+
+    # ---- Readers ----
+
+    def latest_offset(self) -> int:
+        """The high watermark. Raises OffsetNotAvailable until it has reached this leader epoch's start (KIP-207)."""
+        leadership = self.leadership()
+        if leadership.high_watermark < leadership.state.epoch_start_offset:
+            raise errors.OffsetNotAvailable(
+                f"high watermark {leadership.high_watermark} of {self.topic.name}-{self.key[1]} has not reached the "
+                f"start {leadership.state.epoch_start_offset} of leader epoch {leadership.epoch}"
+            )
+        return leadership.high_watermark
+
+    async def read_committed(self, offset: int, max_bytes: int) -> bytes:
+        """Whole batches below the high watermark, from the one that holds `offset`; b"" where there is none yet.
+
+        Raises OffsetOutOfRange outside of the log, NotLeaderOrFollower where this broker does not lead.
+        """
+        leadership = self.leadership()
+        if not self.log.log_start_offset <= offset <= self.log.log_end_offset:
+            raise errors.OffsetOutOfRange(
+                f"offset {offset} of {self.topic.name}-{self.key[1]} is outside of "
+                f"{self.log.log_start_offset} to {self.log.log_end_offset}"
+            )
+        end_offset = leadership.high_watermark
+        if offset >= end_offset:
+            return b""
+        records = leadership.tail.read(offset, max_bytes, end_offset)
+        if records is not None:
+            return records
+        records = await asyncio.to_thread(self.log.read, offset, max_bytes, end_offset)
+        if self.role is not leadership:
+            raise self._not_leader(f"the leadership of {self.topic.name}-{self.key[1]} ended during the read")
+        return records
+
+    async def wait_committed(self, end_offset: int) -> None:
+        """Return once all below `end_offset` is committed. Raises FencepostError when leadership ends before."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def committed(error: FencepostError | None) -> None:
+            if not done.done():
+                if error is not None and not isinstance(error, errors.NotEnoughReplicasAfterAppend):
+                    done.set_exception(error)
+                else:
+                    done.set_result(None)
+
+        self.leadership().when_committed(end_offset, committed)
+        await done
+
+    def add_reader(self, event: asyncio.Event) -> None:
+        """Set `event` when there may be more to read, or the leadership ends."""
+        self._readers[event] = None
+
+    def remove_reader(self, event: asyncio.Event) -> None:
+        self._readers.pop(event, None)
+
+    def notify_readers(self) -> None:
+        for event in self._readers:
+            event.set()
+
+    # ---- The end ----
+
+    async def close(self, clean: bool) -> None:
+        """Stop, and close the log; with `clean`, synced and with a snapshot at its end."""
+        self._closed = True
+        self._end_role()
+        if self._operation is not None:
+            await asyncio.wait([self._operation])
+        await asyncio.to_thread(self.log.close, clean and not self.failure)

@@ -1,0 +1,270 @@
+"""The follower's side of one Replicate stream: all partitions that this broker follows on one leader broker.
+
+One task keeps a stream to the leader broker, subscribes every replica that follows it, stores what is pushed, and
+acknowledges. Three things may happen to a subscription instead of records: the leader asks to truncate, asks to start
+over, or refuses. After each, the replica subscribes again for as long as the controller says that it follows there.
+
+What may fail between any two lines: the stream breaks (subscribe again, from the log's end as it then is); the role ends
+(what still arrives names an old subscription and is dropped); the disk refuses (the replica gives up).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc
+
+from fencepost_node.replica import Following, Replica
+from fencepost_proto import errors
+from fencepost_proto.errors import ErrorCode, FencepostError, InvariantBroken
+from fencepost_proto.host import Host
+from fencepost_proto.metadata import MetadataImage, PartitionKey
+from fencepost_proto.v1 import replication_pb2 as pb
+from fencepost_proto.v1.replication_pb2_grpc import ReplicationStub
+
+log = logging.getLogger(__name__)
+
+RECONNECT_DELAY_S = 0.05  # first; doubles
+RECONNECT_DELAY_MAX_S = 0.5
+RESUBSCRIBE_DELAY_S = 0.02  # after a refusal: the leader may not have heard of its leadership yet
+
+
+class LinkOwner(Protocol):
+    """What a link asks of the manager that holds it."""
+
+    @property
+    def image(self) -> MetadataImage: ...
+
+    @property
+    def broker_id(self) -> int: ...
+
+    @property
+    def broker_epoch(self) -> int: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Followed:
+    """One replica on this link."""
+
+    replica: Replica
+    following: Following
+    subscription: int = 0  # the current one's number; 0: none
+
+
+class FollowerLink:
+    """The stream to one leader broker."""
+
+    def __init__(self, host: Host, owner: LinkOwner, leader: int) -> None:
+        self._host = host
+        self._owner = owner
+        self._leader = leader
+        self._followed: dict[PartitionKey, _Followed] = {}
+        self._next_subscription = 1
+        self._to_subscribe: dict[PartitionKey, None] = {}
+        self._to_unsubscribe: list[PartitionKey] = []
+        self._to_ack: dict[PartitionKey, int] = {}  # the end offset to acknowledge, to its current subscription
+        self._wake = asyncio.Event()
+        self._call: grpc.aio.StreamStreamCall[pb.ReplicateRequest, pb.ReplicateResponse] | None = None
+        self.address = ""
+
+    # ---- From the manager ----
+
+    def follow(self, replica: Replica, following: Following) -> None:
+        self._followed[replica.key] = _Followed(replica, following)
+        self._to_ack.pop(replica.key, None)
+        self._to_subscribe[replica.key] = None
+        self._wake.set()
+
+    def unfollow(self, key: PartitionKey) -> None:
+        if self._followed.pop(key, None) is not None:
+            self._to_subscribe.pop(key, None)
+            self._to_ack.pop(key, None)
+            self._to_unsubscribe.append(key)
+            self._wake.set()
+
+    def following(self, key: PartitionKey) -> Following | None:
+        followed = self._followed.get(key)
+        return followed.following if followed else None
+
+    def reconnect(self) -> None:
+        """Break the stream: its address or its first message is out of date."""
+        if self._call is not None:
+            self._call.cancel()
+
+    @property
+    def idle(self) -> bool:
+        return not self._followed
+
+    # ---- The stream ----
+
+    async def run(self) -> None:
+        """Until cancelled: keep a stream to the leader broker."""
+        delay = RECONNECT_DELAY_S
+        while True:
+            broker = self._owner.image.brokers.get(self._leader)
+            if broker is not None:
+                self.address = broker.address
+                if await self._stream(broker.address):
+                    delay = RECONNECT_DELAY_S
+            await asyncio.sleep(delay * (0.5 + self._host.random.random()))
+            delay = min(delay * 2, RECONNECT_DELAY_MAX_S)
+
+    async def _stream(self, address: str) -> bool:
+        """One stream's life. True where anything came back on it."""
+        channel = self._host.wire.connect(address)
+        answered = False
+        try:
+            self._call = call = ReplicationStub(channel).Replicate()
+            for followed in self._followed.values():
+                followed.subscription = 0
+            self._to_unsubscribe.clear()
+            self._to_ack.clear()
+            self._to_subscribe = dict.fromkeys(self._followed)
+            self._wake.set()
+            async with asyncio.TaskGroup() as group:
+                writer = group.create_task(self._write(call))
+                async for message in call:
+                    answered = True
+                    await self._take(message)
+                writer.cancel()
+        except* (grpc.aio.AioRpcError, asyncio.InvalidStateError) as broken:  # the latter: a write after the end
+            error = broken.exceptions[0]
+            code = error.code() if isinstance(error, grpc.aio.AioRpcError) else None
+            log.info("replication stream broke leader=%d address=%s code=%s", self._leader, address, code)
+        except* asyncio.CancelledError:
+            if not call.cancelled():  # it is this task that is cancelled, not the call by `reconnect`
+                raise
+        finally:
+            self._call = None
+            await channel.close()
+        return answered
+
+    async def _write(self, call: grpc.aio.StreamStreamCall[pb.ReplicateRequest, pb.ReplicateResponse]) -> None:
+        await call.write(
+            pb.ReplicateRequest(
+                broker_id=self._owner.broker_id,
+                broker_epoch=self._owner.broker_epoch,
+                cluster_id=self._owner.image.cluster_id,
+            )
+        )
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            request = self._next_request()
+            if request is not None:
+                await call.write(request)
+
+    def _next_request(self) -> pb.ReplicateRequest | None:
+        request = pb.ReplicateRequest()
+        for key in self._to_unsubscribe:
+            request.unsubscribe.add(topic_id=key[0], partition=key[1])
+        self._to_unsubscribe.clear()
+        for key in self._to_subscribe:
+            followed = self._followed[key]
+            followed.subscription = self._next_subscription
+            self._next_subscription += 1
+            replica_log = followed.replica.log
+            request.subscribe.add(
+                topic_id=key[0],
+                partition=key[1],
+                subscription=followed.subscription,
+                leader_epoch=followed.following.epoch,
+                log_end_offset=replica_log.log_end_offset,
+                last_epoch=replica_log.last_epoch,
+            )
+            self._to_ack.pop(key, None)
+        self._to_subscribe.clear()
+        for key, end_offset in self._to_ack.items():
+            request.acks.add(
+                topic_id=key[0],
+                partition=key[1],
+                subscription=self._followed[key].subscription,
+                log_end_offset=end_offset,
+            )
+        self._to_ack.clear()
+        return request if request.ByteSize() else None
+
+    # ---- What the leader pushes ----
+
+    async def _take(self, message: pb.ReplicateResponse) -> None:
+        stored: list[_Followed] = []
+        for push in message.pushes:
+            followed = self._followed.get((push.topic_id, push.partition))
+            if followed is None or followed.subscription != push.subscription:
+                continue  # of a subscription that is over
+            try:
+                await self._take_push(followed, push)
+            except FencepostError as error:
+                log.warning(
+                    "push not taken topic=%s partition=%d leader=%d error=%s",
+                    followed.replica.topic.name, push.partition, self._leader, error,
+                )  # fmt: skip
+                self._subscribe_again(followed)
+            else:
+                if push.records:
+                    stored.append(followed)
+        await self._acknowledge(stored)
+
+    async def _take_push(self, followed: _Followed, push: pb.PartitionPush) -> None:
+        replica, following = followed.replica, followed.following
+        if push.error.code != ErrorCode.NONE:
+            log.info(
+                "subscription refused topic=%s partition=%d epoch=%d leader=%d error=%s",
+                replica.topic.name, push.partition, following.epoch, self._leader, errors.from_proto(push.error),
+            )  # fmt: skip
+            self._subscribe_again(followed)
+        elif push.HasField("divergence"):
+            await replica.truncate(following, self._cut(replica, push.divergence))
+            self._subscribe_again(followed, delay_s=0)
+        elif push.HasField("reset"):
+            await replica.start_over(following, push.reset.start_offset, push.reset.producer_snapshot)
+            self._subscribe_again(followed, delay_s=0)
+        else:
+            if push.records:
+                replica.append_as_follower(following, push.base_offset, push.records)
+            replica.leader_told(following, push.high_watermark)
+
+    @staticmethod
+    def _cut(replica: Replica, divergence: pb.Divergence) -> int:
+        """Where to truncate: the end of the newest epoch that both have, in whichever log it ends first (KIP-279)."""
+        own_epoch, own_end = replica.log.leader_epochs.end_offset_for(divergence.epoch, replica.log.log_end_offset)
+        cut = min(divergence.end_offset, own_end) if own_epoch >= 0 else replica.log.log_start_offset
+        if cut >= replica.log.log_end_offset:
+            raise InvariantBroken(f"divergence {divergence} of {replica.key} cuts nothing: our history is {own_epoch}")
+        return max(cut, replica.log.log_start_offset)
+
+    async def _acknowledge(self, stored: list[_Followed]) -> None:
+        """Acknowledge what was stored; where the topic says flush=always, only what is synced."""
+        for followed in stored:
+            replica = followed.replica
+            subscription = followed.subscription
+            end_offset = replica.log.log_end_offset
+            if replica.topic.config.flush_always:
+                try:
+                    end_offset = await asyncio.to_thread(replica.log.sync)
+                except errors.StorageError as error:
+                    replica.fail(str(error))
+                    continue
+            if subscription and followed.subscription == subscription and self._followed.get(replica.key) is followed:
+                self._to_ack[replica.key] = end_offset
+        if self._to_ack:
+            self._wake.set()
+
+    def _subscribe_again(self, followed: _Followed, delay_s: float = RESUBSCRIBE_DELAY_S) -> None:
+        """As long as it still follows here."""
+        followed.subscription = 0
+        key = followed.replica.key
+        self._to_ack.pop(key, None)
+
+        def now() -> None:
+            if self._followed.get(key) is followed and not followed.replica.failure:
+                self._to_subscribe[key] = None
+                self._wake.set()
+
+        if delay_s:
+            asyncio.get_running_loop().call_later(delay_s, now)
+        else:
+            now()

@@ -1,0 +1,198 @@
+"""This broker's leadership of one partition, for one leader epoch: the shell around the pure `LeaderState`.
+
+It checks and appends what clients produce, hands it to the followers' streams, and lets go of whoever waits for a commit
+when the high watermark has moved.
+
+A success is never answered before its commit (G6), for a repeat as for the original. When the leadership ends, those
+who still wait hear an error that leaves the outcome open: the next leader may have the batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fencepost_node.producer_state import Duplicate
+from fencepost_node.replication.leader_state import LeaderState, Proposal
+from fencepost_node.replication.tail import Tail
+from fencepost_proto import errors
+from fencepost_proto.errors import FencepostError, InvariantBroken
+from fencepost_proto.metadata import Partition
+from fencepost_proto.record_batch import BatchHeader, check_produced
+
+if TYPE_CHECKING:
+    from fencepost_node.replica import Replica
+    from fencepost_node.replication.push import Subscription
+
+ALL_ACKS = -1
+MAX_WAITERS = 65_536  # produced batches that wait for the high watermark of one partition
+
+Committed = Callable[[FencepostError | None], None]  # called once: None when committed
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What became of a produced batch: offsets [base_offset, end_offset), new or recognised."""
+
+    base_offset: int
+    end_offset: int
+    duplicate: bool
+
+
+class Leadership:
+    """This broker leads one partition for one leader epoch."""
+
+    def __init__(self, replica: Replica, partition: Partition, now: float) -> None:
+        self.replica = replica
+        self.epoch = partition.leader_epoch
+        self.state = LeaderState(
+            replica.owner.broker_id, partition, replica.log.log_end_offset, replica.high_watermark, now
+        )
+        self.tail = Tail(replica.log.log_end_offset, replica.owner.tail_bytes)
+        self._waiters: deque[tuple[int, Committed]] = deque()  # by end offset, rising
+        self._subscriptions: dict[Subscription, None] = {}
+        self._ended: FencepostError | None = None
+
+    @property
+    def high_watermark(self) -> int:
+        return self.state.high_watermark
+
+    # ---- Produce ----
+
+    def append(self, batch: bytes, acks: int, now: float) -> Appended:
+        """Check and append one batch as it came from a client. All or nothing; raises FencepostError for nothing."""
+        replica = self.replica
+        config = replica.topic.config
+        if len(batch) > config.max_message_bytes:
+            raise errors.MessageTooLarge(
+                f"batch of {len(batch)} bytes; topic {replica.topic.name} takes at most {config.max_message_bytes}"
+            )
+        header = check_produced(batch)
+        if acks == ALL_ACKS and len(self.state.partition.isr) < config.min_insync_replicas:
+            raise errors.NotEnoughReplicas(
+                f"{replica.topic.name}-{replica.key[1]} has {len(self.state.partition.isr)} replicas in sync, "
+                f"{config.min_insync_replicas} are needed"
+            )
+        if len(self._waiters) >= MAX_WAITERS:
+            raise errors.NotEnoughReplicas(f"{len(self._waiters)} batches wait for their commit already")
+        duplicate = self._known(header)
+        if duplicate is not None:
+            replica.deduplicated_batches += 1
+            return Appended(duplicate.base_offset, duplicate.end_offset, duplicate=True)
+        base_offset = replica.log.log_end_offset
+        try:
+            stamped = replica.log.append_as_leader(header, batch, self.epoch)
+        except errors.StorageError as error:
+            replica.fail(str(error))
+            raise
+        replica.appended_batches += 1
+        end_offset = replica.log.log_end_offset
+        self.tail.append(base_offset, end_offset, stamped)
+        if config.flush_always:
+            replica.owner.sync_soon(replica)
+            self._after(self.state.appended(end_offset, self.state.durable_end_offset, now))
+        else:
+            self._after(self.state.appended(end_offset, end_offset, now))
+        for subscription in self._subscriptions:
+            subscription.appended()
+        return Appended(base_offset, end_offset, duplicate=False)
+
+    def _known(self, header: BatchHeader) -> Duplicate | None:
+        if not header.idempotent:
+            return None
+        fence_epoch = self.replica.owner.image.fences.get(header.producer_id, 0)
+        answer = self.replica.log.producers.check(
+            header, fence_epoch=fence_epoch, ever_held_records=self.replica.log.ever_held_records
+        )
+        return answer if isinstance(answer, Duplicate) else None
+
+    def when_committed(self, end_offset: int, done: Committed) -> None:
+        """Call `done` once all below `end_offset` is committed, or with an error when this can no longer be promised."""
+        if end_offset <= self.high_watermark:
+            done(self._commit_error())
+        elif self._waiters and end_offset < self._waiters[-1][0]:
+            # A repeat of a batch that is not yet committed: behind the batches that end no later.
+            index = next(i for i, (end, _) in enumerate(self._waiters) if end > end_offset)
+            self._waiters.insert(index, (end_offset, done))
+        else:
+            self._waiters.append((end_offset, done))
+
+    def _commit_error(self) -> FencepostError | None:
+        in_sync, needed = len(self.state.partition.isr), self.replica.topic.config.min_insync_replicas
+        if in_sync >= needed:
+            return None
+        return errors.NotEnoughReplicasAfterAppend(
+            f"appended, and {self.replica.topic.name}-{self.replica.key[1]} has only {in_sync} of {needed} replicas"
+        )
+
+    # ---- Followers ----
+
+    def add_subscription(self, subscription: Subscription, end_offset: int) -> None:
+        stream = subscription.stream
+        for other in [s for s in self._subscriptions if s.stream.broker_id == stream.broker_id]:
+            del self._subscriptions[other]  # of a stream that has broken and does not know it yet
+            other.ended(errors.NetworkException(f"broker {stream.broker_id} subscribed {subscription.key} anew"))
+        self._subscriptions[subscription] = None
+        self._after(self.state.follower_joined(stream.broker_id, stream.broker_epoch, end_offset, self._now()))
+        self.replica.owner.propose_isr(self)
+
+    def remove_subscription(self, subscription: Subscription) -> None:
+        self._subscriptions.pop(subscription, None)
+
+    def follower_acked(self, broker_id: int, end_offset: int) -> None:
+        self._after(self.state.follower_acked(broker_id, end_offset, self._now()))
+        if broker_id not in self.state.partition.isr:
+            self.replica.owner.propose_isr(self)
+
+    # ---- Changes ----
+
+    def durable(self, end_offset: int) -> None:
+        """A flush=always log is synced below `end_offset`."""
+        self._after(self.state.appended(self.state.log_end_offset, end_offset, self._now()))
+
+    def partition_changed(self, partition: Partition) -> None:
+        self._after(self.state.partition_changed(partition, self._now()))
+        for subscription in list(self._subscriptions):
+            if not self.state.follows(subscription.stream.broker_id):
+                self._subscriptions.pop(subscription)
+                subscription.ended(errors.NotLeaderOrFollower(f"broker is no replica of {partition.key}"))
+        self.replica.owner.propose_isr(self)
+
+    def proposal_refused(self, proposal: Proposal) -> None:
+        self._after(self.state.proposal_refused(proposal))
+
+    def end(self, error: FencepostError, unknown: FencepostError) -> None:
+        """This broker leads no more: followers hear `error`; batches that were appended and wait hear `unknown`."""
+        self._ended = error
+        subscriptions, self._subscriptions = self._subscriptions, {}
+        for subscription in subscriptions:
+            subscription.ended(error)
+        waiters, self._waiters = self._waiters, deque()
+        for _, done in waiters:
+            done(unknown)
+        self.replica.notify_readers()
+
+    def _after(self, high_watermark_moved: bool) -> None:
+        """What a moved high watermark sets free."""
+        if not high_watermark_moved:
+            return
+        high_watermark = self.state.high_watermark
+        self.replica.high_watermark = high_watermark
+        if high_watermark > self.replica.log.log_end_offset:
+            raise InvariantBroken(
+                f"high watermark {high_watermark} above the log end {self.replica.log.log_end_offset} "
+                f"of {self.replica.topic.name}-{self.replica.key[1]}"
+            )
+        error = self._commit_error()
+        while self._waiters and self._waiters[0][0] <= high_watermark:
+            self._waiters.popleft()[1](error)
+        for subscription in self._subscriptions:
+            subscription.high_watermark_moved()
+        self.replica.notify_readers()
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()

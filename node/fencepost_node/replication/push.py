@@ -1,0 +1,288 @@
+"""The leader's side of one Replicate stream: one follower broker, many partitions.
+
+The follower subscribes partitions; the leader compares histories once (`answer_subscribe`, pure) and from then on pushes
+what is appended, with its high watermark, several partitions to a message. Acknowledgements come back on the same
+stream. At most `window_bytes` are on their way unacknowledged, so a slow follower costs no memory.
+
+A subscription ends when the leadership does, when the follower says so, or when the stream breaks; the follower then
+subscribes again, wherever the leader now is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fencepost_node.log.leader_epochs import LeaderEpochs
+from fencepost_proto import errors
+from fencepost_proto.errors import FencepostError
+from fencepost_proto.metadata import PartitionKey
+from fencepost_proto.record_batch import last_end_offset
+from fencepost_proto.v1 import replication_pb2 as pb
+
+if TYPE_CHECKING:
+    from fencepost_node.replication.leadership import Leadership
+
+log = logging.getLogger(__name__)
+
+MESSAGE_BYTES = 1024 * 1024  # of records in one message; one larger batch still goes alone
+HIGH_WATERMARK_DELAY_S = 0.05  # a high watermark that no batch carries is pushed this much later
+MAX_SUBSCRIPTIONS = 100_000  # of one stream
+
+
+@dataclass(frozen=True, slots=True)
+class FollowerPosition:
+    """Where a follower's log ends: (end offset, leader epoch of its last batch; -1: it is empty)."""
+
+    log_end_offset: int
+    last_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """The logs agree up to the follower's end: push from there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Truncate:
+    """The follower holds what the leader's history does not: cut to at most `end_offset`, ask again (KIP-101, KIP-279)."""
+
+    epoch: int
+    end_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartOver:
+    """The follower ends below the leader's log start: nothing to continue from."""
+
+
+def answer_subscribe(
+    follower: FollowerPosition, epochs: LeaderEpochs, log_start_offset: int, log_end_offset: int
+) -> Push | Truncate | StartOver:
+    """Where the follower's log and the leader's agree."""
+    if follower.log_end_offset < log_start_offset:
+        return StartOver()
+    if follower.last_epoch < 0:
+        # An empty log, perhaps one that was started over at an offset: it disagrees with nothing below our end.
+        return Push() if follower.log_end_offset <= log_end_offset else StartOver()
+    epoch, end_offset = epochs.end_offset_for(follower.last_epoch, log_end_offset)
+    if epoch < 0:
+        # All of our history is newer than the follower's: nothing that it holds is known to be ours.
+        return StartOver()
+    if epoch < follower.last_epoch or end_offset < follower.log_end_offset:
+        return Truncate(epoch, end_offset)
+    return Push()
+
+
+@dataclass(slots=True, eq=False)
+class Subscription:
+    """One partition on one stream. acked_offset <= sent_offset <= the leader's log end."""
+
+    key: PartitionKey
+    number: int
+    leadership: Leadership
+    stream: PushStream
+    sent_offset: int
+    acked_offset: int
+    sent_high_watermark: int = -1
+    unacked: deque[tuple[int, int]] = field(default_factory=deque)  # (end offset, bytes) of each push
+
+    def appended(self) -> None:
+        self.stream.mark(self)
+
+    def high_watermark_moved(self) -> None:
+        self.stream.mark_high_watermark(self)
+
+    def ended(self, error: FencepostError) -> None:
+        self.stream.leadership_ended(self, error)
+
+
+class PushStream:
+    """One stream's subscriptions and what is to be sent on it."""
+
+    def __init__(self, broker_id: int, broker_epoch: int, window_bytes: int) -> None:
+        self.broker_id = broker_id
+        self.broker_epoch = broker_epoch
+        self._window_bytes = window_bytes
+        self._in_flight_bytes = 0
+        self._subscriptions: dict[PartitionKey, Subscription] = {}
+        self._dirty: dict[Subscription, None] = {}  # has batches to send, oldest first
+        self._stale_high_watermark: dict[Subscription, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._answers: list[pb.PartitionPush] = []  # errors, divergences, resets: at most one for each subscription
+        self._wake = asyncio.Event()
+
+    # ---- From the follower ----
+
+    async def subscribe(self, leadership: Leadership, request: pb.Subscribe) -> None:
+        """Answer a subscription. Raises FencepostError where the follower's numbers are impossible."""
+        key = (request.topic_id, request.partition)
+        self.unsubscribe(key)
+        if len(self._subscriptions) >= MAX_SUBSCRIPTIONS:
+            raise errors.InvalidRequest(f"more than {MAX_SUBSCRIPTIONS} subscriptions on one stream")
+        replica_log = leadership.replica.log
+        answer = answer_subscribe(
+            FollowerPosition(request.log_end_offset, request.last_epoch),
+            replica_log.leader_epochs,
+            replica_log.log_start_offset,
+            replica_log.log_end_offset,
+        )
+        push = pb.PartitionPush(topic_id=key[0], partition=key[1], subscription=request.subscription)
+        match answer:
+            case Truncate(epoch, end_offset):
+                push.divergence.epoch = epoch
+                push.divergence.end_offset = end_offset
+                self.answer(push)
+            case StartOver():
+                start_offset = replica_log.log_start_offset
+                snapshot = await asyncio.to_thread(replica_log.snapshot_at_log_start)
+                if replica_log.log_start_offset != start_offset:
+                    raise errors.OffsetNotAvailable(f"log start moved on from {start_offset} meanwhile")
+                push.reset.start_offset = start_offset
+                push.reset.producer_snapshot = snapshot
+                self.answer(push)
+            case Push():
+                subscription = Subscription(
+                    key,
+                    request.subscription,
+                    leadership,
+                    self,
+                    sent_offset=request.log_end_offset,
+                    acked_offset=request.log_end_offset,
+                )
+                self._subscriptions[key] = subscription
+                leadership.add_subscription(subscription, request.log_end_offset)
+                self.mark(subscription)
+        log.info(
+            "follower subscribed topic=%s partition=%d epoch=%d follower=%d end=%d last_epoch=%d answer=%s",
+            leadership.replica.topic.name, key[1], leadership.epoch, self.broker_id,
+            request.log_end_offset, request.last_epoch, answer,
+        )  # fmt: skip
+
+    def unsubscribe(self, key: PartitionKey) -> None:
+        subscription = self._subscriptions.pop(key, None)
+        if subscription is not None:
+            self._forget(subscription)
+            subscription.leadership.remove_subscription(subscription)
+
+    def acked(self, ack: pb.Ack) -> None:
+        """Raises InvalidRequest for an acknowledgement of what was never sent."""
+        subscription = self._subscriptions.get((ack.topic_id, ack.partition))
+        if subscription is None or subscription.number != ack.subscription:
+            return  # of a subscription that is over
+        if not subscription.acked_offset <= ack.log_end_offset <= subscription.sent_offset:
+            raise errors.InvalidRequest(
+                f"broker {self.broker_id} acknowledges offset {ack.log_end_offset} of {ack.topic_id}-{ack.partition}; "
+                f"it had acknowledged {subscription.acked_offset} and was sent up to {subscription.sent_offset}"
+            )
+        subscription.acked_offset = ack.log_end_offset
+        while subscription.unacked and subscription.unacked[0][0] <= ack.log_end_offset:
+            self._in_flight_bytes -= subscription.unacked.popleft()[1]
+        if self._dirty:
+            self._wake.set()
+        subscription.leadership.follower_acked(self.broker_id, ack.log_end_offset)
+
+    def close(self) -> None:
+        """The stream is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for key in list(self._subscriptions):
+            self.unsubscribe(key)
+
+    # ---- From the leader ----
+
+    def mark(self, subscription: Subscription) -> None:
+        self._dirty[subscription] = None
+        self._wake.set()
+
+    def mark_high_watermark(self, subscription: Subscription) -> None:
+        self._stale_high_watermark[subscription] = None
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(HIGH_WATERMARK_DELAY_S, self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        self._wake.set()
+
+    def leadership_ended(self, subscription: Subscription, error: FencepostError) -> None:
+        if self._subscriptions.get(subscription.key) is subscription:
+            del self._subscriptions[subscription.key]
+            self._forget(subscription)
+            self.refuse(subscription.key, subscription.number, error)
+
+    def refuse(self, key: PartitionKey, number: int, error: FencepostError) -> None:
+        """There is no such subscription (any more)."""
+        self.answer(
+            pb.PartitionPush(topic_id=key[0], partition=key[1], subscription=number, error=errors.to_proto(error))
+        )
+
+    def answer(self, push: pb.PartitionPush) -> None:
+        self._answers.append(push)
+        self._wake.set()
+
+    def _forget(self, subscription: Subscription) -> None:
+        self._in_flight_bytes -= sum(size for _, size in subscription.unacked)
+        subscription.unacked.clear()
+        self._dirty.pop(subscription, None)
+        self._stale_high_watermark.pop(subscription, None)
+
+    # ---- What goes out ----
+
+    async def messages(self) -> AsyncIterator[pb.ReplicateResponse]:
+        """What to write on the stream, for as long as it lives."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while (message := await self._next_message()) is not None:
+                yield message
+
+    async def _next_message(self) -> pb.ReplicateResponse | None:
+        pushes, self._answers = self._answers, []
+        room = min(MESSAGE_BYTES, self._window_bytes - self._in_flight_bytes)
+        while self._dirty and room > 0:
+            subscription = next(iter(self._dirty))
+            records = await self._read(subscription, room)
+            if subscription not in self._dirty:
+                continue  # it ended while the disk was read
+            del self._dirty[subscription]
+            if records:
+                pushes.append(self._push(subscription, records))
+                room -= len(records)
+                if subscription.sent_offset < subscription.leadership.replica.log.log_end_offset:
+                    self._dirty[subscription] = None  # behind the others
+        if self._stale_high_watermark and self._timer is None:
+            for subscription in list(self._stale_high_watermark):
+                if subscription.sent_high_watermark < subscription.leadership.high_watermark:
+                    pushes.append(self._push(subscription, b""))
+            self._stale_high_watermark.clear()
+        return pb.ReplicateResponse(pushes=pushes) if pushes else None
+
+    async def _read(self, subscription: Subscription, max_bytes: int) -> bytes:
+        leadership = subscription.leadership
+        end_offset = leadership.replica.log.log_end_offset
+        records = leadership.tail.read(subscription.sent_offset, max_bytes, end_offset)
+        if records is not None:
+            return records
+        return await asyncio.to_thread(leadership.replica.log.read, subscription.sent_offset, max_bytes, end_offset)
+
+    def _push(self, subscription: Subscription, records: bytes) -> pb.PartitionPush:
+        leadership = subscription.leadership
+        base_offset = subscription.sent_offset
+        if records:
+            subscription.sent_offset = last_end_offset(records)
+            subscription.unacked.append((subscription.sent_offset, len(records)))
+            self._in_flight_bytes += len(records)
+        subscription.sent_high_watermark = leadership.high_watermark
+        return pb.PartitionPush(
+            topic_id=subscription.key[0],
+            partition=subscription.key[1],
+            subscription=subscription.number,
+            high_watermark=leadership.high_watermark,
+            log_start_offset=leadership.replica.log.log_start_offset,
+            base_offset=base_offset,
+            records=records,
+        )
