@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -413,6 +414,14 @@ class LocalCluster:
             if member.child is not None:
                 member.child.wait()
         self._forget()
+
+    def remove(self) -> None:
+        """Delete the data and the state of a cluster that is down, and nothing else that is in its folder."""
+        if self.any_running():
+            raise ClusterError(f"the cluster in {self.directory} still runs")
+        for member in self.members.values():
+            shutil.rmtree(member.directory, ignore_errors=True)
+        (self.directory / STATE_FILE).unlink(missing_ok=True)
 
     def _forget(self) -> None:
         for member in self.members.values():

@@ -11,10 +11,9 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from fencepost_cli.verdict import Findings, Kind
 from fencepost_proto.errors import FencepostError
 from fencepost_proto.record_batch import MAX_SEQUENCE, BatchHeader, check_batch
-
-from fencepost_cli.verdict import Findings, Kind
 
 _SEQUENCES = MAX_SEQUENCE + 1
 

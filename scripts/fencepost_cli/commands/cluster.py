@@ -1,0 +1,210 @@
+"""`fencepost cluster`: a local cluster that stays up between commands."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fencepost_cli.local_cluster import CONTROLLER, STATE_FILE, ClusterError, LocalCluster, Node, name_of
+from fencepost_cli.terminal import DEFAULT_DATA_DIR, DataDir, console, fail, run
+
+if TYPE_CHECKING:
+    from fencepost_proto.metadata import MetadataImage
+
+DEFAULT_BROKERS = 3
+_LEADER_PREFIX = "leader:"
+_METADATA_TIMEOUT_S = 2.0
+
+app = typer.Typer(
+    help="Run a local cluster that stays up between commands.",
+    epilog="Example: fencepost cluster up --brokers 3; fencepost cluster kill leader:orders-0; fencepost cluster status",
+    no_args_is_help=True,
+)
+
+Targets = Annotated[
+    list[str],
+    typer.Argument(metavar="TARGET…", help="A broker's id, 'controller', or 'leader:<topic>-<partition>'."),
+]
+
+
+@contextlib.contextmanager
+def _locked(data_dir: Path) -> Iterator[None]:
+    """One command at a time changes a cluster."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with (data_dir / "cluster.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fail(f"another command is at work on the cluster in {data_dir}")
+        yield
+
+
+def _load(data_dir: Path) -> LocalCluster:
+    try:
+        return LocalCluster.load(data_dir)
+    except ClusterError as error:
+        fail(str(error))
+
+
+async def _image(cluster: LocalCluster) -> MetadataImage | None:
+    """The newest of the running brokers' metadata."""
+    import asyncio
+
+    from fencepost_cli.metadata import read_image
+
+    asked = [cluster.member(broker).address for broker in cluster.broker_ids if cluster.running(broker)]
+    images = await asyncio.gather(*(read_image(address, timeout_s=_METADATA_TIMEOUT_S) for address in asked))
+    return max((image for image in images if image), key=lambda image: image.version, default=None)
+
+
+async def _resolve(cluster: LocalCluster, target: str) -> Node:
+    """The node that a target names now. Raises ClusterError."""
+    if target == CONTROLLER:
+        return CONTROLLER
+    if target.isdecimal():
+        return cluster.member(int(target)).node
+    if not target.startswith(_LEADER_PREFIX):
+        raise ClusterError(f"target {target!r} is not a broker id, 'controller' or 'leader:<topic>-<partition>'")
+    topic_name, _, index = target.removeprefix(_LEADER_PREFIX).rpartition("-")
+    image = await _image(cluster)
+    if image is None:
+        raise ClusterError(f"target {target!r}: no broker answers that could tell who leads")
+    partition = image.partitions.get((image.topic_ids.get(topic_name, ""), int(index) if index.isdecimal() else -1))
+    if partition is None:
+        raise ClusterError(f"target {target!r}: the cluster has no such partition")
+    if partition.leader not in cluster.members:
+        raise ClusterError(f"target {target!r}: the partition has no leader now")
+    return partition.leader
+
+
+def _for_each(data_dir: Path, targets: list[str], act: Callable[[LocalCluster, Node], None], done: str) -> None:
+    """All targets are looked up before anything is done to the first."""
+    with _locked(data_dir):
+        cluster = _load(data_dir)
+
+        async def act_on_all() -> None:
+            nodes = [await _resolve(cluster, target) for target in targets]
+            for node in dict.fromkeys(nodes):
+                act(cluster, node)
+                typer.echo(f"{name_of(node)} {done}")
+
+        run(act_on_all())
+
+
+@app.command(epilog="Example: fencepost cluster up --brokers 5 --data-dir /tmp/five")
+def up(
+    brokers: Annotated[
+        int | None, typer.Option("--brokers", min=1, help="How many, for a new cluster.", show_default="3")
+    ] = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Start a cluster, or what is down of the one in the data folder."""
+    with _locked(data_dir):
+        new = not (data_dir / STATE_FILE).exists()
+        try:
+            cluster = (
+                LocalCluster.create(data_dir, brokers=brokers or DEFAULT_BROKERS, owned=False)
+                if new
+                else LocalCluster.load(data_dir)
+            )
+        except (ClusterError, OSError) as error:
+            fail(str(error))
+        if brokers not in (None, len(cluster.broker_ids)):
+            fail(f"the cluster in {data_dir} has {len(cluster.broker_ids)} brokers, not {brokers}")
+
+        async def start() -> None:
+            try:
+                await cluster.up()
+            except BaseException:
+                if new:  # what never came up is not left half running
+                    cluster.close()
+                    (data_dir / STATE_FILE).unlink()
+                raise
+
+        run(start())
+    typer.echo(f"cluster of {len(cluster.broker_ids)} brokers is up in {data_dir}; bootstrap {cluster.bootstrap}")
+
+
+@app.command(epilog="Example: fencepost cluster kill leader:orders-0")
+def kill(targets: Targets, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """End processes with SIGKILL: what a crash is like."""
+    _for_each(data_dir, targets, LocalCluster.kill, "killed")
+
+
+@app.command(epilog="Example: fencepost cluster pause 2")
+def pause(targets: Targets, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Stop processes in their tracks with SIGSTOP; they keep everything and say nothing."""
+    _for_each(data_dir, targets, LocalCluster.pause, "paused")
+
+
+@app.command(epilog="Example: fencepost cluster resume 2")
+def resume(targets: Targets, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Let paused processes go on, with SIGCONT."""
+    _for_each(data_dir, targets, LocalCluster.resume, "resumed")
+
+
+@app.command(epilog="Example: fencepost cluster restart 1 controller")
+def restart(targets: Targets, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Start processes again: those that are down at once, those that run after a clean shutdown."""
+    with _locked(data_dir):
+        cluster = _load(data_dir)
+
+        async def restart_all() -> None:
+            nodes = [await _resolve(cluster, target) for target in targets]
+            for node in dict.fromkeys(nodes):
+                await cluster.restart(node)
+                typer.echo(f"{name_of(node)} restarted")
+
+        run(restart_all())
+
+
+@app.command(epilog="Example: fencepost cluster stop 3")
+def stop(targets: Targets, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Shut processes down cleanly: a broker hands its leaderships over first."""
+    with _locked(data_dir):
+        cluster = _load(data_dir)
+
+        async def stop_all() -> None:
+            nodes = [await _resolve(cluster, target) for target in targets]
+            for node in dict.fromkeys(nodes):
+                await cluster.stop(node)
+                typer.echo(f"{name_of(node)} stopped")
+
+        run(stop_all())
+
+
+@app.command(epilog="Example: fencepost cluster down --remove")
+def down(
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the cluster's data too.")] = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Shut the whole cluster down cleanly; 'up' starts it again with its data."""
+    with _locked(data_dir):
+        cluster = _load(data_dir)
+        run(cluster.down())
+        if remove:
+            cluster.remove()
+    typer.echo(f"cluster in {data_dir} is down{' and removed' if remove else ''}")
+
+
+@app.command(epilog="Example: fencepost cluster status --json | jq .partitions")
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Show processes, topics and partitions. Exit code 1 where a process is down or a partition has no leader."""
+    from fencepost_cli.status import read_status, show_status
+
+    told = run(read_status(_load(data_dir)))
+    if as_json:
+        typer.echo(json.dumps(told.to_json()))
+    else:
+        show_status(told, console())
+    if not told.healthy:
+        raise typer.Exit(1)

@@ -1,0 +1,24 @@
+"""The command `fencepost`."""
+
+from __future__ import annotations
+
+import typer
+
+from fencepost_cli.commands import cluster
+from fencepost_cli.terminal import quiet_grpc
+
+app = typer.Typer(
+    name="fencepost",
+    help="A replicated, partitioned commit log: local clusters, topics, workloads, the demo and the benchmark.",
+    epilog="Example: fencepost cluster up && fencepost topic create orders && echo hello | fencepost produce orders",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(cluster.app, name="cluster")
+
+
+def main() -> None:
+    quiet_grpc()
+    app()

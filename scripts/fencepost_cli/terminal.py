@@ -1,0 +1,120 @@
+"""What all commands share: their common options, how they run, fail and are interrupted.
+
+Exit codes: 0 success; 1 what was asked for could not be done, or is not so; 2 wrong use; 130 and 143 interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+from fencepost_cli.local_cluster import ClusterError, LocalCluster
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+T = TypeVar("T")
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+_PIPE_WIDTH = 160  # of tables that go to a file or a pipe
+
+DataDir = Annotated[
+    Path,
+    typer.Option(
+        "--data-dir",
+        envvar="FENCEPOST_DATA_DIR",
+        help="The local cluster's folder.",
+        show_default=".fencepost in the current folder",
+    ),
+]
+DEFAULT_DATA_DIR = Path(".fencepost")
+
+Bootstrap = Annotated[
+    str | None,
+    typer.Option(
+        "--bootstrap",
+        envvar="FENCEPOST_BOOTSTRAP",
+        metavar="HOST:PORT,…",
+        help="Brokers to ask first.",
+        show_default="those of the local cluster in --data-dir",
+    ),
+]
+
+
+def console(*, stderr: bool = False) -> Console:
+    """For tables and progress. Plain and wide where nobody looks."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else _PIPE_WIDTH, highlight=False)
+
+
+def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
+    """End the command with an error for its user."""
+    typer.secho(f"fencepost: {message}", err=True, fg="red" if sys.stderr.isatty() else None)
+    raise typer.Exit(code)
+
+
+def bootstrap_of(bootstrap: str | None, data_dir: Path) -> str:
+    """As given, else from the local cluster's state."""
+    if bootstrap:
+        return bootstrap
+    try:
+        return LocalCluster.load(data_dir).bootstrap
+    except ClusterError as error:
+        fail(f"{error} (or name one with --bootstrap)")
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a command's coroutine to its end; what a user did wrong, or broke off, ends it without a traceback."""
+    from fencepost_proto.errors import FencepostError
+
+    terminated = False
+
+    async def until_terminated() -> T:
+        nonlocal terminated
+        task = asyncio.current_task()
+        assert task is not None
+
+        def terminate() -> None:
+            nonlocal terminated
+            terminated = True
+            task.cancel()
+
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, terminate)
+        return await main
+
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(until_terminated())
+    except (FencepostError, ClusterError) as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except asyncio.CancelledError:
+        if not terminated:
+            raise
+        raise typer.Exit(EXIT_TERMINATED) from None
+
+
+def _loop_factory() -> Any:
+    if sys.platform == "win32":
+        return None
+    import uvloop
+
+    return uvloop.new_event_loop
+
+
+def quiet_grpc() -> None:
+    """gRPC's own notes about broken connections are no news to somebody who kills brokers."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
