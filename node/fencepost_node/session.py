@@ -20,18 +20,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 import grpc
-from fencepost_proto import errors
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import MetadataImage, PartitionKey
-from fencepost_proto.v1 import common_pb2, controller_pb2, controller_pb2_grpc
 
 from fencepost_node.controller_link import ControllerLink
 from fencepost_node.data_folder import DataFolder
 from fencepost_node.metadata_feed import MetadataFeed
+from fencepost_proto import errors
+from fencepost_proto.host import Host
+from fencepost_proto.metadata import MetadataImage, PartitionKey
+from fencepost_proto.v1 import common_pb2, controller_pb2, controller_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ MIN_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 0.5
 REGISTRATION_TIMEOUT_S = 10.0  # a controller that takes the stream and does not answer is left
 GOODBYE_TIMEOUT_S = 1.0
+MAX_WAIT_FOR_CONTROLLER_S = 1.0
 HEARTBEAT_INTERVAL_S = (0.01, 60.0)  # bounds on what the controller may ask for
 
 # No repetition of a registration helps against these.
@@ -53,6 +54,9 @@ class Replicas(Protocol):
 
     @property
     def failed_replicas(self) -> Sequence[PartitionKey]: ...
+
+    @property
+    def damaged(self) -> Mapping[PartitionKey, str]: ...
 
     def apply(self, image: MetadataImage, broker_epoch: int) -> None: ...
 
@@ -117,6 +121,8 @@ class Session:
     async def hand_over(self, max_wait_s: float) -> bool:
         """Ask for the leaderships to be given to others. False where that was not done in time."""
         self._wants_shutdown = True
+        if not self._registered:  # the controller is away; it may be back in a moment, and may not
+            max_wait_s = min(max_wait_s, MAX_WAIT_FOR_CONTROLLER_S)
         self._link.request_heartbeat()
         try:
             async with asyncio.timeout(max_wait_s):
@@ -160,6 +166,7 @@ class Session:
             cluster_id=self._folder.cluster_id,
             address=self._address,
             may_have_lost_tail=self._folder.may_have_lost_tail,
+            damaged_replicas=_references(sorted(self._replicas.damaged)),
         )
         await _write(call, controller_pb2.SessionRequest(register=register))
         answer = await _read(call)
@@ -211,10 +218,7 @@ class Session:
             applied_version=self.image.version,
             ready=self._ready(),
             want_shutdown=self._wants_shutdown,
-            failed_replicas=[
-                common_pb2.PartitionRef(topic_id=topic_id, partition=partition)
-                for topic_id, partition in self._replicas.failed_replicas
-            ],
+            failed_replicas=_references(self._replicas.failed_replicas),
         )
 
     async def _receive(self, call: SessionCall) -> None:
@@ -240,9 +244,13 @@ class Session:
         known = self.image.version
         if delta.version < known or (delta.version == known and not delta.image):
             raise errors.InvariantBroken(f"metadata version {delta.version} came after {known}")
-        self.image = self.image.apply(delta)
-        self._replicas.apply(self.image, self._link.broker_epoch)
-        self._feed.publish(self.image, delta)
+        image = self.image.apply(delta)
+        try:
+            self._replicas.apply(image, self._link.broker_epoch)
+        except errors.FencepostError as error:  # not a reason to try again: a part of it may stand
+            raise errors.InvariantBroken(f"metadata version {delta.version} was not applied: {error}") from error
+        self.image = image  # only now: heartbeats acknowledge its version
+        self._feed.publish(image, delta)
         if self._ready():
             self.was_ready.set()
         self._link.request_heartbeat()
@@ -253,6 +261,10 @@ class Session:
         if not self._leaving and text != self._trouble:
             log.warning("no session with the controller=%s reason=%s", self._link.address, text)
             self._trouble = text
+
+
+def _references(keys: Iterable[PartitionKey]) -> list[common_pb2.PartitionRef]:
+    return [common_pb2.PartitionRef(topic_id=topic_id, partition=partition) for topic_id, partition in keys]
 
 
 async def _write(call: SessionCall, request: controller_pb2.SessionRequest) -> None:

@@ -1,0 +1,182 @@
+"""One broker: its parts, the order in which they start, and the order in which they end.
+
+Start: lock the data folder and see what the last end was; recover the logs; listen; write process.json; open the session
+with the controller, which brings the metadata that gives every replica its role.
+
+Clean end: hand the leaderships over, stop serving, say goodbye, close the logs (synced, with snapshots), write the
+clean-shutdown marker. Each step only after the one before it: the controller never hears goodbye from a broker that
+still serves, no metadata comes for logs that are being closed, and the marker is never there without synced logs.
+
+What no part can handle (a broken invariant, a task that failed) ends the whole: `wait` raises it. A broker that has
+found its own state wrong does nothing more with it; `stop(clean=False)` only lets go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+
+import grpc
+
+from fencepost_node.config import BrokerConfig
+from fencepost_node.controller_link import ControllerLink
+from fencepost_node.data_folder import DataFolder
+from fencepost_node.log.disk import Disk
+from fencepost_node.metadata_feed import MetadataFeed
+from fencepost_node.producer_ids import ProducerIds
+from fencepost_node.replica_manager import ReplicaManager
+from fencepost_node.services.admin import AdminRelay
+from fencepost_node.services.answer import Answering
+from fencepost_node.services.broker_service import BrokerService, ReplicationService
+from fencepost_node.session import Session
+from fencepost_node.tasks import Tasks
+from fencepost_proto.errors import InvariantBroken
+from fencepost_proto.host import Host
+from fencepost_proto.v1 import (
+    broker_pb2,
+    broker_pb2_grpc,
+    controller_pb2,
+    controller_pb2_grpc,
+    replication_pb2,
+    replication_pb2_grpc,
+)
+from fencepost_proto.wire import RunningServer, serve
+
+log = logging.getLogger(__name__)
+
+PROCESS_FILE = "process.json"
+STOP_GRACE_S = 0.2  # for answers under way; long-lived streams never end by themselves
+
+_SERVICES = [
+    broker_pb2.DESCRIPTOR.services_by_name["Broker"].full_name,
+    replication_pb2.DESCRIPTOR.services_by_name["Replication"].full_name,
+    controller_pb2.DESCRIPTOR.services_by_name["Admin"].full_name,
+]
+
+
+class Broker:
+    """Made, started and stopped once, inside one running event loop."""
+
+    def __init__(self, config: BrokerConfig, host: Host, disk: Disk) -> None:
+        self.config = config
+        self.address = ""  # host:port, once started
+        self.recovery_seconds = 0.0
+        self._host = host
+        self._disk = disk
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tasks = Tasks(self.fail)
+        self._folder = DataFolder(disk, config.data_dir, config.broker_id)
+        self._link = ControllerLink(host, config.controller, config.broker_id)
+        self._ids = ProducerIds(self._link.allocate_producer_ids, self._tasks)
+        self._feed = MetadataFeed()
+        self._manager = ReplicaManager(host, disk, config, self._link, self.fail)
+        self._manager.on_failed_replica = self._link.request_heartbeat
+        self._server: RunningServer | None = None
+        self._session: Session | None = None
+
+    @property
+    def manager(self) -> ReplicaManager:
+        return self._manager
+
+    # ---- Start ----
+
+    async def start(self) -> None:
+        """Returns when the broker listens and looks for its controller.
+
+        Raises DataFolderError, StorageError, OSError (the disk, or an occupied port). Whatever it raises, `stop` is
+        still to be called.
+        """
+        loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._folder.open)
+        began = loop.time()
+        await self._manager.open_logs()
+        self.recovery_seconds = loop.time() - began
+        self._manager.start()
+        self._server = await serve(self._host.wire, self.config.listen, _SERVICES, self._add_services)
+        self.address = self._server.address
+        await asyncio.to_thread(self._write_process_file)
+        log.info(
+            "started address=%s clean=%s may_have_lost_tail=%s recovery_s=%.3f",
+            self.address,
+            self._folder.was_clean,
+            self._folder.may_have_lost_tail,
+            self.recovery_seconds,
+        )
+        self._session = Session(
+            host=self._host,
+            broker_id=self.config.broker_id,
+            address=self.address,
+            link=self._link,
+            folder=self._folder,
+            replicas=self._manager,
+            feed=self._feed,
+        )
+        self._tasks.spawn(self._session.run(), "session")
+
+    async def wait_ready(self) -> None:
+        """Returns once the broker has registered and applied metadata; it may take as long as the controller is away."""
+        if self._session is None:
+            raise InvariantBroken("wait_ready before start")
+        await self._session.was_ready.wait()
+
+    def _add_services(self, server: grpc.aio.Server) -> None:
+        answering = Answering(self.fail)
+        service = BrokerService(
+            broker_id=self.config.broker_id,
+            recovery_seconds=self.recovery_seconds,
+            manager=self._manager,
+            feed=self._feed,
+            ids=self._ids,
+            link=self._link,
+            answering=answering,
+        )
+        broker_pb2_grpc.add_BrokerServicer_to_server(service, server)
+        replication_pb2_grpc.add_ReplicationServicer_to_server(ReplicationService(self._manager, answering), server)
+        controller_pb2_grpc.add_AdminServicer_to_server(AdminRelay(self._link, answering), server)
+
+    def _write_process_file(self) -> None:
+        content = {"pid": os.getpid(), "address": self.address, "kind": "broker", "id": self.config.broker_id}
+        self._disk.write_atomically(f"{self.config.data_dir}/{PROCESS_FILE}", json.dumps(content).encode())
+
+    # ---- Failure ----
+
+    def fail(self, error: BaseException) -> None:
+        """What nobody handled: `wait` raises the first one."""
+        if not self._failure.done():
+            log.critical("broker cannot go on error=%r", error)
+            self._failure.set_exception(error)
+            self._failure.exception()  # whoever does not `wait` has it in the log
+
+    @property
+    def failed(self) -> bool:
+        return self._failure.done()
+
+    async def wait(self) -> None:
+        """Does not return; raises what `fail` was told."""
+        await asyncio.shield(self._failure)
+
+    # ---- End ----
+
+    async def stop(self, clean: bool) -> None:
+        """End every part. With `clean`, lose nothing; without, as much like a kill as a running process can.
+
+        May be called after a start that failed or was cancelled; then nothing is marked clean.
+        """
+        session = self._session if clean else None
+        if session is not None:
+            log.info("shutting down")
+            if not await session.hand_over(self.config.controlled_shutdown_max_wait_ms / 1000):
+                log.warning("leaderships were not handed over in time")
+        self._feed.close()
+        if self._server is not None:
+            await self._server.stop(STOP_GRACE_S if session is not None else 0)
+        if session is not None:
+            await session.goodbye()
+        await self._tasks.close()
+        await self._manager.close(clean=session is not None)
+        if session is not None and not self.failed:
+            await asyncio.to_thread(self._folder.mark_clean)
+            log.info("stopped clean")
+        await self._link.close()

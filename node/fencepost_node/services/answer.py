@@ -1,0 +1,72 @@
+"""How every RPC of a broker ends: with its answer, or with the error that says why not.
+
+A FencepostError goes into the answer's `error` field. Anything unforeseen is logged with its traceback and answered as
+UNKNOWN_SERVER_ERROR: it concerns that request only. A broken invariant concerns the process, which stops.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+import grpc
+
+from fencepost_proto import errors
+from fencepost_proto.v1 import common_pb2
+
+log = logging.getLogger(__name__)
+
+
+class HasError(Protocol):
+    """A response with an `error` field."""
+
+    @property
+    def error(self) -> common_pb2.Error: ...
+
+
+R = TypeVar("R", bound=HasError)
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Answering:
+    """Shared by the services of one broker."""
+
+    def __init__(self, on_failure: Callable[[BaseException], None]) -> None:
+        self._on_failure = on_failure
+
+    async def unary(self, response: Callable[..., R], work: Awaitable[R]) -> R:
+        """The result of `work`, or a response with its error."""
+        try:
+            return await work
+        except errors.FencepostError as error:
+            return response(error=errors.to_proto(error))
+        except Exception as error:  # noqa: BLE001  # the one place where the unforeseen becomes an answer
+            return response(error=errors.to_proto(self._unforeseen(error)))
+
+    async def stream(self, work: Awaitable[None], context: Context) -> None:
+        """Serve one stream. What goes wrong beyond a single answer ends the stream, with its reason."""
+        try:
+            await work
+        except (grpc.aio.AbortError, grpc.aio.UsageError):
+            raise  # ended on purpose; or the client has gone, and there is no one to tell
+        except errors.FencepostError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except Exception as error:  # noqa: BLE001  # as above
+            await context.abort(grpc.StatusCode.INTERNAL, str(self._unforeseen(error)))
+
+    def _unforeseen(self, error: Exception) -> errors.UnknownServerError:
+        broken = _find_broken_invariant(error)
+        if broken is not None:
+            self._on_failure(broken)
+        else:
+            log.error("a request failed unforeseen", exc_info=error)
+        return errors.UnknownServerError(f"{type(error).__name__}: {error}")
+
+
+def _find_broken_invariant(error: BaseException) -> errors.InvariantBroken | None:
+    """The error itself, or one in the group that it is."""
+    if isinstance(error, errors.InvariantBroken):
+        return error
+    inner = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    return next((found for found in map(_find_broken_invariant, inner) if found is not None), None)
