@@ -1,0 +1,434 @@
+"""The sequencer: one partition's batches on their way into the log, each exactly once and in order. Pure.
+
+Theory of operation
+-------------------
+A batch is *stamped* (producer id, epoch, base sequence) when it enters the window, and keeps its stamp and its bytes
+through all retries: the leader recognises a repeat by the stamp, and appends a batch only behind its predecessor.
+The window holds at most five batches, from the oldest unresolved one on, because a leader remembers five.
+
+Batches travel on a *route*: one stream to one leader under one leader epoch. `attach` and `detach` begin and end it.
+On a route, sequence order is kept: a batch is sent only behind all its unresolved predecessors, and where one of them
+must be sent again, the answers of those already sent behind it are awaited (they are on their way: a leader refuses
+what follows a gap at once), then all go again, in order. A new leader or stream ends the wait: nothing that was sent
+on the old route can do harm, so everything unresolved goes out on the new one immediately.
+
+What is known of a batch is kept by counting its *open attempts*: sendings under its present stamp that have not been
+definitely refused. While there is one, the batch may be in the log, now or later. Two conclusions go beyond the count:
+
+- An acknowledgement of a batch says that all its predecessors of the same epoch are in the log (`committed`).
+- Where a batch is certainly absent, and will not be sent again under its stamp, then no later batch of its epoch can be
+  in any log, whatever its attempts met (`never`): no leader appends behind a gap. (A leader without state takes sequence
+  0 as a beginning. So no batch but an epoch's first has it: where numbers would wrap to exactly 0, an epoch ends.)
+
+**The rule that everything serves: a stamped batch is stamped anew only when it is certainly absent.**
+
+An answer that makes the present epoch unusable for what follows (a batch was given up, or the leader has no state to
+continue from) sets `bump_needed`. From then on nothing new is stamped and nothing certainly absent is sent; batches
+that may be in are retried as they are until they are resolved, in order. Once only certainly absent batches are left
+(`drained`), they are stamped anew, from sequence 0, under the next epoch. An anonymous producer takes that epoch by
+itself, for this partition alone: the errors of one partition never touch another's batches. A named producer's epoch is
+the controller's to give: `awaiting_identity` asks for it, `hold` makes the other partitions drain as well, `grant`
+brings it.
+
+Copies of a given-up batch may still be under way when the next epoch begins. One may be appended before the next
+epoch's first batch: its failure said so. None can be afterwards: the leader refuses older epochs from then on. So the
+log holds every batch at most once and in order, always. (One hole, knowingly: after 32,768 epochs a partition goes on
+under a fresh producer id, and no leader compares epochs across ids. A copy of a batch that had failed as "may have been
+appended" just then, and that is still under way, would be appended late, though never twice.)
+
+A batch that may be in is never looked up by other means than its retry: the leader's answer to the retry is the look-up.
+
+Error → reaction
+----------------
+=============================================  =========================================================================
+answer to a batch's present attempt            reaction
+=============================================  =========================================================================
+success                                        delivered; its predecessors are `committed`
+DUPLICATE_SEQUENCE_NUMBER                      delivered, offset unknown (-1); likewise
+OUT_OF_ORDER_SEQUENCE_NUMBER,                  with an unresolved predecessor: wait, and go again behind it;
+UNKNOWN_PRODUCER_ID,                           else, if `committed`: delivered, offset unknown;
+INVALID_PRODUCER_EPOCH (anonymous)             else, if certainly absent: next epoch, stamped anew, no error;
+                                               else: failed, may have been appended; next epoch for what follows
+INVALID_PRODUCER_EPOCH (named),                the producer is fenced: all that is pending fails, for good
+PRODUCER_FENCED                                (while its own bump is under way: as an anonymous producer)
+CORRUPT_MESSAGE, UNKNOWN_SERVER_ERROR          retried, five times at most, then as "any other"
+any other retriable error                      retried with the same stamp, after a backoff or a new leader
+any other error                                failed; next epoch for what follows
+no answer (broken stream, new leader)          the attempt stays open; sent again on the next route
+delivery timeout                               failed; next epoch for what follows
+=============================================  =========================================================================
+
+A failure says `may_have_been_appended` unless the batch is certainly absent. acks=0 and acks=1 have no stamps: one batch
+at a time is under way, is retried only after a definite refusal, and otherwise fails as "may have been appended".
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from fencepost.errors import DeliveryTimeout
+from fencepost.producing.batch import NO_STAMP, Attempt, AttemptState, Batch, Delivered, Failed, Stamp
+from fencepost_proto.errors import ErrorCode as Code
+from fencepost_proto.errors import FencepostError, InvariantBroken, NetworkException, StorageError
+from fencepost_proto.record_batch import MAX_EPOCH, add_sequence
+
+MAX_IN_FLIGHT = 5  # what every leader remembers of a producer
+MAX_STRIKES = 5
+
+_SEQUENCE_ERRORS = frozenset({Code.OUT_OF_ORDER_SEQUENCE_NUMBER, Code.UNKNOWN_PRODUCER_ID, Code.INVALID_PRODUCER_EPOCH})
+_FENCING_ERRORS = frozenset({Code.INVALID_PRODUCER_EPOCH, Code.PRODUCER_FENCED})
+_STRIKE_ERRORS = frozenset({Code.CORRUPT_MESSAGE, Code.UNKNOWN_SERVER_ERROR})
+
+
+class _Reaction(Enum):
+    ALREADY_THERE = auto()
+    SEQUENCE = auto()
+    FENCED = auto()
+    RETRY = auto()
+    FAIL = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Seconds from a refusal to the next attempt: doubling from `first_s` up to `most_s`."""
+
+    first_s: float = 0.02
+    most_s: float = 0.5
+
+    def after(self, failures: int) -> float:
+        return min(self.most_s, self.first_s * 2.0 ** min(failures - 1, 30))
+
+
+class Sequencer:
+    """One partition of one producer. Methods that resolve batches return them, oldest first, each exactly once."""
+
+    def __init__(
+        self,
+        name: str,  # of the partition, for messages
+        producer_id: int,
+        epoch: int,
+        *,
+        named: bool = False,
+        idempotent: bool = True,
+        backoff: Backoff = Backoff(),
+        next_sequence: int = 0,
+    ) -> None:
+        self.name = name
+        self.producer_id = producer_id
+        self.epoch = epoch
+        self.next_sequence = next_sequence
+        self.named = named
+        self.idempotent = idempotent
+        self.bump_needed = False
+        self.awaiting_identity = False  # drained, and the next identity must come from outside
+        self.fenced: FencepostError | None = None
+        self.retried = 0  # attempts beyond each batch's first
+        self._backoff = backoff
+        self._limit = MAX_IN_FLIGHT if idempotent else 1
+        self._window: deque[Batch] = deque()  # sequence order; resolved ones stay while an older one is unresolved
+        self._attached = False
+        self._leader_epoch = -1
+        self._resume_at = 0.0  # nothing is sent before
+        self._failures = 0  # rounds of refusals since the last success
+        self._bumps = 0  # epochs begun since the last success
+
+    # ---- Questions ----
+
+    @property
+    def unresolved(self) -> list[Batch]:
+        return [batch for batch in self._window if batch.outcome is None]
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._window)
+
+    def has_room(self, now: float) -> bool:
+        """Whether another batch may be stamped and would be sent at once."""
+        return (
+            self._attached
+            and not self.bump_needed
+            and self.fenced is None
+            and len(self._window) < self._limit
+            and now >= self._resume_at
+            and all(batch.current is not None for batch in self._window if batch.outcome is None)
+        )
+
+    @property
+    def drained(self) -> bool:
+        """No batch may be in the log without its outcome being known."""
+        return all(batch.certainly_absent for batch in self._window if batch.outcome is None)
+
+    def wake_at(self) -> float | None:
+        """When to ask `attempts_to_send` and `expire` again if nothing happens before."""
+        unresolved = self.unresolved
+        if not unresolved:
+            return None
+        times = [min(batch.deadline for batch in unresolved)]
+        if self._attached and any(batch.current is None for batch in unresolved):
+            times.append(self._resume_at)
+        return min(times)
+
+    # ---- Sending ----
+
+    def add(self, batch: Batch) -> None:
+        """Stamp a batch; it becomes the next to send. Only where `has_room`."""
+        if self.bump_needed or len(self._window) >= self._limit:
+            raise InvariantBroken(f"{self.name}: a batch was added to a window without room")
+        self._window.append(batch)
+        self._stamp(batch)
+        if self.idempotent and self.next_sequence == 0:
+            self.bump_needed = True  # this batch begins the next epoch
+            self._settle()
+
+    def attempts_to_send(self, now: float) -> list[Attempt]:
+        """What goes out now, in this order, on the present route."""
+        if not self._attached or now < self._resume_at or self.fenced is not None:
+            return []
+        unresolved = self.unresolved
+        first = next((n for n, batch in enumerate(unresolved) if batch.current is None), len(unresolved))
+        waiting = unresolved[first:]
+        if any(batch.current is not None for batch in waiting):
+            return []  # sent behind a gap: their answers come first
+        attempts = []
+        for batch in waiting:
+            if self.bump_needed and batch.certainly_absent:
+                break  # kept for the next epoch
+            assert batch.stamp is not None
+            batch.current = Attempt(batch, batch.stamp, self._leader_epoch)
+            batch.open_attempts += 1
+            self.retried += batch.attempts > 0
+            batch.attempts += 1
+            attempts.append(batch.current)
+        return attempts
+
+    # ---- The route ----
+
+    def attach(self, leader_epoch: int) -> list[Batch]:
+        """A stream to the leader of this epoch is up; it takes the place of an earlier route."""
+        resolved = self.detach()
+        self._attached = True
+        self._leader_epoch = leader_epoch
+        self._resume_at = 0.0
+        return resolved
+
+    def detach(self) -> list[Batch]:
+        """The route is gone: what was written to it may arrive or may have arrived, what was not never will."""
+        self._attached = False
+        resolved = []
+        for batch in self.unresolved:
+            self._let_go(batch)
+            if not self.idempotent and not batch.certainly_absent:
+                error = NetworkException(f"{self.name}: the connection broke before the answer came")
+                resolved.append(self._fail(batch, error))
+        self._settle()
+        return resolved
+
+    @staticmethod
+    def _let_go(batch: Batch) -> None:
+        """Await no answer to the batch's present attempt. Where nothing of it was written, nothing ever will be."""
+        attempt, batch.current = batch.current, None
+        if attempt is not None and attempt.state is AttemptState.QUEUED:
+            attempt.state = AttemptState.WITHDRAWN
+            batch.open_attempts -= 1
+
+    # ---- Answers ----
+
+    def acknowledged(self, attempt: Attempt, base_offset: int, duplicate: bool) -> list[Batch]:
+        """Success, of any attempt that was ever made."""
+        attempt.state = AttemptState.ANSWERED
+        batch = attempt.batch
+        if batch.outcome is not None:
+            if isinstance(batch.outcome, Failed) and not batch.outcome.error.may_have_been_appended:
+                raise InvariantBroken(f"{self.name}: {attempt.stamp} was acknowledged, and had been refused for good")
+            return []
+        if attempt.stamp is not batch.stamp or batch.never:
+            raise InvariantBroken(
+                f"{self.name}: {attempt.stamp} was acknowledged, which cannot be in any log: it is {batch.stamp} now"
+            )
+        if self.idempotent:
+            self._conclude_committed_before(batch)
+        self._failures = self._bumps = 0
+        self._resolve(batch, Delivered(base_offset, duplicate))
+        self._settle()
+        return [batch]
+
+    def _conclude_committed_before(self, batch: Batch) -> None:
+        for earlier in self._window:
+            if earlier is batch:
+                return
+            if earlier.outcome is None:
+                if earlier.certainly_absent:
+                    raise InvariantBroken(f"{self.name}: {batch.stamp} was acknowledged; {earlier.stamp} is not in")
+                earlier.committed = True
+
+    def refused(self, attempt: Attempt, error: FencepostError, now: float) -> list[Batch]:
+        """An error was the answer, to any attempt that was ever made."""
+        attempt.state = AttemptState.ANSWERED
+        batch = attempt.batch
+        reaction = self._reaction(attempt, error)
+        if reaction is _Reaction.ALREADY_THERE:
+            return self.acknowledged(attempt, -1, True)
+        if attempt.stamp is batch.stamp and _is_definite(error):
+            batch.open_attempts -= 1
+        if reaction is _Reaction.FENCED:
+            self.fenced = error
+            return []  # the producer fails everything, here and elsewhere
+        if batch.outcome is not None or batch.current is not attempt:
+            self._settle()
+            return []  # an answer from an earlier route: the present attempt decides
+        batch.current = None
+        batch.last_error = error
+        resolved = []
+        if reaction is _Reaction.SEQUENCE:
+            resolved = self._out_of_sequence(batch, error, now)
+        elif reaction is _Reaction.RETRY and (self.idempotent or batch.certainly_absent):
+            self._back_off(now)
+        else:
+            resolved = [self._fail(batch, error)]
+        self._settle()
+        return resolved
+
+    def _reaction(self, attempt: Attempt, error: FencepostError) -> _Reaction:
+        if not self.idempotent:
+            return _Reaction.RETRY if error.retriable and not self._strike(attempt, error) else _Reaction.FAIL
+        if error.code == Code.DUPLICATE_SEQUENCE_NUMBER:
+            return _Reaction.ALREADY_THERE
+        if self.named and error.code in _FENCING_ERRORS and not self.bump_needed:
+            mine = attempt.stamp[:2] == (self.producer_id, self.epoch)
+            return _Reaction.FENCED if mine else _Reaction.SEQUENCE
+        if error.code in _SEQUENCE_ERRORS or error.code in _FENCING_ERRORS:
+            return _Reaction.SEQUENCE
+        if self._strike(attempt, error):
+            return _Reaction.FAIL
+        return _Reaction.RETRY if error.retriable or error.code in _STRIKE_ERRORS else _Reaction.FAIL
+
+    @staticmethod
+    def _strike(attempt: Attempt, error: FencepostError) -> bool:
+        """Count an error that is retried a few times only. Whether that was the last time."""
+        if error.code not in _STRIKE_ERRORS:
+            return False
+        attempt.batch.strikes += 1
+        return attempt.batch.strikes > MAX_STRIKES
+
+    def _out_of_sequence(self, batch: Batch, error: FencepostError, now: float) -> list[Batch]:
+        if batch is not next(b for b in self._window if b.outcome is None):
+            self._back_off(now)  # a predecessor is outstanding: behind it, again
+            return []
+        if batch.committed:
+            return [self._resolve(batch, Delivered(-1, duplicate=True))]
+        self.bump_needed = True
+        if self._bumps:
+            self._back_off(now)  # the epoch before this one was refused as well
+        if batch.certainly_absent:
+            return []
+        return [self._fail(batch, error)]
+
+    def _back_off(self, now: float) -> None:
+        """No sending for a while. The refusals of one round count once."""
+        if now >= self._resume_at:
+            self._failures += 1
+            self._resume_at = now + self._backoff.after(self._failures)
+
+    # ---- Time, and the end ----
+
+    def expire(self, now: float) -> list[Batch]:
+        """Fail what has passed its deadline."""
+        resolved = []
+        for batch in self.unresolved:
+            if batch.deadline <= now:
+                last = f"; last error: {batch.last_error}" if batch.last_error is not None else ""
+                error = DeliveryTimeout(f"{self.name}: not acknowledged in time after {batch.attempts} attempts{last}")
+                error.__cause__ = batch.last_error
+                resolved.append(self._fail(batch, error))
+        self._settle()
+        return resolved
+
+    def fail_all(self, error: FencepostError) -> list[Batch]:
+        """Give up everything in the window, for a reason that ends the producer or the topic."""
+        self.bump_needed = True
+        resolved = []
+        for batch in self.unresolved:
+            resolved.append(self._fail(batch, error))
+        self._window.clear()
+        return resolved
+
+    def _fail(self, batch: Batch, error: FencepostError) -> Batch:
+        """Give a batch up, and say truly whether it may be in the log."""
+        self._let_go(batch)
+        if batch.committed:
+            return self._resolve(batch, Delivered(-1, duplicate=True))
+        may_have_been_appended = not batch.certainly_absent
+        if self.idempotent:
+            self.bump_needed = True
+            if not may_have_been_appended:
+                self._rule_out_behind(batch)
+        final = type(error)(
+            error.message, current_leader=error.current_leader, may_have_been_appended=may_have_been_appended
+        )
+        final.__cause__ = error.__cause__
+        return self._resolve(batch, Failed(final))
+
+    def _resolve(self, batch: Batch, outcome: Delivered | Failed) -> Batch:
+        self._let_go(batch)
+        batch.outcome = outcome
+        return batch
+
+    # ---- Epochs ----
+
+    def hold(self) -> None:
+        """The producer's epoch is about to change (named): stamp nothing, drain, and wait for `grant`."""
+        self.bump_needed = True
+        self._settle()
+
+    def grant(self, producer_id: int, epoch: int) -> None:
+        """Go on under this identity, from sequence 0; what is still in the window is stamped anew."""
+        unresolved = self.unresolved
+        for batch in unresolved:
+            if not batch.certainly_absent:
+                raise InvariantBroken(f"{self.name}: {batch.stamp} may be in the log and would be stamped anew")
+        self.producer_id, self.epoch, self.next_sequence = producer_id, epoch, 0
+        self.bump_needed = self.awaiting_identity = False
+        self._bumps += 1
+        self._window = deque(unresolved)
+        for batch in unresolved:
+            self._let_go(batch)
+            self._stamp(batch)
+
+    def _stamp(self, batch: Batch) -> None:
+        batch.stamp = Stamp(self.producer_id, self.epoch, self.next_sequence) if self.idempotent else NO_STAMP
+        batch.open_attempts, batch.never = 0, False
+        if self.idempotent:
+            self.next_sequence = add_sequence(self.next_sequence, batch.record_count)
+
+    def _rule_out_behind(self, absent: Batch) -> None:
+        """`absent` is in no log and is not sent again: nor can anything be that comes after it in its epoch."""
+        position = next(n for n, batch in enumerate(self._window) if batch is absent)
+        for batch in list(self._window)[position + 1 :]:
+            if batch.outcome is None:
+                if batch.committed:
+                    raise InvariantBroken(f"{self.name}: {batch.stamp} is in the log; {absent.stamp} is not")
+                batch.never = True
+
+    def _settle(self) -> None:
+        """After every event: forget what is done with, and begin the next epoch where it is time."""
+        while self._window and self._window[0].outcome is not None:
+            self._window.popleft()
+        if not self.bump_needed or self.awaiting_identity or self.fenced is not None:
+            return
+        if self._window and self._window[0].certainly_absent:
+            self._rule_out_behind(self._window[0])
+        if self.drained:
+            if self.named or self.epoch >= MAX_EPOCH:
+                self.awaiting_identity = True
+            else:
+                self.grant(self.producer_id, self.epoch + 1)
+
+
+def _is_definite(error: FencepostError) -> bool:
+    """Whether the answer says that this attempt appended nothing and never will.
+
+    StorageError means it, but a disk that has just failed is not taken at its word.
+    """
+    return not error.may_have_been_appended and not isinstance(error, StorageError)
