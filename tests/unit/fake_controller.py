@@ -1,0 +1,196 @@
+"""A scripted controller over real gRPC: tests see every message of every session, and say what is answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import grpc
+
+from fencepost_proto import errors
+from fencepost_proto.metadata import Cluster, Entity, delta_to_proto
+from fencepost_proto.v1 import broker_pb2, common_pb2, controller_pb2, controller_pb2_grpc
+from fencepost_proto.wire import GrpcWire, serve
+
+WAIT_S = 10.0
+CLUSTER_ID = "cluster-of-the-test"
+HEARTBEAT_INTERVAL_MS = 50
+
+T = TypeVar("T")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def run(test: Awaitable[T]) -> T:
+    async def bounded() -> T:
+        async with asyncio.timeout(60):
+            return await test
+
+    return asyncio.run(bounded())
+
+
+async def until(condition: Callable[[], T | None], what: str) -> T:
+    """The first true value of `condition`, or a failure after a generous deadline."""
+    deadline = asyncio.get_running_loop().time() + WAIT_S
+    while not (value := condition()):
+        assert asyncio.get_running_loop().time() < deadline, f"not within {WAIT_S} s: {what}"
+        await asyncio.sleep(0.002)
+    return value
+
+
+class SessionStream:
+    """One Session stream as the controller sees it."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.requests: list[controller_pb2.SessionRequest] = []
+        self.ended = asyncio.Event()  # set it to end the stream from here
+
+    @property
+    def registration(self) -> controller_pb2.Register:
+        return self.requests[0].register
+
+    @property
+    def heartbeats(self) -> list[controller_pb2.Heartbeat]:
+        return [request.heartbeat for request in self.requests if request.HasField("heartbeat")]
+
+    @property
+    def said_goodbye(self) -> bool:
+        return bool(self.requests) and self.requests[-1].HasField("goodbye")
+
+    async def registered(self, broker_epoch: int, cluster_id: str = CLUSTER_ID) -> None:
+        answer = controller_pb2.Registered(
+            broker_epoch=broker_epoch,
+            cluster_id=cluster_id,
+            session_timeout_ms=3_000,
+            heartbeat_interval_ms=HEARTBEAT_INTERVAL_MS,
+        )
+        await self._context.write(controller_pb2.SessionResponse(registered=answer))
+
+    async def metadata(self, version: int, *entities: Entity, image: bool = False) -> None:
+        delta = delta_to_proto(version, entities, image=image)
+        await self._context.write(controller_pb2.SessionResponse(metadata=delta))
+
+    async def image(self, version: int, *entities: Entity) -> None:
+        await self.metadata(version, Cluster(CLUSTER_ID), *entities, image=True)
+
+    async def shutdown_allowed(self) -> None:
+        await self._context.write(controller_pb2.SessionResponse(shutdown_allowed=controller_pb2.ShutdownAllowed()))
+
+    async def error(self, error: errors.FencepostError) -> None:
+        await self._context.write(controller_pb2.SessionResponse(error=errors.to_proto(error)))
+        self.ended.set()
+
+    async def acknowledged(self, version: int) -> controller_pb2.Heartbeat:
+        """The first heartbeat with this version or a later one."""
+        return await until(
+            lambda: next((beat for beat in self.heartbeats if beat.applied_version >= version), None),
+            f"a heartbeat with applied version {version}",
+        )
+
+
+class FakeController(controller_pb2_grpc.ControllerServicer, controller_pb2_grpc.AdminServicer):
+    """Sessions wait for the test's answers; the unary calls answer what the test has set."""
+
+    def __init__(self) -> None:
+        self.address = ""
+        self.sessions: list[SessionStream] = []
+        self.calls: list[Any] = []  # requests of the unary calls
+        self.answers: dict[str, Any] = {}  # method name -> response, or a status code to abort with
+        self._restarts = 0
+
+    async def session(self, number: int) -> SessionStream:
+        """The stream with this number, counted from 0, once it has registered."""
+        await until(lambda: len(self.sessions) > number and self.sessions[number].requests, f"session {number}")
+        return self.sessions[number]
+
+    async def Session(self, request_iterator: AsyncIterator[controller_pb2.SessionRequest], context: Context) -> None:  # type: ignore[override]
+        stream = SessionStream(context)
+        self.sessions.append(stream)
+
+        async def read() -> None:
+            async for request in request_iterator:
+                stream.requests.append(request)
+
+        reader = asyncio.create_task(read())
+        ended = asyncio.create_task(stream.ended.wait())
+        try:
+            await asyncio.wait((reader, ended), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            reader.cancel()
+            ended.cancel()
+            await asyncio.wait((reader, ended))
+
+    async def _answer(self, name: str, request: Any, context: Context) -> Any:
+        self.calls.append(request)
+        answer = self.answers[name]
+        if isinstance(answer, grpc.StatusCode):
+            await context.abort(answer, "as the test wants it")
+        return answer
+
+    async def AlterPartition(
+        self, request: controller_pb2.AlterPartitionRequest, context: Context
+    ) -> controller_pb2.AlterPartitionResponse:
+        answer: controller_pb2.AlterPartitionResponse = await self._answer("AlterPartition", request, context)
+        return answer
+
+    async def AllocateProducerIds(
+        self, request: controller_pb2.AllocateProducerIdsRequest, context: Context
+    ) -> controller_pb2.AllocateProducerIdsResponse:
+        answer: controller_pb2.AllocateProducerIdsResponse = await self._answer("AllocateProducerIds", request, context)
+        return answer
+
+    async def InitProducerId(
+        self, request: broker_pb2.InitProducerIdRequest, context: Context
+    ) -> broker_pb2.InitProducerIdResponse:
+        answer: broker_pb2.InitProducerIdResponse = await self._answer("InitProducerId", request, context)
+        return answer
+
+    async def CreateTopic(
+        self, request: controller_pb2.CreateTopicRequest, context: Context
+    ) -> controller_pb2.CreateTopicResponse:
+        answer: controller_pb2.CreateTopicResponse = await self._answer("CreateTopic", request, context)
+        return answer
+
+    async def DeleteTopic(
+        self, request: controller_pb2.DeleteTopicRequest, context: Context
+    ) -> controller_pb2.DeleteTopicResponse:
+        answer: controller_pb2.DeleteTopicResponse = await self._answer("DeleteTopic", request, context)
+        return answer
+
+    async def AlterPartitionReassignments(
+        self, request: controller_pb2.AlterPartitionReassignmentsRequest, context: Context
+    ) -> controller_pb2.AlterPartitionReassignmentsResponse:
+        name = "AlterPartitionReassignments"
+        answer: controller_pb2.AlterPartitionReassignmentsResponse = await self._answer(name, request, context)
+        return answer
+
+    async def ElectLeader(
+        self, request: controller_pb2.ElectLeaderRequest, context: Context
+    ) -> controller_pb2.ElectLeaderResponse:
+        answer: controller_pb2.ElectLeaderResponse = await self._answer("ElectLeader", request, context)
+        return answer
+
+
+@asynccontextmanager
+async def fake_controller(
+    listen: str = "127.0.0.1:0", fake: FakeController | None = None
+) -> AsyncIterator[FakeController]:
+    """Running at `listen`; pass a stopped one's address and object to start it again."""
+    fake = fake or FakeController()
+
+    def add(server: grpc.aio.Server) -> None:
+        controller_pb2_grpc.add_ControllerServicer_to_server(fake, server)
+        controller_pb2_grpc.add_AdminServicer_to_server(fake, server)
+
+    running = await serve(GrpcWire(), listen, [], add)
+    fake.address = running.address
+    try:
+        yield fake
+    finally:
+        await running.stop(0)
+
+
+def error_of(code: errors.ErrorCode, message: str) -> common_pb2.Error:
+    return common_pb2.Error(code=code, message=message)

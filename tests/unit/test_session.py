@@ -1,0 +1,394 @@
+"""A broker's session with its controller, against a scripted controller over real gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from fake_controller import CLUSTER_ID, FakeController, fake_controller, run, until
+
+from fencepost_node.controller_link import ControllerLink
+from fencepost_node.data_folder import DataFolder
+from fencepost_node.log.disk import RealDisk
+from fencepost_node.metadata_feed import MetadataFeed
+from fencepost_node.session import Session
+from fencepost_proto.errors import (
+    DuplicateBrokerRegistration,
+    InconsistentClusterId,
+    InvariantBroken,
+    NotController,
+    StaleBrokerEpoch,
+    StorageError,
+)
+from fencepost_proto.host import Host
+from fencepost_proto.metadata import Broker, MetadataImage, NamedProducer, PartitionKey, Topic
+
+BROKER_ID = 7
+ADDRESS = "127.0.0.1:7777"
+
+
+class RecordingReplicas:
+    """What the session applied, in order."""
+
+    def __init__(self) -> None:
+        self.applied: list[tuple[MetadataImage, int]] = []
+        self.failed_replicas: Sequence[PartitionKey] = []
+        self.damaged: Mapping[PartitionKey, str] = {}
+        self.apply_error: Exception | None = None
+
+    def apply(self, image: MetadataImage, broker_epoch: int) -> None:
+        if self.apply_error is not None:
+            raise self.apply_error
+        self.applied.append((image, broker_epoch))
+
+    @property
+    def versions(self) -> list[int]:
+        return [image.version for image, _ in self.applied]
+
+
+class Node:
+    """The session and what stands around it."""
+
+    def __init__(self, data_dir: Path, controller: str) -> None:
+        host = Host(random=random.Random(1))
+        self.replicas = RecordingReplicas()
+        self.feed = MetadataFeed()
+        self.folder = DataFolder(RealDisk(), str(data_dir), BROKER_ID)
+        self.link = ControllerLink(host, controller, BROKER_ID)
+        self.session = Session(
+            host=host,
+            broker_id=BROKER_ID,
+            address=ADDRESS,
+            link=self.link,
+            folder=self.folder,
+            replicas=self.replicas,
+            feed=self.feed,
+        )
+
+
+@asynccontextmanager
+async def node_of(controller: str, data_dir: Path) -> AsyncIterator[tuple[Node, asyncio.Task[None]]]:
+    node = Node(data_dir, controller)
+    node.folder.open()
+    running = asyncio.create_task(node.session.run())
+    try:
+        yield node, running
+    finally:
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await running
+        await node.link.close()
+
+
+def me(version: int) -> Broker:
+    return Broker(BROKER_ID, ADDRESS, version, "incarnation", fenced=False)
+
+
+def test_it_registers_with_what_the_data_folder_knows_and_records_the_cluster_before_anything_else(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        async with fake_controller() as controller, node_of(controller.address, tmp_path) as (node, _):
+            stream = await controller.session(0)
+            assert stream.registration.broker_id == BROKER_ID
+            assert stream.registration.cluster_id == ""
+            assert stream.registration.address == ADDRESS
+            assert stream.registration.incarnation == node.session.incarnation
+            assert stream.registration.may_have_lost_tail  # an empty folder holds nothing of what it once promised
+            await stream.registered(5)
+            await stream.image(5, me(5))
+            await stream.acknowledged(5)
+            assert node.folder.cluster_id == CLUSTER_ID
+            assert b"cluster.id=cluster-of-the-test\n" in (tmp_path / "meta.properties").read_bytes()
+            assert node.link.broker_epoch == 5
+
+    run(test())
+
+
+def test_damaged_replicas_are_told_with_the_registration(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with fake_controller() as controller:
+            node = Node(tmp_path, controller.address)
+            node.folder.open()
+            node.replicas.damaged = {("b", 2): "x", ("a", 1): "y"}
+            running = asyncio.create_task(node.session.run())
+            stream = await controller.session(0)
+            told = [(ref.topic_id, ref.partition) for ref in stream.registration.damaged_replicas]
+            assert told == [("a", 1), ("b", 2)]
+            running.cancel()
+            await asyncio.wait([running])
+            await node.link.close()
+
+    run(test())
+
+
+def test_each_change_is_applied_in_order_and_acknowledged_only_after_it_is_applied(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with fake_controller() as controller, node_of(controller.address, tmp_path) as (node, _):
+            stream = await controller.session(0)
+            await stream.registered(5)
+            await stream.image(5, me(5))
+            for version in range(6, 26):
+                await stream.metadata(version, NamedProducer("p", 1, version))
+            await stream.acknowledged(25)
+            assert node.replicas.versions == list(range(5, 26))
+            assert node.replicas.applied[-1][0].fences == {1: 25}
+            versions = [beat.applied_version for beat in stream.heartbeats]
+            assert versions == sorted(versions)
+            assert all(beat.ready == (beat.applied_version >= 5) for beat in stream.heartbeats)
+
+    run(test())
+
+
+def test_a_change_is_acknowledged_at_once_not_at_the_next_regular_heartbeat(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with fake_controller() as controller, node_of(controller.address, tmp_path) as (_, _):
+            stream = await controller.session(0)
+            await stream.registered(1)
+            await stream.image(1)
+            await stream.acknowledged(1)
+            loop = asyncio.get_running_loop()
+            delays = []
+            for version in range(2, 22):
+                began = loop.time()
+                await stream.metadata(version)
+                await stream.acknowledged(version)
+                delays.append(loop.time() - began)
+            assert sorted(delays)[len(delays) // 2] < 0.025  # half of the interval between regular heartbeats
+
+    run(test())
+
+
+def test_heartbeats_go_on_while_nothing_happens(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with fake_controller() as controller, node_of(controller.address, tmp_path) as (_, _):
+            stream = await controller.session(0)
+            await stream.registered(1)
+            await stream.image(1)
+            await until(lambda: len(stream.heartbeats) > 5, "six heartbeats")
+
+    run(test())
+
+
+def test_a_change_that_the_replicas_cannot_take_is_never_acknowledged_and_ends_the_process(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with fake_controller() as controller, node_of(controller.address, tmp_path) as (node, running):
+            stream = await controller.session(0)
+            await stream.registered(1)
+            await stream.image(1)
+            await stream.acknowledged(1)
+            node.replicas.apply_error = StorageError("no room")
+            await stream.metadata(2)
+            with pytest.raises(InvariantBroken, match="version 2 was not applied.*no room"):
+                await running
+            assert max(beat.applied_version for beat in stream.heartbeats) == 1
+            assert node.session.image.version == 1
+
+    run(test())
+
+
+def test_metadata_that_goes_back_ends_the_process(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with fake_controller() as controller, node_of(controller.address, tmp_path) as (_, running):
+            stream = await controller.session(0)
+            await stream.registered(9)
+            await stream.image(9)
+            await stream.metadata(8)
+            with pytest.raises(InvariantBroken, match="version 8 came after 9"):
+                await running
+
+    run(test())
+
+
+def test_after_a_broken_stream_it_registers_again_as_the_same_process_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with fake_controller() as controller, node_of(controller.address, tmp_path) as (node, _):
+            first = await controller.session(0)
+            await first.registered(5)
+            await first.image(5, me(5))
+            await first.acknowledged(5)
+            first.ended.set()
+            second = await controller.session(1)
+            assert second.registration.incarnation == first.registration.incarnation
+            assert second.registration.cluster_id == CLUSTER_ID
+            assert not second.registration.may_have_lost_tail  # told once, and acknowledged
+            await second.registered(5)
+            await second.image(6, me(5), Topic("t", "orders"))
+            await second.acknowledged(6)
+            assert [(image.version, epoch) for image, epoch in node.replicas.applied] == [(5, 5), (6, 5)]
+
+    run(test())
+
+
+def test_a_loss_is_told_again_until_a_registration_is_acknowledged(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with fake_controller() as controller, node_of(controller.address, tmp_path) as (_, _):
+            first = await controller.session(0)
+            assert first.registration.may_have_lost_tail
+            first.ended.set()  # the controller died before its answer
+            second = await controller.session(1)
+            assert second.registration.may_have_lost_tail
+
+    run(test())
+
+
+def test_declared_dead_it_registers_anew_and_is_not_ready_before_its_new_epoch_is_applied(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with fake_controller() as controller, node_of(controller.address, tmp_path) as (node, _):
+            first = await controller.session(0)
+            await first.registered(5)
+            await first.image(5, me(5))
+            await first.acknowledged(5)
+            await first.error(StaleBrokerEpoch("broker 7 was declared dead"))
+            second = await controller.session(1)
+            await second.registered(12)
+            await until(lambda: second.heartbeats, "a heartbeat before the image")
+            assert not second.heartbeats[-1].ready
+            await second.image(12, me(12))
+            assert (await second.acknowledged(12)).ready
+            assert node.replicas.applied[-1][1] == 12
+            assert node.link.broker_epoch == 12
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        DuplicateBrokerRegistration("broker id 7 is in use at 10.0.0.1:9092"),
+        InconsistentClusterId("cluster a is not cluster b"),
+    ],
+)
+def test_a_refusal_that_no_repetition_helps_against_ends_the_process(
+    tmp_path: Path, refusal: DuplicateBrokerRegistration | InconsistentClusterId
+) -> None:
+    async def test() -> None:
+        async with fake_controller() as controller, node_of(controller.address, tmp_path) as (node, running):
+            stream = await controller.session(0)
+            await stream.error(refusal)
+            with pytest.raises(type(refusal), match=refusal.message):
+                await running
+            assert not node.replicas.applied
+            assert not (tmp_path / "meta.properties").exists()
+
+    run(test())
+
+
+def test_a_folder_of_another_cluster_is_refused_naming_both_and_left_as_it_was(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with fake_controller() as controller:
+            folder = DataFolder(RealDisk(), str(tmp_path), BROKER_ID)
+            folder.open()
+            folder.registered("cluster-before")
+            folder.mark_clean()
+            before = (tmp_path / "meta.properties").read_bytes()
+            node = Node(tmp_path, controller.address)
+            (tmp_path / ".lock").unlink()  # the folder object above holds it
+            node.folder.open()
+            running = asyncio.create_task(node.session.run())
+            stream = await controller.session(0)
+            assert stream.registration.cluster_id == "cluster-before"
+            await stream.registered(1)
+            with pytest.raises(InconsistentClusterId, match="cluster-before.*cluster-of-the-test"):
+                await running
+            assert (tmp_path / "meta.properties").read_bytes() == before
+            await node.link.close()
+
+    run(test())
+
+
+def test_it_waits_for_a_controller_that_is_not_there_yet(tmp_path: Path) -> None:
+    async def test() -> None:
+        fake = FakeController()
+        async with fake_controller(fake=fake):
+            address = fake.address
+        async with node_of(address, tmp_path) as (node, running):
+            with pytest.raises(NotController, match=address):
+                await node.link.allocate_producer_ids()
+            assert not running.done()
+            async with fake_controller(address, fake):
+                stream = await fake.session(0)
+                await stream.registered(1)
+                await stream.image(1)
+                await asyncio.wait_for(node.session.was_ready.wait(), 10)
+
+    run(test())
+
+
+def test_failed_replicas_are_told_at_once_when_asked(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with fake_controller() as controller, node_of(controller.address, tmp_path) as (node, _):
+            stream = await controller.session(0)
+            await stream.registered(1)
+            await stream.image(1)
+            await stream.acknowledged(1)
+            node.replicas.failed_replicas = [("t", 3)]
+            node.link.request_heartbeat()
+            await until(
+                lambda: [(r.topic_id, r.partition) for r in stream.heartbeats[-1].failed_replicas] == [("t", 3)],
+                "a heartbeat with the failed replica",
+            )
+
+    run(test())
+
+
+def test_a_controlled_shutdown_asks_waits_and_says_goodbye_last(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with fake_controller() as controller, node_of(controller.address, tmp_path) as (node, running):
+            stream = await controller.session(0)
+            await stream.registered(1)
+            await stream.image(1)
+            await stream.acknowledged(1)
+            handing_over = asyncio.create_task(node.session.hand_over(10))
+            await until(lambda: stream.heartbeats[-1].want_shutdown, "a heartbeat that wants to shut down")
+            await stream.metadata(2)  # another broker takes over
+            await stream.acknowledged(2)
+            assert not handing_over.done()
+            await stream.shutdown_allowed()
+            assert await handing_over
+            assert not stream.said_goodbye
+            await node.session.goodbye()
+            await running
+            assert stream.said_goodbye
+            assert len(controller.sessions) == 1
+
+    run(test())
+
+
+def test_a_shutdown_does_not_wait_for_ever_for_the_controller(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with fake_controller() as controller, node_of(controller.address, tmp_path) as (node, running):
+            stream = await controller.session(0)
+            await stream.registered(1)
+            await stream.image(1)
+            await stream.acknowledged(1)
+            assert not await node.session.hand_over(0.05)
+            await node.session.goodbye()
+            await running
+
+    run(test())
+
+
+def test_clients_see_what_the_session_applied(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with fake_controller() as controller, node_of(controller.address, tmp_path) as (node, _):
+            stream = await controller.session(0)
+            await stream.registered(1)
+            await stream.image(1, me(1))
+            assert await node.feed.wait_known(10)
+            with node.feed.watch() as watcher:
+                first = await watcher.next()
+                assert first is not None
+                assert first.image
+                assert first.version == 1
+                await stream.metadata(2, NamedProducer("p", 1, 1), Topic("t", "orders"))
+                second = await watcher.next()
+                assert second is not None
+                assert [entity.WhichOneof("kind") for entity in second.changed] == ["topic"]
+
+    run(test())
