@@ -184,7 +184,7 @@ def test_a_change_that_the_replicas_cannot_take_is_never_acknowledged_and_ends_t
             await stream.acknowledged(1)
             node.replicas.apply_error = StorageError("no room")
             await stream.metadata(2)
-            with pytest.raises(InvariantBroken, match="version 2 was not applied.*no room"):
+            with pytest.raises(InvariantBroken, match=r"version 2 was not applied.*no room"):
                 await running
             assert max(beat.applied_version for beat in stream.heartbeats) == 1
             assert node.session.image.version == 1
@@ -294,7 +294,7 @@ def test_a_folder_of_another_cluster_is_refused_naming_both_and_left_as_it_was(t
             stream = await controller.session(0)
             assert stream.registration.cluster_id == "cluster-before"
             await stream.registered(1)
-            with pytest.raises(InconsistentClusterId, match="cluster-before.*cluster-of-the-test"):
+            with pytest.raises(InconsistentClusterId, match=r"cluster-before.*cluster-of-the-test"):
                 await running
             assert (tmp_path / "meta.properties").read_bytes() == before
             await node.link.close()

@@ -1,0 +1,158 @@
+"""A broker's data folder: whose it is, and when its tail may be lost, whatever happened between two starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fencepost_node.data_folder import CLEAN_SHUTDOWN, META, DataFolder, DataFolderError
+from fencepost_node.log.disk import RealDisk
+from fencepost_proto.errors import InconsistentClusterId
+
+CLUSTER = "cluster-a"
+
+
+class Machine(RealDisk):
+    """A disk whose machine can be rebooted, and which lets go of its locks when a process 'dies'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.boot = 1
+        self.locked = False
+
+    def boot_id(self) -> str:
+        return f"boot-{self.boot}"
+
+    def lock(self, path: str) -> None:
+        if self.locked:
+            raise BlockingIOError(path)
+        self.locked = True
+
+    def kill(self) -> None:
+        self.locked = False
+
+    def reboot(self) -> None:
+        self.kill()
+        self.boot += 1
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+def start(machine: Machine, path: Path, broker_id: int = 1) -> DataFolder:
+    folder = DataFolder(machine, str(path), broker_id)
+    folder.open()
+    return folder
+
+
+def settled(machine: Machine, path: Path) -> DataFolder:
+    """A folder whose broker has registered."""
+    folder = start(machine, path)
+    folder.registered(CLUSTER)
+    return folder
+
+
+def test_an_empty_folder_counts_as_having_lost_everything(machine: Machine, tmp_path: Path) -> None:
+    folder = start(machine, tmp_path / "new")
+    assert folder.may_have_lost_tail
+    assert folder.cluster_id == ""
+
+
+def test_a_killed_process_loses_nothing(machine: Machine, tmp_path: Path) -> None:
+    settled(machine, tmp_path)
+    machine.kill()
+    folder = start(machine, tmp_path)
+    assert not folder.may_have_lost_tail
+    assert folder.cluster_id == CLUSTER
+
+
+def test_a_reboot_without_a_clean_shutdown_may_have_lost_the_tail(machine: Machine, tmp_path: Path) -> None:
+    settled(machine, tmp_path)
+    machine.reboot()
+    assert start(machine, tmp_path).may_have_lost_tail
+
+
+def test_a_reboot_after_a_clean_shutdown_loses_nothing(machine: Machine, tmp_path: Path) -> None:
+    settled(machine, tmp_path).mark_clean()
+    machine.reboot()
+    folder = start(machine, tmp_path)
+    assert folder.was_clean
+    assert not folder.may_have_lost_tail
+
+
+def test_the_marker_is_gone_once_the_folder_is_open(machine: Machine, tmp_path: Path) -> None:
+    settled(machine, tmp_path).mark_clean()
+    assert (tmp_path / CLEAN_SHUTDOWN).read_text() == "boot-1\n"
+    machine.kill()
+    start(machine, tmp_path)
+    assert not (tmp_path / CLEAN_SHUTDOWN).exists()
+
+
+def test_a_loss_stays_open_until_the_controller_has_acknowledged_it(machine: Machine, tmp_path: Path) -> None:
+    settled(machine, tmp_path)
+    machine.reboot()
+    assert start(machine, tmp_path).may_have_lost_tail
+    machine.kill()  # before it could register
+    folder = start(machine, tmp_path)
+    assert folder.may_have_lost_tail
+    folder.registered(CLUSTER)
+    assert not folder.may_have_lost_tail
+    machine.kill()
+    assert not start(machine, tmp_path).may_have_lost_tail
+
+
+def test_a_clean_folder_is_not_suspected_because_its_next_start_was_killed_early(
+    machine: Machine, tmp_path: Path
+) -> None:
+    settled(machine, tmp_path).mark_clean()
+    machine.reboot()
+    start(machine, tmp_path)
+    machine.kill()  # before it could register
+    folder = start(machine, tmp_path)
+    assert not folder.was_clean
+    assert not folder.may_have_lost_tail
+    machine.reboot()
+    assert start(machine, tmp_path).may_have_lost_tail  # but that boot has ended too
+
+
+def test_a_folder_in_use_is_refused(machine: Machine, tmp_path: Path) -> None:
+    settled(machine, tmp_path).mark_clean()
+    with pytest.raises(DataFolderError, match="in use by another process"):
+        start(machine, tmp_path)
+    assert (tmp_path / CLEAN_SHUTDOWN).exists()
+
+
+def test_two_real_processes_disks_cannot_hold_one_folder(tmp_path: Path) -> None:
+    DataFolder(RealDisk(), str(tmp_path), 1).open()
+    with pytest.raises(DataFolderError, match="in use"):
+        DataFolder(RealDisk(), str(tmp_path), 1).open()
+
+
+def test_a_folder_of_another_broker_is_refused_naming_both(machine: Machine, tmp_path: Path) -> None:
+    settled(machine, tmp_path).mark_clean()
+    machine.kill()
+    with pytest.raises(DataFolderError, match="belongs to broker 1; the configuration says broker_id = 2"):
+        start(machine, tmp_path, broker_id=2)
+    assert (tmp_path / CLEAN_SHUTDOWN).exists()
+
+
+def test_a_folder_of_another_cluster_is_refused_naming_both(machine: Machine, tmp_path: Path) -> None:
+    settled(machine, tmp_path)
+    machine.kill()
+    folder = start(machine, tmp_path)
+    with pytest.raises(InconsistentClusterId, match="belongs to cluster cluster-a; the controller's is cluster-b"):
+        folder.registered("cluster-b")
+    assert f"cluster.id={CLUSTER}\n" in (tmp_path / META).read_text()
+
+
+@pytest.mark.parametrize("content", ["", "broker.id=1\n", "broker.id=one\ncluster.id=\nboot.id=\n", "nonsense\n"])
+def test_meta_properties_that_cannot_be_read_are_named_not_replaced(
+    machine: Machine, tmp_path: Path, content: str
+) -> None:
+    (tmp_path / META).write_text(content)
+    with pytest.raises(DataFolderError, match=META):
+        start(machine, tmp_path)
+    assert (tmp_path / META).read_text() == content
