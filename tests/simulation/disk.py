@@ -1,0 +1,446 @@
+"""The disk of one simulated machine: a file system with a page cache, which can fail in every way a log must survive.
+
+Theory of operation. A file's content is what readers see: the page cache. Beside it the file remembers what is on the
+medium: everything up to `_clean_bytes`, then, if the file was cut below that since the last sync, the old tail. A folder
+likewise keeps its entries as seen, and as they are on the medium, with the changes between the two in order.
+
+- A process that dies leaves the page cache as it is.
+- A power failure keeps of each folder a seeded prefix of its unsynced changes, and of each file what was synced plus a
+  seeded prefix of what was not; the last block of that may hold zeros or noise, as a file system that journals sizes
+  before data leaves it. A failed sync, too, leaves the pages clean and not on the medium (as Linux does), so a later
+  sync that succeeds saves nothing of them.
+
+`SimDisk` is the machine's; each process mounts it (`mount`), and once the process is dead every operation on its mount
+raises ProcessEnded. Faults to come are set on the machine's disk, by kind of operation and path.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tests.simulation.process import SimProcess
+
+BLOCK_BYTES = 512
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(slots=True)
+class Fault:
+    """The next `count` operations of one of the `kinds` on a path that contains `where` fail with `code`."""
+
+    kinds: tuple[str, ...]
+    code: int
+    where: str = ""
+    count: int = 1
+    skip: int = 0
+
+
+class FileNode:
+    """One file: what readers see, and what would be left after a power failure."""
+
+    __slots__ = ("_clean_bytes", "_lost", "_old_tail", "content", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.content = bytearray()
+        self._clean_bytes = 0  # content below this is on the medium …
+        self._old_tail = b""  # … and after it, on the medium, this
+        self._lost: list[tuple[int, int]] = []  # ranges that a failed sync threw away
+
+    def append(self, data: Buffer) -> None:
+        self.content += data
+
+    def truncate(self, size: int) -> None:
+        if size < self._clean_bytes:
+            self._old_tail = bytes(self.content[size : self._clean_bytes]) + self._old_tail
+            self._clean_bytes = size
+        if size < len(self.content):
+            del self.content[size:]
+        else:
+            self.content.extend(bytes(size - len(self.content)))
+        self._lost = [(start, min(end, size)) for start, end in self._lost if start < size]
+
+    def sync(self) -> None:
+        self._clean_bytes = len(self.content)
+        self._old_tail = b""
+
+    def fail_sync(self) -> None:
+        if self._clean_bytes < len(self.content):
+            self._lost.append((self._clean_bytes, len(self.content)))
+        self.sync()
+
+    @property
+    def unsynced_bytes(self) -> int:
+        return len(self.content) - self._clean_bytes
+
+    def lose_power(self, chance: random.Random) -> None:
+        for start, end in self._lost:
+            self.content[start:end] = bytes(end - start)
+        self._lost = []
+        unsynced = len(self.content) - self._clean_bytes
+        if self._old_tail and chance.random() < 0.5:  # the cut never reached the medium
+            self.content[self._clean_bytes :] = self._old_tail
+        elif unsynced:
+            kept = chance.choice((0, unsynced, chance.randint(0, unsynced)))
+            del self.content[self._clean_bytes + kept :]
+            if kept and chance.random() < 0.5:  # the size was journalled, the last block was not written
+                torn = min(kept, chance.randint(1, BLOCK_BYTES))
+                noise = bytes(torn) if chance.random() < 0.5 else chance.randbytes(torn)
+                self.content[len(self.content) - torn :] = noise
+        self.sync()
+
+
+class FolderNode:
+    """One folder: its entries as seen and as they are on the medium."""
+
+    __slots__ = ("_changes", "_on_medium", "entries", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.entries: dict[str, FileNode | FolderNode] = {}
+        self._on_medium: dict[str, FileNode | FolderNode] = {}
+        self._changes: list[dict[str, FileNode | FolderNode | None]] = []
+
+    def put(self, changes: dict[str, FileNode | FolderNode | None]) -> None:
+        """One change, whole or not at all (a rename inside a folder is two entries)."""
+        self._changes.append(changes)
+        _apply(self.entries, changes)
+
+    def sync(self) -> None:
+        self._on_medium = dict(self.entries)
+        self._changes = []
+
+    def lose_power(self, chance: random.Random) -> None:
+        kept = chance.randint(0, len(self._changes))
+        for changes in self._changes[:kept]:
+            _apply(self._on_medium, changes)
+        self.entries = dict(self._on_medium)
+        self._changes = []
+        for node in list(self.entries.values()):
+            node.lose_power(chance)
+
+
+def _apply(entries: dict[str, FileNode | FolderNode], changes: dict[str, FileNode | FolderNode | None]) -> None:
+    for name, node in changes.items():
+        if node is None:
+            entries.pop(name, None)
+        else:
+            entries[name] = node
+
+
+@dataclass(slots=True)
+class DiskCounters:
+    """What happened on a disk, for the coverage report."""
+
+    faults: dict[str, int] = field(default_factory=dict)
+    power_failures: int = 0
+    bytes_lost: int = 0
+
+
+class SimDisk:
+    """The disk of one machine."""
+
+    def __init__(self, name: str, chance: random.Random) -> None:
+        self.name = name
+        self.root = FolderNode("/")
+        self.capacity_bytes: int | None = None  # None: no limit
+        self.faults: list[Fault] = []
+        self.counters = DiskCounters()
+        self.boot = 1
+        self.operations = 0
+        self.crash_at_operation = 0  # 0: never; else the process dies in the middle of that operation
+        self.on_crash: Callable[[], None] = lambda: None
+        self._random = chance
+        self._locks: dict[str, SimProcess] = {}
+
+    def mount(self, process: SimProcess) -> MountedDisk:
+        return MountedDisk(self, process)
+
+    # ---- What happens to it ----
+
+    def lose_power(self) -> None:
+        self.counters.power_failures += 1
+        before = self.used_bytes()
+        self.root.lose_power(self._random)
+        self.counters.bytes_lost += max(0, before - self.used_bytes())
+        self.boot += 1
+
+    def used_bytes(self) -> int:
+        return sum(len(node.content) for _, node in self.files())
+
+    def files(self) -> list[tuple[str, FileNode]]:
+        """Every file with its path, in order of path."""
+        found: list[tuple[str, FileNode]] = []
+
+        def walk(prefix: str, folder: FolderNode) -> None:
+            for name, node in sorted(folder.entries.items()):
+                if isinstance(node, FileNode):
+                    found.append((f"{prefix}/{name}", node))
+                else:
+                    walk(f"{prefix}/{name}", node)
+
+        walk("", self.root)
+        return found
+
+    def corrupt(self, path: str, position: int) -> None:
+        """Flip one byte of a file, on the medium as in the cache."""
+        node = self.find(path)
+        assert isinstance(node, FileNode)
+        node.content[position] ^= 0xFF
+
+    # ---- Paths ----
+
+    def find(self, path: str) -> FileNode | FolderNode | None:
+        node: FileNode | FolderNode = self.root
+        for part in _parts(path):
+            if not isinstance(node, FolderNode) or part not in node.entries:
+                return None
+            node = node.entries[part]
+        return node
+
+    def folder(self, path: str) -> FolderNode:
+        node = self.find(path)
+        if node is None:
+            raise FileNotFoundError(errno.ENOENT, "no such folder", path)
+        if isinstance(node, FileNode):
+            raise NotADirectoryError(errno.ENOTDIR, "not a folder", path)
+        return node
+
+    def file(self, path: str) -> FileNode:
+        node = self.find(path)
+        if node is None:
+            raise FileNotFoundError(errno.ENOENT, "no such file", path)
+        if isinstance(node, FolderNode):
+            raise IsADirectoryError(errno.EISDIR, "is a folder", path)
+        return node
+
+    # ---- Faults ----
+
+    def check(self, kind: str, path: str) -> None:
+        """Raises OSError where a fault is due."""
+        for fault in self.faults:
+            if kind in fault.kinds and fault.where in path:
+                if fault.skip:
+                    fault.skip -= 1
+                    continue
+                fault.count -= 1
+                if fault.count <= 0:
+                    self.faults.remove(fault)
+                self.note(f"{errno.errorcode[fault.code]} on {kind}")
+                raise OSError(fault.code, f"simulated fault on {kind}", path)
+
+    def note(self, what: str) -> None:
+        self.counters.faults[what] = self.counters.faults.get(what, 0) + 1
+
+    def room(self, wanted: int) -> int:
+        """How many of `wanted` bytes still fit."""
+        if self.capacity_bytes is None:
+            return wanted
+        return max(0, min(wanted, self.capacity_bytes - self.used_bytes()))
+
+    def lock(self, path: str, process: SimProcess) -> None:
+        holder = self._locks.get(path)
+        if holder is not None and holder.alive and holder is not process:
+            raise BlockingIOError(errno.EAGAIN, f"held by {holder!r}", path)
+        self._locks[path] = process
+
+    def step(self, process: SimProcess) -> None:
+        """Before every operation: count it; the process may be dead, or die here."""
+        process.check_alive()
+        self.operations += 1
+        if self.crash_at_operation and self.operations >= self.crash_at_operation:
+            self.crash_at_operation = 0
+            self.on_crash()
+            process.check_alive()
+
+    @property
+    def chance(self) -> random.Random:
+        return self._random
+
+
+class MountedFile:
+    """One open file of one process. Implements fencepost_node.log.disk.File."""
+
+    __slots__ = ("_closed", "_disk", "_node", "_path", "_process")
+
+    def __init__(self, disk: SimDisk, process: SimProcess, path: str, node: FileNode) -> None:
+        self._disk = disk
+        self._process = process
+        self._path = path
+        self._node = node
+        self._closed = False
+
+    def _step(self, kind: str) -> None:
+        self._disk.step(self._process)
+        if self._closed:
+            raise OSError(errno.EBADF, "the file is closed", self._path)
+        self._disk.check(kind, self._path)
+
+    @property
+    def size(self) -> int:
+        return len(self._node.content)
+
+    def append(self, data: Buffer) -> None:
+        try:
+            self._step("append")
+        except OSError as error:
+            if error.errno != errno.EBADF:  # a part may have been written
+                self._node.append(bytes(data)[: self._disk.chance.randint(0, len(data))])
+            raise
+        room = self._disk.room(len(data))
+        if room < len(data):
+            self._node.append(bytes(data)[:room])
+            self._disk.note("ENOSPC on append")
+            raise OSError(errno.ENOSPC, "no space left on the simulated disk", self._path)
+        self._node.append(data)
+
+    def read(self, position: int, length: int) -> bytes:
+        self._step("read")
+        return bytes(self._node.content[position : position + length])
+
+    def truncate(self, size: int) -> None:
+        self._step("truncate")
+        self._node.truncate(size)
+
+    def sync(self) -> None:
+        try:
+            self._step("sync")
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                self._node.fail_sync()
+            raise
+        self._node.sync()
+
+    def close(self) -> None:
+        self._closed = True
+
+
+class MountedDisk:
+    """The disk as one process sees it. Implements fencepost_node.log.disk.Disk."""
+
+    def __init__(self, disk: SimDisk, process: SimProcess) -> None:
+        self._disk = disk
+        self._process = process
+
+    def _step(self, kind: str, path: str) -> None:
+        self._disk.step(self._process)
+        self._disk.check(kind, path)
+
+    def open(self, path: str, *, create: bool = False) -> MountedFile:
+        self._step("open", path)
+        node = self._disk.find(path)
+        if node is None and create:
+            parent, name = _split(path)
+            folder = self._disk.folder(parent)
+            if self._disk.room(1) == 0:
+                self._disk.note("ENOSPC on create")
+                raise OSError(errno.ENOSPC, "no space left on the simulated disk", path)
+            node = FileNode(name)
+            folder.put({name: node})
+        return MountedFile(self._disk, self._process, path, self._disk.file(path))
+
+    def read_bytes(self, path: str) -> bytes:
+        self._step("read", path)
+        return bytes(self._disk.file(path).content)
+
+    def write_atomically(self, path: str, data: Buffer) -> None:
+        """In the steps of the real one, so that a crash can come between them."""
+        temporary = f"{path}.tmp"
+        self._step("create", temporary)
+        parent, name = _split(temporary)
+        node = FileNode(name)
+        self._disk.folder(parent).put({name: node})
+        self._step("append", temporary)
+        room = self._disk.room(len(data))
+        node.append(bytes(data)[:room])
+        if room < len(data):
+            self._disk.note("ENOSPC on write_atomically")
+            raise OSError(errno.ENOSPC, "no space left on the simulated disk", path)
+        self._step("sync", temporary)
+        node.sync()
+        self.rename(temporary, path)
+        self.sync_directory(parent)
+
+    def exists(self, path: str) -> bool:
+        self._step("stat", path)
+        return self._disk.find(path) is not None
+
+    def list(self, path: str) -> list[str]:
+        self._step("list", path)
+        return sorted(self._disk.folder(path).entries)
+
+    def make_directory(self, path: str) -> None:
+        self._step("mkdir", path)
+        folder = self._disk.root
+        for part in _parts(path):
+            child = folder.entries.get(part)
+            if child is None:
+                child = FolderNode(part)
+                folder.put({part: child})
+                folder.sync()
+            if isinstance(child, FileNode):
+                raise NotADirectoryError(errno.ENOTDIR, "not a folder", path)
+            folder = child
+
+    def sync_directory(self, path: str) -> None:
+        self._step("sync_directory", path)
+        self._disk.folder(path).sync()
+
+    def rename(self, old: str, new: str) -> None:
+        self._step("rename", new)
+        old_parent, old_name = _split(old)
+        new_parent, new_name = _split(new)
+        source, target = self._disk.folder(old_parent), self._disk.folder(new_parent)
+        node = source.entries.get(old_name)
+        if node is None:
+            raise FileNotFoundError(errno.ENOENT, "nothing to rename", old)
+        in_the_way = target.entries.get(new_name)
+        if isinstance(in_the_way, FolderNode) and in_the_way.entries:
+            raise OSError(errno.ENOTEMPTY, "folder is not empty", new)
+        if source is target:
+            source.put({old_name: None, new_name: node})
+        else:
+            target.put({new_name: node})
+            source.put({old_name: None})
+
+    def remove(self, path: str) -> None:
+        self._step("remove", path)
+        self._disk.file(path)
+        parent, name = _split(path)
+        self._disk.folder(parent).put({name: None})
+
+    def remove_tree(self, path: str) -> None:
+        self._step("remove_tree", path)
+        folder = self._disk.folder(path)
+        for name in sorted(folder.entries):
+            child = f"{path}/{name}"
+            if isinstance(folder.entries[name], FolderNode):
+                self.remove_tree(child)
+            else:
+                self.remove(child)
+        parent, name = _split(path)
+        self._disk.folder(parent).put({name: None})
+
+    def lock(self, path: str) -> None:
+        self._step("lock", path)
+        if self._disk.find(path) is None:
+            parent, name = _split(path)
+            self._disk.folder(parent).put({name: FileNode(name)})
+        self._disk.lock(path, self._process)
+
+    def boot_id(self) -> str:
+        self._step("boot_id", "")
+        return f"boot-{self._disk.name}-{self._disk.boot}"
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part]
+
+
+def _split(path: str) -> tuple[str, str]:
+    parent, _, name = path.rpartition("/")
+    return parent, name
