@@ -29,6 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from fencepost_cli.failures import CommandFailed
 from fencepost_cli.ports import LOOPBACK, PortReservation
 from fencepost_cli.processes import ProcessRef, Watchdog, spawn
 
@@ -50,7 +51,7 @@ _LOG_TAIL_BYTES = 16 * 1024
 _METADATA_TIMEOUT_S = 1.0
 
 
-class ClusterError(Exception):
+class ClusterError(CommandFailed):
     """What went wrong with a local cluster, in words for its user."""
 
 

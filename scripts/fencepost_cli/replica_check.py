@@ -28,10 +28,8 @@ class _Sequences:
     def add(self, base_sequence: int, count: int) -> tuple[int, int, int]:
         """(sequences repeated, sequences that come late, sequences passed over now)."""
         forward = (base_sequence - self.next_position) % _SEQUENCES
-        if forward >= _SEQUENCES // 2:  # behind us
-            first = self.next_position - (_SEQUENCES - forward)
-        else:
-            first = self.next_position + forward
+        behind = forward >= _SEQUENCES // 2
+        first = self.next_position + forward - (_SEQUENCES if behind else 0)
         end = first + count
         passed_over = max(0, first - self.next_position)
         if passed_over:

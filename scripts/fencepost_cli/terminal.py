@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
+from fencepost_cli.failures import CommandFailed, leaves
 from fencepost_cli.local_cluster import ClusterError, LocalCluster
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 EXIT_FAILED = 1
+EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 _PIPE_WIDTH = 160  # of tables that go to a file or a pipe
@@ -97,8 +99,13 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(until_terminated())
-    except (FencepostError, ClusterError) as error:
+    except (FencepostError, CommandFailed) as error:
         fail(str(error))
+    except BaseExceptionGroup as group:
+        foreseen, bugs = group.split((FencepostError, CommandFailed))
+        if foreseen is None or bugs is not None:
+            raise
+        fail(str(leaves(foreseen)[0]))
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except asyncio.CancelledError:

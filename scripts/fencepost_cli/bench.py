@@ -1,0 +1,231 @@
+"""The benchmark: what a cluster on this machine does, measured from a client. It starts its own cluster.
+
+All is at its defaults: one producer, three brokers, replication 3, acks=all, 3 partitions. Each topic is new, so that
+one measurement does not lean on another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+
+from fencepost import AdminClient, Producer
+from fencepost_cli.failover import AckWatch, kill_leader, wait_in_sync
+from fencepost_cli.ledger import Ledger
+from fencepost_cli.local_cluster import LocalCluster
+from fencepost_cli.workload import Workload, WorkloadSpec, percentile
+
+BROKERS = 3
+PARTITIONS = 3
+REPLICATION_FACTOR = 3
+MIN_INSYNC_REPLICAS = 2
+WARM_UP_S = 2.0
+THROUGHPUT_S = 8.0
+LATENCY_RATE = 500.0  # records a second
+LATENCY_S = 10.0
+FAILOVER_RATE = 500.0
+FAILOVERS = 5
+_SENDS_BETWEEN_YIELDS = 500
+_MEGABYTE = 1_000_000
+_RECORD_BYTES = 100
+_LARGE_RECORD_BYTES = 1024
+_KEYS = 50
+
+
+@dataclass(slots=True)
+class BenchResult:
+    first_ack_s: float = 0.0
+    records_per_s_100b: float = 0.0
+    mb_per_s_100b: float = 0.0
+    records_per_s_1kb: float = 0.0
+    mb_per_s_1kb: float = 0.0
+    latency_ms_p50: float = 0.0
+    latency_ms_p99: float = 0.0
+    unavailable_ms: list[float] = field(default_factory=list)
+    broker_rss_mb: list[float] = field(default_factory=list)  # after the throughput runs
+    controller_rss_mb: float = 0.0
+    client_rss_mb: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: _rounded(getattr(self, name)) for name in self.__slots__}
+
+
+def _rounded(value: Any) -> Any:
+    return [_rounded(item) for item in value] if isinstance(value, list) else round(value, 2)
+
+
+class Bench:
+    """Every measurement, in order. `tell` gets a line as each begins."""
+
+    def __init__(self, folder: Path, tell: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._tell = tell
+        self.result = BenchResult()
+
+    async def run(self) -> BenchResult:
+        result = self.result
+        self._tell("starting a cluster")
+        started = time.monotonic()
+        cluster = LocalCluster.create(self._folder, brokers=BROKERS)
+        async with cluster, AdminClient(cluster.bootstrap) as admin:
+            await self._first_ack(cluster, admin)
+            result.first_ack_s = time.monotonic() - started
+            self._tell(f"throughput, records of {_RECORD_BYTES} B, {THROUGHPUT_S:g} s")
+            result.records_per_s_100b = await self._throughput(cluster, admin, _RECORD_BYTES)
+            result.mb_per_s_100b = result.records_per_s_100b * _RECORD_BYTES / _MEGABYTE
+            self._tell(f"throughput, records of 1 KB, {THROUGHPUT_S:g} s")
+            result.records_per_s_1kb = await self._throughput(cluster, admin, _LARGE_RECORD_BYTES)
+            result.mb_per_s_1kb = result.records_per_s_1kb * _LARGE_RECORD_BYTES / _MEGABYTE
+            self._memory(cluster)
+            self._tell(f"latency at {LATENCY_RATE:g} records/s, {LATENCY_S:g} s")
+            await self._latency(cluster, admin)
+            self._tell(f"unavailability over {FAILOVERS} kills of a leader")
+            await self._failovers(cluster, admin)
+        return result
+
+    async def _first_ack(self, cluster: LocalCluster, admin: AdminClient) -> None:
+        await self._topic(admin, "first")
+        async with Producer(cluster.bootstrap) as producer:
+            await (await producer.send("first", b"first"))
+
+    async def _topic(self, admin: AdminClient, name: str) -> None:
+        await admin.create_topic(
+            name,
+            partitions=PARTITIONS,
+            replication_factor=REPLICATION_FACTOR,
+            min_insync_replicas=MIN_INSYNC_REPLICAS,
+        )
+
+    async def _throughput(self, cluster: LocalCluster, admin: AdminClient, record_bytes: int) -> float:
+        """Acknowledged records a second, after a warm-up, up to the last acknowledgement."""
+        topic = f"throughput-{record_bytes}"
+        await self._topic(admin, topic)
+        value = bytes(range(97, 123)) * (record_bytes // 26 + 1)
+        value = value[:record_bytes]
+        async with Producer(cluster.bootstrap) as producer:
+            await self._send_for(producer, topic, value, WARM_UP_S)
+            warm, started = producer.stats.records_acked, time.monotonic()
+            await self._send_for(producer, topic, value, THROUGHPUT_S)
+            await producer.flush()
+            return (producer.stats.records_acked - warm) / (time.monotonic() - started)
+
+    async def _send_for(self, producer: Producer, topic: str, value: bytes, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for _ in range(_SENDS_BETWEEN_YIELDS):
+                await producer.send(topic, value)
+            await asyncio.sleep(0)
+
+    def _memory(self, cluster: LocalCluster) -> None:
+        def rss_mb(pid: int) -> float:
+            return psutil.Process(pid).memory_info().rss / _MEGABYTE
+
+        self.result.broker_rss_mb = [rss_mb(cluster.pid(broker)) for broker in cluster.broker_ids]
+        self.result.controller_rss_mb = rss_mb(cluster.pid("controller"))
+        self.result.client_rss_mb = psutil.Process().memory_info().rss / _MEGABYTE
+
+    async def _latency(self, cluster: LocalCluster, admin: AdminClient) -> None:
+        """From `send` to the acknowledgement, each record on its own."""
+        await self._topic(admin, "latency")
+        async with Producer(cluster.bootstrap) as producer:
+            for seconds in (WARM_UP_S, LATENCY_S):
+                spec = WorkloadSpec("latency", _RECORD_BYTES, _KEYS, LATENCY_RATE, duration_s=seconds)
+                workload = Workload(producer, spec, Ledger("latency0"))
+                await workload.run(asyncio.Event())
+            latencies = sorted(workload.latencies_s)
+        self.result.latency_ms_p50 = percentile(latencies, 0.50) * 1000
+        self.result.latency_ms_p99 = percentile(latencies, 0.99) * 1000
+
+    async def _failovers(self, cluster: LocalCluster, admin: AdminClient) -> None:
+        await self._topic(admin, "failover")
+        acks, stop = AckWatch(), asyncio.Event()
+        async with Producer(cluster.bootstrap) as producer:
+            spec = WorkloadSpec("failover", _RECORD_BYTES, _KEYS, FAILOVER_RATE)
+            workload = Workload(producer, spec, Ledger("failover"), on_acked=acks)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(workload.run(stop))
+                for number in range(FAILOVERS):
+                    await wait_in_sync(admin, "failover")
+                    failover = await kill_leader(cluster, admin, "failover", number % PARTITIONS, acks)
+                    self.result.unavailable_ms.append(failover.unavailable_ms)
+                    await cluster.restart(failover.killed)
+                stop.set()
+
+
+# ---- Recovery ----
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """One restart after kill -9."""
+
+    log_mb: float
+    recovery_s: float  # of the log, as the broker says
+    ready_s: float  # from the start of the process until it listens
+
+
+RECOVERY_SIZES_MB = (100, 1000)
+_FILL_RECORD_BYTES = 8 * 1024
+_RECOVERY_TOPIC = "recovery"
+_ANSWER_TIMEOUT_S = 10.0
+
+
+async def measure_recovery(folder: Path, tell: Callable[[str], None]) -> list[Recovery]:
+    """One broker, one partition, filled to each size and killed: what recovery costs must not grow with the log."""
+    answers = []
+    cluster = LocalCluster.create(folder, brokers=1)
+    async with cluster:
+        async with AdminClient(cluster.bootstrap) as admin:
+            await admin.create_topic(_RECOVERY_TOPIC, partitions=1, replication_factor=1, min_insync_replicas=1)
+        for size_mb in RECOVERY_SIZES_MB:
+            tell(f"filling the log up to {size_mb} MB")
+            await _fill(cluster, size_mb * _MEGABYTE)
+            for _ in range(3):
+                answers.append(await _recover(cluster))
+    return answers
+
+
+async def _fill(cluster: LocalCluster, size_bytes: int) -> None:
+    value = bytes(_FILL_RECORD_BYTES)
+    async with Producer(cluster.bootstrap) as producer:
+        left = size_bytes - await _log_bytes(cluster)
+        for _ in range(max(0, left) // _FILL_RECORD_BYTES + 1):
+            await producer.send(_RECOVERY_TOPIC, value)
+        await producer.flush()
+
+
+async def _log_bytes(cluster: LocalCluster) -> int:
+    return (await _log_dirs(cluster))[0]
+
+
+async def _log_dirs(cluster: LocalCluster) -> tuple[int, float]:
+    """(bytes of the log, seconds that its recovery took)."""
+    from fencepost_cli.metadata import read_log_dirs
+
+    answer = await read_log_dirs(cluster.member(1).address, timeout_s=_ANSWER_TIMEOUT_S)
+    assert answer is not None
+    return sum(replica.size_bytes for replica in answer.replicas), answer.recovery_seconds
+
+
+async def _recover(cluster: LocalCluster) -> Recovery:
+    cluster.kill(1)
+    await cluster.wait_gone(1)
+    started = time.monotonic()
+    await cluster.start(1)
+    ready_s = time.monotonic() - started
+    await cluster.wait_registered()
+    size_bytes, recovery_s = await _log_dirs(cluster)
+    return Recovery(size_bytes / _MEGABYTE, recovery_s, ready_s)
+
+
+def typical(recoveries: list[Recovery]) -> Recovery:
+    """The one with the median recovery time."""
+    middle = median(recovery.recovery_s for recovery in recoveries)
+    return min(recoveries, key=lambda recovery: abs(recovery.recovery_s - middle))

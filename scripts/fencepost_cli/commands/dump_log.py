@@ -1,0 +1,126 @@
+"""`fencepost dump-log`: what a file of a broker's data folder holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from fencepost_cli.terminal import EXIT_FAILED, fail
+
+if TYPE_CHECKING:
+    from fencepost_proto.record_batch import BatchHeader
+
+_READ_BYTES = 8 * 1024 * 1024
+_SHOWN_BYTES = 60  # of a key or value
+
+
+class FoundBatch(NamedTuple):
+    position: int
+    header: BatchHeader
+    data: bytes
+
+
+def read_batches(path: Path) -> Iterator[FoundBatch]:
+    """Every batch of a segment, checked. Raises FencepostError at the first bytes that are none."""
+    from fencepost_proto.record_batch import HEADER_BYTES, LENGTH_END, check_batch
+
+    with path.open("rb") as file:
+        position, rest = 0, b""
+        while True:
+            more = file.read(_READ_BYTES)
+            data, start = rest + more, 0
+            while len(data) - start >= HEADER_BYTES:
+                size = LENGTH_END + int.from_bytes(data[start + 8 : start + LENGTH_END], signed=True)
+                if len(data) - start < size and more:
+                    break
+                header = check_batch(data, start)
+                yield FoundBatch(position, header, data[start : start + header.size_bytes])
+                start += header.size_bytes
+                position += header.size_bytes
+            rest = data[start:]
+            if not more:
+                if rest:
+                    check_batch(rest)
+                return
+
+
+def dump_log(
+    file: Annotated[Path, typer.Argument(help="A segment (.log) or a snapshot of producer state (.snapshot).")],
+    records: Annotated[bool, typer.Option("--records", help="The records of each batch too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Show the batch headers of a segment, or what a snapshot holds. Exit code 1 where the file is damaged."""
+    try:
+        if file.suffix == ".log":
+            _dump_segment(file, records=records, as_json=as_json)
+        elif file.suffix == ".snapshot":
+            _dump_snapshot(file, as_json=as_json)
+        else:
+            fail(f"{file}: a segment (.log) or a snapshot (.snapshot) is expected", 2)
+    except OSError as error:
+        fail(f"{file}: {error.strerror or error}")
+
+
+def _dump_segment(path: Path, *, records: bool, as_json: bool) -> None:
+    from fencepost_proto.errors import FencepostError
+    from fencepost_proto.records import Compression, read_records
+
+    batches = bytes_read = record_count = 0
+    try:
+        for position, header, data in read_batches(path):
+            batches, bytes_read = batches + 1, bytes_read + header.size_bytes
+            record_count += header.record_count
+            if as_json:
+                line: dict[str, Any] = {"position": position, **header._asdict(), "size_bytes": header.size_bytes}
+                typer.echo(json.dumps(line))
+            else:
+                producer = (
+                    f"producer {header.producer_id} epoch {header.producer_epoch} "
+                    f"sequences {header.base_sequence}-{header.last_sequence}"
+                    if header.idempotent
+                    else "no producer"
+                )
+                compression = Compression(header.attributes & 0x07).name.lower()
+                typer.echo(
+                    f"offsets {header.base_offset}-{header.last_offset} at {position}: {header.record_count} records, "
+                    f"{header.size_bytes} bytes, leader epoch {header.leader_epoch}, {producer}, "
+                    f"max timestamp {header.max_timestamp}, compression {compression}, crc {header.crc:#010x}"
+                )
+            if records:
+                for record in read_records(data):
+                    if as_json:
+                        typer.echo(
+                            json.dumps(
+                                {
+                                    "offset": record.offset,
+                                    "timestamp_ms": record.timestamp_ms,
+                                    "key": _text(record.key),
+                                    "value": _text(record.value),
+                                }
+                            )
+                        )
+                    else:
+                        typer.echo(f"    {record.offset}: key {_shown(record.key)} value {_shown(record.value)}")
+    except FencepostError as error:
+        fail(f"{path} is damaged at byte {bytes_read}: {error}", EXIT_FAILED)
+    if not as_json:
+        typer.echo(f"{batches} batches, {record_count} records, {bytes_read} bytes")
+
+
+def _text(data: bytes | None) -> str | None:
+    return None if data is None else data.decode(errors="backslashreplace")
+
+
+def _shown(data: bytes | None) -> str:
+    if data is None:
+        return "null"
+    text = repr(data[:_SHOWN_BYTES])[1:]
+    return text + (f"… ({len(data)} bytes)" if len(data) > _SHOWN_BYTES else "")
+
+
+def _dump_snapshot(path: Path, *, as_json: bool) -> None:
+    raise NotImplementedError

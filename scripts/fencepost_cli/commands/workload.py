@@ -1,0 +1,281 @@
+"""`fencepost workload`: client workloads against a running cluster, and the check that what they wrote is there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fencepost_cli.ledger import MIN_RECORD_BYTES, Ledger
+from fencepost_cli.terminal import DEFAULT_DATA_DIR, EXIT_FAILED, Bootstrap, DataDir, bootstrap_of, console, fail, run
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fencepost import AdminClient
+    from fencepost_cli.verdict import Findings, RecordCheck
+    from fencepost_cli.workload import Workload, WorkloadSpec
+
+DEFAULT_TOPIC = "workload"
+_FIGURES_S = 1.0
+_POLL_RECORDS = 5_000
+_POLL_MS = 200
+_MEGABYTE = 1_000_000
+
+app = typer.Typer(
+    help="Run client workloads against a cluster, and check what they wrote.",
+    epilog="Example: fencepost workload produce --duration 30 && fencepost workload verify",
+    no_args_is_help=True,
+)
+
+Topic = Annotated[str, typer.Argument(help="The topic; 'produce' makes it where it is missing.")]
+Ledgers = Annotated[
+    Path | None,
+    typer.Option(
+        "--ledgers", help="Folder where runs keep what they sent.", show_default="workloads/ in the cluster's folder"
+    ),
+]
+
+
+def _ledger_folder(ledgers: Path | None, data_dir: Path, topic: str) -> Path:
+    return (ledgers or data_dir / "workloads") / topic
+
+
+@app.command(epilog="Example: fencepost workload produce orders --rate 1000 --keys 20 --duration 60")
+def produce(
+    topic: Topic = DEFAULT_TOPIC,
+    *,
+    rate: Annotated[float, typer.Option(min=0, help="Records a second; 0: flat out.")] = 0,
+    record_size: Annotated[int, typer.Option(min=MIN_RECORD_BYTES, max=1_000_000, help="Bytes of a value.")] = 100,
+    keys: Annotated[int, typer.Option(min=0, help="How many different keys; 0: none.")] = 100,
+    name: Annotated[
+        str | None, typer.Option(help="Produce under this name: an older instance of it is fenced.")
+    ] = None,
+    duration: Annotated[float, typer.Option(min=0, help="Seconds to send for; 0: no limit.")] = 0,
+    count: Annotated[int, typer.Option(min=0, help="Records to send; 0: no limit.")] = 0,
+    seed: Annotated[int, typer.Option(help="Decides the order of keys.")] = 0,
+    ledgers: Ledgers = None,
+    bootstrap: Bootstrap = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Send records until the count, the duration or Ctrl-C; then wait for every outcome.
+
+    Each record carries what 'verify' needs, and a ledger of the run is kept. Exit code 1 where a record failed.
+    """
+    from fencepost_cli.workload import WorkloadSpec
+
+    brokers = bootstrap_of(bootstrap, data_dir)
+    spec = WorkloadSpec(topic, record_size, keys, rate, count, duration, seed)
+    ledger = Ledger(secrets.token_hex(4))
+    folder = _ledger_folder(ledgers, data_dir, topic)
+    out = console()
+    workload = run(_produce(brokers=brokers, name=name, spec=spec, ledger=ledger, folder=folder, out=out))
+    retried = workload.producer.stats.retried_batches
+    out.print(
+        f"run {ledger.run}: {ledger.sent} sent, {ledger.acked} acknowledged, {workload.failed.total()} failed, "
+        f"{retried} batches sent again; ledger in {folder}"
+    )
+    if workload.failed:
+        failures = ", ".join(f"{count} with {error}" for error, count in sorted(workload.failed.items()))
+        fail(f"{failures}; the last: {workload.last_error}")
+
+
+async def _produce(
+    *, brokers: str, name: str | None, spec: WorkloadSpec, ledger: Ledger, folder: Path, out: Console
+) -> Workload:
+    from fencepost import AdminClient, Producer
+    from fencepost_cli.workload import Workload
+
+    stop = _stop_on_interrupt()
+    async with AdminClient(brokers) as admin:
+        await _make_topic(admin, spec.topic)
+    async with Producer(brokers, name=name) as producer:
+        workload = Workload(producer, spec, ledger)
+        try:
+            async with _figures(out, lambda elapsed_s: _produce_figures(workload, elapsed_s)):
+                await workload.run(stop)
+        finally:
+            _save(ledger, folder)
+    return workload
+
+
+def _stop_on_interrupt() -> asyncio.Event:
+    """Set by the first Ctrl-C, for an end in good order; the second one breaks off."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def interrupted() -> None:
+        stop.set()
+        loop.remove_signal_handler(signal.SIGINT)
+
+    loop.add_signal_handler(signal.SIGINT, interrupted)
+    return stop
+
+
+async def _make_topic(admin: AdminClient, topic: str) -> None:
+    """Where it is missing: three partitions, three replicas as far as there are so many brokers."""
+    from fencepost_cli.commands.topic import default_replication
+    from fencepost_proto.errors import TopicAlreadyExists
+
+    if topic in await admin.list_topics():
+        return
+    replicas, in_sync = await default_replication(admin)
+    with contextlib.suppress(TopicAlreadyExists):  # another workload was quicker
+        await admin.create_topic(topic, partitions=3, replication_factor=replicas, min_insync_replicas=in_sync)
+
+
+def _save(ledger: Ledger, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f".{ledger.run}.json"
+    draft.write_text(json.dumps(ledger.to_json()))
+    draft.replace(folder / f"{ledger.run}.json")
+
+
+def _produce_figures(workload: Workload, elapsed_s: float) -> str:
+    from fencepost_cli.workload import percentile
+
+    latencies = sorted(workload.latencies_s)
+    p50, p99 = percentile(latencies, 0.5) * 1000, percentile(latencies, 0.99) * 1000
+    rate = workload.acked / elapsed_s
+    return (
+        f"{elapsed_s:6.0f} s  {workload.ledger.sent} sent  {workload.acked} acknowledged  "
+        f"{rate:.0f} records/s  {rate * workload.spec.record_size_bytes / _MEGABYTE:.2f} MB/s  "
+        f"p50 {p50:.1f} ms  p99 {p99:.1f} ms  "
+        f"{workload.producer.stats.retried_batches} batches sent again  {workload.failed.total()} failed"
+    )
+
+
+@contextlib.asynccontextmanager
+async def _figures(out: Console, figures: Callable[[float], str]) -> AsyncIterator[None]:
+    """One line that is kept current on a terminal; elsewhere a line a second, and one at the end."""
+    from rich.live import Live
+    from rich.text import Text
+
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+
+    async def follow(show: Callable[[str], None]) -> None:
+        while True:
+            await asyncio.sleep(_FIGURES_S)
+            show(figures(loop.time() - started))
+
+    with contextlib.ExitStack() as stack:
+        show: Callable[[str], None] = out.print
+        if out.is_terminal:
+            live = stack.enter_context(Live(console=out, auto_refresh=False))
+
+            def show(text: str) -> None:
+                live.update(Text(text), refresh=True)
+
+        follower = asyncio.create_task(follow(show))
+        try:
+            yield
+        finally:
+            follower.cancel()
+            await asyncio.gather(follower, return_exceptions=True)
+            show(figures(max(loop.time() - started, 1e-9)))
+
+
+@app.command(epilog="Example: fencepost workload consume orders --until-end")
+def consume(
+    topic: Topic = DEFAULT_TOPIC,
+    *,
+    count: Annotated[int, typer.Option(min=0, help="Records to read; 0: no limit.")] = 0,
+    duration: Annotated[float, typer.Option(min=0, help="Seconds to read for; 0: no limit.")] = 0,
+    until_end: Annotated[bool, typer.Option("--until-end", help="Stop at what is the end now.")] = False,
+    latest: Annotated[bool, typer.Option("--latest", help="Begin at the end instead of the beginning.")] = False,
+    bootstrap: Bootstrap = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Read as fast as it goes, and show how fast that is, until the count, the duration, the end or Ctrl-C."""
+    run(_consume(bootstrap_of(bootstrap, data_dir), topic, count, duration, until_end=until_end, latest=latest))
+
+
+async def _consume(brokers: str, topic: str, count: int, duration_s: float, *, until_end: bool, latest: bool) -> None:
+    from fencepost import Consumer
+
+    stop, loop = _stop_on_interrupt(), asyncio.get_running_loop()
+    read = size_bytes = 0
+
+    def figures(elapsed_s: float) -> str:
+        return (
+            f"{elapsed_s:6.0f} s  {read} records  {read / elapsed_s:.0f} records/s  "
+            f"{size_bytes / elapsed_s / _MEGABYTE:.2f} MB/s"
+        )
+
+    async with Consumer(brokers, topic, start="latest" if latest else "earliest") as consumer:
+        ends = await consumer.end_offsets(consumer.assignment) if until_end else {}
+        left = {tp for tp, end in ends.items() if end > await consumer.position(tp)}
+        until = loop.time() + duration_s if duration_s else float("inf")
+        async with _figures(console(), figures):
+            while not stop.is_set() and loop.time() < until and not (count and read >= count):
+                if until_end and not left:
+                    break
+                for record in await consumer.poll(
+                    min(_POLL_RECORDS, count - read) if count else _POLL_RECORDS, _POLL_MS
+                ):
+                    read += 1
+                    size_bytes += len(record.key or b"") + len(record.value or b"")
+                left = {tp for tp in left if await consumer.position(tp) < ends[tp]}
+
+
+@app.command(epilog="Example: fencepost workload verify orders --json")
+def verify(
+    topic: Topic = DEFAULT_TOPIC,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object as the last line.")] = False,
+    ledgers: Ledgers = None,
+    bootstrap: Bootstrap = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Read the whole topic and compare it with what the workloads sent and were told.
+
+    Exit code 1 where an acknowledged record is missing, or any record is there twice or out of order. Of a run that
+    left no ledger only order and uniqueness are checked. Records that retention has removed count as lost.
+    """
+    from fencepost_cli.verdict import Kind
+
+    known = _load_ledgers(_ledger_folder(ledgers, data_dir, topic))
+    check, findings = run(_verify(bootstrap_of(bootstrap, data_dir), topic, known))
+    acked = sum(ledger.acked for ledger in known)
+    out = console()
+    out.print(f"{len(known)} runs sent {sum(ledger.sent for ledger in known)} records, {acked} acknowledged")
+    out.print(f"{check.records} records in the log")
+    for run_name in check.runs_without_ledger:
+        out.print(f"[yellow]run {run_name} left no ledger: only its order and uniqueness are checked[/]")
+    for kind in Kind:
+        if findings.counts[kind] or kind in (Kind.LOST, Kind.DUPLICATED, Kind.REORDERED):
+            out.print(f"{kind.value}: {findings.counts[kind]}")
+    for example in findings.examples:
+        out.print(f"  {example}", markup=False)
+    if as_json:
+        told = {kind.value: findings.counts[kind] for kind in Kind}
+        typer.echo(json.dumps({"ok": findings.clean, "records_acked": acked, "records_in_log": check.records, **told}))
+    if not findings.clean:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _load_ledgers(folder: Path) -> list[Ledger]:
+    ledgers = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            ledgers.append(Ledger.from_json(json.loads(path.read_text())))
+        except (ValueError, OSError) as error:
+            fail(f"{path}: {error}")
+    return ledgers
+
+
+async def _verify(brokers: str, topic: str, ledgers: list[Ledger]) -> tuple[RecordCheck, Findings]:
+    from fencepost import Consumer
+    from fencepost_cli.read_back import ReadBack, read_to_end
+
+    async with Consumer(brokers, topic) as consumer:
+        read = ReadBack(ledgers)
+        await read_to_end(consumer, read)
+    return read.check, read.check.finish()

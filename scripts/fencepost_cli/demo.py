@@ -1,0 +1,262 @@
+"""The main job on real processes: a workload goes on while the leaders under it are killed, one after another.
+
+One producer writes keyed records at a steady rate; a consumer reads along. Acknowledgements are dropped on purpose, so
+that batches are sent again which the log already has. For every kill the current leader of a partition gets SIGKILL;
+once writes to that partition have resumed, the broker is started again, and once all replicas are in sync the next
+leader's turn comes. At the end everything is read back from the cluster, the segment files of every replica are
+checked, and both are compared with what the workload sent and was told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fencepost import AdminClient, Consumer, Producer
+from fencepost_cli.failover import AckWatch, Failover, FailoverFailed, kill_leader, wait_in_sync
+from fencepost_cli.failures import CommandFailed, leaves
+from fencepost_cli.ledger import Ledger
+from fencepost_cli.local_cluster import LocalCluster
+from fencepost_cli.metadata import read_log_dirs
+from fencepost_cli.read_back import ReadBack, read_to_end
+from fencepost_cli.replica_check import check_same
+from fencepost_cli.replica_files import check_replica_files
+from fencepost_cli.verdict import Findings, Kind
+from fencepost_cli.workload import Workload, WorkloadSpec
+from fencepost_proto.errors import FencepostError
+
+TOPIC = "demo"
+REPLICATION_FACTOR = 3
+MIN_INSYNC_REPLICAS = 2
+KEYS = 50
+DROPPED_ACKS = 0.02  # share of the answers that the client throws away
+MAX_RATE = 5_000.0  # records a second
+SECONDS_PER_KILL = 2.0  # of workload, at the chosen rate
+SETTLE_TIMEOUT_S = 30.0
+KILL_AT_SHARE = 0.2  # of the records between two kills
+_POLL_S = 0.05
+_ASK_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    brokers: int = 3
+    partitions: int = 3
+    records: int = 20_000
+    record_size_bytes: int = 100
+    kills: int = 3
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class DemoResult:
+    """Everything that the verdict is made of."""
+
+    options: DemoOptions
+    records_sent: int = 0
+    records_acked: int = 0
+    records_in_log: int = 0
+    records_read_along: int = 0
+    retried_batches: int = 0
+    deduplicated_batches: int = 0
+    dropped_acks: int = 0
+    replicas_checked: int = 0
+    failovers: list[Failover] = field(default_factory=list)
+    findings: Findings = field(default_factory=Findings)
+    problems: list[str] = field(default_factory=list)  # what did not happen as it should have, beyond the log's content
+    elapsed_s: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        return self.findings.clean and not self.problems
+
+    def to_json(self, data_dir: str) -> dict[str, Any]:
+        counts = self.findings.counts
+        return {
+            "ok": self.ok,
+            "records_sent": self.records_sent,
+            "records_acked": self.records_acked,
+            "records_in_log": self.records_in_log,
+            **{kind.value: counts[kind] for kind in Kind},
+            "retried_batches": self.retried_batches,
+            "deduplicated_batches": self.deduplicated_batches,
+            "dropped_acks": self.dropped_acks,
+            "leader_kills": len(self.failovers),
+            "unavailable_ms": [round(failover.unavailable_ms, 1) for failover in self.failovers],
+            "replicas_checked": self.replicas_checked,
+            "problems": [*self.problems, *self.findings.examples],
+            "elapsed_s": round(self.elapsed_s, 2),
+            "data_dir": data_dir,
+        }
+
+
+class Demo:
+    """One run over a cluster that is up. `tell` gets one line for each thing that happens."""
+
+    def __init__(self, cluster: LocalCluster, options: DemoOptions, tell: Callable[[str], None]) -> None:
+        self.cluster = cluster
+        self.options = options
+        self.result = DemoResult(options)
+        self.ledger = Ledger(f"{random.Random(options.seed).randrange(16**8):08x}")
+        self._tell = tell
+        self._acks = AckWatch()
+        self._along = ReadBack([self.ledger])
+        self._high_watermarks: dict[int, int] = {}
+        self._records_in_files = 0
+
+    async def run(self) -> DemoResult:
+        """Raises FencepostError and CommandFailed where the run itself cannot go on."""
+        started = asyncio.get_running_loop().time()
+        try:
+            await self._run()
+        finally:
+            self.result.elapsed_s = asyncio.get_running_loop().time() - started
+        return self.result
+
+    async def _run(self) -> None:
+        options, bootstrap = self.options, self.cluster.bootstrap
+        async with AdminClient(bootstrap) as admin:
+            await admin.create_topic(
+                TOPIC,
+                partitions=options.partitions,
+                replication_factor=REPLICATION_FACTOR,
+                min_insync_replicas=MIN_INSYNC_REPLICAS,
+            )
+            await wait_in_sync(admin, TOPIC)
+            async with (
+                Producer(bootstrap, fault_drop_acks=DROPPED_ACKS) as producer,
+                Consumer(bootstrap, TOPIC) as along,
+            ):
+                await self._produce_through_failovers(producer, along, admin)
+            await self._wait_settled()
+            await self._read_back(bootstrap)
+            await self._check_files(admin)
+        self._check_story()
+
+    # ---- While it runs ----
+
+    async def _produce_through_failovers(self, producer: Producer, along: Consumer, admin: AdminClient) -> None:
+        options, result = self.options, self.result
+        spec = WorkloadSpec(
+            TOPIC,
+            record_size_bytes=options.record_size_bytes,
+            keys=KEYS,
+            rate=min(MAX_RATE, options.records / (SECONDS_PER_KILL * options.kills + 1)),
+            count=options.records,
+            seed=options.seed,
+        )
+        workload = Workload(producer, spec, self.ledger, on_acked=self._acks)
+        written = asyncio.Event()
+        workload.allow(0)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._read_along(along, written))
+                tasks.create_task(self._fail_over(admin, workload))
+                await workload.run(asyncio.Event())
+                written.set()
+        except* (FencepostError, CommandFailed) as group:
+            raise leaves(group)[0] from None
+        finally:
+            result.records_sent, result.records_acked = self.ledger.sent, self.ledger.acked
+            result.retried_batches = producer.stats.retried_batches
+            result.deduplicated_batches = producer.stats.deduplicated_batches
+        for name, count in workload.failed.items():
+            result.problems.append(f"{count} records failed with {name}: {workload.last_error}")
+
+    async def _fail_over(self, admin: AdminClient, workload: Workload) -> None:
+        """The workload may send one share of its records for each kill, and one more after the last."""
+        options = self.options
+        share = options.records / (options.kills + 1)
+        for number in range(options.kills):
+            workload.allow(round(share * (number + 1)))
+            await workload.wait_sent(round(share * (number + KILL_AT_SHARE)))
+            partition = number % options.partitions
+            failover = await kill_leader(self.cluster, admin, TOPIC, partition, self._acks)
+            self.result.failovers.append(failover)
+            self._tell(
+                f"kill -9 of broker {failover.killed}, leader of {TOPIC}-{partition}: "
+                f"writes resumed after {failover.unavailable_ms:.0f} ms"
+            )
+            await self.cluster.restart(failover.killed)
+            await wait_in_sync(admin, TOPIC)
+            self._tell(f"broker {failover.killed} is back, all replicas in sync")
+        workload.allow(options.records)
+
+    async def _read_along(self, consumer: Consumer, written: asyncio.Event) -> None:
+        """Read while others write; then to the end."""
+        await read_to_end(consumer, self._along, written)
+        self.result.records_read_along = self._along.records
+
+    # ---- The verdict ----
+
+    async def _wait_settled(self) -> None:
+        """Until every replica has all, and knows that it is committed."""
+        deadline = asyncio.get_running_loop().time() + SETTLE_TIMEOUT_S
+        while True:
+            answers = await asyncio.gather(
+                *(
+                    read_log_dirs(self.cluster.member(broker).address, timeout_s=_ASK_TIMEOUT_S)
+                    for broker in self.cluster.broker_ids
+                )
+            )
+            ends: dict[int, set[tuple[int, int]]] = {}
+            for answer in answers:
+                for replica in answer.replicas if answer else ():
+                    ends.setdefault(replica.partition, set()).add((replica.log_end_offset, replica.high_watermark))
+            if len(ends) == self.options.partitions and all(
+                len(told) == 1 and end == high_watermark for told in ends.values() for end, high_watermark in told
+            ):
+                self._high_watermarks = {partition: next(iter(told))[1] for partition, told in ends.items()}
+                return
+            if asyncio.get_running_loop().time() > deadline:
+                raise FailoverFailed(f"replicas have not come to the same end within {SETTLE_TIMEOUT_S:g} s: {ends}")
+            await asyncio.sleep(_POLL_S)
+
+    async def _read_back(self, bootstrap: str) -> None:
+        """Everything again, by a consumer that has seen nothing yet; and the same as the other one saw."""
+        read = ReadBack([self.ledger])
+        async with Consumer(bootstrap, TOPIC) as consumer:
+            await read_to_end(consumer, read)
+        self.result.findings.merge(read.check.finish())
+        self.result.records_in_log = read.records
+        for partition in sorted(read.digests.keys() | self._along.digests.keys()):
+            if read.digest(partition) != self._along.digest(partition):
+                self.result.problems.append(f"partition {partition}: what was read while it was written has changed")
+
+    async def _check_files(self, admin: AdminClient) -> None:
+        result = self.result
+        for status in (await admin.describe_topic(TOPIC)).partitions:
+            summaries = [
+                await asyncio.to_thread(check_replica_files, self.cluster, broker, TOPIC, status.partition)
+                for broker in status.replicas
+            ]
+            for summary in summaries:
+                result.findings.merge(summary.findings)
+            high_watermark = self._high_watermarks[status.partition]
+            result.findings.merge(check_same(summaries, high_watermark))
+            result.replicas_checked += len(summaries)
+            self._records_in_files += summaries[0].records if summaries else 0
+
+    def _check_story(self) -> None:
+        """Beyond the log's content: did all that was to happen happen?"""
+        result, options = self.result, self.options
+        expected = {
+            "records sent": (result.records_sent, options.records),
+            "records acknowledged": (result.records_acked, options.records),
+            "records in the log": (result.records_in_log, options.records),
+            "records in the segment files": (self._records_in_files, options.records),
+            "leaders killed": (len(result.failovers), options.kills),
+        }
+        for what, (is_so, should_be) in expected.items():
+            if is_so != should_be:
+                result.problems.append(f"{is_so} {what}, not {should_be}")
+        if result.deduplicated_batches == 0:
+            result.problems.append("no duplicate was recognised, though acknowledgements were dropped")
+        for failover in result.failovers:
+            for change in failover.changes:
+                where = f"{TOPIC}-{change.partition}, broker {change.leader_before} to {change.leader_after}"
+                for view in change.forgotten():
+                    result.problems.append(f"{where}: state of producer {view.producer_id} was forgotten")
