@@ -19,6 +19,7 @@ import logging
 import os
 
 import grpc
+from grpc_health.v1 import health_pb2
 
 from fencepost_node.config import BrokerConfig
 from fencepost_node.controller_link import ControllerLink
@@ -42,7 +43,7 @@ from fencepost_proto.v1 import (
     replication_pb2,
     replication_pb2_grpc,
 )
-from fencepost_proto.wire import RunningServer, serve
+from fencepost_proto.wire import RunningServer, incarnation_service, serve
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,10 @@ class Broker:
             folder=self._folder,
             replicas=self._manager,
             feed=self._feed,
+        )
+        # The controller's probe asks for this very process, not for whoever listens here.
+        await self._server.health.set(
+            incarnation_service(self._session.incarnation), health_pb2.HealthCheckResponse.SERVING
         )
         self._tasks.spawn(self._session.run(), "session")
 
