@@ -11,10 +11,11 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import grpc
+from google.protobuf.message import Message
+
 from fencepost_proto import errors
 from fencepost_proto.host import Host
 from fencepost_proto.v1 import broker_pb2, controller_pb2, controller_pb2_grpc
-from google.protobuf.message import Message
 
 ALTER_PARTITION_TIMEOUT_S = 3.0
 ALLOCATE_TIMEOUT_S = 3.0

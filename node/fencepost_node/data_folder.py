@@ -23,9 +23,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from fencepost_proto.errors import InconsistentClusterId
-
 from fencepost_node.log.disk import Disk
+from fencepost_proto.errors import InconsistentClusterId
 
 LOCK: Final = ".lock"
 META: Final = "meta.properties"

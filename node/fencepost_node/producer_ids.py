@@ -11,9 +11,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from fencepost_proto.errors import CoordinatorNotAvailable, FencepostError
-
 from fencepost_node.tasks import Tasks
+from fencepost_proto.errors import CoordinatorNotAvailable, FencepostError
 
 log = logging.getLogger(__name__)
 
