@@ -1,0 +1,172 @@
+"""The one place where metadata changes: a queue of commands, decided in turn, committed in groups.
+
+All commands that wait are taken together. Each is decided against the image that the ones before it leave behind, and gets
+a metadata version of its own where it changes something. Then all changes are committed to the store in one
+transaction, and only then the new image is in force, the deltas are published and the answers given: refusals too,
+since they may rest on a change that was not yet true for anybody. While one group is on its way to the medium the next
+one gathers, so a commit is shared by as many commands as arrive during one.
+
+Where the commit fails, every command of the group fails with STORAGE_ERROR and the image stays as it was. A store that is
+not at the expected version has been written to by somebody else: the process stops.
+
+A command whose caller has left before it was decided is dropped; once decided it is carried out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from fencepost_controller.decisions.draft import Command, Decision, FailedReplicas, decide
+from fencepost_controller.decisions.invariants import check_image
+from fencepost_controller.store import CommitFailed, Store, StoreError, VersionMismatch
+from fencepost_proto.errors import FencepostError, InvariantBroken, NotController, StorageError, UnknownServerError
+from fencepost_proto.metadata import Changes, Entity, MetadataImage, delta_to_proto
+from fencepost_proto.v1 import common_pb2
+
+log = logging.getLogger(__name__)
+
+A = TypeVar("A")
+
+MAX_WAITING_COMMANDS = 4_096
+MAX_GROUP = 64  # commands decided without giving way to the rest of the process
+
+OnCommit = Callable[[MetadataImage, Sequence[common_pb2.MetadataDelta]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Committed(Generic[A]):
+    """An answer, and the metadata version at which it holds."""
+
+    answer: A
+    version: int
+
+
+class _Waiting(Generic[A]):
+    """One command in the queue, and after its decision what its caller will get."""
+
+    __slots__ = ("command", "future", "outcome")
+
+    def __init__(self, command: Command[A]) -> None:
+        self.command = command
+        self.future: asyncio.Future[Committed[A]] = asyncio.get_running_loop().create_future()
+        self.outcome: Committed[A] | FencepostError | None = None
+
+    def decide(self, image: MetadataImage, failed: FailedReplicas) -> Decision[A] | None:
+        """None: refused."""
+        try:
+            decision = decide(image, self.command, failed)
+        except FencepostError as error:
+            self.outcome = error
+            return None
+        except InvariantBroken:
+            raise
+        except Exception as error:  # decisions are pure: a bug in one has changed nothing, and is not others' fault
+            log.exception("a command failed unforeseen command=%r", self.command)
+            self.outcome = UnknownServerError(f"{type(error).__name__}: {error}")
+            return None
+        self.outcome = Committed(decision.answer, decision.image.version)
+        return decision
+
+    def fail(self, error: FencepostError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def answer(self) -> None:
+        if self.future.done() or self.outcome is None:
+            return
+        if isinstance(self.outcome, FencepostError):
+            self.future.set_exception(self.outcome)
+        else:
+            self.future.set_result(self.outcome)
+
+
+class Commands:
+    """The queue, the image in force, and the store behind it."""
+
+    def __init__(self, store: Store, failed: FailedReplicas, on_commit: OnCommit) -> None:
+        self.image = MetadataImage()  # as committed
+        self._store = store
+        self._failed = failed
+        self._on_commit = on_commit
+        self._queue: deque[_Waiting[object]] = deque()
+        self._wake = asyncio.Event()
+        self._closing = False
+
+    async def load(self) -> None:
+        """Take the image from the store. Raises StoreError."""
+        version, entities = await asyncio.get_running_loop().run_in_executor(None, self._store.load)
+        image = MetadataImage().with_changes(version, {entity.key: entity for entity in entities})
+        try:
+            check_image(image)
+        except InvariantBroken as error:
+            raise StoreError(f"the metadata store contradicts itself: {error}") from error
+        self.image = image
+
+    async def submit(self, command: Command[A]) -> Committed[A]:
+        """Have the command decided and committed. Raises the FencepostError that refuses it."""
+        if self._closing:
+            raise NotController("the controller is stopping")
+        if len(self._queue) >= MAX_WAITING_COMMANDS:
+            raise NotController(f"{MAX_WAITING_COMMANDS} commands wait for the controller already")
+        waiting = _Waiting(command)
+        self._queue.append(waiting)  # type: ignore[arg-type]  # the queue does not look at answers
+        self._wake.set()
+        return await waiting.future
+
+    async def run(self) -> None:
+        """Carry out commands until `close`, and what waits at that moment."""
+        while True:
+            while self._queue:
+                group = [self._queue.popleft() for _ in range(min(MAX_GROUP, len(self._queue)))]
+                await self._carry_out(group)
+            if self._closing:
+                return
+            self._wake.clear()
+            await self._wake.wait()
+
+    def close(self) -> None:
+        """Take no more commands; `run` ends after those that wait."""
+        self._closing = True
+        self._wake.set()
+
+    async def _carry_out(self, group: list[_Waiting[object]]) -> None:
+        image = self.image
+        changes: dict[str, Entity | None] = {}
+        deltas: list[common_pb2.MetadataDelta] = []
+        for waiting in group:
+            if waiting.future.done():
+                continue  # the caller has left
+            decision = waiting.decide(image, self._failed)
+            if decision is not None and decision.changes:
+                image = decision.image
+                changes.update(decision.changes)
+                deltas.append(_delta(image.version, decision.changes))
+        if deltas:
+            try:
+                await self._commit(image.version, changes)
+            except CommitFailed as error:
+                log.error("commit failed version=%d commands=%d reason=%s", image.version, len(group), error)
+                for waiting in group:
+                    waiting.fail(StorageError(f"the controller could not store the change: {error}"))
+                return
+            self.image = image
+            self._on_commit(image, deltas)
+        for waiting in group:
+            waiting.answer()
+
+    async def _commit(self, version: int, changes: Changes) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(None, self._store.commit, self.image.version, version, changes)
+        except VersionMismatch as error:
+            raise InvariantBroken(str(error)) from error
+
+
+def _delta(version: int, changes: Changes) -> common_pb2.MetadataDelta:
+    changed = [entity for entity in changes.values() if entity is not None]
+    return delta_to_proto(version, changed, [key for key, entity in changes.items() if entity is None])

@@ -1,0 +1,189 @@
+"""The controller: its parts, the order in which they start, and the order in which they end.
+
+Start: take the image from the store, give the cluster its id where it has none, and only then listen. Whoever was live
+before has a full session timeout to register again.
+
+End: tell the brokers, refuse new commands, carry out those that wait, stop. A kill at any moment loses nothing that anybody
+was told: an answer comes after its commit.
+
+What no part can handle (a broken invariant, a task that failed) ends the whole: `wait` raises it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+
+import grpc
+
+from fencepost_controller.commands import Commands
+from fencepost_controller.config import ControllerConfig
+from fencepost_controller.decisions.cluster import FormCluster
+from fencepost_controller.decisions.elections import RestorePreferredLeaders
+from fencepost_controller.fences import Fences
+from fencepost_controller.services.admin import random_id
+from fencepost_controller.services.servicers import AdminService, ControllerService
+from fencepost_controller.sessions import Sessions
+from fencepost_controller.store import Store
+from fencepost_proto.errors import NotController, RetriableError
+from fencepost_proto.host import Host
+from fencepost_proto.metadata import MetadataImage, PartitionKey
+from fencepost_proto.v1 import common_pb2, controller_pb2, controller_pb2_grpc
+from fencepost_proto.wire import RunningServer, serve
+
+log = logging.getLogger(__name__)
+
+STOP_GRACE_S = 1.0  # for answers under way
+
+_SERVICES = [
+    controller_pb2.DESCRIPTOR.services_by_name["Controller"].full_name,
+    controller_pb2.DESCRIPTOR.services_by_name["Admin"].full_name,
+]
+
+
+class Controller:
+    """Made, started and stopped once, inside one running event loop."""
+
+    def __init__(self, config: ControllerConfig, host: Host, store: Store) -> None:
+        self.config = config
+        self.address = ""  # host:port, once started
+        self._host = host
+        self._store = store
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tasks: dict[asyncio.Task[None], None] = {}  # in the order of their start
+        failed: dict[tuple[int, int], frozenset[PartitionKey]] = {}
+        self._commands = Commands(store, failed, self._committed)
+        self._sessions = Sessions(
+            wire=host.wire,
+            config=config,
+            commands=self._commands,
+            failed=failed,
+            on_applied=self._check_fences,
+            spawn=self._spawn,
+        )
+        self._fences = Fences(lambda: self.image, self._sessions.applied)
+        self._committing: asyncio.Task[None] | None = None
+        self._server: RunningServer | None = None
+
+    @property
+    def image(self) -> MetadataImage:
+        """All metadata, as committed."""
+        return self._commands.image
+
+    # ---- Start ----
+
+    async def start(self) -> None:
+        """Returns when the controller listens. Raises StoreError, StorageError, or OSError for an occupied port.
+
+        Whatever it raises, `stop` is still to be called.
+        """
+        await self._commands.load()
+        self._committing = self._spawn(self._commands.run(), "commands")
+        await self._commands.submit(FormCluster(random_id(self._host.random)))
+        self._sessions.start()
+        self._spawn(self._sessions.watch(), "watch sessions")
+        self._spawn(self._restore_preferred_leaders(), "restore preferred leaders")
+        self._server = await serve(self._host.wire, self.config.listen, _SERVICES, self._add_services)
+        self.address = self._server.address
+        log.info(
+            "started address=%s cluster_id=%s version=%d brokers=%d partitions=%d",
+            self.address,
+            self.image.cluster_id,
+            self.image.version,
+            len(self.image.brokers),
+            len(self.image.partitions),
+        )
+
+    def _add_services(self, server: grpc.aio.Server) -> None:
+        service = ControllerService(self._commands, self._sessions, self._fences, self.fail)
+        admin = AdminService(self._commands, self._host.random, self.fail)
+        controller_pb2_grpc.add_ControllerServicer_to_server(service, server)
+        controller_pb2_grpc.add_AdminServicer_to_server(admin, server)
+
+    # ---- While it runs ----
+
+    def _committed(self, image: MetadataImage, deltas: Sequence[common_pb2.MetadataDelta]) -> None:
+        for delta in deltas:
+            for entity in delta.changed:
+                if entity.HasField("partition"):
+                    _log_partition(entity.partition)
+        self._sessions.publish(deltas)
+        self._fences.check()
+
+    def _check_fences(self) -> None:
+        self._fences.check()
+
+    async def _restore_preferred_leaders(self) -> None:
+        while True:
+            await asyncio.sleep(self.config.preferred_leader_interval_ms / 1000)
+            try:
+                moved = (await self._commands.submit(RestorePreferredLeaders(self._sessions.settled()))).answer
+            except RetriableError as error:
+                log.warning("could not restore preferred leaders reason=%s", error)
+            else:
+                if moved:
+                    log.info("preferred leaders restored partitions=%d", moved)
+
+    def _spawn(self, coroutine: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
+        """A task that this controller owns: cancelled and awaited at its end; what goes wrong in it ends the whole."""
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self._tasks[task] = None
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """What nobody handled: `wait` raises the first one."""
+        if not self._failure.done():
+            log.critical("controller cannot go on error=%r", error)
+            self._failure.set_exception(error)
+            self._failure.exception()  # whoever does not `wait` has it in the log
+
+    @property
+    def failed(self) -> bool:
+        return self._failure.done()
+
+    async def wait(self) -> None:
+        """Does not return; raises what `fail` was told."""
+        await asyncio.shield(self._failure)
+
+    # ---- End ----
+
+    async def stop(self) -> None:
+        """End every part. May be called after a start that failed or was cancelled."""
+        log.info("shutting down")
+        error = NotController("the controller is stopping")
+        self._sessions.end_all(error)
+        self._fences.fail(error)
+        self._commands.close()
+        if self._server is not None:
+            await self._server.stop(0.0 if self.failed else STOP_GRACE_S)
+        if self._committing is not None and not self._committing.done():
+            await asyncio.wait([self._committing])
+        while self._tasks:
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        await asyncio.get_running_loop().run_in_executor(None, self._store.close)
+        if not self.failed:
+            log.info("stopped clean")
+
+
+def _log_partition(partition: common_pb2.PartitionEntity) -> None:
+    """One line for each change: a failover can be followed in them."""
+    log.info(
+        "partition changed topic_id=%s partition=%d leader=%d leader_epoch=%d isr=%s partition_epoch=%d replicas=%s",
+        partition.topic_id,
+        partition.partition,
+        partition.leader,
+        partition.leader_epoch,
+        list(partition.isr),
+        partition.partition_epoch,
+        list(partition.replicas),
+    )

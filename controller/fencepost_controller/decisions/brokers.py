@@ -1,0 +1,168 @@
+"""Brokers come and go: registration, fencing, unfencing, controlled shutdown, replicas whose disk failed.
+
+A broker's **incarnation** is one run of its process; its **broker epoch** is the metadata version that registered that
+incarnation, and every request carries it (KIP-903). The same incarnation registering again, after a broken stream or a
+restart of the controller, keeps its epoch, its standing and its leaderships.
+
+A **new incarnation** is registered fenced: whatever the one before it led gets a new leader, and it leaves every in-sync
+set but those where it is the last member. Where its log is not what it was, it leaves those too:
+
+- its machine restarted without a clean shutdown: every topic that acknowledges before the disk has synced;
+- its data folder is new (no cluster id, though this broker id was registered before): every topic;
+- it found a log damaged below its end: that partition.
+
+The in-sync set may become empty by that. `last_known_isr` then remembers who was in it, and the partition stays offline
+until an operator commands an unclean election: a shorter log is never made the truth silently (KIP-966).
+
+A **fenced** broker leads nothing and is in no in-sync set but as its last member. It is unfenced when it says that it is
+ready and has applied the metadata that its session began with; offline partitions that waited for it get it as leader.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fencepost_controller.decisions.draft import Command, Draft
+from fencepost_controller.decisions.partitions import settle, settle_all_of
+from fencepost_proto.errors import (
+    BrokerIdNotRegistered,
+    DuplicateBrokerRegistration,
+    InconsistentClusterId,
+    InvalidRequest,
+    StaleBrokerEpoch,
+)
+from fencepost_proto.metadata import Broker, PartitionKey
+
+MAX_BROKERS = 1_000
+MAX_ADDRESS_LENGTH = 255
+MAX_INCARNATION_LENGTH = 64
+NO_EPOCH = 0  # below every broker epoch: there was no registration
+
+
+def check_broker_epoch(draft: Draft, broker_id: int, broker_epoch: int) -> Broker:
+    """The broker that makes a request. Raises StaleBrokerEpoch or BrokerIdNotRegistered."""
+    broker = draft.broker(broker_id)
+    if broker is None:
+        raise BrokerIdNotRegistered(f"broker {broker_id} is not registered")
+    if broker.broker_epoch != broker_epoch:
+        raise StaleBrokerEpoch(
+            f"broker {broker_id} asks with broker epoch {broker_epoch}; it is registered with {broker.broker_epoch}"
+        )
+    return broker
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterBroker(Command[Broker]):
+    """A session begins. Answers the broker as registered."""
+
+    broker_id: int
+    incarnation: str
+    cluster_id: str  # empty: the data folder is new
+    address: str
+    replaces: int = NO_EPOCH  # broker epoch of the registration that was found dead; another one is not replaced
+    may_have_lost_tail: bool = False
+    damaged: tuple[PartitionKey, ...] = ()
+
+    def decide(self, draft: Draft) -> Broker:
+        self._check(draft)
+        known = draft.broker(self.broker_id)
+        if known is not None and known.incarnation == self.incarnation:
+            broker = replace(known, address=self.address)
+            if broker != known:
+                draft.put(broker)
+            return broker
+        if known is not None and known.broker_epoch != self.replaces:
+            raise DuplicateBrokerRegistration(
+                f"broker id {self.broker_id} is in use by the process at {known.address} "
+                f"(incarnation {known.incarnation}, broker epoch {known.broker_epoch})"
+            )
+        broker = Broker(self.broker_id, self.address, draft.version, self.incarnation, fenced=True)
+        draft.put(broker)
+        settle_all_of(draft, self.broker_id)
+        if known is not None:
+            self._leave_where_data_may_be_missing(draft)
+        return broker
+
+    def _check(self, draft: Draft) -> None:
+        if self.cluster_id and self.cluster_id != draft.image.cluster_id:
+            raise InconsistentClusterId(
+                f"broker {self.broker_id} belongs to cluster {self.cluster_id!r}; this is {draft.image.cluster_id!r}"
+            )
+        if self.broker_id < 0:
+            raise InvalidRequest(f"broker id {self.broker_id} is negative")
+        if not 0 < len(self.incarnation) <= MAX_INCARNATION_LENGTH:
+            raise InvalidRequest(f"incarnation of {len(self.incarnation)} characters; 1 to {MAX_INCARNATION_LENGTH}")
+        if not 0 < len(self.address) <= MAX_ADDRESS_LENGTH or ":" not in self.address:
+            raise InvalidRequest(f"address {self.address[:MAX_ADDRESS_LENGTH]!r} is not host:port")
+        if draft.broker(self.broker_id) is None and len(draft.image.brokers) >= MAX_BROKERS:
+            raise InvalidRequest(f"broker {self.broker_id} would be one more than {MAX_BROKERS}")
+
+    def _leave_where_data_may_be_missing(self, draft: Draft) -> None:
+        """After `settle`, this broker is only where it is the last member."""
+        folder_is_new = not self.cluster_id
+        damaged = frozenset(self.damaged)
+        for partition in draft.partitions_in_sync_on(self.broker_id):
+            synced = draft.image.topics[partition.topic_id].config.flush_always
+            if folder_is_new or (self.may_have_lost_tail and not synced) or partition.id in damaged:
+                others = tuple(b for b in partition.isr if b != self.broker_id)
+                settle(draft, partition, replace(partition, isr=others, last_known_isr=partition.isr))
+
+
+@dataclass(frozen=True, slots=True)
+class FenceBroker(Command[bool]):
+    """A broker is dead, or has said goodbye. Answers whether that was news."""
+
+    broker_id: int
+    broker_epoch: int  # a later incarnation is not meant
+
+    def decide(self, draft: Draft) -> bool:
+        broker = draft.broker(self.broker_id)
+        if broker is None or broker.broker_epoch != self.broker_epoch or broker.fenced:
+            return False
+        draft.put(replace(broker, fenced=True))
+        settle_all_of(draft, self.broker_id)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class UnfenceBroker(Command[bool]):
+    """A broker is ready: logs recovered, metadata applied. Answers whether that was news."""
+
+    broker_id: int
+    broker_epoch: int
+
+    def decide(self, draft: Draft) -> bool:
+        broker = check_broker_epoch(draft, self.broker_id, self.broker_epoch)
+        if not broker.fenced or broker.shutting_down:
+            return False
+        draft.put(replace(broker, fenced=False))
+        settle_all_of(draft, self.broker_id)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class BeginShutdown(Command[bool]):
+    """A broker wants to stop: its leaderships go to others, and it leaves in-sync sets. Answers whether that was news."""
+
+    broker_id: int
+    broker_epoch: int
+
+    def decide(self, draft: Draft) -> bool:
+        broker = check_broker_epoch(draft, self.broker_id, self.broker_epoch)
+        if broker.shutting_down:
+            return False
+        draft.put(replace(broker, shutting_down=True))
+        settle_all_of(draft, self.broker_id)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class FailReplicas(Command[None]):
+    """A broker's set of failed replicas has grown (its disk refuses them): it is as good as dead for those."""
+
+    broker_id: int
+    broker_epoch: int
+
+    def decide(self, draft: Draft) -> None:
+        check_broker_epoch(draft, self.broker_id, self.broker_epoch)
+        settle_all_of(draft, self.broker_id)

@@ -1,0 +1,113 @@
+"""The image while one command is being decided: reads see what the command has changed so far.
+
+**A broker serves a replica** when it is registered, not fenced, not shutting down, and has not reported that it cannot
+write that replica. Only who serves may join an in-sync set or become leader. Failed replicas are no metadata: each broker
+repeats its own in every heartbeat, so they are handed to the decision beside the image, under the broker epoch that
+reported them; a new incarnation begins without any.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from fencepost_controller.decisions.invariants import check_invariants
+from fencepost_proto.metadata import Broker, Changes, Entity, MetadataImage, Partition, PartitionKey, Topic
+
+A = TypeVar("A")
+
+FailedReplicas = Mapping[tuple[int, int], frozenset[PartitionKey]]  # by (broker id, broker epoch)
+
+
+class Draft:
+    """One metadata version in the making."""
+
+    def __init__(self, image: MetadataImage, failed: FailedReplicas) -> None:
+        self.image = image  # as it was before
+        self.version = image.version + 1  # what this will be, if it changes anything
+        self._failed = failed
+        self._changes: dict[str, Entity | None] = {}
+        self._brokers: dict[int, Broker] = {}
+        self._partitions: dict[PartitionKey, Partition] = {}
+
+    @property
+    def changes(self) -> Changes:
+        return self._changes
+
+    # ---- Reading ----
+
+    def broker(self, broker_id: int) -> Broker | None:
+        return self._brokers.get(broker_id) or self.image.brokers.get(broker_id)
+
+    def partition(self, key: PartitionKey) -> Partition | None:
+        return self._partitions.get(key) or self.image.partitions.get(key)
+
+    def topic_named(self, name: str) -> Topic | None:
+        topic_id = self.image.topic_ids.get(name)
+        return None if topic_id is None else self.image.topics[topic_id]
+
+    def partitions_in_sync_on(self, broker_id: int) -> list[Partition]:
+        """Those with this broker in the in-sync set, whoever leads them."""
+        partitions = (self._partitions.get(key, p) for key, p in self.image.partitions.items())
+        return [p for p in partitions if broker_id in p.isr]
+
+    def serving_brokers(self) -> list[int]:
+        """Those that may get replicas, in order."""
+        brokers = {**self.image.brokers, **self._brokers}
+        return sorted(b.id for b in brokers.values() if not b.fenced and not b.shutting_down)
+
+    def serves(self, broker_id: int, key: PartitionKey) -> bool:
+        """May it lead this partition, or join its in-sync set?"""
+        broker = self.broker(broker_id)
+        return self.can_go_on(broker_id, key) and broker is not None and not broker.shutting_down
+
+    def can_go_on(self, broker_id: int, key: PartitionKey) -> bool:
+        """May it go on leading this partition where nobody else can? In a controlled shutdown it may."""
+        broker = self.broker(broker_id)
+        if broker is None or broker.fenced:
+            return False
+        return key not in self._failed.get((broker_id, broker.broker_epoch), frozenset())
+
+    # ---- Changing ----
+
+    def put(self, entity: Entity) -> None:
+        self._changes[entity.key] = entity
+        if isinstance(entity, Broker):
+            self._brokers[entity.id] = entity
+        elif isinstance(entity, Partition):
+            self._partitions[entity.id] = entity
+
+    def delete(self, entity: Topic | Partition) -> None:
+        self._changes[entity.key] = None
+
+
+class Command(ABC, Generic[A]):
+    """Something asked for, or something that happened."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def decide(self, draft: Draft) -> A:
+        """Change the draft and give the answer, or raise the FencepostError that is the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision(Generic[A]):
+    """What came of one command."""
+
+    answer: A
+    changes: Changes  # empty: it was so already
+    image: MetadataImage  # after it: the next version, or the same image where nothing changes
+
+
+def decide(image: MetadataImage, command: Command[A], failed: FailedReplicas) -> Decision[A]:
+    """Raises the FencepostError that refuses the command, or InvariantBroken for a decision that must not be."""
+    draft = Draft(image, failed)
+    answer = command.decide(draft)
+    if not draft.changes:
+        return Decision(answer, {}, image)
+    after = image.with_changes(draft.version, draft.changes)
+    check_invariants(image, after, draft.changes)
+    return Decision(answer, draft.changes, after)

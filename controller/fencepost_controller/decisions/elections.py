@@ -1,0 +1,106 @@
+"""Elections that are asked for: the preferred leader, by an operator or in the background, and the unclean one.
+
+A **preferred** leader is the first replica of the assignment. It takes over only where it serves and is in sync, so no
+record is at stake.
+
+An **unclean** election makes a replica the leader that may miss acknowledged records. It happens on an operator's explicit
+command, only where the partition has no leader. The chosen broker, or without a choice the first live one of those last
+known in sync and then of the assignment, becomes the whole in-sync set; its log is the truth from then on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fencepost_controller.decisions.draft import Command, Draft
+from fencepost_controller.decisions.partitions import settle
+from fencepost_proto.errors import (
+    ElectionNotNeeded,
+    EligibleLeadersNotAvailable,
+    InvalidRequest,
+    PreferredLeaderNotAvailable,
+    UnknownTopicOrPartition,
+)
+from fencepost_proto.metadata import NO_LEADER, Partition
+
+ANY_BROKER = -1
+MAX_MOVES_PER_ROUND = 100  # leaderships restored at a time: each costs its clients a redirect
+
+
+def partition_of(draft: Draft, topic_name: str, index: int) -> Partition:
+    """Raises UnknownTopicOrPartition."""
+    topic = draft.topic_named(topic_name)
+    if topic is None:
+        raise UnknownTopicOrPartition(f"topic {topic_name!r} does not exist")
+    partition = draft.partition((topic.topic_id, index))
+    if partition is None:
+        raise UnknownTopicOrPartition(f"topic {topic_name!r} has no partition {index}")
+    return partition
+
+
+@dataclass(frozen=True, slots=True)
+class ElectPreferredLeader(Command[None]):
+    topic_name: str
+    index: int
+
+    def decide(self, draft: Draft) -> None:
+        partition = partition_of(draft, self.topic_name, self.index)
+        preferred = partition.replicas[0]
+        if partition.leader == preferred:
+            raise ElectionNotNeeded(f"{self.topic_name}-{self.index}: broker {preferred} leads already")
+        if preferred not in partition.isr or not draft.serves(preferred, partition.id):
+            raise PreferredLeaderNotAvailable(
+                f"{self.topic_name}-{self.index}: broker {preferred} is not live and in sync; in sync: {partition.isr}"
+            )
+        settle(draft, partition, replace(partition, leader=preferred))
+
+
+@dataclass(frozen=True, slots=True)
+class ElectUncleanLeader(Command[None]):
+    topic_name: str
+    index: int
+    leader: int = ANY_BROKER
+
+    def decide(self, draft: Draft) -> None:
+        partition = partition_of(draft, self.topic_name, self.index)
+        name = f"{self.topic_name}-{self.index}"
+        if partition.leader != NO_LEADER:
+            raise ElectionNotNeeded(f"{name}: broker {partition.leader} leads")
+        leader = self._candidate(draft, partition, name)
+        settle(draft, partition, replace(partition, isr=(leader,), leader=leader))
+
+    def _candidate(self, draft: Draft, partition: Partition, name: str) -> int:
+        if self.leader == ANY_BROKER:
+            for broker_id in (*partition.last_known_isr, *partition.replicas):
+                if draft.serves(broker_id, partition.id):
+                    return broker_id
+            raise EligibleLeadersNotAvailable(f"{name}: none of its replicas {partition.replicas} is live")
+        if self.leader not in partition.replicas:
+            raise InvalidRequest(f"{name}: broker {self.leader} is none of its replicas {partition.replicas}")
+        if not draft.serves(self.leader, partition.id):
+            raise EligibleLeadersNotAvailable(f"{name}: broker {self.leader} is not live")
+        return self.leader
+
+
+@dataclass(frozen=True, slots=True)
+class RestorePreferredLeaders(Command[int]):
+    """Give leaderships back to preferred leaders. Answers how many moved."""
+
+    settled: frozenset[int]  # brokers that have been live for some time: one that flaps gets nothing back yet
+
+    def decide(self, draft: Draft) -> int:
+        moved = 0
+        for key in sorted(draft.image.partitions):
+            partition = draft.image.partitions[key]
+            preferred = partition.replicas[0]
+            if (
+                partition.leader not in (NO_LEADER, preferred)
+                and preferred in partition.isr
+                and preferred in self.settled
+                and draft.serves(preferred, key)
+            ):
+                settle(draft, partition, replace(partition, leader=preferred))
+                moved += 1
+                if moved == MAX_MOVES_PER_ROUND:
+                    break
+        return moved

@@ -1,0 +1,102 @@
+"""What must hold after every decision. A decision that breaks one is not committed, and the controller stops.
+
+Only what the decision touches is checked, so the cost is that of the change, except where a broker has just been fenced:
+then no partition anywhere may still have it as leader.
+"""
+
+from __future__ import annotations
+
+from fencepost_proto.errors import InvariantBroken
+from fencepost_proto.metadata import (
+    NO_LEADER,
+    Broker,
+    Changes,
+    MetadataImage,
+    NamedProducer,
+    NextProducerId,
+    Partition,
+    Topic,
+)
+
+
+def check_invariants(before: MetadataImage, after: MetadataImage, changes: Changes) -> None:
+    """Raises InvariantBroken naming what is wrong."""
+    if after.version != before.version + 1:
+        raise InvariantBroken(f"metadata version {before.version} is followed by {after.version}")
+    for key, entity in changes.items():
+        match entity:
+            case Partition():
+                _check_partition(before.partitions.get(entity.id), entity, after)
+            case Broker():
+                _check_broker(before.brokers.get(entity.id), entity, after)
+            case NamedProducer():
+                _check_producer(before.producers.get(entity.name), entity, after)
+            case NextProducerId():
+                _require(entity.next_id > before.next_producer_id, key, f"next producer id goes to {entity.next_id}")
+            case Topic():
+                _require(after.topic_ids.get(entity.name) == entity.topic_id, key, f"name {entity.name!r} is another's")
+            case _:
+                pass
+
+
+def check_image(image: MetadataImage) -> None:
+    """The same for everything at once: an image that has just been loaded. Raises InvariantBroken."""
+    for partition in image.partitions.values():
+        _check_partition(None, partition, image)
+    for broker in image.brokers.values():
+        _check_broker(None, broker, image)
+    for producer in image.producers.values():
+        _check_producer(None, producer, image)
+
+
+def _require(condition: bool, key: str, text: str) -> None:
+    if not condition:
+        raise InvariantBroken(f"{key}: {text}")
+
+
+def _check_partition(before: Partition | None, p: Partition, after: MetadataImage) -> None:
+    _require(len(set(p.replicas)) == len(p.replicas) > 0, p.key, f"replicas {p.replicas}")
+    _require(len(set(p.isr)) == len(p.isr), p.key, f"in-sync set {p.isr} names a broker twice")
+    _require(set(p.isr) <= set(p.replicas), p.key, f"in-sync set {p.isr} is not within replicas {p.replicas}")
+    _require(set(p.adding) | set(p.removing) <= set(p.replicas), p.key, f"{p.adding=} {p.removing=} {p.replicas=}")
+    _require(not set(p.adding) & set(p.removing), p.key, f"both added and removed: {p.adding=} {p.removing=}")
+    _require(p.topic_id in after.topics, p.key, "its topic is not there")
+    _require(not (p.isr and p.last_known_isr), p.key, f"{p.last_known_isr=} beside the in-sync set {p.isr}")
+    if p.leader != NO_LEADER:
+        broker = after.brokers.get(p.leader)
+        _require(p.leader in p.isr, p.key, f"leader {p.leader} is not in the in-sync set {p.isr}")
+        _require(broker is not None and not broker.fenced, p.key, f"leader {p.leader} is not live")
+    for member in p.isr:
+        broker = after.brokers.get(member)
+        _require(broker is not None, p.key, f"in-sync member {member} is not registered")
+        fenced = broker is not None and broker.fenced
+        _require(not fenced or p.isr == (member,), p.key, f"fenced member {member} among the in-sync set {p.isr}")
+    if before is not None:
+        _require(p.partition_epoch > before.partition_epoch, p.key, f"partition epoch stays {p.partition_epoch}")
+        _require(p.leader_epoch >= before.leader_epoch, p.key, f"leader epoch falls to {p.leader_epoch}")
+        moved = p.leader != before.leader
+        _require(not moved or p.leader_epoch > before.leader_epoch, p.key, f"leader epoch stays {p.leader_epoch}")
+
+
+def _check_broker(before: Broker | None, broker: Broker, after: MetadataImage) -> None:
+    _require(0 < broker.broker_epoch <= after.version, broker.key, f"broker epoch {broker.broker_epoch}")
+    if before is not None:
+        _require(broker.broker_epoch >= before.broker_epoch, broker.key, f"broker epoch falls to {broker.broker_epoch}")
+        same = broker.incarnation == before.incarnation
+        _require(same == (broker.broker_epoch == before.broker_epoch), broker.key, "an epoch is of one incarnation")
+    if broker.fenced:
+        led = [p.key for p in after.partitions.values() if p.leader == broker.id]
+        _require(not led, broker.key, f"fenced, and leads {led[:3]}")
+
+
+def _check_producer(before: NamedProducer | None, producer: NamedProducer, after: MetadataImage) -> None:
+    _require(producer.producer_id < after.next_producer_id, producer.key, f"id {producer.producer_id} is not allocated")
+    _require(producer.producer_id not in producer.retired_ids, producer.key, f"id {producer.producer_id} is retired")
+    if before is None:
+        return
+    _require(set(before.retired_ids) <= set(producer.retired_ids), producer.key, "a retired id is forgotten")
+    if producer.producer_id == before.producer_id:
+        _require(producer.epoch > before.epoch, producer.key, f"epoch {before.epoch} is followed by {producer.epoch}")
+    else:
+        _require(before.producer_id in producer.retired_ids, producer.key, f"id {before.producer_id} is not retired")
+        _require(producer.producer_id >= 0, producer.key, f"id {producer.producer_id}")

@@ -1,0 +1,91 @@
+"""AlterPartition: a leader proposes the in-sync set of a partition it leads.
+
+The proposal is the leader's, since only it knows who holds what; the decision is the controller's, since only it knows
+who is alive. It is a compare-and-set on the partition epoch, made by the current leader under the current leader epoch.
+Every member must serve, and be the very incarnation that the leader saw catch up (KIP-903): one that has restarted since
+may have less.
+
+The controller may have done more than was asked (completed a reassignment, moved the leadership off a broker that is
+leaving); the answer is then still a success, and the session brings the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fencepost_controller.decisions.brokers import check_broker_epoch
+from fencepost_controller.decisions.draft import Command, Draft
+from fencepost_controller.decisions.partitions import settle
+from fencepost_proto.errors import (
+    FencedLeaderEpoch,
+    IneligibleReplica,
+    InvalidRequest,
+    InvalidUpdateVersion,
+    NotLeaderOrFollower,
+    UnknownLeaderEpoch,
+    UnknownTopicId,
+    UnknownTopicOrPartition,
+)
+from fencepost_proto.metadata import Partition, PartitionKey
+
+
+@dataclass(frozen=True, slots=True)
+class AlterPartition(Command[None]):
+    broker_id: int
+    broker_epoch: int
+    partition: PartitionKey
+    leader_epoch: int
+    partition_epoch: int
+    new_isr: tuple[tuple[int, int], ...]  # (broker id, broker epoch as the leader saw it)
+
+    def decide(self, draft: Draft) -> None:
+        check_broker_epoch(draft, self.broker_id, self.broker_epoch)
+        partition = self._partition(draft)
+        self._check_leader(draft, partition)
+        members = tuple(broker_id for broker_id, _ in self.new_isr)
+        if self.partition_epoch != partition.partition_epoch:
+            if self.partition_epoch == partition.partition_epoch - 1 and set(members) == set(partition.isr):
+                return  # the leader repeats a proposal whose answer it did not get
+            raise InvalidUpdateVersion(
+                f"{partition.key}: partition epoch {self.partition_epoch} is not the current {partition.partition_epoch}"
+            )
+        self._check_members(draft, partition, members)
+        settle(draft, partition, replace(partition, isr=members))
+
+    def _partition(self, draft: Draft) -> Partition:
+        topic_id, index = self.partition
+        if topic_id not in draft.image.topics:
+            raise UnknownTopicId(f"topic id {topic_id!r} is not known")
+        partition = draft.partition(self.partition)
+        if partition is None:
+            raise UnknownTopicOrPartition(f"topic {topic_id!r} has no partition {index}")
+        return partition
+
+    def _check_leader(self, draft: Draft, partition: Partition) -> None:
+        hint = draft.image.current_leader(partition)
+        text = f"{partition.key}: broker {self.broker_id} proposes under leader epoch {self.leader_epoch}"
+        if self.leader_epoch < partition.leader_epoch:
+            raise FencedLeaderEpoch(f"{text}; it is {partition.leader_epoch} now", current_leader=hint)
+        if self.leader_epoch > partition.leader_epoch:
+            raise UnknownLeaderEpoch(f"{text}; it is only {partition.leader_epoch}", current_leader=hint)
+        if self.broker_id != partition.leader:
+            raise NotLeaderOrFollower(f"{text}; the leader is {partition.leader}", current_leader=hint)
+
+    def _check_members(self, draft: Draft, partition: Partition, members: tuple[int, ...]) -> None:
+        if self.broker_id not in members:
+            raise InvalidRequest(f"{partition.key}: in-sync set {members} without its leader {self.broker_id}")
+        if len(set(members)) != len(members):
+            raise InvalidRequest(f"{partition.key}: in-sync set {members} names a broker twice")
+        for broker_id, broker_epoch in self.new_isr:
+            if broker_id not in partition.replicas:
+                raise InvalidRequest(f"{partition.key}: {broker_id} is none of the replicas {partition.replicas}")
+            if broker_id == self.broker_id:
+                continue  # it is checked already, and may go on leading while it shuts down
+            if not draft.serves(broker_id, partition.id):
+                raise IneligibleReplica(f"{partition.key}: broker {broker_id} is fenced, shutting down or failed")
+            broker = draft.broker(broker_id)
+            if broker is None or broker.broker_epoch != broker_epoch:
+                raise IneligibleReplica(
+                    f"{partition.key}: broker {broker_id} caught up with broker epoch {broker_epoch}, "
+                    f"and has been registered anew since"
+                )

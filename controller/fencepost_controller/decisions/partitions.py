@@ -1,0 +1,88 @@
+"""What follows for one partition when a broker's standing, its replicas or its in-sync set change.
+
+Every change of a partition goes through `settle`, so there is one place that keeps these rules:
+
+1. **The in-sync set** loses each member that does not serve (dead, shutting down, its disk failed), unless nobody would be
+   left: the last member stays, since it alone is sure to hold everything that was acknowledged. The set is kept in
+   assignment order.
+2. **A reassignment completes** as soon as its target is in sync (KIP-455): every added replica is in the in-sync set, one
+   of the target can lead, and dropping the others does not by itself bring the set below min.insync.replicas.
+3. **The leader** stays while it serves. Otherwise the first in-sync replica in assignment order that serves takes over. A
+   leader in a controlled shutdown goes on where nobody else can. Otherwise there is none: the partition is offline
+   until an in-sync replica returns. Nobody outside the in-sync set becomes leader here.
+4. **Epochs**: the partition epoch rises by one with every change; the leader epoch with every change of leader, also to
+   none. A change of the in-sync set alone does not touch the leader epoch: a leader counts as in sync everybody who may
+   be, by what it proposed or by what it last heard, so until it hears of a removal its high watermark only waits longer
+   than it must.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fencepost_controller.decisions.draft import Draft
+from fencepost_proto.metadata import NO_LEADER, Partition
+
+
+def settle(draft: Draft, before: Partition, after: Partition | None = None) -> Partition:
+    """Write down what follows for a partition, which `after` (or a change elsewhere) is a first change of."""
+    settled = _in_sync(draft, after or before)
+    settled = _complete_reassignment(draft, settled)
+    settled = replace(
+        settled,
+        leader=_leader(draft, settled),
+        last_known_isr=() if settled.isr else settled.last_known_isr,
+    )
+    if settled == before:
+        return before
+    settled = replace(
+        settled,
+        leader_epoch=before.leader_epoch + (settled.leader != before.leader),
+        partition_epoch=before.partition_epoch + 1,
+    )
+    draft.put(settled)
+    return settled
+
+
+def settle_all_of(draft: Draft, broker_id: int) -> None:
+    """After a change in what this broker may do."""
+    for partition in draft.partitions_in_sync_on(broker_id):
+        settle(draft, partition)
+
+
+def target_of(partition: Partition) -> tuple[int, ...]:
+    """Its replicas once the reassignment under way is complete."""
+    return tuple(b for b in partition.replicas if b not in partition.removing)
+
+
+def _in_sync(draft: Draft, partition: Partition) -> Partition:
+    members = tuple(b for b in partition.replicas if b in partition.isr)
+    serving = tuple(b for b in members if draft.serves(b, partition.id))
+    return replace(partition, isr=serving or members)
+
+
+def _complete_reassignment(draft: Draft, partition: Partition) -> Partition:
+    if not partition.adding and not partition.removing:
+        return partition
+    target = target_of(partition)
+    kept = tuple(b for b in target if b in partition.isr)
+    enough = min(draft.image.topics[partition.topic_id].config.min_insync_replicas, len(partition.isr))
+    if (
+        not set(partition.adding) <= set(partition.isr)
+        or not any(draft.serves(b, partition.id) for b in kept)
+        or len(kept) < enough
+    ):
+        return partition
+    return replace(partition, replicas=target, isr=kept, adding=(), removing=())
+
+
+def _leader(draft: Draft, partition: Partition) -> int:
+    key, leader = partition.id, partition.leader
+    if leader in partition.isr and draft.serves(leader, key):
+        return leader
+    for broker_id in partition.isr:
+        if draft.serves(broker_id, key):
+            return broker_id
+    if leader in partition.isr and draft.can_go_on(leader, key):
+        return leader
+    return NO_LEADER

@@ -1,0 +1,132 @@
+"""Topics: created with all their partitions in one step, deleted in one step.
+
+The limits bound the metadata image, which travels in one message: all of it stays well below a message's maximum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fencepost_controller.decisions.draft import Command, Draft
+from fencepost_controller.decisions.placement import MAX_REPLICATION_FACTOR, check_assignment, place
+from fencepost_proto.errors import (
+    InvalidConfig,
+    InvalidPartitions,
+    InvalidReplicaAssignment,
+    InvalidReplicationFactor,
+    InvariantBroken,
+    TopicAlreadyExists,
+    UnknownTopicOrPartition,
+)
+from fencepost_proto.metadata import Partition, Topic, TopicConfig, check_topic_name
+
+MAX_TOPICS = 2_000
+MAX_PARTITIONS_PER_TOPIC = 1_000
+MAX_PARTITIONS = 10_000
+MIN_SEGMENT_BYTES = 256
+MAX_SEGMENT_BYTES = 1024 * 1024 * 1024  # positions in an index are 32 bits wide
+MIN_MAX_MESSAGE_BYTES = 128
+MAX_MAX_MESSAGE_BYTES = 8 * 1024 * 1024 - 64 * 1024  # a batch fits one request with room for the rest of it
+MAX_INT64 = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class CreateTopic(Command[Topic]):
+    name: str
+    topic_id: str  # fresh
+    partitions: int = 0  # with the replication factor: placed by the controller
+    replication_factor: int = 0
+    config: TopicConfig = field(default_factory=TopicConfig)
+    assignments: tuple[tuple[int, ...], ...] = ()  # manual, instead of the two counts
+
+    def decide(self, draft: Draft) -> Topic:
+        check_topic_name(self.name)
+        if draft.topic_named(self.name) is not None:
+            raise TopicAlreadyExists(f"topic {self.name!r} exists")
+        if self.topic_id in draft.image.topics:
+            raise InvariantBroken(f"topic id {self.topic_id!r} is not fresh")
+        if len(draft.image.topics) >= MAX_TOPICS:
+            raise InvalidPartitions(f"topic {self.name!r} would be one more than {MAX_TOPICS} topics")
+        assignments = self._assigned(draft) if self.assignments else self._placed(draft)
+        check_config(self.config, len(assignments[0]))
+        topic = Topic(self.topic_id, self.name, self.config)
+        draft.put(topic)
+        for index, replicas in enumerate(assignments):
+            isr = tuple(b for b in replicas if draft.serves(b, (self.topic_id, index)))
+            draft.put(Partition(self.topic_id, index, replicas, isr, leader=isr[0], leader_epoch=0, partition_epoch=0))
+        return topic
+
+    def _check_count(self, draft: Draft, count: int) -> None:
+        if not 0 < count <= MAX_PARTITIONS_PER_TOPIC:
+            raise InvalidPartitions(
+                f"topic {self.name!r}: {count} partitions; 1 to {MAX_PARTITIONS_PER_TOPIC} are allowed"
+            )
+        there = len(draft.image.partitions)
+        if there + count > MAX_PARTITIONS:
+            raise InvalidPartitions(
+                f"topic {self.name!r}: {count} partitions beside {there} are more than {MAX_PARTITIONS}"
+            )
+
+    def _placed(self, draft: Draft) -> list[tuple[int, ...]]:
+        self._check_count(draft, self.partitions)
+        brokers = draft.serving_brokers()
+        if not 0 < self.replication_factor <= MAX_REPLICATION_FACTOR:
+            raise InvalidReplicationFactor(
+                f"topic {self.name!r}: replication factor {self.replication_factor}; "
+                f"1 to {MAX_REPLICATION_FACTOR} are allowed"
+            )
+        if self.replication_factor > len(brokers):
+            raise InvalidReplicationFactor(
+                f"topic {self.name!r}: replication factor {self.replication_factor}, but {len(brokers)} brokers are live"
+            )
+        return place(brokers, self.partitions, self.replication_factor, start=len(draft.image.partitions))
+
+    def _assigned(self, draft: Draft) -> list[tuple[int, ...]]:
+        factor = len(self.assignments[0])
+        self._check_count(draft, len(self.assignments))
+        if self.partitions not in (0, len(self.assignments)) or self.replication_factor not in (0, factor):
+            raise InvalidReplicaAssignment(
+                f"topic {self.name!r}: {self.partitions} partitions of {self.replication_factor} replicas "
+                f"contradict the given assignment"
+            )
+        for index, replicas in enumerate(self.assignments):
+            name = f"{self.name}-{index}"
+            check_assignment(draft, name, replicas)
+            if len(replicas) != factor:
+                raise InvalidReplicaAssignment(f"{name}: {len(replicas)} replicas where {self.name}-0 has {factor}")
+            if not any(draft.serves(b, (self.topic_id, index)) for b in replicas):
+                raise InvalidReplicaAssignment(f"{name}: none of the brokers {replicas} is live")
+        return list(self.assignments)
+
+
+def check_config(config: TopicConfig, replication_factor: int) -> None:
+    """Raises InvalidConfig naming key and value."""
+    limits = {
+        "min_insync_replicas": (1, replication_factor),
+        "retention_ms": (1, MAX_INT64),
+        "retention_bytes": (1, MAX_INT64),
+        "segment_bytes": (MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES),
+        "max_message_bytes": (MIN_MAX_MESSAGE_BYTES, MAX_MAX_MESSAGE_BYTES),
+    }
+    unlimited = ("retention_ms", "retention_bytes")
+    for key, (least, most) in limits.items():
+        value = getattr(config, key)
+        if key in unlimited and value == -1:
+            continue
+        if not least <= value <= most:
+            extra = " or -1" if key in unlimited else ""
+            of = " (the replication factor)" if key == "min_insync_replicas" else ""
+            raise InvalidConfig(f"{key}={value}: must be {least} to {most}{of}{extra}")
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteTopic(Command[None]):
+    name: str
+
+    def decide(self, draft: Draft) -> None:
+        topic = draft.topic_named(self.name)
+        if topic is None:
+            raise UnknownTopicOrPartition(f"topic {self.name!r} does not exist")
+        for partition in draft.image.partitions_of(topic.topic_id):
+            draft.delete(partition)
+        draft.delete(topic)

@@ -1,0 +1,64 @@
+"""CreateTopic, DeleteTopic, AlterPartitionReassignments and ElectLeader: what operators ask for.
+
+Each answers the metadata version that carries the change; brokers learn of it a moment later. The rules and errors are in
+`decisions/topics.py`, `reassignment.py` and `elections.py`.
+"""
+
+from __future__ import annotations
+
+import base64
+from random import Random
+
+from fencepost_controller.commands import Commands
+from fencepost_controller.decisions.elections import ElectPreferredLeader, ElectUncleanLeader
+from fencepost_controller.decisions.reassignment import ReassignPartitions
+from fencepost_controller.decisions.topics import CreateTopic, DeleteTopic
+from fencepost_proto.metadata import config_from_proto
+from fencepost_proto.v1 import controller_pb2 as pb
+
+ID_BYTES = 16
+
+
+def random_id(random: Random) -> str:
+    """As Kafka writes its ids: 16 random bytes, 22 characters, and none that a command line takes for an option."""
+    while True:
+        text = base64.urlsafe_b64encode(random.randbytes(ID_BYTES)).decode().rstrip("=")
+        if not text.startswith("-"):
+            return text
+
+
+async def create_topic(commands: Commands, random: Random, request: pb.CreateTopicRequest) -> pb.CreateTopicResponse:
+    topic_id = random_id(random)
+    while topic_id in commands.image.topics:
+        topic_id = random_id(random)
+    committed = await commands.submit(
+        CreateTopic(
+            name=request.name,
+            topic_id=topic_id,
+            partitions=request.partitions,
+            replication_factor=request.replication_factor,
+            config=config_from_proto(request.config),
+            assignments=tuple(tuple(assignment.replicas) for assignment in request.assignments),
+        )
+    )
+    return pb.CreateTopicResponse(topic_id=topic_id, version=committed.version)
+
+
+async def delete_topic(commands: Commands, request: pb.DeleteTopicRequest) -> pb.DeleteTopicResponse:
+    committed = await commands.submit(DeleteTopic(request.name))
+    return pb.DeleteTopicResponse(version=committed.version)
+
+
+async def alter_partition_reassignments(
+    commands: Commands, request: pb.AlterPartitionReassignmentsRequest
+) -> pb.AlterPartitionReassignmentsResponse:
+    targets = tuple((target.partition, tuple(target.replicas)) for target in request.reassignments)
+    committed = await commands.submit(ReassignPartitions(request.topic_name, targets))
+    return pb.AlterPartitionReassignmentsResponse(version=committed.version)
+
+
+async def elect_leader(commands: Commands, request: pb.ElectLeaderRequest) -> pb.ElectLeaderResponse:
+    where = (request.topic_name, request.partition)
+    command = ElectUncleanLeader(*where, request.leader) if request.unclean else ElectPreferredLeader(*where)
+    committed = await commands.submit(command)
+    return pb.ElectLeaderResponse(version=committed.version)

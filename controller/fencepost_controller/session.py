@@ -1,0 +1,93 @@
+"""One broker's session: what it has last said, and what is still to be said to it.
+
+First the registration's answer, then a whole image, then changes in version order. A broker that takes changes more slowly
+than they come gets, at `MAX_BACKLOG` of them, the image of the moment instead; so the backlog is bounded and nothing is ever
+skipped. That the broker may shut down, and that the session is over, comes after the metadata that it rests on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from fencepost_proto import errors
+from fencepost_proto.metadata import Broker, MetadataImage, delta_to_proto
+from fencepost_proto.v1 import common_pb2, controller_pb2
+
+MAX_BACKLOG = 256
+NOTHING_APPLIED = -1
+
+
+class Session:
+    """From a registration to the end of its stream."""
+
+    def __init__(self, broker: Broker, start_version: int, greeting: controller_pb2.Registered) -> None:
+        self.broker_id = broker.id
+        self.broker_epoch = broker.broker_epoch
+        self.start_version = start_version  # the image that this session begins with is at least this new
+        self.applied_version = NOTHING_APPLIED
+        self.ready = False
+        self.wants_shutdown = False
+        self.replicas_failed = False  # more of them than the metadata shows already
+        self.news = asyncio.Event()  # the broker has said something that may need a command
+        self._greeting: controller_pb2.Registered | None = greeting
+        self._image_due = True
+        self._deltas: deque[common_pb2.MetadataDelta] = deque()
+        self._shutdown_allowed_due = False
+        self._shutdown_allowed_said = False
+        self._over = False
+        self._error: errors.FencepostError | None = None
+        self._wake = asyncio.Event()
+
+    @property
+    def over(self) -> bool:
+        return self._over
+
+    def publish(self, delta: common_pb2.MetadataDelta) -> None:
+        if self._image_due:
+            return  # it will hold this
+        if len(self._deltas) >= MAX_BACKLOG:
+            self._deltas.clear()
+            self._image_due = True
+        else:
+            self._deltas.append(delta)
+        self._wake.set()
+
+    def allow_shutdown(self) -> None:
+        if not self._shutdown_allowed_said:
+            self._shutdown_allowed_due = True
+            self._wake.set()
+
+    def end(self, error: errors.FencepostError | None = None) -> None:
+        """Nothing more is said but the error, after what is due already."""
+        if not self._over:
+            self._over, self._error = True, error
+            self._wake.set()
+
+    async def next_response(self, image: Callable[[], MetadataImage]) -> controller_pb2.SessionResponse | None:
+        """What to say next, once there is something. None: the session is over and everything is said."""
+        while True:
+            response = self._next(image)
+            if response is not None or self._over:
+                return response
+            self._wake.clear()
+            await self._wake.wait()
+
+    def _next(self, image: Callable[[], MetadataImage]) -> controller_pb2.SessionResponse | None:
+        if self._greeting is not None:
+            greeting, self._greeting = self._greeting, None
+            return controller_pb2.SessionResponse(registered=greeting)
+        if self._image_due:
+            self._image_due = False
+            now = image()
+            return controller_pb2.SessionResponse(metadata=delta_to_proto(now.version, now.entities(), image=True))
+        if self._deltas:
+            return controller_pb2.SessionResponse(metadata=self._deltas.popleft())
+        if self._shutdown_allowed_due:
+            self._shutdown_allowed_due, self._shutdown_allowed_said = False, True
+            return controller_pb2.SessionResponse(shutdown_allowed=controller_pb2.ShutdownAllowed())
+        if self._error is not None:
+            error, self._error = self._error, None
+            return controller_pb2.SessionResponse(error=errors.to_proto(error))
+        return None

@@ -1,0 +1,306 @@
+"""The brokers' sessions, and with them who is alive.
+
+**Fast for what is certain.** A stream that ends without a goodbye is followed at once by a probe of the broker's address.
+Refused, or answered by another process: dead now, and its partitions have new leaders milliseconds later. Otherwise the
+probe is repeated until the broker registers again, or its silence decides.
+
+**Patient for what is not.** Silence for a session timeout means dead, as does metadata that stays unapplied for as long; the
+rules are in `liveness.py`. A broker that is declared dead wrongly finds its session ended, registers again, and is
+unfenced again; that costs an election, never safety.
+
+**A registration** of a broker id that another incarnation holds is accepted only when that one is dead: known to be, or
+found to be by a probe. While a probe does not tell, the registration waits, at most until silence has decided.
+
+Heartbeats change nothing in the store. What they ask for (to be unfenced, to shut down, to be spared a failed replica)
+becomes one command each, submitted by the session's own `follow` task, so that a slow commit never keeps heartbeats from
+being read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+
+from fencepost_controller.commands import Commands
+from fencepost_controller.config import ControllerConfig
+from fencepost_controller.decisions.brokers import (
+    NO_EPOCH,
+    BeginShutdown,
+    FailReplicas,
+    FenceBroker,
+    RegisterBroker,
+    UnfenceBroker,
+)
+from fencepost_controller.liveness import Liveness
+from fencepost_controller.probe import Verdict, probe
+from fencepost_controller.session import Session
+from fencepost_proto import errors
+from fencepost_proto.metadata import Broker, MetadataImage, PartitionKey
+from fencepost_proto.v1 import common_pb2, controller_pb2
+from fencepost_proto.wire import Wire
+
+log = logging.getLogger(__name__)
+
+PROBE_INTERVAL_S = 0.1
+SETTLE_S = 5.0  # a broker that has been live for this long may get its preferred leaderships back
+
+Spawn = Callable[[Coroutine[object, object, None], str], asyncio.Task[None]]
+
+
+class Sessions:
+    """Every open session, by broker id; at most one for each."""
+
+    def __init__(
+        self,
+        *,
+        wire: Wire,
+        config: ControllerConfig,
+        commands: Commands,
+        failed: dict[tuple[int, int], frozenset[PartitionKey]],
+        on_applied: Callable[[], None],
+        spawn: Spawn,
+    ) -> None:
+        self._wire = wire
+        self._config = config
+        self._commands = commands
+        self._failed = failed  # shared with the decisions: (broker id, broker epoch) -> its failed replicas
+        self._on_applied = on_applied
+        self._spawn = spawn
+        self._loop = asyncio.get_running_loop()
+        self._liveness = Liveness(config.session_timeout_ms / 1000, self._loop.time())
+        self._sessions: dict[int, Session] = {}
+        self._live_since: dict[int, float] = {}
+        self._being_declared_dead: set[int] = set()
+        self._closing = False
+
+    @property
+    def _image(self) -> MetadataImage:
+        return self._commands.image
+
+    def start(self) -> None:
+        """The image is loaded: whoever was live then is given a full session timeout to register again."""
+        now = self._loop.time()
+        for broker in self._image.brokers.values():
+            if not broker.fenced:
+                self._liveness.expect(broker.id, now)
+                self._live_since[broker.id] = now
+
+    async def watch(self) -> None:
+        """Declare dead who is overdue; a task for the controller's life."""
+        while True:
+            await asyncio.sleep(self._liveness.tick_interval_s)
+            for broker_id, reason in self._liveness.tick(self._loop.time()):
+                broker = self._image.brokers.get(broker_id)
+                if broker is None:
+                    self._liveness.forget(broker_id)
+                elif broker_id not in self._being_declared_dead:
+                    self._spawn(self._declare_dead(broker, reason), f"declare broker {broker_id} dead")
+
+    def applied(self) -> dict[int, int]:
+        """The metadata version applied by each broker with a session under its current broker epoch."""
+        return {
+            broker_id: session.applied_version
+            for broker_id, session in self._sessions.items()
+            if not session.over and self._image.brokers[broker_id].broker_epoch == session.broker_epoch
+        }
+
+    def settled(self) -> frozenset[int]:
+        """Brokers that have been live for some time."""
+        now = self._loop.time()
+        return frozenset(
+            broker.id
+            for broker in self._image.brokers.values()
+            if not broker.fenced and now - self._live_since.get(broker.id, now) >= SETTLE_S
+        )
+
+    def publish(self, deltas: Sequence[common_pb2.MetadataDelta]) -> None:
+        """Metadata has been committed."""
+        for session in self._sessions.values():
+            for delta in deltas:
+                session.publish(delta)
+        live = [i for i in self._sessions if not self._image.brokers[i].fenced]
+        self._liveness.published(self._image.version, live, self._loop.time())
+
+    def end_all(self, error: errors.FencepostError) -> None:
+        """The controller stops. Nobody is declared dead for the streams that end now."""
+        self._closing = True
+        for session in self._sessions.values():
+            session.end(error)
+
+    # ---- One session's life ----
+
+    async def register(self, register: controller_pb2.Register) -> Session:
+        """Begin a session. Raises the FencepostError that refuses it."""
+        if self._closing:
+            raise errors.NotController("the controller is stopping")
+        committed = await self._commands.submit(
+            RegisterBroker(
+                broker_id=register.broker_id,
+                incarnation=register.incarnation,
+                cluster_id=register.cluster_id,
+                address=register.address,
+                replaces=await self._replaceable(register),
+                may_have_lost_tail=register.may_have_lost_tail,
+                damaged=tuple((ref.topic_id, ref.partition) for ref in register.damaged_replicas),
+            )
+        )
+        broker = committed.answer
+        before = self._sessions.get(broker.id)
+        if before is not None:
+            before.end(errors.NetworkException(f"broker {broker.id} has begun another session"))
+        for key in [key for key in self._failed if key[0] == broker.id and key[1] != broker.broker_epoch]:
+            del self._failed[key]
+        greeting = controller_pb2.Registered(
+            broker_epoch=broker.broker_epoch,
+            cluster_id=self._image.cluster_id,
+            session_timeout_ms=self._config.session_timeout_ms,
+            heartbeat_interval_ms=self._config.heartbeat_interval_ms,
+        )
+        session = Session(broker, self._image.version, greeting)
+        self._sessions[broker.id] = session
+        self._liveness.expect(broker.id, self._loop.time())
+        log.info(
+            "broker registered broker=%d broker_epoch=%d incarnation=%s address=%s fenced=%s may_have_lost_tail=%s",
+            broker.id,
+            broker.broker_epoch,
+            broker.incarnation,
+            broker.address,
+            broker.fenced,
+            register.may_have_lost_tail,
+        )
+        return session
+
+    def heartbeat(self, session: Session, heartbeat: controller_pb2.Heartbeat) -> None:
+        """Raises InvalidRequest for what cannot be."""
+        if heartbeat.applied_version > self._image.version:
+            raise errors.InvalidRequest(
+                f"broker {session.broker_id} has applied metadata version {heartbeat.applied_version}, and there are only "
+                f"{self._image.version}: this controller's store has lost metadata, or is of another cluster"
+            )
+        if self._sessions.get(session.broker_id) is not session:
+            return
+        self._liveness.heard(session.broker_id, heartbeat.applied_version, self._loop.time())
+        session.ready = heartbeat.ready
+        session.wants_shutdown = heartbeat.want_shutdown
+        self._take_failed(session, heartbeat.failed_replicas)
+        session.news.set()
+        if heartbeat.applied_version != session.applied_version:
+            session.applied_version = heartbeat.applied_version
+            self._on_applied()
+
+    def _take_failed(self, session: Session, refs: Sequence[common_pb2.PartitionRef]) -> None:
+        key = (session.broker_id, session.broker_epoch)
+        known = self._failed.get(key, frozenset())
+        failed = {(ref.topic_id, ref.partition) for ref in refs} & self._image.partitions.keys()
+        if not failed <= known:
+            self._failed[key] = known | failed
+            session.replicas_failed = True
+            names = sorted(f"{topic_id}-{index}" for topic_id, index in failed - known)
+            log.warning("replicas failed broker=%d replicas=%s", session.broker_id, ",".join(names))
+
+    async def follow(self, session: Session) -> None:
+        """Submit what the session's heartbeats ask for; a task for the session's life."""
+        while True:
+            await session.news.wait()
+            session.news.clear()
+            try:
+                await self._act(session)
+            except errors.StaleBrokerEpoch as error:
+                session.end(error)
+                return
+            except errors.RetriableError as error:  # the store or the queue refused: the next heartbeat asks again
+                log.warning("could not follow a heartbeat broker=%d reason=%s", session.broker_id, error)
+
+    async def _act(self, session: Session) -> None:
+        who = (session.broker_id, session.broker_epoch)
+        if session.replicas_failed:
+            session.replicas_failed = False
+            try:
+                await self._commands.submit(FailReplicas(*who))
+            except errors.RetriableError:
+                session.replicas_failed = True
+                raise
+        broker = self._image.brokers[session.broker_id]
+        if session.wants_shutdown:
+            if not broker.fenced and not broker.shutting_down:
+                await self._commands.submit(BeginShutdown(*who))
+                log.info("broker shuts down broker=%d", session.broker_id)
+            session.allow_shutdown()  # whatever another replica can lead is led by it, by the same commit
+        elif broker.fenced and session.ready and session.applied_version >= session.start_version:
+            await self._commands.submit(UnfenceBroker(*who))
+            self._live_since[session.broker_id] = self._loop.time()
+            log.info("broker unfenced broker=%d broker_epoch=%d", *who)
+
+    async def goodbye(self, session: Session) -> None:
+        """The process ends: dead now. Done even where the caller does not wait for it."""
+        if self._sessions.get(session.broker_id) is not session:
+            return
+        broker = self._image.brokers[session.broker_id]
+        await asyncio.shield(self._spawn(self._declare_dead(broker, "goodbye"), f"goodbye of broker {broker.id}"))
+
+    def stream_ended(self, session: Session) -> None:
+        """However it ended. Where nobody expected it, find out why."""
+        session.end()
+        if self._sessions.get(session.broker_id) is not session:
+            return
+        del self._sessions[session.broker_id]
+        broker = self._image.brokers[session.broker_id]
+        if broker.fenced:
+            self._liveness.forget(broker.id)
+        elif not self._closing:
+            log.info("session broke broker=%d broker_epoch=%d", broker.id, broker.broker_epoch)
+            self._spawn(self._find_out(broker), f"probe broker {broker.id}")
+
+    # ---- Who is dead ----
+
+    async def _find_out(self, broker: Broker) -> None:
+        """Probe until the broker is back, found dead, or declared dead for its silence."""
+        while self._is_missed(broker):
+            verdict = await probe(self._wire, broker.address, broker.incarnation)
+            if verdict is Verdict.DEAD and self._is_missed(broker):
+                await self._declare_dead(broker, "its process is gone")
+            if self._is_missed(broker):
+                await asyncio.sleep(PROBE_INTERVAL_S)
+
+    def _is_missed(self, broker: Broker) -> bool:
+        now = self._image.brokers[broker.id]
+        is_same = now.broker_epoch == broker.broker_epoch and not now.fenced
+        return is_same and broker.id not in self._sessions and not self._closing
+
+    async def _declare_dead(self, broker: Broker, reason: str) -> None:
+        """Fence it and end its session. Where the store refuses, the next tick of its silence tries again."""
+        self._being_declared_dead.add(broker.id)
+        try:
+            session = self._sessions.get(broker.id)
+            if session is not None and session.broker_epoch == broker.broker_epoch:
+                del self._sessions[broker.id]
+                session.end(errors.RequestTimedOut(f"broker {broker.id} was declared dead: {reason}"))
+            committed = await self._commands.submit(FenceBroker(broker.id, broker.broker_epoch))
+        except errors.FencepostError as error:
+            log.error("could not fence broker=%d reason=%s", broker.id, error)
+            return
+        finally:
+            self._being_declared_dead.discard(broker.id)
+        if broker.id not in self._sessions:
+            self._liveness.forget(broker.id)
+        if committed.answer:
+            log.info("broker fenced broker=%d broker_epoch=%d reason=%s", broker.id, broker.broker_epoch, reason)
+
+    async def _replaceable(self, register: controller_pb2.Register) -> int:
+        """The broker epoch of the registration that this one may replace. Raises DuplicateBrokerRegistration."""
+        give_up_at = self._loop.time() + 2 * self._config.session_timeout_ms / 1000
+        while True:
+            known = self._image.brokers.get(register.broker_id)
+            if known is None or known.incarnation == register.incarnation:
+                return NO_EPOCH
+            if known.fenced and known.id not in self._sessions:
+                return known.broker_epoch
+            verdict = await probe(self._wire, known.address, known.incarnation)
+            if verdict is Verdict.DEAD:
+                return known.broker_epoch
+            if verdict is Verdict.ALIVE or self._loop.time() >= give_up_at:
+                raise errors.DuplicateBrokerRegistration(
+                    f"broker id {known.id} is in use by the process at {known.address} (incarnation {known.incarnation})"
+                )
+            await asyncio.sleep(PROBE_INTERVAL_S)
