@@ -64,6 +64,7 @@ class Broker:
         self.config = config
         self.address = ""  # host:port, once started
         self.recovery_seconds = 0.0
+        self.stopped = False
         self._host = host
         self._disk = disk
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -165,7 +166,7 @@ class Broker:
     # ---- End ----
 
     async def stop(self, clean: bool) -> None:
-        """End every part. With `clean`, lose nothing; without, as much like a kill as a running process can.
+        """End every part, once. With `clean`, lose nothing; without, as much like a kill as a running process can.
 
         May be called after a start that failed or was cancelled; then nothing is marked clean.
         """
@@ -185,3 +186,4 @@ class Broker:
             await asyncio.to_thread(self._folder.mark_clean)
             log.info("stopped clean")
         await self._link.close()
+        self.stopped = True

@@ -92,10 +92,11 @@ async def broker_of(
         await broker.wait_ready()
         async with Host().wire.connect(broker.address) as channel:
             yield Running(broker, session, channel)
-            if clean:
+            if clean and not broker.stopped:
                 await session.shutdown_allowed()
     finally:
-        await broker.stop(clean)
+        if not broker.stopped:
+            await broker.stop(clean)
 
 
 def batch(values: Sequence[bytes], producer: tuple[int, int, int] = (-1, -1, -1), timestamp_ms: int = 1_000) -> bytes:
@@ -237,20 +238,24 @@ def test_metadata_names_topics_and_what_is_not_there_and_hides_producers(tmp_pat
 
 def test_a_watch_brings_the_image_then_changes_and_ends_with_the_broker(tmp_path: Path) -> None:
     async def test() -> None:
+        known: list[MetadataImage] = [MetadataImage()]
+
+        async def follow(stub: broker_pb2_grpc.BrokerAsyncStub) -> None:
+            call: Any = stub.WatchMetadata(broker_pb2.WatchMetadataRequest())
+            async for delta in call:
+                assert delta.image == (known == [MetadataImage()])
+                known.append(known[-1].apply(delta))
+
         async with fake_controller() as controller, broker_of(controller, tmp_path) as running:
-            watch = running.stub.WatchMetadata(broker_pb2.WatchMetadataRequest())
-            first = await watch.read()
-            assert isinstance(first, type(first))
-            known = MetadataImage().apply(first)
+            watching = asyncio.create_task(follow(running.stub))
+            await until(lambda: known[-1].version == EPOCH, "the image")
             await running.leads()
-            while not known.topics:
-                known = known.apply(await watch.read())
-            assert known.version == running.broker.manager.image.version
-            stopping = asyncio.create_task(running.broker.stop(clean=True))
-            await running.session.shutdown_allowed()
-            while (last := await watch.read()) is not grpc.aio.EOF:
-                assert not last.changed
+            await until(lambda: (TOPIC, 0) in known[-1].partitions, "the change")
+            assert known[-1].version == EPOCH + 1
+            stopping = asyncio.create_task(running.session.shutdown_allowed())
+            await running.broker.stop(clean=True)
             await stopping
+            await watching
 
     run(test())
 

@@ -28,6 +28,9 @@ class HasError(Protocol):
 R = TypeVar("R", bound=HasError)
 Context = grpc.aio.ServicerContext[Any, Any]
 
+# How gRPC says that nothing more can be written: aborted on purpose, or the client has gone. It takes these itself.
+_STREAM_IS_OVER = (grpc.aio.AbortError, grpc.aio.UsageError, grpc.aio.InternalError)
+
 
 class Answering:
     """Shared by the services of one broker."""
@@ -48,25 +51,30 @@ class Answering:
         """Serve one stream. What goes wrong beyond a single answer ends the stream, with its reason."""
         try:
             await work
-        except (grpc.aio.AbortError, grpc.aio.UsageError):
-            raise  # ended on purpose; or the client has gone, and there is no one to tell
-        except errors.FencepostError as error:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        except Exception as error:  # noqa: BLE001  # as above
+        except Exception as caught:  # noqa: BLE001  # as above
+            error = _gravest(caught)
+            if isinstance(error, _STREAM_IS_OVER):
+                raise error from None
+            if isinstance(error, errors.FencepostError):
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
             await context.abort(grpc.StatusCode.INTERNAL, str(self._unforeseen(error)))
 
     def _unforeseen(self, error: Exception) -> errors.UnknownServerError:
-        broken = _find_broken_invariant(error)
-        if broken is not None:
-            self._on_failure(broken)
+        if isinstance(error, errors.InvariantBroken):
+            self._on_failure(error)
         else:
             log.error("a request failed unforeseen", exc_info=error)
         return errors.UnknownServerError(f"{type(error).__name__}: {error}")
 
 
-def _find_broken_invariant(error: BaseException) -> errors.InvariantBroken | None:
-    """The error itself, or one in the group that it is."""
-    if isinstance(error, errors.InvariantBroken):
+def _gravest(error: Exception) -> Exception:
+    """The error itself; of a group, the one that matters most: a stream's reader and writer often fail together."""
+    if not isinstance(error, ExceptionGroup):
         return error
-    inner = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
-    return next((found for found in map(_find_broken_invariant, inner) if found is not None), None)
+    return min(map(_gravest, error.exceptions), key=_gravity)
+
+
+def _gravity(error: Exception) -> int:
+    """0 is the gravest."""
+    expected = (errors.FencepostError, *_STREAM_IS_OVER)
+    return 0 if isinstance(error, errors.InvariantBroken) else 2 if isinstance(error, expected) else 1
