@@ -1,0 +1,100 @@
+"""How an RPC ends when something goes wrong in it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NoReturn, cast
+
+import grpc
+import pytest
+from fake_controller import run
+
+from fencepost_node.services.answer import Answering, Context
+from fencepost_proto.errors import CurrentLeader, ErrorCode, InvariantBroken, NotLeaderOrFollower
+from fencepost_proto.v1 import broker_pb2
+
+
+class RecordingContext:
+    def __init__(self) -> None:
+        self.aborted: tuple[grpc.StatusCode, str] | None = None
+
+    async def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
+        self.aborted = (code, details)
+        raise grpc.aio.AbortError
+
+
+async def failing(error: Exception) -> Any:
+    raise error
+
+
+def unary(error: Exception) -> tuple[broker_pb2.ListOffsetsResponse, list[BaseException]]:
+    failures: list[BaseException] = []
+
+    async def test() -> broker_pb2.ListOffsetsResponse:
+        return await Answering(failures.append).unary(broker_pb2.ListOffsetsResponse, failing(error))
+
+    return run(test()), failures
+
+
+def stream(error: Exception) -> tuple[tuple[grpc.StatusCode, str] | None, list[BaseException], type[BaseException]]:
+    """What the context was told, what the process was told, and what gRPC gets."""
+    failures: list[BaseException] = []
+    context = RecordingContext()
+
+    async def test() -> None:
+        await Answering(failures.append).stream(failing(error), cast(Context, context))
+
+    with pytest.raises(Exception) as caught:  # noqa: PT011  # which one is the answer
+        run(test())
+    return context.aborted, failures, caught.type
+
+
+def test_an_error_of_ours_is_the_answer_with_its_hint() -> None:
+    answer, failures = unary(NotLeaderOrFollower("not here", current_leader=CurrentLeader(3, 9, "a:1")))
+    assert (answer.error.code, answer.error.message) == (ErrorCode.NOT_LEADER_OR_FOLLOWER, "not here")
+    assert (answer.error.current_leader.leader_id, answer.error.current_leader.address) == (3, "a:1")
+    assert not failures
+
+
+def test_an_accident_is_logged_with_its_traceback_and_answered(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR):
+        answer, failures = unary(ZeroDivisionError("by nought"))
+    assert answer.error.code == ErrorCode.UNKNOWN_SERVER_ERROR
+    assert "by nought" in answer.error.message
+    assert not failures
+    (record,) = caplog.records
+    assert record.exc_info is not None
+
+
+def test_a_broken_invariant_is_told_to_the_process() -> None:
+    broken = InvariantBroken("offsets went back")
+    answer, failures = unary(broken)
+    assert answer.error.code == ErrorCode.UNKNOWN_SERVER_ERROR
+    assert failures == [broken]
+
+
+def test_a_stream_ends_with_the_reason() -> None:
+    assert stream(NotLeaderOrFollower("not here"))[0] == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "NOT_LEADER_OR_FOLLOWER: not here",
+    )
+    aborted, failures, _ = stream(ZeroDivisionError("by nought"))
+    assert aborted is not None
+    assert aborted[0] is grpc.StatusCode.INTERNAL
+    assert not failures
+
+
+def test_a_broken_invariant_is_found_among_the_failures_of_a_streams_tasks() -> None:
+    broken = InvariantBroken("offsets went back")
+    both = ExceptionGroup("", [grpc.aio.UsageError("over"), ExceptionGroup("", [ZeroDivisionError(), broken])])
+    aborted, failures, _ = stream(both)
+    assert failures == [broken]
+    assert aborted is not None
+    assert aborted[0] is grpc.StatusCode.INTERNAL
+
+
+def test_a_client_that_has_gone_is_left_to_grpc(caplog: pytest.LogCaptureFixture) -> None:
+    gone = ExceptionGroup("", [grpc.aio.UsageError("RPC already finished.")])
+    aborted, failures, raised = stream(gone)
+    assert (aborted, failures, raised) == (None, [], grpc.aio.UsageError)
+    assert not caplog.records
