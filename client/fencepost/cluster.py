@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 import grpc
+
 from fencepost_proto.errors import (
     CurrentLeader,
     FencepostError,
@@ -85,6 +87,21 @@ def error_of(error: grpc.aio.AioRpcError, address: str) -> FencepostError:
             return InvalidRequest(text)
         case _:
             return UnknownServerError(f"{code.name}: {text}")
+
+
+@contextmanager
+def rpc_errors(address: str) -> Iterator[None]:
+    """Errors of this project for what gRPC raises inside. gRPC raises CancelledError for a call that the other side
+    cancelled; here that means a broken call, and only this task's own cancellation passes as one."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise error_of(error, address) from error
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise NetworkException(f"broker {address}: the call was cancelled") from None
 
 
 class Cluster:
@@ -164,10 +181,10 @@ class Cluster:
         finally:
             self.remove_listener(look)
 
-    async def topic(self, name: str, timeout_s: float = TOPIC_WAIT_S) -> Topic:
+    async def topic(self, name: str) -> Topic:
         """The topic of that name; waits for one just created. Raises UnknownTopicOrPartition."""
         try:
-            image = await self.wait_until(lambda image: name in image.topic_ids, timeout_s)
+            image = await self.wait_until(lambda image: name in image.topic_ids, TOPIC_WAIT_S)
         except TimeoutError:
             raise UnknownTopicOrPartition(f"topic {name!r} is not in the cluster") from None
         return image.topics[image.topic_ids[name]]
@@ -220,11 +237,10 @@ class Cluster:
         last: FencepostError | None = None
         for candidate in candidates:
             try:
-                return await method(self.channel(candidate))(request, timeout=timeout_s)
-            except grpc.aio.AioRpcError as error:
-                last = error_of(error, candidate)
-                if not isinstance(last, NetworkException | RequestTimedOut):
-                    raise last from error
+                with rpc_errors(candidate):
+                    return await method(self.channel(candidate))(request, timeout=timeout_s)
+            except (NetworkException, RequestTimedOut) as error:
+                last = error
         assert last is not None  # there is always an address to ask: bootstrap's
         raise last
 
@@ -352,14 +368,13 @@ class Cluster:
         try:
             while True:
                 try:
-                    async with asyncio.timeout(SILENCE_S):
-                        delta = await anext(deltas)
+                    with rpc_errors(address):
+                        async with asyncio.timeout(SILENCE_S):
+                            delta = await anext(deltas)
                 except StopAsyncIteration:
                     raise NetworkException("the broker ended the stream") from None
                 except TimeoutError:
                     raise NetworkException(f"silent for {SILENCE_S} s") from None
-                except grpc.aio.AioRpcError as error:
-                    raise error_of(error, address) from error
                 if image is None and not delta.image:
                     raise NetworkException(f"the stream began with a change to version {delta.version}, not an image")
                 try:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import grpc
+
 from fencepost_proto import errors
 from fencepost_proto.host import Host
 from fencepost_proto.metadata import (

@@ -1,0 +1,314 @@
+"""The consumer: reads committed records of chosen partitions, in order, from wherever the application says.
+
+It reads below the high watermark only, so what it has read never changes. Records of one partition come in offset
+order, each exactly once, through leader changes and broken connections; partitions take turns. Positions live in this
+object alone: there are no consumer groups.
+
+    async with Consumer("localhost:9092", "orders") as consumer:
+        async for record in consumer:
+            print(record.partition, record.offset, record.value)
+
+One application task reads (`poll` or `async for`); all methods belong to one event loop. An error that the consumer
+cannot mend (OffsetOutOfRange under the policy "error", a topic that was deleted, bytes that stay unreadable) is raised
+by reading, once what came before it has been handed out, and again until the application seeks or assigns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import NamedTuple, Self, TypeVar, get_args
+
+from fencepost.cluster import Cluster
+from fencepost.consumer_core import (
+    EARLIEST,
+    LATEST,
+    MAX_BUFFERED_BYTES,
+    UNRESOLVED,
+    ConsumerCore,
+    ConsumerRecord,
+    LargeBatch,
+    ResetPolicy,
+    StartPolicy,
+    TopicPartition,
+)
+from fencepost.consumer_fetch import Router, first_record_from, list_offset
+from fencepost_proto.errors import (
+    CorruptMessage,
+    InvalidConfig,
+    InvalidRequest,
+    UnknownTopicOrPartition,
+)
+from fencepost_proto.host import Host
+from fencepost_proto.metadata import PartitionKey
+from fencepost_proto.records import Record
+
+REQUEST_TIMEOUT_S = 30.0  # for answers about offsets, through elections
+ITERATION_RECORDS = 1_000  # decoded at once by `async for`
+MAX_CONCURRENT_QUESTIONS = 32  # about offsets, to leaders
+
+Answer = TypeVar("Answer")
+
+
+class OffsetAndTimestamp(NamedTuple):
+    """A record's offset and its timestamp."""
+
+    offset: int
+    timestamp_ms: int
+
+
+class Consumer:
+    """Reads partitions of a cluster. An async context manager.
+
+    `topics`: read all their partitions, as `subscribe` does. `start`: where a partition without a position begins.
+    `reset`: how to go on where retention has removed the next record: at the log's new start ("earliest"), at its end
+    ("latest"), or with OffsetOutOfRange ("error").
+    """
+
+    def __init__(
+        self,
+        bootstrap: str | Sequence[str],
+        *topics: str,
+        start: StartPolicy = "earliest",
+        reset: ResetPolicy = "earliest",
+        host: Host | None = None,
+    ) -> None:
+        if start not in get_args(StartPolicy):
+            raise InvalidConfig(f"start={start!r} is not one of {', '.join(get_args(StartPolicy))}")
+        if reset not in get_args(ResetPolicy):
+            raise InvalidConfig(f"reset={reset!r} is not one of {', '.join(get_args(ResetPolicy))}")
+        self._topics = topics
+        self._start: StartPolicy = start
+        self._cluster = Cluster(bootstrap, host or Host())
+        self._core = ConsumerCore(reset)
+        self._arrived = asyncio.Event()  # set with every change that reading or `position` may wait for
+        self._router = Router(self._core, self._cluster, self._arrived.set)
+        self._routing: asyncio.Task[None] | None = None
+        self._iterated: deque[ConsumerRecord] = deque()  # decoded for `async for`, not handed out yet
+
+    # ---- Life ----
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Connect. Raises NetworkException where no broker answers, UnknownTopicOrPartition for a topic."""
+        await self._cluster.start()
+        self._routing = asyncio.create_task(self._router.run(), name="consumer-router")
+        self._routing.add_done_callback(lambda _: self._arrived.set())
+        try:
+            if self._topics:
+                await self.subscribe(*self._topics)
+        except BaseException:  # also cancellation: nobody will call close()
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Stop fetching and disconnect. Positions stay readable. May be called twice."""
+        if self._routing is not None:
+            self._routing.cancel()
+            await asyncio.gather(self._routing, return_exceptions=True)  # a bug in it was raised by reading
+        await self._cluster.close()
+
+    # ---- What to read ----
+
+    async def assign(self, partitions: Iterable[TopicPartition | tuple[str, int]]) -> None:
+        """Read exactly these. Those assigned before keep their positions; the others begin as `start` says.
+
+        With start="latest" everything committed after this returns will be read.
+        """
+        keys = {TopicPartition(*tp): await self._key(TopicPartition(*tp)) for tp in partitions}
+        fresh = [tp for tp in keys if tp not in self._core.assignment]
+        positions = await self._offsets(fresh, LATEST) if self._start == "latest" else {}
+        self._core.assign(keys, positions)
+        self._iterated = deque(record for record in self._iterated if _tp(record) in keys)
+        self._router.wake()
+
+    async def subscribe(self, *topics: str) -> None:
+        """`assign` of all partitions of these topics."""
+        found: list[TopicPartition] = []
+        for name in topics:
+            topic = await self._cluster.topic(name)
+            partitions = self._cluster.image.partitions_of(topic.topic_id)
+            found += [TopicPartition(name, partition.index) for partition in partitions]
+        await self.assign(found)
+
+    @property
+    def assignment(self) -> list[TopicPartition]:
+        """What is read, sorted."""
+        return self._core.assignment
+
+    # ---- Positions ----
+
+    def seek(self, tp: TopicPartition, offset: int) -> None:
+        """Read `offset` next. Whether it exists turns out in reading."""
+        self._core.seek(tp, offset)
+        self._iterated = deque(record for record in self._iterated if _tp(record) != tp)
+        self._router.wake()
+
+    async def seek_to_beginning(self, *tps: TopicPartition) -> None:
+        """Go to the first record there is; without arguments, in every assigned partition."""
+        self._seek_all(await self.beginning_offsets(tps or self.assignment))
+
+    async def seek_to_end(self, *tps: TopicPartition) -> None:
+        """Go behind the last committed record; without arguments, in every assigned partition."""
+        self._seek_all(await self.end_offsets(tps or self.assignment))
+
+    async def seek_to_timestamp(self, timestamp_ms: int, *tps: TopicPartition) -> None:
+        """Go to the first record of that time or later, or to the end where there is none."""
+        wanted = tps or self.assignment
+        ends = await self.end_offsets(wanted)
+        found = await self.offsets_for_times(dict.fromkeys(wanted, timestamp_ms))
+        self._seek_all({tp: at.offset if at is not None else ends[tp] for tp, at in found.items()})
+
+    async def position(self, tp: TopicPartition) -> int:
+        """The offset of the next record that reading will hand out. Waits where it is still to be found out."""
+        for record in self._iterated:
+            if _tp(record) == tp:
+                return record.offset
+        while (position := self._core.position(tp)) == UNRESOLVED:
+            self._arrived.clear()
+            self._raise_failure()
+            await self._arrived.wait()
+        return position
+
+    def high_watermark(self, tp: TopicPartition) -> int:
+        """The end of what is committed, as last told by a leader; -1: not yet. Never goes back."""
+        return self._core.high_watermark(tp)
+
+    async def beginning_offsets(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """The first offset of each log; the partitions need not be assigned."""
+        return await self._offsets(tps, EARLIEST)
+
+    async def end_offsets(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """The offset after the last committed record of each log; the partitions need not be assigned."""
+        return await self._offsets(tps, LATEST)
+
+    async def offsets_for_times(
+        self, timestamps_ms: Mapping[TopicPartition, int]
+    ) -> dict[TopicPartition, OffsetAndTimestamp | None]:
+        """The first record of that time or later in each partition; None: there is none yet."""
+        return await self._each(timestamps_ms, lambda tp, key: self._record_at(key, timestamps_ms[tp]))
+
+    # ---- Reading ----
+
+    async def poll(self, max_records: int = 500, timeout_ms: int = 1_000) -> list[ConsumerRecord]:
+        """The next records, as soon as there are any; empty after `timeout_ms`. May be fewer than there are.
+
+        Cancellation loses no record. Raises what reading cannot get past (see the top of this file).
+        """
+        if max_records < 1:
+            raise InvalidRequest(f"max_records={max_records}: a poll takes one record or more")
+        if self._iterated:
+            return [self._iterated.popleft() for _ in range(min(max_records, len(self._iterated)))]
+        return await self._read(max_records, asyncio.get_running_loop().time() + timeout_ms / 1000)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ConsumerRecord:
+        while not self._iterated:
+            self._iterated.extend(await self._read(ITERATION_RECORDS, None))
+        return self._iterated.popleft()
+
+    async def _read(self, max_records: int, deadline_s: float | None) -> list[ConsumerRecord]:
+        """Nothing is awaited between taking records from the core and returning them: cancellation cannot lose any."""
+        await asyncio.sleep(0)  # an application that finds records every time must let others run, the fetching too
+        while True:
+            self._arrived.clear()
+            if (large := self._core.large_batch()) is not None:
+                await self._open(large)
+            if records := self._hand_out(max_records):
+                return records
+            if self._core.readable:
+                continue
+            self._raise_failure()
+            try:
+                async with asyncio.timeout_at(deadline_s):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return []
+
+    # ---- Inside ----
+
+    def _hand_out(self, max_records: int) -> list[ConsumerRecord]:
+        was_full = self._core.buffered_bytes >= MAX_BUFFERED_BYTES
+        records = self._core.hand_out(max_records)
+        if was_full and self._core.buffered_bytes < MAX_BUFFERED_BYTES:
+            self._router.wake()
+        if not records:  # bytes that could not be read are fetched again
+            self._router.look()
+        return records
+
+    async def _open(self, large: LargeBatch) -> None:
+        """Decompress in a thread what would hold the event loop."""
+        try:
+            opened: Iterator[Record] | CorruptMessage = await asyncio.to_thread(large.open)
+        except CorruptMessage as error:
+            opened = error
+        self._core.put_opened(large, opened)
+        self._router.look()
+
+    def _raise_failure(self) -> None:
+        """Raise what reading cannot get past, if there is such."""
+        if self._routing is None or self._routing.cancelled():
+            raise InvalidRequest("the consumer is not open: use it as `async with Consumer(…)`")
+        if self._routing.done():
+            self._routing.result()
+        if not self._core.assignment:
+            raise InvalidRequest("no partition is assigned to this consumer")
+        for failure in self._core.failures():
+            raise failure.with_traceback(None)
+
+    def _seek_all(self, offsets: Mapping[TopicPartition, int]) -> None:
+        for tp, offset in offsets.items():
+            self.seek(tp, offset)
+
+    async def _key(self, tp: TopicPartition) -> PartitionKey:
+        topic = await self._cluster.topic(tp.topic)
+        key = (topic.topic_id, tp.partition)
+        if key not in self._cluster.image.partitions:
+            count = len(self._cluster.image.partitions_of(topic.topic_id))
+            raise UnknownTopicOrPartition(f"topic {tp.topic!r} has no partition {tp.partition}: it has {count}")
+        return key
+
+    async def _offsets(self, tps: Iterable[TopicPartition], marker: int) -> dict[TopicPartition, int]:
+        async def offset(key: PartitionKey) -> int:
+            return (await list_offset(self._cluster, key, marker, REQUEST_TIMEOUT_S))[0]
+
+        return await self._each(tps, lambda _, key: offset(key))
+
+    async def _record_at(self, key: PartitionKey, timestamp_ms: int) -> OffsetAndTimestamp | None:
+        if timestamp_ms < 0:
+            raise InvalidRequest(f"timestamp {timestamp_ms} ms is negative")
+        record = await first_record_from(self._cluster, key, timestamp_ms, REQUEST_TIMEOUT_S)
+        return OffsetAndTimestamp(record.offset, record.timestamp_ms) if record is not None else None
+
+    async def _each(
+        self, tps: Iterable[TopicPartition], ask: Callable[[TopicPartition, PartitionKey], Awaitable[Answer]]
+    ) -> dict[TopicPartition, Answer]:
+        """Ask for all partitions, a bounded number at once. Raises the first error."""
+        slots = asyncio.Semaphore(MAX_CONCURRENT_QUESTIONS)
+
+        async def one(tp: TopicPartition) -> Answer:
+            async with slots:
+                return await ask(tp, await self._key(tp))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = {tp: group.create_task(one(tp)) for tp in dict.fromkeys(tps)}
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return {tp: task.result() for tp, task in tasks.items()}
+
+
+def _tp(record: ConsumerRecord) -> TopicPartition:
+    return TopicPartition(record.topic, record.partition)

@@ -1,0 +1,446 @@
+"""What a consumer decides: every record once and in order, whatever answers come, late, twice, cut short or damaged."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from random import Random
+
+import pytest
+from fake_broker_read import Log, batch_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+
+from fencepost.consumer_core import (
+    LARGE_COMPRESSED_BYTES,
+    LATEST,
+    MAX_BUFFERED_BYTES,
+    MAX_CORRUPT_FETCHES,
+    MAX_HAND_OUT_RECORDS,
+    MAX_WAIT_MS,
+    RETRY_BACKOFF_S,
+    UNRESOLVED,
+    Ask,
+    ConsumerCore,
+    ConsumerRecord,
+    ResetPolicy,
+    TopicPartition,
+    end_of_batches,
+)
+from fencepost_proto import errors
+from fencepost_proto.errors import CorruptMessage, CurrentLeader, InvalidRequest, OffsetOutOfRange
+from fencepost_proto.metadata import PartitionKey
+from fencepost_proto.record_batch import read_header, stamp
+from fencepost_proto.records import Compression
+from fencepost_proto.v1 import broker_pb2
+
+T0, T1 = TopicPartition("orders", 0), TopicPartition("orders", 1)
+KEYS: dict[TopicPartition, PartitionKey] = {T0: ("id", 0), T1: ("id", 1)}
+LEADER = CurrentLeader(1, 0, "leader:1")
+
+
+def value_at(tp: TopicPartition, offset: int) -> bytes:
+    return f"{tp.partition}/{offset}".encode()
+
+
+class World:
+    """The leaders' logs, and the answers that they give."""
+
+    def __init__(self) -> None:
+        self.logs = {tp: Log() for tp in KEYS}
+
+    def append(self, tp: TopicPartition, count: int, compression: Compression = Compression.NONE) -> None:
+        log = self.logs[tp]
+        log.append(batch_of([value_at(tp, log.end_offset + n) for n in range(count)], compression=compression))
+
+    def answer(self, asked: broker_pb2.FetchPartition, max_bytes: int = 1 << 20) -> broker_pb2.FetchedPartition:
+        log = self.logs[TopicPartition("orders", asked.partition)]
+        fetched = broker_pb2.FetchedPartition(
+            topic_id=asked.topic_id,
+            partition=asked.partition,
+            high_watermark=log.end_offset,
+            log_start_offset=log.start_offset,
+        )
+        if log.start_offset <= asked.fetch_offset <= log.end_offset:
+            fetched.records = log.read(asked.fetch_offset, max_bytes)
+        else:
+            fetched.error.CopyFrom(errors.to_proto(OffsetOutOfRange(str(asked.fetch_offset))))
+        return fetched
+
+
+def core_at(*positions: int, reset: ResetPolicy = "earliest") -> ConsumerCore:
+    core = ConsumerCore(reset)
+    tps = [T0, T1][: len(positions)]
+    core.assign({tp: KEYS[tp] for tp in tps}, dict(zip(tps, positions, strict=True)))
+    return core
+
+
+def ask(core: ConsumerCore, now_s: float = 0.0) -> Ask:
+    return core.ask(core.routes(lambda _: LEADER).get(LEADER.address, frozenset()), now_s)
+
+
+def fetch(core: ConsumerCore, world: World, now_s: float = 0.0) -> None:
+    asked = ask(core, now_s)
+    for partition in asked.partitions:
+        core.take(asked.asked, world.answer(partition), now_s)
+
+
+def hand_out_all(core: ConsumerCore, at_once: int = 100) -> list[ConsumerRecord]:
+    handed: list[ConsumerRecord] = []
+    while core.readable:
+        large = core.large_batch()
+        if large is not None:
+            core.put_opened(large, large.open())
+        handed += core.hand_out(at_once)
+    return handed
+
+
+def test_a_fetch_from_the_middle_of_a_batch_skips_what_lies_below() -> None:
+    world, core = World(), core_at(7)
+    world.append(T0, 5)
+    world.append(T0, 5)
+    fetch(core, world)
+    records = hand_out_all(core)
+    assert [r.offset for r in records] == [7, 8, 9]
+    assert [r.value for r in records] == [value_at(T0, n) for n in (7, 8, 9)]
+    assert core.position(T0) == 10
+    assert core.high_watermark(T0) == 10
+
+
+def test_partitions_take_turns_answer_by_answer() -> None:
+    world, core = World(), core_at(0, 0)
+    for tp in (T0, T1):
+        world.append(tp, 3)
+    fetch(core, world)
+    for tp in (T0, T1):
+        world.append(tp, 3)
+    fetch(core, world)
+    assert [(r.partition, r.offset) for r in core.hand_out(100)] == [
+        *((0, n) for n in range(3)),
+        *((1, n) for n in range(3)),
+        *((0, n) for n in range(3, 6)),
+        *((1, n) for n in range(3, 6)),
+    ]
+
+
+def test_the_partition_that_waited_longest_is_asked_for_first() -> None:
+    world, core = World(), core_at(0, 0)
+    world.append(T0, 1)
+    fetch(core, world)
+    assert [p.partition for p in ask(core).partitions] == [1, 0]
+
+
+def test_nothing_is_asked_while_the_buffer_is_full_and_again_when_it_has_room() -> None:
+    world, core = World(), core_at(0)
+    big = batch_of([bytes(MAX_BUFFERED_BYTES // 2 + 1000)])
+    for _ in range(2):
+        world.logs[T0].append(big)
+        fetch(core, world)
+    assert core.buffered_bytes >= MAX_BUFFERED_BYTES
+    assert ask(core).partitions == []
+    core.hand_out(1)
+    assert core.buffered_bytes < MAX_BUFFERED_BYTES
+    assert [p.fetch_offset for p in ask(core).partitions] == [2]
+    hand_out_all(core)
+    assert core.buffered_bytes == 0
+
+
+def test_a_hand_out_is_bounded_in_records() -> None:
+    world, core = World(), core_at(0)
+    world.append(T0, MAX_HAND_OUT_RECORDS + 1)
+    fetch(core, world)
+    assert len(core.hand_out(10 * MAX_HAND_OUT_RECORDS)) == MAX_HAND_OUT_RECORDS
+    assert len(core.hand_out(10 * MAX_HAND_OUT_RECORDS)) == 1
+
+
+def test_a_refused_partition_waits_its_time_and_shortens_the_others_long_poll() -> None:
+    world, core = World(), core_at(0, 0)
+    asked = ask(core)
+    refusal = broker_pb2.FetchedPartition(topic_id="id", partition=0)
+    refusal.error.CopyFrom(errors.to_proto(errors.UnknownLeaderEpoch("not yet")))
+    core.take(asked.asked, refusal, 10.0)
+    core.take(asked.asked, world.answer(asked.partitions[1]), 10.0)
+    later = ask(core, 10.0)
+    assert [p.partition for p in later.partitions] == [1]
+    assert RETRY_BACKOFF_S * 1000 <= later.request().max_wait_ms <= RETRY_BACKOFF_S * 1000 + 1
+    again = ask(core, 10.0 + RETRY_BACKOFF_S)
+    assert [p.partition for p in again.partitions] == [0, 1]
+    assert again.request().max_wait_ms == MAX_WAIT_MS
+
+
+def test_a_refusal_for_good_fails_the_partition_and_leaves_the_other() -> None:
+    world, core = World(), core_at(0, 0)
+    asked = ask(core)
+    refusal = broker_pb2.FetchedPartition(topic_id="id", partition=0)
+    refusal.error.CopyFrom(errors.to_proto(errors.InvalidRequest("no such thing")))
+    core.take(asked.asked, refusal, 0.0)
+    assert [type(error) for error in core.failures()] == [InvalidRequest]
+    world.append(T1, 1)
+    fetch(core, world)
+    assert [r.partition for r in hand_out_all(core)] == [1]
+
+
+@pytest.mark.parametrize(("reset", "expected"), [("earliest", 6), ("latest", 9)])
+def test_what_retention_removed_is_passed_as_the_policy_says(reset: ResetPolicy, expected: int) -> None:
+    world, core = World(), core_at(2, reset=reset)
+    for _ in range(3):
+        world.append(T0, 3)
+    world.logs[T0].remove_before(6)
+    fetch(core, world)
+    ((tp, key, marker, generation),) = core.unresolved()
+    assert (tp, key) == (T0, KEYS[T0])
+    core.resolve(tp, generation, world.logs[T0].end_offset if marker == LATEST else world.logs[T0].start_offset)
+    world.append(T0, 1)
+    fetch(core, world)
+    assert hand_out_all(core)[0].offset == expected
+
+
+def test_what_was_fetched_before_retention_removed_what_follows_is_still_handed_out() -> None:
+    world, core = World(), core_at(0)
+    world.append(T0, 3)
+    fetch(core, world)
+    for _ in range(3):
+        world.append(T0, 3)
+    world.logs[T0].remove_before(9)
+    fetch(core, world)
+    assert [r.offset for r in hand_out_all(core)] == [0, 1, 2]
+    fetch(core, world, now_s=RETRY_BACKOFF_S)
+    ((tp, _, _, generation),) = core.unresolved()
+    core.resolve(tp, generation, 9)
+    fetch(core, world, now_s=RETRY_BACKOFF_S)
+    assert [r.offset for r in hand_out_all(core)] == [9, 10, 11]
+
+
+@pytest.mark.parametrize(("reset", "position"), [("error", 0), ("earliest", 50), ("latest", 50), ("error", 50)])
+def test_a_position_above_the_end_is_an_error_and_below_the_start_too_if_the_policy_says_so(
+    reset: ResetPolicy, position: int
+) -> None:
+    world, core = World(), core_at(position, reset=reset)
+    world.append(T0, 3)
+    world.append(T0, 3)
+    world.logs[T0].remove_before(3)
+    fetch(core, world)
+    (failure,) = core.failures()
+    assert isinstance(failure, OffsetOutOfRange)
+    assert f"offset {position} of orders-0" in failure.message
+    assert ask(core).partitions == []
+    core.seek(T0, 3)
+    fetch(core, world)
+    assert [r.offset for r in hand_out_all(core)] == [3, 4, 5]
+
+
+def test_damaged_bytes_are_fetched_again_and_given_up_after_a_bounded_number_of_times() -> None:
+    world, core = World(), core_at(0)
+    world.append(T0, 3)
+    for attempt in range(MAX_CORRUPT_FETCHES):
+        assert core.failures() == [], attempt
+        asked = ask(core)
+        answer = world.answer(asked.partitions[0])
+        answer.records = answer.records[:-1] + bytes([answer.records[-1] ^ 1])
+        core.take(asked.asked, answer, 0.0)
+        assert core.hand_out(10) == []
+    assert [type(error) for error in core.failures()] == [CorruptMessage]
+    core.seek(T0, 0)
+    fetch(core, world)
+    assert [r.offset for r in hand_out_all(core)] == [0, 1, 2]
+
+
+def test_a_large_compressed_batch_is_opened_apart_and_a_seek_meanwhile_wins() -> None:
+    world, core = World(), core_at(0)
+    values = [Random(n).randbytes(LARGE_COMPRESSED_BYTES // 40) for n in range(41)]
+    world.logs[T0].append(batch_of(values, compression=Compression.GZIP))
+    fetch(core, world)
+    large = core.large_batch()
+    assert large is not None
+    assert core.hand_out(10) == []
+    core.seek(T0, 5)
+    core.put_opened(large, large.open())
+    assert core.hand_out(10) == []
+    fetch(core, world)
+    assert [r.offset for r in hand_out_all(core)] == list(range(5, 41))
+    assert core.buffered_bytes == 0
+
+
+def test_the_high_watermark_never_goes_back() -> None:
+    core = core_at(0)
+    asked = ask(core)
+    for told, seen in ((5, 5), (3, 5), (6, 6)):
+        core.take(asked.asked, broker_pb2.FetchedPartition(topic_id="id", partition=0, high_watermark=told), 0.0)
+        assert core.high_watermark(T0) == seen
+
+
+def test_routes_follow_leaders_epochs_and_seeks_and_a_partition_that_is_gone_fails() -> None:
+    core = core_at(0, 0)
+    first = core.routes(lambda key: CurrentLeader(key[1], 0, f"b{key[1]}:1"))
+    assert {address: [r.key for r in routes] for address, routes in first.items()} == {
+        "b0:1": [KEYS[T0]],
+        "b1:1": [KEYS[T1]],
+    }
+    assert core.routes(lambda key: CurrentLeader(key[1], 1, f"b{key[1]}:1")) != first
+    assert core.routes(lambda key: CurrentLeader(-1, 1, "")) == {}
+    version = core.routes_version
+    core.seek(T0, 0)
+    assert core.routes_version > version
+    assert core.routes(lambda key: CurrentLeader(key[1], 0, f"b{key[1]}:1")) != first
+    assert core.routes(lambda key: None if key == KEYS[T0] else LEADER).keys() == {LEADER.address}
+    assert [type(error) for error in core.failures()] == [errors.UnknownTopicOrPartition]
+
+
+def test_assigning_anew_keeps_positions_of_what_stays_and_drops_the_rest() -> None:
+    world, core = World(), core_at(0, 0)
+    for tp in (T0, T1):
+        world.append(tp, 4)
+    fetch(core, world)
+    core.hand_out(2)
+    core.assign({T0: KEYS[T0]}, {})
+    assert [r.offset for r in hand_out_all(core)] == [2, 3]
+    assert core.buffered_bytes == 0
+    core.assign(KEYS, {})
+    assert core.position(T0) == 4
+    assert core.position(T1) == UNRESOLVED
+    with pytest.raises(InvalidRequest, match="other-0"):
+        core.position(TopicPartition("other", 0))
+    with pytest.raises(InvalidRequest, match="-1"):
+        core.seek(T0, -1)
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_an_answer_that_is_not_whole_batches_in_order_below_the_high_watermark_is_refused(data: st.DataObject) -> None:
+    log = Log()
+    for count in data.draw(st.lists(st.integers(1, 4), min_size=2, max_size=5)):
+        log.append(batch_of([b"x"] * count))
+    whole = b"".join(batch for _, batch in log.batches)
+    end = log.end_offset
+    assert end_of_batches(whole, 0, end) == end
+    cut = data.draw(st.integers(1, len(whole) - 1))
+    ends = {sum(len(batch) for _, batch in log.batches[:n]) for n in range(len(log.batches) + 1)}
+    bad = [
+        (whole, end, end),  # nothing that was asked for
+        (whole, 0, end - 1),  # above the high watermark
+        (stamp(whole, 1, 0), 0, end + 1),  # begins behind the offset asked for
+        (whole + stamp(log.batches[0][1], end + 1, 0), 0, end + 9),  # a gap
+        (whole + log.batches[-1][1], 0, end + 9),  # a repeat
+        *([(whole[:cut], 0, end)] if cut not in ends else []),
+    ]
+    for records, fetch_offset, high_watermark in bad:
+        with pytest.raises(CorruptMessage):
+            end_of_batches(records, fetch_offset, high_watermark)
+
+
+class Reading(RuleBasedStateMachine):
+    """One consumer of two partitions; answers come late, twice, cut short and damaged; logs grow and shrink."""
+
+    answers = Bundle("answers")
+
+    @initialize()
+    def begin(self) -> None:
+        self.world = World()
+        self.core = core_at(0, 0)
+        self.expected: dict[TopicPartition, int] = defaultdict(int)
+        self.now_s = 0.0
+        self.seen_high_watermark = dict.fromkeys(KEYS, -1)
+
+    @rule(tp=st.sampled_from([T0, T1]), count=st.integers(1, 6), compression=st.sampled_from(Compression))
+    def append(self, tp: TopicPartition, count: int, compression: Compression) -> None:
+        self.world.append(tp, count, compression)
+
+    @rule(target=answers, max_bytes=st.integers(1, 500))
+    def ask(self, max_bytes: int) -> tuple[Ask, list[broker_pb2.FetchedPartition]]:
+        self.now_s += RETRY_BACKOFF_S
+        asked = ask(self.core, self.now_s)
+        return asked, [self.world.answer(partition, max_bytes) for partition in asked.partitions]
+
+    def _take(self, answer: tuple[Ask, list[broker_pb2.FetchedPartition]]) -> None:
+        for fetched in answer[1]:
+            self.core.take(answer[0].asked, fetched, self.now_s)
+
+    @rule(answer=consumes(answers))
+    def take(self, answer: tuple[Ask, list[broker_pb2.FetchedPartition]]) -> None:
+        self._take(answer)
+
+    @rule(answer=answers)
+    def take_and_keep_for_a_repeat(self, answer: tuple[Ask, list[broker_pb2.FetchedPartition]]) -> None:
+        self._take(answer)
+
+    @rule(answer=consumes(answers), at=st.integers(0, 10_000), bit=st.integers(0, 7))
+    def take_damaged(self, answer: tuple[Ask, list[broker_pb2.FetchedPartition]], at: int, bit: int) -> None:
+        for fetched in answer[1]:
+            if fetched.records:
+                damaged = bytearray(fetched.records)
+                first = read_header(damaged).size_bytes
+                damaged[16 + at % (first - 16)] ^= 1 << bit  # the 16 bytes before are outside the CRC
+                fetched.records = bytes(damaged)
+        self._take(answer)
+
+    @rule(answer=consumes(answers))
+    def take_refusal(self, answer: tuple[Ask, list[broker_pb2.FetchedPartition]]) -> None:
+        for fetched in answer[1]:
+            refusal = broker_pb2.FetchedPartition(topic_id=fetched.topic_id, partition=fetched.partition)
+            refusal.error.CopyFrom(errors.to_proto(errors.NotLeaderOrFollower("moved")))
+            self.core.take(answer[0].asked, refusal, self.now_s)
+
+    @rule(count=st.integers(1, 8))
+    def hand_out(self, count: int) -> None:
+        records = self.core.hand_out(count)
+        assert len(records) <= count
+        for record in records:
+            tp = TopicPartition(record.topic, record.partition)
+            assert record.offset == self.expected[tp]
+            assert record.value == value_at(tp, record.offset)
+            self.expected[tp] += 1
+
+    @rule(tp=st.sampled_from([T0, T1]), share=st.floats(0, 1))
+    def seek(self, tp: TopicPartition, share: float) -> None:
+        log = self.world.logs[tp]
+        offset = log.start_offset + int(share * (log.end_offset - log.start_offset))
+        self.core.seek(tp, offset)
+        self.expected[tp] = offset
+
+    @rule(tp=st.sampled_from([T0, T1]))
+    def retention_removes_the_first_batch(self, tp: TopicPartition) -> None:
+        log = self.world.logs[tp]
+        if len(log.batches) > 1:
+            log.remove_before(log.batches[1][0].base_offset)
+
+    @rule()
+    def resolve(self) -> None:
+        for tp, _, _, generation in self.core.unresolved():
+            start = self.world.logs[tp].start_offset
+            assert self.expected[tp] < start, "only what retention removed may be skipped"
+            self.core.resolve(tp, generation, start)
+            self.expected[tp] = start
+
+    @rule()
+    def go_on_after_a_failure(self) -> None:
+        for tp in KEYS:
+            if self.core.failures():
+                self.core.seek(tp, max(self.expected[tp], self.world.logs[tp].start_offset))
+                self.expected[tp] = self.core.position(tp)
+
+    @invariant()
+    def positions_are_what_comes_next(self) -> None:
+        for tp in KEYS:
+            assert self.core.position(tp) in (self.expected[tp], UNRESOLVED)
+
+    @invariant()
+    def the_high_watermark_rises(self) -> None:
+        for tp in KEYS:
+            assert self.core.high_watermark(tp) >= self.seen_high_watermark[tp]
+            self.seen_high_watermark[tp] = self.core.high_watermark(tp)
+
+    def teardown(self) -> None:
+        """When faults stop, everything is read to the end."""
+        for _ in range(200):
+            self.now_s += RETRY_BACKOFF_S
+            self.go_on_after_a_failure()
+            self.resolve()
+            fetch(self.core, self.world, self.now_s)
+            self.hand_out(1000)
+        for tp, log in self.world.logs.items():
+            assert self.expected[tp] == log.end_offset
+        assert self.core.buffered_bytes == 0
+
+
+Reading.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+TestReading = Reading.TestCase
