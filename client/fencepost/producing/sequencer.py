@@ -124,7 +124,6 @@ class Sequencer:
         self.bump_needed = False
         self.awaiting_identity = False  # drained, and the next identity must come from outside
         self.fenced: FencepostError | None = None
-        self.retried = 0  # attempts beyond each batch's first
         self._backoff = backoff
         self._limit = MAX_IN_FLIGHT if idempotent else 1
         self._window: deque[Batch] = deque()  # sequence order; resolved ones stay while an older one is unresolved
@@ -160,15 +159,12 @@ class Sequencer:
         """No batch may be in the log without its outcome being known."""
         return all(batch.certainly_absent for batch in self._window if batch.outcome is None)
 
-    def wake_at(self) -> float | None:
+    def wake_at(self, now: float) -> float | None:
         """When to ask `attempts_to_send` and `expire` again if nothing happens before."""
-        unresolved = self.unresolved
-        if not unresolved:
-            return None
-        times = [min(batch.deadline for batch in unresolved)]
-        if self._attached and any(batch.current is None for batch in unresolved):
+        times = [batch.deadline for batch in self._window if batch.outcome is None]
+        if self._attached and self._resume_at > now:
             times.append(self._resume_at)
-        return min(times)
+        return min(times, default=None)
 
     # ---- Sending ----
 
@@ -198,7 +194,6 @@ class Sequencer:
             assert batch.stamp is not None
             batch.current = Attempt(batch, batch.stamp, self._leader_epoch)
             batch.open_attempts += 1
-            self.retried += batch.attempts > 0
             batch.attempts += 1
             attempts.append(batch.current)
         return attempts

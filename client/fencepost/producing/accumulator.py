@@ -1,0 +1,196 @@
+"""Records on their way into batches: one queue for each partition.
+
+A queue has one open batch, which takes records until it is full, and full ones behind which it waits. Batches leave in
+order, when the sequencer has room. A batch that is not full leaves when it has lingered and nothing else of its
+partition is in flight: under load batches fill while their predecessors travel, and without load nothing waits. A
+flush lets what is there leave at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from fencepost.producing.batch import Batch, Stamp
+from fencepost.producing.partitioner import partition_for
+from fencepost.producing.sequencer import Sequencer
+from fencepost_proto.errors import InvalidRecord, UnknownTopicOrPartition
+from fencepost_proto.metadata import PartitionKey, Topic
+from fencepost_proto.record_batch import restamp
+from fencepost_proto.records import BatchBuilder, Compression, Headers
+
+RECORD_OVERHEAD_BYTES = 21  # of lengths, deltas and counts around one record, at most
+PARTIAL_IN_FLIGHT = 1  # a batch that is not full is sent while fewer than so many are in flight
+MAX_REMEMBERED_KEYS = 10_000  # of one topic: which partition they go to
+
+NO_HEADERS: Headers = []
+
+Record = tuple[int, bytes | None, bytes | None, Headers]  # timestamp in ms, key, value, headers
+
+
+class RecordBatch(Batch):
+    """A batch with its records: first a builder, then bytes."""
+
+    __slots__ = ("_builder", "_built_as", "_data", "_waiters", "append", "linger_until", "queue", "size_bytes")
+
+    def __init__(
+        self, queue: PartitionQueue, compression: Compression, size_bytes: int, linger_until: float, deadline: float
+    ) -> None:
+        super().__init__(0, deadline)
+        builder = BatchBuilder(compression, size_bytes)
+        self.queue = queue
+        self.append = builder.append
+        self.size_bytes = 0  # of the records, for the buffer's bound
+        self.linger_until = linger_until
+        self._builder: BatchBuilder | None = builder  # until the first sending, which closes the batch
+        self._data = b""
+        self._built_as: Stamp | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def data(self, stamp: Stamp) -> bytes:
+        """The bytes under this stamp."""
+        if self._builder is not None:
+            self._data = self._builder.build(*stamp)
+            self._builder = None
+        elif stamp != self._built_as:
+            self._data = restamp(self._data, *stamp)
+        self._built_as = stamp
+        return self._data
+
+    async def wait(self) -> None:
+        """Until the batch is resolved."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in self._waiters:  # cancelled: nobody will want it
+                self._waiters.remove(waiter)
+
+    def done(self) -> None:
+        """Resolved: let go of the bytes and wake who waits."""
+        self._builder, self._data = None, b""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class PartitionQueue:
+    """The batches of one partition that have no stamp yet, and the sequencer of those that have."""
+
+    def __init__(self, topic: Topic, partition: int, sequencer: Sequencer) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.key: PartitionKey = (topic.topic_id, partition)
+        self.name = f"{topic.name}-{partition}"
+        self.sequencer = sequencer
+        self.open: RecordBatch | None = None
+        self.full: deque[RecordBatch] = deque()
+        self.leader_epoch = -1
+        self.address = ""  # of the leader; empty: none is known
+        self.timer: asyncio.TimerHandle | None = None
+        self._flush: RecordBatch | None = None  # leaves without waiting
+
+    @property
+    def whereabouts(self) -> str:
+        """Where the leader is, for messages."""
+        if not self.address:
+            return "it has no leader"
+        return f"its leader is at {self.address} (epoch {self.leader_epoch})"
+
+    def close_open(self) -> None:
+        """The open batch is full."""
+        if self.open is not None:
+            self.full.append(self.open)
+            self.open = None
+
+    def flush(self) -> None:
+        self._flush = self.open
+
+    def take(self, now: float) -> RecordBatch | None:
+        """The next batch that should leave now, of a sequencer with room."""
+        if self.full:
+            return self.full.popleft()
+        batch = self.open
+        if batch is None:
+            return None
+        if batch is not self._flush and (now < batch.linger_until or self.sequencer.in_flight >= PARTIAL_IN_FLIGHT):
+            return None
+        self.open = None
+        return batch
+
+    def take_expired(self, now: float) -> list[RecordBatch]:
+        """Batches that have waited past their delivery timeout without ever being sent."""
+        if self.open is not None and self.open.deadline <= now:
+            self.close_open()
+        expired = []
+        while self.full and self.full[0].deadline <= now:
+            expired.append(self.full.popleft())
+        return expired
+
+    def take_all(self) -> list[RecordBatch]:
+        self.close_open()
+        batches = list(self.full)
+        self.full.clear()
+        return batches
+
+    def wake_at(self, now: float) -> float | None:
+        """When to look at this queue again if nothing happens before."""
+        times = [at for at in (self.sequencer.wake_at(now),) if at is not None]
+        if self.full:
+            times.append(self.full[0].deadline)
+        elif self.open is not None:
+            times.append(self.open.linger_until if self.open.linger_until > now else self.open.deadline)
+        return min(times, default=None)
+
+
+class TopicQueues:
+    """The queues of one topic's partitions, and which of them a record goes to."""
+
+    def __init__(
+        self, topic: Topic, queues: list[PartitionQueue], choose: Callable[[list[PartitionQueue]], PartitionQueue]
+    ) -> None:
+        self.topic = topic
+        self.queues = queues
+        self._choose = choose
+        self.sticky = choose(queues)  # where records without a key go, for the length of a batch
+        self.by_key: dict[bytes, PartitionQueue] = {}
+
+    def next_sticky(self) -> None:
+        """The batch of the sticky partition is closed: another one's turn."""
+        others = [queue for queue in self.queues if queue is not self.sticky and queue.address]
+        if others:
+            self.sticky = self._choose(others)
+
+    def place(self, key: bytes) -> PartitionQueue:
+        """Where this key goes; remembered, within limits."""
+        if len(self.by_key) >= MAX_REMEMBERED_KEYS:
+            self.by_key.clear()
+        queue = self.queues[partition_for(key, len(self.queues))]
+        self.by_key[key] = queue
+        return queue
+
+    def explicit(self, partition: int) -> PartitionQueue:
+        if not 0 <= partition < len(self.queues):
+            raise UnknownTopicOrPartition(
+                f"partition {partition} of topic {self.topic.name!r}: it has 0 to {len(self.queues) - 1}"
+            )
+        return self.queues[partition]
+
+
+def headers_of(headers: object) -> Headers:
+    """A record's headers as the builder takes them. Raises InvalidRecord for anything but (str, bytes or None) pairs."""
+    try:
+        pairs = [(name, value) for name, value in headers]  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise InvalidRecord(f"headers {headers!r}: pairs of a name and bytes are expected") from None
+    for name, value in pairs:
+        if not isinstance(name, str) or not (value is None or isinstance(value, bytes)):
+            raise InvalidRecord(f"header {name!r}={value!r}: a name and bytes are expected")
+    return pairs
+
+
+def size_of_headers(headers: Headers) -> int:
+    return sum(len(name) + len(value or b"") for name, value in headers)

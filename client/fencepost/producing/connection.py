@@ -1,0 +1,202 @@
+"""One broker's Produce stream: batches of many partitions go out, answers come back in any order.
+
+The stream is opened when a partition is led there, and again when it breaks. Whatever is ready is written together, up
+to a bound. It begins with an empty message: only when that has been handed to the network are batches taken, so a
+broker that cannot be reached never makes a batch's outcome uncertain. From the moment when a batch is handed to a
+write, its outcome is unknown until it is answered; what waits in the outbox when the stream breaks was certainly not
+sent. An answer that does not come in time breaks the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol, cast
+
+import grpc
+
+from fencepost.producing.accumulator import PartitionQueue, RecordBatch
+from fencepost.producing.batch import Attempt, AttemptState
+from fencepost.producing.config import ProducerConfig
+from fencepost.producing.sequencer import Backoff
+from fencepost_proto.host import Host
+from fencepost_proto.records import Compression
+from fencepost_proto.v1 import broker_pb2 as pb
+from fencepost_proto.v1 import broker_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+ProduceCall = grpc.aio.StreamStreamCall[pb.ProduceRequest, pb.ProduceResponse]
+
+MAX_MESSAGE_BYTES = 1024 * 1024  # of batches coalesced into one message; a single batch may be larger
+OPEN_TIMEOUT_S = 5.0
+GRACE_S = 2.0  # that an answer may take on its way, beyond the time that the leader has
+
+
+class ConnectionOwner(Protocol):
+    def connection_up(self, connection: BrokerConnection) -> None: ...
+
+    def connection_down(self, connection: BrokerConnection) -> None: ...
+
+    def answered(self, attempt: Attempt, result: pb.ProduceResult) -> None: ...
+
+
+class _StreamBroke(Exception):
+    """Ends one stream; the text says why."""
+
+
+class BrokerConnection:
+    """The stream to the broker at one address. `run` is a task that its owner keeps."""
+
+    def __init__(
+        self,
+        address: str,
+        channel: Callable[[str], grpc.aio.Channel],
+        config: ProducerConfig,
+        host: Host,
+        owner: ConnectionOwner,
+    ) -> None:
+        self.address = address
+        self.up = False
+        self.queues: dict[PartitionQueue, None] = {}  # whose leader is there
+        self.dropped_acks = 0
+        self._channel = channel
+        self._config = config
+        self._host = host
+        self._owner = owner
+        self._backoff = Backoff(config.retry_backoff_ms / 1000, config.retry_backoff_max_ms / 1000)
+        # What compresses takes milliseconds a batch: the event loop gets a turn after each.
+        self._message_bytes = MAX_MESSAGE_BYTES if config.codec is Compression.NONE else 1
+        self._answer_limit_s = config.request_timeout_ms / 1000 + GRACE_S
+        self._wanted = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._outbox: deque[Attempt] = deque()
+        self._in_flight: dict[int, tuple[Attempt, float]] = {}  # by correlation id, in sending order
+        self._next_correlation_id = 0
+
+    def lead(self, queue: PartitionQueue) -> None:
+        """The broker leads this partition: keep a stream to it."""
+        self.queues[queue] = None
+        self._wanted.set()
+
+    def leave(self, queue: PartitionQueue) -> None:
+        self.queues.pop(queue, None)
+        if not self.queues:
+            self._wanted.clear()
+
+    def send(self, attempts: list[Attempt]) -> None:
+        """Only while `up`."""
+        self._outbox.extend(attempts)
+        self._ready.set()
+
+    async def run(self) -> None:
+        """Keep a stream for as long as it is wanted."""
+        failures = 0
+        while True:
+            await self._wanted.wait()
+            try:
+                await self._stream()
+            except _StreamBroke as reason:
+                failures = 1 if self.up else failures + 1
+                if failures <= 1:
+                    log.info("produce stream broke address=%s reason=%s", self.address, reason)
+            finally:
+                self._down()
+            delay_s = self._backoff.after(failures)
+            await asyncio.sleep(delay_s * self._host.random.uniform(0.8, 1.2))
+
+    def _down(self) -> None:
+        was_up, self.up = self.up, False
+        self._outbox.clear()
+        self._in_flight.clear()
+        if was_up:
+            self._owner.connection_down(self)
+
+    async def _stream(self) -> None:
+        """One stream's life; raises _StreamBroke at its end."""
+        call = broker_pb2_grpc.BrokerStub(self._channel(self.address)).Produce()
+        reason = ""
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                await call.write(pb.ProduceRequest())
+            self.up = True
+            self._owner.connection_up(self)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._write(call))
+                group.create_task(self._read(call))
+                group.create_task(self._watch())
+        except* (_StreamBroke, grpc.RpcError, asyncio.InvalidStateError, TimeoutError) as group_of_errors:
+            reason = _reason(group_of_errors)
+        finally:
+            call.cancel()
+        raise _StreamBroke(reason)
+
+    async def _write(self, call: ProduceCall) -> None:
+        while True:
+            while not self._outbox:
+                self._ready.clear()
+                await self._ready.wait()
+            request = self._next_request(asyncio.get_running_loop().time())
+            if request.batches:
+                await call.write(request)
+
+    def _next_request(self, now: float) -> pb.ProduceRequest:
+        """As much of the outbox as goes into one message. From here on its outcome is unknown."""
+        request = pb.ProduceRequest()
+        size = 0
+        while self._outbox:
+            attempt = self._outbox[0]
+            if attempt.state is not AttemptState.QUEUED:
+                self._outbox.popleft()
+                continue
+            batch = cast(RecordBatch, attempt.batch)
+            if size and size + batch.size_bytes > self._message_bytes:
+                break
+            data = batch.data(attempt.stamp)
+            self._outbox.popleft()
+            size += len(data)
+            self._next_correlation_id += 1
+            self._in_flight[self._next_correlation_id] = (attempt, now)
+            attempt.state = AttemptState.WRITTEN
+            request.batches.add(
+                correlation_id=self._next_correlation_id,
+                topic_id=batch.queue.key[0],
+                partition=batch.queue.partition,
+                leader_epoch=attempt.leader_epoch,
+                acks=self._config.wire_acks,
+                timeout_ms=self._config.request_timeout_ms,
+                records=data,
+            )
+        return request
+
+    async def _read(self, call: ProduceCall) -> None:
+        drop = self._config.fault_drop_acks
+        async for response in call:
+            for result in response.results:
+                if drop and self._host.random.random() < drop:
+                    self.dropped_acks += 1
+                    raise _StreamBroke("fault switch: an answer was dropped")
+                attempt, _ = self._in_flight.pop(result.correlation_id, (None, 0.0))
+                if attempt is None:
+                    raise _StreamBroke(f"an answer has correlation id {result.correlation_id}, which nothing waits for")
+                self._owner.answered(attempt, result)
+        raise _StreamBroke("the broker ended the stream")
+
+    async def _watch(self) -> None:
+        """Break the stream when an answer is overdue."""
+        loop = asyncio.get_running_loop()
+        while True:
+            _, oldest_sent_at = next(iter(self._in_flight.values()), (None, loop.time()))
+            left_s = oldest_sent_at + self._answer_limit_s - loop.time()
+            if left_s <= 0:
+                raise _StreamBroke(f"no answer within {self._answer_limit_s} s")
+            await asyncio.sleep(min(left_s, self._answer_limit_s / 4))
+
+
+def _reason(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    text = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+    return text or type(error).__name__

@@ -1,0 +1,52 @@
+"""What `send` hands back: where its record will be found, once that is known.
+
+A delivery is two references and two numbers; all records of a batch share the batch's outcome. A future exists only for
+who waits, while he waits: thousands of records cost nothing when their batch is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, NamedTuple
+
+from fencepost.producing.accumulator import RecordBatch
+from fencepost.producing.batch import Delivered
+from fencepost_proto.errors import InvalidRequest
+
+
+class RecordMetadata(NamedTuple):
+    """Where an acknowledged record is."""
+
+    topic: str
+    partition: int
+    offset: int  # -1: it is in the log, and the brokers no longer remember where
+    timestamp_ms: int
+
+
+class Delivery:
+    """Await it for the record's `RecordMetadata`; raises the error of a record that failed, as often as it is awaited."""
+
+    __slots__ = ("_batch", "_index", "_timestamp_ms")
+
+    def __init__(self, batch: RecordBatch, index: int, timestamp_ms: int) -> None:
+        self._batch = batch
+        self._index = index
+        self._timestamp_ms = timestamp_ms
+
+    def __await__(self) -> Generator[Any, None, RecordMetadata]:
+        if self._batch.outcome is None:
+            yield from self._batch.wait().__await__()
+        return self.result()
+
+    def done(self) -> bool:
+        return self._batch.outcome is not None
+
+    def result(self) -> RecordMetadata:
+        """The outcome of a record that is done. Raises InvalidRequest where it is not."""
+        outcome, queue = self._batch.outcome, self._batch.queue
+        if outcome is None:
+            raise InvalidRequest(f"a record of {queue.name} is not delivered yet: await it")
+        if not isinstance(outcome, Delivered):
+            raise outcome.error.with_traceback(None)
+        offset = outcome.base_offset + self._index if outcome.base_offset >= 0 else -1
+        return RecordMetadata(queue.topic.name, queue.partition, offset, self._timestamp_ms)

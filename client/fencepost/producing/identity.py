@@ -1,0 +1,135 @@
+"""Who the producer is: its id and epoch, and how it gets the next ones.
+
+Anonymous: any broker gives an id. Partitions bump their own epochs; one that has used them up gets an id for itself.
+
+Named: the controller gives id and epoch, and no leader takes an older epoch from then on. So one partition's need for the
+next epoch is everyone's: all partitions stop stamping, drain (every batch that may be in the log is resolved; this takes
+as long as the slowest, at most the delivery timeout), then InitProducerId is asked with the id and epoch held, and all
+go on from sequence 0. The controller refuses where another instance has taken over: that is the end of this one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+from fencepost.cluster import Cluster
+from fencepost.producing.accumulator import PartitionQueue
+from fencepost.producing.config import ProducerConfig
+from fencepost.producing.sequencer import Backoff
+from fencepost_proto.errors import (
+    CoordinatorNotAvailable,
+    FencepostError,
+    InvalidProducerEpoch,
+    ProducerFenced,
+    raise_for,
+)
+from fencepost_proto.v1 import broker_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+INIT_TIMEOUT_MS = 10_000  # of one InitProducerId: how long the fence may take to stand everywhere
+NO_ID = -1
+
+
+class IdentityOwner(Protocol):
+    @property
+    def queues(self) -> list[PartitionQueue]: ...
+
+    def changed(self, queue: PartitionQueue) -> None: ...
+
+
+class Identity:
+    """`run` is a task that the producer keeps; it raises ProducerFenced where that is so."""
+
+    def __init__(self, cluster: Cluster, config: ProducerConfig, owner: IdentityOwner) -> None:
+        self.producer_id = NO_ID
+        self.epoch = -1
+        self._cluster = cluster
+        self._config = config
+        self._owner = owner
+        self._backoff = Backoff(config.retry_backoff_ms / 1000, config.retry_backoff_max_ms / 1000)
+        self._needed = asyncio.Event()
+        self._bumping = False
+        self._last_error: FencepostError | None = None
+
+    async def start(self) -> None:
+        """The first id and epoch; for a named producer this fences every older instance. Raises after max_block_ms."""
+        if not self._config.idempotent:
+            return
+        try:
+            async with asyncio.timeout(self._config.max_block_ms / 1000):
+                self.producer_id, self.epoch = await self._init(NO_ID, -1)
+        except TimeoutError:
+            raise CoordinatorNotAvailable(
+                f"no producer id within {self._config.max_block_ms} ms; last error: {self._last_error}"
+            ) from self._last_error
+        log.info("producer id name=%s producer_id=%d epoch=%d", self._config.name or "-", self.producer_id, self.epoch)
+
+    def opened(self, queue: PartitionQueue) -> None:
+        """A partition is used for the first time."""
+        if self._bumping:
+            queue.sequencer.hold()
+
+    def need(self) -> None:
+        """Some partition needs what only `run` can get."""
+        self._needed.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._needed.wait()
+            self._needed.clear()
+            if self._config.name:
+                await self._bump_all()
+            else:
+                await self._replace_used_up()
+
+    async def _bump_all(self) -> None:
+        queues = self._owner.queues
+        if not any(queue.sequencer.bump_needed for queue in queues):
+            return
+        self._bumping = True
+        for queue in queues:
+            queue.sequencer.hold()
+        if not all(queue.sequencer.awaiting_identity for queue in queues):
+            return  # not drained: `need` comes again when another one is
+        self.producer_id, self.epoch = await self._init(self.producer_id, self.epoch)
+        log.info(
+            "producer epoch bumped name=%s producer_id=%d epoch=%d", self._config.name, self.producer_id, self.epoch
+        )
+        self._bumping = False
+        for queue in self._owner.queues:
+            queue.sequencer.grant(self.producer_id, self.epoch)
+            self._owner.changed(queue)
+
+    async def _replace_used_up(self) -> None:
+        for queue in self._owner.queues:
+            if queue.sequencer.awaiting_identity:
+                producer_id, epoch = await self._init(NO_ID, -1)
+                log.info("producer id replaced partition=%s producer_id=%d", queue.name, producer_id)
+                queue.sequencer.grant(producer_id, epoch)
+                self._owner.changed(queue)
+
+    async def _init(self, producer_id: int, epoch: int) -> tuple[int, int]:
+        """InitProducerId, until it is answered. Raises ProducerFenced, and what else is not retriable."""
+        request = pb.InitProducerIdRequest(
+            name=self._config.name, producer_id=producer_id, producer_epoch=epoch, timeout_ms=INIT_TIMEOUT_MS
+        )
+        failures = 0
+        while True:
+            try:
+                answer = await self._cluster.call_broker(
+                    lambda broker: broker.InitProducerId, request, timeout_s=INIT_TIMEOUT_MS / 1000 + 1
+                )
+                raise_for(answer.error)
+                return answer.producer_id, answer.producer_epoch
+            except InvalidProducerEpoch as error:
+                raise ProducerFenced(error.message) from error
+            except FencepostError as error:
+                if not error.retriable:
+                    raise
+                failures += 1
+                self._last_error = error
+                log.info("producer id not had name=%s reason=%s", self._config.name or "-", error)
+                await asyncio.sleep(self._backoff.after(failures))

@@ -1,0 +1,105 @@
+"""What a named producer's predecessor got into a partition's log: definitely, and nothing can be added to it.
+
+InitProducerId has fenced every older instance on every leader before this one learned its epoch. So what the leader
+knows of this producer id now, once that is committed, is all that there will ever be from before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import grpc
+
+from fencepost.cluster import Cluster, error_of
+from fencepost_proto.errors import FencepostError, NetworkException, OffsetOutOfRange, RequestTimedOut, raise_for
+from fencepost_proto.metadata import PartitionKey
+from fencepost_proto.record_batch import add_sequence
+from fencepost_proto.records import Record, read_records
+from fencepost_proto.v1 import broker_pb2 as pb
+from fencepost_proto.v1 import broker_pb2_grpc
+
+COMMIT_TIMEOUT_MS = 5_000  # of one DescribeProducers: how long the leader may take to commit what it has
+RETRY_S = 0.05
+FETCH_MAX_BYTES = 1  # the one batch that holds the record
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The newest record of this producer in one partition."""
+
+    epoch: int
+    last_sequence: int
+    last_offset: int
+    record: Record | None  # None: retention has removed it
+
+
+async def resume(cluster: Cluster, key: PartitionKey, producer_id: int, timeout_s: float) -> Resumed | None:
+    """None: this producer id is not known there. Raises RequestTimedOut, and what the leader refuses for good."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _resume(cluster, key, producer_id, timeout_s)
+    except TimeoutError:
+        raise RequestTimedOut(
+            f"the leader of {key[0]}-{key[1]} did not tell of producer {producer_id} within {timeout_s} s",
+            may_have_been_appended=False,
+        ) from None
+
+
+async def _resume(cluster: Cluster, key: PartitionKey, producer_id: int, timeout_s: float) -> Resumed | None:
+    answer = await cluster.call_leader(
+        key,
+        lambda broker: broker.DescribeProducers,
+        lambda leader: pb.DescribeProducersRequest(
+            topic_id=key[0], partition=key[1], producer_id=producer_id, commit_timeout_ms=COMMIT_TIMEOUT_MS
+        ),
+        timeout_s=timeout_s,
+    )
+    for info in answer.producers:
+        if info.producer_id == producer_id and info.batches:
+            last = info.batches[-1]
+            offset = last.base_offset + add_sequence(last.last_sequence, -last.first_sequence)
+            record = await _record_at(cluster, key, offset)
+            return Resumed(info.producer_epoch, last.last_sequence, offset, record)
+    return None
+
+
+async def _record_at(cluster: Cluster, key: PartitionKey, offset: int) -> Record | None:
+    while True:
+        leader = cluster.leader(key)
+        if leader is not None and leader.address:
+            request = pb.FetchPartition(
+                topic_id=key[0],
+                partition=key[1],
+                leader_epoch=leader.leader_epoch,
+                fetch_offset=offset,
+                max_bytes=FETCH_MAX_BYTES,
+            )
+            try:
+                fetched = await _fetch(cluster.channel(leader.address), request, leader.address)
+                raise_for(fetched.error)
+                for record in read_records(fetched.records):
+                    if record.offset == offset:
+                        return record
+            except OffsetOutOfRange:
+                return None
+            except FencepostError as error:
+                if not error.retriable:
+                    raise
+                if error.current_leader is not None:
+                    cluster.learn(key, error.current_leader)
+        await asyncio.sleep(RETRY_S)
+
+
+async def _fetch(channel: grpc.aio.Channel, partition: pb.FetchPartition, address: str) -> pb.FetchedPartition:
+    call = broker_pb2_grpc.BrokerStub(channel).Fetch()
+    try:
+        await call.write(pb.FetchRequest(partitions=[partition], max_wait_ms=0, min_bytes=1, max_bytes=FETCH_MAX_BYTES))
+        response = await call.read()
+    except grpc.aio.AioRpcError as error:
+        raise error_of(error, address) from error
+    finally:
+        call.cancel()
+    if not isinstance(response, pb.FetchResponse) or not response.partitions:
+        raise NetworkException(f"broker {address} ended the stream")
+    return response.partitions[0]
