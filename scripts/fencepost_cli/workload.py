@@ -137,7 +137,7 @@ class Workload:
         value = make_value(self.ledger.run, record_id, counter, self.spec.record_size_bytes)
         sent_at = asyncio.get_running_loop().time()
         try:
-            delivery = await self.producer.send(self.spec.topic, value, key)
+            delivery = await self.producer.send(self.spec.topic, value, key=key)
         except FencepostError as error:
             self._enter_failure(record_id, error)
             return

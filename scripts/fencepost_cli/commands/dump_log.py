@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from fencepost_cli.terminal import EXIT_FAILED, fail
+from fencepost_cli.terminal import EXIT_USAGE, fail
 
 if TYPE_CHECKING:
     from fencepost_proto.record_batch import BatchHeader
+    from fencepost_proto.records import Record
 
 _READ_BYTES = 8 * 1024 * 1024
 _SHOWN_BYTES = 60  # of a key or value
+_COMPRESSION = 0x07
 
 
 class FoundBatch(NamedTuple):
@@ -60,55 +62,64 @@ def dump_log(
         elif file.suffix == ".snapshot":
             _dump_snapshot(file, as_json=as_json)
         else:
-            fail(f"{file}: a segment (.log) or a snapshot (.snapshot) is expected", 2)
+            fail(f"{file}: a segment (.log) or a snapshot (.snapshot) is expected", EXIT_USAGE)
     except OSError as error:
         fail(f"{file}: {error.strerror or error}")
 
 
 def _dump_segment(path: Path, *, records: bool, as_json: bool) -> None:
     from fencepost_proto.errors import FencepostError
-    from fencepost_proto.records import Compression, read_records
+    from fencepost_proto.records import read_records
 
     batches = bytes_read = record_count = 0
     try:
-        for position, header, data in read_batches(path):
-            batches, bytes_read = batches + 1, bytes_read + header.size_bytes
-            record_count += header.record_count
-            if as_json:
-                line: dict[str, Any] = {"position": position, **header._asdict(), "size_bytes": header.size_bytes}
-                typer.echo(json.dumps(line))
-            else:
-                producer = (
-                    f"producer {header.producer_id} epoch {header.producer_epoch} "
-                    f"sequences {header.base_sequence}-{header.last_sequence}"
-                    if header.idempotent
-                    else "no producer"
-                )
-                compression = Compression(header.attributes & 0x07).name.lower()
-                typer.echo(
-                    f"offsets {header.base_offset}-{header.last_offset} at {position}: {header.record_count} records, "
-                    f"{header.size_bytes} bytes, leader epoch {header.leader_epoch}, {producer}, "
-                    f"max timestamp {header.max_timestamp}, compression {compression}, crc {header.crc:#010x}"
-                )
-            if records:
-                for record in read_records(data):
-                    if as_json:
-                        typer.echo(
-                            json.dumps(
-                                {
-                                    "offset": record.offset,
-                                    "timestamp_ms": record.timestamp_ms,
-                                    "key": _text(record.key),
-                                    "value": _text(record.value),
-                                }
-                            )
-                        )
-                    else:
-                        typer.echo(f"    {record.offset}: key {_shown(record.key)} value {_shown(record.value)}")
+        for found in read_batches(path):
+            batches, bytes_read = batches + 1, bytes_read + found.header.size_bytes
+            record_count += found.header.record_count
+            typer.echo(_batch_json(found) if as_json else _batch_line(found))
+            for record in read_records(found.data) if records else ():
+                typer.echo(_record_json(record) if as_json else _record_line(record))
     except FencepostError as error:
-        fail(f"{path} is damaged at byte {bytes_read}: {error}", EXIT_FAILED)
+        fail(f"{path} is damaged at byte {bytes_read}: {error}")
     if not as_json:
         typer.echo(f"{batches} batches, {record_count} records, {bytes_read} bytes")
+
+
+def _batch_json(found: FoundBatch) -> str:
+    return json.dumps({"position": found.position, **found.header._asdict(), "size_bytes": found.header.size_bytes})
+
+
+def _batch_line(found: FoundBatch) -> str:
+    from fencepost_proto.records import Compression
+
+    header = found.header
+    producer = "no producer"
+    if header.idempotent:
+        sequences = f"sequences {header.base_sequence}-{header.last_sequence}"
+        producer = f"producer {header.producer_id} epoch {header.producer_epoch} {sequences}"
+    codec = header.attributes & _COMPRESSION
+    known = codec in Compression._value2member_map_
+    compression = Compression(codec).name.lower() if known else f"codec {codec}"
+    return (
+        f"offsets {header.base_offset}-{header.last_offset} at byte {found.position}: {header.record_count} records, "
+        f"{header.size_bytes} bytes, leader epoch {header.leader_epoch}, {producer}, "
+        f"max timestamp {header.max_timestamp}, compression {compression}, crc {header.crc:#010x}"
+    )
+
+
+def _record_json(record: Record) -> str:
+    return json.dumps(
+        {
+            "offset": record.offset,
+            "timestamp_ms": record.timestamp_ms,
+            "key": _text(record.key),
+            "value": _text(record.value),
+        }
+    )
+
+
+def _record_line(record: Record) -> str:
+    return f"    {record.offset}: key {_shown(record.key)} value {_shown(record.value)}"
 
 
 def _text(data: bytes | None) -> str | None:
@@ -123,4 +134,33 @@ def _shown(data: bytes | None) -> str:
 
 
 def _dump_snapshot(path: Path, *, as_json: bool) -> None:
-    raise NotImplementedError
+    from fencepost_node.log.snapshot import decode_snapshot
+    from fencepost_proto.errors import FencepostError
+
+    try:
+        snapshot = decode_snapshot(path.read_bytes())
+    except FencepostError as error:
+        fail(f"{path} is damaged: {error}")
+    producers = snapshot.producers.describe()
+    if not as_json:
+        typer.echo(f"producer state at offset {snapshot.offset}: {len(producers)} producers")
+    for producer in producers:
+        batches = [
+            {
+                "first_sequence": batch.first_sequence,
+                "last_sequence": batch.last_sequence,
+                "base_offset": batch.base_offset,
+                "timestamp_ms": batch.timestamp_ms,
+            }
+            for batch in producer.batches
+        ]
+        if as_json:
+            told = {"producer_id": producer.producer_id, "producer_epoch": producer.producer_epoch, "batches": batches}
+            typer.echo(json.dumps(told))
+            continue
+        typer.echo(f"producer {producer.producer_id} epoch {producer.producer_epoch}")
+        for batch in producer.batches:
+            typer.echo(
+                f"    sequences {batch.first_sequence}-{batch.last_sequence} at offset {batch.base_offset}, "
+                f"timestamp {batch.timestamp_ms}"
+            )

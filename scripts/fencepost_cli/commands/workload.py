@@ -96,7 +96,7 @@ async def _produce(
     stop = _stop_on_interrupt()
     async with AdminClient(brokers) as admin:
         await _make_topic(admin, spec.topic)
-    async with Producer(brokers, name=name) as producer:
+    async with Producer(brokers, name=name or "") as producer:
         workload = Workload(producer, spec, ledger)
         try:
             async with _figures(out, lambda elapsed_s: _produce_figures(workload, elapsed_s)):
