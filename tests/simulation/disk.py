@@ -42,11 +42,12 @@ class Fault:
 class FileNode:
     """One file: what readers see, and what would be left after a power failure."""
 
-    __slots__ = ("_clean_bytes", "_lost", "_old_tail", "content", "name")
+    __slots__ = ("_clean_bytes", "_lost", "_old_tail", "content", "cuts", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.content = bytearray()
+        self.cuts = 0  # how often anything but an append changed it
         self._clean_bytes = 0  # content below this is on the medium …
         self._old_tail = b""  # … and after it, on the medium, this
         self._lost: list[tuple[int, int]] = []  # ranges that a failed sync threw away
@@ -55,6 +56,7 @@ class FileNode:
         self.content += data
 
     def truncate(self, size: int) -> None:
+        self.cuts += 1
         if size < self._clean_bytes:
             self._old_tail = bytes(self.content[size : self._clean_bytes]) + self._old_tail
             self._clean_bytes = size
@@ -78,6 +80,7 @@ class FileNode:
         return len(self.content) - self._clean_bytes
 
     def lose_power(self, chance: random.Random) -> None:
+        self.cuts += 1
         for start, end in self._lost:
             self.content[start:end] = bytes(end - start)
         self._lost = []
@@ -170,7 +173,8 @@ class SimDisk:
         self.boot += 1
 
     def used_bytes(self) -> int:
-        return sum(len(node.content) for _, node in self.files())
+        """Without process.json, whose length depends on the real process's id."""
+        return sum(len(node.content) for path, node in self.files() if not path.endswith("process.json"))
 
     def files(self) -> list[tuple[str, FileNode]]:
         """Every file with its path, in order of path."""
@@ -191,6 +195,7 @@ class SimDisk:
         node = self.find(path)
         assert isinstance(node, FileNode)
         node.content[position] ^= 0xFF
+        node.cuts += 1
 
     # ---- Paths ----
 

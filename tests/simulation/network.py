@@ -51,6 +51,14 @@ class TooManyOperations(cygrpc.ExecuteBatchError):  # type: ignore[misc]
     """A second write while one is under way: gRPC refuses it, and so does the simulation."""
 
 
+class Tap:
+    """Sees every message of one method, as a server's handler reads and writes it."""
+
+    def request(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None: ...
+
+    def response(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None: ...
+
+
 def node_of(address: str) -> str:
     """Nodes are hosts: `broker-1:9000` is a port of node `broker-1`."""
     return address.rpartition(":")[0]
@@ -222,6 +230,7 @@ class Network:
         self.connections: dict[int, Connection] = {}
         self.connections_made = 0
         self.window_bytes = chance.choice((16_384, 65_536, 1_048_576))
+        self.taps: dict[str, Tap] = {}  # by full method name
         self.dark_nodes: dict[str, None] = {}  # without power: they do not even refuse
         self._links: dict[tuple[str, str], Link] = {}
         self._next_port: dict[str, int] = {}

@@ -158,6 +158,7 @@ class SimContext:
         self._code = grpc.StatusCode.OK
         self._details = ""
         self._trailing: tuple[tuple[str, str | bytes], ...] = ()
+        self._tap = stream.network.taps.get(stream.start.method)
 
     def _check(self) -> None:
         self._stream.server.process.check_alive()
@@ -170,10 +171,17 @@ class SimContext:
         self._check()
         data = await self._stream.next_message()
         self._check()
-        return grpc.aio.EOF if data is None else self._deserialize(data)
+        if data is None:
+            return grpc.aio.EOF
+        message = self._deserialize(data)
+        if self._tap is not None:
+            self._tap.request(self._stream.server.process, self._stream.connection.client, self._stream, message)
+        return message
 
     async def write(self, message: Any) -> None:
         self._check()
+        if self._tap is not None:
+            self._tap.response(self._stream.server.process, self._stream.connection.client, self._stream, message)
         await self._stream.write(self._serialize(message))
 
     async def send_initial_metadata(self, metadata: Any) -> None:
@@ -395,8 +403,7 @@ class SimServer:
             response = method(argument, context)
             if inspect.isawaitable(response):
                 response = await response
-            context._check()
-            await stream.write(handler.response_serializer(response))
+            await context.write(response)
         elif inspect.isasyncgenfunction(method):
             async for response in method(argument, context):
                 await context.write(response)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from tests.simulation.disk import MountedDisk, SimDisk
-from tests.simulation.loop import SimLoop, close_coroutines, current_process
+from tests.simulation.loop import SimLoop, SimTask, close_coroutines, current_process
 from tests.simulation.network import Network
 from tests.simulation.process import SimProcess
 from tests.simulation.wire import SimWire
@@ -48,6 +48,8 @@ class World:
         self.machines: dict[str, Machine] = {}
         self.trace: list[str] = []
         self.crashes: list[tuple[SimProcess, Exception]] = []  # processes whose main function raised
+        self._error: Exception | None = None
+        self._stories: list[SimTask[Any]] = []
         self._logs = _TraceHandler(self)
         logging.getLogger().addHandler(self._logs)
 
@@ -140,8 +142,24 @@ class World:
                 machine.process.sweep()
         return [*self.loop.failures, *(f"{process!r} crashed: {error!r}" for process, error in self.crashes)]
 
+    def stop(self, error: Exception) -> None:
+        """End the run, wherever it is: `run` raises `error`."""
+        if self._error is None:
+            self._error = error
+            self.loop.stop()
+
     def run(self, story: Coroutine[Any, Any, T]) -> T:
-        return self.loop.run_until_complete(story)
+        task = self.loop.create_task(story)
+        self._stories.append(task)
+        try:
+            result = self.loop.run_until_complete(task)
+        except RuntimeError:
+            if self._error is not None:
+                raise self._error from None
+            raise
+        if self._error is not None:
+            raise self._error
+        return result
 
     def close(self) -> None:
         """Let go of everything, quietly: nothing of the world runs after this."""
@@ -152,6 +170,7 @@ class World:
                 machine.ended.append(machine.process)
             for process in machine.ended:
                 close_coroutines(process.tasks)
+        close_coroutines(self._stories)
         self.loop.forget()
         self.loop.close()
 

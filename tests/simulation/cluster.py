@@ -1,0 +1,228 @@
+"""A whole cluster in a simulated world: the production Broker and Controller, started and stopped as processes are.
+
+What is here stands in for each component's `__main__`: it makes the object, starts it, waits, and ends it; a supervisor
+starts again what ended, as an operator's would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import grpc
+from tests.simulation.disk import MountedDisk
+from tests.simulation.judge import Judge, Leader
+from tests.simulation.loop import current_process
+from tests.simulation.metadata_store import MetadataDatabase
+from tests.simulation.process import SimProcess
+from tests.simulation.world import World
+
+from fencepost_controller.config import ControllerConfig
+from fencepost_controller.controller import Controller
+from fencepost_node.broker import Broker
+from fencepost_node.config import BrokerConfig
+from fencepost_proto.errors import InvariantBroken
+from fencepost_proto.host import Host
+from fencepost_proto.v1 import controller_pb2_grpc
+
+CONTROLLER = "controller"
+CONTROLLER_ADDRESS = "controller:9090"
+RESTART_DELAY_S = 0.5  # of the supervisor, after a process has ended by itself
+
+
+def broker_node(broker_id: int) -> str:
+    return f"broker-{broker_id}"
+
+
+def broker_address(broker_id: int) -> str:
+    return f"broker-{broker_id}:9092"
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """The configuration of its processes."""
+
+    broker_ids: tuple[int, ...] = (1, 2, 3)
+    session_timeout_ms: int = 3_000
+    heartbeat_interval_ms: int = 500
+    replica_lag_time_max_ms: int = 5_000
+    snapshot_interval_bytes: int = 16_384
+    tail_bytes: int = 65_536
+    replication_window_bytes: int = 65_536
+    retention_check_interval_ms: int = 2_000
+    producer_expiration_ms: int = 604_800_000
+    preferred_leader_interval_ms: int = 10_000
+
+
+class SimCluster:
+    """Its processes and what they stand on."""
+
+    def __init__(self, world: World, settings: ClusterSettings) -> None:
+        self.world = world
+        self.settings = settings
+        self._nodes = {broker_node(broker_id): broker_id for broker_id in settings.broker_ids}
+        self.judge = Judge(world, self._nodes.get)
+        self.database = MetadataDatabase(self.judge.metadata)
+        self.brokers: dict[int, Broker] = {}
+        self.controller: Controller | None = None
+        self.exits: dict[str, int] = {}  # how processes ended, and how often
+        self.kept_down: dict[str, None] = {}  # nodes that somebody else will start again
+        self._operators = 0
+        self._stop_asked: dict[str, asyncio.Event] = {}
+        for node, broker_id in self._nodes.items():
+            self.judge.broker_disk(broker_id, world.machine(node).disk)
+
+    @property
+    def bootstrap(self) -> list[str]:
+        return [broker_address(broker_id) for broker_id in self.settings.broker_ids]
+
+    # ---- Starting and stopping ----
+
+    def start_all(self) -> None:
+        self.start(CONTROLLER)
+        for node in self._nodes:
+            self.start(node)
+
+    def start(self, node: str) -> SimProcess | None:
+        """Start the component of this node, unless it runs or its machine is off."""
+        machine = self.world.machine(node)
+        if not machine.powered or (machine.process is not None and machine.process.alive):
+            return None
+        self.world.tell("operator", f"start {node}")
+        self._stop_asked[node] = asyncio.Event()
+        if node == CONTROLLER:
+            return self.world.start(node, self._run_controller)
+        return self.world.start(node, self._run_broker)
+
+    def stop(self, node: str) -> None:
+        """SIGTERM."""
+        self._stop_asked[node].set()
+
+    async def supervise(self) -> None:
+        """Start again, for ever, what ended by itself."""
+        while True:
+            await asyncio.sleep(RESTART_DELAY_S)
+            for node in (CONTROLLER, *self._nodes):
+                process = self.world.machine(node).process
+                if process is not None and process.state.value == "ended" and node not in self.kept_down:
+                    self.start(node)
+
+    # ---- What runs in the processes ----
+
+    async def _run_broker(self, host: Host, disk: MountedDisk) -> None:
+        process = current_process.get()
+        assert isinstance(process, SimProcess)
+        node = process.node
+        broker_id = self._nodes[node]
+        settings = self.settings
+        config = BrokerConfig(
+            broker_id=broker_id,
+            data_dir="/data",
+            controller=CONTROLLER_ADDRESS,
+            listen=broker_address(broker_id),
+            replica_lag_time_max_ms=settings.replica_lag_time_max_ms,
+            snapshot_interval_bytes=settings.snapshot_interval_bytes,
+            tail_bytes=settings.tail_bytes,
+            replication_window_bytes=settings.replication_window_bytes,
+            retention_check_interval_ms=settings.retention_check_interval_ms,
+            producer_expiration_ms=settings.producer_expiration_ms,
+        )
+        broker = Broker(config, host, disk)
+        self.brokers[broker_id] = broker
+
+        async def run() -> None:
+            await broker.start()
+            await broker.wait()
+
+        await self._run(node, run, broker.stop, lambda: broker.address != "")
+
+    async def _run_controller(self, host: Host, disk: MountedDisk) -> None:
+        settings = self.settings
+        config = ControllerConfig(
+            data_dir="/data",
+            listen=CONTROLLER_ADDRESS,
+            session_timeout_ms=settings.session_timeout_ms,
+            heartbeat_interval_ms=settings.heartbeat_interval_ms,
+            preferred_leader_interval_ms=settings.preferred_leader_interval_ms,
+        )
+        process = current_process.get()
+        assert isinstance(process, SimProcess)
+        controller = Controller(config, host, self.database.open(process))
+        self.controller = controller
+
+        async def run() -> None:
+            await controller.start()
+            await controller.wait()
+
+        await self._run(CONTROLLER, run, lambda _: controller.stop(), lambda: controller.address != "")
+
+    async def _run(
+        self,
+        node: str,
+        run: Callable[[], object],
+        stop: Callable[[bool], object],
+        started: Callable[[], bool],
+    ) -> None:
+        """As `__main__` does it: until asked to stop, or until it fails."""
+        loop = asyncio.get_running_loop()
+        running = loop.create_task(run())  # type: ignore[arg-type, var-annotated]
+        stopping = loop.create_task(self._stop_asked[node].wait())
+        await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        clean = started() and not running.done()
+        if not running.done():
+            running.cancel()
+            await asyncio.wait([running])
+        error = None if running.cancelled() else running.exception()
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if isinstance(error, InvariantBroken):
+            self.judge.fail("invariant", f"{node}: {error}")
+        await stop(clean)  # type: ignore[misc]
+        how = "stopped" if error is None else type(error).__name__
+        self.exits[how] = self.exits.get(how, 0) + 1
+        self.world.tell(node, f"ended: {error!r}" if error is not None else "ended")
+
+    # ---- An operator ----
+
+    async def ask_admin(self, method: str, request: object) -> str:
+        """One request of an operator to the controller, from a process of its own. What it came to."""
+        answers: list[str] = []
+
+        async def main(host: Host, disk: MountedDisk) -> None:
+            stub = controller_pb2_grpc.AdminStub(host.wire.connect(CONTROLLER_ADDRESS))
+            try:
+                answer = await getattr(stub, method)(request, timeout=5)
+            except grpc.aio.AioRpcError as error:
+                answers.append(error.code().name)
+            else:
+                answers.append(f"{answer.error.code} {answer.error.message}" if answer.error.code else "ok")
+
+        self._operators += 1
+        process = self.world.start(f"operator-{self._operators}", main)
+        while process.alive:  # noqa: ASYNC110 - a process has no event for its end
+            await asyncio.sleep(0.05)
+        outcome = answers[0] if answers else "killed"
+        self.world.tell("operator", f"{method}: {outcome}")
+        return outcome
+
+    def can_stop(self, node: str) -> bool:
+        """Its component runs, and nobody has asked it to stop yet."""
+        return node in self._stop_asked and not self._stop_asked[node].is_set()
+
+    # ---- Looking in ----
+
+    def alive(self, broker_id: int) -> bool:
+        process = self.world.machine(broker_node(broker_id)).process
+        return process is not None and process.alive
+
+    def replicas(self) -> list[Leader]:
+        """Every replica of every living broker."""
+        return [
+            Leader(broker_id, key, replica.is_leader, replica.leader_epoch, replica.high_watermark)
+            for broker_id, broker in self.brokers.items()
+            if self.alive(broker_id)
+            for key, replica in broker.manager.replicas.items()
+            if not replica.failure
+        ]

@@ -1,0 +1,431 @@
+"""The judge sees everything: every log's bytes, every commit of the controller, every answer. It checks the promises.
+
+*Committed* is what the judge has seen committed: acknowledged to a producer, shown to a consumer, or below a leader's
+high watermark. It is kept for ever, whatever retention or a power failure removes from disks. Each time it grows, every
+member of the in-sync set that the controller has committed must hold the new batches on its disk; and at every sweep,
+every such member must hold all of it. So a hole in the protocol shows when it opens, not when a failover falls into it.
+
+What legitimately may be lost: a power failure takes unsynced data, and where it took it from every in-sync replica of a
+partition that does not sync before it acknowledges, the partition is *tainted*: promises about keeping data (G1, G4, G6,
+G10) are not checked on it any more. That is decided here from the disks, not by the schedule of faults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.simulation.logview import Batch, LogView, ProducerFold
+from tests.simulation.network import Tap
+from tests.simulation.process import SimProcess
+from tests.simulation.world import World
+
+from fencepost_proto.metadata import RETIRED_EPOCH, MetadataImage, Partition, PartitionKey
+from fencepost_proto.record_batch import BatchHeader, read_header
+
+BROKER = "/fencepost.v1.Broker/"
+
+
+class Violation(Exception):
+    """A promise is broken. Ends the run."""
+
+    def __init__(self, promise: str, text: str) -> None:
+        super().__init__(f"{promise}: {text}")
+        self.promise = promise
+
+
+@dataclass(slots=True)
+class Fence:
+    """From here on, no batch of the producer with a lower epoch is appended."""
+
+    producer_id: int
+    epoch: int
+    leader_epoch: int
+    log_end_offset: int
+
+
+@dataclass(slots=True)
+class Record:
+    """What the judge knows of one partition."""
+
+    key: PartitionKey
+    name: str  # topic-partition
+    flush_always: bool
+    views: dict[int, LogView] = field(default_factory=dict)  # by broker id
+    committed: list[Batch] = field(default_factory=list)  # for ever, from offset 0
+    fold: ProducerFold = field(default_factory=ProducerFold)  # of all that is committed
+    appended: dict[tuple[int, int], Batch] = field(default_factory=dict)  # by (leader epoch, base offset)
+    fences: list[Fence] = field(default_factory=list)
+    tainted: str = ""
+    verified: dict[int, tuple[int, int]] = field(default_factory=dict)  # broker -> (rebuilds, batches compared)
+
+    @property
+    def committed_end(self) -> int:
+        return self.committed[-1].end_offset if self.committed else 0
+
+
+@dataclass(slots=True)
+class Leader:
+    """One replica of a live process, as the simulation's peepholes show it."""
+
+    broker_id: int
+    key: PartitionKey
+    leads: bool
+    leader_epoch: int
+    high_watermark: int
+
+
+class Judge:
+    """Hand it what happens; it raises Violation."""
+
+    def __init__(self, world: World, broker_of_node: Callable[[str], int | None]) -> None:
+        self.world = world
+        self.image = MetadataImage()
+        self.records: dict[PartitionKey, Record] = {}
+        self.counts: dict[str, int] = {}
+        self.lost_tail: dict[int, int] = {}  # broker -> broker epoch when its machine last lost power
+        self.damaged: dict[tuple[int, PartitionKey], None] = {}  # replicas that the simulation has corrupted
+        self.violation: Violation | None = None
+        self._broker_of_node = broker_of_node
+        self._disks: dict[int, Any] = {}
+        self._producer_ids: dict[int, str] = {}
+        self._seen_high_watermarks: dict[tuple[SimProcess, PartitionKey], int] = {}
+        taps: dict[str, Tap] = {
+            "Produce": _ProduceTap(self),
+            "Fetch": _FetchTap(self),
+            "InitProducerId": _InitTap(self),
+        }
+        for method, tap in taps.items():
+            world.network.taps[BROKER + method] = tap
+
+    def count(self, what: str, number: int = 1) -> None:
+        self.counts[what] = self.counts.get(what, 0) + number
+
+    def fail(self, promise: str, text: str) -> None:
+        """Raises Violation, and keeps the first one in case somebody swallows it."""
+        violation = Violation(promise, text)
+        if self.violation is None:
+            self.violation = violation
+            self.world.tell("judge", f"VIOLATION {violation}")
+            self.world.stop(violation)
+        raise violation
+
+    # ---- The controller's commits ----
+
+    def metadata(self, image: MetadataImage) -> None:
+        """The controller has committed this."""
+        old, self.image = self.image, image
+        for key, partition in image.partitions.items():
+            before = old.partitions.get(key)
+            if before is partition:
+                continue
+            self._partition_changed(key, before, partition)
+
+    def _partition_changed(self, key: PartitionKey, before: Partition | None, partition: Partition) -> None:
+        if before is not None:
+            if partition.leader_epoch < before.leader_epoch:
+                self.fail("G7", f"leader epoch of {key} went back from {before.leader_epoch}")
+            if partition.leader_epoch == before.leader_epoch and partition.leader != before.leader:
+                self.fail("G7", f"two leaders of {key} in epoch {before.leader_epoch}: {before} and {partition}")
+            if partition.leader_epoch > before.leader_epoch:
+                self.count("elections")
+        record = self.record(key)
+        if record is not None:
+            self._check_members(record, partition)
+
+    def record(self, key: PartitionKey) -> Record | None:
+        record = self.records.get(key)
+        if record is None:
+            topic = self.image.topics.get(key[0])
+            if topic is None:
+                return None
+            record = Record(key, f"{topic.name}-{key[1]}", topic.config.flush_always)
+            self.records[key] = record
+        return record
+
+    def broker_disk(self, broker_id: int, disk: Any) -> None:
+        self._disks[broker_id] = disk
+
+    def view(self, record: Record, broker_id: int) -> LogView:
+        view = record.views.get(broker_id)
+        if view is None:
+            folder = f"/data/{record.name}"
+            view = LogView(self._disks[broker_id], folder, lambda batch: self._appended(record, broker_id, batch))
+            record.views[broker_id] = view
+        return view.refresh()
+
+    # ---- Every batch that appears on any disk ----
+
+    def _appended(self, record: Record, broker_id: int, batch: Batch) -> None:
+        known = record.appended.setdefault((batch.leader_epoch, batch.base_offset), batch)
+        if known != batch and not record.tainted and (broker_id, record.key) not in self.damaged:
+            self.fail("G7", f"{record.name}: broker {broker_id} holds {batch} where another log has {known}")
+        for fence in record.fences:
+            if (
+                batch.producer_id == fence.producer_id
+                and batch.producer_epoch < fence.epoch
+                and (batch.leader_epoch, batch.base_offset) >= (fence.leader_epoch, fence.log_end_offset)
+                and (batch.leader_epoch > fence.leader_epoch or batch.base_offset >= fence.log_end_offset)
+            ):
+                self.fail("G9", f"{record.name}: broker {broker_id} appended {batch} behind the fence {fence}")
+
+    # ---- What is committed ----
+
+    def _members(self, record: Record, partition: Partition) -> list[int]:
+        """In-sync replicas that must hold all that is committed."""
+        return [
+            member for member in partition.isr if not self._excused(member) and (member, record.key) not in self.damaged
+        ]
+
+    def _excused(self, broker_id: int) -> bool:
+        """Its machine has lost power, and the controller has not heard of it yet."""
+        epoch = self.lost_tail.get(broker_id)
+        if epoch is None:
+            return False
+        broker = self.image.brokers.get(broker_id)
+        if broker is not None and broker.broker_epoch != epoch:
+            del self.lost_tail[broker_id]
+            return False
+        return True
+
+    def committed(self, record: Record, broker_id: int, end_offset: int, promise: str, why: str) -> None:
+        """Broker `broker_id` treats everything in its log below `end_offset` as committed."""
+        if record.tainted:
+            return
+        view = self.view(record, broker_id)
+        if end_offset > view.end_offset:
+            self.fail(promise, f"{record.name}: {why} up to {end_offset}, its log ends at {view.end_offset}")
+        new = [batch for batch in view.since(record.committed_end) if batch.end_offset <= end_offset]
+        partition = self.image.partitions[record.key]
+        if new:
+            for member in self._members(record, partition):
+                log = self.view(record, member)
+                for batch in new:
+                    held = log.at(batch.base_offset)
+                    if held != batch:
+                        self.fail(
+                            promise,
+                            f"{record.name}: {why} on broker {broker_id}, but in-sync replica {member} has "
+                            f"{held} where {batch} is committed (isr {partition.isr}, epoch {partition.leader_epoch})",
+                        )
+            for batch in new:
+                problem = record.fold.add(batch)
+                if problem:
+                    promise = "G2" if "repeat" in problem else "G3"
+                    self.fail(promise, f"{record.name}: {problem} in {batch}")
+                record.committed.append(batch)
+                self.count("committed batches")
+
+    def _check_members(self, record: Record, partition: Partition) -> None:
+        """Every in-sync replica holds every committed batch that its log start has not passed."""
+        if record.tainted:
+            return
+        for member in self._members(record, partition):
+            self._compare(record, member, "G1")
+
+    def _compare(self, record: Record, broker_id: int, promise: str, end_offset: int | None = None) -> None:
+        """The log of a replica agrees with what is committed, all of it or below `end_offset`."""
+        view = self.view(record, broker_id)
+        rebuilds, done = record.verified.get(broker_id, (-1, 0))
+        if rebuilds != view.rebuilds:
+            done = 0
+        skipped = _index(record.committed, view.start_offset)
+        wanted = record.committed[skipped + done :]
+        compared = 0
+        for index, batch in enumerate(wanted, done):
+            if end_offset is not None and batch.end_offset > end_offset:
+                break
+            held = view.batches[index] if index < len(view.batches) else None
+            if held != batch:
+                self.fail(promise, f"{record.name}: broker {broker_id} has {held} where {batch} is committed")
+            compared += 1
+        record.verified[broker_id] = (view.rebuilds, done + compared)
+
+    # ---- Sweeps ----
+
+    def sweep(self, replicas: Iterable[Leader]) -> None:
+        """Look at everything."""
+        for replica in replicas:
+            record = self.record(replica.key)
+            if record is None or record.tainted or (replica.broker_id, replica.key) in self.damaged:
+                continue
+            if replica.leads:
+                self.committed(record, replica.broker_id, replica.high_watermark, "G6", "its high watermark is")
+            else:
+                self._compare(record, replica.broker_id, "G4", replica.high_watermark)
+        for key, partition in self.image.partitions.items():
+            record = self.record(key)
+            if record is not None:
+                for broker_id in partition.replicas:
+                    self.view(record, broker_id)
+                self._check_members(record, partition)
+
+    def expected_fold(self, record: Record, broker_id: int) -> ProducerFold:
+        """Producer state at the end of a replica's log: of all batches that were ever below it, and its own."""
+        view = self.view(record, broker_id)
+        below = record.committed[: _index(record.committed, view.start_offset)]
+        return ProducerFold().add_all(below).add_all(view.batches)
+
+    # ---- Power failures ----
+
+    def lost_power(self, broker_ids: list[int]) -> None:
+        """After the machines of these brokers have lost power: where did it take what was committed?"""
+        for broker_id in broker_ids:
+            broker = self.image.brokers.get(broker_id)
+            self.lost_tail[broker_id] = broker.broker_epoch if broker is not None else -1
+        for record in self.records.values():
+            partition = self.image.partitions.get(record.key)
+            if partition is None or record.tainted or not set(broker_ids).intersection(partition.isr):
+                continue
+            holders = [member for member in partition.isr if self._holds_all(record, member)]
+            if holders:
+                continue
+            if record.flush_always:
+                self.fail(
+                    "G1", f"{record.name}: synced before it was acknowledged, and lost with the power: {partition}"
+                )
+            record.tainted = f"power failure of {broker_ids}"
+            self.count("partitions that lost data to power failures")
+            self.world.tell("judge", f"{record.name} may have lost unsynced data for good")
+
+    def _holds_all(self, record: Record, broker_id: int) -> bool:
+        view = self.view(record, broker_id)
+        if (broker_id, record.key) in self.damaged:
+            return False
+        wanted = record.committed[_index(record.committed, view.start_offset) :]
+        return view.end_offset >= record.committed_end and view.batches[: len(wanted)] == wanted
+
+    # ---- Answers to clients ----
+
+    def acknowledged(self, server: SimProcess, key: PartitionKey, acks: int, batch: BatchHeader, result: Any) -> None:
+        broker_id = self._broker_of_node(server.node)
+        record = self.record(key)
+        if broker_id is None or record is None or record.tainted or acks == 0 or result.base_offset < 0:
+            return
+        self.count("acknowledged batches")
+        if result.duplicate:
+            self.count("duplicates recognised")
+        held = self.view(record, broker_id).at(result.base_offset)
+        wanted = (batch.producer_id, batch.producer_epoch, batch.base_sequence, batch.record_count)
+        if held is None or (held.producer_id, held.producer_epoch, held.base_sequence, held.record_count) != wanted:
+            self.fail("G6", f"{record.name}: broker {broker_id} acknowledged {wanted} at {result.base_offset}: {held}")
+            return
+        if acks < 0:
+            self.committed(record, broker_id, held.end_offset, "G6", f"acknowledged {held}")
+            below = record.committed[_index(record.committed, held.base_offset)]
+            if below != held:
+                self.fail("G6", f"{record.name}: broker {broker_id} acknowledged {held}; committed is {below}")
+
+    def fetched(self, server: SimProcess, client: SimProcess, answer: Any) -> None:
+        key = (answer.topic_id, answer.partition)
+        record = self.record(key)
+        broker_id = self._broker_of_node(server.node)
+        if record is None or broker_id is None or record.tainted or answer.high_watermark < 0:
+            return
+        seen = self._seen_high_watermarks.get((client, key), 0)
+        if answer.high_watermark < seen:
+            self.fail("G10", f"{record.name}: {client!r} saw high watermark {seen}, then {answer.high_watermark}")
+        self._seen_high_watermarks[client, key] = answer.high_watermark
+        position = 0
+        while position < len(answer.records):
+            header = read_header(answer.records, position)
+            batch = Batch.of(header)
+            position += header.size_bytes
+            if batch.end_offset > answer.high_watermark:
+                self.fail("G10", f"{record.name}: {batch} read above the high watermark {answer.high_watermark}")
+            if (broker_id, key) in self.damaged:
+                continue
+            self.committed(record, broker_id, batch.end_offset, "G10", f"{client!r} read {batch}")
+            index = _index(record.committed, batch.base_offset)
+            if index >= len(record.committed) or record.committed[index] != batch:
+                self.fail("G10", f"{record.name}: {client!r} read {batch}, which is not what is committed there")
+
+    def producer_initialised(self, client: SimProcess, request: Any, answer: Any) -> None:
+        owner = f"name {request.name}" if request.name else f"{client!r} at {self.world.now:.6f}"
+        known = self._producer_ids.setdefault(answer.producer_id, owner)
+        if known != owner:
+            self.fail("G8", f"producer id {answer.producer_id} was given to {known} and to {owner}")
+        self.count("producer ids given")
+        if not request.name:
+            return
+        self.count("fences")
+        self._fence(answer.producer_id, answer.producer_epoch)
+        entity = self.image.producers.get(request.name)
+        for retired in entity.retired_ids if entity is not None else ():
+            self._fence(retired, RETIRED_EPOCH)
+
+    def _fence(self, producer_id: int, epoch: int) -> None:
+        for key, partition in self.image.partitions.items():
+            record = self.record(key)
+            if record is not None and partition.leader >= 0:
+                end_offset = self.view(record, partition.leader).end_offset
+                record.fences.append(Fence(producer_id, epoch, partition.leader_epoch, end_offset))
+
+
+class _ProduceTap(Tap):
+    """Matches each result with its batch."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self._sent: dict[object, dict[int, tuple[PartitionKey, int, BatchHeader]]] = {}
+
+    def request(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
+        sent = self._sent.setdefault(call, {})
+        for batch in message.batches:
+            try:
+                header = read_header(batch.records)
+            except Exception:  # noqa: BLE001 - what is no batch gets no acknowledgement either
+                continue
+            sent[batch.correlation_id] = ((batch.topic_id, batch.partition), batch.acks, header)
+
+    def response(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
+        sent = self._sent.get(call, {})
+        for result in message.results:
+            asked = sent.pop(result.correlation_id, None)
+            if asked is None:
+                self._judge.fail(
+                    "G6", f"{server!r} answered correlation id {result.correlation_id}, never asked or twice"
+                )
+                return
+            key, acks, header = asked
+            if result.error.code == 0:
+                self._judge.acknowledged(server, key, acks, header, result)
+            else:
+                self._judge.count(f"produce error {result.error.code}")
+
+
+class _FetchTap(Tap):
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+
+    def response(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
+        for answer in message.partitions:
+            if answer.error.code == 0:
+                self._judge.fetched(server, client, answer)
+
+
+class _InitTap(Tap):
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self._asked: dict[object, Any] = {}
+
+    def request(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
+        self._asked[call] = message
+
+    def response(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
+        asked = self._asked.pop(call)
+        if message.error.code == 0:
+            self._judge.producer_initialised(client, asked, message)
+
+
+def _index(batches: list[Batch], offset: int) -> int:
+    """Of the first batch that begins at `offset` or later."""
+    low, high = 0, len(batches)
+    while low < high:
+        middle = (low + high) // 2
+        if batches[middle].base_offset < offset:
+            low = middle + 1
+        else:
+            high = middle
+    return low

@@ -1,0 +1,215 @@
+"""What applications do in the simulation: producers and consumers, and a ledger of every record's fate.
+
+Each record's value is its own name, `node/incarnation/number`, so the log tells by itself what is missing, doubled or out
+of order. The ledger knows the rest: what the producer was told about each record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.simulation.disk import MountedDisk
+from tests.simulation.loop import current_process
+from tests.simulation.process import SimProcess
+from tests.simulation.world import World
+
+from fencepost.consumer import Consumer
+from fencepost.producer import Producer
+from fencepost_proto.errors import (
+    FencepostError,
+    InvalidProducerEpoch,
+    OffsetOutOfRange,
+    ProducerFenced,
+)
+from fencepost_proto.host import Host
+from fencepost_proto.record_batch import MAX_SEQUENCE
+
+START_RETRY_S = 0.5
+MAX_PENDING_RECORDS = 200  # of one producer: it waits for answers beyond that
+
+assert MAX_SEQUENCE == 2**31 - 1
+
+
+class Fate(enum.Enum):
+    PENDING = "pending"  # its process may have died waiting
+    ACKED = "acked"
+    REFUSED = "refused"  # certainly not in the log
+    UNKNOWN = "unknown"
+
+
+@dataclass(slots=True)
+class Entry:
+    """One record that was given to a producer."""
+
+    topic: str
+    key: bytes | None
+    incarnation: SimProcess
+    sent_at: float
+    fate: Fate = Fate.PENDING
+    partition: int = -1
+    offset: int = -1
+    error: str = ""
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Every record, by value."""
+
+    entries: dict[bytes, Entry] = field(default_factory=dict)
+    errors: Counter[str] = field(default_factory=Counter)
+
+    def pending(self) -> list[bytes]:
+        """Records whose producer lives and has not been told."""
+        return [v for v, e in self.entries.items() if e.fate is Fate.PENDING and e.incarnation.alive]
+
+    def count(self, fate: Fate) -> int:
+        return sum(entry.fate is fate for entry in self.entries.values())
+
+
+@dataclass(frozen=True, slots=True)
+class ProducerSpec:
+    """One producing application."""
+
+    node: str
+    topics: tuple[str, ...]
+    options: dict[str, Any]
+    keys: int  # 0: records without keys
+    pause_s: float  # between bursts, on average
+    burst: int
+
+
+class ProducerApp:
+    """Sends until it is told to stop, then until every record has its fate."""
+
+    def __init__(self, world: World, spec: ProducerSpec, bootstrap: list[str], ledger: Ledger) -> None:
+        self.world = world
+        self.spec = spec
+        self.bootstrap = bootstrap
+        self.ledger = ledger
+        self.stopping = False
+        self.finished = False
+        self.fenced = 0
+        self.retried = 0
+        self._pending = 0
+        self._room = asyncio.Event()
+
+    def start(self) -> None:
+        self.finished = False
+        self._pending = 0
+        self._room = asyncio.Event()
+        self.world.start(self.spec.node, self._run)
+
+    async def _run(self, host: Host, disk: MountedDisk) -> None:
+        process = current_process.get()
+        assert isinstance(process, SimProcess)
+        producer = await self._started(host)
+        if producer is None:
+            self.finished = True
+            return
+        number = 0
+        try:
+            while not self.stopping:
+                for _ in range(1 + host.random.randrange(self.spec.burst)):
+                    await self._send(process, producer, host, number)
+                    number += 1
+                await asyncio.sleep(host.random.expovariate(1 / self.spec.pause_s))
+                while self._pending > MAX_PENDING_RECORDS:
+                    self._room.clear()
+                    await self._room.wait()
+        except (ProducerFenced, InvalidProducerEpoch):
+            self.fenced += 1
+            self.world.tell(repr(process), "is fenced")
+        while self._pending:
+            self._room.clear()
+            await self._room.wait()
+        await producer.close()
+        self.finished = True
+
+    async def _started(self, host: Host) -> Producer | None:
+        while not self.stopping:
+            producer = Producer(self.bootstrap, host=host, **self.spec.options)
+            try:
+                await producer.start()
+            except FencepostError as error:
+                self.ledger.errors[f"start: {type(error).__name__}"] += 1
+                await asyncio.sleep(START_RETRY_S)
+            else:
+                return producer
+        return None
+
+    async def _send(self, process: SimProcess, producer: Producer, host: Host, number: int) -> None:
+        value = f"{process.node}/{process.incarnation}/{number}".encode()
+        topic = host.random.choice(self.spec.topics)
+        key = b"%d" % host.random.randrange(self.spec.keys) if self.spec.keys else None
+        entry = self.ledger.entries[value] = Entry(topic, key, process, self.world.now)
+        try:
+            delivery = await producer.send(topic, value, key=key)
+        except (ProducerFenced, InvalidProducerEpoch):
+            entry.fate = Fate.REFUSED
+            raise
+        except FencepostError as error:
+            self._failed(entry, error)
+            return
+        self._pending += 1
+        process.loop.create_task(self._settle(entry, delivery))
+
+    async def _settle(self, entry: Entry, delivery: Any) -> None:
+        try:
+            metadata = await delivery
+        except FencepostError as error:
+            self._failed(entry, error)
+        else:
+            entry.fate, entry.partition, entry.offset = Fate.ACKED, metadata.partition, metadata.offset
+        self._pending -= 1
+        self._room.set()
+
+    def _failed(self, entry: Entry, error: FencepostError) -> None:
+        entry.fate = Fate.UNKNOWN if error.may_have_been_appended else Fate.REFUSED
+        entry.error = f"{type(error).__name__}: {error}"
+        self.ledger.errors[type(error).__name__] += 1
+
+
+class ConsumerApp:
+    """Reads everything, from the beginning, again after each start."""
+
+    def __init__(self, world: World, node: str, topics: tuple[str, ...], bootstrap: list[str]) -> None:
+        self.world = world
+        self.node = node
+        self.topics = topics
+        self.bootstrap = bootstrap
+        self.read: dict[tuple[str, int], dict[int, bytes]] = {}  # (topic, partition) -> offset -> value
+        self.positions: dict[tuple[str, int], int] = {}  # next offset, of this incarnation
+        self.problems: list[str] = []
+        self.skipped = 0  # offsets that retention took away before they were read
+
+    def start(self) -> None:
+        self.positions = {}
+        self.world.start(self.node, self._run)
+
+    async def _run(self, host: Host, disk: MountedDisk) -> None:
+        while True:
+            try:
+                async with Consumer(self.bootstrap, *self.topics, host=host) as consumer:
+                    async for record in consumer:
+                        self._take((record.topic, record.partition), record.offset, record.value or b"")
+            except FencepostError as error:
+                self.world.tell(self.node, f"consumer failed: {error}")
+                self.positions = {}
+                if isinstance(error, OffsetOutOfRange):
+                    self.problems.append(f"{self.node}: {error}")
+                await asyncio.sleep(START_RETRY_S)
+
+    def _take(self, key: tuple[str, int], offset: int, value: bytes) -> None:
+        expected = self.positions.get(key)
+        if expected is not None and offset != expected:
+            if offset < expected:
+                self.problems.append(f"{self.node} read offset {offset} of {key} after {expected - 1}")
+            self.skipped += offset - expected
+        self.positions[key] = offset + 1
+        known = self.read.setdefault(key, {}).setdefault(offset, value)
+        if known != value:
+            self.problems.append(f"{self.node} read {value!r} at {key} {offset}, where it had read {known!r}")
