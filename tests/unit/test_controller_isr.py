@@ -1,0 +1,126 @@
+"""AlterPartition: what a leader may propose, and what the controller makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from controller_story import Story
+
+from fencepost_controller.decisions.isr import AlterPartition
+from fencepost_proto import errors
+
+A = ("a-id", 0)
+
+
+def test_followers_leave_and_join_by_compare_and_set_and_the_leader_epoch_stays() -> None:
+    story = Story().cluster(1, 2, 3).topic("a", (1, 2, 3))
+    story.proposes(1, A, 1, 3)
+    story.proposes(1, A, 1, partition_epoch=0)
+    story.proposes(1, A, 3, 1)
+    story.proposes(1, A, 2, 3, 1)
+    story.reads("""
+        broker 1 proposes 1 3 in sync for a-0
+            a-0: leader 1 epoch 0, in sync 1 3 of 1 2 3, change 1
+        broker 1 proposes 1 in sync for a-0
+            INVALID_UPDATE_VERSION
+        broker 1 proposes 3 1 in sync for a-0
+        broker 1 proposes 2 3 1 in sync for a-0
+            a-0: leader 1 epoch 0, in sync 1 2 3 of 1 2 3, change 2
+    """)
+
+
+def test_a_repeated_proposal_whose_answer_was_lost_is_a_success() -> None:
+    story = Story().cluster(1, 2, 3).topic("a", (1, 2, 3))
+    proposal = story.proposal(1, A, 1, 2)
+    story.does(proposal)
+    before = story.image
+    story.does(proposal)
+    assert story.image is before
+    story.does(story.proposal(1, A, 1))
+    with pytest.raises(errors.InvalidUpdateVersion, match="partition epoch 0 .* 2"):
+        story.does(proposal)
+
+
+def test_a_follower_that_restarted_since_the_leader_saw_it_is_refused() -> None:
+    """KIP-903: the new incarnation may have less than what the leader saw acknowledged."""
+    story = Story().cluster(1, 2).topic("a", (1, 2))
+    story.dies(2)
+    seen_before = story.proposal(1, A, 1, 2)
+    story.starts(2)
+    story.tell("the leader proposes 2 as it was before", seen_before)
+    story.is_ready(2)
+    story.tell("the leader proposes 2 as it was before", seen_before)
+    story.proposes(1, A, 1, 2)
+    story.reads("""
+        broker 2 dies
+            broker 2: fenced
+            a-0: leader 1 epoch 0, in sync 1 of 1 2, change 1
+        broker 2 starts
+            broker 2: fenced
+        the leader proposes 2 as it was before
+            INELIGIBLE_REPLICA
+        broker 2 is ready
+            broker 2: live
+        the leader proposes 2 as it was before
+            INELIGIBLE_REPLICA
+        broker 1 proposes 1 2 in sync for a-0
+            a-0: leader 1 epoch 0, in sync 1 2 of 1 2, change 2
+    """)
+
+
+def test_a_leader_that_was_replaced_cannot_change_anything() -> None:
+    story = Story().cluster(1, 2, 3).topic("a", (1, 2, 3))
+    old = story.proposal(1, A, 1)
+    story.dies(1)
+    story.tell("1 proposes itself alone", old)
+    story.starts(1)
+    story.tell("1 proposes itself alone", old)
+    story.reads("""
+        broker 1 dies
+            broker 1: fenced
+            a-0: leader 2 epoch 1, in sync 2 3 of 1 2 3, change 1
+        1 proposes itself alone
+            FENCED_LEADER_EPOCH
+        broker 1 starts
+            broker 1: fenced
+        1 proposes itself alone
+            STALE_BROKER_EPOCH
+    """)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "names"),
+    [
+        ({"partition": ("b-id", 0)}, errors.UnknownTopicId, "b-id"),
+        ({"partition": ("a-id", 5)}, errors.UnknownTopicOrPartition, "5"),
+        ({"leader_epoch": 7}, errors.UnknownLeaderEpoch, "7"),
+        ({"leader_epoch": -1}, errors.FencedLeaderEpoch, "-1"),
+        ({"broker_epoch": 1}, errors.StaleBrokerEpoch, "1"),
+        ({"broker_id": 9}, errors.BrokerIdNotRegistered, "9"),
+        ({"partition_epoch": 9}, errors.InvalidUpdateVersion, "9"),
+        ({"partition_epoch": -1, "new_isr": ((1, 2),)}, errors.InvalidUpdateVersion, "-1"),
+        ({"new_isr": ()}, errors.InvalidRequest, "without its leader 1"),
+        ({"new_isr": ((2, 4),)}, errors.InvalidRequest, "without its leader 1"),
+        ({"new_isr": ((1, 2), (1, 2))}, errors.InvalidRequest, "twice"),
+        ({"new_isr": ((1, 2), (4, 8))}, errors.InvalidRequest, "4 is none of the replicas"),
+        ({"new_isr": ((1, 2), (2, 3))}, errors.IneligibleReplica, "broker epoch 3"),
+    ],
+)
+def test_a_proposal_that_makes_no_sense_is_refused(
+    change: dict[str, object], error: type[errors.FencepostError], names: str
+) -> None:
+    story = Story().cluster(1, 2, 3, 4).topic("a", (1, 2, 3))
+    before = story.image
+    command: AlterPartition = replace(story.proposal(1, A, 1, 2, 3), **change)  # type: ignore[arg-type]
+    with pytest.raises(error, match=names):
+        story.does(command)
+    assert story.image is before
+
+
+def test_who_is_not_the_leader_is_told_who_is() -> None:
+    story = Story().cluster(1, 2).topic("a", (1, 2))
+    command = replace(story.proposal(1, A, 1, 2), broker_id=2, broker_epoch=story.epoch(2))
+    with pytest.raises(errors.NotLeaderOrFollower) as refusal:
+        story.does(command)
+    assert refusal.value.current_leader == (1, 0, "host-1:1")

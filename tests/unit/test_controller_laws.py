@@ -1,0 +1,211 @@
+"""Laws that hold whatever happens, in whatever order: random commands against the invariants, checked from outside.
+
+`decide` checks its invariants itself and would raise InvariantBroken. Here they are stated once more, over the whole image
+and over history, with a world that knows which processes are really alive.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from controller_story import CLUSTER_ID, Story
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from fencepost_controller.decisions.brokers import (
+    BeginShutdown,
+    FailReplicas,
+    FenceBroker,
+    RegisterBroker,
+    UnfenceBroker,
+)
+from fencepost_controller.decisions.draft import Command, decide
+from fencepost_controller.decisions.elections import (
+    ElectPreferredLeader,
+    ElectUncleanLeader,
+    RestorePreferredLeaders,
+)
+from fencepost_controller.decisions.invariants import check_image
+from fencepost_controller.decisions.isr import AlterPartition
+from fencepost_controller.decisions.producers import AllocateProducerIds, InitProducer
+from fencepost_controller.decisions.reassignment import ReassignPartitions
+from fencepost_controller.decisions.topics import CreateTopic, DeleteTopic
+from fencepost_proto.errors import FencepostError
+from fencepost_proto.metadata import NO_LEADER, MetadataImage, PartitionKey, TopicConfig
+
+BROKERS = st.integers(1, 4)
+SUBSETS = st.lists(st.integers(1, 4), min_size=1, max_size=4, unique=True)
+
+
+class Cluster(RuleBasedStateMachine):
+    """Brokers 1 to 4, two topics, everything that can happen to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.story = Story().cluster(1, 2, 3)
+        self.story.topic("a", (1, 2, 3), (2, 3, 1), config=TopicConfig(min_insync_replicas=2)).topic("b", (3, 1))
+        self.lives = 0
+        self.topics = 0
+        self.images: list[MetadataImage] = [self.story.image]
+        self.ids: list[int] = []
+        self.leaders: dict[tuple[PartitionKey, int], int] = {}  # G7: one leader for one leader epoch
+
+    def does(self, command: Command[object]) -> object:
+        """The answer, or the error that it was refused with; a refusal changes nothing by construction."""
+        try:
+            decision = decide(self.story.image, command, self.story.failed)
+        except FencepostError as error:
+            return error
+        self.story.image = decision.image
+        if decision.image is not self.images[-1]:
+            self.images.append(decision.image)
+        return decision.answer
+
+    @property
+    def image(self) -> MetadataImage:
+        return self.story.image
+
+    @rule(broker=BROKERS, lost_tail=st.booleans(), new_folder=st.booleans(), found_dead=st.booleans())
+    def starts(self, broker: int, lost_tail: bool, new_folder: bool, found_dead: bool) -> None:
+        self.lives += 1
+        self.does(
+            RegisterBroker(
+                broker,
+                f"another {self.lives}",
+                "" if new_folder else CLUSTER_ID,
+                f"host-{broker}:{self.lives}",
+                self.story.epoch(broker) if found_dead else 0,
+                lost_tail,
+            )
+        )
+
+    @rule(broker=BROKERS)
+    def registers_again(self, broker: int) -> None:
+        known = self.image.brokers.get(broker)
+        if known is not None:
+            before = self.image
+            self.does(RegisterBroker(broker, known.incarnation, CLUSTER_ID, known.address, may_have_lost_tail=True))
+            assert self.image is before
+
+    @rule(broker=BROKERS)
+    def dies(self, broker: int) -> None:
+        self.does(FenceBroker(broker, self.story.epoch(broker)))
+
+    @rule(broker=BROKERS)
+    def is_ready(self, broker: int) -> None:
+        self.does(UnfenceBroker(broker, self.story.epoch(broker)))
+
+    @rule(broker=BROKERS)
+    def shuts_down(self, broker: int) -> None:
+        self.does(BeginShutdown(broker, self.story.epoch(broker)))
+
+    @rule(broker=BROKERS, data=st.data())
+    def disk_fails(self, broker: int, data: st.DataObject) -> None:
+        who = (broker, self.story.epoch(broker))
+        if self.image.partitions:
+            key = data.draw(st.sampled_from(sorted(self.image.partitions)))
+            self.story.failed[who] = self.story.failed.get(who, frozenset()) | {key}
+        self.does(FailReplicas(*who))
+
+    @precondition(lambda self: self.image.partitions)
+    @rule(data=st.data(), isr=SUBSETS, stale=st.integers(0, 2))
+    def proposes(self, data: st.DataObject, isr: list[int], stale: int) -> None:
+        partition = self.image.partitions[data.draw(st.sampled_from(sorted(self.image.partitions)))]
+        proposer = data.draw(st.sampled_from([partition.leader, *partition.replicas]))
+        command = AlterPartition(
+            proposer,
+            self.story.epoch(proposer),
+            partition.id,
+            partition.leader_epoch,
+            partition.partition_epoch - stale,
+            tuple((member, self.story.epoch(member)) for member in isr),
+        )
+        answer = self.does(command)
+        if stale == 0 and answer is None:
+            assert proposer == partition.leader
+
+    @rule(topic=st.sampled_from("ab"), index=st.integers(0, 1), replicas=st.one_of(st.just([]), SUBSETS))
+    def reassigns(self, topic: str, index: int, replicas: list[int]) -> None:
+        self.does(ReassignPartitions(topic, ((index, tuple(replicas)),)))
+
+    @rule(topic=st.sampled_from("ab"), index=st.integers(0, 1), unclean=st.booleans(), leader=st.integers(-1, 4))
+    def elects(self, topic: str, index: int, unclean: bool, leader: int) -> None:
+        self.does(ElectUncleanLeader(topic, index, leader) if unclean else ElectPreferredLeader(topic, index))
+
+    @rule(settled=SUBSETS)
+    def restores_preferred_leaders(self, settled: list[int]) -> None:
+        self.does(RestorePreferredLeaders(frozenset(settled)))
+
+    @rule(name=st.sampled_from("ab"), partitions=st.integers(1, 3), factor=st.integers(1, 3))
+    def creates(self, name: str, partitions: int, factor: int) -> None:
+        self.topics += 1
+        self.does(CreateTopic(name, f"{name}-id-{self.topics}", partitions, factor))
+
+    @rule(name=st.sampled_from("ab"))
+    def deletes(self, name: str) -> None:
+        self.does(DeleteTopic(name))
+
+    @rule(broker=BROKERS)
+    def takes_ids(self, broker: int) -> None:
+        answer = self.does(AllocateProducerIds(broker, self.story.epoch(broker)))
+        if isinstance(answer, range):
+            self.ids.extend((answer.start, answer.stop - 1))
+
+    @rule(name=st.sampled_from("pq"), holds=st.booleans())
+    def names(self, name: str, holds: bool) -> None:
+        known = self.image.producers.get(name)
+        if known is None or not holds:
+            self.does(InitProducer(name))
+        else:
+            self.does(InitProducer(name, known.producer_id, known.epoch))
+        if known is None:
+            self.ids.append(self.image.producers[name].producer_id)
+
+    @invariant()
+    def the_image_holds_together(self) -> None:
+        check_image(self.image)
+        for partition in self.image.partitions.values():
+            if partition.leader != NO_LEADER:
+                assert partition.leader in partition.isr
+                assert not self.image.brokers[partition.leader].fenced
+                holder = self.leaders.setdefault((partition.id, partition.leader_epoch), partition.leader)
+                assert holder == partition.leader
+            else:
+                live = [b for b in partition.isr if self.can_lead(b, partition.id)]
+                assert not live, f"{partition} is offline beside its live in-sync members {live}"
+            assert set(partition.isr) <= set(partition.replicas)
+
+    def can_lead(self, broker_id: int, key: PartitionKey) -> bool:
+        broker = self.image.brokers[broker_id]
+        failed = self.story.failed.get((broker_id, broker.broker_epoch), frozenset())
+        return not broker.fenced and not broker.shutting_down and key not in failed
+
+    @invariant()
+    def what_only_rises_has_risen(self) -> None:
+        for before, after in pairwise(self.images):
+            assert after.version == before.version + 1
+            assert after.next_producer_id >= before.next_producer_id
+            for broker_id, broker in before.brokers.items():
+                assert after.brokers[broker_id].broker_epoch >= broker.broker_epoch
+            for key, partition in before.partitions.items():
+                if key in after.partitions:
+                    now = after.partitions[key]
+                    assert now.leader_epoch >= partition.leader_epoch
+                    assert (now == partition) == (now.partition_epoch == partition.partition_epoch)
+            for name, producer in before.producers.items():
+                now_named = after.producers[name]
+                assert (now_named.producer_id, now_named.epoch) >= (producer.producer_id, producer.epoch)
+            for producer_id, epoch in before.fences.items():
+                assert after.fences[producer_id] >= epoch
+        del self.images[:-1]
+
+    @invariant()
+    def ids_are_never_given_twice(self) -> None:
+        assert self.ids == sorted(set(self.ids))
+
+
+TestCluster = Cluster.TestCase
+TestCluster.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
