@@ -1,0 +1,20 @@
+"""What can be set of one log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NO_LIMIT = -1
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """Sizes in bytes, times in milliseconds."""
+
+    topic_id: str = ""
+    segment_bytes: int = 128 * 1024 * 1024
+    retention_ms: int = NO_LIMIT
+    retention_bytes: int = NO_LIMIT
+    snapshot_interval_bytes: int = 64 * 1024 * 1024  # bounds what recovery reads
+    producer_expiration_ms: int = 7 * 24 * 3600 * 1000
+    index_interval_bytes: int = 4096

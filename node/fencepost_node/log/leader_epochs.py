@@ -1,0 +1,105 @@
+"""Which leader epoch each offset was written under: the history by which two logs find where they part.
+
+Theory of operation. The history is a list of (epoch, start offset), both rising. It follows from the batches alone: an
+epoch begins at the first batch that carries it. An epoch without a batch is not in it, and needs not be: what it did not
+write cannot differ. Two logs that both hold epoch e hold the same batches of it up to where the shorter e ends, since one
+leader wrote them (KIP-101, KIP-279).
+
+The file `leader-epoch-checkpoint` is text: a version, a count, then one `epoch start_offset` a line. It is written
+before each snapshot, so it is right for all below the newest snapshot; what it says beyond is derived from the batches.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+from fencepost_proto.errors import InvariantBroken
+
+NO_EPOCH = -1
+_VERSION = 0
+
+
+class EpochStart(NamedTuple):
+    epoch: int
+    start_offset: int
+
+
+class LeaderEpochs:
+    """The history of one log. Entries rise in epoch and in start offset."""
+
+    __slots__ = ("_entries",)
+
+    def __init__(self, entries: tuple[EpochStart, ...] = ()) -> None:
+        self._entries = entries
+
+    def __repr__(self) -> str:
+        return f"LeaderEpochs({self._entries!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LeaderEpochs) and self._entries == other._entries
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def entries(self) -> tuple[EpochStart, ...]:
+        return self._entries
+
+    @property
+    def last_epoch(self) -> int:
+        """Of the last batch; -1 where there is none."""
+        return self._entries[-1].epoch if self._entries else NO_EPOCH
+
+    def copy(self) -> LeaderEpochs:
+        return LeaderEpochs(self._entries)
+
+    def record(self, epoch: int, base_offset: int) -> None:
+        """A batch of `epoch` stands at `base_offset`, the log's end. Raises InvariantBroken for an older epoch."""
+        last_epoch = self.last_epoch
+        if epoch == last_epoch:
+            return
+        if epoch < last_epoch or epoch < 0:
+            raise InvariantBroken(f"batch at offset {base_offset} has leader epoch {epoch} after {last_epoch}")
+        self._entries = (*self._entries, EpochStart(epoch, base_offset))
+
+    def end_offset_for(self, epoch: int, log_end_offset: int) -> tuple[int, int]:
+        """(the largest epoch <= `epoch` in this history, the offset where it ends); (-1, -1) where there is none."""
+        end_offset = log_end_offset
+        for entry in reversed(self._entries):
+            if entry.epoch <= epoch:
+                return entry.epoch, end_offset
+            end_offset = entry.start_offset
+        return NO_EPOCH, -1
+
+    def truncate_to(self, end_offset: int) -> None:
+        """The log now ends at `end_offset`."""
+        self._entries = tuple(entry for entry in self._entries if entry.start_offset < end_offset)
+
+    def advance_to(self, log_start_offset: int) -> None:
+        """The log now starts at `log_start_offset`: forget epochs that end there or before.
+
+        The last one stays even so. A log that retention has emptied still knows under which epoch its end was written.
+        """
+        entries = self._entries
+        while len(entries) > 1 and entries[1].start_offset <= log_start_offset:
+            entries = entries[1:]
+        self._entries = entries
+
+    def encode(self) -> bytes:
+        lines = [str(_VERSION), str(len(self._entries))]
+        lines += [f"{epoch} {start_offset}" for epoch, start_offset in self._entries]
+        return ("\n".join(lines) + "\n").encode()
+
+    @staticmethod
+    def decode(data: bytes) -> LeaderEpochs:
+        """Raises ValueError where these are not the bytes of a checkpoint."""
+        version, count, *lines = data.decode("ascii").splitlines()
+        if int(version) != _VERSION or int(count) != len(lines):
+            raise ValueError(f"leader epoch checkpoint of version {version} with {len(lines)} lines, not {count}")
+        entries = []
+        for line in lines:
+            epoch, start_offset = line.split()
+            entries.append(EpochStart(int(epoch), int(start_offset)))
+        if any(a.epoch >= b.epoch or a.start_offset >= b.start_offset for a, b in pairwise(entries)):
+            raise ValueError(f"leader epoch checkpoint does not rise: {entries}")
+        return LeaderEpochs(tuple(entries))

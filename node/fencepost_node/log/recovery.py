@@ -1,0 +1,312 @@
+"""What is done to a log's folder before the first append: one step, that ends with a log that is whole.
+
+Theory of operation. The existence of a snapshot at offset N says that every byte below N was synced, with the indexes and
+the leader-epoch checkpoint for it. So:
+
+- below the newest snapshot the log must be whole. Segments there are taken as they are, their indexes checked for
+  plausibility only. A bad batch that is met there is damage, never a crash's doing: CorruptLog;
+- from the newest snapshot that can be read, every batch is checked (length, magic, CRC, offset, leader epoch) and folded
+  into the producer state, the epochs and the indexes. At the first bad batch above the newest snapshot the log is cut.
+
+The work is bounded by what was written since the newest snapshot, not by the size of the log. If that snapshot is
+damaged the next older one does, and at last the log's start.
+
+A segment is removed by renaming it, then making that so on the medium, then removing the file. Going from the end
+backwards, a crash leaves a log that ends earlier, at a border; going from the start forwards, one that starts later.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from fencepost_node.log.config import LogConfig
+from fencepost_node.log.disk import Disk, File
+from fencepost_node.log.leader_epochs import LeaderEpochs
+from fencepost_node.log.names import (
+    DELETED_SUFFIX,
+    EPOCH_CHECKPOINT,
+    INDEX_SUFFIX,
+    LOG_SUFFIX,
+    PARTITION_METADATA,
+    RESET,
+    SNAPSHOT_SUFFIX,
+    TEMPORARY_SUFFIX,
+    TIME_INDEX_SUFFIX,
+    CorruptLog,
+    file_name,
+    offsets_with,
+)
+from fencepost_node.log.segment import PlacedBatch, Segment, scan, walk
+from fencepost_node.log.snapshot import Snapshot, decode_snapshot, load_snapshot
+from fencepost_node.producer_state import ProducerState
+from fencepost_proto.errors import CorruptMessage, InvariantBroken
+
+log = logging.getLogger(__name__)
+
+Reader = Callable[[File, str, int, int, int], Iterator[PlacedBatch]]  # walk or scan
+
+
+@dataclass(slots=True)
+class Recovered:
+    """A log as it was found: segments in offset order, at least one, and what follows from their batches."""
+
+    segments: list[Segment]
+    producers: ProducerState
+    leader_epochs: LeaderEpochs
+    snapshots: list[int]  # offsets of the snapshot files, rising
+    checked_from: int  # the offset of the snapshot that recovery began with
+    checked_bytes: int  # from there to the end
+    missing_snapshots: list[Snapshot] = field(default_factory=list)  # at segment bases that were checked; to be written
+
+
+def recover(disk: Disk, directory: str, config: LogConfig) -> Recovered:
+    """Make the folder's log whole and read it; an empty folder becomes an empty log. Raises CorruptLog, OSError."""
+    finish_reset(disk, directory)
+    names = _without_leftovers(disk, directory)
+    bases = offsets_with(names, LOG_SUFFIX)
+    snapshots = offsets_with(names, SNAPSHOT_SUFFIX)
+    if not bases:
+        if snapshots:
+            path = f"{directory}/{file_name(snapshots[-1], SNAPSHOT_SUFFIX)}"
+            raise CorruptLog(path, 0, snapshots[-1], "the folder has this snapshot, and no segment")
+        Segment.create(disk, directory, 0, config.index_interval_bytes).close()
+        disk.sync_directory(directory)
+        bases = [0]
+    segments = [Segment.open(disk, directory, base, config.index_interval_bytes) for base in bases]
+    try:
+        return _Recovery(disk, directory, segments, snapshots).run()
+    except BaseException:
+        for segment in segments:
+            segment.close()
+        raise
+
+
+class _Recovery:
+    """One recovery, with what it carries from step to step."""
+
+    def __init__(self, disk: Disk, directory: str, segments: list[Segment], snapshots: list[int]) -> None:
+        self._disk = disk
+        self._directory = directory
+        self._segments = segments
+        self._snapshots = snapshots
+        self._log_start_offset = segments[0].base_offset
+        self._synced_below = max(snapshots[-1] if snapshots else 0, self._log_start_offset)
+        self._missing: list[Snapshot] = []
+
+    def run(self) -> Recovered:
+        start = newest_snapshot(self._disk, self._directory, self._snapshots, self._log_start_offset)
+        self._producers = start.producers
+        first = max(n for n, segment in enumerate(self._segments) if segment.base_offset <= start.offset)
+        for segment, following in zip(self._segments[:first], self._segments[1:], strict=False):
+            self._take_synced(segment, following.base_offset)
+            if segment.size != segment.file.size:
+                raise CorruptLog(segment.path, segment.size, segment.end_offset, "bytes after a sealed segment's end")
+        self._take_synced(self._segments[first], start.offset)
+        self._epochs = self._load_epochs(self._segments[: first + 1], start.offset)
+        checked_bytes = self._check_from(first)
+        last = self._segments[-1]
+        if last.end_offset < self._synced_below:
+            raise CorruptLog(last.path, last.size, last.end_offset, self._lost())
+        self._drop_snapshots(start.offset)
+        log.info(
+            "log recovered directory=%s segments=%d start=%d end=%d checked_from=%d checked_bytes=%d producers=%d",
+            self._directory, len(self._segments), self._log_start_offset, last.end_offset, start.offset,
+            checked_bytes, len(self._producers),
+        )  # fmt: skip
+        return Recovered(
+            segments=self._segments,
+            producers=self._producers,
+            leader_epochs=self._epochs,
+            snapshots=self._snapshots,
+            checked_from=start.offset,
+            checked_bytes=checked_bytes,
+            missing_snapshots=self._missing,
+        )
+
+    def _lost(self) -> str:
+        return f"the log ends here, and it was synced up to {self._synced_below}"
+
+    # ---- What is below the snapshot ----
+
+    def _take_synced(self, segment: Segment, until: int) -> None:
+        """Batches below `until` were synced with their index entries. Only what follows the last entry is read."""
+        try:
+            self._note_below(segment, until, walk, *segment.trust_index(until))
+        except CorruptLog as error:
+            log.warning("index is rebuilt path=%s because=%s", segment.path, error)
+            self._note_below(segment, until, scan, *segment.drop_index())
+        segment.synced_size = segment.size
+
+    def _note_below(self, segment: Segment, until: int, read: Reader, position: int, base_offset: int) -> None:
+        segment.size, segment.end_offset = position, base_offset
+        if base_offset < until:
+            for placed in read(segment.file, segment.path, position, segment.file.size, base_offset):
+                segment.note(*placed)
+                if segment.end_offset >= until:
+                    break
+        if segment.end_offset != until:
+            raise CorruptLog(
+                segment.path, segment.size, segment.end_offset, f"no batch ends at {until}; {self._lost()}"
+            )
+
+    def _load_epochs(self, segments: list[Segment], start_offset: int) -> LeaderEpochs:
+        """The checkpoint, as far as the snapshot vouches for it; from the headers where it is missing or damaged."""
+        path = f"{self._directory}/{EPOCH_CHECKPOINT}"
+        epochs = LeaderEpochs()
+        try:
+            epochs = LeaderEpochs.decode(self._disk.read_bytes(path))
+        except FileNotFoundError:
+            log.debug("no leader epoch checkpoint path=%s", path)
+        except ValueError as error:
+            log.warning("leader epoch checkpoint damaged path=%s error=%s", path, error)
+        epochs.truncate_to(start_offset)
+        if not epochs.entries:
+            for segment in segments:
+                for _, header in walk(segment.file, segment.path, 0, segment.size, segment.base_offset):
+                    epochs.record(header.leader_epoch, header.base_offset)
+        epochs.advance_to(self._log_start_offset)
+        return epochs
+
+    # ---- What is above it ----
+
+    def _check_from(self, first: int) -> int:
+        """Check and fold every batch from where `segments[first]` is taken to. Returns the bytes that were whole."""
+        checked_bytes = 0
+        for number in range(first, len(self._segments)):
+            segment = self._segments[number]
+            if number > first:
+                segment.drop_index()
+                if segment.base_offset not in self._snapshots:
+                    self._missing.append(Snapshot(segment.base_offset, self._producers.copy()))
+            start = segment.size
+            problem = self._check(segment)
+            checked_bytes += segment.size - start
+            if problem is None and number + 1 < len(self._segments):
+                following = self._segments[number + 1].base_offset
+                if following != segment.end_offset:
+                    problem = CorruptLog(
+                        segment.path, segment.size, segment.end_offset, f"the next segment begins at {following}"
+                    )
+            if problem is not None:
+                self._cut(number, problem)
+                break
+        return checked_bytes
+
+    def _check(self, segment: Segment) -> CorruptLog | None:
+        """Take every good batch of the segment; the problem with the first bad one.
+
+        Raises CorruptLog for a whole batch that contradicts the sequences before it: no crash makes one.
+        """
+        batches = scan(segment.file, segment.path, segment.size, segment.file.size, segment.end_offset)
+        while True:
+            try:
+                placed = next(batches, None)
+            except CorruptLog as problem:
+                return problem
+            if placed is None:
+                return None
+            header = placed.header
+            if header.leader_epoch < self._epochs.last_epoch:
+                told = f"leader epoch {header.leader_epoch} after {self._epochs.last_epoch}"
+                return CorruptLog(segment.path, placed.position, header.base_offset, told)
+            fold(segment.path, placed, self._producers)
+            self._epochs.record(header.leader_epoch, header.base_offset)
+            segment.note(*placed)
+
+    def _cut(self, number: int, problem: CorruptLog) -> None:
+        """End the log where the problem is, unless it was whole there before."""
+        if problem.offset < self._synced_below:
+            raise problem
+        segment, surplus = self._segments[number], self._segments[number + 1 :]
+        log.warning(
+            "log is cut path=%s offset=%d bytes=%d segments=%d because=%s",
+            segment.path, segment.end_offset, segment.file.size - segment.size, len(surplus), problem,
+        )  # fmt: skip
+        for gone in reversed(surplus):
+            gone.close()
+            remove_segment(self._disk, self._directory, gone.base_offset)
+        self._segments = self._segments[: number + 1]
+        if segment.file.size > segment.size:
+            segment.truncate(segment.size, segment.end_offset)
+
+    def _drop_snapshots(self, start_offset: int) -> None:
+        """Remove snapshots below the log start (retention died before it did) and those that could not be read."""
+        kept = [offset for offset in self._snapshots if self._log_start_offset <= offset <= start_offset]
+        for offset in self._snapshots:
+            if offset not in kept:
+                self._disk.remove(f"{self._directory}/{file_name(offset, SNAPSHOT_SUFFIX)}")
+        self._snapshots = kept
+
+
+def fold(path: str, placed: PlacedBatch, producers: ProducerState) -> None:
+    """Record one stored batch. Raises CorruptLog where it contradicts the state before it."""
+    try:
+        producers.apply(producers.stage((placed.header,)))
+    except InvariantBroken as error:
+        raise CorruptLog(path, placed.position, placed.header.base_offset, str(error)) from error
+
+
+def newest_snapshot(disk: Disk, directory: str, offsets: list[int], log_start_offset: int) -> Snapshot:
+    """The newest readable one of the snapshots at `offsets` (rising); at offset 0 none is needed.
+
+    Raises CorruptLog where none can be read and the log starts above 0, OSError.
+    """
+    for offset in reversed(offsets):
+        if offset >= log_start_offset and (snapshot := load_snapshot(disk, directory, offset)) is not None:
+            return snapshot
+    if log_start_offset == 0:
+        return Snapshot(0, ProducerState())
+    path = f"{directory}/{file_name(log_start_offset, SNAPSHOT_SUFFIX)}"
+    raise CorruptLog(path, 0, log_start_offset, "no snapshot can be read, and the log starts above 0")
+
+
+# ---- Files that come and go ----
+
+
+def remove_segment(disk: Disk, directory: str, base_offset: int) -> None:
+    """Take a segment out of the folder, whole on return even after a crash. Raises OSError."""
+    path = f"{directory}/{file_name(base_offset, LOG_SUFFIX)}"
+    disk.rename(path, path + DELETED_SUFFIX)
+    disk.sync_directory(directory)
+    disk.remove(path + DELETED_SUFFIX)
+    for suffix in (INDEX_SUFFIX, TIME_INDEX_SUFFIX):
+        path = f"{directory}/{file_name(base_offset, suffix)}"
+        if disk.exists(path):
+            disk.remove(path)
+
+
+def begin_reset(disk: Disk, directory: str, snapshot: bytes) -> None:
+    """From here on the folder's log is the empty one that starts at the snapshot's offset. Raises OSError."""
+    disk.write_atomically(f"{directory}/{RESET}", snapshot)
+
+
+def finish_reset(disk: Disk, directory: str) -> None:
+    """Carry out what `begin_reset` has promised, again after a crash. Raises CorruptLog, OSError."""
+    path = f"{directory}/{RESET}"
+    if not disk.exists(path):
+        return
+    try:
+        offset = decode_snapshot(disk.read_bytes(path)).offset
+    except CorruptMessage as error:
+        raise CorruptLog(path, 0, 0, error.message) from error
+    for name in disk.list(directory):
+        if name not in (RESET, PARTITION_METADATA):
+            disk.remove(f"{directory}/{name}")
+    disk.open(f"{directory}/{file_name(offset, LOG_SUFFIX)}", create=True).close()
+    disk.sync_directory(directory)
+    disk.rename(path, f"{directory}/{file_name(offset, SNAPSHOT_SUFFIX)}")
+    disk.sync_directory(directory)
+
+
+def _without_leftovers(disk: Disk, directory: str) -> list[str]:
+    """The folder's names, after removing what an interrupted removal or write has left."""
+    names = disk.list(directory)
+    bases = set(offsets_with(names, LOG_SUFFIX))
+    surplus = [name for name in names if name.endswith((DELETED_SUFFIX, TEMPORARY_SUFFIX))]
+    for suffix in (INDEX_SUFFIX, TIME_INDEX_SUFFIX):
+        surplus += [file_name(base, suffix) for base in offsets_with(names, suffix) if base not in bases]
+    for name in surplus:
+        disk.remove(f"{directory}/{name}")
+    return [name for name in names if name not in surplus]

@@ -1,0 +1,299 @@
+"""One segment of a log: a file of concatenated record batches, with an index by offset and one by time.
+
+Offsets in a segment are contiguous: each batch begins where the one before ends. `size` is what readers may see; the
+file is longer only while an append is under way. Positions are bytes from the start of the file.
+
+Two ways to go through the batches of a file:
+
+- `walk` reads headers only, and jumps from one to the next;
+- `scan` reads every byte and checks every CRC.
+
+Both raise CorruptLog at the first bytes that are not the batch that must come next.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from fencepost_node.log.disk import Disk, File
+from fencepost_node.log.index import IndexEntry, SparseIndex
+from fencepost_node.log.names import INDEX_SUFFIX, LOG_SUFFIX, TIME_INDEX_SUFFIX, CorruptLog, file_name
+from fencepost_proto.errors import CorruptMessage, InvalidRecord, UnsupportedForMessageFormat
+from fencepost_proto.record_batch import HEADER_BYTES, LENGTH_END, BatchHeader, check_batch, read_header
+
+log = logging.getLogger(__name__)
+
+NO_TIMESTAMP = -1
+NOWHERE = IndexEntry(-1, -1)
+_BASE_OFFSET_BYTES = 8  # at the start of a batch
+_WALK_BYTES = 16 * 1024  # read at a time where only headers matter
+_SCAN_BYTES = 1024 * 1024  # read at a time where every byte does
+_NOT_A_BATCH = (CorruptMessage, InvalidRecord, UnsupportedForMessageFormat)
+
+
+class PlacedBatch(NamedTuple):
+    """A batch's header and where the batch begins."""
+
+    position: int
+    header: BatchHeader
+
+
+def walk(file: File, path: str, position: int, end: int, next_offset: int) -> Iterator[PlacedBatch]:
+    """The batches from `position`, where `next_offset` begins, to `end`: headers only. Raises CorruptLog, OSError."""
+    start, data = position, b""
+    while position < end:
+        if position + HEADER_BYTES > start + len(data):
+            start, data = position, file.read(position, min(_WALK_BYTES, end - position))
+        try:
+            header = read_header(data, position - start)
+        except _NOT_A_BATCH as error:
+            raise CorruptLog(path, position, next_offset, error.message) from error
+        _check_place(path, position, end, next_offset, header)
+        yield PlacedBatch(position, header)
+        position += header.size_bytes
+        next_offset = header.end_offset
+
+
+def scan(file: File, path: str, position: int, end: int, next_offset: int) -> Iterator[PlacedBatch]:
+    """As `walk`, and the CRC of every batch is right."""
+    start, data = position, b""
+    while position < end:
+        at = position - start
+        size = HEADER_BYTES if len(data) - at < LENGTH_END else LENGTH_END + int.from_bytes(data[at + 8 : at + 12])
+        if at + size > len(data) and start + len(data) < end:
+            start, at = position, 0
+            data = file.read(position, min(_SCAN_BYTES, end - position))
+            size = LENGTH_END + int.from_bytes(data[8:12])
+            if len(data) < size <= end - position:
+                data = file.read(position, size)
+        try:
+            header = check_batch(data, at)
+        except _NOT_A_BATCH as error:
+            raise CorruptLog(path, position, next_offset, error.message) from error
+        _check_place(path, position, end, next_offset, header)
+        yield PlacedBatch(position, header)
+        position += header.size_bytes
+        next_offset = header.end_offset
+
+
+def _check_place(path: str, position: int, end: int, next_offset: int, header: BatchHeader) -> None:
+    if header.base_offset != next_offset:
+        raise CorruptLog(path, position, next_offset, f"a batch of base offset {header.base_offset} stands here")
+    if header.size_bytes < HEADER_BYTES or position + header.size_bytes > end:
+        raise CorruptLog(
+            path, position, next_offset, f"batch length {header.batch_length} where {end - position} bytes are left"
+        )
+    if header.last_offset_delta < 0:
+        raise CorruptLog(path, position, next_offset, f"last offset delta {header.last_offset_delta} is negative")
+
+
+class Segment:
+    """One segment. The log appends; reads may run in other threads at the same time."""
+
+    __slots__ = (
+        "_disk",
+        "_indexed_position",
+        "_interval_bytes",
+        "base_offset",
+        "end_offset",
+        "file",
+        "largest_timestamp_ms",
+        "offset_index",
+        "path",
+        "pins",
+        "retired",
+        "size",
+        "synced_size",
+        "time_index",
+    )
+
+    def __init__(self, disk: Disk, directory: str, base_offset: int, index_interval_bytes: int, file: File) -> None:
+        self._disk = disk
+        self._interval_bytes = index_interval_bytes
+        self._indexed_position = 0
+        self.base_offset = base_offset
+        self.end_offset = base_offset
+        self.path = f"{directory}/{file_name(base_offset, LOG_SUFFIX)}"
+        self.file = file
+        self.size = 0
+        self.synced_size = 0  # bytes known to be on the medium
+        self.largest_timestamp_ms = NO_TIMESTAMP
+        self.pins = 0  # readers in other threads; the log guards this and `retired`
+        self.retired = False  # no longer of the log: closed when the last reader has left
+        self.offset_index = SparseIndex(disk, f"{directory}/{file_name(base_offset, INDEX_SUFFIX)}")
+        self.time_index = SparseIndex(disk, f"{directory}/{file_name(base_offset, TIME_INDEX_SUFFIX)}")
+
+    @staticmethod
+    def create(disk: Disk, directory: str, base_offset: int, index_interval_bytes: int) -> Segment:
+        """An empty segment. Raises OSError."""
+        file = disk.open(f"{directory}/{file_name(base_offset, LOG_SUFFIX)}", create=True)
+        if file.size:
+            file.truncate(0)  # no log reaches up to here: left by an append that failed to make the file
+        return Segment(disk, directory, base_offset, index_interval_bytes, file)
+
+    @staticmethod
+    def open(disk: Disk, directory: str, base_offset: int, index_interval_bytes: int) -> Segment:
+        """A segment that is there, as yet with nothing in it: `note` what is found. Raises OSError."""
+        file = disk.open(f"{directory}/{file_name(base_offset, LOG_SUFFIX)}")
+        segment = Segment(disk, directory, base_offset, index_interval_bytes, file)
+        segment.offset_index = SparseIndex.load(disk, f"{directory}/{file_name(base_offset, INDEX_SUFFIX)}")
+        segment.time_index = SparseIndex.load(disk, f"{directory}/{file_name(base_offset, TIME_INDEX_SUFFIX)}")
+        return segment
+
+    # ---- Appending ----
+
+    def append(self, data: bytes, batches: Iterable[PlacedBatch]) -> None:
+        """Write whole batches at the end; their positions count from the start of `data`. Raises OSError."""
+        start = self.size
+        self.file.append(data)
+        for position, header in batches:
+            self.note(start + position, header)
+
+    def note(self, position: int, header: BatchHeader) -> None:
+        """A batch stands at `position`, the end so far: count it, and index it where an entry is due."""
+        self._index(position, header)
+        self.end_offset = header.end_offset
+        self.size = position + header.size_bytes
+
+    def _index(self, position: int, header: BatchHeader) -> None:
+        self.largest_timestamp_ms = max(self.largest_timestamp_ms, header.max_timestamp)
+        if position - self._indexed_position >= self._interval_bytes:
+            self._indexed_position = position
+            self.offset_index.append(header.base_offset, position)
+            self.time_index.append(self.largest_timestamp_ms, header.base_offset)
+
+    def cut_back(self) -> None:
+        """Remove what a failed append has written. Raises OSError."""
+        self.file.truncate(self.size)
+
+    # ---- Reading ----
+
+    def read(self, offset: int, max_bytes: int, end_offset: int) -> bytes:
+        """Whole batches from the one that holds `offset`, at least one, at most `max_bytes`, none beyond `end_offset`.
+
+        Empty where that batch itself ends beyond `end_offset`. Raises CorruptLog, OSError.
+        """
+        first = next((placed for placed in self.walk_from(offset) if placed.header.end_offset > offset), None)
+        if first is None:
+            raise CorruptLog(self.path, self.size, self.end_offset, f"the segment ends before offset {offset}")
+        if first.header.end_offset > end_offset:
+            return b""
+        length = self._border(first, max_bytes, end_offset) - first.position
+        data = self.file.read(first.position, length)
+        if len(data) < length:
+            problem = f"{len(data)} bytes where {length} were appended"
+            raise CorruptLog(self.path, first.position, first.header.base_offset, problem)
+        return data
+
+    def _border(self, first: PlacedBatch, max_bytes: int, end_offset: int) -> int:
+        """The last border of batches within `max_bytes` and at or below `end_offset`, but after the first batch."""
+        size = self.size  # before end_offset, which an append in another thread raises first
+        limit = min(first.position + max_bytes, size)
+        if limit == size and end_offset >= self.end_offset:
+            return size
+        end, next_offset = first.position + first.header.size_bytes, first.header.end_offset
+        nearest = min(
+            self.offset_index.last_by_second(limit) or NOWHERE, self.offset_index.last_by_first(end_offset) or NOWHERE
+        )
+        if nearest.second > end and self._fits(nearest):
+            next_offset, end = nearest
+        if end < limit:
+            for position, header in walk(self.file, self.path, end, size, next_offset):
+                if position + header.size_bytes > limit or header.end_offset > end_offset:
+                    break
+                end = position + header.size_bytes
+        return end
+
+    def _floor(self, offset: int) -> tuple[int, int]:
+        """(position, base offset) of an indexed batch at or before `offset`."""
+        entry = self.offset_index.last_by_first(offset)
+        return (entry.second, entry.first) if entry and self._fits(entry) else (0, self.base_offset)
+
+    def _fits(self, entry: IndexEntry) -> bool:
+        """Whether a batch begins where the index says. Without it the segment is gone through from its start."""
+        start = self.file.read(entry.second, _BASE_OFFSET_BYTES) if entry.second >= 0 else b""
+        if int.from_bytes(start) == entry.first:
+            return True
+        log.warning("index entry does not fit path=%s offset=%d position=%d", self.path, entry.first, entry.second)
+        return False
+
+    def walk_from(self, offset: int) -> Iterator[PlacedBatch]:
+        """The batches from an indexed one at or before `offset` on, to the end as it is now."""
+        position, base_offset = self._floor(offset)
+        return walk(self.file, self.path, position, self.size, base_offset)
+
+    def scan_from(self, offset: int) -> Iterator[PlacedBatch]:
+        """As `walk_from`, with every CRC checked."""
+        position, base_offset = self._floor(offset)
+        return scan(self.file, self.path, position, self.size, base_offset)
+
+    def border_at(self, offset: int) -> tuple[int, int]:
+        """(position, base offset) of the batch that holds `offset`, or of the end."""
+        for position, header in self.walk_from(offset):
+            if header.end_offset > offset:
+                return position, header.base_offset
+        return self.size, self.end_offset
+
+    def first_reaching(self, timestamp_ms: int) -> BatchHeader | None:
+        """The first batch whose max timestamp is at least `timestamp_ms`."""
+        if self.largest_timestamp_ms < timestamp_ms:
+            return None
+        entry = self.time_index.last_below_first(timestamp_ms)
+        for _, header in self.walk_from(entry.second if entry else self.base_offset):
+            if header.max_timestamp >= timestamp_ms:
+                return header
+        return None
+
+    # ---- The indexes after a restart or a cut ----
+
+    def trust_index(self, below_offset: int) -> tuple[int, int]:
+        """Take the index for batches below `below_offset` and drop the rest.
+
+        Returns (position, base offset) from which batches are to be indexed. Both indexes are dropped where they do not
+        fit each other. Raises OSError.
+        """
+        count = min(len(self.offset_index), len(self.time_index))
+        while count and self.time_index.entry(count - 1).second >= below_offset:
+            count -= 1
+        entry = self.offset_index.entry(count - 1) if count else None
+        if entry is not None:
+            time_entry = self.time_index.entry(count - 1)
+            if time_entry.second == entry.first and 0 < entry.second < self.file.size and self._fits(entry):
+                self._cut_indexes(count, entry.second, time_entry.first)
+                return entry.second, entry.first
+        return self.drop_index()
+
+    def drop_index(self) -> tuple[int, int]:
+        """Begin both indexes anew; returns as `trust_index`. Raises OSError."""
+        self._cut_indexes(0, 0, NO_TIMESTAMP)
+        return 0, self.base_offset
+
+    def _cut_indexes(self, count: int, position: int, largest_timestamp_ms: int) -> None:
+        self.offset_index.cut(count)
+        self.time_index.cut(count)
+        self._indexed_position = position
+        self.largest_timestamp_ms = largest_timestamp_ms
+
+    def truncate(self, position: int, end_offset: int) -> None:
+        """Cut at a border, for good: synced on return. No append is under way. Raises OSError, CorruptLog."""
+        self.size, self.end_offset = position, end_offset
+        self.file.truncate(position)
+        self.file.sync()
+        self.synced_size = position
+        start, base_offset = self.trust_index(end_offset)
+        for placed in walk(self.file, self.path, start, position, base_offset):
+            self._index(*placed)
+
+    # ---- The medium ----
+
+    def flush_indexes(self) -> None:
+        """Raises OSError."""
+        self.offset_index.flush()
+        self.time_index.flush()
+
+    def close(self) -> None:
+        self.file.close()
+        self.offset_index.close()
+        self.time_index.close()

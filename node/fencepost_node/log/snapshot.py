@@ -1,0 +1,100 @@
+"""Snapshots of producer state: files `<20 digits>.snapshot`, one for each offset.
+
+A snapshot at offset N holds the state that the batches below N make. It is written only after everything below N was
+synced, so its mere existence also says: the log below N is on the medium. Recovery starts at the newest one.
+
+Layout (big-endian)::
+
+    0  magic      4 bytes  "FPPS"
+    4  version    int16    1
+    6  CRC-32C    uint32   of everything from 10 to the end
+   10  offset     int64
+   18  producers           as ProducerState.encode gives them, all five batches of each
+
+The same bytes travel to a follower that starts over at a leader's log start.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from typing import NamedTuple
+
+from crc32c import crc32c
+
+from fencepost_node.log.disk import Disk
+from fencepost_node.log.names import SNAPSHOT_SUFFIX, file_name
+from fencepost_node.producer_state import ProducerState
+from fencepost_proto.errors import CorruptMessage
+
+log = logging.getLogger(__name__)
+
+_MAGIC = b"FPPS"
+_VERSION = 1
+_HEADER = struct.Struct(">4shI")
+_OFFSET = struct.Struct(">q")
+
+
+class Snapshot(NamedTuple):
+    """The producer state at one offset."""
+
+    offset: int
+    producers: ProducerState
+
+
+def encode_snapshot(snapshot: Snapshot) -> bytes:
+    content = _OFFSET.pack(snapshot.offset) + snapshot.producers.encode()
+    return _HEADER.pack(_MAGIC, _VERSION, crc32c(content)) + content
+
+
+def decode_snapshot(data: bytes) -> Snapshot:
+    """Raises CorruptMessage where these are not the whole bytes of a snapshot."""
+    if len(data) < _HEADER.size + _OFFSET.size:
+        raise CorruptMessage(f"{len(data)} bytes are no producer snapshot")
+    magic, version, crc = _HEADER.unpack_from(data)
+    if magic != _MAGIC or version != _VERSION:
+        raise CorruptMessage(f"magic {magic!r} version {version}: a producer snapshot has {_MAGIC!r} and {_VERSION}")
+    content = data[_HEADER.size :]
+    if (actual := crc32c(content)) != crc:
+        raise CorruptMessage(f"CRC {actual:#010x} of the producer snapshot is not {crc:#010x} as its header says")
+    (offset,) = _OFFSET.unpack_from(content)
+    if offset < 0:
+        raise CorruptMessage(f"offset {offset} of a producer snapshot is negative")
+    return Snapshot(offset, ProducerState.decode(content[_OFFSET.size :]))
+
+
+def empty_snapshot(offset: int = 0) -> bytes:
+    """What to start over from where nothing is known of producers."""
+    return encode_snapshot(Snapshot(offset, ProducerState()))
+
+
+def write_snapshot(disk: Disk, directory: str, snapshot: Snapshot) -> None:
+    """Everything below the snapshot's offset must be synced. Raises OSError."""
+    disk.write_atomically(f"{directory}/{file_name(snapshot.offset, SNAPSHOT_SUFFIX)}", encode_snapshot(snapshot))
+
+
+def load_snapshot(disk: Disk, directory: str, offset: int) -> Snapshot | None:
+    """The snapshot file for `offset`; None, and a warning, where it is missing or damaged. Raises OSError otherwise."""
+    path = f"{directory}/{file_name(offset, SNAPSHOT_SUFFIX)}"
+    try:
+        snapshot = decode_snapshot(disk.read_bytes(path))
+    except FileNotFoundError:
+        log.warning("snapshot missing path=%s", path)
+        return None
+    except CorruptMessage as error:
+        log.warning("snapshot damaged path=%s error=%s", path, error)
+        return None
+    if snapshot.offset != offset:
+        log.warning("snapshot misnamed path=%s offset=%d", path, snapshot.offset)
+        return None
+    return snapshot
+
+
+def snapshots_to_keep(offsets: list[int], segment_bases: list[int], log_start_offset: int) -> list[int]:
+    """Which of the snapshots stay: the newest two, and those at the bases of segments that exist.
+
+    So there are at most two more than segments, and wherever retention may put the log start next, its snapshot is
+    there.
+    """
+    wanted = {*sorted(offsets)[-2:], *segment_bases}
+    return [offset for offset in offsets if offset in wanted and offset >= log_start_offset]

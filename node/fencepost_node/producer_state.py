@@ -1,0 +1,367 @@
+"""What one partition knows of its producers: the rules that make a retry harmless.
+
+Theory of operation. For every producer id the state holds the epoch and the last five batches of that epoch. It is a fold
+over the batches of the log, oldest first, so it can be derived again from the log (or from a snapshot and the rest of the
+log) on any replica at any time. Two questions are asked of it:
+
+- `check`, by a leader before it appends a batch that a client sent: is it new, a repeat, or wrong? It changes nothing.
+- `record`, by whoever stores a batch (leader, follower, recovery): the batch is now part of the log. `record` is `stage`
+  and `apply`: `stage` computes what changes, without changing it, and raises where the batch cannot follow; `apply` cannot
+  fail. So a log stages first, writes, and applies only what was written.
+
+`check` answers in this order (count = records of the batch, last = last sequence known for the producer):
+
+    epoch below the one known here, or below the fence      InvalidProducerEpoch
+    no state, base sequence is not 0                        OutOfOrderSequenceNumber in a log that never held a record,
+                                                            else UnknownProducerId
+    no state or a newer epoch, base sequence 0              append
+    newer epoch, base sequence is not 0                     OutOfOrderSequenceNumber
+    exactly one of the five remembered batches              Duplicate
+    wholly older than the remembered batches                DuplicateSequenceNumber
+    base sequence = last + 1 (0 after 2^31-1)               append
+    anything else: a gap, or an overlap in part             OutOfOrderSequenceNumber
+
+`record` is more lenient in one place only. Replicas expire idle producers each by its own clock, so a leader may have
+forgotten a producer that this replica still knows, and then accepts base sequence 0 from it anew: such a batch starts
+the entry afresh. And a replica that has forgotten a producer which its leader still knows takes any sequence.
+
+Expiry. A producer is forgotten when its last batch is committed and it has been idle for the expiration time. Idle is
+measured from the later of that batch's timestamp (the client's, so it may lie far in the past) and the last moment at
+which this process knows that the batch was not there yet (`observe`).
+
+Bound. At MAX_PRODUCERS the one idle for longest makes room for a new one, if its last batch is committed; while it is
+not, the leader refuses the new one with NotEnoughReplicas (nothing is appended; retriable). "Idle for longest" is the
+order in which entries stand: by the offset of the last batch, which every replica derives alike from the log.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fencepost_proto.errors import (
+    CorruptMessage,
+    DuplicateSequenceNumber,
+    InvalidProducerEpoch,
+    InvariantBroken,
+    NotEnoughReplicas,
+    OutOfOrderSequenceNumber,
+    UnknownProducerId,
+)
+from fencepost_proto.record_batch import MAX_SEQUENCE, BatchHeader, add_sequence
+from fencepost_proto.v1.broker_pb2 import BatchState, ProducerStateInfo
+
+REMEMBERED_BATCHES = 5  # as many as a producer may have in flight
+MAX_PRODUCERS = 50_000  # of one partition: about 50 MB where all have five batches
+OBSERVATIONS = 16  # how finely the expiration time is divided when idleness is measured
+
+_HALF_OF_SEQUENCES = 2**30
+_COUNT = struct.Struct(">i")
+_ENTRY = struct.Struct(">qhBB")  # producer id, epoch, wrapped, number of batches
+_BATCH = struct.Struct(">iiqq")
+
+
+class RememberedBatch(NamedTuple):
+    """One of a producer's last batches. Sequences are inclusive; last < first where the batch spans the wrap."""
+
+    first_sequence: int
+    last_sequence: int
+    base_offset: int
+    timestamp_ms: int
+
+    @property
+    def end_offset(self) -> int:
+        return self.base_offset + ((self.last_sequence - self.first_sequence) & MAX_SEQUENCE) + 1
+
+
+class ProducerEntry(NamedTuple):
+    """One producer. 1 <= len(batches) <= 5, oldest first, sequences contiguous, offsets rising."""
+
+    epoch: int
+    wrapped: bool  # its sequences have passed 2^31-1 in this epoch: low ones may be newer than high ones
+    batches: tuple[RememberedBatch, ...]
+
+    @property
+    def last(self) -> RememberedBatch:
+        return self.batches[-1]
+
+    @property
+    def next_sequence(self) -> int:
+        return add_sequence(self.batches[-1].last_sequence, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """The batch is new and comes next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """The batch is in the log already, at these offsets; answer so once it is committed."""
+
+    base_offset: int
+    last_offset: int
+
+    @property
+    def end_offset(self) -> int:
+        return self.last_offset + 1
+
+
+APPEND = Append()
+
+Staged = dict[int, ProducerEntry]  # what `apply` will set, the least recent first
+
+
+class ProducerState:
+    """The producers of one partition at one offset of its log."""
+
+    __slots__ = ("_entries", "_observations", "committed_below")
+
+    def __init__(self, entries: dict[int, ProducerEntry] | None = None) -> None:
+        self._entries = {} if entries is None else entries  # the longest idle first
+        self._observations: list[tuple[int, int]] = []  # (end offset, ms), both rising
+        self.committed_below = 0
+        """Batches that end at or below this offset are resolved; the owner raises it as the high watermark rises."""
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __eq__(self, other: object) -> bool:
+        """The same producers with the same batches."""
+        return isinstance(other, ProducerState) and self._entries == other._entries
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"ProducerState({self._entries!r})"
+
+    def get(self, producer_id: int) -> ProducerEntry | None:
+        return self._entries.get(producer_id)
+
+    def copy(self) -> ProducerState:
+        """Entries are values, so this costs no more than their references."""
+        copied = ProducerState(dict(self._entries))
+        copied._observations = list(self._observations)
+        copied.committed_below = self.committed_below
+        return copied
+
+    # ---- The two questions ----
+
+    def check(self, header: BatchHeader, *, ever_held_records: bool, fence_epoch: int = 0) -> Append | Duplicate:
+        """What a leader does with a client's batch. `fence_epoch`: the lowest epoch that the controller allows.
+
+        Raises InvalidProducerEpoch, UnknownProducerId, OutOfOrderSequenceNumber, DuplicateSequenceNumber,
+        NotEnoughReplicas. With each, nothing may be appended.
+        """
+        if not header.idempotent:
+            return APPEND
+        entry = self._entries.get(header.producer_id)
+        known_epoch = fence_epoch if entry is None else max(entry.epoch, fence_epoch)
+        if header.producer_epoch < known_epoch:
+            raise InvalidProducerEpoch(
+                f"epoch {header.producer_epoch} of producer {header.producer_id} is older than {known_epoch}"
+            )
+        if entry is None or header.producer_epoch > entry.epoch:
+            self._check_first(entry, header, ever_held_records)
+            return APPEND
+        first, last = header.base_sequence, header.last_sequence
+        for batch in entry.batches:
+            if batch.first_sequence == first and batch.last_sequence == last:
+                return Duplicate(batch.base_offset, batch.end_offset - 1)
+        if _is_older(entry, first, last):
+            raise DuplicateSequenceNumber(
+                f"sequences {first} to {last} of producer {header.producer_id} epoch {entry.epoch} are older than the "
+                f"{len(entry.batches)} remembered batches, which begin at {entry.batches[0].first_sequence}"
+            )
+        if first != entry.next_sequence:
+            raise OutOfOrderSequenceNumber(
+                f"sequences {first} to {last} of producer {header.producer_id} epoch {entry.epoch}: "
+                f"{entry.next_sequence} is next"
+            )
+        return APPEND
+
+    def _check_first(self, entry: ProducerEntry | None, header: BatchHeader, ever_held_records: bool) -> None:
+        """The first batch of a producer, or of its newer epoch."""
+        if header.base_sequence != 0:
+            told = (
+                f"base sequence {header.base_sequence} of producer {header.producer_id} epoch {header.producer_epoch}: "
+            )
+            if entry is not None:
+                raise OutOfOrderSequenceNumber(f"{told}a new epoch begins at 0; epoch {entry.epoch} is known")
+            if ever_held_records:
+                raise UnknownProducerId(f"{told}this partition does not know the producer")
+            raise OutOfOrderSequenceNumber(f"{told}0 comes first in this partition, which never held a record")
+        if entry is None and len(self._entries) >= MAX_PRODUCERS and not self._resolved(self._longest_idle()[1]):
+            raise NotEnoughReplicas(
+                f"no room for producer {header.producer_id}: the partition holds {len(self._entries)} producers, "
+                f"all with batches that are not committed yet"
+            )
+
+    def record(self, header: BatchHeader, base_offset: int) -> None:
+        """The batch is in the log at `base_offset`. Raises InvariantBroken where it cannot be."""
+        self.apply(self.stage((header._replace(base_offset=base_offset),)))
+
+    def stage(self, headers: Iterable[BatchHeader]) -> Staged:
+        """What changes when these batches, at their headers' base offsets, follow in the log. Changes nothing yet.
+
+        Raises InvariantBroken where a batch cannot follow what stands before it.
+        """
+        staged: Staged = {}
+        for header in headers:
+            if header.idempotent:
+                producer_id = header.producer_id
+                entry = staged.pop(producer_id, None) or self._entries.get(producer_id)
+                staged[producer_id] = _next_entry(entry, header)
+        return staged
+
+    def apply(self, staged: Staged) -> None:
+        """Take what `stage` computed from this state."""
+        for producer_id, entry in staged.items():
+            self._entries.pop(producer_id, None)
+            self._entries[producer_id] = entry
+        while len(self._entries) > MAX_PRODUCERS and self._forget_longest_idle():
+            pass
+
+    # ---- Forgetting ----
+
+    def observe(self, end_offset: int, now_ms: int) -> None:
+        """Whatever stands at or above `end_offset` was not there before `now_ms`."""
+        last = self._observations[-1] if self._observations else (-1, now_ms - 1)
+        if end_offset >= last[0] and now_ms > last[1]:
+            self._observations.append((end_offset, now_ms))
+
+    def expire(self, now_ms: int, expiration_ms: int, committed_below: int) -> int:
+        """Forget committed producers that have been idle for `expiration_ms`, and any above MAX_PRODUCERS.
+
+        Returns how many. The entries are replaced as a whole: a reader in another thread keeps a consistent view.
+        """
+        self.committed_below = max(self.committed_below, committed_below)
+        idle_since = now_ms - expiration_ms
+        kept = {
+            producer_id: entry
+            for producer_id, entry in self._entries.items()
+            if not self._resolved(entry) or self._last_active_ms(entry) > idle_since
+        }
+        expired = len(self._entries) - len(kept)
+        self._entries = kept
+        while len(self._entries) > MAX_PRODUCERS and self._forget_longest_idle():
+            expired += 1
+        while len(self._observations) > 1 and self._observations[1][1] <= idle_since:
+            del self._observations[0]
+        return expired
+
+    def observation_due(self, now_ms: int, expiration_ms: int) -> bool:
+        """Whether it is time for `observe`: sixteen times in the expiration time, so that few are kept."""
+        return not self._observations or now_ms - self._observations[-1][1] >= max(expiration_ms // OBSERVATIONS, 1)
+
+    def _last_active_ms(self, entry: ProducerEntry) -> int:
+        index = bisect_right(self._observations, entry.last.base_offset, key=lambda observation: observation[0])
+        observed_ms = self._observations[index - 1][1] if index else entry.last.timestamp_ms
+        return max(entry.last.timestamp_ms, observed_ms)
+
+    def _resolved(self, entry: ProducerEntry) -> bool:
+        return entry.last.end_offset <= self.committed_below
+
+    def _longest_idle(self) -> tuple[int, ProducerEntry]:
+        return next(iter(self._entries.items()))
+
+    def _forget_longest_idle(self) -> bool:
+        producer_id, entry = self._longest_idle()
+        if not self._resolved(entry):
+            return False
+        del self._entries[producer_id]
+        return True
+
+    def carry_from(self, older: ProducerState) -> None:
+        """Take over what the log does not tell: the high watermark and the observations."""
+        self._observations = list(older._observations)
+        self.committed_below = older.committed_below
+
+    # ---- Outside views ----
+
+    def describe(self) -> list[ProducerStateInfo]:
+        """Every producer, by id."""
+        return [
+            ProducerStateInfo(
+                producer_id=producer_id,
+                producer_epoch=entry.epoch,
+                batches=[
+                    BatchState(
+                        first_sequence=batch.first_sequence,
+                        last_sequence=batch.last_sequence,
+                        base_offset=batch.base_offset,
+                        timestamp_ms=batch.timestamp_ms,
+                    )
+                    for batch in entry.batches
+                ],
+            )
+            for producer_id, entry in sorted(self._entries.items())
+        ]
+
+    def encode(self) -> bytes:
+        """The entries as bytes: a count, then for each its batches (big-endian; see the structs above).
+
+        The order is that of the last batches' offsets, so equal states have equal bytes.
+        """
+        parts = [_COUNT.pack(len(self._entries))]
+        for producer_id, entry in self._entries.items():
+            parts.append(_ENTRY.pack(producer_id, entry.epoch, entry.wrapped, len(entry.batches)))
+            parts.extend(_BATCH.pack(*batch) for batch in entry.batches)
+        return b"".join(parts)
+
+    @staticmethod
+    def decode(data: bytes) -> ProducerState:
+        """The state that `encode` gave these bytes for. Raises CorruptMessage."""
+        entries: dict[int, ProducerEntry] = {}
+        try:
+            (count,) = _COUNT.unpack_from(data)
+            position = _COUNT.size
+            for _ in range(count):
+                producer_id, epoch, wrapped, batch_count = _ENTRY.unpack_from(data, position)
+                position += _ENTRY.size
+                if not 1 <= batch_count <= REMEMBERED_BATCHES:
+                    raise CorruptMessage(f"{batch_count} batches of producer {producer_id} in a producer snapshot")
+                end = position + batch_count * _BATCH.size
+                batches = tuple(map(RememberedBatch._make, _BATCH.iter_unpack(data[position:end])))
+                if len(batches) != batch_count:
+                    raise CorruptMessage(f"a producer snapshot ends within producer {producer_id}")
+                entries[producer_id] = ProducerEntry(epoch, bool(wrapped), batches)
+                position = end
+        except struct.error as error:
+            raise CorruptMessage(f"a producer snapshot of {len(data)} bytes ends too early: {error}") from error
+        if position != len(data) or len(entries) != count:
+            raise CorruptMessage(
+                f"a producer snapshot of {len(data)} bytes holds {len(entries)} producers, not {count}"
+            )
+        return ProducerState(entries)
+
+
+def _next_entry(entry: ProducerEntry | None, header: BatchHeader) -> ProducerEntry:
+    """A producer's entry after one more batch."""
+    batch = RememberedBatch(header.base_sequence, header.last_sequence, header.base_offset, header.max_timestamp)
+    spans_wrap = batch.last_sequence < batch.first_sequence
+    if entry is not None and header.producer_epoch == entry.epoch and batch.first_sequence == entry.next_sequence:
+        wrapped = entry.wrapped or spans_wrap or batch.first_sequence == 0
+        return ProducerEntry(entry.epoch, wrapped, (*entry.batches[1 - REMEMBERED_BATCHES :], batch))
+    if entry is None or batch.first_sequence == 0:
+        return ProducerEntry(header.producer_epoch, spans_wrap, (batch,))
+    raise InvariantBroken(
+        f"batch at offset {header.base_offset} of producer {header.producer_id} has epoch {header.producer_epoch} and "
+        f"base sequence {header.base_sequence}; after epoch {entry.epoch} that is not {entry.next_sequence}"
+    )
+
+
+def _is_older(entry: ProducerEntry, first_sequence: int, last_sequence: int) -> bool:
+    """Whether the whole batch comes before the remembered ones.
+
+    Only where sequences have wrapped may a higher number be the older one; then whichever way round is shorter counts.
+    """
+    oldest = entry.batches[0].first_sequence
+    if not entry.wrapped:
+        return first_sequence <= last_sequence < oldest
+    behind = (oldest - first_sequence) & MAX_SEQUENCE
+    count = ((last_sequence - first_sequence) & MAX_SEQUENCE) + 1
+    return count <= behind < _HALF_OF_SEQUENCES
