@@ -1,0 +1,331 @@
+"""The admin client: topics, leaders, reassignments, and what the cluster knows of producers and replicas.
+
+Changes go through any broker, which relays them to the controller. Where an answer is lost on the way (a broker died,
+the controller was not there) the change may have been made all the same; the request is then repeated at another
+broker, and a refusal that says "it is so already" counts as success. After a change returns, this client's own view
+shows it.
+
+Descriptions come from the pushed metadata, except of producers (asked of the partition's leader) and replicas (asked of
+every live broker).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
+
+import grpc
+
+from fencepost.cluster import Answer, Cluster
+from fencepost.descriptions import (
+    BrokerReplicas,
+    ClusterDescription,
+    PartitionProducers,
+    Reassignment,
+    TopicDescription,
+)
+from fencepost_proto.errors import (
+    CurrentLeader,
+    ElectionNotNeeded,
+    FencepostError,
+    InvalidConfig,
+    NetworkException,
+    NoReassignmentInProgress,
+    NotController,
+    RequestTimedOut,
+    TopicAlreadyExists,
+    UnknownTopicOrPartition,
+    raise_for,
+)
+from fencepost_proto.host import Host
+from fencepost_proto.metadata import NO_LEADER, MetadataImage, config_from_proto
+from fencepost_proto.v1 import broker_pb2, common_pb2, controller_pb2, controller_pb2_grpc
+
+TIMEOUT_S = 30.0  # for a change, or an answer from a partition's leader, through failures
+ATTEMPT_S = 10.0  # for one broker's answer to a change
+RETRY_BACKOFF_S = 0.1
+COMMIT_TIMEOUT_MS = 2_500  # for what one leader tells of its producers to be committed, before asking who leads
+REPLICAS_TIMEOUT_S = 5.0  # for one broker's answer about its replicas
+ANY_PRODUCER = -1
+
+
+class Changed(Answer, Protocol):
+    """The answer to a change."""
+
+    @property
+    def version(self) -> int:
+        """The metadata version that carries it."""
+        ...
+
+
+Request = TypeVar("Request")
+Response = TypeVar("Response", bound=Changed)
+
+
+class AdminClient:
+    """Operates one cluster. An async context manager."""
+
+    def __init__(self, bootstrap: str | Sequence[str], *, host: Host | None = None) -> None:
+        self._cluster = Cluster(bootstrap, host or Host())
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Connect. Raises NetworkException where no broker answers."""
+        await self._cluster.start()
+
+    async def close(self) -> None:
+        """Disconnect. May be called twice."""
+        await self._cluster.close()
+
+    # ---- Topics ----
+
+    async def create_topic(
+        self,
+        name: str,
+        *,
+        partitions: int = 1,
+        replication_factor: int = 1,
+        assignments: Sequence[Sequence[int]] | None = None,
+        min_insync_replicas: int | None = None,
+        retention_ms: int | None = None,
+        retention_bytes: int | None = None,
+        segment_bytes: int | None = None,
+        max_message_bytes: int | None = None,
+        flush_always: bool = False,
+    ) -> TopicDescription:
+        """Make a topic; returns once every partition has a leader.
+
+        `assignments`: the brokers of each partition, the preferred leader first, instead of the two counts. None: the
+        default of TopicConfig; retention -1: no limit. Raises TopicAlreadyExists, InvalidTopic, InvalidPartitions,
+        InvalidReplicationFactor, InvalidReplicaAssignment, InvalidConfig, each naming the value.
+        """
+        config = {
+            "min_insync_replicas": min_insync_replicas,
+            "retention_ms": retention_ms,
+            "retention_bytes": retention_bytes,
+            "segment_bytes": segment_bytes,
+            "max_message_bytes": max_message_bytes,
+        }
+        for key, value in config.items():
+            if value == 0:  # on the wire 0 means the default: it would be taken for something else than was said
+                raise InvalidConfig(f"{key}=0 is not possible")
+        request = controller_pb2.CreateTopicRequest(
+            name=name,
+            partitions=0 if assignments else partitions,
+            replication_factor=0 if assignments else replication_factor,
+            config=common_pb2.TopicConfig(
+                **{key: value for key, value in config.items() if value is not None}, flush_always=flush_always
+            ),
+            assignments=[controller_pb2.ReplicaAssignment(replicas=replicas) for replicas in assignments or ()],
+        )
+        known_before = self._cluster.image.topic_ids.get(name)
+        count = len(assignments) if assignments else partitions
+
+        def mine(image: MetadataImage) -> bool:
+            """The topic that is there is the one asked for: an answer to an earlier attempt was lost."""
+            topic_id = image.topic_ids.get(name)
+            return (
+                topic_id not in (None, known_before)
+                and topic_id in image.topics
+                and image.topics[topic_id].config == config_from_proto(request.config)
+                and len(image.partitions_of(topic_id)) == count
+            )
+
+        def led(image: MetadataImage) -> bool:
+            found = image.partitions_of(image.topic_ids.get(name, ""))
+            return bool(found) and all(p.leader != NO_LEADER for p in found)
+
+        await self._change(lambda admin: admin.CreateTopic, request, TopicAlreadyExists, mine)
+        image = await self._see(led, f"topic {name!r} is made, but not every partition has a leader yet")
+        return TopicDescription.of(image, image.topics[image.topic_ids[name]])
+
+    async def delete_topic(self, name: str) -> None:
+        """Remove a topic and all its records. Raises UnknownTopicOrPartition."""
+        known = self._cluster.image.topic_ids.get(name)
+        request = controller_pb2.DeleteTopicRequest(name=name)
+        await self._change(
+            lambda admin: admin.DeleteTopic,
+            request,
+            UnknownTopicOrPartition,
+            lambda image: image.topic_ids.get(name, known) != known or name not in image.topic_ids,
+        )
+
+    async def list_topics(self) -> list[str]:
+        """The names of all topics, sorted."""
+        return sorted(self._cluster.image.topic_ids)
+
+    async def describe_topic(self, name: str) -> TopicDescription:
+        """Raises UnknownTopicOrPartition."""
+        topic = await self._cluster.topic(name)
+        return TopicDescription.of(self._cluster.image, topic)
+
+    async def describe_topics(self, *names: str) -> dict[str, TopicDescription]:
+        """By name; without arguments, of all topics. Raises UnknownTopicOrPartition."""
+        return {name: await self.describe_topic(name) for name in names or await self.list_topics()}
+
+    # ---- The cluster ----
+
+    async def describe_cluster(self) -> ClusterDescription:
+        """The brokers, and which of them live."""
+        return ClusterDescription.of(self._cluster.image)
+
+    async def describe_producers(
+        self, topic: str, partition: int, *, producer_id: int | None = None, committed: bool = True
+    ) -> PartitionProducers:
+        """What the partition's leader, whoever that becomes, knows of its producers (of one, or of all).
+
+        `committed`: only once all that the answer tells of is committed; else the state as it is. Raises
+        UnknownTopicOrPartition, or a retriable error where no leader answers in time.
+        """
+        key = ((await self._cluster.topic(topic)).topic_id, partition)
+        request = broker_pb2.DescribeProducersRequest(
+            topic_id=key[0],
+            partition=partition,
+            producer_id=ANY_PRODUCER if producer_id is None else producer_id,
+            commit_timeout_ms=COMMIT_TIMEOUT_MS if committed else 0,
+        )
+
+        def same(_: CurrentLeader) -> broker_pb2.DescribeProducersRequest:
+            return request
+
+        if key not in self._cluster.image.partitions:
+            raise UnknownTopicOrPartition(f"topic {topic!r} has no partition {partition}")
+        answer = await self._cluster.call_leader(
+            key, lambda broker: broker.DescribeProducers, same, timeout_s=TIMEOUT_S
+        )
+        return PartitionProducers.of(topic, partition, answer)
+
+    async def describe_replicas(self) -> dict[int, BrokerReplicas]:
+        """The replicas on every live broker, by broker id. One that does not answer says so in `failure`."""
+        brokers = [broker for _, broker in sorted(self._cluster.image.brokers.items()) if not broker.fenced]
+        answers = await asyncio.gather(*(self._replicas_of(broker.id, broker.address) for broker in brokers))
+        return {answer.broker_id: answer for answer in answers}
+
+    async def _replicas_of(self, broker_id: int, address: str) -> BrokerReplicas:
+        request = broker_pb2.DescribeLogDirsRequest()
+        try:
+            answer = await self._cluster.call_broker(
+                lambda broker: broker.DescribeLogDirs, request, address=address, timeout_s=REPLICAS_TIMEOUT_S
+            )
+        except FencepostError as error:
+            return BrokerReplicas(broker_id, (), failure=str(error))
+        return BrokerReplicas.of(self._cluster.image, answer)
+
+    # ---- Leaders and replicas ----
+
+    async def elect_leader(
+        self, topic: str, partition: int, *, unclean: bool = False, leader: int | None = None
+    ) -> None:
+        """Elect the preferred leader; with `unclean`, an out-of-sync replica of a partition that has no leader.
+
+        An unclean election may lose acknowledged records. `leader`: which broker (unclean only; None: the first live
+        replica). Raises ElectionNotNeeded, PreferredLeaderNotAvailable, EligibleLeadersNotAvailable,
+        UnknownTopicOrPartition.
+        """
+        request = controller_pb2.ElectLeaderRequest(
+            topic_name=topic, partition=partition, unclean=unclean, leader=NO_LEADER if leader is None else leader
+        )
+        await self._change(lambda admin: admin.ElectLeader, request, ElectionNotNeeded)
+
+    async def reassign_partitions(self, topic: str, replicas: Mapping[int, Sequence[int]]) -> None:
+        """Begin to move partitions to other brokers (partition -> brokers, the preferred leader first).
+
+        Returns once it is under way; `list_reassignments` tells when it is done. Raises InvalidReplicaAssignment,
+        UnknownTopicOrPartition.
+        """
+        for partition, brokers in replicas.items():
+            if not brokers:  # on the wire it would mean: cancel
+                raise InvalidConfig(f"{topic}-{partition}: a partition needs a broker")
+        await self._reassign(topic, replicas)
+
+    async def cancel_reassignment(self, topic: str, *partitions: int) -> None:
+        """Go back to the replicas of before. Raises NoReassignmentInProgress, UnknownTopicOrPartition."""
+        await self._reassign(topic, dict.fromkeys(partitions, ()), NoReassignmentInProgress)
+
+    async def list_reassignments(self) -> list[Reassignment]:
+        """Those under way, by topic and partition."""
+        image = self._cluster.image
+        return sorted(
+            (
+                Reassignment(image.topics[p.topic_id].name, p.index, p.replicas, p.adding, p.removing)
+                for p in image.partitions.values()
+                if p.topic_id in image.topics and (p.adding or p.removing)
+            ),
+            key=lambda reassignment: (reassignment.topic, reassignment.partition),
+        )
+
+    # ---- Inside ----
+
+    async def _reassign(
+        self,
+        topic: str,
+        replicas: Mapping[int, Sequence[int]],
+        already_so: type[FencepostError] | None = None,
+    ) -> None:
+        request = controller_pb2.AlterPartitionReassignmentsRequest(
+            topic_name=topic,
+            reassignments=[
+                controller_pb2.PartitionReassignment(partition=partition, replicas=brokers)
+                for partition, brokers in sorted(replicas.items())
+            ],
+        )
+        await self._change(lambda admin: admin.AlterPartitionReassignments, request, already_so)
+
+    async def _change(
+        self,
+        method: Callable[[controller_pb2_grpc.AdminAsyncStub], grpc.aio.UnaryUnaryMultiCallable[Request, Response]],
+        request: Request,
+        already_so: type[FencepostError] | None,
+        mine: Callable[[MetadataImage], bool] = lambda _: True,
+    ) -> None:
+        """Have the controller make a change, through one broker or another, and wait until it is seen here.
+
+        An `already_so` refusal after a lost answer is success if the image then shows what was asked for (`mine`).
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + TIMEOUT_S
+        lost: FencepostError | None = None
+        while True:
+            for address in self._cluster.addresses():
+                left_s = deadline - loop.time()
+                if left_s <= 0:
+                    raise lost or RequestTimedOut(f"no broker answered within {TIMEOUT_S:.0f} s")
+                try:
+                    answer = await self._cluster.call_admin(
+                        method, request, address=address, timeout_s=min(left_s, ATTEMPT_S)
+                    )
+                    raise_for(answer.error)
+                except (NetworkException, RequestTimedOut, NotController) as error:
+                    lost = error  # it may have been made all the same
+                    continue
+                except FencepostError as error:
+                    if lost is None or already_so is None or not isinstance(error, already_so):
+                        raise
+                    try:
+                        await self._see(mine, str(error))
+                    except RequestTimedOut:
+                        raise error from None
+                    return
+                await self._see_version(answer.version)
+                return
+            await asyncio.sleep(RETRY_BACKOFF_S)
+
+    async def _see_version(self, version: int) -> None:
+        message = f"the change is made (metadata version {version}), but not seen here yet"
+        await self._see(lambda image: image.version >= version, message)
+
+    async def _see(self, condition: Callable[[MetadataImage], bool], otherwise: str) -> MetadataImage:
+        try:
+            return await self._cluster.wait_until(condition, ATTEMPT_S)
+        except TimeoutError:
+            raise RequestTimedOut(otherwise) from None

@@ -1,0 +1,179 @@
+"""What the admin client tells of a cluster: plain values, each of one moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fencepost_proto.metadata import MetadataImage, Partition, Topic, TopicConfig
+from fencepost_proto.v1 import broker_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerDescription:
+    """One broker that has ever registered."""
+
+    id: int
+    address: str  # host:port
+    broker_epoch: int  # a new one at every start
+    fenced: bool  # not live: leads nothing
+    shutting_down: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterDescription:
+    """The cluster's identity and its brokers, by id."""
+
+    cluster_id: str
+    metadata_version: int
+    brokers: tuple[BrokerDescription, ...]
+
+    @staticmethod
+    def of(image: MetadataImage) -> ClusterDescription:
+        brokers = (image.brokers[broker_id] for broker_id in sorted(image.brokers))
+        return ClusterDescription(
+            image.cluster_id,
+            image.version,
+            tuple(BrokerDescription(b.id, b.address, b.broker_epoch, b.fenced, b.shutting_down) for b in brokers),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionDescription:
+    """One partition: who holds it, who is in sync, who leads."""
+
+    partition: int
+    leader: int  # -1: offline
+    leader_epoch: int
+    replicas: tuple[int, ...]  # assignment order; the first is the preferred leader
+    isr: tuple[int, ...]
+    adding: tuple[int, ...]  # by a reassignment under way
+    removing: tuple[int, ...]
+    last_known_isr: tuple[int, ...]  # who was in sync when the in-sync set became empty
+
+    @staticmethod
+    def of(p: Partition) -> PartitionDescription:
+        return PartitionDescription(
+            p.index, p.leader, p.leader_epoch, p.replicas, p.isr, p.adding, p.removing, p.last_known_isr
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TopicDescription:
+    """One topic and its partitions, in order: `partitions[n].partition == n`."""
+
+    name: str
+    topic_id: str
+    config: TopicConfig
+    partitions: tuple[PartitionDescription, ...]
+
+    @staticmethod
+    def of(image: MetadataImage, topic: Topic) -> TopicDescription:
+        partitions = tuple(map(PartitionDescription.of, image.partitions_of(topic.topic_id)))
+        return TopicDescription(topic.name, topic.topic_id, topic.config, partitions)
+
+
+@dataclass(frozen=True, slots=True)
+class Reassignment:
+    """A change of a partition's replicas that is under way."""
+
+    topic: str
+    partition: int
+    replicas: tuple[int, ...]  # all that hold it now, the leaving ones among them
+    adding: tuple[int, ...]
+    removing: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDescription:
+    """One of the last five batches that a partition remembers of a producer."""
+
+    first_sequence: int
+    last_sequence: int
+    base_offset: int
+    timestamp_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProducerDescription:
+    """What a partition knows of one producer."""
+
+    producer_id: int
+    producer_epoch: int
+    batches: tuple[BatchDescription, ...]  # oldest first
+
+    @staticmethod
+    def of(info: broker_pb2.ProducerStateInfo) -> ProducerDescription:
+        batches = (
+            BatchDescription(b.first_sequence, b.last_sequence, b.base_offset, b.timestamp_ms) for b in info.batches
+        )
+        return ProducerDescription(info.producer_id, info.producer_epoch, tuple(batches))
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionProducers:
+    """The producer state of one partition, as its leader has it."""
+
+    topic: str
+    partition: int
+    leader_epoch: int
+    log_end_offset: int
+    high_watermark: int
+    producers: tuple[ProducerDescription, ...]  # by producer id
+
+    @staticmethod
+    def of(topic: str, partition: int, answer: broker_pb2.DescribeProducersResponse) -> PartitionProducers:
+        producers = sorted(map(ProducerDescription.of, answer.producers), key=lambda producer: producer.producer_id)
+        return PartitionProducers(
+            topic, partition, answer.leader_epoch, answer.log_end_offset, answer.high_watermark, tuple(producers)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaDescription:
+    """One partition's log on one broker."""
+
+    topic: str  # its id, where no topic has it any more
+    partition: int
+    is_leader: bool
+    leader_epoch: int
+    log_start_offset: int
+    log_end_offset: int
+    high_watermark: int
+    size_bytes: int
+    appended_batches: int  # since the broker's start
+    deduplicated_batches: int  # repeats recognised, since the broker's start
+    failure: str  # why it is offline there; empty: it is not
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerReplicas:
+    """All that one broker hosts, by topic and partition."""
+
+    broker_id: int
+    replicas: tuple[ReplicaDescription, ...]
+    metadata_version: int = -1
+    recovery_seconds: float = 0.0  # how long its logs' recovery took at its start
+    failure: str = ""  # why it could not be asked; empty: it answered
+
+    @staticmethod
+    def of(image: MetadataImage, answer: broker_pb2.DescribeLogDirsResponse) -> BrokerReplicas:
+        replicas = [_replica(image, info) for info in answer.replicas]
+        replicas.sort(key=lambda replica: (replica.topic, replica.partition))
+        return BrokerReplicas(answer.broker_id, tuple(replicas), answer.metadata_version, answer.recovery_seconds)
+
+
+def _replica(image: MetadataImage, info: broker_pb2.ReplicaInfo) -> ReplicaDescription:
+    topic = image.topics.get(info.topic_id)
+    return ReplicaDescription(
+        topic.name if topic is not None else info.topic_id,
+        info.partition,
+        info.is_leader,
+        info.leader_epoch,
+        info.log_start_offset,
+        info.log_end_offset,
+        info.high_watermark,
+        info.size_bytes,
+        info.appended_batches,
+        info.deduplicated_batches,
+        info.failure,
+    )
