@@ -31,7 +31,16 @@ from fencepost_proto.v1 import broker_pb2, broker_pb2_grpc, controller_pb2, cont
 BROKER_ID = 1
 EPOCH = 3  # the broker's, and the version of the first image
 TOPIC = "topic-id-of-orders"
+ORDERS = Topic(TOPIC, "orders", TopicConfig(min_insync_replicas=1))
 CONTROLLER_AWAY = "127.0.0.1:1"
+
+
+class ProcessDisk(RealDisk):
+    """A disk whose locks end with the broker, as they do with a process."""
+
+    def end_process(self) -> None:
+        while self._locks:
+            os.close(self._locks.pop())
 
 
 class Running:
@@ -52,9 +61,8 @@ class Running:
 
     async def leads(self, partitions: int = 1, isr: Sequence[int] = (BROKER_ID,), epoch: int = 0) -> None:
         """Give the broker a topic whose partitions it leads."""
-        topic = Topic(TOPIC, "orders", TopicConfig(min_insync_replicas=1))
         await self.metadata(
-            topic,
+            ORDERS,
             *(Partition(TOPIC, index, tuple(isr), tuple(isr), BROKER_ID, epoch, epoch) for index in range(partitions)),
         )
         replicas = self.broker.manager.replicas
@@ -78,16 +86,17 @@ def config_of(data_dir: Path, controller: str, **settings: Any) -> BrokerConfig:
 
 @asynccontextmanager
 async def broker_of(
-    controller: FakeController, data_dir: Path, *, clean: bool = True, **settings: Any
+    controller: FakeController, data_dir: Path, *, clean: bool = True, known: Sequence[Entity] = (), **settings: Any
 ) -> AsyncIterator[Running]:
-    broker = Broker(config_of(data_dir, controller.address, **settings), Host(), RealDisk())
+    disk = ProcessDisk()
+    broker = Broker(config_of(data_dir, controller.address, **settings), Host(), disk)
     number = len(controller.sessions)
     try:
         await broker.start()
         session = await controller.session(number)
         await session.registered(EPOCH)
         entity = BrokerEntity(BROKER_ID, broker.address, EPOCH, session.registration.incarnation, fenced=False)
-        await session.image(EPOCH, entity)
+        await session.image(EPOCH, entity, *known)
         await session.acknowledged(EPOCH)
         await broker.wait_ready()
         async with Host().wire.connect(broker.address) as channel:
@@ -97,6 +106,7 @@ async def broker_of(
     finally:
         if not broker.stopped:
             await broker.stop(clean)
+        disk.end_process()
 
 
 def batch(values: Sequence[bytes], producer: tuple[int, int, int] = (-1, -1, -1), timestamp_ms: int = 1_000) -> bytes:
@@ -150,9 +160,10 @@ def test_a_clean_stop_leaves_the_marker_and_a_goodbye_and_the_next_start_finds_e
                 assert not (tmp_path / CLEAN_SHUTDOWN).exists()
             assert running.session.said_goodbye
             assert (tmp_path / CLEAN_SHUTDOWN).exists()
-            async with broker_of(controller, tmp_path) as again:
+            offline = Partition(TOPIC, 0, (BROKER_ID,), (BROKER_ID,), -1, 1, 1)
+            async with broker_of(controller, tmp_path, known=[ORDERS, offline]) as again:
                 assert not again.session.registration.may_have_lost_tail
-                await again.leads()
+                await again.leads(epoch=2)
                 latest = await again.stub.ListOffsets(offsets_request(-1))
                 assert (latest.error.code, latest.offset) == (ErrorCode.NONE, 2)
                 (repeat,) = await again.produce(produce_batch(batch([b"a", b"b"], (9, 0, 0))))
