@@ -38,7 +38,7 @@ def test_a_repeated_proposal_whose_answer_was_lost_is_a_success() -> None:
     story.does(proposal)
     assert story.image is before
     story.does(story.proposal(1, A, 1))
-    with pytest.raises(errors.InvalidUpdateVersion, match="partition epoch 0 .* 2"):
+    with pytest.raises(errors.InvalidUpdateVersion, match=r"partition epoch 0 .* 2"):
         story.does(proposal)
 
 

@@ -11,13 +11,13 @@ from fencepost_controller.decisions import producers as producers_module
 from fencepost_controller.decisions.fence import standing
 from fencepost_controller.decisions.producers import ID_BLOCK_SIZE, AllocateProducerIds, InitProducer
 from fencepost_proto import errors
-from fencepost_proto.metadata import RETIRED_EPOCH, MetadataImage, NamedProducer, NextProducerId
+from fencepost_proto.metadata import RETIRED_EPOCH, Changes, MetadataImage, NamedProducer, NextProducerId
 from fencepost_proto.record_batch import MAX_EPOCH
 
 
 def with_producer(story: Story, producer: NamedProducer, next_id: int) -> Story:
     """The image in which this producer has got that far already."""
-    changes = {producer.key: producer, "next-producer-id": NextProducerId(next_id)}
+    changes: Changes = {producer.key: producer, "next-producer-id": NextProducerId(next_id)}
     story.image = story.image.with_changes(story.image.version + 1, changes)
     return story
 
@@ -102,7 +102,7 @@ def test_after_a_take_over_a_lost_recovery_of_the_old_instance_is_fenced() -> No
     story = Story()
     story.does(InitProducer("loader"))
     assert story.does(InitProducer("loader")).epoch == 1
-    with pytest.raises(errors.ProducerFenced, match="id 0 epoch 0 is not the current one .id 0 epoch 1."):
+    with pytest.raises(errors.ProducerFenced, match=r"id 0 epoch 0 is not the current one \(id 0 epoch 1\)"):
         story.does(InitProducer("loader", 0, 0))
 
 

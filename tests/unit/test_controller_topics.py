@@ -24,6 +24,7 @@ from fencepost_proto import errors
 from fencepost_proto.metadata import (
     MAX_TOPIC_NAME,
     Broker,
+    Entity,
     MetadataImage,
     NamedProducer,
     Partition,
@@ -145,7 +146,7 @@ def test_the_largest_image_that_the_limits_allow_fits_one_message() -> None:
     """Sizes of the largest entity of each kind, times how many there may be, and then some."""
     ids = tuple(range(10_000, 10_000 + MAX_REPLICATION_FACTOR))
     others = tuple(range(20_000, 20_000 + MAX_REPLICATION_FACTOR))
-    largest = [
+    largest: list[tuple[int, Entity]] = [
         (MAX_BROKERS, Broker(2**31 - 1, "x" * MAX_ADDRESS_LENGTH, 2**62, "x" * MAX_INCARNATION_LENGTH, True, True)),
         (
             MAX_TOPICS,

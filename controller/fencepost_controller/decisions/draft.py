@@ -17,6 +17,7 @@ from fencepost_controller.decisions.invariants import check_invariants
 from fencepost_proto.metadata import Broker, Changes, Entity, MetadataImage, Partition, PartitionKey, Topic
 
 A = TypeVar("A")
+A_co = TypeVar("A_co", covariant=True)
 
 FailedReplicas = Mapping[tuple[int, int], frozenset[PartitionKey]]  # by (broker id, broker epoch)
 
@@ -83,21 +84,21 @@ class Draft:
         self._changes[entity.key] = None
 
 
-class Command(ABC, Generic[A]):
+class Command(ABC, Generic[A_co]):
     """Something asked for, or something that happened."""
 
     __slots__ = ()
 
     @abstractmethod
-    def decide(self, draft: Draft) -> A:
+    def decide(self, draft: Draft) -> A_co:
         """Change the draft and give the answer, or raise the FencepostError that is the answer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Decision(Generic[A]):
+class Decision(Generic[A_co]):
     """What came of one command."""
 
-    answer: A
+    answer: A_co
     changes: Changes  # empty: it was so already
     image: MetadataImage  # after it: the next version, or the same image where nothing changes
 
