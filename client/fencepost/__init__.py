@@ -1,8 +1,9 @@
 """Fencepost's client library: `from fencepost import Producer, Consumer, AdminClient`."""
 
 from fencepost import errors
+from fencepost.admin import AdminClient
 from fencepost.consumer import Consumer
-from fencepost.consumer_core import ConsumerRecord
+from fencepost.consumer_core import ConsumerRecord, TopicPartition
 from fencepost.errors import FencepostError
 from fencepost.producer import Producer, ProducerStats
 from fencepost.producing.config import ProducerConfig
@@ -10,6 +11,7 @@ from fencepost.producing.delivery import Delivery, RecordMetadata
 from fencepost.producing.resume import Resumed
 
 __all__ = [
+    "AdminClient",
     "Consumer",
     "ConsumerRecord",
     "Delivery",
@@ -19,5 +21,6 @@ __all__ = [
     "ProducerStats",
     "RecordMetadata",
     "Resumed",
+    "TopicPartition",
     "errors",
 ]
