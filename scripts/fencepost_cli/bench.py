@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import psutil
@@ -223,9 +222,3 @@ async def _recover(cluster: LocalCluster) -> Recovery:
     await cluster.wait_registered()
     size_bytes, recovery_s = await _log_dirs(cluster)
     return Recovery(size_bytes / _MEGABYTE, recovery_s, ready_s)
-
-
-def typical(recoveries: list[Recovery]) -> Recovery:
-    """The one with the median recovery time."""
-    middle = median(recovery.recovery_s for recovery in recoveries)
-    return min(recoveries, key=lambda recovery: abs(recovery.recovery_s - middle))

@@ -14,12 +14,12 @@ from fencepost import AdminClient
 from fencepost_cli.failures import CommandFailed
 from fencepost_cli.local_cluster import LocalCluster
 from fencepost_cli.workload import Acked
-from fencepost_proto.errors import FencepostError
+from fencepost_proto.record_batch import MAX_SEQUENCE
 
 RESUME_TIMEOUT_S = 30.0
 HEAL_TIMEOUT_S = 30.0
 _POLL_S = 0.05
-_ASK_TIMEOUT_S = 10.0
+_SEQUENCES = MAX_SEQUENCE + 1
 
 
 class FailoverFailed(CommandFailed):
@@ -121,29 +121,52 @@ async def kill_leader(
             f"writes to {topic}-{partition} did not resume within {RESUME_TIMEOUT_S:g} s after broker {victim} was killed"
         ) from None
     for change in changes:
-        change.producers_after = await producer_views(admin, topic, change.partition)
-        after = (await admin.describe_topic(topic)).partitions[change.partition]
-        change.leader_after, change.epoch_after = after.leader, after.leader_epoch
+        await _see_after(change, admin, topic)
     return Failover(victim, partition, (resumed_at - killed_at) * 1000, changes)
+
+
+async def _see_after(change: LeaderChange, admin: AdminClient, topic: str) -> None:
+    """Ask the next leader, and wait until it is known who that is."""
+    change.producers_after = await producer_views(admin, topic, change.partition)
+    deadline = asyncio.get_running_loop().time() + HEAL_TIMEOUT_S
+    while True:
+        after = (await admin.describe_topic(topic)).partitions[change.partition]
+        if after.leader_epoch > change.epoch_before and after.leader >= 0:
+            change.leader_after, change.epoch_after = after.leader, after.leader_epoch
+            return
+        if asyncio.get_running_loop().time() > deadline:
+            raise FailoverFailed(f"{topic}-{change.partition} has no other leader after {HEAL_TIMEOUT_S:g} s")
+        await asyncio.sleep(_POLL_S)
 
 
 async def producer_views(admin: AdminClient, topic: str, partition: int) -> list[ProducerView]:
     """Of the partition's present leader, whoever that becomes; committed state only."""
-    raise NotImplementedError
+    described = await admin.describe_producers(topic, partition)
+    views = []
+    for producer in described.producers:
+        first, last = producer.batches[0], producer.batches[-1]
+        last_offset = last.base_offset + (last.last_sequence - last.first_sequence) % _SEQUENCES
+        views.append(
+            ProducerView(
+                producer.producer_id,
+                producer.producer_epoch,
+                first.first_sequence,
+                last.last_sequence,
+                len(producer.batches),
+                last_offset,
+            )
+        )
+    return views
 
 
 async def wait_in_sync(admin: AdminClient, topic: str, timeout_s: float = HEAL_TIMEOUT_S) -> None:
     """Return once every partition has a leader and all its replicas in sync."""
     deadline = asyncio.get_running_loop().time() + timeout_s
     while True:
-        try:
-            partitions = (await admin.describe_topic(topic)).partitions
-            late = [p for p in partitions if p.leader < 0 or set(p.isr) != set(p.replicas)]
-            if not late:
-                return
-        except FencepostError as error:
-            if not error.retriable:
-                raise
+        partitions = (await admin.describe_topic(topic)).partitions
+        late = [p for p in partitions if p.leader < 0 or set(p.isr) != set(p.replicas)]
+        if not late:
+            return
         if asyncio.get_running_loop().time() > deadline:
             told = "; ".join(f"{topic}-{p.partition}: in sync {list(p.isr)} of {list(p.replicas)}" for p in late)
             raise FailoverFailed(f"not all replicas in sync within {timeout_s:g} s: {told}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from fencepost_cli.commands import cluster, demo, dump_log, workload
+from fencepost_cli.commands import bench, cluster, demo, dump_log, lines, producers, topic, workload
 from fencepost_cli.terminal import quiet_grpc
 
 app = typer.Typer(
@@ -17,11 +17,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cluster.app, name="cluster")
+app.add_typer(topic.app, name="topic")
 app.add_typer(workload.app, name="workload")
+app.command(epilog="Example: printf 'k1:v1\\nk2:v2\\n' | fencepost produce orders --key-separator :")(lines.produce)
+app.command(epilog="Example: fencepost consume orders --key-separator : --until-end")(lines.consume)
+app.command(epilog="Example: fencepost producers orders --partition 0")(producers.producers)
 app.command(epilog="Example: fencepost dump-log .fencepost/broker-1/orders-0/00000000000000000000.log")(
     dump_log.dump_log
 )
 app.command(epilog="Example: fencepost demo --kills 5 --json")(demo.demo)
+app.command(epilog="Example: fencepost bench --json")(bench.bench)
 
 
 def main() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import asyncio
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,15 +15,18 @@ from fencepost_cli.terminal import (
     Bootstrap,
     DataDir,
     bootstrap_of,
+    console,
     fail,
     run,
 )
 
 if TYPE_CHECKING:
     from fencepost import AdminClient
+    from fencepost.descriptions import TopicDescription
 
 DEFAULT_REPLICATION_FACTOR = 3
 DEFAULT_PARTITIONS = 3
+_WAIT_POLL_S = 0.1
 
 app = typer.Typer(
     help="Make, show, move and delete topics.",
@@ -71,34 +77,187 @@ def create(
     bootstrap: Bootstrap = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Make a topic."""
+    """Make a topic. It is there, with a leader for every partition, when this returns."""
     brokers = bootstrap_of(bootstrap, data_dir)
     assignments = [broker_list(text) for text in assign or ()]
 
-    async def work() -> str:
+    async def work() -> TopicDescription:
         from fencepost import AdminClient
 
         async with AdminClient(brokers) as admin:
-            replicas, in_sync = await default_replication(admin)
-            if replication_factor or assignments:
-                replicas = replication_factor or len(assignments[0])
-                in_sync = max(1, replicas - 1)
-            config = {
-                "min_insync_replicas": min_insync_replicas or in_sync,
-                "retention_ms": retention_ms,
-                "retention_bytes": retention_bytes,
-                "segment_bytes": segment_bytes,
-                "max_message_bytes": max_message_bytes,
-                "flush_always": flush_always or None,
-            }
-            raise NotImplementedError(config, replicas)
+            replicas, _ = await default_replication(admin)
+            replicas = len(assignments[0]) if assignments else replication_factor or replicas
+            return await admin.create_topic(
+                name,
+                partitions=partitions,
+                replication_factor=replicas,
+                assignments=assignments or None,
+                min_insync_replicas=min_insync_replicas or max(1, replicas - 1),
+                retention_ms=retention_ms,
+                retention_bytes=retention_bytes,
+                segment_bytes=segment_bytes,
+                max_message_bytes=max_message_bytes,
+                flush_always=flush_always,
+            )
 
-    typer.echo(run(work()))
+    made = run(work())
+    replicas = len(made.partitions[0].replicas)
+    typer.echo(
+        f"topic {made.name}: {len(made.partitions)} partitions, {replicas} replicas, "
+        f"min.insync.replicas {made.config.min_insync_replicas}"
+    )
 
 
 def broker_list(text: str) -> list[int]:
-    """ "1,2,3" as numbers."""
+    """Broker ids such as "1,2,3"; wrong use where it is not."""
     try:
         return [int(word) for word in text.split(",")]
     except ValueError:
         fail(f"{text!r} is not a list of broker ids such as 1,2,3", EXIT_USAGE)
+
+
+@app.command("list", epilog="Example: fencepost topic list")
+def list_topics(*, as_json: AsJson = False, bootstrap: Bootstrap = None, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """List the topics, a line each: name, partitions, replicas."""
+    brokers = bootstrap_of(bootstrap, data_dir)
+
+    async def work() -> dict[str, TopicDescription]:
+        from fencepost import AdminClient
+
+        async with AdminClient(brokers) as admin:
+            return await admin.describe_topics()
+
+    topics = run(work())
+    if as_json:
+        typer.echo(json.dumps([topic_json(topic) for topic in topics.values()]))
+        return
+    for topic in topics.values():
+        replicas = len(topic.partitions[0].replicas)
+        typer.echo(f"{topic.name}: {len(topic.partitions)} partitions, {replicas} replicas")
+
+
+@app.command(epilog="Example: fencepost topic describe orders --json")
+def describe(
+    name: Name, *, as_json: AsJson = False, bootstrap: Bootstrap = None, data_dir: DataDir = DEFAULT_DATA_DIR
+) -> None:
+    """Show a topic's settings and, for each partition, who leads, who holds it and who is in sync."""
+    brokers = bootstrap_of(bootstrap, data_dir)
+
+    async def work() -> TopicDescription:
+        from fencepost import AdminClient
+
+        async with AdminClient(brokers) as admin:
+            return await admin.describe_topic(name)
+
+    topic = run(work())
+    if as_json:
+        typer.echo(json.dumps(topic_json(topic)))
+        return
+    from rich.table import Table
+
+    settings = "  ".join(f"{key}={value}" for key, value in asdict(topic.config).items())
+    out = console()
+    out.print(f"topic {topic.name} ({topic.topic_id})  {settings}", soft_wrap=True)
+    table = Table("partition", "leader", "epoch", "replicas", "in sync", "being added", "being removed")
+    for p in topic.partitions:
+        ids = [",".join(map(str, brokers)) for brokers in (p.replicas, p.isr, p.adding, p.removing)]
+        table.add_row(str(p.partition), str(p.leader) if p.leader >= 0 else "none", str(p.leader_epoch), *ids)
+    out.print(table)
+
+
+def topic_json(topic: TopicDescription) -> dict[str, Any]:
+    return {
+        "name": topic.name,
+        "topic_id": topic.topic_id,
+        "config": asdict(topic.config),
+        "partitions": [asdict(partition) for partition in topic.partitions],
+    }
+
+
+@app.command(epilog="Example: fencepost topic delete orders --yes")
+def delete(
+    name: Name,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    bootstrap: Bootstrap = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Delete a topic and all its records."""
+    brokers = bootstrap_of(bootstrap, data_dir)
+    if not yes:
+        typer.confirm(f"Delete topic {name} and all its records?", abort=True)
+
+    async def work() -> None:
+        from fencepost import AdminClient
+
+        async with AdminClient(brokers) as admin:
+            await admin.delete_topic(name)
+
+    run(work())
+    typer.echo(f"topic {name} is deleted")
+
+
+@app.command(epilog="Example: fencepost topic reassign orders 0 --replicas 2,3,4 --wait")
+def reassign(
+    name: Name,
+    partition: Partition,
+    *,
+    replicas: Annotated[
+        str | None,
+        typer.Option(metavar="ID,ID,…", help="The brokers to hold it from now on, the preferred leader first."),
+    ] = None,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Go back to the replicas of before.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Return only when it is done.")] = False,
+    bootstrap: Bootstrap = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Move a partition to other brokers, or cancel the move under way.
+
+    The new replicas copy the leader's log and its producer state, join the in-sync set, and only then the old ones leave.
+    """
+    brokers = bootstrap_of(bootstrap, data_dir)
+    if (replicas is None) != cancel:
+        fail("either --replicas or --cancel is needed", EXIT_USAGE)
+    target = broker_list(replicas) if replicas is not None else []
+
+    async def work() -> None:
+        from fencepost import AdminClient
+
+        async with AdminClient(brokers) as admin:
+            if cancel:
+                await admin.cancel_reassignment(name, partition)
+            else:
+                await admin.reassign_partitions(name, {partition: target})
+            while wait and any((r.topic, r.partition) == (name, partition) for r in await admin.list_reassignments()):  # noqa: ASYNC110 - asked, not told
+                await asyncio.sleep(_WAIT_POLL_S)
+
+    run(work())
+    state = "cancelled" if cancel else "done" if wait else "under way: 'fencepost topic describe' shows it"
+    typer.echo(f"reassignment of {name}-{partition}: {state}")
+
+
+@app.command(epilog="Example: fencepost topic elect orders 0")
+def elect(
+    name: Name,
+    partition: Partition,
+    *,
+    unclean: Annotated[
+        bool, typer.Option("--unclean", help="An out-of-sync replica, where none is left in sync: records may be lost.")
+    ] = False,
+    leader: Annotated[int | None, typer.Option(help="Which broker; with --unclean only.")] = None,
+    bootstrap: Bootstrap = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Elect a partition's preferred leader: the first of its replicas."""
+    brokers = bootstrap_of(bootstrap, data_dir)
+    if leader is not None and not unclean:
+        fail("--leader goes with --unclean only: otherwise the preferred leader is elected", EXIT_USAGE)
+
+    async def work() -> int:
+        from fencepost import AdminClient
+
+        async with AdminClient(brokers) as admin:
+            await admin.elect_leader(name, partition, unclean=unclean, leader=leader)
+            return (await admin.describe_topic(name)).partitions[partition].leader
+
+    typer.echo(f"{name}-{partition} is led by broker {run(work())}")

@@ -1,0 +1,84 @@
+"""`fencepost bench`: what a cluster on this machine does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fencepost_cli.terminal import console, run
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fencepost_cli.bench import BenchResult, Recovery
+
+
+def bench(
+    *,
+    recovery: Annotated[
+        bool, typer.Option("--recovery", help="Instead: recovery after kill -9, of a log of 100 MB and of 1 GB.")
+    ] = False,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="A folder for the data, removed afterwards.", show_default="a temporary one")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object as the last line of standard output.")] = False,
+) -> None:
+    """Measure throughput, latency, unavailability, start and memory on a cluster of its own, in about a minute."""
+    from fencepost_cli.bench import Bench, measure_recovery
+
+    out = console()
+    parent = Path(tempfile.mkdtemp(prefix="fencepost-bench-", dir=data_dir))
+    try:
+        if recovery:
+            recoveries = run(measure_recovery(parent / "cluster", out.print))
+            _show_recoveries(recoveries, out)
+            told = {"recoveries": [asdict(one) for one in recoveries]}
+        else:
+            result = run(Bench(parent / "cluster", out.print).run())
+            _show(result, out)
+            told = result.to_json()
+    finally:
+        shutil.rmtree(parent, ignore_errors=True)
+    if as_json:
+        typer.echo(json.dumps(told))
+
+
+def _show(result: BenchResult, out: Console) -> None:
+    from rich.table import Table
+
+    def list_of(values: Sequence[float]) -> str:
+        return ", ".join(f"{value:.0f}" for value in values)
+
+    table = Table("what", "measured", "goal")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    table.add_row("throughput, 100 B records", f"{result.records_per_s_100b:,.0f} records/s", "≥ 200,000 records/s")
+    table.add_row("", f"{result.mb_per_s_100b:.1f} MB/s", "")
+    table.add_row("throughput, 1 KB records", f"{result.mb_per_s_1kb:.1f} MB/s", "≥ 45 MB/s")
+    table.add_row("", f"{result.records_per_s_1kb:,.0f} records/s", "")
+    table.add_row("latency at 500 records/s, p50", f"{result.latency_ms_p50:.2f} ms", "≤ 2.5 ms")
+    table.add_row("latency at 500 records/s, p99", f"{result.latency_ms_p99:.2f} ms", "≤ 15 ms")
+    table.add_row("unavailable after kill -9", f"{list_of(result.unavailable_ms)} ms", "≤ 500 ms each")
+    table.add_row("cluster up to first acknowledged write", f"{result.first_ack_s:.2f} s", "≤ 2.5 s")
+    table.add_row("brokers' resident memory after throughput", f"{list_of(result.broker_rss_mb)} MB", "≤ 120 MB")
+    table.add_row(
+        "controller's, client's resident memory", f"{result.controller_rss_mb:.0f}, {result.client_rss_mb:.0f} MB", ""
+    )
+    out.print(table)
+
+
+def _show_recoveries(recoveries: list[Recovery], out: Console) -> None:
+    from rich.table import Table
+
+    table = Table("log", "recovery of the log", "process start to listening")
+    for column in table.columns:
+        column.justify = "right"
+    for one in recoveries:
+        table.add_row(f"{one.log_mb:.0f} MB", f"{one.recovery_s * 1000:.0f} ms", f"{one.ready_s * 1000:.0f} ms")
+    out.print(table)
