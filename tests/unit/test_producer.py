@@ -1,0 +1,606 @@
+"""The producer as its users meet it, over real gRPC, against brokers that fail in chosen ways."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import pytest
+from fake_broker_read import run, until
+from fake_broker_write import BREAK, SWALLOW, FakeWriteCluster, fake_write_cluster
+
+from fencepost.errors import (
+    BufferFull,
+    CoordinatorNotAvailable,
+    DeliveryTimeout,
+    InvalidConfig,
+    InvalidRecord,
+    InvalidRequest,
+    MessageTooLarge,
+    NetworkException,
+    ProducerClosed,
+    ProducerFenced,
+    UnknownTopicOrPartition,
+)
+from fencepost.producer import Producer
+from fencepost.producing.config import ProducerConfig, ProducerOptions
+from fencepost.producing.delivery import Delivery
+from fencepost.producing.partitioner import partition_for
+from fencepost_proto import errors
+from fencepost_proto.metadata import NO_LEADER
+from fencepost_proto.record_batch import MAX_EPOCH
+
+ORDERS = ("id-of-orders", 0)
+
+
+def with_cluster(test: Callable[[FakeWriteCluster], Awaitable[None]], partitions: int = 1) -> None:
+    async def body() -> None:
+        async with fake_write_cluster() as cluster:
+            cluster.add_topic("orders", partitions)
+            await test(cluster)
+
+    run(body())
+
+
+async def send_all(producer: Producer, values: list[bytes], *, pause_every: int = 0) -> list[Delivery]:
+    deliveries = []
+    for number, value in enumerate(values):
+        deliveries.append(await producer.send("orders", value))
+        if pause_every and number % pause_every == 0:
+            await asyncio.sleep(0.001)
+    return deliveries
+
+
+def numbered(count: int) -> list[bytes]:
+    return [b"%06d" % number for number in range(count)]
+
+
+# ---- Sending ----
+
+
+def test_a_record_is_acknowledged_with_its_place() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        async with Producer(cluster.bootstrap) as producer:
+            first = await producer.send_and_wait("orders", b"one", key=b"k", headers=[("h", b"1")], timestamp_ms=77)
+            second = await (await producer.send("orders", b"two"))
+            assert (first.topic, first.partition, first.offset, first.timestamp_ms) == ("orders", 0, 0, 77)
+            assert second.offset == 1
+            assert producer.stats.records_acked == producer.stats.records_sent == 2
+        record = cluster.records(ORDERS)[0]
+        assert (record.key, record.value, record.headers, record.timestamp_ms) == (b"k", b"one", [("h", b"1")], 77)
+
+    with_cluster(test)
+
+
+def test_records_of_a_batch_have_consecutive_offsets_and_keep_their_order() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        async with Producer(cluster.bootstrap, batch_size=2_000) as producer:
+            deliveries = await send_all(producer, numbered(5_000))
+            places = [await delivery for delivery in deliveries]
+            assert [place.offset for place in places] == list(range(5_000))
+            assert cluster.values(ORDERS) == numbered(5_000)
+            assert producer.stats.batches_sent < 500
+
+    with_cluster(test)
+
+
+def test_keys_choose_partitions_as_kafka_does_and_records_without_keys_spread() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        async with Producer(cluster.bootstrap, batch_size=1_000) as producer:
+            for number in range(300):
+                key = b"key-%d" % (number % 20)
+                place = await producer.send("orders", b"v", key=key)
+                if number < 20:
+                    assert (await place).partition == partition_for(key, 3)
+            spread = Counter([(await d).partition for d in await send_all(producer, [b"x" * 100] * 500)])
+            assert sorted(spread) == [0, 1, 2]
+            assert (await producer.send_and_wait("orders", b"v", key=b"key-1", partition=2)).partition == 2
+
+    with_cluster(test, partitions=3)
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "snappy", "lz4", "zstd"])
+def test_every_compression_is_read_back(compression: str) -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        async with Producer(cluster.bootstrap, compression=compression, batch_size=4_000) as producer:
+            await send_all(producer, numbered(2_000))
+            await producer.flush()
+        assert cluster.values(ORDERS) == numbered(2_000)
+
+    with_cluster(test)
+
+
+def test_many_partitions_share_a_message() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        async with Producer(cluster.bootstrap) as producer:
+            await producer.send_and_wait("orders", b"warm")
+            for number in range(30):
+                await producer.send("orders", b"v", partition=number)
+            await producer.flush()
+        assert max(max(broker.messages, default=0) for broker in cluster.writers.values()) >= 5
+
+    with_cluster(test, partitions=30)
+
+
+def test_a_lingering_batch_waits_for_company_and_a_flush_ends_the_wait() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        async with Producer(cluster.bootstrap, linger_ms=60_000) as producer:
+            deliveries = await send_all(producer, numbered(50), pause_every=10)
+            assert not deliveries[0].done()
+            with pytest.raises(InvalidRequest, match="await it"):
+                deliveries[0].result()
+            await producer.flush()
+            assert deliveries[-1].result().offset == 49
+            assert producer.stats.batches_sent == 1
+
+    with_cluster(test)
+
+
+# ---- What is refused at once ----
+
+
+def test_impossible_records_are_refused_by_name_and_nothing_is_taken() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        async with Producer(cluster.bootstrap, max_request_size=1_000) as producer:
+            with pytest.raises(MessageTooLarge, match="record of 2021 bytes for orders-0; max_request_size is 1000"):
+                await producer.send("orders", b"x" * 2_000)
+            with pytest.raises(UnknownTopicOrPartition, match="partition 7 of topic 'orders'"):
+                await producer.send("orders", b"x", partition=7)
+            with pytest.raises(UnknownTopicOrPartition, match="'nowhere'"):
+                await producer.send("nowhere", b"x")
+            with pytest.raises(InvalidRecord, match="-5"):
+                await producer.send("orders", b"x", timestamp_ms=-5)
+            with pytest.raises(InvalidRecord, match="header"):
+                await producer.send("orders", b"x", headers=[("name", "text")])  # type: ignore[list-item]
+            with pytest.raises(TypeError):
+                await producer.send("orders", "text")  # type: ignore[arg-type]
+            await producer.send("orders", b"good")
+            with pytest.raises(TypeError):
+                await producer.send("orders", b"v", key="text")  # type: ignore[arg-type]
+            await producer.flush()
+            assert producer.stats.records_sent == producer.stats.records_acked == 1
+        assert cluster.values(ORDERS) == [b"good"]
+
+    with_cluster(test)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"acks": 2}, "acks=2"),
+        ({"acks": True}, "acks=True"),
+        ({"compression": "brotli"}, "compression='brotli'"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"name": "n", "acks": 1}, "acks=1"),
+        ({"fault_drop_acks": 1.5}, "fault_drop_acks=1.5"),
+        ({"retry_backoff_ms": 100, "retry_backoff_max_ms": 50}, "retry_backoff_max_ms=50"),
+        ({"delivery_timeout_ms": 0}, "delivery_timeout_ms=0"),
+    ],
+)
+def test_an_impossible_setting_is_refused_by_name(options: ProducerOptions, named: str) -> None:
+    with pytest.raises(InvalidConfig, match=named):
+        Producer("127.0.0.1:1", **options)
+
+
+def test_the_typed_options_are_the_configurations_fields() -> None:
+    assert list(ProducerOptions.__annotations__) == list(ProducerConfig.__dataclass_fields__)
+
+
+def test_a_producer_outside_of_its_context_says_so() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        producer = Producer(cluster.bootstrap)
+        with pytest.raises(InvalidRequest, match="not started"):
+            await producer.send("orders", b"x")
+        async with producer:
+            await producer.send("orders", b"x")
+        with pytest.raises(ProducerClosed):
+            await producer.send("orders", b"x")
+        with pytest.raises(ProducerClosed):
+            await producer.flush()
+        await producer.close()
+        assert cluster.values(ORDERS) == [b"x"]
+
+    with_cluster(test)
+
+
+def test_no_broker_and_no_producer_id_are_clear_errors() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        cluster.init_faults = [CoordinatorNotAvailable("the controller is away")] * 1_000
+        with pytest.raises(CoordinatorNotAvailable, match=r"within 300 ms.*the controller is away"):
+            async with Producer(cluster.bootstrap, max_block_ms=300):
+                pass
+
+    with_cluster(test)
+
+
+# ---- Faults ----
+
+
+def test_lost_acknowledgements_are_retried_and_recognised() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        cluster.faults[ORDERS] = [BREAK] * 3
+        async with Producer(cluster.bootstrap, batch_size=300) as producer:
+            deliveries = await send_all(producer, numbered(200), pause_every=5)
+            places = [await delivery for delivery in deliveries]
+            assert [place.offset for place in places] == list(range(200))
+            assert producer.stats.retried_batches >= 3
+            assert producer.stats.deduplicated_batches >= 1
+            assert cluster.recognised >= 1
+        assert cluster.values(ORDERS) == numbered(200)
+
+    with_cluster(test)
+
+
+def test_the_fault_switch_drops_answers_and_nothing_is_lost_or_doubled() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        async with Producer(cluster.bootstrap, batch_size=300, fault_drop_acks=0.2) as producer:
+            await send_all(producer, numbered(1_500), pause_every=20)
+            await producer.flush()
+            stats = producer.stats
+            assert stats.records_acked == 1_500
+            assert stats.dropped_acks >= 3
+            assert stats.deduplicated_batches >= 1
+        assert cluster.values(ORDERS) == numbered(1_500)
+
+    with_cluster(test)
+
+
+def test_answers_in_any_order_are_matched() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        cluster.reverse_answers = True
+        async with Producer(cluster.bootstrap, batch_size=200) as producer:
+            cluster.answering.clear()
+            deliveries = await send_all(producer, numbered(300), pause_every=7)
+            cluster.answering.set()
+            assert [(await delivery).offset for delivery in deliveries] == list(range(300))
+        assert cluster.values(ORDERS) == numbered(300)
+
+    with_cluster(test)
+
+
+def test_records_follow_the_leader_through_a_failover() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        async with Producer(cluster.bootstrap, batch_size=300) as producer:
+            deliveries = []
+            for number, value in enumerate(numbered(600)):
+                deliveries.append(await producer.send("orders", value))
+                if number % 10 == 0:
+                    await asyncio.sleep(0.001)
+                if number == 200:
+                    old = cluster.leader_of(ORDERS)
+                    cluster.faults[ORDERS] = [BREAK]
+                    await old.kill()
+                    cluster.fence(old.id)
+                if number == 400:
+                    cluster.elect(ORDERS, next(b for b in (1, 2, 3) if b not in (old.id, cluster.leader_of(ORDERS).id)))
+            assert [(await delivery).offset for delivery in deliveries] == list(range(600))
+        assert cluster.values(ORDERS) == numbered(600)
+
+    with_cluster(test)
+
+
+def test_a_silent_leader_does_not_hold_back_what_the_new_one_can_take() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        async with Producer(cluster.bootstrap) as producer:
+            await producer.send_and_wait("orders", b"before")
+            old = cluster.leader_of(ORDERS)
+            old.pause()
+            waiting = await producer.send("orders", b"during")
+            await until(lambda: producer.stats.batches_sent >= 2)
+            cluster.fence(old.id)
+            async with asyncio.timeout(3):
+                assert (await waiting).offset == 1
+            old.resume()
+
+    with_cluster(test)
+
+
+def test_an_answer_that_never_comes_breaks_the_stream_and_is_asked_for_again() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        cluster.faults[ORDERS] = [SWALLOW]
+        async with Producer(cluster.bootstrap, request_timeout_ms=50) as producer:
+            assert (await producer.send_and_wait("orders", b"once")).offset == 0
+            assert producer.stats.deduplicated_batches == 1
+        assert cluster.values(ORDERS) == [b"once"]
+
+    with_cluster(test)
+
+
+def test_refusals_that_pass_are_not_shown_to_the_application() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        cluster.faults[ORDERS] = [
+            errors.NotEnoughReplicas("x"),
+            errors.NotEnoughReplicasAfterAppend("x"),
+            errors.CorruptMessage("x"),
+            errors.UnknownServerError("x"),
+            errors.RequestTimedOut("x"),
+            errors.UnknownLeaderEpoch("x"),
+        ]
+        async with Producer(cluster.bootstrap, batch_size=100) as producer:
+            await send_all(producer, numbered(60), pause_every=3)
+            await producer.flush()
+            assert producer.stats.records_acked == 60
+        assert cluster.values(ORDERS) == numbered(60)
+
+    with_cluster(test)
+
+
+def test_forgotten_producer_state_is_no_error_and_no_duplicate() -> None:
+    """idle-past-expiry and stuck-until-restart of the gauntlet, over the wire."""
+
+    async def test(cluster: FakeWriteCluster) -> None:
+        async with Producer(cluster.bootstrap) as producer:
+            await producer.send_and_wait("orders", b"one")
+            cluster.states[ORDERS].__init__()  # type: ignore[misc]
+            await producer.send_and_wait("orders", b"two")
+            await producer.send_and_wait("orders", b"three")
+        assert cluster.values(ORDERS) == [b"one", b"two", b"three"]
+
+    with_cluster(test)
+
+
+def test_a_batch_too_large_for_the_topic_fails_alone() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        cluster.max_message_bytes = 5_000
+        async with Producer(cluster.bootstrap, batch_size=1_000) as producer:
+            deliveries = [
+                await producer.send("orders", b"a" * 900),
+                await producer.send("orders", b"b" * 6_000),
+                await producer.send("orders", b"c" * 900),
+                await producer.send("orders", b"d" * 900),
+            ]
+            await producer.flush()
+            with pytest.raises(MessageTooLarge) as caught:
+                await deliveries[1]
+            assert not caught.value.may_have_been_appended
+            assert [(await d).offset for d in (deliveries[0], *deliveries[2:])] == [0, 1, 2]
+            assert producer.stats.records_failed == 1
+        assert [value[:1] for value in cluster.values(ORDERS)] == [b"a", b"c", b"d"]
+
+    with_cluster(test)
+
+
+# ---- Timeouts ----
+
+
+def test_a_record_that_is_not_acknowledged_in_time_fails_and_says_that_it_may_be_there() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        cluster.answering.clear()
+        async with Producer(cluster.bootstrap, delivery_timeout_ms=300) as producer:
+            sent = await producer.send("orders", b"sent", partition=0)
+            with pytest.raises(DeliveryTimeout, match="orders-0: not acknowledged in time after 1 attempts") as caught:
+                await sent
+            assert caught.value.may_have_been_appended
+            cluster.answering.set()
+            assert (await producer.send_and_wait("orders", b"after", partition=0)).offset == 1
+        assert cluster.values(ORDERS) == [b"sent", b"after"]
+        assert [h.producer_epoch for h, _ in cluster.logs[ORDERS].batches] == [0, 1]
+
+    with_cluster(test)
+
+
+def test_a_partition_without_a_leader_leaves_no_doubt_either() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        cluster.elect(ORDERS, NO_LEADER)
+        async with Producer(cluster.bootstrap, delivery_timeout_ms=300) as producer:
+            with pytest.raises(DeliveryTimeout, match="it has no leader") as caught:
+                await producer.send_and_wait("orders", b"x")
+            assert not caught.value.may_have_been_appended
+            waiting = await producer.send("orders", b"y")
+            cluster.elect(ORDERS, 2)
+            assert (await waiting).offset == 0
+
+    with_cluster(test)
+
+
+def test_an_unreachable_leader_leaves_no_doubt_about_what_was_never_sent() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        async with Producer(cluster.bootstrap, delivery_timeout_ms=300) as producer:
+            await cluster.leader_of(ORDERS).kill()
+            with pytest.raises(DeliveryTimeout) as caught:
+                await producer.send_and_wait("orders", b"x")
+            assert not caught.value.may_have_been_appended
+
+    with_cluster(test)
+
+
+def test_the_buffer_is_bounded_and_sends_wait_for_room() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        cluster.answering.clear()
+        async with Producer(cluster.bootstrap, batch_size=1_000, buffer_memory=10_000, max_block_ms=200) as producer:
+            taken = -(-10_000 // 121)
+            await send_all(producer, [b"x" * 100] * taken)
+            with pytest.raises(BufferFull, match="buffer_memory is 10000"):
+                await producer.send("orders", b"x" * 100)
+            waiters = [asyncio.create_task(producer.send("orders", b"y" * 100)) for _ in range(20)]
+            await asyncio.sleep(0)
+            waiters[3].cancel()
+            cluster.answering.set()
+            done = await asyncio.gather(*waiters, return_exceptions=True)
+            assert sum(isinstance(result, Delivery) for result in done) == 19
+            await producer.flush()
+            assert producer.stats.records_acked == taken + 19
+
+    with_cluster(test)
+
+
+def test_a_full_buffer_ends_lingering() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        async with Producer(cluster.bootstrap, linger_ms=60_000, buffer_memory=2_000, max_block_ms=5_000) as producer:
+            for number in range(40):
+                await producer.send("orders", b"x" * 100, partition=number % 4)
+
+    with_cluster(test, partitions=4)
+
+
+def test_close_fails_what_is_left_and_says_what_is_known() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        cluster.answering.clear()
+        cluster.elect(("id-of-orders", 1), NO_LEADER)
+        producer = Producer(cluster.bootstrap)
+        await producer.start()
+        sent = await producer.send("orders", b"sent", partition=0)
+        await until(lambda: cluster.batches_appended == 1)
+        unsent = await producer.send("orders", b"unsent", partition=1)
+        await producer.close(timeout_s=0.1)
+        with pytest.raises(ProducerClosed) as caught:
+            await sent
+        assert caught.value.may_have_been_appended
+        with pytest.raises(ProducerClosed) as caught:
+            await unsent
+        assert not caught.value.may_have_been_appended
+        stats = producer.stats
+        assert (stats.records_sent, stats.records_failed) == (2, 2)
+
+    with_cluster(test, partitions=2)
+
+
+def test_a_cancelled_wait_disturbs_nobody_else() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        cluster.answering.clear()
+        async with Producer(cluster.bootstrap) as producer:
+            delivery = await producer.send("orders", b"x")
+
+            async def wait() -> int:
+                return (await delivery).offset
+
+            first, second = asyncio.create_task(wait()), asyncio.create_task(wait())
+            await asyncio.sleep(0.01)
+            first.cancel()
+            await asyncio.sleep(0)
+            cluster.answering.set()
+            assert await second == 0
+
+    with_cluster(test)
+
+
+def test_a_deleted_topic_fails_its_records_at_once() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        cluster.answering.clear()
+        async with Producer(cluster.bootstrap) as producer:
+            sent = await producer.send("orders", b"x")
+            await until(lambda: cluster.batches_appended == 1)
+            cluster.change(deleted=("topics/id-of-orders", "partitions/id-of-orders/0"))
+            with pytest.raises(UnknownTopicOrPartition, match="deleted"):
+                await sent
+            cluster.answering.set()
+            cluster.add_topic("orders", topic_id="another-id")
+            assert (await producer.send_and_wait("orders", b"y")).offset == 0
+        assert cluster.values(("another-id", 0)) == [b"y"]
+
+    with_cluster(test)
+
+
+# ---- Identity ----
+
+
+def test_a_used_up_epoch_brings_a_new_producer_id() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        cluster.first_epoch = MAX_EPOCH
+        async with Producer(cluster.bootstrap) as producer:
+            await producer.send_and_wait("orders", b"one")
+            cluster.first_epoch = 0
+            cluster.states[ORDERS].__init__()  # type: ignore[misc]
+            assert (await producer.send_and_wait("orders", b"two")).offset == 1
+        stamps = [(h.producer_id, h.producer_epoch, h.base_sequence) for h, _ in cluster.logs[ORDERS].batches]
+        assert stamps == [(101, MAX_EPOCH, 0), (102, 0, 0)]
+
+    with_cluster(test)
+
+
+def test_a_named_producers_bump_drains_every_partition_first() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        other = ("id-of-orders", 1)
+        async with Producer(cluster.bootstrap, name="loader") as producer:
+            for partition in (0, 1):
+                await producer.send_and_wait("orders", b"first", partition=partition)
+            cluster.states[ORDERS].__init__()  # type: ignore[misc]
+            cluster.faults[other] = [errors.NotEnoughReplicas("for a while")] * 3
+            cluster.init_faults = [errors.RequestTimedOut("a leader does not answer")]
+            deliveries = [await producer.send("orders", b"second", partition=p) for p in (0, 1)]
+            assert [(await d).offset for d in deliveries] == [1, 1]
+            assert producer.epoch == 1
+            await producer.send_and_wait("orders", b"third", partition=1)
+        for key in (ORDERS, other):
+            for header, _ in cluster.logs[key].batches:
+                assert header.producer_id == cluster.named["loader"][0]
+        assert cluster.values(ORDERS) == [b"first", b"second"]
+        assert cluster.values(other) == [b"first", b"second", b"third"]
+
+    with_cluster(test, partitions=2)
+
+
+def test_an_older_instance_is_fenced_for_good() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        async with Producer(cluster.bootstrap, name="loader") as old:
+            await old.send_and_wait("orders", b"old")
+            async with Producer(cluster.bootstrap, name="loader") as new:
+                await new.send_and_wait("orders", b"new")
+                late = await old.send("orders", b"too late")
+                with pytest.raises(ProducerFenced, match="loader") as caught:
+                    await late
+                assert not caught.value.may_have_been_appended
+                with pytest.raises(ProducerFenced):
+                    await old.send("orders", b"never")
+                await new.send_and_wait("orders", b"newer")
+        assert cluster.values(ORDERS) == [b"old", b"new", b"newer"]
+
+    with_cluster(test)
+
+
+def test_a_fence_found_during_the_own_bump_is_final_too() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        async with Producer(cluster.bootstrap, name="loader") as old:
+            await old.send_and_wait("orders", b"old")
+            cluster.named["loader"] = (cluster.named["loader"][0], 7)
+            cluster.states[ORDERS].__init__()  # type: ignore[misc]
+            with pytest.raises(ProducerFenced, match="another instance"):
+                await old.send_and_wait("orders", b"x")
+
+    with_cluster(test)
+
+
+def test_a_named_producer_resumes_after_its_predecessors_last_record() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        async with Producer(cluster.bootstrap, name="loader") as first:
+            assert await first.resume("orders", 0) is None
+            for number in range(7):
+                await first.send("orders", b"v%d" % number, key=b"k%d" % number)
+            await first.flush()
+        async with Producer(cluster.bootstrap, name="loader") as second:
+            resumed = await second.resume("orders", 0)
+            assert resumed is not None
+            assert (resumed.epoch, resumed.last_sequence, resumed.last_offset) == (0, 6, 6)
+            assert resumed.record is not None
+            assert (resumed.record.key, resumed.record.value, resumed.record.offset) == (b"k6", b"v6", 6)
+            cluster.logs[ORDERS].remove_before(7)
+            await second.send_and_wait("orders", b"next")
+        async with Producer(cluster.bootstrap) as anonymous:
+            with pytest.raises(InvalidRequest, match="named"):
+                await anonymous.resume("orders", 0)
+
+    with_cluster(test)
+
+
+# ---- Without stamps ----
+
+
+@pytest.mark.parametrize("acks", [0, 1])
+def test_without_stamps_order_is_kept_and_an_unknown_outcome_is_not_risked_twice(acks: int) -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        async with Producer(cluster.bootstrap, acks=acks, batch_size=200) as producer:  # type: ignore[arg-type]
+            assert producer.producer_id == -1
+            cluster.faults[ORDERS] = [errors.NotLeaderOrFollower("x"), errors.NotLeaderOrFollower("x")]
+            await send_all(producer, numbered(100), pause_every=5)
+            await producer.flush()
+            assert cluster.values(ORDERS) == numbered(100)
+            cluster.faults[ORDERS] = [BREAK]
+            with pytest.raises(NetworkException) as caught:
+                await producer.send_and_wait("orders", b"perhaps")
+            assert caught.value.may_have_been_appended
+            await producer.send_and_wait("orders", b"after")
+        assert cluster.values(ORDERS)[100:] == [b"perhaps", b"after"]
+        assert all(header.producer_id == -1 for header, _ in cluster.logs[ORDERS].batches)
+
+    with_cluster(test)
