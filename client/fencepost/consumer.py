@@ -35,8 +35,10 @@ from fencepost.consumer_core import (
     TopicPartition,
 )
 from fencepost.consumer_fetch import Router, first_record_from, list_offset
+from fencepost.history import History
 from fencepost_proto.errors import (
     CorruptMessage,
+    FencepostError,
     InvalidConfig,
     InvalidRequest,
     UnknownTopicOrPartition,
@@ -64,7 +66,7 @@ class Consumer:
 
     `topics`: read all their partitions, as `subscribe` does. `start`: where a partition without a position begins.
     `reset`: how to go on where retention has removed the next record: at the log's new start ("earliest"), at its end
-    ("latest"), or with OffsetOutOfRange ("error").
+    ("latest"), or with OffsetOutOfRange ("error"). `history`: tell it what is read.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Consumer:
         *topics: str,
         start: StartPolicy = "earliest",
         reset: ResetPolicy = "earliest",
+        history: History | None = None,
         host: Host | None = None,
     ) -> None:
         if start not in get_args(StartPolicy):
@@ -84,9 +87,12 @@ class Consumer:
         self._cluster = Cluster(bootstrap, host or Host())
         self._core = ConsumerCore(reset)
         self._arrived = asyncio.Event()  # set with every change that reading or `position` may wait for
-        self._router = Router(self._core, self._cluster, self._arrived.set)
+        self._router = Router(self._core, self._cluster, self._arrived.set, self._on_resolved)
         self._routing: asyncio.Task[None] | None = None
         self._iterated: deque[ConsumerRecord] = deque()  # decoded for `async for`, not handed out yet
+        self._history = history
+        self._operation = 0  # of the history, to which `_iterated` belongs
+        self._resolved: dict[TopicPartition, int] = {}  # positions found out, of which the history is not told yet
 
     # ---- Life ----
 
@@ -129,6 +135,8 @@ class Consumer:
         fresh = [tp for tp in keys if tp not in self._core.assignment]
         positions = await self._offsets(fresh, LATEST) if self._start == "latest" else {}
         self._core.assign(keys, positions)
+        for tp, position in positions.items():
+            self._tell_moved(tp, position)
         self._iterated = deque(record for record in self._iterated if _tp(record) in keys)
         self._router.wake()
 
@@ -151,6 +159,7 @@ class Consumer:
     def seek(self, tp: TopicPartition, offset: int) -> None:
         """Read `offset` next. Whether it exists turns out in reading."""
         self._core.seek(tp, offset)
+        self._tell_moved(tp, offset)
         self._iterated = deque(record for record in self._iterated if _tp(record) != tp)
         self._router.wake()
 
@@ -208,8 +217,12 @@ class Consumer:
         if max_records < 1:
             raise InvalidRequest(f"max_records={max_records}: a poll takes one record or more")
         if self._iterated:
-            return [self._iterated.popleft() for _ in range(min(max_records, len(self._iterated)))]
-        return await self._read(max_records, asyncio.get_running_loop().time() + timeout_ms / 1000)
+            records = [self._iterated.popleft() for _ in range(min(max_records, len(self._iterated)))]
+        else:
+            records = await self._read(max_records, asyncio.get_running_loop().time() + timeout_ms / 1000)
+        if self._history is not None:
+            self._tell(self._history, records)
+        return records
 
     def __aiter__(self) -> Self:
         return self
@@ -217,9 +230,22 @@ class Consumer:
     async def __anext__(self) -> ConsumerRecord:
         while not self._iterated:
             self._iterated.extend(await self._read(ITERATION_RECORDS, None))
-        return self._iterated.popleft()
+        record = self._iterated.popleft()
+        if self._history is not None:
+            self._tell(self._history, [record])
+        return record
 
     async def _read(self, max_records: int, deadline_s: float | None) -> list[ConsumerRecord]:
+        if self._history is None:
+            return await self._take(max_records, deadline_s)
+        self._operation = self._history.invoke_poll()
+        try:
+            return await self._take(max_records, deadline_s)
+        except (FencepostError, asyncio.CancelledError) as error:
+            self._history.polled_nothing(self._operation, error)
+            raise
+
+    async def _take(self, max_records: int, deadline_s: float | None) -> list[ConsumerRecord]:
         """Nothing is awaited between taking records from the core and returning them: cancellation cannot lose any."""
         await asyncio.sleep(0)  # an application that finds records every time must let others run, the fetching too
         while True:
@@ -238,6 +264,24 @@ class Consumer:
                 return []
 
     # ---- Inside ----
+
+    def _tell(self, history: History, records: list[ConsumerRecord]) -> None:
+        for record in records:
+            tp = _tp(record)
+            if self._resolved.get(tp) == record.offset:
+                self._tell_moved(tp, record.offset)
+            history.polled(self._operation, record, self._core.high_watermark(tp))
+        if not records:
+            history.polled_nothing(self._operation)
+
+    def _tell_moved(self, tp: TopicPartition, offset: int) -> None:
+        self._resolved.pop(tp, None)
+        if self._history is not None:
+            self._history.moved(tp.topic, tp.partition, offset)
+
+    def _on_resolved(self, tp: TopicPartition, offset: int) -> None:
+        """The history is told when the record there is handed out: others may still wait before it."""
+        self._resolved[tp] = offset
 
     def _hand_out(self, max_records: int) -> list[ConsumerRecord]:
         was_full = self._core.buffered_bytes >= MAX_BUFFERED_BYTES

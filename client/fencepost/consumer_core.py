@@ -262,11 +262,13 @@ class ConsumerCore:
             if p.position == UNRESOLVED and p.failure is None
         ]
 
-    def resolve(self, tp: TopicPartition, generation: int, offset: int) -> None:
-        """Where the log begins or ends; ignored if the application has moved the partition since."""
+    def resolve(self, tp: TopicPartition, generation: int, offset: int) -> bool:
+        """Where the log begins or ends; ignored (False) if the application has moved the partition since."""
         p = self._assigned.get(tp)
-        if p is not None and p.generation == generation and p.position == UNRESOLVED:
-            self._move(p, offset)
+        if p is None or p.generation != generation or p.position != UNRESOLVED:
+            return False
+        self._move(p, offset)
+        return True
 
     def fail(self, tp: TopicPartition, generation: int, error: FencepostError) -> None:
         """No way on from this position: the application is told, and only it can go on, by a seek."""

@@ -166,10 +166,17 @@ class FetchStream:
 class Router:
     """Keeps the streams that the core's routes ask for. `run` is a task of the consumer's."""
 
-    def __init__(self, core: ConsumerCore, cluster: Cluster, arrived: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        core: ConsumerCore,
+        cluster: Cluster,
+        arrived: Callable[[], None],
+        moved: Callable[[TopicPartition, int], None],
+    ) -> None:
         self._core = core
         self._cluster = cluster
-        self._arrived = arrived
+        self._arrived = arrived  # the application may have something to read, or to be told
+        self._moved = moved  # a position is found out that the application did not choose
         self._news = asyncio.Event()
         self._routed_version = -1  # of the core, when last routed
         self._streams: dict[str, tuple[FetchStream, asyncio.Task[None]]] = {}
@@ -267,7 +274,8 @@ class Router:
             else:
                 log.warning("start not known yet topic=%s partition=%d reason=%s", tp.topic, tp.partition, error)
         else:
-            self._core.resolve(tp, generation, offset)
+            if self._core.resolve(tp, generation, offset):
+                self._moved(tp, offset)
 
 
 async def _wait(event: asyncio.Event, timeout_s: float | None) -> None:

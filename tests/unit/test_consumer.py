@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import defaultdict
 
 import pytest
@@ -12,6 +13,7 @@ from fencepost import cluster as cluster_module
 from fencepost import consumer_fetch
 from fencepost.consumer import Consumer, OffsetAndTimestamp
 from fencepost.consumer_core import MAX_BUFFERED_BYTES, ConsumerRecord, TopicPartition
+from fencepost.history import History
 from fencepost_proto.errors import (
     CorruptMessage,
     InvalidConfig,
@@ -363,6 +365,53 @@ def test_cancelling_a_read_loses_no_record() -> None:
                         continue
                 records += await read(consumer, 120 - len(records))
                 check_in_order(records)
+
+    run(test())
+
+
+def test_the_history_tells_each_invocation_each_record_and_each_move_in_the_order_the_application_saw() -> None:
+    async def test() -> None:
+        async with fake_cluster(1) as fake:
+            key = (fake.add_topic("orders"), 0)
+            write(fake, key, 3)
+            lines: list[str] = []
+            async with Consumer(fake.bootstrap, "orders", history=History(lines.append, process="c1")) as consumer:
+                await read(consumer, 2)
+                assert (await anext(consumer)).offset == 2
+                assert await consumer.poll(timeout_ms=1) == []
+                consumer.seek(T0, 1)
+                assert (await anext(consumer)).offset == 1
+                write(fake, key, 3)
+                write(fake, key, 1)
+                assert (await anext(consumer)).offset == 2
+                fake.logs[key].remove_before(6)
+                consumer.seek(T0, 3)
+                assert (await read(consumer, 1))[0].offset == 6
+                fake.change(deleted=(f"topics/{key[0]}", f"partitions/{key[0]}/0"))
+                with pytest.raises(UnknownTopicOrPartition):
+                    await read(consumer, 1)
+            told = [json.loads(line) for line in lines]
+            assert {line["process"] for line in told} == {"c1"}
+            assert [line["time"] for line in told] == sorted(line["time"] for line in told)
+            story = [(line["type"], line["op"], line.get("offset")) for line in told if line["type"] != "invoke"]
+            assert story[:9] == [
+                ("info", "seek", 0),
+                ("ok", "poll", 0),
+                ("ok", "poll", 1),
+                ("ok", "poll", 2),
+                ("ok", "poll", None),
+                ("info", "seek", 1),
+                ("ok", "poll", 1),
+                ("ok", "poll", 2),
+                ("info", "seek", 3),
+            ]
+            assert [entry for entry in story[9:] if entry != ("ok", "poll", None)] == [
+                ("info", "seek", 6),
+                ("ok", "poll", 6),
+                ("fail", "poll", None),
+            ]
+            invoked = {line["id"] for line in told if line["type"] == "invoke"}
+            assert {line["id"] for line in told if line["op"] == "poll"} == invoked
 
     run(test())
 
