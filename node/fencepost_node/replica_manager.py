@@ -23,7 +23,7 @@ from fencepost_node.replication.leader_state import Proposal
 from fencepost_node.replication.leadership import Leadership
 from fencepost_node.tasks import Tasks
 from fencepost_proto import errors
-from fencepost_proto.errors import ErrorCode, FencepostError
+from fencepost_proto.errors import ErrorCode, FencepostError, InvariantBroken
 from fencepost_proto.host import Host
 from fencepost_proto.metadata import MetadataImage, Partition, PartitionKey, Topic
 from fencepost_proto.v1 import controller_pb2
@@ -194,6 +194,11 @@ class ReplicaManager:
                 link.reconnect()  # the streams' first message names the broker epoch
         for key in [key for key in self.replicas if not self._hosts(image.partitions.get(key))]:
             self._drop(key)
+        for key in [
+            key for key in self._found if key not in image.partitions or not self._hosts(image.partitions[key])
+        ]:
+            found = self._found.pop(key)
+            self._work.put_nowait(partial(self._delete, found))
         for key, partition in image.partitions.items():
             if not self._hosts(partition):
                 continue
@@ -209,17 +214,14 @@ class ReplicaManager:
             elif key not in self._expected:
                 self._expected.add(key)
                 self._work.put_nowait(partial(self._create, key))
-        for key in [
-            key for key in self._found if key not in image.partitions or not self._hosts(image.partitions[key])
-        ]:
-            found = self._found.pop(key)
-            self._work.put_nowait(partial(self._delete, found))
         self._retarget_links()
 
     def _hosts(self, partition: Partition | None) -> bool:
         return partition is not None and self.broker_id in partition.replicas
 
     def _add(self, partition: Partition, topic: Topic, opened: Log) -> None:
+        if partition.id in self.replicas:
+            raise InvariantBroken(f"the log of {topic.name}-{partition.index} was opened twice")
         replica = self.replicas[partition.id] = Replica(self, partition, topic, opened)
         replica.apply(partition)
 
@@ -236,7 +238,13 @@ class ReplicaManager:
             await work()
 
     async def _create(self, key: PartitionKey) -> None:
-        self._expected.discard(key)
+        """Open the log once, whatever metadata comes meanwhile: until it is there the key stays expected."""
+        try:
+            await self._open_log(key)
+        finally:
+            self._expected.discard(key)
+
+    async def _open_log(self, key: PartitionKey) -> None:
         partition, topic = self.image.partitions.get(key), self.image.topics.get(key[0])
         if topic is None or partition is None or not self._hosts(partition):
             return  # deleted meanwhile

@@ -234,7 +234,7 @@ class FollowerLink:
         cut = min(divergence.end_offset, own_end) if own_epoch >= 0 else replica.log.log_start_offset
         if cut >= replica.log.log_end_offset:
             raise InvariantBroken(f"divergence {divergence} of {replica.key} cuts nothing: our history is {own_epoch}")
-        return max(cut, replica.log.log_start_offset)
+        return int(max(cut, replica.log.log_start_offset))
 
     async def _acknowledge(self, stored: list[_Followed]) -> None:
         """Acknowledge what was stored; where the topic says flush=always, only what is synced."""

@@ -103,6 +103,7 @@ class Leadership:
     def _known(self, header: BatchHeader) -> Duplicate | None:
         if not header.idempotent:
             return None
+        self.replica.log.producers.committed_below = self.high_watermark
         fence_epoch = self.replica.owner.image.fences.get(header.producer_id, 0)
         answer = self.replica.log.producers.check(
             header, fence_epoch=fence_epoch, ever_held_records=self.replica.log.ever_held_records
