@@ -1,53 +1,50 @@
-"""A history: what clients asked of a log and what they were told, one JSON object a line. Pure; no I/O.
+"""The lines of a history, typed: what the recorder `History` writes, what `fencepost check` reads. Pure; no I/O.
 
-Recorders write it, `fencepost check` reads it. Every operation of a client is an *invocation*, written before anything
-is sent, and a *completion*, written once its outcome is known:
+Every operation of a client is an *invocation*, written before anything is sent, and a *completion*, written once its
+outcome is known. One JSON object a line:
 
-    {"process":"p1","index":7,"time_ns":12,"type":"invoke","op":"send","topic":"orders","key":"k","value":"a:7"}
-    {"process":"p1","index":7,"time_ns":90,"type":"ok","op":"send","topic":"orders","partition":0,"offset":41,
-     "producer":{"id":1000,"epoch":0,"sequence":3}}
+    {"process":"p1","time":12,"type":"invoke","op":"send","id":7,"topic":"orders","key":"k","value":"a:7"}
+    {"process":"p1","time":90,"type":"ok","op":"send","id":7,"topic":"orders","partition":0,"offset":41}
 
-`process`     one sequential caller: a producer or a consumer from its opening to its closing. It may have many sends
-              outstanding, but hands them over one after another. A client that is opened again is another process.
-`index`       numbers the operations of a process in the order of their invocation; (process, index) ties a completion
-              to its invocation.
-`time_ns`     of one clock for the whole history, such as the event loop's. Several files are merged by it.
-`type`        invoke; ok: it happened; fail: it certainly did not; info: unknown. A fail with
-              "may_have_been_appended": true counts as info, and so does an invocation without a completion.
+process   one sequential caller: a producer or a consumer from its opening to its closing. It may have many sends
+          outstanding, but hands them over one after another.
+time      ns of one clock for the whole history, such as the event loop's. Several files are merged by it.
+type      invoke; ok: it happened; fail: it certainly did not; info: unknown, or something to know. A fail with
+          "may_have_been_appended": true counts as info, and so does an invocation without a completion.
+id        of a send: rises within a process, and ties its completion to its invocation. A send whose id does not rise
+          is the first of another process, opened under the same name when the one before was gone.
+value     text, or {"base64": …} where it is not UTF-8, or null. Values of sends are unique in their topic, never null.
 
-| op     | lines                                                                                                |
-|--------|------------------------------------------------------------------------------------------------------|
-| send   | invoke: value, unique in its topic; key and partition where known. ok: partition, and offset unless   |
-|        | the broker no longer remembers it (null or -1). Completions may carry the record's producer stamp.    |
-| poll   | ok: records [[offset, value], …] of one partition in the order in which they were handed out, and the |
-|        | high watermark that the consumer knew then. No other line is needed.                                  |
-| assign | ok: the process reads this partition next from `offset`; null: from wherever the next poll begins     |
-| seek   | the same. Also where a consumer's position was reset for it.                                          |
-| final  | invoke: all sends have completed or never will; the process now reads the partition whole, from its   |
-|        | log start `offset`. ok: it has read everything below `offset`, the end.                               |
+op       what its lines say
+send     invoke: value; key and partition where known. ok: partition, and offset unless the cluster no longer knew it
+         (null or -1). Any completion: the record's stamp, "producer": {"id": …, "epoch": …, "sequence": …}, where known.
+poll     ok: one record, as partition, offset and value, or several of one partition, as "records": [[offset, value], …]
+         in the order in which they were handed out; with the high_watermark that the consumer knew. Other lines may be
+         left out.
+seek     any type but invoke: the process reads this partition next from `offset`; null: from wherever its next poll
+         begins. Also where the consumer begins, and where its position was moved past what retention removed. A
+         consumer that polls without it has read the partition from its beginning.
+assign   the same as seek.
+final    invoke: all sends have completed or never will, and the process begins to read this partition whole.
+         ok: it has been handed everything from start_offset, the log's start, up to before end_offset, its end.
 
-A consumer that polls a partition without assign, seek or final has read it from its beginning.
-Values and keys are text: see `text_of` for bytes. Fields that are null may be left out; unknown fields are ignored.
+Fields that are null may be left out. Unknown fields are ignored.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, cast
 
 OperationType = Literal["invoke", "ok", "fail", "info"]
-OperationName = Literal["send", "poll", "assign", "seek", "final"]
-ReadRecord = tuple[int, str | None]  # offset, value
-
-MAX_TEXT_BYTES = 64  # a longer key or value is written as its beginning and a digest
-_SHOWN_BYTES = 32
-_DIGEST_BYTES = 16
+OperationName = Literal["send", "poll", "seek", "assign", "final"]
+Value = str | bytes | None  # bytes only where they are not UTF-8
+ReadRecord = tuple[int, Value]  # offset, value
 
 _TYPES = frozenset(("invoke", "ok", "fail", "info"))
-_NAMES = frozenset(("send", "poll", "assign", "seek", "final"))
+_NAMES = frozenset(("send", "poll", "seek", "assign", "final"))
 _NO_RECORDS: Sequence[ReadRecord] = ()
 
 
@@ -63,50 +60,52 @@ class RecordStamp(NamedTuple):
     sequence: int  # of the record itself: its batch's base sequence + its place in the batch
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One line of a history."""
+class Operation(NamedTuple):
+    """One line of a history. A poll's records are always in `records`."""
 
     process: str
-    index: int
     time_ns: int
     type: OperationType
     op: OperationName
-    topic: str
-    partition: int | None = None
-    key: str | None = None
-    value: str | None = None
-    offset: int | None = None
+    id: int = -1  # here and in the other numbers, -1: not known (yet)
+    topic: str = ""
+    partition: int = -1
+    key: Value = None
+    value: Value = None
+    offset: int = -1
     producer: RecordStamp | None = None
-    high_watermark: int | None = None
+    high_watermark: int = -1
     records: Sequence[ReadRecord] = _NO_RECORDS
+    start_offset: int = -1
+    end_offset: int = -1
     error: str | None = None
     may_have_been_appended: bool = False
 
 
-def text_of(data: bytes | None) -> str | None:
-    """A key or value as a history holds it: short UTF-8 as it is, anything else by its beginning and its digest."""
-    if data is None:
-        return None
-    if len(data) <= MAX_TEXT_BYTES:
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            pass
-    return f"{data[:_SHOWN_BYTES].decode(errors='backslashreplace')}…{blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()}"
+_DEFAULTS = Operation._field_defaults
 
 
 def to_line(operation: Operation) -> str:
     """One line, without its end."""
     fields: dict[str, Any] = {
         name: value
-        for name in Operation.__slots__
-        if (value := getattr(operation, name)) is not None and value is not False and value is not _NO_RECORDS
+        for name, value in zip(Operation._fields, operation, strict=True)
+        if name not in _DEFAULTS or value != _DEFAULTS[name]
     }
+    fields["time"] = fields.pop("time_ns")
+    for name in ("key", "value"):
+        if name in fields:
+            fields[name] = _written(fields[name])
     if operation.producer is not None:
         producer_id, epoch, sequence = operation.producer
         fields["producer"] = {"id": producer_id, "epoch": epoch, "sequence": sequence}
+    if operation.records:
+        fields["records"] = [[offset, _written(value)] for offset, value in operation.records]
     return json.dumps(fields, separators=(",", ":"))
+
+
+def _written(value: Value) -> object:
+    return {"base64": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
 
 
 def from_line(line: str | bytes) -> Operation:
@@ -118,55 +117,66 @@ def from_line(line: str | bytes) -> Operation:
     if type(fields) is not dict:
         raise NotAnOperation(f"a JSON object is expected, not {type(fields).__name__}")
     get = fields.get
-    kind, name = get("type"), get("op")
+    kind, name, process, time_ns = get("type"), get("op"), get("process"), get("time")
     if type(kind) is not str or kind not in _TYPES:
-        raise NotAnOperation(f"type is {kind!r}, not one of {', '.join(sorted(_TYPES))}")
+        raise NotAnOperation(f"type is {kind!r}, not one of invoke, ok, fail, info")
     if type(name) is not str or name not in _NAMES:
-        raise NotAnOperation(f"op is {name!r}, not one of {', '.join(sorted(_NAMES))}")
-    process, index, time_ns, topic = get("process"), get("index"), get("time_ns"), get("topic")
+        raise NotAnOperation(f"op is {name!r}, not one of send, poll, seek, assign, final")
     if type(process) is not str or not process:
         raise NotAnOperation(f"process is {process!r}, not a name")
-    if type(index) is not int or index < 0:
-        raise NotAnOperation(f"index is {index!r}, not a number of 0 or more")
     if type(time_ns) is not int:
-        raise NotAnOperation(f"time_ns is {time_ns!r}, not a whole number")
-    if type(topic) is not str or not topic:
+        raise NotAnOperation(f"time is {time_ns!r}, not a whole number of ns")
+    topic, partition, offset = get("topic", ""), _number(fields, "partition"), _number(fields, "offset")
+    if type(topic) is not str:
         raise NotAnOperation(f"topic is {topic!r}, not a name")
+    value = get("value")
+    if type(value) is not str and value is not None:
+        value = _read(value)
+    records = _NO_RECORDS
+    if name == "poll" and kind == "ok":
+        records = _records(get("records"), offset, value)
     operation = Operation(
         process,
-        index,
         time_ns,
         cast(OperationType, kind),
         cast(OperationName, name),
+        _number(fields, "id"),
         topic,
-        _number(fields, "partition"),
-        _text(fields, "key"),
-        _text(fields, "value"),
-        _number(fields, "offset"),
+        partition,
+        None if (key := get("key")) is None else _read(key),
+        value,
+        offset,
         None if (producer := get("producer")) is None else _stamp(producer),
         _number(fields, "high_watermark"),
-        _NO_RECORDS if (records := get("records")) is None else _records(records),
-        _text(fields, "error"),
+        records,
+        _number(fields, "start_offset"),
+        _number(fields, "end_offset"),
+        None if (reason := get("error")) is None else str(reason),
         get("may_have_been_appended", False) is True,
     )
-    _check_complete(operation)
+    if lacking := _lacking(operation):
+        raise NotAnOperation(f"{kind} of {name} without {lacking}")
     return operation
 
 
-def _number(fields: dict[str, Any], name: str) -> int | None:
-    value = fields.get(name)
+def _number(fields: dict[str, Any], name: str) -> int:
+    value = fields.get(name, -1)
+    if type(value) is int and value >= -1:
+        return value
     if value is None:
-        return None
-    if type(value) is not int or value < -1:
-        raise NotAnOperation(f"{name} is {value!r}, not a number of 0 or more, nor -1 or null for none")
-    return value if value >= 0 else None
+        return -1
+    raise NotAnOperation(f"{name} is {value!r}, not a whole number of 0 or more, nor -1 or null for none")
 
 
-def _text(fields: dict[str, Any], name: str) -> str | None:
-    value = fields.get(name)
-    if value is not None and type(value) is not str:
-        raise NotAnOperation(f"{name} is {value!r}, not text")
-    return value
+def _read(value: Any) -> Value:
+    if value is None or type(value) is str:
+        return cast(Value, value)
+    if type(value) is dict and type(value.get("base64")) is str:
+        try:
+            return base64.b64decode(value["base64"], validate=True)
+        except ValueError as error:
+            raise NotAnOperation(f"{value!r} is not base64: {error}") from None
+    raise NotAnOperation(f'{value!r} is neither text nor {{"base64": …}} nor null')
 
 
 def _stamp(value: Any) -> RecordStamp:
@@ -177,30 +187,32 @@ def _stamp(value: Any) -> RecordStamp:
     raise NotAnOperation(f'producer is {value!r}, not {{"id": …, "epoch": …, "sequence": …}}')
 
 
-def _records(value: Any) -> Sequence[ReadRecord]:
+def _records(value: Any, offset: int, single: Value) -> Sequence[ReadRecord]:
+    if value is None:
+        return ((offset, single),) if offset >= 0 else _NO_RECORDS
     if type(value) is not list:
         raise NotAnOperation(f"records is {value!r}, not a list")
     for record in value:
-        if not (
-            type(record) is list
-            and len(record) == 2
-            and type(record[0]) is int
-            and record[0] >= 0
-            and (record[1] is None or type(record[1]) is str)
-        ):
+        if not (type(record) is list and len(record) == 2 and type(record[0]) is int and record[0] >= 0):
             raise NotAnOperation(f"records has {record!r}, not [offset, value]")
-    return cast(Sequence[ReadRecord], value)  # pairs stay lists: a million tuples are not worth the difference
+    return [(at, text if type(text) is str else _read(text)) for at, text in value]
 
 
-def _check_complete(operation: Operation) -> None:
-    """What the checker cannot do without."""
+def _lacking(operation: Operation) -> str:
+    """What the checker cannot do without, and the operation does not say."""
     kind, name = operation.type, operation.op
-    if name == "send":
+    if name == "poll":
+        if not operation.records:
+            return ""
+    elif name == "send":
+        if operation.id < 0:
+            return "an id"
         if kind == "invoke" and operation.value is None:
-            raise NotAnOperation("a send without a value: records are told apart by their values")
-        if kind == "ok" and operation.partition is None:
-            raise NotAnOperation("an acknowledged send without a partition")
-    elif operation.partition is None and (kind == "ok" or name == "final"):
-        raise NotAnOperation(f"{name} without a partition")
-    if name == "final" and kind in ("invoke", "ok") and operation.offset is None:
-        raise NotAnOperation("a final read without an offset: where it begins (invoke), where it ended (ok)")
+            return "a value (records are told apart by it)"
+    if not operation.topic:
+        return "a topic"
+    if operation.partition < 0 and (kind == "ok" or name != "send"):
+        return "a partition"
+    if name == "final" and kind == "ok" and not 0 <= operation.start_offset <= operation.end_offset:
+        return "start_offset and end_offset, in this order"
+    return ""
