@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 from tests.simulation.disk import MountedDisk
-from tests.simulation.judge import Judge, Leader
+from tests.simulation.judge import Judge, Leader, Producers
 from tests.simulation.loop import current_process
 from tests.simulation.metadata_store import MetadataDatabase
 from tests.simulation.process import SimProcess
@@ -22,6 +23,7 @@ from fencepost_controller.config import ControllerConfig
 from fencepost_controller.controller import Controller
 from fencepost_node.broker import Broker
 from fencepost_node.config import BrokerConfig
+from fencepost_node.replica import Replica
 from fencepost_proto.errors import InvariantBroken
 from fencepost_proto.host import Host
 from fencepost_proto.v1 import controller_pb2_grpc
@@ -220,9 +222,28 @@ class SimCluster:
     def replicas(self) -> list[Leader]:
         """Every replica of every living broker."""
         return [
-            Leader(broker_id, key, replica.is_leader, replica.leader_epoch, replica.high_watermark)
+            Leader(
+                broker_id,
+                key,
+                replica.is_leader,
+                replica.leader_epoch,
+                replica.high_watermark,
+                replica.log.log_end_offset,
+                partial(_producers, replica),
+            )
             for broker_id, broker in self.brokers.items()
             if self.alive(broker_id)
             for key, replica in broker.manager.replicas.items()
             if not replica.failure
         ]
+
+
+def _producers(replica: Replica) -> Producers:
+    state = replica.log.producers
+    return {
+        info.producer_id: (
+            info.producer_epoch,
+            tuple((batch.first_sequence, batch.last_sequence, batch.base_offset) for batch in info.batches),
+        )
+        for info in state.describe()
+    }

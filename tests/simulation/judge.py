@@ -24,6 +24,9 @@ from tests.simulation.world import World
 from fencepost_proto.metadata import RETIRED_EPOCH, MetadataImage, Partition, PartitionKey
 from fencepost_proto.record_batch import BatchHeader, read_header
 
+# producer id -> (epoch, its last batches as (first sequence, last sequence, base offset))
+Producers = dict[int, tuple[int, tuple[tuple[int, int, int], ...]]]
+
 BROKER = "/fencepost.v1.Broker/"
 
 
@@ -59,6 +62,7 @@ class Record:
     fences: list[Fence] = field(default_factory=list)
     tainted: str = ""
     verified: dict[int, tuple[int, int]] = field(default_factory=dict)  # broker -> (rebuilds, batches compared)
+    folds: dict[int, tuple[int, int, ProducerFold]] = field(default_factory=dict)  # broker -> (rebuilds, batches, fold)
 
     @property
     def committed_end(self) -> int:
@@ -74,6 +78,8 @@ class Leader:
     leads: bool
     leader_epoch: int
     high_watermark: int
+    log_end_offset: int
+    producers: Callable[[], Producers]  # live producer state at the log's end
 
 
 class Judge:
@@ -254,6 +260,7 @@ class Judge:
                 self.committed(record, replica.broker_id, replica.high_watermark, "G6", "its high watermark is")
             else:
                 self._compare(record, replica.broker_id, "G4", replica.high_watermark)
+            self._check_producers(record, replica)
         for key, partition in self.image.partitions.items():
             record = self.record(key)
             if record is not None:
@@ -261,11 +268,31 @@ class Judge:
                     self.view(record, broker_id)
                 self._check_members(record, partition)
 
-    def expected_fold(self, record: Record, broker_id: int) -> ProducerFold:
-        """Producer state at the end of a replica's log: of all batches that were ever below it, and its own."""
-        view = self.view(record, broker_id)
-        below = record.committed[: _index(record.committed, view.start_offset)]
-        return ProducerFold().add_all(below).add_all(view.batches)
+    def _check_producers(self, record: Record, replica: Leader) -> None:
+        """G5: live producer state is the fold of all batches that were ever below the log's end."""
+        view = self.view(record, replica.broker_id)
+        if view.end_offset != replica.log_end_offset:
+            self.fail("G5", f"{record.name}: broker {replica.broker_id} says its log ends at {replica.log_end_offset}; "
+                      f"its files end at {view.end_offset} {view.damage}")  # fmt: skip
+        rebuilds, done, fold = record.folds.get(replica.broker_id, (-1, 0, ProducerFold()))
+        if rebuilds != view.rebuilds:
+            below = record.committed[: _index(record.committed, view.start_offset)]
+            done, fold = 0, ProducerFold().add_all(below)
+        fold.add_all(view.batches[done:])
+        record.folds[replica.broker_id] = (view.rebuilds, len(view.batches), fold)
+        expected: Producers = {
+            producer_id: (epoch, tuple((b.base_sequence, b.last_sequence, b.base_offset) for b in batches))
+            for producer_id, (epoch, batches) in fold.producers.items()
+        }
+        found = replica.producers()
+        if found != expected:
+            wrong = sorted(i for i in expected.keys() | found.keys() if expected.get(i) != found.get(i))[0]
+            self.fail(
+                "G5",
+                f"{record.name}: broker {replica.broker_id} (leads: {replica.leads}) knows producer {wrong} as "
+                f"{found.get(wrong)}; the log says {expected.get(wrong)} (log {view.start_offset} to {view.end_offset})",
+            )
+        self.count("producer states compared")
 
     # ---- Power failures ----
 
@@ -278,18 +305,22 @@ class Judge:
             partition = self.image.partitions.get(record.key)
             if partition is None or record.tainted or not set(broker_ids).intersection(partition.isr):
                 continue
-            holders = [member for member in partition.isr if self._holds_all(record, member)]
+            holders = [member for member in partition.isr if self.holds_all(record, member)]
             if holders:
                 continue
-            if record.flush_always:
-                self.fail(
-                    "G1", f"{record.name}: synced before it was acknowledged, and lost with the power: {partition}"
-                )
-            record.tainted = f"power failure of {broker_ids}"
-            self.count("partitions that lost data to power failures")
-            self.world.tell("judge", f"{record.name} may have lost unsynced data for good")
+            self.taint(record, f"power failure of {broker_ids}")
 
-    def _holds_all(self, record: Record, broker_id: int) -> bool:
+    def taint(self, record: Record, why: str) -> None:
+        """What is committed here is on no disk any more, or on none that will lead."""
+        if record.tainted:
+            return
+        if record.flush_always:
+            self.fail("G1", f"{record.name}: synced before it was acknowledged, and lost: {why}")
+        record.tainted = why
+        self.count("partitions that lost data to power failures")
+        self.world.tell("judge", f"{record.name} has lost unsynced data for good: {why}")
+
+    def holds_all(self, record: Record, broker_id: int) -> bool:
         view = self.view(record, broker_id)
         if (broker_id, record.key) in self.damaged:
             return False

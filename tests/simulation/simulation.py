@@ -273,15 +273,23 @@ class Run:
         self.world.tell("judge", f"{what}")
 
     async def _elect_uncleanly(self) -> None:
-        """An operator accepts the loss where the last in-sync replica has lost its tail."""
+        """An operator's part: where the last in-sync replica came back from a power failure, nobody is elected silently.
+
+        The operator takes one of those that were last in sync; the longest log. Only where even that one has lost
+        something is the partition tainted.
+        """
         for record in list(self.judge.records.values()):
             partition = self.judge.image.partitions[record.key]
-            if partition.leader < 0 and record.tainted:
-                topic = self.judge.image.topics[partition.topic_id]
-                request = controller_pb2.ElectLeaderRequest(
-                    topic_name=topic.name, partition=partition.index, unclean=True, leader=-1
-                )
-                await self.cluster.ask_admin("ElectLeader", request)
+            if partition.leader >= 0 or partition.isr or not partition.last_known_isr:
+                continue
+            best = max(partition.last_known_isr, key=lambda member: self.judge.view(record, member).end_offset)
+            if not self.judge.holds_all(record, best):
+                self.judge.taint(record, f"only {best} is left of {partition.last_known_isr}")
+            topic = self.judge.image.topics[partition.topic_id]
+            request = controller_pb2.ElectLeaderRequest(
+                topic_name=topic.name, partition=partition.index, unclean=True, leader=best
+            )
+            await self.cluster.ask_admin("ElectLeader", request)
 
     def _leaderless(self) -> list[str]:
         return [

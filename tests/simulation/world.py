@@ -6,8 +6,11 @@ more numbers does not change what the others draw.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
+import sys
+import warnings
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -51,7 +54,11 @@ class World:
         self._error: Exception | None = None
         self._stories: list[SimTask[Any]] = []
         self._logs = _TraceHandler(self)
-        logging.getLogger().addHandler(self._logs)
+        self._closing = False
+        root = logging.getLogger()
+        self._log_level = root.level
+        root.addHandler(self._logs)
+        root.setLevel(logging.INFO)
 
     def chance(self, part: str) -> random.Random:
         """The generator of one part of the world."""
@@ -63,7 +70,8 @@ class World:
 
     def tell(self, who: str, what: str) -> None:
         """One line of the trace."""
-        self.trace.append(f"{self.loop.time():12.6f} {who:<12} {what}")
+        if not self._closing:
+            self.trace.append(f"{self.loop.time():12.6f} {who:<12} {what}")
 
     # ---- Machines and processes ----
 
@@ -96,6 +104,8 @@ class World:
             try:
                 await main(host, machine.disk.mount(process))
             except Exception as error:  # noqa: BLE001 - whatever ends a process is for the world to judge
+                if self._closing:
+                    return
                 self.crashes.append((process, error))
                 self.tell(repr(process), f"crashed: {error!r}")
             process.exit()
@@ -163,7 +173,22 @@ class World:
 
     def close(self) -> None:
         """Let go of everything, quietly: nothing of the world runs after this."""
-        logging.getLogger().removeHandler(self._logs)
+        root = logging.getLogger()
+        root.removeHandler(self._logs)
+        root.setLevel(self._log_level)
+        logging.disable(logging.CRITICAL)  # what coroutines log as they are closed is of no interest
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        asyncio._set_running_loop(self.loop)
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                self._close()
+        finally:
+            asyncio._set_running_loop(None)
+            sys.unraisablehook = hook
+            logging.disable(logging.NOTSET)
+
+    def _close(self) -> None:
+        self._closing = True
         for machine in self.machines.values():
             if machine.process is not None:
                 machine.process.kill()

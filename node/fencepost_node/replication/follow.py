@@ -135,7 +135,8 @@ class FollowerLink:
             code = error.code() if isinstance(error, grpc.aio.AioRpcError) else None
             log.info("replication stream broke leader=%d address=%s code=%s", self._leader, address, code)
         except* asyncio.CancelledError:
-            if not call.cancelled():  # it is this task that is cancelled, not the call by `reconnect`
+            task = asyncio.current_task()
+            if task is None or task.cancelling():  # it is this task that is cancelled, not only the call by `reconnect`
                 raise
         finally:
             self._call = None
