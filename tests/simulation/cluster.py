@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from types import NoneType
 
 import grpc
 from tests.simulation.disk import MountedDisk
@@ -21,16 +22,23 @@ from tests.simulation.world import World
 
 from fencepost_controller.config import ControllerConfig
 from fencepost_controller.controller import Controller
+from fencepost_controller.store import StoreError
 from fencepost_node.broker import Broker
 from fencepost_node.config import BrokerConfig
+from fencepost_node.data_folder import DataFolderError
 from fencepost_node.replica import Replica
-from fencepost_proto.errors import InvariantBroken
+from fencepost_node.session import REFUSALS
+from fencepost_proto.errors import InvariantBroken, StorageError
 from fencepost_proto.host import Host
 from fencepost_proto.v1 import controller_pb2_grpc
 
 CONTROLLER = "controller"
 CONTROLLER_ADDRESS = "controller:9090"
 RESTART_DELAY_S = 0.5  # of the supervisor, after a process has ended by itself
+
+
+# What ends a process on a machine whose disk fails, or whose session the controller refuses; None: it was asked to.
+_EXPECTED_ENDS = (NoneType, DataFolderError, StorageError, StoreError, OSError, *REFUSALS)
 
 
 def broker_node(broker_id: int) -> str:
@@ -179,8 +187,8 @@ class SimCluster:
         error = None if running.cancelled() else running.exception()
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
-        if isinstance(error, InvariantBroken):
-            self.judge.fail("invariant", f"{node}: {error}")
+        if isinstance(error, InvariantBroken) or not isinstance(error, _EXPECTED_ENDS):
+            self.judge.fail("invariant" if isinstance(error, InvariantBroken) else "unhandled", f"{node}: {error!r}")
         await stop(clean)  # type: ignore[misc]
         how = "stopped" if error is None else type(error).__name__
         self.exits[how] = self.exits.get(how, 0) + 1

@@ -37,7 +37,7 @@ async def create_topic(cluster: SimCluster, name: str, partitions: int = 1) -> N
 
 async def all_in_sync(cluster: SimCluster) -> None:
     async with asyncio.timeout(30):
-        while any(len(partition.isr) < 3 for partition in cluster.judge.image.partitions.values()):
+        while any(len(partition.isr) < 3 for partition in cluster.judge.image.partitions.values()):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 

@@ -194,8 +194,8 @@ class World:
                 machine.process.kill()
                 machine.ended.append(machine.process)
             for process in machine.ended:
-                close_coroutines(process.tasks)
-        close_coroutines(self._stories)
+                close_coroutines(lambda process=process: process.tasks)  # type: ignore[misc]
+        close_coroutines(lambda: self._stories)
         self.loop.forget()
         self.loop.close()
 

@@ -135,12 +135,13 @@ class FollowerLink:
             code = error.code() if isinstance(error, grpc.aio.AioRpcError) else None
             log.info("replication stream broke leader=%d address=%s code=%s", self._leader, address, code)
         except* asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():  # it is this task that is cancelled, not only the call by `reconnect`
-                raise
+            pass  # of the call, by `reconnect`; or of this task, see below
         finally:
             self._call = None
             await channel.close()
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # also where the stream broke at the same moment
+            raise asyncio.CancelledError
         return answered
 
     async def _write(self, call: grpc.aio.StreamStreamCall[pb.ReplicateRequest, pb.ReplicateResponse]) -> None:
