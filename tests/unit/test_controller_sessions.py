@@ -1,0 +1,700 @@
+"""Sessions over real gRPC: registration, metadata in order, and who is found dead how fast."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from controller_cluster import (
+    LONG_TIMEOUT_MS,
+    SHORT_TIMEOUT_MS,
+    FakeBroker,
+    cluster,
+    create_topic,
+    in_memory,
+    run,
+    running,
+    stubs,
+    until,
+)
+
+from fencepost_controller import sessions as sessions_module
+from fencepost_controller.session import MAX_BACKLOG, Session
+from fencepost_controller.store import CommitFailed
+from fencepost_controller.store.sqlite import SqliteStore
+from fencepost_proto import errors
+from fencepost_proto.metadata import (
+    NO_LEADER,
+    Broker,
+    Changes,
+    Entity,
+    MetadataImage,
+    NextProducerId,
+    delta_to_proto,
+)
+from fencepost_proto.v1 import broker_pb2, controller_pb2
+
+# ---- Registration and metadata ----
+
+
+def test_a_session_begins_with_the_registration_and_an_image_and_goes_on_in_version_order() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers:
+            one, two = await brokers.live(1, 2)
+            for name in ("a", "b", "c"):
+                await create_topic(controller, name, (1, 2))
+            for broker in (one, two):
+                await until(lambda b=broker: b.image == controller.image, "the broker has all metadata")  # type: ignore[misc]
+                first = broker.versions[0]
+                assert broker.versions == list(range(first, controller.image.version + 1))
+                assert broker.images == 1
+                assert first >= broker.epoch
+            assert one.registered is not None
+            assert one.registered.cluster_id == controller.image.cluster_id
+            assert one.registered.session_timeout_ms == LONG_TIMEOUT_MS
+
+    run(test())
+
+
+def test_heartbeats_write_nothing() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers:
+            (one,) = await brokers.live(1)
+            version = controller.image.version
+            for _ in range(20):
+                one.says()
+                await asyncio.sleep(0.002)
+            assert controller.image.version == version == 3  # the cluster's id, the registration, unfenced
+
+    run(test())
+
+
+def test_a_broker_is_unfenced_when_it_is_ready_and_has_applied_its_image() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers:
+            broker = await brokers.new(1)
+            broker.ready = False
+            await broker.connect(controller)
+            await until(lambda: broker.versions, "its image")
+            await asyncio.sleep(0.1)  # two heartbeats
+            assert controller.image.brokers[1].fenced
+            broker.ready = True
+            await brokers.unfenced(broker)
+
+            behind = await brokers.new(2)
+            behind.applies = False
+            await behind.connect(controller)
+            await until(lambda: behind.versions, "its image")
+            await asyncio.sleep(0.1)
+            assert controller.image.brokers[2].fenced
+            behind.applies = True
+            await create_topic(controller, "a", (1,))  # something to apply
+            await brokers.unfenced(behind)
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "names"),
+    [
+        (controller_pb2.SessionRequest(heartbeat=controller_pb2.Heartbeat()), errors.InvalidRequest, "'heartbeat'"),
+        (controller_pb2.SessionRequest(), errors.InvalidRequest, "None"),
+        (
+            controller_pb2.SessionRequest(
+                register=controller_pb2.Register(broker_id=1, incarnation="x", address="h:1", cluster_id="another")
+            ),
+            errors.InconsistentClusterId,
+            "'another'",
+        ),
+    ],
+)
+def test_a_stream_that_begins_wrong_is_told_why(
+    request_: controller_pb2.SessionRequest, error: type[errors.FencepostError], names: str
+) -> None:
+    async def test() -> None:
+        async with running() as controller, stubs(controller) as (stub, _):
+            call = stub.Session()
+            await call.write(request_)
+            responses = [response async for response in call]
+            assert [response.WhichOneof("kind") for response in responses] == ["error"]
+            with pytest.raises(error, match=names):
+                errors.raise_for(responses[0].error)
+            assert not controller.image.brokers
+
+    run(test())
+
+
+def test_metadata_from_the_future_ends_the_session_with_a_reason() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers:
+            (one,) = await brokers.live(1)
+            await one.write(controller_pb2.SessionRequest(heartbeat=controller_pb2.Heartbeat(applied_version=10**6)))
+            await until(one.ended.is_set, "the session's end")
+            assert isinstance(one.error, errors.InvalidRequest)
+            assert "1000000" in str(one.error)
+
+    run(test())
+
+
+def test_a_second_registration_on_a_stream_ends_the_session_with_a_reason() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers:
+            (one,) = await brokers.live(1)
+            await one.write(controller_pb2.SessionRequest(register=controller_pb2.Register(broker_id=1)))
+            await until(one.ended.is_set, "the session's end")
+            assert isinstance(one.error, errors.InvalidRequest)
+            assert "'register'" in str(one.error)
+
+    run(test())
+
+
+def test_a_broker_that_falls_behind_gets_the_image_instead_of_the_backlog() -> None:
+    async def test() -> None:
+        greeting = controller_pb2.Registered(broker_epoch=2)
+        session = Session(Broker(1, "h:1", 2, "life", fenced=True), 2, greeting)
+        image = MetadataImage(version=2)
+        said = []
+        for _ in range(2):
+            said.append(await session.next_response(lambda: image))
+        for version in range(3, 3 + MAX_BACKLOG + 10):
+            entity = NextProducerId(version)
+            image = image.with_changes(version, {entity.key: entity})
+            session.publish(delta_to_proto(version, [entity]))
+        session.allow_shutdown()
+        session.end(errors.NotController("bye"))
+        while (response := await session.next_response(lambda: image)) is not None:
+            said.append(response)
+        kinds = [response.WhichOneof("kind") for response in said if response is not None]
+        assert kinds == ["registered", "metadata", "metadata", "shutdown_allowed", "error"]
+        latest = said[2]
+        assert latest is not None
+        assert latest.metadata.image
+        assert latest.metadata.version == image.version
+
+    run(test())
+
+
+# ---- Dead, or not ----
+
+
+def test_a_killed_broker_is_replaced_at_once() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers:
+            one, two, _ = await brokers.live(1, 2, 3)
+            topic_id = await create_topic(controller, "a", (1, 2, 3))
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            await one.killed()
+            await until(lambda: two.image.partitions[topic_id, 0].leader == 2, "a new leader, at the new leader")
+            assert loop.time() - began < 0.5
+            partition = two.image.partitions[topic_id, 0]
+            assert (partition.isr, partition.leader_epoch) == ((2, 3), 1)
+            assert controller.image.brokers[1].fenced
+
+    run(test())
+
+
+def test_a_port_taken_by_another_process_does_not_pass_for_the_broker() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers:
+            one, _ = await brokers.live(1, 2)
+            stranger = await brokers.new(9, "a stranger")
+            one.address = stranger.address
+            await one.connect(controller)  # the same incarnation, now registered at the stranger's address
+            await one.stream_breaks()
+            await until(lambda: controller.image.brokers[1].fenced, "broker 1 found dead")
+
+    run(test())
+
+
+def test_a_broken_stream_of_a_living_process_costs_nothing() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers:
+            one, _ = await brokers.live(1, 2)
+            topic_id = await create_topic(controller, "a", (1, 2))
+            version, epoch = controller.image.version, one.epoch
+            await one.stream_breaks()
+            await asyncio.sleep(0.25)  # more than one probe
+            assert not controller.image.brokers[1].fenced
+            await one.connect(controller)
+            await until(lambda: one.images == 2, "its image")
+            assert one.epoch == epoch
+            assert controller.image.version == version
+            assert controller.image.partitions[topic_id, 0].leader == 1
+
+    run(test())
+
+
+def test_silence_for_a_session_timeout_is_death_and_registering_again_brings_it_back() -> None:
+    async def test() -> None:
+        async with running(session_timeout_ms=SHORT_TIMEOUT_MS) as controller, cluster(controller) as brokers:
+            one, _ = await brokers.live(1, 2)
+            topic_id = await create_topic(controller, "a", (1, 2))
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            one.falls_silent()
+            await until(lambda: controller.image.brokers[1].fenced, "broker 1 fenced")
+            assert SHORT_TIMEOUT_MS / 1000 * 0.8 < loop.time() - began < 3
+            assert controller.image.partitions[topic_id, 0].leader == 2
+            await until(one.ended.is_set, "the session's end")
+            assert isinstance(one.error, errors.RequestTimedOut)
+            assert one.error.retriable
+            epoch = controller.image.brokers[1].broker_epoch
+            await one.connect(controller)
+            await brokers.unfenced(one)
+            assert one.epoch == epoch, "the same process: nothing of its log is in doubt"
+
+    run(test())
+
+
+def test_a_process_that_does_not_answer_the_probe_has_until_its_silence_decides() -> None:
+    async def test() -> None:
+        async with running(session_timeout_ms=1_500) as controller, cluster(controller) as brokers:
+            paused = await brokers.new(1, hanging=True)
+            await paused.connect(controller)
+            await brokers.unfenced(paused)
+            began = asyncio.get_running_loop().time()
+            await paused.stream_breaks()
+            await until(lambda: controller.image.brokers[1].fenced, "broker 1 fenced")
+            assert asyncio.get_running_loop().time() - began > 1.0
+
+    run(test())
+
+
+def test_a_goodbye_is_death_without_a_probe() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers:
+            one, _ = await brokers.live(1, 2)
+            await one.goodbye()
+            await until(lambda: controller.image.brokers[1].fenced, "broker 1 fenced")
+            await until(one.ended.is_set, "the stream's end")
+            assert one.error is None
+
+    run(test())
+
+
+def test_after_its_own_restart_the_controller_gives_everybody_a_session_timeout(tmp_path: Path) -> None:
+    async def test() -> None:
+        path = str(tmp_path / "metadata.sqlite")
+        async with running(SqliteStore(path)) as controller, cluster(controller) as brokers:
+            one, two = await brokers.live(1, 2)
+            topic_id = await create_topic(controller, "a", (1, 2))
+            before = controller.image
+            await controller.stop()
+            await until(lambda: one.ended.is_set() and two.ended.is_set(), "the sessions' end")
+            assert isinstance(one.error, errors.NotController)
+
+            async with running(SqliteStore(path), session_timeout_ms=1_000) as second:
+                assert second.image == before
+                began = asyncio.get_running_loop().time()
+                await two.connect(second)
+                await until(lambda: second.image.brokers[1].fenced, "broker 1 fenced")
+                assert asyncio.get_running_loop().time() - began > 0.8
+                assert second.image.partitions[topic_id, 0].leader == 2
+                assert not second.image.brokers[2].fenced
+
+    run(test())
+
+
+def test_a_restarted_controller_finds_the_cluster_as_it_was_and_moves_nothing(tmp_path: Path) -> None:
+    async def test() -> None:
+        path = str(tmp_path / "metadata.sqlite")
+        async with running(SqliteStore(path)) as controller, cluster(controller) as brokers:
+            live = await brokers.live(1, 2, 3)
+            await create_topic(controller, "a", (1, 2, 3), (2, 3, 1))
+            before = controller.image
+            await controller.stop()
+            async with running(SqliteStore(path)) as second:
+                for broker in live:
+                    await broker.connect(second)
+                    await until(lambda b=broker: b.images == 2, "its image")  # type: ignore[misc]
+                await asyncio.sleep(0.1)
+                assert second.image == before
+
+    run(test())
+
+
+# ---- One id, several processes ----
+
+
+def test_an_id_in_use_is_refused_and_its_holder_is_not_disturbed() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers:
+            (one,) = await brokers.live(1)
+            version = controller.image.version
+            second = await (await brokers.new(1, "life 2")).connect(controller)
+            assert isinstance(second.error, errors.DuplicateBrokerRegistration)
+            assert one.address in str(second.error)
+            assert controller.image.version == version
+            assert not one.ended.is_set()
+
+    run(test())
+
+
+def test_a_restart_faster_than_the_old_stream_breaks_is_accepted_after_a_probe() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers:
+            one, two = await brokers.live(1, 2)
+            topic_id = await create_topic(controller, "a", (1, 2))
+            await one.stop_listening()  # dead, and its stream still looks open
+            again = await (await brokers.new(1, "life 2")).connect(controller)
+            assert again.epoch > one.epoch
+            await until(one.ended.is_set, "the old stream's end")
+            await until(lambda: two.image.partitions[topic_id, 0].leader == 2, "a new leader")
+            await brokers.unfenced(again)
+
+    run(test())
+
+
+def test_a_new_life_waits_for_the_verdict_on_one_that_may_only_be_paused() -> None:
+    async def test() -> None:
+        async with running(session_timeout_ms=1_000) as controller, cluster(controller) as brokers:
+            paused = await brokers.new(1, hanging=True)
+            await paused.connect(controller)
+            await brokers.unfenced(paused)
+            paused.falls_silent()
+            again = await (await brokers.new(1, "life 2")).connect(controller)
+            assert again.error is None
+            assert again.epoch > paused.epoch
+            await brokers.unfenced(again)
+
+    run(test())
+
+
+def test_requests_and_heartbeats_of_the_old_life_are_refused() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers, stubs(controller) as (stub, _):
+            one, _ = await brokers.live(1, 2)
+            old_epoch = one.epoch
+            await one.killed()
+            await until(lambda: controller.image.brokers[1].fenced, "broker 1 fenced")
+            again = await (await brokers.new(1, "life 2")).connect(controller)
+            await brokers.unfenced(again)
+            request = controller_pb2.AllocateProducerIdsRequest(broker_id=1, broker_epoch=old_epoch)
+            answer = await stub.AllocateProducerIds(request)
+            assert answer.error.code == errors.ErrorCode.STALE_BROKER_EPOCH
+            request.broker_epoch = again.epoch
+            answer = await stub.AllocateProducerIds(request)
+            assert (answer.error.code, answer.first_producer_id, answer.count) == (0, 0, 1_000)
+
+    run(test())
+
+
+def test_a_reboot_without_a_clean_end_leaves_the_partition_to_the_operator() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers, stubs(controller) as (_, admin):
+            (one,) = await brokers.live(1)
+            topic_id = await create_topic(controller, "a", (1,))
+            await one.killed()
+            await until(lambda: controller.image.brokers[1].fenced, "broker 1 fenced")
+            again = await brokers.new(1, "life 2")
+            again.cluster_id, again.may_have_lost_tail = controller.image.cluster_id, True
+            await again.connect(controller)
+            await brokers.unfenced(again)
+            partition = controller.image.partitions[topic_id, 0]
+            assert (partition.leader, partition.isr, partition.last_known_isr) == (NO_LEADER, (), (1,))
+            request = controller_pb2.ElectLeaderRequest(topic_name="a", partition=0, unclean=True, leader=-1)
+            assert (await admin.ElectLeader(request)).error.code == 0
+            assert controller.image.partitions[topic_id, 0].leader == 1
+
+    run(test())
+
+
+# ---- What heartbeats ask for ----
+
+
+def test_a_controlled_shutdown_moves_leaderships_before_it_is_allowed() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers:
+            one, _ = await brokers.live(1, 2)
+            topic_id = await create_topic(controller, "a", (1, 2))
+            one.wants_shutdown = True
+            one.says()
+            await until(one.shutdown_allowed.is_set, "the shutdown allowed")
+            assert one.image.partitions[topic_id, 0].leader == 2, "it knows before it may go"
+            version = controller.image.version
+            await asyncio.sleep(0.12)  # more heartbeats want the same
+            assert controller.image.version == version
+            await one.goodbye()
+            await until(lambda: controller.image.brokers[1].fenced, "broker 1 fenced")
+
+    run(test())
+
+
+def test_a_fenced_broker_may_shut_down_at_once() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers:
+            broker = await brokers.new(1)
+            broker.ready = False
+            broker.wants_shutdown = True
+            await broker.connect(controller)
+            await until(broker.shutdown_allowed.is_set, "the shutdown allowed")
+            assert controller.image.brokers[1].fenced
+
+    run(test())
+
+
+def test_a_failed_replica_loses_its_leadership_and_stays_out_until_the_broker_restarts() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers, stubs(controller) as (stub, _):
+            one, two = await brokers.live(1, 2)
+            topic_id = await create_topic(controller, "a", (1, 2), (1, 2))
+            one.failed = [(topic_id, 0), ("deleted long ago", 3)]
+            one.says()
+            await until(lambda: controller.image.partitions[topic_id, 0].leader == 2, "a new leader")
+            assert controller.image.partitions[topic_id, 1].leader == 1
+            version = controller.image.version
+            await asyncio.sleep(0.12)  # more heartbeats say the same
+            assert controller.image.version == version
+            one.failed = []
+            partition = controller.image.partitions[topic_id, 0]
+            proposal = controller_pb2.AlterPartitionRequest(
+                broker_id=2,
+                broker_epoch=two.epoch,
+                topic_id=topic_id,
+                partition=0,
+                leader_epoch=partition.leader_epoch,
+                partition_epoch=partition.partition_epoch,
+                new_isr=[controller_pb2.IsrMember(broker_id=b.broker_id, broker_epoch=b.epoch) for b in (one, two)],
+            )
+            answer = await stub.AlterPartition(proposal)
+            assert answer.error.code == errors.ErrorCode.INELIGIBLE_REPLICA
+            await one.killed()
+            await until(lambda: controller.image.brokers[1].fenced, "broker 1 fenced")
+            again = await (await brokers.new(1, "life 2")).connect(controller)
+            await brokers.unfenced(again)
+            proposal.new_isr[0].broker_epoch = again.epoch
+            answer = await stub.AlterPartition(proposal)
+            assert answer.error.code == 0
+            assert answer.version == controller.image.version
+            assert controller.image.partitions[topic_id, 0].isr == (1, 2)
+
+    run(test())
+
+
+def test_preferred_leaders_come_back_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions_module, "SETTLE_S", 0.3)
+
+    async def test() -> None:
+        async with (
+            running(preferred_leader_interval_ms=20) as controller,
+            cluster(controller) as brokers,
+            stubs(controller) as (stub, _),
+        ):
+            one, two = await brokers.live(1, 2)
+            topic_id = await create_topic(controller, "a", (1, 2))
+            await one.killed()
+            await until(lambda: controller.image.partitions[topic_id, 0].leader == 2, "a new leader")
+            again = await (await brokers.new(1, "life 2")).connect(controller)
+            await brokers.unfenced(again)
+            unfenced_at = asyncio.get_running_loop().time()
+            partition = controller.image.partitions[topic_id, 0]
+            members = [controller_pb2.IsrMember(broker_id=b.broker_id, broker_epoch=b.epoch) for b in (again, two)]
+            await stub.AlterPartition(
+                controller_pb2.AlterPartitionRequest(
+                    broker_id=2,
+                    broker_epoch=two.epoch,
+                    topic_id=topic_id,
+                    leader_epoch=partition.leader_epoch,
+                    partition_epoch=partition.partition_epoch,
+                    new_isr=members,
+                )
+            )
+            await until(lambda: controller.image.partitions[topic_id, 0].leader == 1, "the preferred leader")
+            assert asyncio.get_running_loop().time() - unfenced_at > 0.25
+
+    run(test())
+
+
+# ---- When the store refuses ----
+
+
+class FailingStore:
+    """Refuses commits while `fails`."""
+
+    def __init__(self) -> None:
+        self.inner = in_memory()
+        self.fails = False
+        self.refused = 0
+
+    def load(self) -> tuple[int, Sequence[Entity]]:
+        return self.inner.load()
+
+    def commit(self, expected_version: int, version: int, changes: Changes) -> None:
+        if self.fails:
+            self.refused += 1
+            raise CommitFailed("disk full")
+        self.inner.commit(expected_version, version, changes)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def test_a_death_that_could_not_be_stored_is_not_forgotten() -> None:
+    async def test() -> None:
+        store = FailingStore()
+        async with running(store) as controller, cluster(controller) as brokers:
+            one, two = await brokers.live(1, 2)
+            topic_id = await create_topic(controller, "a", (1, 2))
+            store.fails = True
+            await one.killed()
+            await until(lambda: store.refused, "a commit refused")
+            assert not controller.image.brokers[1].fenced
+            store.fails = False
+            await until(lambda: two.image.partitions[topic_id, 0].leader == 2, "a new leader")
+
+    run(test())
+
+
+def test_while_the_store_refuses_the_heartbeats_ask_again() -> None:
+    async def test() -> None:
+        store = FailingStore()
+        async with running(store) as controller, cluster(controller) as brokers:
+            (one,) = await brokers.live(1)
+            topic_id = await create_topic(controller, "a", (1,))
+            store.fails = True
+            one.failed = [(topic_id, 0)]
+            await until(lambda: store.refused, "a commit refused")
+            store.fails = False
+            await until(lambda: controller.image.partitions[topic_id, 0].leader == NO_LEADER, "the failed leader gone")
+            assert not one.ended.is_set()
+
+    run(test())
+
+
+# ---- The fence ----
+
+
+def init(name: str, timeout_ms: int, producer_id: int = -1, epoch: int = -1) -> broker_pb2.InitProducerIdRequest:
+    return broker_pb2.InitProducerIdRequest(
+        name=name, producer_id=producer_id, producer_epoch=epoch, timeout_ms=timeout_ms
+    )
+
+
+def test_a_named_producer_is_answered_once_every_in_sync_member_has_applied_its_epoch() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers, stubs(controller) as (stub, _):
+            _, two = await brokers.live(1, 2)
+            await create_topic(controller, "a", (1, 2))
+            await until(lambda: two.image.version == controller.image.version, "broker 2 up to date")
+            two.applies = False
+            asked = asyncio.ensure_future(stub.InitProducerId(init("loader", 5_000)))
+            await until(lambda: "loader" in controller.image.producers, "the epoch committed")
+            await asyncio.sleep(0.12)
+            assert not asked.done()
+            two.applies = True
+            await create_topic(controller, "b", (1, 2))  # something more to apply
+            answer = await asked
+            assert (answer.error.code, answer.producer_id, answer.producer_epoch) == (0, 0, 0)
+            assert two.image.fences == {0: 0}
+            again = await stub.InitProducerId(init("loader", 5_000))
+            assert (again.error.code, again.producer_id, again.producer_epoch) == (0, 0, 1)
+
+    run(test())
+
+
+def test_a_broker_that_talks_and_does_not_apply_is_declared_dead_and_the_fence_stands_without_it() -> None:
+    async def test() -> None:
+        async with (
+            running(session_timeout_ms=SHORT_TIMEOUT_MS) as controller,
+            cluster(controller) as brokers,
+            stubs(controller) as (stub, _),
+        ):
+            _, two = await brokers.live(1, 2)
+            await create_topic(controller, "a", (1, 2))
+            await until(lambda: two.image.version == controller.image.version, "broker 2 up to date")
+            two.applies = False
+            answer = await stub.InitProducerId(init("loader", 5_000))
+            assert answer.error.code == 0
+            assert controller.image.brokers[2].fenced
+            await until(two.ended.is_set, "the session's end")
+            assert "has not applied" in str(two.error)
+
+    run(test())
+
+
+def test_a_partition_without_a_leader_holds_the_answer_back_and_is_named() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers, stubs(controller) as (stub, _):
+            _, two = await brokers.live(1, 2)
+            await create_topic(controller, "a", (1,), (2,))
+            await two.killed()
+            await until(lambda: controller.image.brokers[2].fenced, "broker 2 fenced")
+            answer = await stub.InitProducerId(init("loader", 60))
+            assert answer.error.code == errors.ErrorCode.COORDINATOR_NOT_AVAILABLE
+            assert "partition a-1 has no leader" in answer.error.message
+
+    run(test())
+
+
+def test_the_fence_stands_once_the_offline_partition_has_its_leader_again() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers, stubs(controller) as (stub, _):
+            _, two = await brokers.live(1, 2)
+            await create_topic(controller, "a", (1,), (2,))
+            await two.killed()
+            await until(lambda: controller.image.brokers[2].fenced, "broker 2 fenced")
+            waiting = asyncio.ensure_future(stub.InitProducerId(init("loader", 10_000)))
+            again = await brokers.new(2, "life 2")
+            again.cluster_id = controller.image.cluster_id
+            await again.connect(controller)
+            answer = await waiting
+            assert (answer.error.code, answer.producer_epoch) == (0, 0)
+            assert again.image.fences == {0: 0}
+
+    run(test())
+
+
+def test_whoever_is_overtaken_while_waiting_is_fenced() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers, stubs(controller) as (stub, _):
+            (one,) = await brokers.live(1)
+            await create_topic(controller, "a", (1,))
+            await until(lambda: one.image.version == controller.image.version, "broker 1 up to date")
+            one.applies = False
+            first = asyncio.ensure_future(stub.InitProducerId(init("loader", 5_000)))
+            await until(lambda: "loader" in controller.image.producers, "the first epoch")
+            second = asyncio.ensure_future(stub.InitProducerId(init("loader", 5_000)))
+            await until(lambda: controller.image.producers["loader"].epoch == 1, "the second epoch")
+            one.applies = True
+            await create_topic(controller, "b", (1,))
+            assert (await first).error.code == errors.ErrorCode.PRODUCER_FENCED
+            assert (await second).producer_epoch == 1
+
+    run(test())
+
+
+def test_the_controllers_end_answers_whoever_waits() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers, stubs(controller) as (stub, _):
+            (one,) = await brokers.live(1)
+            await create_topic(controller, "a", (1,))
+            await until(lambda: one.image.version == controller.image.version, "broker 1 up to date")
+            one.applies = False
+            waiting = asyncio.ensure_future(stub.InitProducerId(init("loader", 5_000)))
+            await until(lambda: "loader" in controller.image.producers, "the epoch")
+            await controller.stop()
+            assert (await waiting).error.code == errors.ErrorCode.NOT_CONTROLLER
+
+    run(test())
+
+
+def test_many_brokers_come_and_go_at_once() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers:
+            live: list[FakeBroker] = await brokers.live(*range(1, 7))
+            topic_id = await create_topic(
+                controller, "a", *[tuple((n + k) % 6 + 1 for k in range(3)) for n in range(6)]
+            )
+            await asyncio.gather(live[0].killed(), live[1].killed(), live[2].killed())
+            await until(lambda: sum(b.fenced for b in controller.image.brokers.values()) == 3, "three fenced")
+            for broker in live[3:]:
+                await until(lambda b=broker: b.image == controller.image, "the broker has all metadata")  # type: ignore[misc]
+                assert broker.versions == list(range(broker.versions[0], controller.image.version + 1))
+            for partition in controller.image.partitions_of(topic_id):
+                live_replicas = [b for b in partition.replicas if b > 3]
+                assert partition.leader == (live_replicas[0] if live_replicas else NO_LEADER)
+
+    run(test())
