@@ -61,7 +61,6 @@ _COMPRESSION = 0x07
 
 StartPolicy = Literal["earliest", "latest"]
 ResetPolicy = Literal["earliest", "latest", "error"]
-MARKERS: Mapping[str, int] = {"earliest": EARLIEST, "latest": LATEST}
 
 
 class TopicPartition(NamedTuple):
@@ -143,7 +142,7 @@ def end_of_batches(records: bytes, fetch_offset: int, high_watermark: int) -> in
     """The end offset of a fetch answer's batches, seen from outside; their content is checked when they are opened.
 
     Raises CorruptMessage unless they are whole, follow each other, begin at or below `fetch_offset` and end above it,
-    at or below the high watermark.
+    at or below the high watermark (-1: a new leader does not tell it yet; what it sends is committed all the same).
     """
     at, size = 0, len(records)
     expected = -1
@@ -160,7 +159,7 @@ def end_of_batches(records: bytes, fetch_offset: int, high_watermark: int) -> in
         at += LENGTH_END + length
         if length < HEADER_BYTES - LENGTH_END or at > size or last_delta < 0:
             raise CorruptMessage(f"batch at offset {base_offset} has length {length} and last delta {last_delta}")
-    if not fetch_offset < expected <= high_watermark:
+    if expected <= fetch_offset or 0 <= high_watermark < expected:
         raise CorruptMessage(
             f"answer to a fetch of offset {fetch_offset} ends at {expected}, the high watermark is {high_watermark}"
         )
@@ -175,6 +174,7 @@ class _Assigned:
     key: PartitionKey
     position: int
     start: int = EARLIEST  # where to begin while the position is UNRESOLVED
+    out_of_range: int = -1  # the position that a leader refused, while the log's start is asked for to tell why
     next_fetch: int = UNRESOLVED  # position <= next_fetch
     generation: int = 0
     high_watermark: int = -1  # never goes back
@@ -267,6 +267,8 @@ class ConsumerCore:
         p = self._assigned.get(tp)
         if p is None or p.generation != generation or p.position != UNRESOLVED:
             return False
+        if p.out_of_range >= 0:
+            return self._out_of_range(p, offset)
         self._move(p, offset)
         return True
 
@@ -330,7 +332,9 @@ class ConsumerCore:
         if answer.error.code == ErrorCode.OFFSET_OUT_OF_RANGE:
             p.retry_at = now_s + RETRY_BACKOFF_S
             if not _has_buffered(p):  # else what is buffered is handed out first
-                self._out_of_range(p, answer.log_start_offset)
+                refused = p.next_fetch
+                self._move(p, UNRESOLVED)
+                p.out_of_range = refused
         elif answer.error.code != ErrorCode.NONE:
             error = from_proto(answer.error)
             p.retry_at = now_s + RETRY_BACKOFF_S
@@ -356,13 +360,20 @@ class ConsumerCore:
         p.next_fetch = end
         self.buffered_bytes += len(records)
 
-    def _out_of_range(self, p: _Assigned, log_start_offset: int) -> None:
-        if p.next_fetch >= log_start_offset or self._reset == "error":
-            where = "below the log's start" if p.next_fetch < log_start_offset else "above the log's end; it starts at"
-            message = f"offset {p.next_fetch} of {p.tp.topic}-{p.tp.partition} is {where} {log_start_offset}"
+    def _out_of_range(self, p: _Assigned, log_start_offset: int) -> bool:
+        """Go on from a refused position, or fail. True where the new position is known now."""
+        refused = p.out_of_range
+        if refused >= log_start_offset or self._reset == "error":
+            where = "below the log's start" if refused < log_start_offset else "above the log's end; it starts at"
+            message = f"offset {refused} of {p.tp.topic}-{p.tp.partition} is {where} {log_start_offset}"
+            self._move(p, refused)
             self.fail(p.tp, p.generation, OffsetOutOfRange(message))
-            return
-        self._move(p, UNRESOLVED, MARKERS[self._reset])
+            return False
+        if self._reset == "latest":
+            self._move(p, UNRESOLVED, LATEST)
+            return False
+        self._move(p, log_start_offset)
+        return True
 
     # ---- Handing out ----
 
@@ -451,7 +462,7 @@ class ConsumerCore:
         self._drop_buffer(p)
         self._generation += 1
         p.generation = self._generation
-        p.position, p.start, p.next_fetch = position, start, position
+        p.position, p.start, p.next_fetch, p.out_of_range = position, start, position, -1
         p.retry_at, p.corrupt, p.failure = 0.0, 0, None
         self.routes_version += 1
 

@@ -205,6 +205,7 @@ class FakeBroker(broker_pb2_grpc.BrokerServicer, controller_pb2_grpc.AdminServic
             answer.records = records
         except errors.FencepostError as error:
             answer.error.CopyFrom(errors.to_proto(error))
+            answer.high_watermark = answer.log_start_offset = -1
         return answer
 
     async def Fetch(self, request_iterator: Any, context: Any) -> AsyncIterator[broker_pb2.FetchResponse]:

@@ -59,7 +59,6 @@ class World:
             topic_id=asked.topic_id,
             partition=asked.partition,
             high_watermark=log.end_offset,
-            log_start_offset=log.start_offset,
         )
         if log.start_offset <= asked.fetch_offset <= log.end_offset:
             fetched.records = log.read(asked.fetch_offset, max_bytes)
@@ -83,6 +82,14 @@ def fetch(core: ConsumerCore, world: World, now_s: float = 0.0) -> None:
     asked = ask(core, now_s)
     for partition in asked.partitions:
         core.take(asked.asked, world.answer(partition), now_s)
+
+
+def resolve(core: ConsumerCore, world: World) -> None:
+    while unresolved := core.unresolved():
+        for tp, key, marker, generation in unresolved:
+            assert key == KEYS[tp]
+            log = world.logs[tp]
+            core.resolve(tp, generation, log.end_offset if marker == LATEST else log.start_offset)
 
 
 def hand_out_all(core: ConsumerCore, at_once: int = 100) -> list[ConsumerRecord]:
@@ -187,9 +194,8 @@ def test_what_retention_removed_is_passed_as_the_policy_says(reset: ResetPolicy,
         world.append(T0, 3)
     world.logs[T0].remove_before(6)
     fetch(core, world)
-    ((tp, key, marker, generation),) = core.unresolved()
-    assert (tp, key) == (T0, KEYS[T0])
-    core.resolve(tp, generation, world.logs[T0].end_offset if marker == LATEST else world.logs[T0].start_offset)
+    assert core.position(T0) == UNRESOLVED
+    resolve(core, world)
     world.append(T0, 1)
     fetch(core, world)
     assert hand_out_all(core)[0].offset == expected
@@ -205,8 +211,7 @@ def test_what_was_fetched_before_retention_removed_what_follows_is_still_handed_
     fetch(core, world)
     assert [r.offset for r in hand_out_all(core)] == [0, 1, 2]
     fetch(core, world, now_s=RETRY_BACKOFF_S)
-    ((tp, _, _, generation),) = core.unresolved()
-    core.resolve(tp, generation, 9)
+    resolve(core, world)
     fetch(core, world, now_s=RETRY_BACKOFF_S)
     assert [r.offset for r in hand_out_all(core)] == [9, 10, 11]
 
@@ -220,6 +225,8 @@ def test_a_position_above_the_end_is_an_error_and_below_the_start_too_if_the_pol
     world.append(T0, 3)
     world.logs[T0].remove_before(3)
     fetch(core, world)
+    resolve(core, world)
+    assert core.position(T0) == position
     (failure,) = core.failures()
     assert isinstance(failure, OffsetOutOfRange)
     assert f"offset {position} of orders-0" in failure.message
@@ -312,7 +319,7 @@ def test_an_answer_that_is_not_whole_batches_in_order_below_the_high_watermark_i
         log.append(batch_of([b"x"] * count))
     whole = b"".join(batch for _, batch in log.batches)
     end = log.end_offset
-    assert end_of_batches(whole, 0, end) == end
+    assert end_of_batches(whole, 0, end) == end_of_batches(whole, 0, -1) == end
     cut = data.draw(st.integers(1, len(whole) - 1))
     ends = {sum(len(batch) for _, batch in log.batches[:n]) for n in range(len(log.batches) + 1)}
     bad = [

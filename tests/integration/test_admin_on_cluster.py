@@ -1,0 +1,218 @@
+"""The admin client against real processes: topics, elections, reassignments, and a controller that comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from fencepost import AdminClient, Consumer, Producer
+from fencepost.descriptions import TopicDescription
+from fencepost.errors import (
+    ElectionNotNeeded,
+    InvalidConfig,
+    InvalidReplicaAssignment,
+    InvalidReplicationFactor,
+    InvalidTopic,
+    NoReassignmentInProgress,
+    TopicAlreadyExists,
+    UnknownTopicOrPartition,
+)
+from fencepost_cli.local_cluster import CONTROLLER, LocalCluster
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+ClusterFactory = Callable[..., LocalCluster]
+
+
+async def described(
+    admin: AdminClient, condition: Callable[[TopicDescription], bool], timeout_s: float = 20.0
+) -> TopicDescription:
+    """The topic "orders" once the condition holds."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            topic = await admin.describe_topic("orders")
+            if condition(topic):
+                return topic
+            await asyncio.sleep(0.02)
+
+
+async def is_live(admin: AdminClient, broker: int, timeout_s: float = 20.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while True:
+            if not {b.id: b for b in (await admin.describe_cluster()).brokers}[broker].fenced:
+                return
+            await asyncio.sleep(0.02)
+
+
+def test_topics_are_made_described_and_removed_and_what_is_impossible_is_refused_by_name(
+    run: Run, cluster_factory: ClusterFactory
+) -> None:
+    async def scenario() -> None:
+        async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+            made = await admin.create_topic("orders", partitions=4, replication_factor=3, min_insync_replicas=2)
+            assert [p.partition for p in made.partitions] == [0, 1, 2, 3]
+            assert all(set(p.replicas) == {1, 2, 3} and p.leader in p.replicas for p in made.partitions)
+            assert {p.leader for p in made.partitions} == {1, 2, 3}
+            assert made.config.min_insync_replicas == 2
+            with pytest.raises(TopicAlreadyExists, match="orders"):
+                await admin.create_topic("orders")
+            with pytest.raises(InvalidTopic, match="a/b"):
+                await admin.create_topic("a/b")
+            with pytest.raises(InvalidReplicationFactor, match="4"):
+                await admin.create_topic("big", replication_factor=4)
+            with pytest.raises(InvalidConfig, match="min_insync_replicas"):
+                await admin.create_topic("strict", replication_factor=2, min_insync_replicas=3)
+            with pytest.raises(InvalidReplicaAssignment, match="9"):
+                await admin.create_topic("nowhere", assignments=[(1, 9)])
+            assert await admin.list_topics() == ["orders"]
+            await admin.delete_topic("orders")
+            assert await admin.list_topics() == []
+            with pytest.raises(UnknownTopicOrPartition, match="orders"):
+                await admin.delete_topic("orders")
+            cluster_now = await admin.describe_cluster()
+            assert [(broker.id, broker.fenced) for broker in cluster_now.brokers] == [
+                (1, False),
+                (2, False),
+                (3, False),
+            ]
+
+    run(scenario())
+
+
+def test_a_topic_asked_for_while_the_controller_restarts_is_made_once(
+    run: Run, cluster_factory: ClusterFactory
+) -> None:
+    async def scenario() -> None:
+        async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+            cluster.kill(CONTROLLER)
+            asking = asyncio.create_task(admin.create_topic("orders", partitions=2, replication_factor=3))
+            await asyncio.wait([asking], timeout=0.3)
+            assert not asking.done()
+            await cluster.restart(CONTROLLER)
+            made = await asking
+            assert len(made.partitions) == 2
+            assert await admin.list_topics() == ["orders"]
+
+    run(scenario())
+
+
+def test_the_preferred_leader_is_elected_on_demand_after_a_failover(run: Run, cluster_factory: ClusterFactory) -> None:
+    async def scenario() -> None:
+        overrides = {"preferred_leader_interval_ms": 3_600_000}  # not by itself
+        async with (
+            cluster_factory(brokers=3, controller_overrides=overrides) as cluster,
+            AdminClient(cluster.bootstrap) as admin,
+        ):
+            await admin.create_topic("orders", assignments=[(2, 3, 1)])
+            with pytest.raises(ElectionNotNeeded):
+                await admin.elect_leader("orders", 0)
+            cluster.kill(2)
+            await described(admin, lambda topic: topic.partitions[0].leader == 3)
+            await cluster.restart(2)
+            await described(admin, lambda topic: 2 in topic.partitions[0].isr)
+            await admin.elect_leader("orders", 0)
+            assert (await admin.describe_topic("orders")).partitions[0].leader == 2
+
+    run(scenario())
+
+
+def test_an_offline_partition_is_led_again_only_by_an_explicit_unclean_election(
+    run: Run, cluster_factory: ClusterFactory
+) -> None:
+    async def scenario() -> None:
+        async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+            await admin.create_topic("orders", assignments=[(1, 2)])
+            cluster.kill(2)
+            await described(admin, lambda topic: topic.partitions[0].isr == (1,))
+            async with Producer(cluster.bootstrap) as producer:
+                await producer.send_and_wait("orders", b"only on 1")
+            cluster.kill(1)
+            await described(admin, lambda topic: topic.partitions[0].leader == -1)
+            await cluster.restart(2)
+            await is_live(admin, 2)
+            assert (await admin.describe_topic("orders")).partitions[0].leader == -1
+            await admin.elect_leader("orders", 0, unclean=True)
+            assert (await admin.describe_topic("orders")).partitions[0].leader == 2
+
+    run(scenario())
+
+
+def test_a_reassigned_partition_moves_with_its_records_and_its_producer_state(
+    run: Run, cluster_factory: ClusterFactory
+) -> None:
+    async def scenario() -> None:
+        async with cluster_factory(brokers=4) as cluster, AdminClient(cluster.bootstrap) as admin:
+            await admin.create_topic("orders", assignments=[(1, 2)])
+            async with Producer(cluster.bootstrap) as producer:
+                for n in range(100):
+                    await producer.send("orders", str(n).encode())
+                await producer.flush()
+                before = await admin.describe_producers("orders", 0)
+                await admin.reassign_partitions("orders", {0: (3, 4)})
+                topic = await described(
+                    admin, lambda topic: topic.partitions[0].replicas == (3, 4) and topic.partitions[0].leader in (3, 4)
+                )
+                assert topic.partitions[0].adding == topic.partitions[0].removing == ()
+                assert await admin.list_reassignments() == []
+                after = await admin.describe_producers("orders", 0)
+                assert after.producers == before.producers
+                await producer.send_and_wait("orders", b"100")
+            async with Consumer(cluster.bootstrap, "orders") as consumer:
+                async with asyncio.timeout(10):
+                    values = [(await anext(consumer)).value for _ in range(101)]
+            assert values == [str(n).encode() for n in range(101)]
+            hosts = {
+                broker: replicas for broker, replicas in (await admin.describe_replicas()).items() if replicas.replicas
+            }
+            assert sorted(hosts) == [3, 4]
+
+    run(scenario())
+
+
+def test_a_reassignment_to_a_dead_broker_is_listed_and_can_be_cancelled(
+    run: Run, cluster_factory: ClusterFactory
+) -> None:
+    async def scenario() -> None:
+        async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+            await admin.create_topic("orders", assignments=[(1, 2)])
+            with pytest.raises(NoReassignmentInProgress):
+                await admin.cancel_reassignment("orders", 0)
+            cluster.pause(3)  # it cannot catch up
+            await admin.reassign_partitions("orders", {0: (1, 3)})
+            (under_way,) = await admin.list_reassignments()
+            assert (under_way.topic, under_way.partition, under_way.adding, under_way.removing) == (
+                "orders",
+                0,
+                (3,),
+                (2,),
+            )
+            await admin.cancel_reassignment("orders", 0)
+            assert await admin.list_reassignments() == []
+            assert set((await admin.describe_topic("orders")).partitions[0].replicas) == {1, 2}
+            cluster.resume(3)
+
+    run(scenario())
+
+
+def test_producer_state_is_told_by_the_new_leader_as_by_the_old_one(run: Run, cluster_factory: ClusterFactory) -> None:
+    async def scenario() -> None:
+        async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+            await admin.create_topic("orders", partitions=1, replication_factor=3, min_insync_replicas=2)
+            async with Producer(cluster.bootstrap) as producer:
+                for n in range(8):
+                    await producer.send_and_wait("orders", str(n).encode())
+                before = await admin.describe_producers("orders", 0)
+                (state,) = before.producers
+                assert (state.producer_id, state.producer_epoch) == (producer.producer_id, producer.epoch)
+                assert [batch.base_offset for batch in state.batches] == [3, 4, 5, 6, 7]
+                cluster.kill((await admin.describe_topic("orders")).partitions[0].leader)
+                after = await admin.describe_producers("orders", 0)
+                assert after.leader_epoch > before.leader_epoch
+                assert after.producers == before.producers
+                assert (await admin.describe_producers("orders", 0, producer_id=state.producer_id)) == after
+                missing = await admin.describe_producers("orders", 0, producer_id=state.producer_id + 1)
+                assert missing.producers == ()
+
+    run(scenario())
