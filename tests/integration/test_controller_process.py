@@ -132,9 +132,8 @@ def test_kill_9_at_any_moment_loses_nothing_that_was_answered(start: Start) -> N
 def test_it_tells_its_health_and_its_services(start: Start) -> None:
     with grpc.insecure_channel(start().started()) as channel:
         for service in ("", "fencepost.v1.Controller", "fencepost.v1.Admin"):
-            answer = health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(service=service), timeout=WAIT_S
-            )
+            check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]  # missing in its types
+            answer = check(health_pb2.HealthCheckRequest(service=service), timeout=WAIT_S)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
         reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
         request = reflection_pb2.ServerReflectionRequest(list_services="")
