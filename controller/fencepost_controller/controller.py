@@ -35,6 +35,7 @@ from fencepost_proto.wire import RunningServer, serve
 log = logging.getLogger(__name__)
 
 STOP_GRACE_S = 1.0  # for answers under way
+MAX_LOGGED = 50  # partitions of one commit, a line each: logging must not hold up the next
 
 _SERVICES = [
     controller_pb2.DESCRIPTOR.services_by_name["Controller"].full_name,
@@ -104,12 +105,13 @@ class Controller:
     # ---- While it runs ----
 
     def _committed(self, image: MetadataImage, deltas: Sequence[common_pb2.MetadataDelta]) -> None:
-        for delta in deltas:
-            for entity in delta.changed:
-                if entity.HasField("partition"):
-                    _log_partition(entity.partition)
         self._sessions.publish(deltas)
         self._fences.check()
+        changed = [e.partition for delta in deltas for e in delta.changed if e.HasField("partition")]
+        for partition in changed[:MAX_LOGGED]:
+            _log_partition(partition)
+        if len(changed) > MAX_LOGGED:
+            log.info("more partitions changed count=%d version=%d", len(changed) - MAX_LOGGED, image.version)
 
     def _check_fences(self) -> None:
         self._fences.check()

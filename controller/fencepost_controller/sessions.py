@@ -158,6 +158,8 @@ class Sessions:
             heartbeat_interval_ms=self._config.heartbeat_interval_ms,
         )
         session = Session(broker, self._image.version, greeting)
+        if self._closing:
+            session.end(errors.NotController("the controller is stopping"))
         self._sessions[broker.id] = session
         self._liveness.expect(broker.id, self._loop.time())
         log.info(

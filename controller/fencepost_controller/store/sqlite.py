@@ -67,6 +67,7 @@ class SqliteStore:
         connection = self._opened()
         puts = [(key, to_proto(entity).SerializeToString()) for key, entity in changes.items() if entity is not None]
         deletes = [(key,) for key, entity in changes.items() if entity is None]
+        self._roll_back_what_is_left(connection)
         try:
             connection.execute("BEGIN IMMEDIATE")
             found = self._version(connection)
