@@ -44,7 +44,7 @@ class Totals:
         self.counts.update(result.counts)
         self.faults.update(result.faults)
         self.virtual_s += result.virtual_s
-        self.cpu_s += result.real_s
+        self.cpu_s += result.cpu_s
         if not result.ok:
             self.failed.append(result)
 
@@ -88,7 +88,7 @@ def _one(seed: int, trace: bool) -> int:
     console = Console(stderr=trace)
     console.print(str(result.plan), highlight=False, markup=False)
     if result.ok:
-        console.print(f"every promise held; {result.virtual_s:.0f} s of virtual time in {result.real_s:.1f} s")
+        console.print(f"every promise held; {result.virtual_s:.0f} s of virtual time in {result.cpu_s:.1f} s of a core")
     else:
         console.print(result.problem, style="red", markup=False)
     return 0 if result.ok else 1

@@ -100,16 +100,18 @@ class FileNode:
 class FolderNode:
     """One folder: its entries as seen and as they are on the medium."""
 
-    __slots__ = ("_changes", "_on_medium", "entries", "name")
+    __slots__ = ("_changes", "_on_medium", "entries", "name", "version")
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.version = 0  # of the entries: rises with every change of them
         self.entries: dict[str, FileNode | FolderNode] = {}
         self._on_medium: dict[str, FileNode | FolderNode] = {}
         self._changes: list[dict[str, FileNode | FolderNode | None]] = []
 
     def put(self, changes: dict[str, FileNode | FolderNode | None]) -> None:
         """One change, whole or not at all (a rename inside a folder is two entries)."""
+        self.version += 1
         self._changes.append(changes)
         _apply(self.entries, changes)
 
@@ -118,6 +120,7 @@ class FolderNode:
         self._changes = []
 
     def lose_power(self, chance: random.Random) -> None:
+        self.version += 1
         kept = chance.randint(0, len(self._changes))
         for changes in self._changes[:kept]:
             _apply(self._on_medium, changes)
@@ -196,6 +199,7 @@ class SimDisk:
         assert isinstance(node, FileNode)
         node.content[position] ^= 0xFF
         node.cuts += 1
+        self.folder(path.rpartition("/")[0]).version += 1
 
     # ---- Paths ----
 

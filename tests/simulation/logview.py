@@ -69,6 +69,8 @@ class LogView:
         self.rebuilds = 0
         self.damage = ""  # why the last bytes are no batch; empty: they are
         self._on_batch = on_batch
+        self._folder: FileNode | FolderNode | None = None
+        self._version = -1
         self._read: list[tuple[str, FileNode, int, int]] = []  # (name, file, cuts, bytes read) of each segment
 
     @property
@@ -76,7 +78,19 @@ class LogView:
         return self.batches[-1].end_offset if self.batches else self.start_offset
 
     def refresh(self) -> LogView:
+        """Take what has changed on the disk. Only the newest segment changes without a change of the folder's entries."""
         folder = self.disk.find(self.folder)
+        if folder is self._folder and isinstance(folder, FolderNode) and folder.version == self._version and self._read:
+            name, node, cuts, done = self._read[-1]
+            if node.cuts == cuts:
+                if done < len(node.content):
+                    self._read[-1] = (name, node, cuts, self._parse(node.content, done))
+                return self
+        self._refresh_all(folder)
+        return self
+
+    def _refresh_all(self, folder: FileNode | FolderNode | None) -> None:
+        self._folder, self._version = folder, folder.version if isinstance(folder, FolderNode) else -1
         entries = folder.entries if isinstance(folder, FolderNode) else {}
         names = sorted(name for name in entries if name.endswith(".log"))
         nodes = [entries[name] for name in names]
@@ -104,7 +118,6 @@ class LogView:
                 read[index] = entry
             else:
                 read.append(entry)
-        return self
 
     def _parse(self, content: bytearray, position: int) -> int:
         self.damage = ""

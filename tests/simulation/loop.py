@@ -290,11 +290,12 @@ def collector_off() -> Generator[None]:
             gc.enable()
 
 
-def close_coroutines(find: Callable[[], Iterable[SimTask[Any]]]) -> None:
+def close_coroutines(find: Callable[[], Iterable[SimTask[Any]]], context: Context) -> None:
     """End what dead processes left pending, without running it as tasks: each coroutine is closed where it stands.
 
     Their `finally` blocks run now, against handles that are dead; whatever they raise is of no interest. They may begin
-    tasks of their own, so `find` is asked for tasks until there are no new ones.
+    tasks of their own, in `context`, so `find` is asked
+    for tasks until there are no new ones.
     """
     closed: set[int] = set()
     while tasks := [task for task in find() if task.number not in closed]:
@@ -305,7 +306,7 @@ def close_coroutines(find: Callable[[], Iterable[SimTask[Any]]]) -> None:
             coroutine = task.get_coro()
             for _ in range(20):  # an `await` in a `finally` refuses to end; ask again
                 try:
-                    coroutine.close()
+                    context.run(coroutine.close)
                 except BaseException:  # noqa: BLE001 - see the docstring
                     continue
                 break

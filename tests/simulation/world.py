@@ -12,6 +12,7 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Coroutine
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -194,8 +195,8 @@ class World:
                 machine.process.kill()
                 machine.ended.append(machine.process)
             for process in machine.ended:
-                close_coroutines(lambda process=process: process.tasks)  # type: ignore[misc]
-        close_coroutines(lambda: self._stories)
+                close_coroutines(lambda process=process: process.tasks, process.context())  # type: ignore[misc]
+        close_coroutines(lambda: self._stories, copy_context())
         self.loop.forget()
         self.loop.close()
 
