@@ -229,9 +229,11 @@ class ProducerState:
 
     def observe(self, end_offset: int, now_ms: int) -> None:
         """Whatever stands at or above `end_offset` was not there before `now_ms`."""
-        last = self._observations[-1] if self._observations else (-1, now_ms - 1)
-        if end_offset >= last[0] and now_ms > last[1]:
-            self._observations.append((end_offset, now_ms))
+        if self._observations and now_ms <= self._observations[-1][1]:
+            return  # the clock stands, or was set back
+        while self._observations and self._observations[-1][0] >= end_offset:
+            del self._observations[-1]  # it says less than the new one
+        self._observations.append((end_offset, now_ms))
 
     def expire(self, now_ms: int, expiration_ms: int, committed_below: int) -> int:
         """Forget committed producers that have been idle for `expiration_ms`, and any above MAX_PRODUCERS.

@@ -93,11 +93,12 @@ class SparseIndex:
         return IndexEntry._make(_ENTRY.unpack(data))
 
     def cut(self, length: int) -> None:
-        """Keep the first `length` entries. Raises OSError."""
+        """Keep the first `length` entries, on the medium too. Raises OSError."""
         with self._lock:
             if length < self._flushed:
                 assert self._file is not None
                 self._file.truncate(length * _ENTRY.size)
+                self._file.sync()
                 self._flushed = length
             self._tail = self._tail[: max(length - self._flushed, 0)]
 

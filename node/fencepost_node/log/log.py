@@ -274,6 +274,8 @@ class Log:
                 raise OffsetOutOfRange(
                     f"offset {offset} is outside of {self.directory}, {self.log_start_offset} to {log_end_offset}"
                 )
+            if segments[number].retired:
+                raise StorageError(self.failure)
             segments[number].pins += 1
         try:
             yield segments[number]
@@ -317,7 +319,7 @@ class Log:
         """
         with self._lock:
             self._require_usable()
-            end_offset, names_changed = self.log_end_offset, self._names_changed
+            end_offset, names_changed, cuts = self.log_end_offset, self._names_changed, self._cuts
             unsynced = [(segment, segment.size) for segment in self._segments if segment.synced_size < segment.size]
             for segment, _ in unsynced:
                 segment.pins += 1
@@ -329,7 +331,8 @@ class Log:
                 if not segment.retired:
                     segment.file.sync()
                     with self._lock:
-                        segment.synced_size = max(segment.synced_size, min(size, segment.size))
+                        if self._cuts == cuts:  # else other bytes may have taken their place meanwhile
+                            segment.synced_size = max(segment.synced_size, size)
         except OSError as error:
             self._fail(f"sync of {self.directory} failed: {error}")
             raise StorageError(self.failure) from error
@@ -574,6 +577,8 @@ class Log:
         Raises StorageError, with the files closed.
         """
         with self._maintenance:
+            if self._segments[-1].retired:
+                return
             try:
                 if clean and not self.failure:
                     with self._lock:

@@ -164,8 +164,11 @@ class _Recovery:
         epochs.truncate_to(start_offset)
         if not epochs.entries:
             for segment in segments:
-                for _, header in walk(segment.file, segment.path, 0, segment.size, segment.base_offset):
-                    epochs.record(header.leader_epoch, header.base_offset)
+                for position, header in walk(segment.file, segment.path, 0, segment.size, segment.base_offset):
+                    try:
+                        epochs.record(header.leader_epoch, header.base_offset)
+                    except InvariantBroken as error:
+                        raise CorruptLog(segment.path, position, header.base_offset, str(error)) from error
         epochs.advance_to(self._log_start_offset)
         return epochs
 
@@ -178,8 +181,7 @@ class _Recovery:
             segment = self._segments[number]
             if number > first:
                 segment.drop_index()
-                if segment.base_offset not in self._snapshots:
-                    self._missing.append(Snapshot(segment.base_offset, self._producers.copy()))
+                self._missing.append(Snapshot(segment.base_offset, self._producers.copy()))
             start = segment.size
             problem = self._check(segment)
             checked_bytes += segment.size - start
