@@ -14,6 +14,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from fencepost_proto.malformed import RefuseMalformed
+
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # of one gRPC message, either way; batches and fetches are bounded well below
 MAX_CONCURRENT_STREAMS = 4096  # of one connection
 
@@ -75,7 +77,7 @@ class GrpcWire:
         return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
 
     def server(self) -> grpc.aio.Server:
-        return grpc.aio.server(options=_SERVER_OPTIONS)
+        return grpc.aio.server(options=_SERVER_OPTIONS, interceptors=[RefuseMalformed()])
 
 
 @dataclass(slots=True)

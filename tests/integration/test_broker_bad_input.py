@@ -361,12 +361,13 @@ def test_a_data_folder_of_another_cluster_is_refused_naming_both_and_left_as_it_
                 code, line = await ends_with(second, config)
                 assert code == 2, line
                 assert "belongs to broker 1; the configuration says broker_id = 5" in line
+                image = await read_image(second.member(1).address, timeout_s=5)
+                assert image is not None
+                await second.stop(1)
                 config.write_text(to_toml({"broker_id": 1, "data_dir": str(data_dir), "controller": controller}))
                 code, line = await ends_with(second, config)
                 assert code == 2, line
                 assert "INCONSISTENT_CLUSTER_ID" in line
-                image = await read_image(second.member(1).address, timeout_s=5)
-                assert image is not None
                 meta = (data_dir / "meta.properties").read_text()
                 cluster_id = meta.split("cluster.id=")[1].split("\n")[0]
                 assert cluster_id in line

@@ -15,6 +15,7 @@ from fencepost_proto.v1 import broker_pb2, common_pb2, controller_pb2, controlle
 from fencepost_proto.wire import GrpcWire, serve
 
 WAIT_S = 10.0
+TEST_TIMEOUT_S = 40.0
 CLUSTER_ID = "cluster-of-the-test"
 HEARTBEAT_INTERVAL_MS = 50
 
@@ -23,11 +24,29 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def run(test: Awaitable[T]) -> T:
+    """Runs the test; when it takes too long, says where every task stands."""
+
     async def bounded() -> T:
-        async with asyncio.timeout(60):
-            return await test
+        task = asyncio.ensure_future(test)
+        done, _ = await asyncio.wait([task], timeout=TEST_TIMEOUT_S)
+        if not done:
+            for other in asyncio.all_tasks():
+                print(other.get_name(), " <- ".join(reversed(_waits(other.get_coro()))))
+            task.cancel()
+            raise TimeoutError(f"not done in {TEST_TIMEOUT_S} s")
+        return task.result()
 
     return asyncio.run(bounded())
+
+
+def _waits(coroutine: Any) -> list[str]:
+    """Where a coroutine waits, outermost first."""
+    places = []
+    while coroutine is not None:
+        frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "ag_frame", None)
+        places.append(f"{frame.f_code.co_qualname}:{frame.f_lineno}" if frame else repr(coroutine))
+        coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "ag_await", None)
+    return places
 
 
 async def until(condition: Callable[[], T | None], what: str) -> T:

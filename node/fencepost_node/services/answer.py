@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from fencepost_proto import errors
 from fencepost_proto.v1 import common_pb2
@@ -29,7 +30,8 @@ R = TypeVar("R", bound=HasError)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 # How gRPC says that nothing more can be written: aborted on purpose, or the client has gone. It takes these itself.
-_STREAM_IS_OVER = (grpc.aio.AbortError, grpc.aio.UsageError, grpc.aio.InternalError)
+# And a request that could not be read, which the server's interceptor answers.
+_STREAM_IS_OVER = (grpc.aio.AbortError, grpc.aio.UsageError, grpc.aio.InternalError, DecodeError)
 
 
 class Answering:
