@@ -185,11 +185,14 @@ class SimCluster:
             running.cancel()
             await asyncio.wait([running])
         error = None if running.cancelled() else running.exception()
+        try:
+            await stop(clean)  # type: ignore[misc]
+        except Exception as raised:  # noqa: BLE001 - judged below, like what ended it
+            error = error or raised
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         if isinstance(error, InvariantBroken) or not isinstance(error, _EXPECTED_ENDS):
             self.judge.fail("invariant" if isinstance(error, InvariantBroken) else "unhandled", f"{node}: {error!r}")
-        await stop(clean)  # type: ignore[misc]
         how = "stopped" if error is None else type(error).__name__
         self.exits[how] = self.exits.get(how, 0) + 1
         self.world.tell(node, f"ended: {error!r}" if error is not None else "ended")
