@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from fencepost_cli.commands import bench, cluster, demo, dump_log, lines, producers, topic, workload
+from fencepost_cli.commands import bench, check, cluster, demo, dump_log, lines, producers, topic, workload
 from fencepost_cli.terminal import quiet_grpc
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command(epilog="Example: fencepost dump-log .fencepost/broker-1/orders-0/000
 )
 app.command(epilog="Example: fencepost demo --kills 5 --json")(demo.demo)
 app.command(epilog="Example: fencepost bench --json")(bench.bench)
+app.command(epilog="Example: fencepost check report/history-*.jsonl --json")(check.check)
 
 
 def main() -> None:

@@ -1,0 +1,122 @@
+"""What can be wrong with a history, and what is said of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+MAX_SHOWN = 10  # findings of one kind that are told; all are counted
+MAX_EVIDENCE = 8  # lines that a finding names
+
+
+class Anomaly(StrEnum):
+    """The names are those of Jepsen's workloads for Kafka-like systems; the last three are Fencepost's own."""
+
+    LOST_WRITE = "lost-write"
+    DUPLICATE = "duplicate"
+    INCONSISTENT_OFFSETS = "inconsistent-offsets"
+    G1A = "G1a"
+    NONMONOTONIC_SEND = "nonmonotonic-send"
+    NONMONOTONIC_POLL = "nonmonotonic-poll"
+    POLL_SKIP = "poll-skip"
+    UNSEEN = "unseen"
+    PRECOMMITTED_READ = "precommitted-read"
+    REORDERED = "reordered"
+    SEQUENCE_GAP = "sequence-gap"
+    PHANTOM = "phantom"
+
+
+MEANING: Mapping[Anomaly, str] = {
+    Anomaly.LOST_WRITE: "acknowledged, and not in the log where it was read",
+    Anomaly.DUPLICATE: "in the log more than once: a value, or a producer's sequence number",
+    Anomaly.INCONSISTENT_OFFSETS: "one offset was seen with different values",
+    Anomaly.G1A: "certainly failed, and read all the same",
+    Anomaly.NONMONOTONIC_SEND: "acknowledged at an offset below that of an earlier send of the same process",
+    Anomaly.NONMONOTONIC_POLL: "a consumer was handed an offset that it had passed",
+    Anomaly.POLL_SKIP: "a consumer was not handed a record between two that it got",
+    Anomaly.UNSEEN: "acknowledged, and never read: nobody is known to have come that far",
+    Anomaly.PRECOMMITTED_READ: "read at or above the high watermark, or read and later gone from the log",
+    Anomaly.REORDERED: "records of one producer stand in the log in another order than they were sent in",
+    Anomaly.SEQUENCE_GAP: "a sequence number of a producer is missing in the log",
+    Anomaly.PHANTOM: "read, and sent by nobody in the history",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One line of the history, told to a person."""
+
+    where: str  # file:line, or the line's number
+    text: str
+    evidence: bool  # else it only stands beside
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong."""
+
+    anomaly: Anomaly
+    text: str
+    evidence: tuple[int, ...]  # ordinals of lines, from 1
+    offsets: tuple[int, ...] = ()  # what to look at in polls of many records
+    operations: tuple[Shown, ...] = ()  # the evidence and what stands around it; see context.py
+
+    def to_json(self) -> dict[str, Any]:
+        shown = [{"at": line.where, "text": line.text, "evidence": line.evidence} for line in self.operations]
+        return {"anomaly": self.anomaly.value, "text": self.text, "operations": shown}
+
+
+@dataclass(slots=True)
+class Findings:
+    """How often each thing is wrong, and the first of each kind."""
+
+    counts: Counter[Anomaly] = field(default_factory=Counter)
+    shown: list[Finding] = field(default_factory=list)
+
+    def add(
+        self, anomaly: Anomaly, text: str, evidence: tuple[int, ...] = (), offsets: tuple[int, ...] = (), count: int = 1
+    ) -> None:
+        """Ordinals of 0 in `evidence` stand for lines that there are not."""
+        told = self.counts[anomaly]
+        self.counts[anomaly] += count
+        if told < MAX_SHOWN:
+            lines = sorted({ordinal for ordinal in evidence if ordinal})[:MAX_EVIDENCE]
+            self.shown.append(Finding(anomaly, text, tuple(lines), offsets))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a whole history says."""
+
+    lines: int
+    sends: int
+    acked: int
+    failed: int
+    unknown: int  # outcome never told, or told as unknown
+    records_read: int  # each as often as it was handed out
+    partitions: int
+    final_reads: int  # partitions with a complete final read
+    counts: Mapping[Anomaly, int]
+    findings: tuple[Finding, ...]
+
+    @property
+    def clean(self) -> bool:
+        return not any(self.counts.values())
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ok": self.clean,
+            "lines": self.lines,
+            "sends": self.sends,
+            "acked": self.acked,
+            "failed": self.failed,
+            "unknown": self.unknown,
+            "records_read": self.records_read,
+            "partitions": self.partitions,
+            "final_reads": self.final_reads,
+            "anomalies": {anomaly.value: count for anomaly in Anomaly if (count := self.counts.get(anomaly, 0))},
+            "findings": [finding.to_json() for finding in self.findings],
+        }
