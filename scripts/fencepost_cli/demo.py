@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,11 +110,11 @@ class Demo:
 
     async def run(self) -> DemoResult:
         """Raises FencepostError and CommandFailed where the run itself cannot go on."""
-        started = asyncio.get_running_loop().time()
+        started = time.monotonic()
         try:
             await self._run()
         finally:
-            self.result.elapsed_s = asyncio.get_running_loop().time() - started
+            self.result.elapsed_s = time.monotonic() - started
         return self.result
 
     async def _run(self) -> None:
@@ -194,7 +195,7 @@ class Demo:
 
     async def _wait_settled(self) -> None:
         """Until every replica has all, and knows that it is committed."""
-        deadline = asyncio.get_running_loop().time() + SETTLE_TIMEOUT_S
+        deadline = time.monotonic() + SETTLE_TIMEOUT_S
         while True:
             answers = await asyncio.gather(
                 *(
@@ -211,7 +212,7 @@ class Demo:
             ):
                 self._high_watermarks = {partition: next(iter(told))[1] for partition, told in ends.items()}
                 return
-            if asyncio.get_running_loop().time() > deadline:
+            if time.monotonic() > deadline:
                 raise FailoverFailed(f"replicas have not come to the same end within {SETTLE_TIMEOUT_S:g} s: {ends}")
             await asyncio.sleep(_POLL_S)
 

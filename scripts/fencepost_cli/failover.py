@@ -7,6 +7,7 @@ after it, so that an answer which was already on its way does not count.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -44,7 +45,7 @@ class AckWatch:
                     reached.set_result(acked.acked_at)
 
     async def first_after(self, partition: int, since: float, timeout_s: float) -> float:
-        """When (in the loop's time) a record sent to the partition after `since` was first acknowledged.
+        """When a record sent to the partition after `since` was first acknowledged.
 
         Raises TimeoutError.
         """
@@ -111,8 +112,7 @@ async def kill_leader(
         for p in before.values()
         if p.leader == victim
     ]
-    loop = asyncio.get_running_loop()
-    killed_at = loop.time()
+    killed_at = time.monotonic()
     cluster.kill(victim)
     try:
         resumed_at = await acks.first_after(partition, killed_at, RESUME_TIMEOUT_S)
@@ -128,13 +128,13 @@ async def kill_leader(
 async def _see_after(change: LeaderChange, admin: AdminClient, topic: str) -> None:
     """Ask the next leader, and wait until it is known who that is."""
     change.producers_after = await producer_views(admin, topic, change.partition)
-    deadline = asyncio.get_running_loop().time() + HEAL_TIMEOUT_S
+    deadline = time.monotonic() + HEAL_TIMEOUT_S
     while True:
         after = (await admin.describe_topic(topic)).partitions[change.partition]
         if after.leader_epoch > change.epoch_before and after.leader >= 0:
             change.leader_after, change.epoch_after = after.leader, after.leader_epoch
             return
-        if asyncio.get_running_loop().time() > deadline:
+        if time.monotonic() > deadline:
             raise FailoverFailed(f"{topic}-{change.partition} has no other leader after {HEAL_TIMEOUT_S:g} s")
         await asyncio.sleep(_POLL_S)
 
@@ -161,13 +161,13 @@ async def producer_views(admin: AdminClient, topic: str, partition: int) -> list
 
 async def wait_in_sync(admin: AdminClient, topic: str, timeout_s: float = HEAL_TIMEOUT_S) -> None:
     """Return once every partition has a leader and all its replicas in sync."""
-    deadline = asyncio.get_running_loop().time() + timeout_s
+    deadline = time.monotonic() + timeout_s
     while True:
         partitions = (await admin.describe_topic(topic)).partitions
         late = [p for p in partitions if p.leader < 0 or set(p.isr) != set(p.replicas)]
         if not late:
             return
-        if asyncio.get_running_loop().time() > deadline:
+        if time.monotonic() > deadline:
             told = "; ".join(f"{topic}-{p.partition}: in sync {list(p.isr)} of {list(p.replicas)}" for p in late)
             raise FailoverFailed(f"not all replicas in sync within {timeout_s:g} s: {told}")
         await asyncio.sleep(_POLL_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Iterable
 
 from fencepost import Consumer, ConsumerRecord, TopicPartition
@@ -47,9 +48,8 @@ async def read_to_end(consumer: Consumer, read: ReadBack, written: asyncio.Event
 
     Raises StandsStill where records are missing and none comes for a while.
     """
-    loop = asyncio.get_running_loop()
     ends: dict[TopicPartition, int] | None = None
-    moved_at = loop.time()
+    moved_at = time.monotonic()
     while True:
         records = await consumer.poll(_POLL_RECORDS, _POLL_MS)
         for record in records:
@@ -61,6 +61,6 @@ async def read_to_end(consumer: Consumer, read: ReadBack, written: asyncio.Event
             if not left:
                 return
         if records or ends is None:
-            moved_at = loop.time()
-        elif loop.time() - moved_at > STILL_TIMEOUT_S:
+            moved_at = time.monotonic()
+        elif time.monotonic() - moved_at > STILL_TIMEOUT_S:
             raise StandsStill(f"nothing to read for {STILL_TIMEOUT_S:g} s, below the ends {left}")

@@ -2,6 +2,8 @@
 
 Two tasks share the work: one sends, at a rate or as fast as the producer takes records; the other awaits the
 deliveries, oldest first, and enters their outcomes.
+
+Times are those of time.monotonic(): uvloop's own clock counts whole milliseconds.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,7 +49,7 @@ class Pending(NamedTuple):
 
 
 class Acked(NamedTuple):
-    """One acknowledgement, for those who watch. Times are the loop's."""
+    """One acknowledgement, for those who watch."""
 
     record_id: int
     metadata: RecordMetadata
@@ -97,24 +100,24 @@ class Workload:
     # ---- Sending ----
 
     async def _send_all(self, stop: asyncio.Event) -> None:
-        loop, spec = asyncio.get_running_loop(), self.spec
+        spec = self.spec
         rng = random.Random(spec.seed)
         counters: Counter[bytes] = Counter()
         keys = [b"key-%d" % number for number in range(spec.keys)]
-        started = loop.time()
+        started = time.monotonic()
         while not stop.is_set() and self.fatal is None and self.ledger.sent < (spec.count or math.inf):
             if self.ledger.sent >= self._allowed:
-                held_at = loop.time()
+                held_at = time.monotonic()
                 self._allowed_more.clear()
                 await self._allowed_more.wait()
-                started += loop.time() - held_at
-            if spec.duration_s and loop.time() - started >= spec.duration_s:
+                started += time.monotonic() - held_at
+            if spec.duration_s and time.monotonic() - started >= spec.duration_s:
                 return
-            for _ in range(self._due(loop.time() - started)):
+            for _ in range(self._due(time.monotonic() - started)):
                 key = rng.choice(keys) if keys else None
                 await self._send(key, counters[key or b""])
                 counters[key or b""] += 1
-            await asyncio.sleep(self._pause(started, loop.time()))
+            await asyncio.sleep(self._pause(started, time.monotonic()))
             while len(self._pending) >= MAX_PENDING:
                 self._changed.clear()
                 await self._changed.wait()
@@ -135,7 +138,7 @@ class Workload:
     async def _send(self, key: bytes | None, counter: int) -> None:
         record_id = self.ledger.send()
         value = make_value(self.ledger.run, record_id, counter, self.spec.record_size_bytes)
-        sent_at = asyncio.get_running_loop().time()
+        sent_at = time.monotonic()
         try:
             delivery = await self.producer.send(self.spec.topic, value, key=key)
         except FencepostError as error:
@@ -147,7 +150,6 @@ class Workload:
     # ---- Outcomes ----
 
     async def _settle(self) -> None:
-        loop = asyncio.get_running_loop()
         pending = self._pending
         while True:
             while not pending:
@@ -161,7 +163,7 @@ class Workload:
             except FencepostError as error:
                 self._enter_failure(record_id, error)
             else:
-                now = loop.time()
+                now = time.monotonic()
                 self.ledger.ack(record_id, metadata.partition, metadata.offset)
                 self.acked += 1
                 self.latencies_s.append(now - sent_at)

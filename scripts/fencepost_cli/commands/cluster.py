@@ -151,7 +151,7 @@ def resume(targets: Targets, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
 
 @app.command(epilog="Example: fencepost cluster restart 1 controller")
 def restart(targets: Targets, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
-    """Start processes again: those that are down at once, those that run after a clean shutdown."""
+    """Start processes again, one after another: those that run are shut down cleanly first."""
     with _locked(data_dir):
         cluster = _load(data_dir)
 
@@ -159,6 +159,7 @@ def restart(targets: Targets, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
             nodes = [await _resolve(cluster, target) for target in targets]
             for node in dict.fromkeys(nodes):
                 await cluster.restart(node)
+                await cluster.wait_registered()
                 typer.echo(f"{name_of(node)} restarted")
 
         run(restart_all())

@@ -7,6 +7,7 @@ import contextlib
 import json
 import secrets
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -157,13 +158,12 @@ async def _figures(out: Console, figures: Callable[[float], str]) -> AsyncIterat
     from rich.live import Live
     from rich.text import Text
 
-    loop = asyncio.get_running_loop()
-    started = loop.time()
+    started = time.monotonic()
 
     async def follow(show: Callable[[str], None]) -> None:
         while True:
             await asyncio.sleep(_FIGURES_S)
-            show(figures(loop.time() - started))
+            show(figures(time.monotonic() - started))
 
     with contextlib.ExitStack() as stack:
         show: Callable[[str], None] = out.print
@@ -179,7 +179,7 @@ async def _figures(out: Console, figures: Callable[[float], str]) -> AsyncIterat
         finally:
             follower.cancel()
             await asyncio.gather(follower, return_exceptions=True)
-            show(figures(max(loop.time() - started, 1e-9)))
+            show(figures(max(time.monotonic() - started, 1e-9)))
 
 
 @app.command(epilog="Example: fencepost workload consume orders --until-end")
@@ -200,7 +200,7 @@ def consume(
 async def _consume(brokers: str, topic: str, count: int, duration_s: float, *, until_end: bool, latest: bool) -> None:
     from fencepost import Consumer
 
-    stop, loop = _stop_on_interrupt(), asyncio.get_running_loop()
+    stop = _stop_on_interrupt()
     read = size_bytes = 0
 
     def figures(elapsed_s: float) -> str:
@@ -212,9 +212,9 @@ async def _consume(brokers: str, topic: str, count: int, duration_s: float, *, u
     async with Consumer(brokers, topic, start="latest" if latest else "earliest") as consumer:
         ends = await consumer.end_offsets(consumer.assignment) if until_end else {}
         left = {tp for tp, end in ends.items() if end > await consumer.position(tp)}
-        until = loop.time() + duration_s if duration_s else float("inf")
+        until = time.monotonic() + duration_s if duration_s else float("inf")
         async with _figures(console(), figures):
-            while not stop.is_set() and loop.time() < until and not (count and read >= count):
+            while not stop.is_set() and time.monotonic() < until and not (count and read >= count):
                 if until_end and not left:
                     break
                 for record in await consumer.poll(
