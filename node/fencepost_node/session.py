@@ -110,6 +110,8 @@ class Session:
                     raise
                 except (grpc.aio.AioRpcError, errors.FencepostError) as error:
                     self._log_trouble(error)
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise asyncio.CancelledError  # at the very moment at which the stream broke, which hid it
                 if self._leaving:
                     break
                 backoff_s = MIN_BACKOFF_S if self._registered else min(2 * backoff_s, MAX_BACKOFF_S)
@@ -151,7 +153,7 @@ class Session:
                 registered = await self._register(call)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._send_heartbeats(call, registered.heartbeat_interval_ms / 1000))
-                group.create_task(self._receive(call))
+                await self._receive(call)
         except TimeoutError:
             raise SessionBroken(f"no answer to the registration in {REGISTRATION_TIMEOUT_S:g} s") from None
         except ExceptionGroup as group_error:

@@ -16,7 +16,7 @@ from fencepost_node.controller_link import ControllerLink
 from fencepost_node.data_folder import DataFolder
 from fencepost_node.log.disk import RealDisk
 from fencepost_node.metadata_feed import MetadataFeed
-from fencepost_node.session import Session
+from fencepost_node.session import Session, SessionBroken
 from fencepost_proto.errors import (
     DuplicateBrokerRegistration,
     InconsistentClusterId,
@@ -370,6 +370,29 @@ def test_a_shutdown_does_not_wait_for_ever_for_the_controller(tmp_path: Path) ->
             assert not await node.session.hand_over(0.05)
             await node.session.goodbye()
             await running
+
+    run(test())
+
+
+def test_a_stream_that_breaks_at_the_moment_of_the_cancellation_does_not_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        holding = asyncio.Event()
+
+        async def hold(_: Session) -> None:
+            holding.set()
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                raise SessionBroken("the stream ended") from None
+
+        monkeypatch.setattr(Session, "_hold", hold)
+        async with node_of("127.0.0.1:1", tmp_path) as (_, running):
+            await holding.wait()
+            running.cancel()
+            await asyncio.wait([running], timeout=5)
+            assert running.cancelled()
 
     run(test())
 
