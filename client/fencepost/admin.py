@@ -44,7 +44,8 @@ from fencepost_proto.metadata import NO_LEADER, MetadataImage, config_from_proto
 from fencepost_proto.v1 import broker_pb2, common_pb2, controller_pb2, controller_pb2_grpc
 
 TIMEOUT_S = 30.0  # for a change, or an answer from a partition's leader, through failures
-ATTEMPT_S = 10.0  # for one broker's answer to a change
+ATTEMPT_S = 3.0  # for one broker's answer to a change
+VISIBLE_TIMEOUT_S = 10.0  # until this client's own view shows a change
 RETRY_BACKOFF_S = 0.1
 COMMIT_TIMEOUT_MS = 2_500  # for what one leader tells of its producers to be committed, before asking who leads
 REPLICAS_TIMEOUT_S = 5.0  # for one broker's answer about its replicas
@@ -326,6 +327,6 @@ class AdminClient:
 
     async def _see(self, condition: Callable[[MetadataImage], bool], otherwise: str) -> MetadataImage:
         try:
-            return await self._cluster.wait_until(condition, ATTEMPT_S)
+            return await self._cluster.wait_until(condition, VISIBLE_TIMEOUT_S)
         except TimeoutError:
             raise RequestTimedOut(otherwise) from None

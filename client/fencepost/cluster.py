@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 WATCHED_BROKERS = 2
 SILENCE_S = 3.0  # without a word, or behind another broker, for so long: a watch is broken (brokers speak every second)
+QUIET_S = 1.5  # without a word for so long: others are asked first
 RETRY_BACKOFF_S = 0.1  # between two attempts to watch the same broker
 START_TIMEOUT_S = 10.0
 TOPIC_WAIT_S = 2.0  # a topic just created may not have reached the watched brokers yet
@@ -117,6 +118,7 @@ class Cluster:
         self._closing: set[asyncio.Task[None]] = set()
         self._watches: list[asyncio.Task[None]] = []
         self._watching: dict[int, str] = {}  # watch number -> address
+        self._heard: dict[str, float] = {}  # watched address -> when it last spoke
         self._failures: dict[str, tuple[float, str]] = {}  # address -> when its watch last broke, and why
         self._order = host.random.sample(self._bootstrap, len(self._bootstrap))
 
@@ -197,18 +199,24 @@ class Cluster:
         hint = self._hints.get(key)
         return hint if hint is not None else self._image.current_leader(partition)
 
-    def learn(self, key: PartitionKey, hint: CurrentLeader) -> None:
-        """Take a leader from an error's `current_leader`. Ignored where what is known is as new."""
+    def learn(self, key: PartitionKey, hint: CurrentLeader) -> bool:
+        """Take a leader from an error's `current_leader`. False: what is known is as new."""
         known = self.leader(key)
-        if known is not None and hint.leader_epoch > known.leader_epoch:
-            self._hints[key] = hint
+        if known is None or hint.leader_epoch <= known.leader_epoch:
+            return False
+        self._hints[key] = hint
+        return True
 
     # ---- Calls ----
 
     def addresses(self) -> list[str]:
-        """Of every broker that may answer: the watched ones first, then those that live, then bootstrap's."""
+        """Of every broker that may answer, the likeliest first: watched ones that speak, those that live, the others."""
+        recent_s = asyncio.get_running_loop().time() - QUIET_S
         live = [broker.address for _, broker in sorted(self._image.brokers.items()) if not broker.fenced]
-        return list(dict.fromkeys([*(self._watching[n] for n in sorted(self._watching)), *live, *self._order]))
+        watched = [address for _, address in sorted(self._watching.items())]
+        speaking = [address for address in watched if self._heard.get(address, recent_s) > recent_s]
+        others = [address for address in (*live, *self._order) if address not in watched]
+        return list(dict.fromkeys([*speaking, *others, *watched]))
 
     def channel(self, address: str) -> grpc.aio.Channel:
         """The one channel to host:port, kept until `close`."""
@@ -349,6 +357,7 @@ class Cluster:
                 self._failures[address] = (loop.time(), error.message)
             finally:
                 del self._watching[number]
+                self._heard.pop(address, None)
 
     def _next_to_watch(self, number: int) -> str | None:
         """The broker whose last failure is longest ago, of those that no other watch follows."""
@@ -381,6 +390,7 @@ class Cluster:
                     image = (image or MetadataImage()).apply(delta)
                 except ValueError as error:
                     raise UnknownServerError(f"metadata at version {delta.version} is unreadable: {error}") from error
+                self._heard[address] = loop.time()
                 self._take(image, address)
                 if image.version >= self._image.version:
                     newest_at = loop.time()

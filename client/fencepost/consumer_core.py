@@ -31,14 +31,16 @@ from fencepost_proto.errors import (
     CurrentLeader,
     ErrorCode,
     FencepostError,
+    InvalidRecord,
     InvalidRequest,
     InvariantBroken,
     OffsetOutOfRange,
     UnknownTopicOrPartition,
+    UnsupportedForMessageFormat,
     from_proto,
 )
 from fencepost_proto.metadata import PartitionKey
-from fencepost_proto.record_batch import HEADER_BYTES, LENGTH_END, read_header
+from fencepost_proto.record_batch import HEADER_BYTES, LENGTH_END
 from fencepost_proto.records import Headers, Record, read_records
 from fencepost_proto.v1 import broker_pb2
 
@@ -57,6 +59,7 @@ HAND_OUT_BYTES = 512 * 1024  # of batches opened at once
 LARGE_COMPRESSED_BYTES = 32 * 1024  # a compressed batch from this size on is opened in a thread
 
 _BATCH = struct.Struct(">qi11xi")  # base offset, length, …, last offset delta
+_ATTRIBUTES_LOW = 22  # the low byte of the attributes
 _COMPRESSION = 0x07
 
 StartPolicy = Literal["earliest", "latest"]
@@ -95,6 +98,7 @@ class Asked(NamedTuple):
 
     generation: int
     fetch_offset: int
+    leader_epoch: int  # whose leader was asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,10 @@ def open_batch(batch: bytes, position: int) -> Iterator[Record]:
     Raises CorruptMessage, now or while records are taken.
     """
     records = read_records(batch)
-    first = next(records)
+    try:
+        first = next(records)
+    except (InvalidRecord, UnsupportedForMessageFormat) as error:  # no leader stores such a batch: it was damaged
+        raise CorruptMessage(error.message) from error
     whole = chain((first,), records)
     return whole if first.offset >= position else dropwhile(lambda record: record.offset < position, whole)
 
@@ -183,7 +190,8 @@ class _Assigned:
     opened: Iterator[Record] | None = None
     opened_end: int = 0  # end offset of the opened batch
     opened_bytes: int = 0
-    retry_at: float = 0.0
+    retry_at: float = 0.0  # not before, of the leader of `refused_epoch` or an older one
+    refused_epoch: int = -1
     served: int = 0  # number of the last answer that brought records: whoever waited longest is asked for first
     corrupt: int = 0
     failure: FencepostError | None = None
@@ -308,10 +316,10 @@ class ConsumerCore:
             return Ask(partitions, asked, wait_s)
         current = [(self._by_key[route.key], route) for route in routes if self._is_current(route)]
         for p, route in sorted(current, key=lambda pair: (pair[0].served, pair[0].key)):
-            if p.retry_at > now_s:
+            if p.retry_at > now_s and route.leader_epoch <= p.refused_epoch:
                 wait_s = min(wait_s, p.retry_at - now_s)
                 continue
-            asked[p.key] = Asked(p.generation, p.next_fetch)
+            asked[p.key] = Asked(p.generation, p.next_fetch, route.leader_epoch)
             partitions.append(
                 broker_pb2.FetchPartition(
                     topic_id=p.key[0],
@@ -327,17 +335,20 @@ class ConsumerCore:
         """One partition of a leader's answer. A refusal's hint at another leader is the caller's to learn."""
         key = (answer.topic_id, answer.partition)
         p = self._by_key.get(key)
-        if p is None or asked.get(key) != Asked(p.generation, p.next_fetch) or p.failure is not None:
+        question = asked.get(key)
+        if p is None or question is None or p.failure is not None:
             return
+        if (question.generation, question.fetch_offset) != (p.generation, p.next_fetch):
+            return
+        if answer.error.code != ErrorCode.NONE:
+            p.retry_at, p.refused_epoch = now_s + RETRY_BACKOFF_S, question.leader_epoch
         if answer.error.code == ErrorCode.OFFSET_OUT_OF_RANGE:
-            p.retry_at = now_s + RETRY_BACKOFF_S
             if not _has_buffered(p):  # else what is buffered is handed out first
                 refused = p.next_fetch
                 self._move(p, UNRESOLVED)
                 p.out_of_range = refused
         elif answer.error.code != ErrorCode.NONE:
             error = from_proto(answer.error)
-            p.retry_at = now_s + RETRY_BACKOFF_S
             if not error.retriable:
                 self.fail(p.tp, p.generation, error)
         else:
@@ -488,4 +499,4 @@ def _has_buffered(p: _Assigned) -> bool:
 
 
 def _is_large(batch: bytes) -> bool:
-    return len(batch) >= LARGE_COMPRESSED_BYTES and bool(read_header(batch).attributes & _COMPRESSION)
+    return len(batch) >= LARGE_COMPRESSED_BYTES and bool(batch[_ATTRIBUTES_LOW] & _COMPRESSION)

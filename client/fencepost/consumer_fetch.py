@@ -18,7 +18,7 @@ from contextlib import suppress
 import grpc
 
 from fencepost.cluster import Cluster, rpc_errors
-from fencepost.consumer_core import RETRY_BACKOFF_S, Ask, ConsumerCore, Route, TopicPartition
+from fencepost.consumer_core import RETRY_BACKOFF_S, Ask, ConsumerCore, Route, TopicPartition, open_batch
 from fencepost_proto.errors import (
     CurrentLeader,
     FencepostError,
@@ -29,7 +29,7 @@ from fencepost_proto.errors import (
     raise_for,
 )
 from fencepost_proto.metadata import PartitionKey
-from fencepost_proto.records import Record, read_records
+from fencepost_proto.records import Record
 from fencepost_proto.v1 import broker_pb2, broker_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,8 @@ async def first_record_from(cluster: Cluster, key: PartitionKey, timestamp_ms: i
 
 
 def _first_of(batch: bytes, timestamp_ms: int) -> Record | None:
-    return next((record for record in read_records(batch) if record.timestamp_ms >= timestamp_ms), None)
+    records = open_batch(batch, 0) if batch else iter(())
+    return next((record for record in records if record.timestamp_ms >= timestamp_ms), None)
 
 
 async def fetch_batch(cluster: Cluster, key: PartitionKey, offset: int) -> bytes:
@@ -117,19 +118,25 @@ async def _answer(
     return answer
 
 
-def learn_from(cluster: Cluster, fetched: broker_pb2.FetchedPartition) -> None:
-    """Take a refusal's hint at the leader."""
-    if fetched.error.HasField("current_leader"):
-        hint = fetched.error.current_leader
-        leader = CurrentLeader(hint.leader_id, hint.leader_epoch, hint.address)
-        cluster.learn((fetched.topic_id, fetched.partition), leader)
+def learn_from(cluster: Cluster, fetched: broker_pb2.FetchedPartition) -> bool:
+    """Take a refusal's hint at the leader. False where there is none, or nothing new."""
+    if not fetched.error.HasField("current_leader"):
+        return False
+    hint = fetched.error.current_leader
+    leader = CurrentLeader(hint.leader_id, hint.leader_epoch, hint.address)
+    return cluster.learn((fetched.topic_id, fetched.partition), leader)
 
 
 class FetchStream:
     """One Fetch stream to `address` for the partitions of `routes`."""
 
     def __init__(
-        self, core: ConsumerCore, cluster: Cluster, address: str, routes: frozenset[Route], taken: Callable[[], None]
+        self,
+        core: ConsumerCore,
+        cluster: Cluster,
+        address: str,
+        routes: frozenset[Route],
+        taken: Callable[[bool], None],
     ) -> None:
         self.routes = routes
         self.room = asyncio.Event()  # the buffer may have room again
@@ -157,9 +164,8 @@ class FetchStream:
     async def _take(self, ask: Ask, answer: broker_pb2.FetchResponse) -> None:
         loop = asyncio.get_running_loop()
         for fetched in answer.partitions:
-            learn_from(self._cluster, fetched)
             self._core.take(ask.asked, fetched, loop.time())
-            self._taken()
+            self._taken(learn_from(self._cluster, fetched))
             await asyncio.sleep(0)  # a large answer must not hold the loop
 
 
@@ -217,7 +223,9 @@ class Router:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _on_taken(self) -> None:
+    def _on_taken(self, led_elsewhere: bool) -> None:
+        if led_elsewhere:
+            self.wake()
         self.look()
         self._arrived()
 

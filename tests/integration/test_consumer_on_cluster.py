@@ -88,7 +88,8 @@ def test_each_record_is_read_once_and_in_order_while_leaders_are_killed_one_afte
                 cluster.kill(victim)
                 await writing
                 await read_until(consumer, check, sum(sent))
-                await cluster.restart(victim)
+                await cluster.wait_gone(victim)
+                await cluster.start(victim)
             assert await consumer.end_offsets(consumer.assignment) == {
                 TopicPartition("orders", partition): count for partition, count in enumerate(sent)
             }

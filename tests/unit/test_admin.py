@@ -128,7 +128,7 @@ def test_creation_returns_only_once_every_partition_has_a_leader(monkeypatch: py
         with pytest.raises(errors.RequestTimedOut, match="not every partition has a leader"):
             await admin.create_topic("orders", partitions=2, replication_factor=3)
 
-    monkeypatch.setattr(admin_module, "ATTEMPT_S", 0.2)
+    monkeypatch.setattr(admin_module, "VISIBLE_TIMEOUT_S", 0.2)
     scenario(test)
 
 
@@ -156,7 +156,7 @@ def test_a_topic_of_that_name_that_somebody_else_made_is_not_taken_for_mine(monk
         with pytest.raises(errors.TopicAlreadyExists):
             await admin.create_topic("orders", partitions=2)
 
-    monkeypatch.setattr(admin_module, "ATTEMPT_S", 0.2)
+    monkeypatch.setattr(admin_module, "VISIBLE_TIMEOUT_S", 0.2)
     scenario(test)
 
 

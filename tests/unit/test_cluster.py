@@ -194,7 +194,7 @@ def test_a_hint_counts_until_the_image_has_caught_up_and_an_older_one_never() ->
     run(test())
 
 
-def test_a_call_without_address_goes_on_to_another_broker_where_one_is_dead() -> None:
+def test_a_call_without_address_goes_on_to_another_broker_where_one_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with fake_cluster() as fake, client_of(fake) as client:
             await until(lambda: sum(broker.watchers for broker in fake.brokers.values()) == 2)
@@ -203,9 +203,11 @@ def test_a_call_without_address_goes_on_to_another_broker_where_one_is_dead() ->
             request = broker_pb2.MetadataRequest()
             answer = await client.call_broker(lambda broker: broker.Metadata, request, timeout_s=0.3)
             assert answer.answering_broker_id != first.id
+            await until(lambda: client.addresses()[-1] == first.address, "the silent broker to be asked last")
             with pytest.raises(NetworkException, match=NOBODY):
                 await client.call_broker(lambda broker: broker.Metadata, request, address=NOBODY, timeout_s=1.0)
 
+    monkeypatch.setattr(cluster_module, "QUIET_S", 0.3)
     run(test())
 
 

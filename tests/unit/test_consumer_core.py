@@ -175,6 +175,17 @@ def test_a_refused_partition_waits_its_time_and_shortens_the_others_long_poll() 
     assert again.request().max_wait_ms == MAX_WAIT_MS
 
 
+def test_a_newer_leader_is_asked_at_once_whatever_the_older_one_refused() -> None:
+    core = core_at(0)
+    asked = ask(core)
+    refusal = broker_pb2.FetchedPartition(topic_id="id", partition=0)
+    refusal.error.CopyFrom(errors.to_proto(errors.NotLeaderOrFollower("moved")))
+    core.take(asked.asked, refusal, 10.0)
+    assert ask(core, 10.0).partitions == []
+    newer = core.routes(lambda _: CurrentLeader(2, 1, "newer:1"))["newer:1"]
+    assert [p.leader_epoch for p in core.ask(newer, 10.0).partitions] == [1]
+
+
 def test_a_refusal_for_good_fails_the_partition_and_leaves_the_other() -> None:
     world, core = World(), core_at(0, 0)
     asked = ask(core)
@@ -234,6 +245,20 @@ def test_a_position_above_the_end_is_an_error_and_below_the_start_too_if_the_pol
     core.seek(T0, 3)
     fetch(core, world)
     assert [r.offset for r in hand_out_all(core)] == [3, 4, 5]
+
+
+@pytest.mark.parametrize("at", [16, 17, 25, 56, 60])  # magic, CRC, last offset delta, sequence, count
+def test_a_damaged_header_is_damage_whatever_it_seems_to_say(at: int) -> None:
+    world, core = World(), core_at(0)
+    world.append(T0, 3)
+    asked = ask(core)
+    answer = world.answer(asked.partitions[0])
+    answer.records = answer.records[:at] + bytes([answer.records[at] ^ 2]) + answer.records[at + 1 :]
+    core.take(asked.asked, answer, 0.0)
+    assert hand_out_all(core) == []
+    assert core.failures() == []
+    fetch(core, world)
+    assert [r.offset for r in hand_out_all(core)] == [0, 1, 2]
 
 
 def test_damaged_bytes_are_fetched_again_and_given_up_after_a_bounded_number_of_times() -> None:
