@@ -1,8 +1,9 @@
 """One broker's session: what it has last said, and what is still to be said to it.
 
 First the registration's answer, then a whole image, then changes in version order. A broker that takes changes more slowly
-than they come gets, at `MAX_BACKLOG` of them, the image of the moment instead; so the backlog is bounded and nothing is ever
-skipped. That the broker may shut down, and that the session is over, comes after the metadata that it rests on.
+than they come gets, at `MAX_BACKLOG` of them or `MAX_BACKLOG_BYTES`, the image of the moment instead; so the backlog is
+bounded and nothing is ever skipped. That the broker may shut down, and that the session is over, comes after the
+metadata that it rests on.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from fencepost_proto.metadata import Broker, MetadataImage, delta_to_proto
 from fencepost_proto.v1 import common_pb2, controller_pb2
 
 MAX_BACKLOG = 256
+MAX_BACKLOG_BYTES = 8 * 1024 * 1024
 NOTHING_APPLIED = -1
 
 
@@ -34,6 +36,7 @@ class Session:
         self._greeting: controller_pb2.Registered | None = greeting
         self._image_due = True
         self._deltas: deque[common_pb2.MetadataDelta] = deque()
+        self._backlog_bytes = 0
         self._shutdown_allowed_due = False
         self._shutdown_allowed_said = False
         self._over = False
@@ -47,11 +50,12 @@ class Session:
     def publish(self, delta: common_pb2.MetadataDelta) -> None:
         if self._image_due:
             return  # it will hold this
-        if len(self._deltas) >= MAX_BACKLOG:
+        self._deltas.append(delta)
+        self._backlog_bytes += delta.ByteSize()
+        if len(self._deltas) > MAX_BACKLOG or self._backlog_bytes > MAX_BACKLOG_BYTES:
             self._deltas.clear()
+            self._backlog_bytes = 0
             self._image_due = True
-        else:
-            self._deltas.append(delta)
         self._wake.set()
 
     def allow_shutdown(self) -> None:
@@ -83,7 +87,9 @@ class Session:
             now = image()
             return controller_pb2.SessionResponse(metadata=delta_to_proto(now.version, now.entities(), image=True))
         if self._deltas:
-            return controller_pb2.SessionResponse(metadata=self._deltas.popleft())
+            delta = self._deltas.popleft()
+            self._backlog_bytes -= delta.ByteSize()
+            return controller_pb2.SessionResponse(metadata=delta)
         if self._shutdown_allowed_due:
             self._shutdown_allowed_due, self._shutdown_allowed_said = False, True
             return controller_pb2.SessionResponse(shutdown_allowed=controller_pb2.ShutdownAllowed())

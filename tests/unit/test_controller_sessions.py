@@ -21,18 +21,13 @@ from controller_cluster import (
 )
 
 from fencepost_controller import sessions as sessions_module
-from fencepost_controller.session import MAX_BACKLOG, Session
 from fencepost_controller.store import CommitFailed
 from fencepost_controller.store.sqlite import SqliteStore
 from fencepost_proto import errors
 from fencepost_proto.metadata import (
     NO_LEADER,
-    Broker,
     Changes,
     Entity,
-    MetadataImage,
-    NextProducerId,
-    delta_to_proto,
 )
 from fencepost_proto.v1 import broker_pb2, controller_pb2
 
@@ -146,32 +141,6 @@ def test_a_second_registration_on_a_stream_ends_the_session_with_a_reason() -> N
             await until(one.ended.is_set, "the session's end")
             assert isinstance(one.error, errors.InvalidRequest)
             assert "'register'" in str(one.error)
-
-    run(test())
-
-
-def test_a_broker_that_falls_behind_gets_the_image_instead_of_the_backlog() -> None:
-    async def test() -> None:
-        greeting = controller_pb2.Registered(broker_epoch=2)
-        session = Session(Broker(1, "h:1", 2, "life", fenced=True), 2, greeting)
-        image = MetadataImage(version=2)
-        said = []
-        for _ in range(2):
-            said.append(await session.next_response(lambda: image))
-        for version in range(3, 3 + MAX_BACKLOG + 10):
-            entity = NextProducerId(version)
-            image = image.with_changes(version, {entity.key: entity})
-            session.publish(delta_to_proto(version, [entity]))
-        session.allow_shutdown()
-        session.end(errors.NotController("bye"))
-        while (response := await session.next_response(lambda: image)) is not None:
-            said.append(response)
-        kinds = [response.WhichOneof("kind") for response in said if response is not None]
-        assert kinds == ["registered", "metadata", "metadata", "shutdown_allowed", "error"]
-        latest = said[2]
-        assert latest is not None
-        assert latest.metadata.image
-        assert latest.metadata.version == image.version
 
     run(test())
 
