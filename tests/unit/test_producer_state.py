@@ -1,0 +1,340 @@
+"""The rules of producer state, row by row of the table in producer_state.py."""
+
+from __future__ import annotations
+
+import pytest
+from batches import header
+
+from fencepost_node import producer_state
+from fencepost_node.producer_state import APPEND, Append, Duplicate, ProducerState
+from fencepost_proto.errors import (
+    CorruptMessage,
+    DuplicateSequenceNumber,
+    InvalidProducerEpoch,
+    InvariantBroken,
+    NotEnoughReplicas,
+    OutOfOrderSequenceNumber,
+    UnknownProducerId,
+)
+from fencepost_proto.record_batch import MAX_SEQUENCE, NO_PRODUCER_ID
+
+DAY_MS = 24 * 3600 * 1000
+
+
+def after(*batches: tuple[int, int], epoch: int = 0, start_offset: int = 100) -> ProducerState:
+    """The state after batches (first sequence, count) of producer 1, from `start_offset` on."""
+    state, offset = ProducerState(), start_offset
+    for sequence, count in batches:
+        state.record(header(count, sequence=sequence, epoch=epoch), offset)
+        offset += count
+    return state
+
+
+def check(
+    state: ProducerState, count: int = 1, *, sequence: int, epoch: int = 0, fence: int = 0, held: bool = True
+) -> Append | Duplicate:
+    return state.check(header(count, sequence=sequence, epoch=epoch), ever_held_records=held, fence_epoch=fence)
+
+
+# ---- The table ----
+
+
+def test_an_epoch_below_the_known_one_is_refused() -> None:
+    with pytest.raises(InvalidProducerEpoch, match="epoch 1 of producer 1 is older than 2"):
+        check(after((0, 1), epoch=2), sequence=1, epoch=1)
+
+
+def test_an_epoch_below_the_fence_is_refused_even_without_state() -> None:
+    with pytest.raises(InvalidProducerEpoch, match="epoch 3 of producer 1 is older than 4"):
+        check(ProducerState(), sequence=0, epoch=3, fence=4)
+
+
+def test_an_epoch_below_the_fence_is_refused_before_a_duplicate_is_recognised() -> None:
+    with pytest.raises(InvalidProducerEpoch):
+        check(after((0, 1), epoch=3), sequence=0, epoch=3, fence=4)
+
+
+def test_the_fence_itself_is_allowed() -> None:
+    assert check(after((0, 1), epoch=3), sequence=0, epoch=4, fence=4) is APPEND
+
+
+def test_an_unknown_producer_above_sequence_0_is_out_of_order_in_a_log_that_never_held_a_record() -> None:
+    with pytest.raises(OutOfOrderSequenceNumber, match="base sequence 5"):
+        check(ProducerState(), sequence=5, held=False)
+
+
+def test_an_unknown_producer_above_sequence_0_is_unknown_in_a_log_that_has_held_records() -> None:
+    with pytest.raises(UnknownProducerId, match="base sequence 5 of producer 1"):
+        check(ProducerState(), sequence=5, held=True)
+
+
+def test_an_unknown_producer_begins_at_sequence_0() -> None:
+    assert check(ProducerState(), sequence=0) is APPEND
+
+
+def test_a_newer_epoch_begins_at_sequence_0() -> None:
+    assert check(after((0, 3)), sequence=0, epoch=1) is APPEND
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_newer_epoch_above_sequence_0_is_out_of_order(held: bool) -> None:
+    with pytest.raises(OutOfOrderSequenceNumber, match="a new epoch begins at 0"):
+        check(after((0, 3)), sequence=3, epoch=1, held=held)
+
+
+def test_each_of_the_last_five_batches_is_a_duplicate_with_its_own_offsets() -> None:
+    state = after((0, 3), (3, 1), (4, 2), (6, 1), (7, 4), (11, 1))
+    assert check(state, 1, sequence=3) == Duplicate(103, 103)
+    assert check(state, 2, sequence=4) == Duplicate(104, 105)
+    assert check(state, 1, sequence=6) == Duplicate(106, 106)
+    assert check(state, 4, sequence=7) == Duplicate(107, 110)
+    assert check(state, 1, sequence=11) == Duplicate(111, 111)
+    assert Duplicate(107, 110).end_offset == 111
+
+
+def test_a_batch_older_than_the_five_is_a_duplicate_of_unknown_offset() -> None:
+    state = after((0, 3), (3, 1), (4, 2), (6, 1), (7, 4), (11, 1))
+    with pytest.raises(DuplicateSequenceNumber, match=r"sequences 0 to 2 .* begin at 3"):
+        check(state, 3, sequence=0)
+
+
+def test_the_next_sequence_is_appended() -> None:
+    assert check(after((0, 3)), sequence=3) is APPEND
+
+
+@pytest.mark.parametrize(
+    ("count", "sequence"),
+    [(1, 4), (2, 2), (4, 0), (2, 0), (1, 1), (3, 3 + 2**30), (1, MAX_SEQUENCE), (3, 2**30 + 5)],
+    ids=["gap", "overlap-end", "superset", "prefix", "inside", "far", "last-number", "half"],
+)
+def test_a_gap_or_an_overlap_in_part_is_out_of_order(count: int, sequence: int) -> None:
+    with pytest.raises(OutOfOrderSequenceNumber, match="3 is next"):
+        check(after((0, 3)), count, sequence=sequence)
+
+
+def test_a_batch_that_joins_two_remembered_ones_is_out_of_order() -> None:
+    with pytest.raises(OutOfOrderSequenceNumber):
+        check(after((0, 1), (1, 1), (2, 1)), 2, sequence=1)
+
+
+def test_a_batch_that_reaches_from_below_into_the_remembered_ones_is_out_of_order() -> None:
+    state = after((0, 3), (3, 1), (4, 1), (5, 1), (6, 1), (7, 1))
+    with pytest.raises(OutOfOrderSequenceNumber):
+        check(state, 2, sequence=2)
+
+
+def test_a_producer_that_is_not_idempotent_bypasses_everything() -> None:
+    state = ProducerState()
+    anonymous = header(producer_id=NO_PRODUCER_ID, epoch=-1, sequence=-1)
+    assert state.check(anonymous, ever_held_records=True, fence_epoch=7) is APPEND
+    state.record(anonymous, 0)
+    assert len(state) == 0
+
+
+def test_check_changes_nothing() -> None:
+    state = after((0, 3))
+    before = state.encode()
+    check(state, sequence=3)
+    check(state, 3, sequence=0)
+    with pytest.raises(OutOfOrderSequenceNumber):
+        check(state, sequence=9)
+    assert state.encode() == before
+
+
+# ---- The wrap ----
+
+
+def near_wrap(*, used: int) -> ProducerState:
+    """Producer 1 with one batch up to `used` below the last sequence."""
+    return after((0, MAX_SEQUENCE + 1 - used))
+
+
+def test_the_sequence_after_the_last_is_0() -> None:
+    state = near_wrap(used=0)
+    assert check(state, sequence=0) is APPEND
+    state.record(header(2, sequence=0), 5_000_000_000)
+    assert check(state, sequence=2) is APPEND
+    assert check(state, 2, sequence=0) == Duplicate(5_000_000_000, 5_000_000_001)
+
+
+def test_a_batch_that_spans_the_wrap_is_appended_and_recognised_again() -> None:
+    state = near_wrap(used=2)
+    spanning = header(5, sequence=MAX_SEQUENCE - 1)
+    assert spanning.last_sequence == 2
+    assert state.check(spanning, ever_held_records=True) is APPEND
+    state.record(spanning, 5_000_000_000)
+    assert state.check(spanning, ever_held_records=True) == Duplicate(5_000_000_000, 5_000_000_004)
+    assert check(state, sequence=3) is APPEND
+    with pytest.raises(OutOfOrderSequenceNumber):
+        check(state, sequence=0)
+
+
+def test_batches_before_the_wrap_are_older_than_the_window_after_it() -> None:
+    state = after((0, MAX_SEQUENCE - 3), (MAX_SEQUENCE - 3, 4), (0, 1), (1, 1), (2, 1), (3, 1), (4, 1))
+    with pytest.raises(DuplicateSequenceNumber):
+        check(state, 4, sequence=MAX_SEQUENCE - 3)
+    with pytest.raises(OutOfOrderSequenceNumber):
+        check(state, sequence=6)
+
+
+def test_a_number_far_ahead_is_a_gap_and_not_older_while_nothing_has_wrapped() -> None:
+    with pytest.raises(OutOfOrderSequenceNumber):
+        check(after((0, 1)), sequence=MAX_SEQUENCE)
+
+
+def test_that_sequences_have_wrapped_survives_encoding() -> None:
+    state = ProducerState.decode(after((0, MAX_SEQUENCE + 1), (0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (5, 1)).encode())
+    with pytest.raises(DuplicateSequenceNumber):
+        check(state, sequence=MAX_SEQUENCE)
+
+
+# ---- Recording ----
+
+
+def test_a_duplicate_is_no_longer_recognised_under_a_newer_epoch() -> None:
+    state = after((0, 1), (1, 1))
+    state.record(header(sequence=0, epoch=1), 200)
+    with pytest.raises(InvalidProducerEpoch):
+        check(state, sequence=1)
+    assert check(state, sequence=0, epoch=1) == Duplicate(200, 200)
+
+
+def test_a_replica_that_forgot_a_producer_takes_any_sequence_from_its_leader() -> None:
+    state = ProducerState()
+    state.record(header(2, sequence=57), 300)
+    assert check(state, sequence=59) is APPEND
+    assert check(state, 2, sequence=57) == Duplicate(300, 301)
+
+
+@pytest.mark.parametrize("epoch", [0, 3, 4])
+def test_a_producer_that_only_the_leader_forgot_starts_afresh(epoch: int) -> None:
+    state = after((0, 2), (2, 2), epoch=3)
+    state.record(header(1, sequence=0, epoch=epoch), 300)
+    entry = state.get(1)
+    assert entry is not None
+    assert (entry.epoch, len(entry.batches), entry.next_sequence) == (epoch, 1, 1)
+
+
+@pytest.mark.parametrize(("sequence", "epoch"), [(3, 0), (1, 0), (2, 1), (2, -1)])
+def test_recording_what_cannot_follow_breaks_an_invariant_and_changes_nothing(sequence: int, epoch: int) -> None:
+    state = after((0, 2))
+    before = state.encode()
+    with pytest.raises(InvariantBroken, match="producer 1"):
+        state.record(header(sequence=sequence, epoch=epoch), 200)
+    assert state.encode() == before
+
+
+def test_staging_changes_nothing_until_it_is_applied() -> None:
+    state = after((0, 2))
+    before = state.encode()
+    staged = state.stage([header(sequence=2, base_offset=200), header(sequence=3, base_offset=201)])
+    assert state.encode() == before
+    state.apply(staged)
+    assert check(state, sequence=3) == Duplicate(201, 201)
+
+
+# ---- Forgetting ----
+
+
+def test_an_idle_committed_producer_expires() -> None:
+    state = after((0, 1))
+    assert state.expire(1_000 + DAY_MS - 1, DAY_MS, committed_below=101) == 0
+    assert state.expire(1_000 + DAY_MS, DAY_MS, committed_below=101) == 1
+    assert state.get(1) is None
+
+
+def test_a_producer_with_an_uncommitted_batch_never_expires() -> None:
+    state = after((0, 2))
+    assert state.expire(100 * DAY_MS, DAY_MS, committed_below=101) == 0
+    assert state.expire(100 * DAY_MS, DAY_MS, committed_below=102) == 1
+
+
+def test_old_timestamps_do_not_expire_a_producer_that_was_active_just_now() -> None:
+    state, now_ms = ProducerState(), 1000 * DAY_MS
+    state.observe(100, now_ms)
+    state.record(header(timestamp_ms=1), 100)  # a backfill: its records are years old
+    assert state.expire(now_ms + DAY_MS - 1, DAY_MS, committed_below=200) == 0
+    assert state.expire(now_ms + DAY_MS, DAY_MS, committed_below=200) == 1
+
+
+def test_observations_stay_few() -> None:
+    state = ProducerState()
+    for tick in range(1000):
+        now_ms = tick * DAY_MS // 50
+        if state.observation_due(now_ms, DAY_MS):
+            state.observe(tick, now_ms)
+        state.expire(now_ms, DAY_MS, committed_below=0)
+    assert len(state._observations) <= producer_state.OBSERVATIONS + 2
+
+
+def fill(count: int) -> ProducerState:
+    state = ProducerState()
+    for producer_id in range(count):
+        state.record(header(producer_id=producer_id), producer_id)
+    return state
+
+
+def test_at_the_bound_the_longest_idle_committed_producer_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(producer_state, "MAX_PRODUCERS", 3)
+    state = fill(3)
+    state.record(header(producer_id=0, sequence=1), 3)  # so 1 is idle for longest
+    state.committed_below = 2
+    newcomer = header(producer_id=9)
+    assert state.check(newcomer, ever_held_records=True) is APPEND
+    state.record(newcomer, 4)
+    assert [state.get(i) is not None for i in (0, 1, 2, 9)] == [True, False, True, True]
+
+
+def test_at_the_bound_a_new_producer_is_refused_while_none_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(producer_state, "MAX_PRODUCERS", 3)
+    state = fill(3)
+    with pytest.raises(NotEnoughReplicas, match="no room for producer 9"):
+        state.check(header(producer_id=9), ever_held_records=True)
+    assert state.check(header(producer_id=2, sequence=1), ever_held_records=True) is APPEND
+
+
+def test_a_replica_above_the_bound_shrinks_as_batches_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = fill(10)
+    monkeypatch.setattr(producer_state, "MAX_PRODUCERS", 3)
+    assert state.expire(0, DAY_MS, committed_below=5) == 5
+    assert state.expire(0, DAY_MS, committed_below=10) == 2
+    assert [state.get(i) is not None for i in range(10)] == [False] * 7 + [True] * 3
+
+
+# ---- Views ----
+
+
+def test_decode_gives_what_was_encoded_with_all_five_batches() -> None:
+    state = after((0, 3), (3, 1), (4, 2), (6, 1), (7, 4), (11, 1))
+    state.record(header(producer_id=2**40, epoch=7), 500)
+    decoded = ProducerState.decode(state.encode())
+    assert decoded == state
+    assert decoded.encode() == state.encode()
+    entry = decoded.get(1)
+    assert entry is not None
+    assert len(entry.batches) == 5
+
+
+def test_bytes_cut_anywhere_are_not_decoded() -> None:
+    data = after((0, 3), (3, 1)).encode()
+    for length in range(len(data)):
+        with pytest.raises(CorruptMessage):
+            ProducerState.decode(data[:length])
+    with pytest.raises(CorruptMessage):
+        ProducerState.decode(data + b"\0")
+
+
+def test_a_copy_does_not_change_with_its_original() -> None:
+    state = after((0, 3))
+    copy = state.copy()
+    state.record(header(sequence=3), 103)
+    assert check(copy, sequence=3) is APPEND
+    assert check(state, sequence=3) == Duplicate(103, 103)
+
+
+def test_describe_lists_producers_by_id_with_their_batches() -> None:
+    state = after((0, 3), (3, 1), epoch=4)
+    state.record(header(producer_id=0), 200)
+    first, second = state.describe()
+    assert (first.producer_id, second.producer_id, second.producer_epoch) == (0, 1, 4)
+    assert [(b.first_sequence, b.last_sequence, b.base_offset) for b in second.batches] == [(0, 2, 100), (3, 3, 103)]
