@@ -556,9 +556,11 @@ class Producer:
                 self._stats.records_acked += batch.record_count
             else:
                 self._stats.records_failed += batch.record_count
+                error = batch.outcome.error if batch.outcome is not None else None
                 log.warning(
-                    "batch failed partition=%s records=%d error=%s", batch.queue.name, batch.record_count, batch.outcome
-                )
+                    "batch failed partition=%s records=%d may_have_been_appended=%s error=%s",
+                    batch.queue.name, batch.record_count, error and error.may_have_been_appended, error,
+                )  # fmt: skip
             del self._batches[batch]
             self._buffered -= batch.size_bytes
             batch.done()
