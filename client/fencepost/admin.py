@@ -18,7 +18,7 @@ from typing import Protocol, Self, TypeVar
 
 import grpc
 
-from fencepost.cluster import Answer, Cluster
+from fencepost.cluster import Cluster
 from fencepost.descriptions import (
     BrokerReplicas,
     ClusterDescription,
@@ -26,6 +26,7 @@ from fencepost.descriptions import (
     Reassignment,
     TopicDescription,
 )
+from fencepost.rpc import Answer
 from fencepost_proto.errors import (
     CurrentLeader,
     ElectionNotNeeded,

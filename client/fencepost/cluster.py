@@ -1,12 +1,10 @@
 """What a client knows of its cluster: the newest metadata, who leads what, and a channel to each broker.
 
-Two brokers are watched at once (WatchMetadata): each sends an image first and then every change as it applies it. Each
-watch keeps its own image, since changes build on what that broker sent before; the newest version of all is the
-client's `image`, so that it never goes back. When a watch breaks, its place is taken by another broker at once: the one
-whose last failure is longest ago. Two watches, because one broker may be silent (paused) or stale (cut off from the
-controller) while its stream stays up; brokers repeat an empty change about once a second, so silence means something.
+Metadata is pushed by two brokers at once (`metadata_watch`); the newest version that either has told is the client's
+`image`, which so never goes back. Two, because one may be silent (paused) or stale (cut off from the controller) while
+its stream stays up.
 
-Errors tell where a partition's leader is, often before the watch does: `learn` keeps such a hint until the image has
+Errors tell where a partition's leader is, often before the metadata does: `learn` keeps such a hint until the image has
 caught up with its leader epoch.
 """
 
@@ -14,47 +12,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import grpc
 
+from fencepost.metadata_watch import MetadataWatch
+from fencepost.rpc import Answer, rpc_errors
 from fencepost_proto.errors import (
     CurrentLeader,
     FencepostError,
     InconsistentClusterId,
     InvalidConfig,
-    InvalidRequest,
     NetworkException,
     RequestTimedOut,
-    UnknownServerError,
     UnknownTopicOrPartition,
     raise_for,
 )
 from fencepost_proto.host import Host
 from fencepost_proto.metadata import MetadataImage, PartitionKey, Topic
-from fencepost_proto.v1 import broker_pb2, broker_pb2_grpc, common_pb2, controller_pb2_grpc
+from fencepost_proto.v1 import broker_pb2_grpc, controller_pb2_grpc
 
 log = logging.getLogger(__name__)
 
-WATCHED_BROKERS = 2
-SILENCE_S = 3.0  # without a word, or behind another broker, for so long: a watch is broken (brokers speak every second)
-QUIET_S = 1.5  # without a word for so long: others are asked first
-RETRY_BACKOFF_S = 0.1  # between two attempts to watch the same broker
 START_TIMEOUT_S = 10.0
 TOPIC_WAIT_S = 2.0  # a topic just created may not have reached the watched brokers yet
 MAX_CHANNELS = 64  # beyond it, channels to addresses that no broker has any more are closed
 MAX_CALL_ATTEMPTS = 3  # brokers asked in turn by one call
 LEADER_ATTEMPT_S = 5.0  # for one answer of a leader, before asking who leads now
 LEADER_RETRY_BACKOFF_S = 0.05  # unless news of another leader comes earlier
-
-
-class Answer(Protocol):
-    """Every response that says in `error` whether the request was refused."""
-
-    @property
-    def error(self) -> common_pb2.Error: ...
 
 
 Listener = Callable[[MetadataImage], None]
@@ -76,35 +62,6 @@ def parse_bootstrap(bootstrap: str | Sequence[str]) -> list[str]:
     return addresses
 
 
-def error_of(error: grpc.aio.AioRpcError, address: str) -> FencepostError:
-    """What a failed call means here: most often, that the broker is gone."""
-    code, text = error.code(), f"broker {address}: {error.details()}"
-    match code:
-        case grpc.StatusCode.DEADLINE_EXCEEDED:
-            return RequestTimedOut(text)
-        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED | grpc.StatusCode.ABORTED:
-            return NetworkException(text)
-        case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.UNIMPLEMENTED | grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return InvalidRequest(text)
-        case _:
-            return UnknownServerError(f"{code.name}: {text}")
-
-
-@contextmanager
-def rpc_errors(address: str) -> Iterator[None]:
-    """Errors of this project for what gRPC raises inside. gRPC raises CancelledError for a call that the other side
-    cancelled; here that means a broken call, and only this task's own cancellation passes as one."""
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        raise error_of(error, address) from error
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        raise NetworkException(f"broker {address}: the call was cancelled") from None
-
-
 class Cluster:
     """The cluster as this client sees it. `start` before use, `close` after."""
 
@@ -115,27 +72,19 @@ class Cluster:
         self._hints: dict[PartitionKey, CurrentLeader] = {}
         self._listeners: list[Listener] = []
         self._channels: dict[str, grpc.aio.Channel] = {}  # least recently asked for first
-        self._closing: set[asyncio.Task[None]] = set()
-        self._watches: list[asyncio.Task[None]] = []
-        self._watching: dict[int, str] = {}  # watch number -> address
-        self._heard: dict[str, float] = {}  # watched address -> when it last spoke
-        self._failures: dict[str, tuple[float, str]] = {}  # address -> when its watch last broke, and why
+        self._closing: dict[asyncio.Task[None], None] = {}
+        self._watch = MetadataWatch(self.channel, self.addresses, self._take)
         self._order = host.random.sample(self._bootstrap, len(self._bootstrap))
 
     # ---- Life ----
 
     async def start(self) -> None:
         """Returns with the first image. Raises NetworkException naming the addresses where no broker has one."""
-        if self._watches:
-            raise InvalidRequest("the cluster client has been started before")
-        for number in range(WATCHED_BROKERS):
-            task = asyncio.create_task(self._watch(number), name=f"watch-{number}")
-            task.add_done_callback(_report_bug)
-            self._watches.append(task)
+        self._watch.start()
         try:
             await self.wait_until(lambda image: bool(image.cluster_id), START_TIMEOUT_S)
         except TimeoutError:
-            told = "; ".join(f"{address}: {self._failures.get(address, (0, 'silence'))[1]}" for address in self._order)
+            told = "; ".join(f"{address}: {self._watch.failure(address) or 'silence'}" for address in self._order)
             await self.close()
             raise NetworkException(f"no broker answered within {START_TIMEOUT_S:.0f} s: {told}") from None
         except asyncio.CancelledError:
@@ -144,9 +93,7 @@ class Cluster:
 
     async def close(self) -> None:
         """Ends the watches and every channel, and with them every call under way. May be called twice."""
-        for task in self._watches:
-            task.cancel()
-        await asyncio.gather(*self._watches, return_exceptions=True)  # a bug in one has been logged as it ended
+        await self._watch.close()
         channels, self._channels = list(self._channels.values()), {}
         for channel in channels:
             await channel.close()
@@ -211,12 +158,10 @@ class Cluster:
 
     def addresses(self) -> list[str]:
         """Of every broker that may answer, the likeliest first: watched ones that speak, those that live, the others."""
-        recent_s = asyncio.get_running_loop().time() - QUIET_S
         live = [broker.address for _, broker in sorted(self._image.brokers.items()) if not broker.fenced]
-        watched = [address for _, address in sorted(self._watching.items())]
-        speaking = [address for address in watched if self._heard.get(address, recent_s) > recent_s]
+        watched = self._watch.watched()
         others = [address for address in (*live, *self._order) if address not in watched]
-        return list(dict.fromkeys([*speaking, *others, *watched]))
+        return list(dict.fromkeys([*self._watch.speaking(), *others, *watched]))
 
     def channel(self, address: str) -> grpc.aio.Channel:
         """The one channel to host:port, kept until `close`."""
@@ -334,80 +279,19 @@ class Cluster:
         for address in self._channels:
             if address not in needed:
                 task = asyncio.create_task(self._channels.pop(address).close(), name=f"close-{address}")
-                self._closing.add(task)
-                task.add_done_callback(self._closing.discard)
+                self._closing[task] = None
+                task.add_done_callback(self._closing.pop)
                 return
 
-    async def _watch(self, number: int) -> None:
-        """Follow one broker after another, never one that another watch follows, for as long as the client lives."""
-        loop = asyncio.get_running_loop()
-        while True:
-            address = self._next_to_watch(number)
-            if address is None:
-                await asyncio.sleep(RETRY_BACKOFF_S)
-                continue
-            self._watching[number] = address
-            try:
-                failed_at, _ = self._failures.get(address, (-RETRY_BACKOFF_S, ""))
-                await asyncio.sleep(failed_at + RETRY_BACKOFF_S - loop.time())
-                await self._follow(address)
-            except FencepostError as error:
-                if self._failures.get(address, (0.0, ""))[1] != error.message:  # a dead broker is told of once
-                    log.info("metadata watch broke address=%s reason=%s", address, error.message)
-                self._failures[address] = (loop.time(), error.message)
-            finally:
-                del self._watching[number]
-                self._heard.pop(address, None)
-
-    def _next_to_watch(self, number: int) -> str | None:
-        """The broker whose last failure is longest ago, of those that no other watch follows."""
-        taken = {address for other, address in self._watching.items() if other != number}
-        candidates = [address for address in self.addresses() if address not in taken]
-        self._failures = {a: f for a, f in self._failures.items() if a in candidates or a in taken}
-        return min(candidates, key=lambda address: self._failures.get(address, (float("-inf"), ""))[0], default=None)
-
-    async def _follow(self, address: str) -> None:
-        """Take one broker's changes until its stream breaks; always raises, and says why."""
-        loop = asyncio.get_running_loop()
-        stub = broker_pb2_grpc.BrokerStub(self.channel(address))
-        call = stub.WatchMetadata(broker_pb2.WatchMetadataRequest())
-        deltas = aiter(call)
-        image: MetadataImage | None = None
-        newest_at = loop.time()
-        try:
-            while True:
-                try:
-                    with rpc_errors(address):
-                        async with asyncio.timeout(SILENCE_S):
-                            delta = await anext(deltas)
-                except StopAsyncIteration:
-                    raise NetworkException("the broker ended the stream") from None
-                except TimeoutError:
-                    raise NetworkException(f"silent for {SILENCE_S} s") from None
-                if image is None and not delta.image:
-                    raise NetworkException(f"the stream began with a change to version {delta.version}, not an image")
-                try:
-                    image = (image or MetadataImage()).apply(delta)
-                except ValueError as error:
-                    raise UnknownServerError(f"metadata at version {delta.version} is unreadable: {error}") from error
-                self._heard[address] = loop.time()
-                self._take(image, address)
-                if image.version >= self._image.version:
-                    newest_at = loop.time()
-                elif loop.time() - newest_at > SILENCE_S:
-                    raise NetworkException(f"stale: version {image.version}, another has {self._image.version}")
-        finally:
-            call.cancel()
-
-    def _take(self, image: MetadataImage, address: str) -> None:
-        """Make `image` the client's where it is newer. Raises InconsistentClusterId for one of another cluster."""
+    def _take(self, image: MetadataImage, address: str) -> int:
+        """Make `image` the client's where it is newer; the version of the newest. Raises InconsistentClusterId."""
         known = self._image
         if image.cluster_id != known.cluster_id and known.cluster_id:
             raise InconsistentClusterId(
                 f"broker {address} belongs to cluster {image.cluster_id!r}, not {known.cluster_id!r}"
             )
         if not image.cluster_id or image.version <= known.version:
-            return
+            return known.version
         self._image = image
         self._hints = {
             key: hint
@@ -416,8 +300,4 @@ class Cluster:
         }
         for listener in tuple(self._listeners):
             listener(image)
-
-
-def _report_bug(watch: asyncio.Task[None]) -> None:
-    if not watch.cancelled() and watch.exception() is not None:
-        log.critical("metadata watch ended task=%s", watch.get_name(), exc_info=watch.exception())
+        return image.version

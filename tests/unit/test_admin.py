@@ -12,6 +12,7 @@ from fake_broker_read import FakeBroker, FakeCluster, batch_of, fake_cluster, ru
 
 from fencepost import admin as admin_module
 from fencepost import cluster as cluster_module
+from fencepost import metadata_watch
 from fencepost.admin import AdminClient
 from fencepost.descriptions import BatchDescription, PartitionDescription, ProducerDescription, Reassignment
 from fencepost_proto import errors
@@ -244,7 +245,7 @@ def test_replicas_are_told_by_every_live_broker_and_one_that_does_not_answer_say
         await admin._see(lambda image: image.version == fake.image.version, "the fence")
         assert sorted(await admin.describe_replicas()) == [1, 2]
 
-    monkeypatch.setattr(cluster_module, "RETRY_BACKOFF_S", 0.02)
+    monkeypatch.setattr(metadata_watch, "RETRY_BACKOFF_S", 0.02)
     scenario(test)
 
 

@@ -10,6 +10,7 @@ import pytest
 from fake_broker_read import FakeCluster, fake_cluster, run, until
 
 from fencepost import cluster as cluster_module
+from fencepost import metadata_watch
 from fencepost.cluster import MAX_CHANNELS, Cluster, parse_bootstrap
 from fencepost_proto.errors import (
     CurrentLeader,
@@ -119,7 +120,7 @@ def test_a_silent_broker_delays_no_news_and_is_left_for_another(monkeypatch: pyt
             others = [broker for broker in fake.brokers.values() if broker is not silent]
             await until(lambda: all(broker.watchers for broker in others))
 
-    monkeypatch.setattr(cluster_module, "SILENCE_S", 0.4)
+    monkeypatch.setattr(metadata_watch, "SILENCE_S", 0.4)
     run(test())
 
 
@@ -138,7 +139,7 @@ def test_a_stale_broker_never_takes_the_image_back_and_is_left(monkeypatch: pyte
             assert client.image == fake.image
             assert versions == sorted(versions)
 
-    monkeypatch.setattr(cluster_module, "SILENCE_S", 0.4)
+    monkeypatch.setattr(metadata_watch, "SILENCE_S", 0.4)
     run(test())
 
 
@@ -149,7 +150,7 @@ def test_a_broker_of_another_cluster_is_refused() -> None:
                 foreign.add_topic("theirs")
             async with client_of(fake) as client:
                 client._order.append(foreign.bootstrap[0])
-                await until(lambda: "cluster-b" in client._failures.get(foreign.bootstrap[0], (0, ""))[1])
+                await until(lambda: "cluster-b" in client._watch.failure(foreign.bootstrap[0]))
                 assert client.image.cluster_id == "cluster-a"
                 assert "theirs" not in client.image.topic_ids
                 assert fake.brokers[1].watchers == 1
@@ -207,7 +208,7 @@ def test_a_call_without_address_goes_on_to_another_broker_where_one_is_silent(mo
             with pytest.raises(NetworkException, match=NOBODY):
                 await client.call_broker(lambda broker: broker.Metadata, request, address=NOBODY, timeout_s=1.0)
 
-    monkeypatch.setattr(cluster_module, "QUIET_S", 0.3)
+    monkeypatch.setattr(metadata_watch, "QUIET_S", 0.3)
     run(test())
 
 

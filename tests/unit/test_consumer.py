@@ -10,7 +10,7 @@ import pytest
 from fake_broker_read import FakeCluster, batch_of, fake_cluster, run, until
 
 from fencepost import cluster as cluster_module
-from fencepost import consumer_fetch
+from fencepost import consumer_fetch, metadata_watch
 from fencepost.consumer import Consumer, OffsetAndTimestamp
 from fencepost.consumer_core import MAX_BUFFERED_BYTES, ConsumerRecord, TopicPartition
 from fencepost.history import History
@@ -169,7 +169,7 @@ def test_a_silent_leader_is_given_up_after_a_deadline_and_followed_when_it_moves
                 fake.brokers[1].resume()
 
     monkeypatch.setattr(consumer_fetch, "RESPONSE_MARGIN_S", 0.1)
-    monkeypatch.setattr(cluster_module, "SILENCE_S", 0.3)
+    monkeypatch.setattr(metadata_watch, "SILENCE_S", 0.3)
     run(test())
 
 

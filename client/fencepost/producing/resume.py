@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import grpc
 
-from fencepost.cluster import Cluster, error_of
+from fencepost.cluster import Cluster
+from fencepost.rpc import error_of
 from fencepost_proto.errors import FencepostError, NetworkException, OffsetOutOfRange, RequestTimedOut, raise_for
 from fencepost_proto.metadata import PartitionKey
 from fencepost_proto.record_batch import add_sequence

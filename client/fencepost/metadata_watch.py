@@ -1,0 +1,142 @@
+"""Following the cluster's metadata: several brokers at once, and another at once where one fails.
+
+Each watch takes an image and then every change from one broker (WatchMetadata), and keeps its own image of them, since
+changes build on what that broker sent before. A broker whose stream breaks, that falls silent, or that stays behind
+what another one has told, is left for the one whose last failure is longest ago.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import grpc
+
+from fencepost.rpc import rpc_errors
+from fencepost_proto.errors import FencepostError, InvalidRequest, NetworkException, UnknownServerError
+from fencepost_proto.metadata import MetadataImage
+from fencepost_proto.v1 import broker_pb2, broker_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+WATCHED_BROKERS = 2
+SILENCE_S = 3.0  # without a word, or behind another broker, for so long: a watch is broken (brokers speak every second)
+QUIET_S = 1.5  # without a word for so long: others are asked first
+RETRY_BACKOFF_S = 0.1  # between two attempts to watch the same broker
+
+
+class MetadataWatch:
+    """Follows brokers between `start` and `close`.
+
+    `candidates`: the addresses of all that may be followed, the likeliest first. `take`: gets each image and the address
+    it came from; returns the newest version that anyone has told, or raises FencepostError to have the broker left.
+    """
+
+    def __init__(
+        self,
+        channel: Callable[[str], grpc.aio.Channel],
+        candidates: Callable[[], list[str]],
+        take: Callable[[MetadataImage, str], int],
+    ) -> None:
+        self._channel = channel
+        self._candidates = candidates
+        self._take = take
+        self._tasks: list[asyncio.Task[None]] = []
+        self._watching: dict[int, str] = {}  # watch number -> address
+        self._heard: dict[str, float] = {}  # watched address -> when it last spoke
+        self._failures: dict[str, tuple[float, str]] = {}  # address -> when its watch last broke, and why
+
+    def start(self) -> None:
+        """Raises InvalidRequest the second time."""
+        if self._tasks:
+            raise InvalidRequest("the cluster client has been started before")
+        for number in range(WATCHED_BROKERS):
+            task = asyncio.create_task(self._watch(number), name=f"watch-{number}")
+            task.add_done_callback(_report_bug)
+            self._tasks.append(task)
+
+    async def close(self) -> None:
+        """May be called twice."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)  # a bug in one has been logged as it ended
+
+    def watched(self) -> list[str]:
+        """The addresses that are followed now."""
+        return [address for _, address in sorted(self._watching.items())]
+
+    def speaking(self) -> list[str]:
+        """Those of `watched` that have spoken lately."""
+        recent_s = asyncio.get_running_loop().time() - QUIET_S
+        return [address for address in self.watched() if self._heard.get(address, recent_s) > recent_s]
+
+    def failure(self, address: str) -> str:
+        """Why the broker's watch last broke; empty: it has not."""
+        return self._failures.get(address, (0.0, ""))[1]
+
+    async def _watch(self, number: int) -> None:
+        """Follow one broker after another, never one that another watch follows, for as long as the client lives."""
+        loop = asyncio.get_running_loop()
+        while True:
+            address = self._next_to_watch(number)
+            if address is None:
+                await asyncio.sleep(RETRY_BACKOFF_S)
+                continue
+            self._watching[number] = address
+            try:
+                failed_at, _ = self._failures.get(address, (-RETRY_BACKOFF_S, ""))
+                await asyncio.sleep(failed_at + RETRY_BACKOFF_S - loop.time())
+                await self._follow(address)
+            except FencepostError as error:
+                if self.failure(address) != error.message:  # a dead broker is told of once
+                    log.info("metadata watch broke address=%s reason=%s", address, error.message)
+                self._failures[address] = (loop.time(), error.message)
+            finally:
+                del self._watching[number]
+                self._heard.pop(address, None)
+
+    def _next_to_watch(self, number: int) -> str | None:
+        """The broker whose last failure is longest ago, of those that no other watch follows."""
+        taken = {address for other, address in self._watching.items() if other != number}
+        candidates = [address for address in self._candidates() if address not in taken]
+        self._failures = {a: f for a, f in self._failures.items() if a in candidates or a in taken}
+        return min(candidates, key=lambda address: self._failures.get(address, (float("-inf"), ""))[0], default=None)
+
+    async def _follow(self, address: str) -> None:
+        """Take one broker's changes until its stream breaks; always raises, and says why."""
+        loop = asyncio.get_running_loop()
+        stub = broker_pb2_grpc.BrokerStub(self._channel(address))
+        call = stub.WatchMetadata(broker_pb2.WatchMetadataRequest())
+        deltas = aiter(call)
+        image: MetadataImage | None = None
+        newest_at = loop.time()
+        try:
+            while True:
+                try:
+                    with rpc_errors(address):
+                        async with asyncio.timeout(SILENCE_S):
+                            delta = await anext(deltas)
+                except StopAsyncIteration:
+                    raise NetworkException("the broker ended the stream") from None
+                except TimeoutError:
+                    raise NetworkException(f"silent for {SILENCE_S} s") from None
+                if image is None and not delta.image:
+                    raise NetworkException(f"the stream began with a change to version {delta.version}, not an image")
+                try:
+                    image = (image or MetadataImage()).apply(delta)
+                except ValueError as error:
+                    raise UnknownServerError(f"metadata at version {delta.version} is unreadable: {error}") from error
+                self._heard[address] = loop.time()
+                newest_version = self._take(image, address)
+                if image.version >= newest_version:
+                    newest_at = loop.time()
+                elif loop.time() - newest_at > SILENCE_S:
+                    raise NetworkException(f"stale: version {image.version}, another broker has {newest_version}")
+        finally:
+            call.cancel()
+
+
+def _report_bug(watch: asyncio.Task[None]) -> None:
+    if not watch.cancelled() and watch.exception() is not None:
+        log.critical("metadata watch ended task=%s", watch.get_name(), exc_info=watch.exception())

@@ -1,0 +1,55 @@
+"""What every call to a broker has in common: its errors as this project's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import grpc
+
+from fencepost_proto.errors import (
+    FencepostError,
+    InvalidRequest,
+    NetworkException,
+    RequestTimedOut,
+    UnknownServerError,
+)
+from fencepost_proto.v1 import common_pb2
+
+
+class Answer(Protocol):
+    """Every response that says in `error` whether the request was refused."""
+
+    @property
+    def error(self) -> common_pb2.Error: ...
+
+
+def error_of(error: grpc.aio.AioRpcError, address: str) -> FencepostError:
+    """What a failed call means here: most often, that the broker is gone."""
+    code, text = error.code(), f"broker {address}: {error.details()}"
+    match code:
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return RequestTimedOut(text)
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED | grpc.StatusCode.ABORTED:
+            return NetworkException(text)
+        case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.UNIMPLEMENTED | grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return InvalidRequest(text)
+        case _:
+            return UnknownServerError(f"{code.name}: {text}")
+
+
+@contextmanager
+def rpc_errors(address: str) -> Iterator[None]:
+    """Errors of this project for what gRPC raises inside. gRPC raises CancelledError for a call that the other side
+    cancelled; here that means a broken call, and only this task's own cancellation passes as one."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise error_of(error, address) from error
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise NetworkException(f"broker {address}: the call was cancelled") from None
