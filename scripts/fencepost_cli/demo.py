@@ -164,6 +164,7 @@ class Demo:
             result.records_sent, result.records_acked = self.ledger.sent, self.ledger.acked
             result.retried_batches = producer.stats.retried_batches
             result.deduplicated_batches = producer.stats.deduplicated_batches
+            result.dropped_acks = producer.stats.dropped_acks
         for name, count in workload.failed.items():
             result.problems.append(f"{count} records failed with {name}: {workload.last_error}")
 

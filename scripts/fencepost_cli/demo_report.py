@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from fencepost_cli.demo import DROPPED_ACKS, TOPIC, DemoResult
-from fencepost_cli.failover import LeaderChange, ProducerView
+from fencepost_cli.failover import ProducerView
 from fencepost_cli.verdict import Kind
 
+_STYLE: Any = {"title_justify": "left", "box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
+_STATE_HEADINGS = ("leader, epoch", "producer\nepoch", "last\nsequence", "batches known,\nfrom sequence")
 _WRONG = {
     Kind.LOST: "acknowledged and not in the log",
     Kind.DUPLICATED: "in the log more than once",
@@ -44,38 +49,37 @@ def _show_leader_changes(result: DemoResult, console: Console) -> None:
     changes = [(number, change) for number, failover in enumerate(result.failovers, 1) for change in failover.changes]
     if not changes:
         return
-    table = Table("kill", "partition", title="Producer state on the leader, before and after", title_justify="left")
+    table = Table(
+        "kill", "partition", "producer", title="Producer state on the leader, before and after each change", **_STYLE
+    )
     for side in ("before", "after"):
-        table.add_column(f"leader {side}")
-        table.add_column(f"producer state {side}")
+        for heading in (f"{side}:\n{_STATE_HEADINGS[0]}", *_STATE_HEADINGS[1:]):
+            table.add_column(heading, justify="right")
     for number, change in changes:
-        table.add_row(
-            str(number),
-            f"{TOPIC}-{change.partition}",
-            f"broker {change.leader_before}, epoch {change.epoch_before}",
-            _views(change.producers_before),
-            f"broker {change.leader_after}, epoch {change.epoch_after}",
-            _views(change.producers_after) + _forgotten(change),
-        )
+        after = {view.producer_id: view for view in change.producers_after}
+        for view in change.producers_before:
+            table.add_row(
+                str(number),
+                f"{TOPIC}-{change.partition}",
+                str(view.producer_id),
+                *_state(change.leader_before, change.epoch_before, view),
+                *_state(change.leader_after, change.epoch_after, after.get(view.producer_id)),
+                style="red" if view in change.forgotten() else None,
+            )
     console.print(table)
 
 
-def _views(views: list[ProducerView]) -> str:
-    return "\n".join(
-        f"producer {view.producer_id} epoch {view.epoch}: last sequence {view.last_sequence} at offset {view.last_offset}, "
-        f"{view.batches} batches from sequence {view.first_sequence} on"
-        for view in views
-    )
-
-
-def _forgotten(change: LeaderChange) -> str:
-    return "".join(f"\n[red]producer {view.producer_id}: forgotten[/]" for view in change.forgotten())
+def _state(leader: int, leader_epoch: int, view: ProducerView | None) -> list[str]:
+    led = f"broker {leader}, {leader_epoch}"
+    if view is None:
+        return [led, "unknown", "", ""]
+    return [led, str(view.epoch), str(view.last_sequence), f"{view.batches}, {view.first_sequence}"]
 
 
 def _show_failovers(result: DemoResult, console: Console) -> None:
     if not result.failovers:
         return
-    table = Table("kill", "broker", "partition", title="Time without writes, from kill -9", title_justify="left")
+    table = Table("kill", "broker", "partition", title="Time without writes, from kill -9", **_STYLE)
     table.add_column("unavailable ms", justify="right")
     for number, failover in enumerate(result.failovers, 1):
         row = (str(number), str(failover.killed), f"{TOPIC}-{failover.partition}", f"{failover.unavailable_ms:.0f}")
@@ -84,7 +88,7 @@ def _show_failovers(result: DemoResult, console: Console) -> None:
 
 
 def _show_counts(result: DemoResult, console: Console) -> None:
-    table = Table("verdict", "", "", show_header=False, title="Verdict", title_justify="left")
+    table = Table("verdict", "", "", show_header=False, title="Verdict", **_STYLE)
     counts = result.findings.counts
 
     def row(what: str, value: int, explanation: str, *, zero: bool = False) -> None:
@@ -97,6 +101,7 @@ def _show_counts(result: DemoResult, console: Console) -> None:
         "acknowledged", result.records_acked, f"acks=all; {DROPPED_ACKS:.0%} of the answers were thrown away on purpose"
     )
     row("in the log", result.records_in_log, f"read back; {result.records_read_along} read along while it was written")
+    row("dropped answers", result.dropped_acks, f"thrown away by the client on purpose, {DROPPED_ACKS:.0%} of all")
     row("retried batches", result.retried_batches, "sent again, with the same sequences")
     row(
         "duplicates recognised",
