@@ -70,8 +70,8 @@ class Liveness:
         self._last_tick = now
         if missed > 0:
             for watch in self._watches.values():
-                watch.heard_at += missed
-                watch.unapplied_since += missed
+                watch.heard_at = min(now, watch.heard_at + missed)
+                watch.unapplied_since = min(now, watch.unapplied_since + missed)
         overdue = []
         for broker_id, watch in sorted(self._watches.items()):
             silent_s = now - watch.heard_at

@@ -77,6 +77,16 @@ def test_the_controllers_own_pause_is_no_evidence() -> None:
     assert 61.5 < first[1] < 62.0, "the time that it ran before the pause counts"
 
 
+def test_who_was_heard_after_the_pause_gets_no_more_than_a_session_timeout() -> None:
+    liveness = Liveness(TIMEOUT_S, 0.0)
+    liveness.expect(1, 0.0)
+    ticked(liveness, 0.0, 1.0)
+    liveness.heard(1, 0, 60.0)
+    assert liveness.tick(60.05) == []
+    first = ticked(liveness, 60.05, 70.0)
+    assert 62.9 < first[1] < 63.3
+
+
 def test_reasons_say_what_was_missed() -> None:
     liveness = Liveness(TIMEOUT_S, 0.0)
     liveness.expect(1, 0.0)
