@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -221,6 +222,32 @@ def test_a_broken_invariant_in_a_request_ends_the_broker_and_an_accident_only_th
             assert answer.error.code == ErrorCode.UNKNOWN_SERVER_ERROR
             with pytest.raises(InvariantBroken, match="offsets went back"):
                 await running.broker.wait()
+
+    run(test())
+
+
+def test_a_broken_invariant_ends_the_process_with_exit_code_70_and_no_clean_marker(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with fake_controller() as controller:
+            config = tmp_path / "broker.toml"
+            data_dir = tmp_path / "data"
+            config.write_text(f'broker_id = 1\ndata_dir = "{data_dir}"\ncontroller = "{controller.address}"\n')
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "fencepost_node", str(config)), stderr=asyncio.subprocess.PIPE
+            )
+            try:
+                session = await controller.session(0)
+                await session.registered(EPOCH)
+                await session.image(EPOCH)
+                await session.metadata(EPOCH - 1)
+                _, said = await process.communicate()
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+            assert process.returncode == 70
+            assert f"metadata version {EPOCH - 1} came after {EPOCH}" in said.decode()
+            assert not (data_dir / CLEAN_SHUTDOWN).exists()
 
     run(test())
 

@@ -6,7 +6,8 @@ been fenced, that is all its predecessors ever got into the log. Without it: the
 
 Errors: UNKNOWN_TOPIC_ID, UNKNOWN_TOPIC_OR_PARTITION, NOT_LEADER_OR_FOLLOWER, REQUEST_TIMED_OUT (not committed in time, or
 the leadership ended before; ask again), INVALID_REQUEST (a negative timeout, a producer id below -1).
-Limits: waits at most 60 s. An id that the partition does not know is left out of the answer.
+Limits: waits at most 60 s; tells of at most 50,000 producers at once (INVALID_REQUEST beyond: ask for one). An id that the
+partition does not know is left out of the answer.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from fencepost_proto.v1 import broker_pb2
 
 ALL = -1
 MAX_COMMIT_TIMEOUT_MS = 60_000
+MAX_PRODUCERS = 50_000  # in one answer: 10 MB where each has five batches
 
 
 async def describe_producers(
@@ -50,8 +52,11 @@ async def describe_producers(
 
 def _state(replica: Replica, producer_id: int) -> broker_pb2.DescribeProducersResponse:
     """The state at the log's end, now."""
+    producers = [info for info in replica.log.producers.describe() if producer_id in (ALL, info.producer_id)]
+    if len(producers) > MAX_PRODUCERS:
+        raise InvalidRequest(f"{len(producers)} producers are more than {MAX_PRODUCERS}: ask for one producer id")
     return broker_pb2.DescribeProducersResponse(
-        producers=[info for info in replica.log.producers.describe() if producer_id in (ALL, info.producer_id)],
+        producers=producers,
         log_end_offset=replica.log.log_end_offset,
         high_watermark=replica.high_watermark,
         leader_epoch=replica.leader_epoch,
