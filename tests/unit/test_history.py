@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,37 +11,40 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fencepost.consumer_core import ConsumerRecord
-from fencepost.history import History, bytes_of
+from fencepost.history import History
+from fencepost.history_format import Operation, RecordStamp, from_line
 from fencepost_proto.errors import InvalidRecord, NetworkException
 
 
-def lines_of(tell: Callable[[History], None]) -> list[dict[str, object]]:
-    """What `tell` makes a history write, without the times."""
+def told_by(tell: Callable[[History], object]) -> list[Operation]:
+    """What `tell` makes a history write, read back; the times, which must not go back, as 0."""
     lines: list[str] = []
 
     async def telling() -> None:
         tell(History(lines.append, process="p"))
 
     asyncio.run(telling())
-    told = [json.loads(line) for line in lines]
-    for line in told:
-        assert line.pop("process") == "p"
-        assert isinstance(line.pop("time"), int)
-    return told
+    operations = [from_line(line) for line in lines]
+    assert {operation.process for operation in operations} == {"p"}
+    times = [operation.time_ns for operation in operations]
+    assert times == sorted(times)
+    return [operation._replace(time_ns=0) for operation in operations]
 
 
 def test_a_send_is_told_when_invoked_and_when_completed() -> None:
+    stamp = RecordStamp(7, 0, 3)
+
     def tell(history: History) -> None:
         first = history.invoke_send("orders", None, b"k", b"v")
-        second = history.invoke_send("orders", 2, None, None)
+        second = history.invoke_send("orders", 2, None, b"w")
         history.complete_send(second, "orders", 2, -1)
-        history.complete_send(first, "orders", 0, 17)
+        history.complete_send(first, "orders", 0, 17, producer=stamp)
 
-    assert lines_of(tell) == [
-        {"type": "invoke", "op": "send", "id": 1, "topic": "orders", "key": "k", "value": "v"},
-        {"type": "invoke", "op": "send", "id": 2, "topic": "orders", "partition": 2, "key": None, "value": None},
-        {"type": "ok", "op": "send", "id": 2, "topic": "orders", "partition": 2},
-        {"type": "ok", "op": "send", "id": 1, "topic": "orders", "partition": 0, "offset": 17},
+    assert told_by(tell) == [
+        Operation("p", 0, "invoke", "send", 1, "orders", key="k", value="v"),
+        Operation("p", 0, "invoke", "send", 2, "orders", 2, value="w"),
+        Operation("p", 0, "ok", "send", 2, "orders", 2),
+        Operation("p", 0, "ok", "send", 1, "orders", 0, offset=17, producer=stamp),
     ]
 
 
@@ -56,11 +58,12 @@ def test_a_send_is_told_when_invoked_and_when_completed() -> None:
 )
 def test_a_failed_send_says_whether_it_certainly_did_not_happen(error: BaseException, kind: str) -> None:
     def tell(history: History) -> None:
-        history.complete_send(history.invoke_send("t", 0, None, b""), "t", 0, -1, error)
+        history.complete_send(history.invoke_send("t", 0, None, b""), "t", 0, -1, error=error)
 
-    completion = lines_of(tell)[1]
-    assert completion["type"] == kind
-    assert type(error).__name__ in str(completion["error"])
+    completion = told_by(tell)[1]
+    assert completion.type == kind
+    assert completion.may_have_been_appended == (kind == "info")
+    assert type(error).__name__ in str(completion.error)
 
 
 @given(st.none() | st.binary() | st.text().map(str.encode))
@@ -68,24 +71,31 @@ def test_keys_and_values_come_back_as_they_were(value: bytes | None) -> None:
     def tell(history: History) -> None:
         history.polled(history.invoke_poll(), ConsumerRecord("t", 1, 5, 1000, value, value, []), 9)
 
-    invoked, polled = lines_of(tell)
-    assert invoked == {"type": "invoke", "op": "poll", "id": 1}
-    assert bytes_of(polled.pop("key")) == bytes_of(polled.pop("value")) == value
-    assert polled == {
-        "type": "ok",
-        "op": "poll",
-        "id": 1,
-        "topic": "t",
-        "partition": 1,
-        "offset": 5,
-        "high_watermark": 9,
-    }
+    invoked, polled = told_by(tell)
+    assert invoked == Operation("p", 0, "invoke", "poll", 1)
+    assert polled._replace(key=None, value=None, records=()) == Operation(
+        "p", 0, "ok", "poll", 1, "t", 1, offset=5, high_watermark=9
+    )
+    for field in (polled.key, polled.value, polled.records[0][1]):
+        assert (field.encode() if isinstance(field, str) else field) == value
 
 
-@pytest.mark.parametrize("field", [5, {"base64": 5}, {"base64": "§"}, {"other": ""}, []])
-def test_a_field_that_none_wrote_is_refused(field: object) -> None:
-    with pytest.raises(ValueError, match=r"."):
-        bytes_of(field)
+def test_empty_polls_failed_polls_moves_and_the_last_reading_are_told() -> None:
+    def tell(history: History) -> None:
+        history.polled_nothing(history.invoke_poll())
+        history.polled_nothing(history.invoke_poll(), InvalidRecord("bad"))
+        history.moved("t", 1, 40)
+        history.complete_final(history.invoke_final("t", 1), "t", 1, 10, 50)
+
+    assert told_by(tell) == [
+        Operation("p", 0, "invoke", "poll", 1),
+        Operation("p", 0, "ok", "poll", 1),
+        Operation("p", 0, "invoke", "poll", 2),
+        Operation("p", 0, "fail", "poll", 2, error="InvalidRecord: INVALID_RECORD: bad"),
+        Operation("p", 0, "info", "seek", 3, "t", 1, offset=40),
+        Operation("p", 0, "invoke", "final", 4, "t", 1),
+        Operation("p", 0, "ok", "final", 4, "t", 1, start_offset=10, end_offset=50),
+    ]
 
 
 def test_a_file_is_appended_to_and_whole_after_close(tmp_path: Path) -> None:
@@ -100,7 +110,7 @@ def test_a_file_is_appended_to_and_whole_after_close(tmp_path: Path) -> None:
 
     for process in ("a", "b"):
         asyncio.run(telling(process))
-    told = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert [(line["process"], line["type"]) for line in told] == [
+    told = [from_line(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [(line.process, line.type) for line in told] == [
         (process, kind) for process in "ab" for _ in range(1000) for kind in ("invoke", "ok")
     ]
