@@ -284,8 +284,13 @@ class ProducerState:
 
     # ---- Outside views ----
 
-    def describe(self) -> list[ProducerStateInfo]:
-        """Every producer, by id."""
+    def describe(self, only: int | None = None) -> list[ProducerStateInfo]:
+        """Every producer, by id; with `only`, that one, where it is known."""
+        if only is not None:
+            entry = self._entries.get(only)
+            entries = [] if entry is None else [(only, entry)]
+        else:
+            entries = sorted(self._entries.items())
         return [
             ProducerStateInfo(
                 producer_id=producer_id,
@@ -300,7 +305,7 @@ class ProducerState:
                     for batch in entry.batches
                 ],
             )
-            for producer_id, entry in sorted(self._entries.items())
+            for producer_id, entry in entries
         ]
 
     def encode(self) -> bytes:

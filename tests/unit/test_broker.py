@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import grpc
 import pytest
@@ -20,6 +21,7 @@ from fencepost_node.broker import Broker
 from fencepost_node.config import BrokerConfig
 from fencepost_node.data_folder import CLEAN_SHUTDOWN, DataFolderError
 from fencepost_node.log.disk import RealDisk
+from fencepost_node.services import describe_producers as describe_producers_module
 from fencepost_node.services import list_offsets as list_offsets_module
 from fencepost_proto.errors import ErrorCode, InvariantBroken
 from fencepost_proto.host import Host
@@ -454,6 +456,11 @@ def test_described_producers_have_their_last_five_batches(tmp_path: Path) -> Non
             ]
             one = await running.stub.DescribeProducers(describe(8))
             assert [producer.producer_id for producer in one.producers] == [8]
+            with patch.object(describe_producers_module, "MAX_PRODUCERS", 1):
+                many = await running.stub.DescribeProducers(describe())
+                assert many.error.code == ErrorCode.INVALID_REQUEST
+                assert "2 producers" in many.error.message
+                assert len((await running.stub.DescribeProducers(describe(8))).producers) == 1
             none = await running.stub.DescribeProducers(describe(5))
             assert (none.error.code, len(none.producers)) == (ErrorCode.NONE, 0)
             for wrong, named in ((describe(-2), "-2"), (describe(commit_timeout_ms=-1), "-1")):

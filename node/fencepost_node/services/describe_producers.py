@@ -52,11 +52,11 @@ async def describe_producers(
 
 def _state(replica: Replica, producer_id: int) -> broker_pb2.DescribeProducersResponse:
     """The state at the log's end, now."""
-    producers = [info for info in replica.log.producers.describe() if producer_id in (ALL, info.producer_id)]
-    if len(producers) > MAX_PRODUCERS:
-        raise InvalidRequest(f"{len(producers)} producers are more than {MAX_PRODUCERS}: ask for one producer id")
+    known = replica.log.producers
+    if producer_id == ALL and len(known) > MAX_PRODUCERS:
+        raise InvalidRequest(f"{len(known)} producers are more than {MAX_PRODUCERS}: ask for one producer id")
     return broker_pb2.DescribeProducersResponse(
-        producers=producers,
+        producers=known.describe(None if producer_id == ALL else producer_id),
         log_end_offset=replica.log.log_end_offset,
         high_watermark=replica.high_watermark,
         leader_epoch=replica.leader_epoch,
