@@ -22,19 +22,9 @@ from types import TracebackType
 from typing import NamedTuple, Self, TypeVar, get_args
 
 from fencepost.cluster import Cluster
-from fencepost.consumer_core import (
-    EARLIEST,
-    LATEST,
-    MAX_BUFFERED_BYTES,
-    UNRESOLVED,
-    ConsumerCore,
-    ConsumerRecord,
-    LargeBatch,
-    ResetPolicy,
-    StartPolicy,
-    TopicPartition,
-)
+from fencepost.consumer_core import MAX_BUFFERED_BYTES, ConsumerCore, LargeBatch, ResetPolicy, StartPolicy
 from fencepost.consumer_fetch import Router, first_record_from, list_offset
+from fencepost.consumer_partition import EARLIEST, LATEST, UNRESOLVED, ConsumerRecord, TopicPartition
 from fencepost.history import History
 from fencepost_proto.errors import (
     CorruptMessage,

@@ -1,52 +1,47 @@
 """What a consumer decides: what to ask of each leader, how to take an answer, what to hand out next.
 
-Each assigned partition has two offsets. `position` is the next record that the application gets; `next_fetch` is the
-next offset to ask the leader for. All that lies between is buffered here, as the bytes of whole batches:
-
-    position <= next_fetch
-
 An answer counts only if it answers what would be asked now: same generation (a seek starts a new one), same offset. So
 an answer that comes late, twice, or after a seek changes nothing, and whoever leads, records follow each other without
-a gap or a repeat. Batches are checked and decoded one at a time, when the application wants their records.
+a gap or a repeat.
 
-A fetch may return a first batch that begins below the position: its records below are skipped. A log start above the
-position means that retention has removed what came next; the `reset` policy says how to go on. A position above the
-log's end is never explained by retention: it is an error whatever the policy.
+A leader that refuses a position as out of range makes the core ask where the log starts. A start above the position means
+that retention has removed what came next: the `reset` policy says how to go on. A position above the log's end is never
+explained by retention: it is an error whatever the policy.
 
 Nothing here waits, reads a clock or does I/O.
 """
 
 from __future__ import annotations
 
-import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import chain, dropwhile, islice
+from dataclasses import dataclass
 from math import ceil
 from typing import Literal, NamedTuple
 
+from fencepost.consumer_partition import (
+    EARLIEST,
+    LATEST,
+    UNRESOLVED,
+    AssignedPartition,
+    ConsumerRecord,
+    TopicPartition,
+    is_large,
+    open_batch,
+)
 from fencepost_proto.errors import (
     CorruptMessage,
     CurrentLeader,
     ErrorCode,
     FencepostError,
-    InvalidRecord,
     InvalidRequest,
-    InvariantBroken,
     OffsetOutOfRange,
     UnknownTopicOrPartition,
-    UnsupportedForMessageFormat,
     from_proto,
 )
 from fencepost_proto.metadata import PartitionKey
-from fencepost_proto.record_batch import HEADER_BYTES, LENGTH_END
-from fencepost_proto.records import Headers, Record, read_records
+from fencepost_proto.records import Record
 from fencepost_proto.v1 import broker_pb2
-
-LATEST = -1  # timestamps with a meaning in ListOffsets
-EARLIEST = -2
-UNRESOLVED = -1  # a position that a ListOffsets answer will set
 
 MAX_BUFFERED_BYTES = 16 * 1024 * 1024  # nothing is asked while so much waits for the application
 RESPONSE_MAX_BYTES = 8 * 1024 * 1024  # of one answer; each leader may exceed the buffer's bound by one answer
@@ -56,33 +51,10 @@ RETRY_BACKOFF_S = 0.05  # after a refusal, unless another leader is known earlie
 MAX_CORRUPT_FETCHES = 3  # in a row, of one partition, before the application is told
 MAX_HAND_OUT_RECORDS = 2_000  # at once: a few milliseconds of decoding
 HAND_OUT_BYTES = 512 * 1024  # of batches opened at once
-LARGE_COMPRESSED_BYTES = 32 * 1024  # a compressed batch from this size on is opened in a thread
 
-_BATCH = struct.Struct(">qi11xi")  # base offset, length, …, last offset delta
-_ATTRIBUTES_LOW = 22  # the low byte of the attributes
-_COMPRESSION = 0x07
 
 StartPolicy = Literal["earliest", "latest"]
 ResetPolicy = Literal["earliest", "latest", "error"]
-
-
-class TopicPartition(NamedTuple):
-    """A partition by its topic's name."""
-
-    topic: str
-    partition: int
-
-
-class ConsumerRecord(NamedTuple):
-    """One record as the application gets it."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp_ms: int
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
 
 
 class Route(NamedTuple):
@@ -131,97 +103,16 @@ class LargeBatch(NamedTuple):
         return open_batch(self.batch, self.position)
 
 
-def open_batch(batch: bytes, position: int) -> Iterator[Record]:
-    """The batch's records from `position` on: checked and decompressed now, decoded as they are taken.
-
-    Raises CorruptMessage, now or while records are taken.
-    """
-    records = read_records(batch)
-    try:
-        first = next(records)
-    except (InvalidRecord, UnsupportedForMessageFormat) as error:  # no leader stores such a batch: it was damaged
-        raise CorruptMessage(error.message) from error
-    whole = chain((first,), records)
-    return whole if first.offset >= position else dropwhile(lambda record: record.offset < position, whole)
-
-
-def end_of_batches(records: bytes, fetch_offset: int, high_watermark: int) -> int:
-    """The end offset of a fetch answer's batches, seen from outside; their content is checked when they are opened.
-
-    Raises CorruptMessage unless they are whole, follow each other, begin at or below `fetch_offset` and end above it,
-    at or below the high watermark (-1: a new leader does not tell it yet; what it sends is committed all the same).
-    """
-    at, size = 0, len(records)
-    expected = -1
-    while at < size:
-        if size - at < HEADER_BYTES:
-            raise CorruptMessage(f"{size - at} bytes at the end of an answer to a fetch of offset {fetch_offset}")
-        base_offset, length, last_delta = _BATCH.unpack_from(records, at)
-        if expected < 0:
-            if base_offset > fetch_offset:
-                raise CorruptMessage(f"answer to a fetch of offset {fetch_offset} begins at {base_offset}")
-        elif base_offset != expected:
-            raise CorruptMessage(f"batch at offset {base_offset} follows one that ends at {expected}")
-        expected = base_offset + last_delta + 1
-        at += LENGTH_END + length
-        if length < HEADER_BYTES - LENGTH_END or at > size or last_delta < 0:
-            raise CorruptMessage(f"batch at offset {base_offset} has length {length} and last delta {last_delta}")
-    if expected <= fetch_offset or 0 <= high_watermark < expected:
-        raise CorruptMessage(
-            f"answer to a fetch of offset {fetch_offset} ends at {expected}, the high watermark is {high_watermark}"
-        )
-    return expected
-
-
-@dataclass(slots=True)
-class _Assigned:
-    """One assigned partition."""
-
-    tp: TopicPartition
-    key: PartitionKey
-    position: int
-    start: int = EARLIEST  # where to begin while the position is UNRESOLVED
-    out_of_range: int = -1  # the position that a leader refused, while the log's start is asked for to tell why
-    next_fetch: int = UNRESOLVED  # position <= next_fetch
-    generation: int = 0
-    high_watermark: int = -1  # never goes back
-    chunks: deque[bytes] = field(default_factory=deque)  # whole batches
-    at: int = 0  # 0 <= at < len(chunks[0]): where the next batch begins in the first chunk
-    opened: Iterator[Record] | None = None
-    opened_end: int = 0  # end offset of the opened batch
-    opened_bytes: int = 0
-    retry_at: float = 0.0  # not before, of the leader of `refused_epoch` or an older one
-    refused_epoch: int = -1
-    served: int = 0  # number of the last answer that brought records: whoever waited longest is asked for first
-    corrupt: int = 0
-    failure: FencepostError | None = None
-
-    def next_batch(self) -> bytes:
-        """The next batch that is not opened yet."""
-        chunk = self.chunks[0]
-        _, length, _ = _BATCH.unpack_from(chunk, self.at)
-        return chunk[self.at : self.at + LENGTH_END + length]
-
-    def put_opened(self, batch: bytes, records: Iterator[Record]) -> None:
-        base_offset, _, last_delta = _BATCH.unpack_from(batch)
-        self.opened, self.opened_end, self.opened_bytes = records, base_offset + last_delta + 1, len(batch)
-        self.at += len(batch)
-        if self.at == len(self.chunks[0]):
-            self.chunks.popleft()
-            self.at = 0
-
-
 class ConsumerCore:
     """The state of one consumer. `routes_version` rises with every change that `routes` may answer differently for."""
 
     def __init__(self, reset: ResetPolicy) -> None:
         self._reset = reset
-        self._assigned: dict[TopicPartition, _Assigned] = {}
-        self._by_key: dict[PartitionKey, _Assigned] = {}
-        self._ready: deque[_Assigned] = deque()  # those with something buffered, in turn
+        self._assigned: dict[TopicPartition, AssignedPartition] = {}
+        self._by_key: dict[PartitionKey, AssignedPartition] = {}
+        self._ready: deque[AssignedPartition] = deque()  # those with something buffered, in turn
         self._generation = 0
         self._answers = 0
-        self.buffered_bytes = 0
         self.routes_version = 0
 
     # ---- Positions ----
@@ -232,11 +123,9 @@ class ConsumerCore:
         """Read exactly these from now on. One that was assigned before goes on where it is; the others begin at their
         position, or else at the log's start."""
         kept = {tp: p for tp, p in self._assigned.items() if partitions.get(tp) == p.key}
-        for tp, p in self._assigned.items():
-            if tp not in kept:
-                self._drop_buffer(p)
-        self._assigned = {tp: kept.get(tp) or _Assigned(tp, key, UNRESOLVED) for tp, key in sorted(partitions.items())}
+        self._assigned = {tp: kept.get(tp) or AssignedPartition(tp, key) for tp, key in sorted(partitions.items())}
         self._by_key = {p.key: p for p in self._assigned.values()}
+        self._ready = deque(p for p in self._ready if p.tp in kept)
         self.routes_version += 1
         for tp, p in self._assigned.items():
             if tp not in kept:
@@ -289,7 +178,7 @@ class ConsumerCore:
 
     def failures(self) -> list[FencepostError]:
         """Of the partitions that have nothing left to hand out before their error."""
-        return [p.failure for p in self._assigned.values() if p.failure is not None and not _has_buffered(p)]
+        return [p.failure for p in self._assigned.values() if p.failure is not None and not p.has_buffered]
 
     # ---- Asking ----
 
@@ -343,7 +232,7 @@ class ConsumerCore:
         if answer.error.code != ErrorCode.NONE:
             p.retry_at, p.refused_epoch = now_s + RETRY_BACKOFF_S, question.leader_epoch
         if answer.error.code == ErrorCode.OFFSET_OUT_OF_RANGE:
-            if not _has_buffered(p):  # else what is buffered is handed out first
+            if not p.has_buffered:  # else what is buffered is handed out first
                 refused = p.next_fetch
                 self._move(p, UNRESOLVED)
                 p.out_of_range = refused
@@ -356,22 +245,19 @@ class ConsumerCore:
             if answer.records:
                 self._take_records(p, answer)
 
-    def _take_records(self, p: _Assigned, answer: broker_pb2.FetchedPartition) -> None:
-        records = answer.records
+    def _take_records(self, p: AssignedPartition, answer: broker_pb2.FetchedPartition) -> None:
+        was_ready = p.has_buffered
         try:
-            end = end_of_batches(records, p.next_fetch, answer.high_watermark)
+            p.put(answer.records, answer.high_watermark)
         except CorruptMessage as error:
             self._corrupt(p, error)
             return
-        if not _has_buffered(p):
+        if not was_ready:
             self._ready.append(p)
         self._answers += 1
         p.served = self._answers
-        p.chunks.append(records)
-        p.next_fetch = end
-        self.buffered_bytes += len(records)
 
-    def _out_of_range(self, p: _Assigned, log_start_offset: int) -> bool:
+    def _out_of_range(self, p: AssignedPartition, log_start_offset: int) -> bool:
         """Go on from a refused position, or fail. True where the new position is known now."""
         refused = p.out_of_range
         if refused >= log_start_offset or self._reset == "error":
@@ -393,12 +279,17 @@ class ConsumerCore:
         """Something is buffered."""
         return bool(self._ready)
 
+    @property
+    def buffered_bytes(self) -> int:
+        """Of all partitions, in whole batches."""
+        return sum(p.buffered_bytes for p in self._ready)
+
     def large_batch(self) -> LargeBatch | None:
         """The batch that is next in turn, if it must be opened in a thread; then `put_opened` it."""
         if self._ready and self._ready[0].opened is None:
             p = self._ready[0]
             batch = p.next_batch()
-            if _is_large(batch):
+            if is_large(batch):
                 return LargeBatch(p.tp, p.generation, batch, p.position)
         return None
 
@@ -422,44 +313,23 @@ class ConsumerCore:
             try:
                 if p.opened is None:
                     batch = p.next_batch()
-                    if opened_bytes >= HAND_OUT_BYTES or _is_large(batch):
+                    if opened_bytes >= HAND_OUT_BYTES or is_large(batch):
                         break
                     opened_bytes += len(batch)
                     p.put_opened(batch, open_batch(batch, p.position))
-                self._read_on(p, room, handed)
+                p.read(room - len(handed), handed)
             except CorruptMessage as error:
                 self._corrupt(p, error)
-        return handed
-
-    def _read_on(self, p: _Assigned, room: int, handed: list[ConsumerRecord]) -> None:
-        """Move records of the opened batch into `handed` until it holds `room` or the batch is used up."""
-        if p.opened is None:
-            raise InvariantBroken(f"no batch of {p.tp} is open")
-        topic, partition = p.tp
-        wanted = room - len(handed)
-        make = ConsumerRecord._make  # this line is what most of a reader's time goes into
-        records = [make((topic, partition, *record)) for record in islice(p.opened, wanted)]
-        if records:
-            if records[0].offset != p.position or records[-1].offset != p.position + len(records) - 1:
-                raise CorruptMessage(
-                    f"{len(records)} records at offsets {records[0].offset} to {records[-1].offset} of {p.tp}, "
-                    f"where {p.position} is next"
-                )
-            handed += records
-            p.position = records[-1].offset + 1
-        if p.position == p.opened_end:
-            p.opened, p.corrupt = None, 0
-            self.buffered_bytes -= p.opened_bytes
-            if p.at == 0:  # a whole answer is handed out: the next partition's turn
+                continue
+            if p.between_answers:  # the next partition's turn
                 self._ready.popleft()
-                if p.chunks:
+                if p.has_buffered:
                     self._ready.append(p)
-        elif len(records) < wanted:
-            raise CorruptMessage(f"batch of {p.tp} that should end at {p.opened_end} ends at {p.position}")
+        return handed
 
     # ---- Inside ----
 
-    def _of(self, tp: TopicPartition) -> _Assigned:
+    def _of(self, tp: TopicPartition) -> AssignedPartition:
         p = self._assigned.get(tp)
         if p is None:
             raise InvalidRequest(f"partition {tp.topic}-{tp.partition} is not assigned to this consumer")
@@ -469,35 +339,17 @@ class ConsumerCore:
         p = self._by_key.get(route.key)
         return p is not None and p.generation == route.generation and p.failure is None
 
-    def _move(self, p: _Assigned, position: int, start: int = EARLIEST) -> None:
-        """Begin again at `position`: what is buffered or on its way no longer counts."""
-        self._drop_buffer(p)
+    def _move(self, p: AssignedPartition, position: int, start: int = EARLIEST) -> None:
         self._generation += 1
-        p.generation = self._generation
-        p.position, p.start, p.next_fetch, p.out_of_range = position, start, position, -1
-        p.retry_at, p.corrupt, p.failure = 0.0, 0, None
+        p.move(position, start, self._generation)
+        if p in self._ready:
+            self._ready.remove(p)
         self.routes_version += 1
 
-    def _corrupt(self, p: _Assigned, error: CorruptMessage) -> None:
+    def _corrupt(self, p: AssignedPartition, error: CorruptMessage) -> None:
         """Bytes that cannot be read: fetch them again from the position, a bounded number of times."""
         count = p.corrupt + 1
         self._move(p, p.position)
         p.corrupt = count
         if count >= MAX_CORRUPT_FETCHES:
             self.fail(p.tp, p.generation, error)
-
-    def _drop_buffer(self, p: _Assigned) -> None:
-        if _has_buffered(p):
-            self.buffered_bytes -= sum(map(len, p.chunks)) - p.at + (p.opened_bytes if p.opened is not None else 0)
-        if p in self._ready:
-            self._ready.remove(p)
-        p.chunks.clear()
-        p.at, p.opened = 0, None
-
-
-def _has_buffered(p: _Assigned) -> bool:
-    return p.opened is not None or bool(p.chunks)
-
-
-def _is_large(batch: bytes) -> bool:
-    return len(batch) >= LARGE_COMPRESSED_BYTES and bool(batch[_ATTRIBUTES_LOW] & _COMPRESSION)

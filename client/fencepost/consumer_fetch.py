@@ -18,7 +18,8 @@ from contextlib import suppress
 import grpc
 
 from fencepost.cluster import Cluster
-from fencepost.consumer_core import RETRY_BACKOFF_S, Ask, ConsumerCore, Route, TopicPartition, open_batch
+from fencepost.consumer_core import RETRY_BACKOFF_S, Ask, ConsumerCore, Route
+from fencepost.consumer_partition import TopicPartition, open_batch
 from fencepost.rpc import rpc_errors
 from fencepost_proto.errors import (
     CurrentLeader,

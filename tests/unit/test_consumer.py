@@ -12,7 +12,8 @@ from fake_broker_read import FakeCluster, batch_of, fake_cluster, run, until
 from fencepost import cluster as cluster_module
 from fencepost import consumer_fetch, metadata_watch
 from fencepost.consumer import Consumer, OffsetAndTimestamp
-from fencepost.consumer_core import MAX_BUFFERED_BYTES, ConsumerRecord, TopicPartition
+from fencepost.consumer_core import MAX_BUFFERED_BYTES
+from fencepost.consumer_partition import ConsumerRecord, TopicPartition
 from fencepost.history import History
 from fencepost_proto.errors import (
     CorruptMessage,

@@ -12,18 +12,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from fencepost.consumer_core import (
-    LARGE_COMPRESSED_BYTES,
-    LATEST,
     MAX_BUFFERED_BYTES,
     MAX_CORRUPT_FETCHES,
     MAX_HAND_OUT_RECORDS,
     MAX_WAIT_MS,
     RETRY_BACKOFF_S,
-    UNRESOLVED,
     Ask,
     ConsumerCore,
-    ConsumerRecord,
     ResetPolicy,
+)
+from fencepost.consumer_partition import (
+    LARGE_COMPRESSED_BYTES,
+    LATEST,
+    UNRESOLVED,
+    ConsumerRecord,
     TopicPartition,
     end_of_batches,
 )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fencepost.consumer_core import ConsumerRecord
+from fencepost.consumer_partition import ConsumerRecord
 from fencepost.history import History
 from fencepost.history_format import Operation, RecordStamp, from_line
 from fencepost_proto.errors import InvalidRecord, NetworkException
