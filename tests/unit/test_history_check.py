@@ -501,6 +501,13 @@ def test_long_values_are_told_apart_by_their_ends() -> None:
     assert story.found() == {Anomaly.DUPLICATE: 1, Anomaly.INCONSISTENT_OFFSETS: 1}
 
 
+def test_names_that_would_steer_a_terminal_are_shown_escaped() -> None:
+    story = Story()
+    story.acked("a\x1b[2J\udcff", process="\x1b[2Jp")
+    [finding] = story.check().findings
+    assert all(text.isprintable() for text in (finding.text, *(line.text for line in finding.operations)))
+
+
 def test_every_anomaly_has_a_meaning() -> None:
     assert set(MEANING) == set(Anomaly)
 

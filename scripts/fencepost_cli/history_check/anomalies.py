@@ -69,6 +69,11 @@ class Finding:
         return {"anomaly": self.anomaly.value, "text": self.text, "operations": shown}
 
 
+def printable(text: str) -> str:
+    """A history may come from anywhere; what is shown of it must not steer a terminal."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
 @dataclass(slots=True)
 class Findings:
     """How often each thing is wrong, and the first of each kind."""
@@ -84,7 +89,7 @@ class Findings:
         self.counts[anomaly] += count
         if told < MAX_SHOWN:
             lines = sorted({ordinal for ordinal in evidence if ordinal})[:MAX_EVIDENCE]
-            self.shown.append(Finding(anomaly, text, tuple(lines), offsets))
+            self.shown.append(Finding(anomaly, printable(text), tuple(lines), offsets))
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,8 @@ class HistoryCheck:
         self._findings = Findings()
         self._sends = Sends()
         self._records_read = 0
-        self._logs: dict[tuple[str, int], PartitionLog] = {}
+        self._logs: list[PartitionLog] = []  # by number
+        self._log_of: dict[tuple[str, int], PartitionLog] = {}
         self._processes: dict[str, Process] = {}
         self._process_names: list[str] = []  # by number
         self._finished = False
@@ -70,7 +71,7 @@ class HistoryCheck:
         for process in self._processes.values():
             for reading in process.readings.values():
                 reading.close()
-        logs, sends, names, findings = list(self._logs.values()), self._sends, self._process_names, self._findings
+        logs, sends, names, findings = self._logs, self._sends, self._process_names, self._findings
         check_outcomes(sends, logs, names, findings, foreign_records=self._foreign_records)
         for log in logs:
             check_skips(log, sends, names, findings)
@@ -101,9 +102,10 @@ class HistoryCheck:
         return process
 
     def _log(self, topic: str, partition: int) -> PartitionLog:
-        log = self._logs.get((topic, partition))
+        log = self._log_of.get((topic, partition))
         if log is None:
-            log = self._logs[topic, partition] = PartitionLog(topic, partition, len(self._logs))
+            log = self._log_of[topic, partition] = PartitionLog(topic, partition, len(self._logs))
+            self._logs.append(log)
         return log
 
     def _reading(self, operation: Operation) -> Reading:
@@ -246,7 +248,7 @@ class HistoryCheck:
         """A value is told to be at `offset`, and is known from another place."""
         if not self._once(number, Told.DUPLICATE):
             return
-        sends, logs = self._sends, list(self._logs.values())
+        sends, logs = self._sends, self._logs
         places = {f"{log.name} offset {offset}": offset}
         if sends.acked_offset[number] != NOWHERE:
             acked = logs[sends.acked_partition[number]], sends.acked_offset[number]

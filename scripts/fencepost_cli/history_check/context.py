@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from fencepost.history_format import Operation
-from fencepost_cli.history_check.anomalies import Finding, Shown, Verdict
+from fencepost_cli.history_check.anomalies import Finding, Shown, Verdict, printable
 from fencepost_cli.history_check.sends import shown
 
 AROUND = 2  # lines before and after each piece of evidence, of the same partition or process
@@ -97,7 +97,7 @@ def describe(operation: Operation, offsets: tuple[int, ...] = ()) -> str:
         words.append(operation.error)
     if operation.may_have_been_appended:
         words.append("(may have been appended)")
-    return " ".join(words)
+    return printable(" ".join(words))
 
 
 def _records(operation: Operation, offsets: tuple[int, ...]) -> str:
