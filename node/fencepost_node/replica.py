@@ -270,6 +270,25 @@ class Replica:
         self.leadership().when_committed(end_offset, committed)
         await done
 
+    async def wait_final(self, end_offset: int) -> None:
+        """Return once all below `end_offset` is committed and nothing else of before can ever be: until every in-sync
+        member has joined this leadership, one of them may hold a batch of an earlier epoch and be elected with it.
+
+        Raises FencepostError when leadership ends before.
+        """
+        leadership = self.leadership()
+        await self.wait_committed(end_offset)
+        news = asyncio.Event()
+        self.add_reader(news)
+        try:
+            while self.role is leadership and not leadership.state.in_sync_set_joined:
+                await news.wait()
+                news.clear()
+        finally:
+            self.remove_reader(news)
+        if self.role is not leadership:
+            raise self._not_leader(f"the leadership of {self.topic.name}-{self.key[1]} ended")
+
     def add_reader(self, event: asyncio.Event) -> None:
         """Set `event` when there may be more to read, or the leadership ends."""
         self._readers[event] = None

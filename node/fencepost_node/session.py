@@ -5,9 +5,9 @@ one synchronous step (image, replicas, clients' feed) and then acknowledged at o
 controller's fence for named producers waits for that (G9). Changes that arrive together share one heartbeat.
 
 **When the stream breaks** the broker goes on serving what it leads, and registers again, with the same incarnation, as
-soon as it can. The controller tells by the incarnation that this is the same process: if it was not declared dead
-meanwhile it keeps its broker epoch and its leaderships. If it was, it gets a new broker epoch, and the image that
-follows shows that it leads nothing any more. In both cases a whole image comes first, so nothing is missed.
+soon as it can. The controller tells by the incarnation that this is the same process, which has lost nothing, and lets
+it keep its broker epoch. If it was declared dead meanwhile, the image that follows shows that it leads nothing any more.
+In both cases a whole image comes first, so nothing is missed.
 
 **When the registration is refused** because another process holds this broker id, or because this is not the cluster
 that the data folder belongs to, no repetition helps: `run` raises, and the process ends. Everything else is retried.

@@ -384,7 +384,9 @@ class LocalCluster:
     async def restart(self, node: Node, *, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Start the node again: after a clean shutdown if it runs. Returns once it listens."""
         if self.running(node):
-            await self.stop(node)
+            with contextlib.suppress(ClusterError):  # it is just ending, of a kill
+                self.terminate(node)
+            await self.wait_gone(node, timeout_s=STOP_TIMEOUT_S)
         await self.start(node, timeout_s=timeout_s)
 
     async def down(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:

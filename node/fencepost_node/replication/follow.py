@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 RECONNECT_DELAY_S = 0.05  # first; doubles
 RECONNECT_DELAY_MAX_S = 0.5
+_WRITE_ENDS = (grpc.aio.AioRpcError, asyncio.InvalidStateError)  # what a write on a call that has ended raises
 RESUBSCRIBE_DELAY_S = 0.02  # after a refusal: the leader may not have heard of its leadership yet
 
 
@@ -115,33 +116,31 @@ class FollowerLink:
     async def _stream(self, address: str) -> bool:
         """One stream's life. True where anything came back on it."""
         channel = self._host.wire.connect(address)
+        self._call = call = ReplicationStub(channel).Replicate()
+        for followed in self._followed.values():
+            followed.subscription = 0
+        self._to_unsubscribe.clear()
+        self._to_ack.clear()
+        self._to_subscribe = dict.fromkeys(self._followed)
+        self._wake.set()
+        writer = asyncio.create_task(self._write(call))
         answered = False
         try:
-            self._call = call = ReplicationStub(channel).Replicate()
-            for followed in self._followed.values():
-                followed.subscription = 0
-            self._to_unsubscribe.clear()
-            self._to_ack.clear()
-            self._to_subscribe = dict.fromkeys(self._followed)
-            self._wake.set()
-            async with asyncio.TaskGroup() as group:
-                writer = group.create_task(self._write(call))
-                async for message in call:
-                    answered = True
-                    await self._take(message)
-                writer.cancel()
-        except* (grpc.aio.AioRpcError, asyncio.InvalidStateError) as broken:  # the latter: a write after the end
-            error = broken.exceptions[0]
-            code = error.code() if isinstance(error, grpc.aio.AioRpcError) else None
-            log.info("replication stream broke leader=%d address=%s code=%s", self._leader, address, code)
-        except* asyncio.CancelledError:
-            pass  # of the call, by `reconnect`; or of this task, see below
+            async for message in call:  # ends, one way or another, whenever the call does: also when a write fails
+                answered = True
+                await self._take(message)
+        except grpc.aio.AioRpcError as broken:
+            log.info("replication stream broke leader=%d address=%s code=%s", self._leader, address, broken.code())
+        except asyncio.CancelledError:
+            if _is_cancelled(asyncio.current_task()):  # else it is the call that was, by `reconnect`
+                raise
         finally:
             self._call = None
+            writer.cancel()
+            await asyncio.wait([writer])
             await channel.close()
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():  # also where the stream broke at the same moment
-            raise asyncio.CancelledError
+        if not writer.cancelled() and (error := writer.exception()) is not None and not isinstance(error, _WRITE_ENDS):
+            raise error
         return answered
 
     async def _write(self, call: grpc.aio.StreamStreamCall[pb.ReplicateRequest, pb.ReplicateResponse]) -> None:
@@ -270,3 +269,7 @@ class FollowerLink:
             asyncio.get_running_loop().call_later(delay_s, now)
         else:
             now()
+
+
+def _is_cancelled(task: asyncio.Task[object] | None) -> bool:
+    return task is not None and task.cancelling() > 0

@@ -132,6 +132,12 @@ class LeaderState:
         proposed = self.proposal.isr if self.proposal else ()
         return self.partition.isr + tuple(member for member in proposed if member not in self.partition.isr)
 
+    @property
+    def in_sync_set_joined(self) -> bool:
+        """Has everyone who may be in sync agreed with this leader's log since it leads? From then on none of them holds
+        a batch that this log does not: whoever is elected next has this log's history, or a longer one of ours."""
+        return all(member == self.broker_id or self._end_of(member) != UNKNOWN_END for member in self.maximal_isr)
+
     def follows(self, broker_id: int) -> bool:
         return broker_id in self._followers
 

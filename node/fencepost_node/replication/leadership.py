@@ -139,6 +139,7 @@ class Leadership:
         self._subscriptions[subscription] = None
         self._after(self.state.follower_joined(stream.broker_id, stream.broker_epoch, end_offset, self._now()))
         self.replica.owner.propose_isr(self)
+        self.replica.notify_readers()
 
     def remove_subscription(self, subscription: Subscription) -> None:
         self._subscriptions.pop(subscription, None)
@@ -156,6 +157,7 @@ class Leadership:
 
     def partition_changed(self, partition: Partition) -> None:
         self._after(self.state.partition_changed(partition, self._now()))
+        self.replica.notify_readers()
         for subscription in list(self._subscriptions):
             if not self.state.follows(subscription.stream.broker_id):
                 self._subscriptions.pop(subscription)

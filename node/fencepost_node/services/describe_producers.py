@@ -1,13 +1,12 @@
 """DescribeProducers: what a partition knows of its producers (KIP-664): epoch and up to five last batches each.
 
 Supports: one producer id, or all (-1). With `commit_timeout_ms` the answer is final: it tells of the log as it stood when
-the request came, and is given only once all of that is committed under one leadership. After a named producer has
-been fenced, that is all its predecessors ever got into the log. Without it: the state as it is, committed or not.
+the request came, and is given only once all of that is committed under one leadership that every in-sync replica has
+joined. After a named producer has been fenced, that is all its predecessors ever got into the log. Without it: the state as it is, committed or not.
 
-Errors: UNKNOWN_TOPIC_ID, UNKNOWN_TOPIC_OR_PARTITION, NOT_LEADER_OR_FOLLOWER, REQUEST_TIMED_OUT (not committed in time, or
-the leadership ended before; ask again), INVALID_REQUEST (a negative timeout, a producer id below -1).
-Limits: waits at most 60 s; tells of at most 50,000 producers at once (INVALID_REQUEST beyond: ask for one). An id that the
-partition does not know is left out of the answer.
+Errors: UNKNOWN_TOPIC_ID, UNKNOWN_TOPIC_OR_PARTITION, NOT_LEADER_OR_FOLLOWER, REQUEST_TIMED_OUT (not committed in time,
+or the leadership ended before; ask again), INVALID_REQUEST (a negative timeout, a producer id below -1).
+Limits: waits at most 60 s. An id that the partition does not know is left out of the answer.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ async def describe_producers(
         timeout_ms = min(request.commit_timeout_ms, MAX_COMMIT_TIMEOUT_MS)
         try:
             async with asyncio.timeout(timeout_ms / 1000):
-                await replica.wait_committed(answer.log_end_offset)
+                await replica.wait_final(answer.log_end_offset)
         except TimeoutError:
             raise RequestTimedOut(
                 f"offsets below {answer.log_end_offset} were not committed within {timeout_ms} ms; "
