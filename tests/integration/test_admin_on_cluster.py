@@ -24,6 +24,7 @@ from fencepost_cli.local_cluster import CONTROLLER, LocalCluster
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]
+SESSION_TIMEOUT_S = 3.0
 
 
 async def described(
@@ -36,6 +37,10 @@ async def described(
             if condition(topic):
                 return topic
             await asyncio.sleep(0.02)
+
+
+def led_by_others_than(dead: int) -> Callable[[TopicDescription], bool]:
+    return lambda topic: all(partition.leader not in (dead, -1) for partition in topic.partitions)
 
 
 async def is_live(admin: AdminClient, broker: int, timeout_s: float = 20.0) -> None:
@@ -192,6 +197,25 @@ def test_a_reassignment_to_a_dead_broker_is_listed_and_can_be_cancelled(
             assert await admin.list_reassignments() == []
             assert set((await admin.describe_topic("orders")).partitions[0].replicas) == {1, 2}
             cluster.resume(3)
+
+    run(scenario())
+
+
+def test_a_client_knows_the_new_leader_of_a_killed_broker_without_waiting_for_any_timeout(
+    run: Run, cluster_factory: ClusterFactory
+) -> None:
+    async def scenario() -> None:
+        async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+            await admin.create_topic("orders", assignments=[(1, 2, 3), (2, 3, 1), (3, 1, 2)])
+            loop = asyncio.get_running_loop()
+            for victim in (1, 2, 3):  # whichever brokers this client watches, one of them is among the first two
+                await described(admin, lambda topic: all(len(p.isr) == 3 for p in topic.partitions))
+                killed_at = loop.time()
+                cluster.kill(victim)
+                await described(admin, led_by_others_than(victim))
+                assert loop.time() - killed_at < SESSION_TIMEOUT_S / 2
+                await cluster.wait_gone(victim)
+                await cluster.start(victim)
 
     run(scenario())
 
