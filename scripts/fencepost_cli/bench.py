@@ -15,10 +15,12 @@ from typing import Any
 
 import psutil
 
-from fencepost import AdminClient, Producer
+from fencepost import AdminClient, Consumer, Producer
 from fencepost_cli.failover import AckWatch, kill_leader, wait_in_sync
+from fencepost_cli.failures import CommandFailed
 from fencepost_cli.ledger import Ledger
 from fencepost_cli.local_cluster import LocalCluster
+from fencepost_cli.metadata import read_log_dirs
 from fencepost_cli.workload import Workload, WorkloadSpec, percentile
 
 BROKERS = 3
@@ -113,7 +115,16 @@ class Bench:
             warm, started = producer.stats.records_acked, time.monotonic()
             await self._send_for(producer, topic, value, THROUGHPUT_S)
             await producer.flush()
-            return (producer.stats.records_acked - warm) / (time.monotonic() - started)
+            elapsed_s, acked = time.monotonic() - started, producer.stats.records_acked
+        await self._check_count(cluster, topic, acked)
+        return (acked - warm) / elapsed_s
+
+    async def _check_count(self, cluster: LocalCluster, topic: str, acked: int) -> None:
+        """No figure without the records that it counts."""
+        async with Consumer(cluster.bootstrap, topic) as consumer:
+            in_log = sum((await consumer.end_offsets(consumer.assignment)).values())
+        if in_log != acked:
+            raise CommandFailed(f"{acked} records of {topic} were acknowledged, and {in_log} are in the log")
 
     async def _send_for(self, producer: Producer, topic: str, value: bytes, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -206,8 +217,6 @@ async def _log_bytes(cluster: LocalCluster) -> int:
 
 async def _log_dirs(cluster: LocalCluster) -> tuple[int, float]:
     """(bytes of the log, seconds that its recovery took)."""
-    from fencepost_cli.metadata import read_log_dirs
-
     answer = await read_log_dirs(cluster.member(1).address, timeout_s=_ANSWER_TIMEOUT_S)
     assert answer is not None
     return sum(replica.size_bytes for replica in answer.replicas), answer.recovery_seconds

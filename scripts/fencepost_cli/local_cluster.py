@@ -240,6 +240,11 @@ class LocalCluster:
         return [node for node in self.members if node != CONTROLLER]
 
     @property
+    def nodes(self) -> list[Node]:
+        """The controller, then every broker."""
+        return list(self.members)
+
+    @property
     def bootstrap(self) -> str:
         """Every broker's address, comma-separated."""
         return ",".join(self.members[broker].address for broker in self.broker_ids)

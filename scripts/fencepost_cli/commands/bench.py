@@ -39,7 +39,7 @@ def bench(
         if recovery:
             recoveries = run(measure_recovery(parent / "cluster", out.print))
             _show_recoveries(recoveries, out)
-            told = {"recoveries": [asdict(one) for one in recoveries]}
+            told = {"recoveries": [{key: round(value, 3) for key, value in asdict(one).items()} for one in recoveries]}
         else:
             result = run(Bench(parent / "cluster", out.print).run())
             _show(result, out)

@@ -1,0 +1,211 @@
+"""The daily commands, against a cluster that `fencepost cluster up` started and that stays up between commands."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Shell
+
+from fencepost_cli.local_cluster import LocalCluster
+
+DEADLINE_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """A cluster of three brokers. Each test leaves all of it running."""
+    shell = Shell(tmp_path_factory.mktemp("cli") / "cluster")
+    try:
+        assert "cluster of 3 brokers is up" in shell.ok("cluster", "up")
+        yield shell
+    finally:
+        cluster = LocalCluster.load(shell.data_dir)
+        cluster.kill_all()
+
+
+def status(shell: Shell) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(shell.run("cluster", "status", "--json").stdout)
+    return told
+
+
+def states(shell: Shell) -> dict[str, str]:
+    return {process["name"]: process["state"] for process in status(shell)["processes"]}
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S:g} s: {what}"
+        time.sleep(0.1)
+
+
+def wait_healthy(shell: Shell) -> None:
+    def in_sync() -> bool:
+        told = status(shell)
+        return told["healthy"] and all(len(p["isr"]) == len(p["replicas"]) for p in told["partitions"])
+
+    wait_for(in_sync, "a healthy cluster with all replicas in sync")
+
+
+def test_up_again_changes_nothing_and_another_size_is_refused(shell: Shell) -> None:
+    pids = {process["name"]: process["pid"] for process in status(shell)["processes"]}
+    shell.ok("cluster", "up")
+    assert {process["name"]: process["pid"] for process in status(shell)["processes"]} == pids
+    assert "has 3 brokers, not 5" in shell.fails("cluster", "up", "--brokers", "5")
+
+
+def test_status_shows_processes_and_partitions(shell: Shell) -> None:
+    shell.ok("topic", "create", "shown", "--partitions", "2")
+    wait_healthy(shell)
+    shell.ok("produce", "shown", stdin=b"one\ntwo\n")
+    told = status(shell)
+    assert states(shell) == dict.fromkeys(("controller", "broker 1", "broker 2", "broker 3"), "running")
+    assert all(process["pid"] > 0 and process["memory_mb"] > 1 for process in told["processes"])
+    shown = [partition for partition in told["partitions"] if partition["topic"] == "shown"]
+    assert sum(partition["log_end_offset"] for partition in shown) == 2
+    assert all(sorted(partition["isr"]) == [1, 2, 3] for partition in shown)
+    text = shell.ok("cluster", "status")
+    assert "broker 3" in text
+    assert "shown" in text
+
+
+def test_topics_are_made_described_and_deleted(shell: Shell) -> None:
+    assert "4 partitions, 3 replicas" in shell.ok("topic", "create", "made", "--partitions", "4")
+    assert "made: 4 partitions, 3 replicas" in shell.ok("topic", "list")
+    described = json.loads(shell.ok("topic", "describe", "made", "--json"))
+    assert described["config"]["min_insync_replicas"] == 2
+    assert [partition["partition"] for partition in described["partitions"]] == [0, 1, 2, 3]
+    assert "TOPIC_ALREADY_EXISTS" in shell.fails("topic", "create", "made")
+    assert "INVALID_TOPIC" in shell.fails("topic", "create", "no/slash")
+    assert "INVALID_REPLICATION_FACTOR" in shell.fails("topic", "create", "wide", "--replication-factor", "9")
+    shell.ok("topic", "delete", "made", "--yes")
+    assert "made" not in shell.ok("topic", "list")
+    assert "UNKNOWN_TOPIC_OR_PARTITION" in shell.fails("topic", "describe", "made")
+
+
+def test_a_partition_is_moved_and_its_records_with_it(shell: Shell) -> None:
+    shell.ok("topic", "create", "moved", "--assign", "1,2")
+    shell.ok("produce", "moved", stdin=b"one\ntwo\n")
+    assert "done" in shell.ok("topic", "reassign", "moved", "0", "--replicas", "3,2", "--wait")
+    (partition,) = json.loads(shell.ok("topic", "describe", "moved", "--json"))["partitions"]
+    assert partition["replicas"] == [3, 2]
+    assert shell.ok("consume", "moved", "--until-end") == "one\ntwo\n"
+    assert "not a list of broker ids" in shell.fails("topic", "reassign", "moved", "0", "--replicas", "a", code=2)
+
+
+def test_lines_go_in_and_come_out_with_their_keys(shell: Shell) -> None:
+    shell.ok("topic", "create", "lines", "--partitions", "1")
+    shell.ok("produce", "lines", "--key-separator", ":", stdin="k1:ä\nno key\nk2:a:b\n".encode())
+    assert shell.ok("consume", "lines", "--until-end") == "ä\nno key\na:b\n"
+    assert shell.ok("consume", "lines", "--key-separator", "=", "--count", "3") == "k1=ä\nno key\nk2=a:b\n"
+    assert shell.ok("consume", "lines", "--partition", "0", "--offset", "2", "--until-end") == "a:b\n"
+    assert "UNKNOWN_TOPIC_OR_PARTITION" in shell.fails("produce", "nothing", stdin=b"lost\n")
+
+
+def test_producer_state_and_segments_can_be_looked_at(shell: Shell) -> None:
+    shell.ok("topic", "create", "looked-at", "--partitions", "1")
+    shell.ok("produce", "looked-at", stdin=b"one\ntwo\nthree\n")
+    (described,) = json.loads(shell.ok("producers", "looked-at", "--json"))
+    (producer,) = described["producers"]
+    assert producer["batches"][-1]["last_sequence"] == 2
+    leader = json.loads(shell.ok("topic", "describe", "looked-at", "--json"))["partitions"][0]["leader"]
+    segment = shell.data_dir / f"broker-{leader}" / "looked-at-0" / f"{0:020d}.log"
+    dumped = [json.loads(line) for line in shell.ok("dump-log", str(segment), "--json").splitlines()]
+    assert sum(batch["record_count"] for batch in dumped) == 3
+    assert {batch["producer_id"] for batch in dumped} == {producer["producer_id"]}
+
+
+def test_a_killed_leader_is_replaced_and_comes_back(shell: Shell) -> None:
+    shell.ok("topic", "create", "killed", "--partitions", "1")
+    wait_healthy(shell)
+    killed = shell.ok("cluster", "kill", "leader:killed-0").strip().removesuffix(" killed")
+    wait_for(lambda: states(shell)[killed] == "down", f"{killed} down")
+    assert shell.run("cluster", "status").returncode == 1
+    assert "is not running" in shell.fails("cluster", "kill", killed.split()[-1])
+    shell.ok("produce", "killed", stdin=b"after the kill\n")
+    shell.ok("cluster", "restart", killed.split()[-1])
+    wait_healthy(shell)
+    assert shell.ok("consume", "killed", "--until-end") == "after the kill\n"
+
+
+def test_a_paused_broker_is_shown_as_paused_until_it_is_resumed(shell: Shell) -> None:
+    shell.ok("cluster", "pause", "2")
+    assert states(shell)["broker 2"] == "paused"
+    shell.ok("cluster", "resume", "2")
+    wait_healthy(shell)
+
+
+def test_a_stopped_broker_and_controller_leave_cleanly_and_return(shell: Shell) -> None:
+    wait_healthy(shell)
+    shell.ok("cluster", "stop", "3", "controller")
+    assert (shell.data_dir / "broker-3" / "clean-shutdown").exists()
+    assert {name for name, state in states(shell).items() if state == "down"} == {"broker 3", "controller"}
+    shell.ok("cluster", "up")
+    wait_healthy(shell)
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("9", "no broker 9"),
+        ("leader:nothing-0", "no such partition"),
+        ("leader:", "no such partition"),
+        ("everything", "not a broker id"),
+    ],
+)
+def test_a_wrong_target_is_named_and_nothing_is_touched(shell: Shell, target: str, told: str) -> None:
+    assert told in shell.fails("cluster", "kill", "1", target)
+    assert states(shell)["broker 1"] == "running"
+
+
+def test_workloads_are_verified_against_their_ledgers(shell: Shell) -> None:
+    shell.ok("workload", "produce", "checked", "--count", "3000", "--keys", "7")
+    shell.ok("workload", "produce", "checked", "--rate", "500", "--duration", "1", "--keys", "0", "--name", "loader")
+    told = json.loads(shell.ok("workload", "verify", "checked", "--json").splitlines()[-1])
+    assert told["ok"] is True
+    assert told["records_in_log"] == told["records_acked"] > 3000
+    assert "records/s" in shell.ok("workload", "consume", "checked", "--until-end")
+    ledger = next(iter((shell.data_dir / "workloads" / "checked").glob("*.json")))
+    said = json.loads(ledger.read_text())
+    ledger.write_text(json.dumps({**said, "sent": said["sent"] + 1}))  # as if one more had been acknowledged
+    result = shell.run("workload", "verify", "checked", "--json")
+    assert result.returncode == 1
+    assert json.loads(result.stdout.splitlines()[-1])["lost"] == 1
+
+
+def test_a_second_producer_of_a_name_fences_the_first(shell: Shell) -> None:
+    first = shell.start("workload", "produce", "fenced", "--rate", "200", "--name", "only-one")
+    try:
+        assert first.stdout is not None
+        assert "acknowledged" in first.stdout.readline()  # its first figures
+        shell.ok("workload", "produce", "fenced", "--count", "100", "--name", "only-one")
+        _, errors = first.communicate(timeout=DEADLINE_S)
+    finally:
+        first.kill()
+        first.wait()
+    assert first.returncode == 1
+    assert "FENCED" in errors or "INVALID_PRODUCER_EPOCH" in errors
+    assert "Traceback" not in errors
+    shell.ok("workload", "verify", "fenced")
+
+
+def test_the_whole_cluster_goes_down_and_comes_up_with_its_data(tmp_path: Path) -> None:
+    shell = Shell(tmp_path / "own")
+    shell.ok("cluster", "up", "--brokers", "1")
+    try:
+        shell.ok("workload", "produce", "kept", "--count", "500")
+        shell.ok("cluster", "down")
+        assert set(states(shell).values()) == {"down"}
+        assert "(or name one with --bootstrap)" in Shell(tmp_path / "none").fails("topic", "list")
+        shell.ok("cluster", "up")
+        shell.ok("workload", "verify", "kept")
+        shell.ok("cluster", "down", "--remove")
+        assert not (shell.data_dir / "broker-1").exists()
+    finally:
+        if (shell.data_dir / "cluster.json").exists():
+            LocalCluster.load(shell.data_dir).kill_all()

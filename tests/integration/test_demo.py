@@ -1,0 +1,79 @@
+"""The demo, small: it is exact, says so in the promised form, leaves what it promises, and stops when it is told to."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import psutil
+from aiokafka.record import MemoryRecords
+from command_line import Shell
+
+DEADLINE_S = 60.0
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Running processes that name something in this folder on their command line."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        words = process.info["cmdline"] or []
+        if process.info["status"] != psutil.STATUS_ZOMBIE and any(word.startswith(f"{folder}/") for word in words):
+            found.append(process)
+    return found
+
+
+def test_the_demo_is_exact_and_its_data_can_be_read_by_others(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    options = ["--records", "3000", "--kills", "2", "--seed", "7", "--keep", "--json", "--data-dir", str(folder)]
+    output = Shell(tmp_path).ok("demo", *options)
+    told = json.loads(output.splitlines()[-1])
+    assert told["ok"] is True, told["problems"]
+    assert told["records_sent"] == told["records_acked"] == told["records_in_log"] == 3000
+    assert [told[kind] for kind in ("lost", "duplicated", "reordered", "gaps")] == [0, 0, 0, 0]
+    assert told["leader_kills"] == len(told["unavailable_ms"]) == 2
+    assert told["retried_batches"] >= told["deduplicated_batches"] > 0
+    assert told["data_dir"] == str(folder)
+    assert told["elapsed_s"] > 0
+    assert "EXACT" in output
+    assert "before" in output
+    assert processes_of(folder) == []
+    for broker in (1, 2, 3):
+        assert sum(count_records(path) for path in (folder / f"broker-{broker}").glob("demo-*/*.log")) == 3000
+
+
+def count_records(segment: Path) -> int:
+    """By another project's reader of Kafka record batches."""
+    records, count = MemoryRecords(segment.read_bytes()), 0
+    while (batch := records.next_batch()) is not None:
+        assert batch.validate_crc()
+        count += sum(1 for _ in batch)
+    return count
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    assert "is not empty" in Shell(tmp_path).fails("demo", "--data-dir", str(tmp_path), code=2)
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_an_interrupted_demo_leaves_no_process_and_no_data(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    demo = Shell(tmp_path).start("demo", "--records", "100000", "--data-dir", str(folder))
+    try:
+        assert demo.stdout is not None
+        assert "are up in" in demo.stdout.readline()
+        assert len(processes_of(folder)) >= 4
+        demo.send_signal(signal.SIGINT)
+        _, errors = demo.communicate(timeout=DEADLINE_S)
+    finally:
+        demo.kill()
+        demo.wait()
+    assert demo.returncode == 130
+    assert "Traceback" not in errors
+    deadline = time.monotonic() + DEADLINE_S
+    while processes_of(folder):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not folder.exists()
