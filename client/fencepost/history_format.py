@@ -111,7 +111,7 @@ def _written(value: Value) -> object:
 def from_line(line: str | bytes) -> Operation:
     """Raises NotAnOperation for anything but an operation that says all that its kind must say."""
     try:
-        fields = json.loads(line)
+        fields = json.loads(line.decode() if isinstance(line, bytes) else line)
     except (ValueError, RecursionError) as error:
         raise NotAnOperation(f"not JSON: {error}") from None
     if type(fields) is not dict:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
 from fencepost.history_format import NotAnOperation, Operation, from_line
 
+MAX_LINE_BYTES = 32 * 1024 * 1024  # far beyond any poll; what is longer is no history
 _LINES_BETWEEN_TELLING = 20_000
 
 Line = tuple[Operation, int, int]  # and the index of its file, and the line's number there
@@ -52,7 +54,12 @@ class HistoryFiles:
 
     def _lines(self, file: BinaryIO, index: int) -> Iterator[Line]:
         unread = 0
-        for number, line in enumerate(file, 1):
+        for number in count(1):
+            line = file.readline(MAX_LINE_BYTES)
+            if not line:
+                break
+            if len(line) == MAX_LINE_BYTES:
+                raise UnreadableHistory(f"{self.where(index, number)}: a line of {MAX_LINE_BYTES} bytes or more")
             unread += len(line)
             if number % _LINES_BETWEEN_TELLING == 0:
                 self._tell(unread)

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from history_story import Story
 from typer.testing import CliRunner, Result
 
 from fencepost.history_format import Operation, to_line
+from fencepost_cli import history_files
 from fencepost_cli.main import app
 
 
@@ -117,6 +119,17 @@ def test_a_last_line_that_was_not_written_to_its_end_is_left_out_and_named(tmp_p
     assert result.exit_code == 0
     assert told(result)["torn"] == [f"{path}:6: a last line that was not written to its end"]
     assert "left out: " in result.output
+
+
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history_files, "MAX_LINE_BYTES", 1_000)
+    path = write(tmp_path / "h.jsonl", clean_story().operations)
+    path.write_text(path.read_text() + "0" * 5_000)
+    result = check(path)
+    assert result.exit_code == 2
+    assert f"{path}:6: a line of 1000 bytes or more" in result.output
 
 
 def test_empty_lines_are_nothing(tmp_path: Path) -> None:
