@@ -5,10 +5,11 @@ from fencepost.admin import AdminClient
 from fencepost.consumer import Consumer
 from fencepost.consumer_partition import ConsumerRecord, TopicPartition
 from fencepost.errors import FencepostError
-from fencepost.producer import Producer, ProducerStats
+from fencepost.producer import Producer
 from fencepost.producing.config import ProducerConfig
 from fencepost.producing.delivery import Delivery, RecordMetadata
 from fencepost.producing.resume import Resumed
+from fencepost.producing.sender import ProducerStats
 
 __all__ = [
     "AdminClient",

@@ -1,0 +1,363 @@
+"""The sender: what stands between the queues of records and the brokers.
+
+One task, woken when something has changed, gives each changed partition what is due: it follows the leader, fails what
+is too old, hands closed batches to the sequencer and what that wants sent to the leader's connection. Answers, broken
+streams and metadata come in as calls between two turns of that task. All of it runs on one event loop, so between two
+awaits every batch is in exactly one place: a queue, the sequencer's window, or resolved.
+
+The sender owns every task of the producer. One that ends with an error ends the producer: all that is pending fails, and
+`check` raises the reason from then on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from fencepost.cluster import Cluster
+from fencepost.errors import DeliveryTimeout, ProducerClosed
+from fencepost.producing.accumulator import PartitionQueue, RecordBatch, TopicQueues
+from fencepost.producing.batch import Attempt, Batch, Delivered, Failed
+from fencepost.producing.buffer import Buffer
+from fencepost.producing.config import ProducerConfig
+from fencepost.producing.connection import BrokerConnection
+from fencepost.producing.identity import Identity
+from fencepost.producing.sequencer import Backoff, Sequencer
+from fencepost_proto.errors import (
+    FencepostError,
+    InvalidRequest,
+    InvariantBroken,
+    ProducerFenced,
+    UnknownServerError,
+    UnknownTopicOrPartition,
+    from_proto,
+)
+from fencepost_proto.host import Host
+from fencepost_proto.metadata import MetadataImage
+from fencepost_proto.v1 import broker_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class ProducerStats:
+    """Counters since the producer was made. records_sent = acked + failed + those still under way."""
+
+    records_sent: int = 0
+    records_acked: int = 0
+    records_failed: int = 0
+    batches_sent: int = 0
+    retried_batches: int = 0  # sendings beyond each batch's first
+    deduplicated_batches: int = 0  # answers that said: it is there already
+    dropped_acks: int = 0  # thrown away by the fault switch
+
+
+class Sender:
+    """Everything of a producer but taking records. `start` before use, `close` after."""
+
+    def __init__(self, cluster: Cluster, config: ProducerConfig, host: Host) -> None:
+        self.topics: dict[str, TopicQueues] = {}
+        self.buffer = Buffer(config.buffer_memory, config.max_block_ms / 1000, self.check, self.hurry)
+        self.identity = Identity(cluster, config, self)
+        self._cluster = cluster
+        self._config = config
+        self._host = host
+        self._stats = ProducerStats()
+        self._connections: dict[str, BrokerConnection] = {}
+        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._batches: dict[RecordBatch, None] = {}  # not resolved, oldest first
+        self._changed: dict[PartitionQueue, None] = {}
+        self._wake = asyncio.Event()
+        self._end: FencepostError | InvariantBroken | None = None  # why there is nothing more to do
+        self._refusal: FencepostError | None = InvalidRequest(  # why no record is taken
+            "the producer is not started: use `async with`, or await start()"
+        )
+
+    # ---- Life ----
+
+    async def start(self) -> None:
+        await self.identity.start()
+        self._refusal = None
+        self._cluster.add_listener(self._image_changed)
+        self._own(self._run(), "producer-sender")
+        self._own(self.identity.run(), "producer-identity")
+        self.buffer.pause_next()
+
+    def check(self) -> None:
+        """Raises why no record can be taken."""
+        reason = self._end or self._refusal
+        if reason is not None:
+            raise reason.with_traceback(None)
+
+    def refuse_records(self) -> None:
+        """The producer is being closed."""
+        self._refusal = ProducerClosed("the producer is closed")
+        self.buffer.close()
+
+    async def close(self) -> None:
+        """Fail whatever is left, and end every task."""
+        self._end = self._end or ProducerClosed("the producer is closed")
+        self._fail_everything(ProducerClosed("the producer was closed before the record was acknowledged"))
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)  # each one's error went to _task_ended
+
+    def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(work, name=name)
+        self._tasks[task] = None
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task, None)
+        error = None if task.cancelled() else task.exception()
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if isinstance(error, FencepostError | InvariantBroken):
+            self._stop(error)
+        elif error is not None:
+            log.critical("producer task failed task=%s", task.get_name(), exc_info=error)
+            self._stop(UnknownServerError(f"the producer's {task.get_name()} failed: {error!r}"))
+
+    def _stop(self, error: FencepostError | InvariantBroken) -> None:
+        """The producer is at its end: everything pending fails, and every later send raises this."""
+        if self._end is None:
+            self._end = error
+            self.buffer.close()
+            log.error("producer stopped reason=%s", error)
+            self._fail_everything(error if isinstance(error, FencepostError) else UnknownServerError(str(error)))
+
+    def _fail_everything(self, error: FencepostError) -> None:
+        for queue in self.queues:
+            self._fail_queue(queue, error)
+
+    # ---- What is in hand ----
+
+    @property
+    def stats(self) -> ProducerStats:
+        """The counters as they stand."""
+        stats = replace(self._stats, dropped_acks=sum(c.dropped_acks for c in self._connections.values()))
+        pending = sum(batch.record_count for batch in self._batches)
+        stats.records_sent = stats.records_acked + stats.records_failed + pending
+        return stats
+
+    @property
+    def queues(self) -> list[PartitionQueue]:
+        return [queue for topic in self.topics.values() for queue in topic.queues]
+
+    @property
+    def unresolved_batches(self) -> int:
+        return len(self._batches)
+
+    async def open_topic(self, name: str) -> TopicQueues:
+        """Make the queues of a topic's partitions. Raises UnknownTopicOrPartition."""
+        self.check()
+        topic = await self._cluster.topic(name)
+        self.check()
+        if name not in self.topics:
+            partitions = self._cluster.image.partitions_of(topic.topic_id)
+            if not partitions:
+                raise UnknownTopicOrPartition(f"topic {name!r} has no partitions")
+            queues = [PartitionQueue(topic, p.index, self._sequencer(f"{name}-{p.index}")) for p in partitions]
+            for queue in queues:
+                self.identity.opened(queue)
+                self._place(queue)
+            self.topics[name] = TopicQueues(topic, queues, self._host.random.choice)
+        return self.topics[name]
+
+    def _sequencer(self, name: str) -> Sequencer:
+        config = self._config
+        return Sequencer(
+            name,
+            self.identity.producer_id,
+            self.identity.epoch,
+            named=bool(config.name),
+            idempotent=config.idempotent,
+            backoff=Backoff(config.retry_backoff_ms / 1000, config.retry_backoff_max_ms / 1000),
+        )
+
+    def opened(self, batch: RecordBatch) -> None:
+        """A batch has its first record."""
+        self._batches[batch] = None
+        self.changed(batch.queue)
+
+    def changed(self, queue: PartitionQueue) -> None:
+        """Something may be due for this partition."""
+        self._changed[queue] = None
+        self._wake.set()
+
+    def hurry(self) -> None:
+        """What is in open batches leaves without lingering."""
+        for queue in self.queues:
+            queue.flush()
+            self.changed(queue)
+
+    async def flush(self) -> None:
+        """Until everything that has been taken is acknowledged or failed."""
+        self.hurry()
+        for batch in list(self._batches):
+            if batch.outcome is None:
+                await batch.wait()
+
+    # ---- The task ----
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            changed, self._changed = self._changed, {}
+            for queue in changed:
+                self._pump(queue, loop.time())
+
+    def _pump(self, queue: PartitionQueue, now: float) -> None:
+        """Everything that is due for one partition."""
+        self._place(queue)
+        sequencer = queue.sequencer
+        self._expire(queue, now)
+        connection = self._connections.get(queue.address)
+        if connection is not None and connection.up:
+            while True:
+                if attempts := sequencer.attempts_to_send(now):
+                    self._stats.batches_sent += len(attempts)
+                    self._stats.retried_batches += sum(attempt.batch.attempts > 1 for attempt in attempts)
+                    connection.send(attempts)
+                if not sequencer.has_room(now) or (batch := queue.take(now)) is None:
+                    break
+                topic = self.topics[queue.topic.name]
+                if queue is topic.sticky:
+                    topic.next_sticky()
+                sequencer.add(batch)
+        if sequencer.awaiting_identity or (sequencer.bump_needed and sequencer.named):
+            self.identity.need()
+        self._arm(queue, now)
+
+    def _expire(self, queue: PartitionQueue, now: float) -> None:
+        expired = queue.sequencer.expire(now)
+        for batch in queue.take_expired(now):
+            error = DeliveryTimeout(f"{queue.name}: not sent within the delivery timeout; {queue.whereabouts}")
+            batch.outcome = Failed(error)
+            expired.append(batch)
+        if expired:
+            self._settle(expired)
+
+    def _arm(self, queue: PartitionQueue, now: float) -> None:
+        """Come back when the next thing is due."""
+        at = queue.wake_at(now)
+        timer = queue.timer
+        if at is not None and (timer is None or timer.when() > at):
+            if timer is not None:
+                timer.cancel()
+            queue.timer = asyncio.get_running_loop().call_at(at, self._due, queue)
+
+    def _due(self, queue: PartitionQueue) -> None:
+        queue.timer = None
+        self.changed(queue)
+
+    # ---- Where partitions are led ----
+
+    def _image_changed(self, image: MetadataImage) -> None:
+        for topic in list(self.topics.values()):
+            if topic.topic.topic_id not in image.topics:
+                self._forget(topic)
+                continue
+            for queue in topic.queues:
+                self.changed(queue)
+
+    def _forget(self, topic: TopicQueues) -> None:
+        """The topic has been deleted."""
+        del self.topics[topic.topic.name]
+        error = UnknownTopicOrPartition(f"topic {topic.topic.name!r} has been deleted")
+        for queue in topic.queues:
+            self._fail_queue(queue, error)
+            self._changed.pop(queue, None)
+            self._leave(queue)
+
+    def _leave(self, queue: PartitionQueue) -> None:
+        connection = self._connections.get(queue.address)
+        if connection is not None:
+            connection.leave(queue)
+
+    def _place(self, queue: PartitionQueue) -> None:
+        """Follow the partition's leader."""
+        leader = self._cluster.leader(queue.key)
+        if leader is None or leader.leader_epoch < queue.leader_epoch:
+            return
+        if (leader.leader_epoch, leader.address) == (queue.leader_epoch, queue.address):
+            return
+        self._leave(queue)
+        queue.leader_epoch, queue.address = leader.leader_epoch, leader.address
+        self._settle(queue.sequencer.detach())
+        if leader.address:
+            connection = self._connection(leader.address)
+            connection.lead(queue)
+            if connection.up:
+                queue.sequencer.attach(leader.leader_epoch)
+
+    def _connection(self, address: str) -> BrokerConnection:
+        connection = self._connections.get(address)
+        if connection is None:
+            connection = BrokerConnection(address, self._cluster.channel, self._config, self._host, self)
+            self._connections[address] = connection
+            self._own(connection.run(), f"producer-connection-{address}")
+        return connection
+
+    def connection_up(self, connection: BrokerConnection) -> None:
+        for queue in connection.queues:
+            self._settle(queue.sequencer.attach(queue.leader_epoch))
+            self.changed(queue)
+
+    def connection_down(self, connection: BrokerConnection) -> None:
+        for queue in connection.queues:
+            self._settle(queue.sequencer.detach())
+            self.changed(queue)
+
+    # ---- Outcomes ----
+
+    def answered(self, attempt: Attempt, result: pb.ProduceResult) -> None:
+        queue = cast(RecordBatch, attempt.batch).queue
+        sequencer = queue.sequencer
+        if result.error.code:
+            error = from_proto(result.error)
+            if error.current_leader is not None:
+                self._cluster.learn(queue.key, error.current_leader)
+            log.debug("batch refused partition=%s stamp=%s error=%s", queue.name, attempt.stamp, error)
+            resolved = sequencer.refused(attempt, error, asyncio.get_running_loop().time())
+            if sequencer.fenced is not None:
+                self._stop(ProducerFenced(f"producer {self._config.name!r}: {sequencer.fenced.message}"))
+                return
+        else:
+            self._stats.deduplicated_batches += result.duplicate
+            resolved = sequencer.acknowledged(attempt, result.base_offset, result.duplicate)
+        self._settle(resolved)
+        self.changed(queue)
+
+    def _settle(self, resolved: Iterable[Batch]) -> None:
+        """Tell who waits, and free the memory."""
+        for batch in resolved:
+            assert isinstance(batch, RecordBatch)
+            if isinstance(batch.outcome, Delivered):
+                self._stats.records_acked += batch.record_count
+            else:
+                self._stats.records_failed += batch.record_count
+                error = batch.outcome.error if batch.outcome is not None else None
+                log.warning(
+                    "batch failed partition=%s records=%d may_have_been_appended=%s error=%s",
+                    batch.queue.name, batch.record_count, error and error.may_have_been_appended, error,
+                )  # fmt: skip
+            del self._batches[batch]
+            batch.done()
+            self.buffer.free(batch.size_bytes)
+
+    def _fail_queue(self, queue: PartitionQueue, error: FencepostError) -> None:
+        failed = queue.sequencer.fail_all(error)
+        for batch in queue.take_all():
+            batch.outcome = Failed(type(error)(error.message, may_have_been_appended=False))
+            failed.append(batch)
+        self._settle(failed)
+        if queue.timer is not None:
+            queue.timer.cancel()
+            queue.timer = None
