@@ -9,6 +9,7 @@ Times are those of time.monotonic(): uvloop's own clock counts whole millisecond
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 import time
@@ -92,7 +93,8 @@ class Workload:
             tasks.create_task(self._settle())
             try:
                 await self._send_all(stop)
-                await self.producer.flush()
+                with contextlib.suppress(ProducerFenced):  # every delivery says so itself
+                    await self.producer.flush()
             finally:
                 self._sent_all = True
                 self._changed.set()
