@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 from fake_broker_read import run, until
@@ -357,6 +358,27 @@ def test_a_batch_too_large_for_the_topic_fails_alone() -> None:
             assert [(await d).offset for d in (deliveries[0], *deliveries[2:])] == [0, 1, 2]
             assert producer.stats.records_failed == 1
         assert [value[:1] for value in cluster.values(ORDERS)] == [b"a", b"c", b"d"]
+
+    with_cluster(test)
+
+
+def test_brokers_that_come_back_elsewhere_leave_no_connections_behind() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        def connections() -> int:
+            return sum(task.get_name().startswith("producer-connection") for task in asyncio.all_tasks())
+
+        async with Producer(cluster.bootstrap) as producer:
+            for number in range(4):
+                broker = cluster.leader_of(ORDERS)
+                await broker.kill()
+                cluster.fence(broker.id)
+                assert (await producer.send_and_wait("orders", b"x")).offset == 2 * number
+                broker.address = ""  # another port
+                await broker.start()
+                cluster.change(replace(cluster.image.brokers[broker.id], address=broker.address, fenced=False))
+                cluster.elect(ORDERS, broker.id)
+                assert (await producer.send_and_wait("orders", b"x")).offset == 2 * number + 1
+            await until(lambda: connections() <= 3)
 
     with_cluster(test)
 

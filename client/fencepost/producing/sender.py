@@ -67,6 +67,7 @@ class Sender:
         self._host = host
         self._stats = ProducerStats()
         self._connections: dict[str, BrokerConnection] = {}
+        self._connection_tasks: dict[str, asyncio.Task[None]] = {}
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._batches: dict[RecordBatch, None] = {}  # not resolved, oldest first
         self._changed: dict[PartitionQueue, None] = {}
@@ -106,10 +107,11 @@ class Sender:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)  # each one's error went to _task_ended
 
-    def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _own(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(work, name=name)
         self._tasks[task] = None
         task.add_done_callback(self._task_ended)
+        return task
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.pop(task, None)
@@ -139,7 +141,8 @@ class Sender:
     @property
     def stats(self) -> ProducerStats:
         """The counters as they stand."""
-        stats = replace(self._stats, dropped_acks=sum(c.dropped_acks for c in self._connections.values()))
+        stats = replace(self._stats)
+        stats.dropped_acks += sum(connection.dropped_acks for connection in self._connections.values())
         pending = sum(batch.record_count for batch in self._batches)
         stats.records_sent = stats.records_acked + stats.records_failed + pending
         return stats
@@ -266,6 +269,16 @@ class Sender:
                 continue
             for queue in topic.queues:
                 self.changed(queue)
+        self._retire_connections(image)
+
+    def _retire_connections(self, image: MetadataImage) -> None:
+        """Give up connections to where no broker is any more, so that their number is bounded by the brokers'."""
+        known = {broker.address for broker in image.brokers.values()}
+        for address, connection in list(self._connections.items()):
+            if address not in known and not connection.queues:
+                self._stats.dropped_acks += connection.dropped_acks
+                del self._connections[address]
+                self._connection_tasks.pop(address).cancel()
 
     def _forget(self, topic: TopicQueues) -> None:
         """The topic has been deleted."""
@@ -302,7 +315,7 @@ class Sender:
         if connection is None:
             connection = BrokerConnection(address, self._cluster.channel, self._config, self._host, self)
             self._connections[address] = connection
-            self._own(connection.run(), f"producer-connection-{address}")
+            self._connection_tasks[address] = self._own(connection.run(), f"producer-connection-{address}")
         return connection
 
     def connection_up(self, connection: BrokerConnection) -> None:
