@@ -8,9 +8,9 @@ Two ways of life. An *owned* cluster (demo, bench, tests) dies with its owner, w
 to that. One that is not owned (`fencepost cluster up`) goes on after the command, and later commands find it by its
 cluster.json.
 
-Ports are chosen before anything starts and stay the same over restarts, so that all processes can start at the same
-time. A process is ready once it has written its process.json; the cluster is up once a broker says that all brokers
-have registered.
+Ports are chosen before anything starts, so that all processes can start at the same time, and stay the same over
+restarts, unless the whole cluster was down and another process has taken one. A process is ready once it has written
+its process.json; the cluster is up once every broker knows that all brokers have registered.
 """
 
 from __future__ import annotations
@@ -282,6 +282,8 @@ class LocalCluster:
 
         Raises ClusterError, with the end of its log, for a process that ends or is not ready in time.
         """
+        if not self._reservations and not self.any_running():
+            self._reserve_ports()
         wanted = [nodes] if isinstance(nodes, int | str) else list(nodes)
         members = [self.member(node) for node in wanted]
         started = [member for member in members if not member.running()]
@@ -292,6 +294,20 @@ class LocalCluster:
         deadline = time.monotonic() + timeout_s
         for member in members:
             await self._wait_ready(member, deadline)
+
+    def _reserve_ports(self) -> None:
+        """While a whole cluster was down its ports may have gone to others: then it moves."""
+        moved = False
+        for member in self.members.values():
+            try:
+                reservation = PortReservation(member.port)
+            except OSError:
+                reservation, moved = PortReservation(), True
+                member.port = reservation.port
+            self._reservations.append(reservation)
+        if moved:
+            for member in self.members.values():
+                self._write_config(member)
 
     def _spawn(self, member: Member) -> None:
         member.directory.mkdir(exist_ok=True)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from fencepost_cli.commands import bench, check, cluster, demo, dump_log, lines, producers, topic, workload
 from fencepost_cli.terminal import quiet_grpc
 
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(version("fencepost"))
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="fencepost",
-    help="A replicated, partitioned commit log: local clusters, topics, workloads, the demo and the benchmark.",
     epilog="Example: fencepost cluster up && fencepost topic create orders && echo hello | fencepost produce orders",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -28,6 +38,16 @@ app.command(epilog="Example: fencepost dump-log .fencepost/broker-1/orders-0/000
 app.command(epilog="Example: fencepost demo --kills 5 --json")(demo.demo)
 app.command(epilog="Example: fencepost bench --json")(bench.bench)
 app.command(epilog="Example: fencepost check report/history-*.jsonl --json")(check.check)
+
+
+@app.callback()
+def fencepost(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """A replicated, partitioned commit log: local clusters, topics, workloads, the demo and the benchmark."""
 
 
 def main() -> None:

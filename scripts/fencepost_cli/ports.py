@@ -18,17 +18,14 @@ class PortReservation:
     """One port; held until `release` on Linux."""
 
     def __init__(self, port: int = 0) -> None:
-        """Port 0: any free one. A given port that cannot be held now (its server runs) is left alone."""
+        """Port 0: any free one. Raises OSError where the given port is taken."""
         self._socket: socket.socket | None = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((LOOPBACK, port))
         except OSError:
             self.release()
-            if port == 0:
-                raise
-            self.port = port
-            return
+            raise
         self.port = int(self._socket.getsockname()[1])
         if sys.platform != "linux":
             self.release()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+
 from fencepost_cli.local_cluster import LocalCluster
 
 T = TypeVar("T")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from fencepost_cli import local_cluster
 from fencepost_cli.local_cluster import ClusterError, LocalCluster, Settings, to_toml
 from fencepost_cli.ports import PortReservation
@@ -118,6 +119,25 @@ def test_a_reserved_port_is_given_to_nobody_and_can_be_listened_on() -> None:
             server.listen()
     finally:
         reservation.release()
+
+
+def test_a_cluster_that_was_down_moves_from_a_port_that_another_process_took(tmp_path: Path) -> None:
+    asyncio.run(LocalCluster.create(tmp_path / "c", brokers=2, owned=False).down())
+    cluster = LocalCluster.load(tmp_path / "c")
+    before = [cluster.member(node).port for node in cluster.nodes]
+    with socket.socket() as squatter:
+        squatter.bind(("127.0.0.1", before[0]))
+        squatter.listen()
+        try:
+            start_all(cluster)
+            after = [cluster.member(node).port for node in cluster.nodes]
+            assert after[0] != before[0]
+            assert after[1:] == before[1:]
+            for broker in (1, 2):
+                assert f'"127.0.0.1:{after[0]}"' in cluster.member(broker).config_file.read_text()
+            assert LocalCluster.load(tmp_path / "c").member("controller").port == after[0]
+        finally:
+            asyncio.run(cluster.down())
 
 
 def test_pause_resume_and_stop(tmp_path: Path) -> None:
