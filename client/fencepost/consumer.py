@@ -122,7 +122,8 @@ class Consumer:
         With start="latest" everything committed after this returns will be read.
         """
         keys = {TopicPartition(*tp): await self._key(TopicPartition(*tp)) for tp in partitions}
-        fresh = [tp for tp in keys if tp not in self._core.assignment]
+        assigned = set(self._core.assignment)
+        fresh = [tp for tp in keys if tp not in assigned]
         positions = await self._offsets(fresh, LATEST) if self._start == "latest" else {}
         self._core.assign(keys, positions)
         for tp, position in positions.items():
