@@ -73,6 +73,7 @@ class SimCluster:
         self.settings = settings
         self._nodes = {broker_node(broker_id): broker_id for broker_id in settings.broker_ids}
         self.judge = Judge(world, self._nodes.get)
+        self.judge.leader_epoch_of = lambda broker_id, key: self.brokers[broker_id].manager.replicas[key].leader_epoch
         self.database = MetadataDatabase(self.judge.metadata)
         self.brokers: dict[int, Broker] = {}
         self.controller: Controller | None = None

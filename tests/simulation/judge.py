@@ -93,10 +93,11 @@ class Judge:
         self.lost_tail: dict[int, int] = {}  # broker -> broker epoch when its machine last lost power
         self.damaged: dict[tuple[int, PartitionKey], None] = {}  # replicas that the simulation has corrupted
         self.violation: Violation | None = None
+        self.leader_epoch_of: Callable[[int, PartitionKey], int] = lambda broker_id, key: -1  # a peephole
         self._broker_of_node = broker_of_node
         self._disks: dict[int, Any] = {}
         self._producer_ids: dict[int, str] = {}
-        self._seen_high_watermarks: dict[tuple[SimProcess, PartitionKey], int] = {}
+        self._seen_high_watermarks: dict[tuple[SimProcess, PartitionKey], tuple[int, int]] = {}
         taps: dict[str, Tap] = {
             "Produce": _ProduceTap(self),
             "Fetch": _FetchTap(self),
@@ -359,10 +360,16 @@ class Judge:
         broker_id = self._broker_of_node(server.node)
         if record is None or broker_id is None or record.tainted or answer.high_watermark < 0:
             return
-        seen = self._seen_high_watermarks.get((client, key), 0)
-        if answer.high_watermark < seen:
-            self.fail("G10", f"{record.name}: {client!r} saw high watermark {seen}, then {answer.high_watermark}")
-        self._seen_high_watermarks[client, key] = answer.high_watermark
+        epoch = self.leader_epoch_of(broker_id, key)
+        seen_epoch, seen = self._seen_high_watermarks.get((client, key), (-1, 0))
+        if epoch >= seen_epoch:  # a deposed leader that does not know it yet may be behind; clients know its epoch
+            if answer.high_watermark < seen:
+                self.fail(
+                    "G10",
+                    f"{record.name}: {client!r} saw high watermark {seen} in leader epoch {seen_epoch}, then "
+                    f"{answer.high_watermark} in {epoch}",
+                )
+            self._seen_high_watermarks[client, key] = (epoch, answer.high_watermark)
         position = 0
         while position < len(answer.records):
             header = read_header(answer.records, position)

@@ -59,12 +59,16 @@ class Nemesis:
             "reassign": (2, self.reassign),
         }
 
+    def only(self, kinds: tuple[str, ...]) -> None:
+        """Nothing but these."""
+        self.kinds = {name: self.kinds[name] for name in kinds}
+
     # ---- The schedule ----
 
     async def run(self, until_s: float, mean_pause_s: float) -> None:
         """Faults at random, until then. Each seed knows only some kinds, so that rare ones get their turn."""
         names = sorted(self.kinds)
-        chosen = self._random.sample(names, self._random.randint(3, len(names)))
+        chosen = self._random.sample(names, self._random.randint(min(3, len(names)), len(names)))
         weights = [self.kinds[name][0] for name in chosen]
         while self.world.now < until_s:
             await asyncio.sleep(self._random.expovariate(1 / mean_pause_s))

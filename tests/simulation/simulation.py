@@ -144,12 +144,14 @@ class Result:
         return not self.problem
 
 
-def simulate(seed: int) -> Result:
-    """One run from one seed."""
+def simulate(seed: int, kinds: tuple[str, ...] = ()) -> Result:
+    """One run from one seed; with `kinds`, under faults of these kinds only."""
     planned = plan(seed)
     with collector_off(), World(seed) as world:
         began = time.process_time()
         run = Run(world, planned)
+        if kinds:
+            run.nemesis.only(kinds)
         result = Result(seed, planned, world.trace)
         try:
             world.run(run.story())
@@ -241,8 +243,10 @@ class Run:
     def _sweep(self) -> None:
         self.judge.sweep(self.cluster.replicas())
         for consumer in self.consumers:
-            if consumer.problems and not self._tainted():
-                self.judge.fail("G10", consumer.problems[0])
+            if not self._tainted():
+                consumer.look()
+                if consumer.problems:
+                    self.judge.fail("G10", consumer.problems[0])
         failures = self.world.failures()
         if failures:
             self.judge.fail("unhandled", "; ".join(failures))
@@ -255,7 +259,7 @@ class Run:
     async def _recover(self) -> None:
         """G11: leaders for all, an end for every send, every replica in sync, every reader at the end."""
         healed_at = self.world.now
-        await self._until("a leader for every partition", healed_at + LEADERS_WITHIN_S, self._leaderless, elect=True)
+        await self._until("a leader for every partition", healed_at + LEADERS_WITHIN_S, self._leaderless)
         await asyncio.sleep(2)
         for producer in self.producers:
             producer.stopping = True
@@ -263,10 +267,9 @@ class Run:
         await self._until("every replica is in sync", self.world.now + IN_SYNC_WITHIN_S, self._out_of_sync)
         await self._until("every consumer is at the end", self.world.now + FINISHED_WITHIN_S, self._behind)
 
-    async def _until(self, what: str, deadline: float, missing: object, *, elect: bool = False) -> None:
+    async def _until(self, what: str, deadline: float, missing: object) -> None:
         while left := missing():  # type: ignore[operator]
-            if elect:
-                await self._elect_uncleanly()
+            await self._elect_uncleanly()
             if self.world.now > deadline:
                 self.judge.fail("G11", f"not in time: {what}; missing: {left}")
             await asyncio.sleep(0.25)

@@ -184,24 +184,42 @@ class ConsumerApp:
         self.read: dict[tuple[str, int], dict[int, bytes]] = {}  # (topic, partition) -> offset -> value
         self.positions: dict[tuple[str, int], int] = {}  # next offset, of this incarnation
         self.problems: list[str] = []
+        self.high_watermarks: dict[tuple[str, int], int] = {}  # as this incarnation's consumer last told
+        self._consumer: Consumer | None = None
         self.skipped = 0  # offsets that retention took away before they were read
 
     def start(self) -> None:
-        self.positions = {}
+        self._forget(None)
         self.world.start(self.node, self._run)
 
     async def _run(self, host: Host, disk: MountedDisk) -> None:
         while True:
             try:
                 async with Consumer(self.bootstrap, *self.topics, host=host) as consumer:
+                    self._forget(consumer)
                     async for record in consumer:
                         self._take((record.topic, record.partition), record.offset, record.value or b"")
             except FencepostError as error:
                 self.world.tell(self.node, f"consumer failed: {error}")
-                self.positions = {}
+                self._forget(None)
                 if isinstance(error, OffsetOutOfRange):
                     self.problems.append(f"{self.node}: {error}")
                 await asyncio.sleep(START_RETRY_S)
+
+    def _forget(self, consumer: Consumer | None) -> None:
+        """A consumer begins anew, or ends."""
+        self._consumer = consumer
+        self.positions = {}
+        self.high_watermarks = {}
+
+    def look(self) -> None:
+        """What the consumer says of high watermarks never goes back."""
+        for tp in self._consumer.assignment if self._consumer is not None else ():
+            said = self._consumer.high_watermark(tp) if self._consumer is not None else -1
+            before = self.high_watermarks.get((tp.topic, tp.partition), -1)
+            if said < before:
+                self.problems.append(f"{self.node} knew the high watermark {before} of {tp}, then {said}")
+            self.high_watermarks[tp.topic, tp.partition] = said
 
     def _take(self, key: tuple[str, int], offset: int, value: bytes) -> None:
         expected = self.positions.get(key)

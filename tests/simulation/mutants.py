@@ -1,0 +1,371 @@
+"""Deliberate faults in the production code, to show that the simulator can fail.
+
+Each mutant is a patch in memory, the promises by which it may be caught, and the kinds of faults that bring it out. The
+promise `invariant` means that the production code stopped itself: an assertion of its own met the fault first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from dataclasses import replace as changed
+from typing import Any
+from unittest.mock import patch
+
+from fencepost.producing.sequencer import Sequencer
+from fencepost_controller.decisions import partitions, producers
+from fencepost_controller.decisions.brokers import RegisterBroker
+from fencepost_controller.decisions.isr import AlterPartition
+from fencepost_controller.fences import Fences
+from fencepost_controller.store.sqlite import SqliteStore
+from fencepost_node import producer_state
+from fencepost_node.log import recovery, segment, snapshot
+from fencepost_node.log.log import Log
+from fencepost_node.producer_state import APPEND, ProducerState
+from fencepost_node.replica import Replica
+from fencepost_node.replication import push
+from fencepost_node.replication.leader_state import LeaderState
+from fencepost_node.replication.leadership import Leadership
+from fencepost_proto.errors import InvalidProducerEpoch, InvariantBroken, StorageError
+
+KILLS = ("kill broker", "kill leader", "pause broker", "clean restart")
+NETWORK = ("cut one way", "cut both ways", "isolate broker", "reset connections", "flaky links")
+POWER = ("power failure", "power failure of several", "kill leader")
+PRODUCERS = ("kill producer", "pause producer", "pause broker", "isolate broker")
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One fault. `seeds`: within so many it must be caught."""
+
+    name: str
+    patches: Callable[[Callable[..., Any]], None]  # is given a function like patch.object
+    promises: frozenset[str]
+    kinds: tuple[str, ...]
+    seeds: int = 12
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            self.patches(lambda *args, **kwargs: stack.enter_context(patch.object(*args, **kwargs)))
+            yield
+
+
+MUTANTS: list[Mutant] = []
+
+
+def mutant(*promises: str, kinds: tuple[str, ...], seeds: int = 12) -> Callable[[Callable[..., None]], None]:
+    """Register a function that patches as a mutant."""
+
+    def register(patches: Callable[..., None]) -> None:
+        name = patches.__name__.replace("_", "-")
+        MUTANTS.append(Mutant(name, patches, frozenset(promises), kinds, seeds))
+
+    return register
+
+
+# ---- Producer state ----
+
+
+@mutant("G2", "G3", kinds=(*KILLS, *NETWORK))
+def no_duplicate_check(replace: Any) -> None:
+    """Every batch is appended; the state takes whatever comes."""
+    original = producer_state._next_entry
+
+    def lenient(entry: Any, header: Any) -> Any:
+        try:
+            return original(entry, header)
+        except InvariantBroken:
+            return original(None, header)
+
+    replace(ProducerState, "check", lambda self, header, **_: APPEND)
+    replace(producer_state, "_next_entry", lenient)
+
+
+@mutant("G5", kinds=KILLS)
+def only_one_batch_is_remembered(replace: Any) -> None:
+    replace(producer_state, "REMEMBERED_BATCHES", 1)
+
+
+@mutant("G5", "invariant", kinds=KILLS)
+def snapshot_without_producer_state(replace: Any) -> None:
+    original = snapshot.encode_snapshot
+    replace(snapshot, "encode_snapshot", lambda taken: original(snapshot.Snapshot(taken.offset, ProducerState())))
+
+
+@mutant("G5", "invariant", kinds=(*KILLS, *NETWORK, *POWER))
+def truncation_keeps_the_state_of_what_it_cut(replace: Any) -> None:
+    replace(Log, "_producers_at", lambda self, end_offset: (self.producers, 0))
+
+
+@mutant("G5", "G6", "G1", "invariant", kinds=("disk error", "disk full", "kill leader"), seeds=20)
+def state_changes_though_the_append_failed(replace: Any) -> None:
+    """And the replica goes on, as though nothing had been."""
+    original = Log._append
+
+    def append(self: Log, data: bytes, batches: Any) -> None:
+        staged = self.producers.stage([header for _, header in batches])
+        try:
+            original(self, data, batches)
+        except StorageError:
+            self.producers.apply(staged)
+            raise
+
+    replace(Log, "_append", append)
+    replace(Replica, "fail", lambda self, reason: None)
+
+
+@mutant("G5", "invariant", "G11", kinds=("reassign", "kill broker", "power failure"), seeds=30)
+def moved_replica_gets_no_producer_state(replace: Any) -> None:
+    original = Log.reset_to
+    replace(Log, "reset_to", lambda self, start, _: original(self, start, snapshot.empty_snapshot(start)))
+
+
+# ---- Commits ----
+
+
+@mutant("G6", kinds=KILLS)
+def acknowledged_before_the_commit(replace: Any) -> None:
+    replace(Leadership, "when_committed", lambda self, end_offset, done: done(None))
+
+
+@mutant("G6", kinds=(*KILLS, *NETWORK))
+def duplicate_acknowledged_before_the_commit(replace: Any) -> None:
+    original = Leadership.append
+
+    def append(self: Leadership, batch: bytes, acks: int, now: float) -> Any:
+        appended = original(self, batch, acks, now)
+        if appended.duplicate:
+            object.__setattr__(appended, "end_offset", 0)  # committed, as the waiting sees it
+        return appended
+
+    replace(Leadership, "append", append)
+
+
+@mutant("G6", "G1", "G10", kinds=(*KILLS, *NETWORK))
+def high_watermark_ignores_a_joining_member(replace: Any) -> None:
+    replace(LeaderState, "maximal_isr", property(lambda self: self.partition.isr))
+    replace(LeaderState, "_has_all_committed", lambda self, broker_id: True)
+
+
+@mutant("G6", "G1", "G10", kinds=(*KILLS, *NETWORK))
+def high_watermark_of_a_majority(replace: Any) -> None:
+    """Two of three suffice, while all three count as in sync."""
+
+    def advance(self: LeaderState) -> bool:
+        ends = sorted(
+            (self.durable_end_offset if m == self.broker_id else self._end_of(m) for m in self.maximal_isr),
+            reverse=True,
+        )
+        reached = ends[len(ends) // 2]
+        if reached <= self.high_watermark:
+            return False
+        self.high_watermark = reached
+        return True
+
+    replace(LeaderState, "_advance", advance)
+
+
+@mutant("G6", "G1", kinds=(*KILLS, *NETWORK))
+def leader_answers_after_losing_its_epoch(replace: Any) -> None:
+    original = Leadership.end
+
+    def end(self: Leadership, error: Any, unknown: Any) -> None:
+        waiters, self._waiters = self._waiters, type(self._waiters)()
+        for _, done in waiters:
+            done(None)
+        original(self, error, unknown)
+
+    replace(Leadership, "end", end)
+
+
+@mutant("G10", "G6", kinds=(*KILLS, *NETWORK))
+def reads_above_the_high_watermark(replace: Any) -> None:
+    async def read_committed(self: Replica, offset: int, max_bytes: int) -> bytes:
+        self.leadership()
+        return self.log.read(offset, max_bytes) if offset < self.log.log_end_offset else b""
+
+    replace(Replica, "read_committed", read_committed)
+
+
+@mutant("G10", "G6", "invariant", kinds=KILLS)
+def new_leader_tells_an_old_high_watermark(replace: Any) -> None:
+    original = LeaderState.__init__
+
+    def init(self: LeaderState, *args: Any) -> None:
+        original(self, *args)
+        self.epoch_start_offset = 0
+
+    replace(LeaderState, "__init__", init)
+
+
+# ---- Replication ----
+
+
+@mutant("G1", "G4", "G6", "G7", "G10", "invariant", kinds=(*KILLS, *NETWORK))
+def no_truncation(replace: Any) -> None:
+    original = push.answer_subscribe
+
+    def answer(follower: Any, epochs: Any, start: int, end: int) -> Any:
+        answered = original(follower, epochs, start, end)
+        fits = follower.log_end_offset <= end
+        return push.Push() if isinstance(answered, push.Truncate) and fits else answered
+
+    replace(push, "answer_subscribe", answer)
+
+
+@mutant("G1", "G4", "G6", "G7", "G10", kinds=(*KILLS, *NETWORK, "reassign"), seeds=30)
+def isr_change_without_epoch_checks(replace: Any) -> None:
+    """Whoever once led may change the in-sync set, and members need not be the incarnations that caught up."""
+
+    def decide(self: AlterPartition, draft: Any) -> None:
+        partition = self._partition(draft)
+        members = tuple(broker_id for broker_id, _ in self.new_isr)
+        partitions.settle(draft, partition, changed(partition, isr=members))
+
+    replace(AlterPartition, "decide", decide)
+
+
+@mutant("G1", "G4", "G6", "G10", "invariant", kinds=("isolate broker", "pause broker", "kill leader", "power failure"))
+def any_live_replica_is_elected(replace: Any) -> None:
+    original = partitions._leader
+
+    def leader(draft: Any, partition: Any) -> int:
+        for broker_id in reversed(partition.replicas):
+            if draft.serves(broker_id, partition.id):
+                return int(broker_id)
+        return original(draft, partition)
+
+    replace(partitions, "_leader", leader)
+    replace(
+        partitions,
+        "_in_sync",
+        lambda draft, partition, original=partitions._in_sync: _with_leader(draft, original(draft, partition), leader),
+    )
+
+
+def _with_leader(draft: Any, partition: Any, leader: Any) -> Any:
+    elected = leader(draft, partition)
+    if elected < 0 or elected in partition.isr:
+        return partition
+    return changed(partition, isr=(*partition.isr, elected))
+
+
+# ---- The disk ----
+
+
+@mutant("G1", "G4", "G6", "G10", "invariant", kinds=POWER)
+def lost_tail_is_not_told(replace: Any) -> None:
+    original = RegisterBroker.decide
+
+    def decide(self: RegisterBroker, draft: Any) -> Any:
+        object.__setattr__(self, "may_have_lost_tail", False)
+        return original(self, draft)
+
+    replace(RegisterBroker, "decide", decide)
+
+
+@mutant("G1", kinds=POWER, seeds=30)
+def acknowledged_before_the_sync(replace: Any) -> None:
+    replace(Log, "sync", lambda self: self.log_end_offset)
+
+
+@mutant("G1", "G4", "G5", "invariant", "unhandled", kinds=POWER)
+def recovery_keeps_a_torn_batch(replace: Any) -> None:
+    replace(recovery, "scan", segment.walk)
+
+
+# ---- Identity ----
+
+
+@mutant("G9", kinds=PRODUCERS, seeds=40)
+def fence_is_not_waited_for(replace: Any) -> None:
+    async def wait(self: Fences, version: int, timeout_s: float) -> None:
+        return
+
+    replace(Fences, "wait", wait)
+
+
+@mutant("G9", "G2", "G3", kinds=PRODUCERS, seeds=40)
+def older_epoch_is_accepted(replace: Any) -> None:
+    """Where the leader itself has not seen the newer one."""
+    original = ProducerState.check
+
+    def check(self: ProducerState, header: Any, *, ever_held_records: bool, fence_epoch: int = 0) -> Any:
+        return original(self, header, ever_held_records=ever_held_records)
+
+    replace(ProducerState, "check", check)
+
+
+@mutant("G8", "invariant", kinds=("kill broker", "kill everything", "kill producer"))
+def id_block_is_not_persisted(replace: Any) -> None:
+    def take(draft: Any, count: int) -> int:
+        return int(draft.image.next_producer_id)
+
+    replace(producers, "_take_ids", take)
+
+
+@mutant("G8", "G7", "G11", "invariant", "unhandled", kinds=("kill controller", "kill broker"))
+def commits_are_not_stored(replace: Any) -> None:
+    """What the controller has told everybody is gone when it comes back."""
+    original = SqliteStore.commit
+
+    def commit(self: SqliteStore, expected_version: int, version: int, changes: Any) -> None:
+        original(self, expected_version, version, {})
+
+    replace(SqliteStore, "commit", commit)
+
+
+# ---- The client ----
+
+
+@mutant("G2", "invariant", kinds=(*KILLS, *NETWORK))
+def retry_with_a_fresh_sequence(replace: Any) -> None:
+    original = Sequencer.attempts_to_send
+
+    def attempts_to_send(self: Sequencer, now: float) -> Any:
+        for batch in self.unresolved:
+            if batch.current is None and batch.attempts and not self.bump_needed:
+                self._stamp(batch)
+        return original(self, now)
+
+    replace(Sequencer, "attempts_to_send", attempts_to_send)
+
+
+@mutant("G1", "unhandled", kinds=(*KILLS, *NETWORK))
+def unknown_outcome_reported_as_certain(replace: Any) -> None:
+    original = Sequencer._fail
+
+    def fail(self: Sequencer, batch: Any, error: Any) -> Any:
+        failed = original(self, batch, error)
+        failed.outcome.error.may_have_been_appended = False  # type: ignore[union-attr]
+        return failed
+
+    replace(Sequencer, "_fail", fail)
+
+
+@mutant("G3", "G2", "G1", kinds=(*KILLS, *NETWORK), seeds=30)
+def batches_after_a_gap_are_appended(replace: Any) -> None:
+    """The leader takes any sequence beyond the last one, so a retry that comes late is lost or out of order."""
+    original = producer_state._next_entry
+    check = ProducerState.check
+
+    def lenient(self: ProducerState, header: Any, **given: Any) -> Any:
+        try:
+            return check(self, header, **given)
+        except InvalidProducerEpoch:
+            raise
+        except Exception as error:
+            if "is next" in str(error) or "comes first" in str(error):
+                return APPEND
+            raise
+
+    def next_entry(entry: Any, header: Any) -> Any:
+        try:
+            return original(entry, header)
+        except InvariantBroken:
+            return original(None, header)
+
+    replace(ProducerState, "check", lenient)
+    replace(producer_state, "_next_entry", next_entry)

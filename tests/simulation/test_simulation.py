@@ -1,0 +1,35 @@
+"""Whole clusters under faults, from seeds; and one seed is one run, byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import pytest
+from tests.simulation.simulation import simulate
+
+SEEDS = range(32)  # about a second and a half of one core each
+DIGEST = """
+import hashlib
+from tests.simulation.simulation import simulate
+print(hashlib.sha256("\\n".join(simulate({seed}).trace).encode()).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_promise_holds(seed: int) -> None:
+    result = simulate(seed)
+    assert result.ok, f"{result.problem}\nreplay: ./scripts/simulate --seed {seed} --trace"
+    assert result.counts["committed batches"] > 20  # it was no empty run
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_one_seed_is_one_trace_whatever_the_hash_seed_of_the_interpreter(seed: int) -> None:
+    digests = {hashlib.sha256("\n".join(simulate(seed).trace).encode()).hexdigest()}
+    for hash_seed in ("1", "2"):
+        env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-c", DIGEST.format(seed=seed)]
+        digests.add(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.strip())
+    assert len(digests) == 1
