@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import psutil
 from aiokafka.record import MemoryRecords
 from command_line import Shell
 
+from fencepost_cli.demo import TOPIC, Demo, DemoOptions
+from fencepost_cli.local_cluster import LocalCluster
+from fencepost_cli.verdict import Kind
+
 DEADLINE_S = 60.0
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+ClusterFactory = Callable[..., LocalCluster]
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
@@ -77,3 +87,32 @@ def test_an_interrupted_demo_leaves_no_process_and_no_data(tmp_path: Path) -> No
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert not folder.exists()
+
+
+class Tampered(Demo):
+    """Between the workload and the verdict: a byte on one disk changes, and one more record was "acknowledged"."""
+
+    async def _wait_settled(self) -> None:
+        await super()._wait_settled()
+        self.ledger.ack(self.ledger.send())
+        segment = next((self.cluster.member(2).directory / f"{TOPIC}-0").glob("*.log"))
+        with segment.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            last = file.read(1)
+            file.seek(-1, os.SEEK_END)
+            file.write(bytes([last[0] ^ 1]))
+
+
+def test_a_damaged_replica_and_a_missing_record_spoil_the_verdict(
+    run: Run, cluster_factory: Callable[..., LocalCluster]
+) -> None:
+    async def scenario() -> None:
+        async with cluster_factory(brokers=3) as cluster:
+            result = await Tampered(cluster, DemoOptions(records=1_000, kills=0), lambda _: None).run()
+        assert not result.ok
+        assert result.findings.counts[Kind.LOST] == 1
+        assert result.findings.counts[Kind.CORRUPT] == 1
+        assert result.findings.counts[Kind.DIVERGED] == 1
+        assert result.to_json("")["ok"] is False
+
+    run(scenario())
