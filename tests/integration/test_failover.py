@@ -87,11 +87,11 @@ def test_kill_9_of_every_process_at_once_loses_nothing_and_no_producer_state(
     async def scenario() -> None:
         async with cluster_factory(brokers=3, controller_overrides=QUICK) as cluster, running(cluster) as workload:
             for round_number in range(2):
-                for node in (*cluster.broker_ids, CONTROLLER):
+                for node in cluster.members:
                     cluster.kill(node)
-                for node in (CONTROLLER, *cluster.broker_ids):
+                for node in cluster.members:
                     await cluster.wait_gone(node)
-                await cluster.start([CONTROLLER, *cluster.broker_ids])
+                await cluster.start(list(cluster.members))
                 await workload.writes_go_on()
                 views = await producer_views(workload.admin, TOPIC, 0)
                 assert [view.epoch for view in views] == [0], f"round {round_number}: the producer's state survived"

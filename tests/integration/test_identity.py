@@ -13,7 +13,7 @@ from running import TOPIC, judge
 from fencepost import AdminClient, Consumer, Producer, TopicPartition
 from fencepost.errors import ProducerFenced
 from fencepost_cli.ledger import Ledger
-from fencepost_cli.local_cluster import CONTROLLER, LocalCluster
+from fencepost_cli.local_cluster import LocalCluster
 from fencepost_cli.workload import Workload, WorkloadSpec
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
@@ -126,11 +126,11 @@ def test_a_name_waits_for_the_controller_and_a_restart_of_all_forgets_no_epoch(
             await create(admin)
             async with Producer(cluster.bootstrap, name=NAME) as first:
                 await (await first.send(TOPIC, b"first"))
-                for node in (*cluster.broker_ids, CONTROLLER):
+                for node in cluster.members:
                     cluster.kill(node)
-                for node in (CONTROLLER, *cluster.broker_ids):
+                for node in cluster.members:
                     await cluster.wait_gone(node)
-                await cluster.start([CONTROLLER, *cluster.broker_ids])
+                await cluster.start(list(cluster.members))
                 async with Producer(cluster.bootstrap, name=NAME) as second:
                     await (await second.send(TOPIC, b"second"))
                     producers = (await admin.describe_producers(TOPIC, 0)).producers

@@ -150,7 +150,7 @@ class LeaderMachine(RuleBasedStateMachine):
         self.state = leader()
         self.ends = {2: -1, 3: -1}
         self.seen_high_watermark = 0
-        self.committed_isr = (1, 2, 3)
+        self.committed_isr: tuple[int, ...] = (1, 2, 3)
         self.pending: Proposal | None = None
 
     @rule(count=st.integers(1, 5))

@@ -2,7 +2,8 @@
 
 Supports: one producer id, or all (-1). With `commit_timeout_ms` the answer is final: it tells of the log as it stood when
 the request came, and is given only once all of that is committed under one leadership that every in-sync replica has
-joined. After a named producer has been fenced, that is all its predecessors ever got into the log. Without it: the state as it is, committed or not.
+joined. After a named producer has been fenced, that is all its predecessors ever got into the log. Without it: the state
+as it is, committed or not.
 
 Errors: UNKNOWN_TOPIC_ID, UNKNOWN_TOPIC_OR_PARTITION, NOT_LEADER_OR_FOLLOWER, REQUEST_TIMED_OUT (not committed in time,
 or the leadership ended before; ask again), INVALID_REQUEST (a negative timeout, a producer id below -1).
