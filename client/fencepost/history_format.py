@@ -111,7 +111,7 @@ def _written(value: Value) -> object:
 def from_line(line: str | bytes) -> Operation:
     """Raises NotAnOperation for anything but an operation that says all that its kind must say."""
     try:
-        fields = json.loads(line.decode() if isinstance(line, bytes) else line)
+        fields: dict[str, Any] = json.loads(line.decode() if type(line) is bytes else line)
     except (ValueError, RecursionError) as error:
         raise NotAnOperation(f"not JSON: {error}") from None
     if type(fields) is not dict:
@@ -126,32 +126,42 @@ def from_line(line: str | bytes) -> Operation:
         raise NotAnOperation(f"process is {process!r}, not a name")
     if type(time_ns) is not int:
         raise NotAnOperation(f"time is {time_ns!r}, not a whole number of ns")
-    topic, partition, offset = get("topic", ""), _number(fields, "partition"), _number(fields, "offset")
+    topic, partition, offset = (
+        get("topic", ""),
+        _number(get("partition"), "partition"),
+        _number(get("offset"), "offset"),
+    )
     if type(topic) is not str:
         raise NotAnOperation(f"topic is {topic!r}, not a name")
     value = get("value")
     if type(value) is not str and value is not None:
         value = _read(value)
-    records = _NO_RECORDS
-    if name == "poll" and kind == "ok":
-        records = _records(get("records"), offset, value)
+    key, producer, error = get("key"), get("producer"), get("error")
+    records, high_watermark, start_offset, end_offset = _NO_RECORDS, -1, -1, -1
+    if name == "poll":
+        high_watermark = _number(get("high_watermark"), "high_watermark")
+        if kind == "ok":
+            records = _records(get("records"), offset, value)
+    elif name == "final":
+        start_offset = _number(get("start_offset"), "start_offset")
+        end_offset = _number(get("end_offset"), "end_offset")
     operation = Operation(
         process,
         time_ns,
         cast(OperationType, kind),
         cast(OperationName, name),
-        _number(fields, "id"),
+        _number(get("id"), "id"),
         topic,
         partition,
-        None if (key := get("key")) is None else _read(key),
+        key if key is None or type(key) is str else _read(key),
         value,
         offset,
-        None if (producer := get("producer")) is None else _stamp(producer),
-        _number(fields, "high_watermark"),
+        None if producer is None else _stamp(producer),
+        high_watermark,
         records,
-        _number(fields, "start_offset"),
-        _number(fields, "end_offset"),
-        None if (reason := get("error")) is None else str(reason),
+        start_offset,
+        end_offset,
+        None if error is None else str(error),
         get("may_have_been_appended", False) is True,
     )
     if lacking := _lacking(operation):
@@ -159,18 +169,17 @@ def from_line(line: str | bytes) -> Operation:
     return operation
 
 
-def _number(fields: dict[str, Any], name: str) -> int:
-    value = fields.get(name, -1)
-    if type(value) is int and value >= -1:
-        return value
+def _number(value: Any, name: str) -> int:
     if value is None:
         return -1
+    if type(value) is int and value >= -1:
+        return value
     raise NotAnOperation(f"{name} is {value!r}, not a whole number of 0 or more, nor -1 or null for none")
 
 
 def _read(value: Any) -> Value:
     if value is None or type(value) is str:
-        return cast(Value, value)
+        return value
     if type(value) is dict and type(value.get("base64")) is str:
         try:
             return base64.b64decode(value["base64"], validate=True)
@@ -181,9 +190,9 @@ def _read(value: Any) -> Value:
 
 def _stamp(value: Any) -> RecordStamp:
     if type(value) is dict:
-        parts = value.get("id"), value.get("epoch"), value.get("sequence")
-        if all(type(part) is int and part >= 0 for part in parts):
-            return RecordStamp(*cast(tuple[int, int, int], parts))
+        stamp = RecordStamp(value.get("id", -1), value.get("epoch", -1), value.get("sequence", -1))
+        if all(type(part) is int and part >= 0 for part in stamp):
+            return stamp
     raise NotAnOperation(f'producer is {value!r}, not {{"id": …, "epoch": …, "sequence": …}}')
 
 

@@ -39,6 +39,7 @@ class HistoryCheck:
         self._log_of: dict[tuple[str, int], PartitionLog] = {}
         self._processes: dict[str, Process] = {}
         self._process_names: list[str] = []  # by number
+        self._readings: dict[tuple[str, str, int], Reading] = {}  # by process, topic and partition
         self._finished = False
 
     @property
@@ -68,9 +69,8 @@ class HistoryCheck:
         if self._finished:
             raise InvariantBroken("the check of a history was finished twice")
         self._finished = True
-        for process in self._processes.values():
-            for reading in process.readings.values():
-                reading.close()
+        for reading in self._readings.values():
+            reading.close()
         logs, sends, names, findings = self._logs, self._sends, self._process_names, self._findings
         check_outcomes(sends, logs, names, findings, foreign_records=self._foreign_records)
         for log in logs:
@@ -109,10 +109,11 @@ class HistoryCheck:
         return log
 
     def _reading(self, operation: Operation) -> Reading:
-        process, log = self._process(operation.process), self._log(operation.topic, operation.partition)
-        reading = process.readings.get(log)
+        key = operation.process, operation.topic, operation.partition
+        reading = self._readings.get(key)
         if reading is None:
-            reading = process.readings[log] = Reading(log, process.number)
+            log = self._log(operation.topic, operation.partition)
+            reading = self._readings[key] = Reading(log, self._process(operation.process).number)
         return reading
 
     # ---- Sends ----

@@ -1,4 +1,4 @@
-"""The processes of a history: what each has sent and not yet heard of, and how far each has read."""
+"""The processes of a history: what each has sent and not yet heard of, and how far it has read each partition."""
 
 from __future__ import annotations
 
@@ -46,10 +46,9 @@ class Reading:
 
 @dataclass(slots=True)
 class Process:
-    """One sequential caller."""
+    """One sequential caller, as a sender."""
 
     name: str
     number: int
     last_id: int = -1  # of its sends
     open_sends: dict[int, tuple[int, str]] = field(default_factory=dict)  # id -> value, topic
-    readings: dict[PartitionLog, Reading] = field(default_factory=dict)

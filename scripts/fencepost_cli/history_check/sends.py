@@ -104,7 +104,7 @@ def _identity(value: str | bytes) -> str:
 
 
 def shown(value: Value) -> str:
-    """A value in a sentence."""
-    if value is not None and len(value) > MAX_VALUE_CHARS:
-        value = _identity(value)
-    return "null" if value is None else repr(value)
+    """A value in a sentence, where its beginning must do."""
+    if value is None:
+        return "null"
+    return repr(value) if len(value) <= _SHOWN_CHARS else f"{value[:_SHOWN_CHARS]!r}…"
