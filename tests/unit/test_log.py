@@ -186,7 +186,7 @@ def test_a_read_begins_with_the_batch_that_holds_the_offset(log: Log) -> None:
 def test_a_read_returns_as_many_whole_batches_as_fit_below_the_end(log: Log, max_bytes: int) -> None:
     fill(log, 40)
     all_headers = headers(log)
-    last_of_segment = {segment.end_offset for segment in log._segments}
+    last_of_segment = {segment.end_offset for segment in log._row.all}
     for first in all_headers:
         for end_offset in {first.base_offset, first.end_offset, first.end_offset + 2, first.end_offset + 9, 10_000}:
             found = [header for _, header in iter_batches(log.read(first.base_offset, max_bytes, end_offset))]

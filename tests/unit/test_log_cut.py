@@ -312,8 +312,8 @@ def test_a_segment_that_is_being_read_is_closed_when_its_reader_has_gone() -> No
     disk = Machine().mount()
     log = open_log(disk, retention_bytes=0)
     fill(log, 60)
-    oldest = log._segments[0]
-    with log._pinned(oldest):
+    oldest = log._row.all[0]
+    with log._row.pinned(oldest):
         log.apply_retention(NOW_MS, log.log_end_offset)
         assert oldest.retired
         assert oldest.file.read(0, 8) == bytes(8)

@@ -325,7 +325,7 @@ def test_opening_may_die_anywhere() -> None:
     log = open_log(machine.mount())
     fill(log, 25, seed=5)
     before = content(log)
-    node = machine.disk.file(f"{FOLDER}/{log._segments[-1].base_offset:020d}.log")
+    node = machine.disk.file(f"{FOLDER}/{log._row.active.base_offset:020d}.log")
     node.append(bytes(100))  # a torn append
     for step in range(1, 200):
         trial = copy.deepcopy(machine)

@@ -431,3 +431,12 @@ def test_magic_0_in_a_segment_is_a_bad_batch_like_any_other(tmp_path: Path) -> N
     log = open_log(DISK, str(tmp_path / "orders-0"))
     assert content(log) == stored[:last]
     log.close(clean=False)
+
+
+def test_bytes_after_a_sealed_segments_end_are_damage(tmp_path: Path) -> None:
+    folder = tmp_path / "orders-0"
+    killed(folder, batches=0, maintain_after=60)
+    with files(folder, LOG_SUFFIX)[1].open("ab") as file:
+        file.write(bytes(5))
+    with pytest.raises(CorruptLog):
+        open_log(DISK, str(folder))

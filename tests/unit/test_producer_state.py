@@ -188,6 +188,16 @@ def test_that_sequences_have_wrapped_survives_encoding() -> None:
         check(state, sequence=MAX_SEQUENCE)
 
 
+def test_a_first_batch_that_spans_the_wrap_counts_as_wrapped() -> None:
+    """On a replica that had forgotten the producer."""
+    state = ProducerState()
+    state.record(header(4, sequence=MAX_SEQUENCE - 1), 0)
+    for sequence in range(2, 7):
+        state.record(header(sequence=sequence), 10 + sequence)
+    with pytest.raises(DuplicateSequenceNumber):
+        check(state, 4, sequence=MAX_SEQUENCE - 1)
+
+
 # ---- Recording ----
 
 

@@ -9,13 +9,11 @@ says that all before it was done. A snapshot is due after `snapshot_interval_byt
 So there is one at each segment's base before retention may make that base the log's start.
 
 Threads. Appends come from one thread (the event loop). `read`, `sync`, `maintain`, `offset_for_timestamp`,
-`snapshot_at_log_start`, `apply_retention` may run beside them in others. Two locks, taken in this order:
+`snapshot_at_log_start`, `apply_retention` may run beside them in others; what they read is pinned (`segment_row`).
+`truncate_to` and `reset_to` run with appends stopped. Two locks, taken in this order:
 
 - `_maintenance`, for long work: one at a time of maintain, retention, truncation, reset, close. The loop never takes it.
 - `_lock`, for memory: held over one append, or over as little as taking a few references. Nobody syncs under it.
-
-The row of segments is a tuple that is replaced, never changed. A reader pins the segment that it reads; a segment that
-leaves the row is closed when its last reader has gone. `truncate_to` and `reset_to` run with appends stopped.
 """
 
 from __future__ import annotations
@@ -31,9 +29,7 @@ from fencepost_node.log.disk import Disk
 from fencepost_node.log.leader_epochs import LeaderEpochs
 from fencepost_node.log.names import (
     EPOCH_CHECKPOINT,
-    SNAPSHOT_SUFFIX,
     CorruptLog,
-    file_name,
     read_topic_id,
     write_topic_id,
 )
@@ -42,23 +38,21 @@ from fencepost_node.log.recovery import (
     begin_reset,
     finish_reset,
     fold,
-    newest_snapshot,
     recover,
     remove_segment,
 )
 from fencepost_node.log.retention import SegmentFacts, segments_to_delete
 from fencepost_node.log.segment import PlacedBatch, Segment
+from fencepost_node.log.segment_row import SegmentRow
 from fencepost_node.log.snapshot import (
     Snapshot,
     decode_snapshot,
     empty_snapshot,
     encode_snapshot,
-    load_snapshot,
     snapshots_to_keep,
-    write_snapshot,
 )
 from fencepost_node.producer_state import ProducerState
-from fencepost_proto.errors import CorruptMessage, InvariantBroken, OffsetOutOfRange, StorageError
+from fencepost_proto.errors import CorruptMessage, FencepostError, InvariantBroken, OffsetOutOfRange, StorageError
 from fencepost_proto.record_batch import BatchHeader, iter_batches, stamp
 
 __all__ = ["CorruptLog", "Log", "LogConfig", "read_topic_id"]
@@ -77,6 +71,7 @@ class Log:
         self._disk = disk
         self._maintenance = threading.RLock()
         self._lock = threading.Lock()
+        self._closed = False
         self._cuts = 0  # truncations and resets so far
         self._names_changed = 1  # rises with every new segment …
         self._names_synced = 0  # … and follows when the folder is synced
@@ -86,13 +81,13 @@ class Log:
 
     def _take(self, recovered: Recovered) -> None:
         """Become the log that recovery found."""
-        self._segments = tuple(recovered.segments)
-        self.log_start_offset = self._segments[0].base_offset
-        self.log_end_offset = self._segments[-1].end_offset
-        self.size_bytes = sum(segment.size for segment in self._segments)
+        self._row = SegmentRow(recovered.segments)
+        self.log_start_offset = self._row.all[0].base_offset
+        self.log_end_offset = self._row.active.end_offset
+        self.size_bytes = self._row.size_bytes
         self.producers: ProducerState = recovered.producers
         self.leader_epochs: LeaderEpochs = recovered.leader_epochs
-        self._snapshots = recovered.snapshots  # offsets of the files; guarded by _maintenance
+        self._snapshots = recovered.snapshots  # guarded by _maintenance
         self._pending = recovered.missing_snapshots  # captured, not yet written
         self._unsnapshotted_bytes = recovered.checked_bytes
 
@@ -197,7 +192,7 @@ class Log:
 
     def _segment_for(self, size_bytes: int) -> Segment:
         """The last segment, or a new one where `size_bytes` would make it too large."""
-        segment = self._segments[-1]
+        segment = self._row.active
         if segment.size and segment.size + size_bytes > self.config.segment_bytes:
             return self._roll()
         return segment
@@ -208,7 +203,7 @@ class Log:
             segment = Segment.create(self._disk, self.directory, self.log_end_offset, self.config.index_interval_bytes)
         except OSError as error:
             raise StorageError(f"{self.directory}: no new segment at {self.log_end_offset}: {error}") from error
-        self._segments = (*self._segments, segment)
+        self._row.add(segment)
         self._names_changed += 1
         self._pending.append(self._capture())
         return segment
@@ -240,75 +235,45 @@ class Log:
         """
         log_end_offset, cuts = self.log_end_offset, self._cuts
         limit = log_end_offset if end_offset is None else min(end_offset, log_end_offset)
-        with self._pinned_at(offset, log_end_offset) as segment:
-            if offset >= limit:
-                return b""
+        row = self._row
+        segments = row.all
+        number = bisect_right(segments, offset, key=lambda segment: segment.base_offset) - 1
+        if number < 0 or offset > log_end_offset:
+            raise OffsetOutOfRange(
+                f"offset {offset} is outside of {self.directory}, {segments[0].base_offset} to {log_end_offset}"
+            )
+        if offset >= limit:
+            return b""
+        with row.pinned(segments[number]) as pinned:
+            if not pinned:
+                raise self._gone(offset)
             try:
-                with _disk_errors(f"{segment.path} cannot be read"):
-                    return segment.read(offset, max_bytes, limit)
+                with _disk_errors(f"{segments[number].path} cannot be read"):
+                    return segments[number].read(offset, max_bytes, limit)
             except CorruptLog:
                 if self._cuts != cuts:
-                    raise OffsetOutOfRange(f"{self.directory} was cut while offset {offset} was read") from None
+                    raise self._gone(offset) from None
                 raise
+
+    def _gone(self, offset: int) -> FencepostError:
+        """What to tell a reader whose segment has left the log."""
+        if self._closed:
+            return StorageError(self.failure)
+        return OffsetOutOfRange(f"{self.directory} was cut while offset {offset} was read")
 
     def offset_for_timestamp(self, timestamp_ms: int) -> tuple[int, int] | None:
         """[thread] (base offset, max timestamp) of the first batch whose max timestamp is at least that; None: none.
 
         Raises StorageError.
         """
-        for segment in self._segments:
+        row = self._row
+        for segment in row.all:
             if segment.largest_timestamp_ms >= timestamp_ms:
-                with self._pinned(segment), _disk_errors(f"{segment.path} cannot be read"):
-                    header = None if segment.retired else segment.first_reaching(timestamp_ms)
+                with row.pinned(segment) as pinned, _disk_errors(f"{segment.path} cannot be read"):
+                    header = segment.first_reaching(timestamp_ms) if pinned else None
                 if header is not None:
                     return header.base_offset, header.max_timestamp
         return None
-
-    @contextmanager
-    def _pinned_at(self, offset: int, log_end_offset: int) -> Iterator[Segment]:
-        """The segment that holds `offset`; it stays open inside. Raises OffsetOutOfRange."""
-        with self._lock:
-            segments = self._segments
-            number = bisect_right(segments, offset, key=lambda segment: segment.base_offset) - 1
-            if number < 0 or offset > log_end_offset:
-                raise OffsetOutOfRange(
-                    f"offset {offset} is outside of {self.directory}, {self.log_start_offset} to {log_end_offset}"
-                )
-            if segments[number].retired:
-                raise StorageError(self.failure)
-            segments[number].pins += 1
-        try:
-            yield segments[number]
-        finally:
-            self._unpin(segments[number])
-
-    @contextmanager
-    def _pinned(self, *segments: Segment) -> Iterator[None]:
-        """Those segments stay open inside, unless they are `retired` already."""
-        with self._lock:
-            for segment in segments:
-                segment.pins += 1
-        try:
-            yield
-        finally:
-            for segment in segments:
-                self._unpin(segment)
-
-    def _unpin(self, segment: Segment) -> None:
-        with self._lock:
-            segment.pins -= 1
-            last = segment.retired and not segment.pins
-        if last:
-            segment.close()
-
-    def _retire(self, segments: Sequence[Segment]) -> None:
-        """They have left the row: close those that nobody reads, now; the others when their last reader goes."""
-        with self._lock:
-            for segment in segments:
-                segment.retired = True
-            idle = [segment for segment in segments if not segment.pins]
-        for segment in idle:
-            segment.close()
 
     # ---- The medium ----
 
@@ -320,25 +285,21 @@ class Log:
         with self._lock:
             self._require_usable()
             end_offset, names_changed, cuts = self.log_end_offset, self._names_changed, self._cuts
-            unsynced = [(segment, segment.size) for segment in self._segments if segment.synced_size < segment.size]
-            for segment, _ in unsynced:
-                segment.pins += 1
-        try:
-            if self._names_synced < names_changed:
-                self._disk.sync_directory(self.directory)
-                self._names_synced = max(self._names_synced, names_changed)
-            for segment, size in unsynced:
-                if not segment.retired:
+            row = self._row
+            sizes = {segment: segment.size for segment in row.all if segment.synced_size < segment.size}
+        with row.pinned(*sizes) as unsynced:
+            try:
+                if self._names_synced < names_changed:
+                    self._disk.sync_directory(self.directory)
+                    self._names_synced = max(self._names_synced, names_changed)
+                for segment in unsynced:
                     segment.file.sync()
                     with self._lock:
                         if self._cuts == cuts:  # else other bytes may have taken their place meanwhile
-                            segment.synced_size = max(segment.synced_size, size)
-        except OSError as error:
-            self._fail(f"sync of {self.directory} failed: {error}")
-            raise StorageError(self.failure) from error
-        finally:
-            for segment, _ in unsynced:
-                self._unpin(segment)
+                            segment.synced_size = max(segment.synced_size, sizes[segment])
+            except OSError as error:
+                self._fail(f"sync of {self.directory} failed: {error}")
+                raise StorageError(self.failure) from error
         return end_offset
 
     @property
@@ -362,7 +323,7 @@ class Log:
         with self._lock:
             pending = list(self._pending)
             epochs = self.leader_epochs
-            segments = self._segments
+            segments = self._row.all
         if not pending:
             return
         self.sync()
@@ -371,24 +332,15 @@ class Log:
                 segment.flush_indexes()
             self._disk.write_atomically(f"{self.directory}/{EPOCH_CHECKPOINT}", epochs.encode())
             for snapshot in pending:
-                if snapshot.offset not in self._snapshots:
-                    write_snapshot(self._disk, self.directory, snapshot)
-                    self._snapshots = sorted((*self._snapshots, snapshot.offset))
+                self._snapshots.write(snapshot)
                 with self._lock:
                     self._pending.remove(snapshot)
             self._remove_surplus_snapshots()
 
     def _remove_surplus_snapshots(self) -> None:
         """Raises OSError."""
-        bases = [segment.base_offset for segment in self._segments]
-        kept = snapshots_to_keep(self._snapshots, bases, self.log_start_offset)
-        self._remove_snapshots([offset for offset in self._snapshots if offset not in kept])
-
-    def _remove_snapshots(self, offsets: list[int]) -> None:
-        """Raises OSError."""
-        for offset in offsets:
-            self._disk.remove(f"{self.directory}/{file_name(offset, SNAPSHOT_SUFFIX)}")
-            self._snapshots = [other for other in self._snapshots if other != offset]
+        bases = [segment.base_offset for segment in self._row.all]
+        self._snapshots.keep(snapshots_to_keep(self._snapshots.offsets, bases, self.log_start_offset))
 
     def snapshot_at_log_start(self) -> bytes:
         """[thread] The producer state at log_start_offset, in the snapshot file's format.
@@ -398,9 +350,9 @@ class Log:
         with self._maintenance, _disk_errors(f"the snapshot at the start of {self.directory} cannot be read"):
             if self.log_start_offset == 0:
                 return empty_snapshot()
-            snapshot = load_snapshot(self._disk, self.directory, self.log_start_offset)
+            snapshot = self._snapshots.load(self.log_start_offset)
             if snapshot is None:
-                path = f"{self.directory}/{file_name(self.log_start_offset, SNAPSHOT_SUFFIX)}"
+                path = self._snapshots.path(self.log_start_offset)
                 raise CorruptLog(path, 0, self.log_start_offset, "the snapshot at the log's start cannot be read")
             return encode_snapshot(snapshot)
 
@@ -415,14 +367,14 @@ class Log:
             self._require_usable()
             self._expire_producers(now_ms, high_watermark)
             self._seal_expired(now_ms, high_watermark)
-            config, segments = self.config, self._segments
+            config, segments = self.config, self._row.all
             facts = [SegmentFacts(s.end_offset, s.size, s.largest_timestamp_ms) for s in segments]
             count = segments_to_delete(facts, now_ms, config.retention_ms, config.retention_bytes, high_watermark)
             if not count:
                 return
             self._write_pending()  # among them, it may be, the snapshot at the new start
             with _disk_errors(f"old segments of {self.directory} cannot be deleted"):
-                while count and not self._has_snapshot(segments[count].base_offset):
+                while count and self._snapshots.load(segments[count].base_offset) is None:
                     count -= 1
                 if count:
                     self._delete_oldest(count)
@@ -439,27 +391,24 @@ class Log:
     def _seal_expired(self, now_ms: int, high_watermark: int) -> None:
         """Roll if the last segment is all that keeps expired records."""
         with self._lock:
-            last = self._segments[-1]
-            sealed = (*self._segments, last)  # as if there were one more behind it
+            last = self._row.active
+            sealed = (*self._row.all, last)  # as if there were one more behind it
             facts = [SegmentFacts(s.end_offset, s.size, s.largest_timestamp_ms) for s in sealed]
             deleted = segments_to_delete(facts, now_ms, self.config.retention_ms, -1, high_watermark)
-            if last.size and deleted == len(self._segments):
+            if last.size and deleted == len(self._row.all):
                 self._roll()
-
-    def _has_snapshot(self, offset: int) -> bool:
-        return offset in self._snapshots and load_snapshot(self._disk, self.directory, offset) is not None
 
     def _delete_oldest(self, count: int) -> None:
         """The log starts at the base of `segments[count]`, whose snapshot is there. Raises OSError."""
         with self._lock:
-            gone, self._segments = self._segments[:count], self._segments[count:]
-            self.log_start_offset = self._segments[0].base_offset
+            gone = self._row.take_oldest(count)
+            self.log_start_offset = self._row.all[0].base_offset
             self.size_bytes -= sum(segment.size for segment in gone)
             epochs = self.leader_epochs.copy()
             epochs.advance_to(self.log_start_offset)
             self.leader_epochs = epochs
         log.info("segments deleted directory=%s count=%d start=%d", self.directory, count, self.log_start_offset)
-        self._retire(gone)
+        self._row.retire(gone)
         for segment in gone:  # the oldest first: at any moment what is left is a log
             remove_segment(self._disk, self.directory, segment.base_offset)
         self._remove_surplus_snapshots()
@@ -478,8 +427,8 @@ class Log:
             if offset < self.log_start_offset:
                 raise OffsetOutOfRange(f"{self.directory} starts at {self.log_start_offset}: no cut at {offset}")
             with _disk_errors(f"{self.directory} cannot be read"):
-                number = bisect_right(self._segments, offset, key=lambda segment: segment.base_offset) - 1
-                position, end_offset = self._segments[number].border_at(offset)
+                number = self._row.number_at(offset)
+                position, end_offset = self._row.all[number].border_at(offset)
                 producers, folded_bytes = self._producers_at(end_offset)
             gone = self._forget_above(number, position, end_offset, producers, folded_bytes)
             try:
@@ -494,13 +443,12 @@ class Log:
 
         Raises CorruptLog, OSError.
         """
-        offsets = [offset for offset in self._snapshots if offset <= end_offset]
-        snapshot = newest_snapshot(self._disk, self.directory, offsets, self.log_start_offset)
+        snapshot = self._snapshots.newest(self.log_start_offset, end_offset)
         for captured in self._pending:
             if snapshot.offset < captured.offset <= end_offset:
                 snapshot = Snapshot(captured.offset, captured.producers.copy())
         producers, folded_bytes = snapshot.producers, 0
-        for segment in self._segments:
+        for segment in self._row.all:
             if segment.end_offset <= snapshot.offset or segment.base_offset >= end_offset:
                 continue
             for placed in segment.scan_from(snapshot.offset):
@@ -517,17 +465,17 @@ class Log:
     ) -> Sequence[Segment]:
         """The cut in memory, in one step. Returns the segments that have left the row."""
         with self._lock:
-            gone, self._segments = self._segments[number + 1 :], self._segments[: number + 1]
+            gone = self._row.take_after(number)
             self._cuts += 1
             self.log_end_offset = end_offset
-            self.size_bytes = sum(segment.size for segment in self._segments[:-1]) + position
+            self.size_bytes = self._row.size_bytes - self._row.active.size + position
             self.producers = producers
             epochs = self.leader_epochs.copy()
             epochs.truncate_to(end_offset)
             self.leader_epochs = epochs
             self._pending = [snapshot for snapshot in self._pending if snapshot.offset <= end_offset]
             self._unsnapshotted_bytes = folded_bytes
-        self._retire(gone)
+        self._row.retire(gone)
         return gone
 
     def _cut_files(self, gone: Sequence[Segment], position: int, end_offset: int) -> None:
@@ -535,11 +483,11 @@ class Log:
 
         After a crash between any two steps the folder holds a log that ends at or above the cut, at a border.
         """
-        self._remove_snapshots([offset for offset in reversed(self._snapshots) if offset > end_offset])
+        self._snapshots.keep([offset for offset in self._snapshots.offsets if offset <= end_offset])
         self._disk.sync_directory(self.directory)
         for segment in reversed(gone):
             remove_segment(self._disk, self.directory, segment.base_offset)
-        self._segments[-1].truncate(position, end_offset)
+        self._row.active.truncate(position, end_offset)
 
     def reset_to(self, start_offset: int, producer_snapshot: bytes) -> None:
         """[thread, appends stopped] Become an empty log that starts at `start_offset` with that producer state.
@@ -563,10 +511,10 @@ class Log:
                 raise StorageError(self.failure) from error
             recovered.producers.carry_from(self.producers)
             with self._lock:
-                gone = self._segments
+                old_row = self._row
                 self._cuts += 1
                 self._take(recovered)
-            self._retire(gone)
+            old_row.retire(old_row.all)
             log.info("log reset directory=%s start=%d", self.directory, start_offset)
 
     # ---- The end ----
@@ -577,19 +525,20 @@ class Log:
         Raises StorageError, with the files closed.
         """
         with self._maintenance:
-            if self._segments[-1].retired:
+            if self._closed:
                 return
             try:
                 if clean and not self.failure:
                     with self._lock:
-                        if self.log_end_offset not in self._snapshots:
+                        if self.log_end_offset not in self._snapshots.offsets:
                             self._pending.append(self._capture())
                             self._unsnapshotted_bytes = 0
                     self._write_pending()
             finally:
                 with self._lock:
+                    self._closed = True
                     self.failure = self.failure or f"log {self.directory} is closed"
-                self._retire(self._segments)
+                self._row.retire(self._row.all)
 
 
 def _claim(disk: Disk, directory: str, topic_id: str) -> None:

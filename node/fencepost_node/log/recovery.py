@@ -39,7 +39,7 @@ from fencepost_node.log.names import (
     offsets_with,
 )
 from fencepost_node.log.segment import PlacedBatch, Segment, scan, walk
-from fencepost_node.log.snapshot import Snapshot, decode_snapshot, load_snapshot
+from fencepost_node.log.snapshot import Snapshot, SnapshotFiles, decode_snapshot
 from fencepost_node.producer_state import ProducerState
 from fencepost_proto.errors import CorruptMessage, InvariantBroken
 
@@ -55,7 +55,7 @@ class Recovered:
     segments: list[Segment]
     producers: ProducerState
     leader_epochs: LeaderEpochs
-    snapshots: list[int]  # offsets of the snapshot files, rising
+    snapshots: SnapshotFiles
     checked_from: int  # the offset of the snapshot that recovery began with
     checked_bytes: int  # from there to the end
     missing_snapshots: list[Snapshot] = field(default_factory=list)  # at segment bases that were checked; to be written
@@ -76,7 +76,7 @@ def recover(disk: Disk, directory: str, config: LogConfig) -> Recovered:
         bases = [0]
     segments = [Segment.open(disk, directory, base, config.index_interval_bytes) for base in bases]
     try:
-        return _Recovery(disk, directory, segments, snapshots).run()
+        return _Recovery(disk, directory, segments, SnapshotFiles(disk, directory, snapshots)).run()
     except BaseException:
         for segment in segments:
             segment.close()
@@ -86,17 +86,17 @@ def recover(disk: Disk, directory: str, config: LogConfig) -> Recovered:
 class _Recovery:
     """One recovery, with what it carries from step to step."""
 
-    def __init__(self, disk: Disk, directory: str, segments: list[Segment], snapshots: list[int]) -> None:
+    def __init__(self, disk: Disk, directory: str, segments: list[Segment], snapshots: SnapshotFiles) -> None:
         self._disk = disk
         self._directory = directory
         self._segments = segments
         self._snapshots = snapshots
         self._log_start_offset = segments[0].base_offset
-        self._synced_below = max(snapshots[-1] if snapshots else 0, self._log_start_offset)
+        self._synced_below = max(*snapshots.offsets, self._log_start_offset, 0)
         self._missing: list[Snapshot] = []
 
     def run(self) -> Recovered:
-        start = newest_snapshot(self._disk, self._directory, self._snapshots, self._log_start_offset)
+        start = self._snapshots.newest(self._log_start_offset)
         self._producers = start.producers
         first = max(n for n, segment in enumerate(self._segments) if segment.base_offset <= start.offset)
         for segment, following in zip(self._segments[:first], self._segments[1:], strict=False):
@@ -109,7 +109,8 @@ class _Recovery:
         last = self._segments[-1]
         if last.end_offset < self._synced_below:
             raise CorruptLog(last.path, last.size, last.end_offset, self._lost())
-        self._drop_snapshots(start.offset)
+        # Gone are those below the log start, where retention died before it did, and those that could not be read.
+        self._snapshots.keep([n for n in self._snapshots.offsets if self._log_start_offset <= n <= start.offset])
         log.info(
             "log recovered directory=%s segments=%d start=%d end=%d checked_from=%d checked_bytes=%d producers=%d",
             self._directory, len(self._segments), self._log_start_offset, last.end_offset, start.offset,
@@ -233,14 +234,6 @@ class _Recovery:
         if segment.file.size > segment.size:
             segment.truncate(segment.size, segment.end_offset)
 
-    def _drop_snapshots(self, start_offset: int) -> None:
-        """Remove snapshots below the log start (retention died before it did) and those that could not be read."""
-        kept = [offset for offset in self._snapshots if self._log_start_offset <= offset <= start_offset]
-        for offset in self._snapshots:
-            if offset not in kept:
-                self._disk.remove(f"{self._directory}/{file_name(offset, SNAPSHOT_SUFFIX)}")
-        self._snapshots = kept
-
 
 def fold(path: str, placed: PlacedBatch, producers: ProducerState) -> None:
     """Record one stored batch. Raises CorruptLog where it contradicts the state before it."""
@@ -248,20 +241,6 @@ def fold(path: str, placed: PlacedBatch, producers: ProducerState) -> None:
         producers.apply(producers.stage((placed.header,)))
     except InvariantBroken as error:
         raise CorruptLog(path, placed.position, placed.header.base_offset, str(error)) from error
-
-
-def newest_snapshot(disk: Disk, directory: str, offsets: list[int], log_start_offset: int) -> Snapshot:
-    """The newest readable one of the snapshots at `offsets` (rising); at offset 0 none is needed.
-
-    Raises CorruptLog where none can be read and the log starts above 0, OSError.
-    """
-    for offset in reversed(offsets):
-        if offset >= log_start_offset and (snapshot := load_snapshot(disk, directory, offset)) is not None:
-            return snapshot
-    if log_start_offset == 0:
-        return Snapshot(0, ProducerState())
-    path = f"{directory}/{file_name(log_start_offset, SNAPSHOT_SUFFIX)}"
-    raise CorruptLog(path, 0, log_start_offset, "no snapshot can be read, and the log starts above 0")
 
 
 # ---- Files that come and go ----

@@ -120,7 +120,7 @@ class Segment:
         self.size = 0
         self.synced_size = 0  # bytes known to be on the medium
         self.largest_timestamp_ms = NO_TIMESTAMP
-        self.pins = 0  # readers in other threads; the log guards this and `retired`
+        self.pins = 0  # readers in other threads; the row guards this and `retired`
         self.retired = False  # no longer of the log: closed when the last reader has left
         self.offset_index = SparseIndex(disk, f"{directory}/{file_name(base_offset, INDEX_SUFFIX)}")
         self.time_index = SparseIndex(disk, f"{directory}/{file_name(base_offset, TIME_INDEX_SUFFIX)}")

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from crc32c import crc32c
 
 from fencepost_node.log.disk import Disk
-from fencepost_node.log.names import SNAPSHOT_SUFFIX, file_name
+from fencepost_node.log.names import SNAPSHOT_SUFFIX, CorruptLog, file_name
 from fencepost_node.producer_state import ProducerState
 from fencepost_proto.errors import CorruptMessage
 
@@ -68,11 +68,6 @@ def empty_snapshot(offset: int = 0) -> bytes:
     return encode_snapshot(Snapshot(offset, ProducerState()))
 
 
-def write_snapshot(disk: Disk, directory: str, snapshot: Snapshot) -> None:
-    """Everything below the snapshot's offset must be synced. Raises OSError."""
-    disk.write_atomically(f"{directory}/{file_name(snapshot.offset, SNAPSHOT_SUFFIX)}", encode_snapshot(snapshot))
-
-
 def load_snapshot(disk: Disk, directory: str, offset: int) -> Snapshot | None:
     """The snapshot file for `offset`; None, and a warning, where it is missing or damaged. Raises OSError otherwise."""
     path = f"{directory}/{file_name(offset, SNAPSHOT_SUFFIX)}"
@@ -98,3 +93,47 @@ def snapshots_to_keep(offsets: list[int], segment_bases: list[int], log_start_of
     """
     wanted = {*sorted(offsets)[-2:], *segment_bases}
     return [offset for offset in offsets if offset in wanted and offset >= log_start_offset]
+
+
+class SnapshotFiles:
+    """The snapshot files of one folder. For one thread at a time. Every method may raise OSError."""
+
+    def __init__(self, disk: Disk, directory: str, offsets: list[int]) -> None:
+        self._disk = disk
+        self._directory = directory
+        self.offsets = sorted(offsets)
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Everything below the snapshot's offset must be synced, with what goes with it."""
+        if snapshot.offset not in self.offsets:
+            self._disk.write_atomically(self.path(snapshot.offset), encode_snapshot(snapshot))
+            self.offsets = sorted((*self.offsets, snapshot.offset))
+
+    def load(self, offset: int) -> Snapshot | None:
+        """None where there is none, or none that can be read."""
+        return load_snapshot(self._disk, self._directory, offset) if offset in self.offsets else None
+
+    def newest(self, log_start_offset: int, end_offset: int | None = None) -> Snapshot:
+        """The newest readable one from the log start to `end_offset` (None: any); at offset 0 none is needed.
+
+        Raises CorruptLog where none can be read and the log starts above 0.
+        """
+        for offset in reversed(self.offsets):
+            if log_start_offset <= offset and (end_offset is None or offset <= end_offset):
+                snapshot = self.load(offset)
+                if snapshot is not None:
+                    return snapshot
+        if log_start_offset == 0:
+            return Snapshot(0, ProducerState())
+        problem = "no snapshot can be read, and the log starts above 0"
+        raise CorruptLog(self.path(log_start_offset), 0, log_start_offset, problem)
+
+    def keep(self, kept: list[int]) -> None:
+        """Remove the others, the newest first."""
+        for offset in reversed(self.offsets):
+            if offset not in kept:
+                self._disk.remove(self.path(offset))
+                self.offsets = [other for other in self.offsets if other != offset]
+
+    def path(self, offset: int) -> str:
+        return f"{self._directory}/{file_name(offset, SNAPSHOT_SUFFIX)}"
