@@ -47,9 +47,10 @@ class Shell:
         return result.stderr
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Without waiting for its end; its standard input is a pipe that stays open."""
         return subprocess.Popen(
             [*COMMAND, *arguments],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

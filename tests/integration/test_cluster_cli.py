@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,6 +106,46 @@ def test_lines_go_in_and_come_out_with_their_keys(shell: Shell) -> None:
     assert shell.ok("consume", "lines", "--key-separator", "=", "--count", "3") == "k1=ä\nno key\nk2=a:b\n"
     assert shell.ok("consume", "lines", "--partition", "0", "--offset", "2", "--until-end") == "a:b\n"
     assert "UNKNOWN_TOPIC_OR_PARTITION" in shell.fails("produce", "nothing", stdin=b"lost\n")
+
+
+def test_lines_are_sent_as_they_are_typed_and_an_interrupt_ends_it_at_once(shell: Shell) -> None:
+    shell.ok("topic", "create", "typed", "--partitions", "1")
+    typing = shell.start("produce", "typed")
+    try:
+        assert typing.stdin is not None
+        typing.stdin.write("first\nunfinished")
+        typing.stdin.flush()
+        assert shell.ok("consume", "typed", "--count", "1") == "first\n"
+        typing.send_signal(signal.SIGINT)
+        assert typing.wait(timeout=DEADLINE_S) == 130
+    finally:
+        typing.kill()
+        _, errors = typing.communicate()
+    assert "Traceback" not in errors
+    assert shell.ok("consume", "typed", "--until-end") == "first\n"
+
+
+def test_a_reader_that_leaves_early_is_no_trouble(shell: Shell) -> None:
+    shell.ok("topic", "create", "long", "--partitions", "1")
+    shell.ok("produce", "long", stdin=b"".join(b"%d\n" % number for number in range(20_000)))
+    consuming = shell.start("consume", "long", "--until-end")
+    try:
+        assert consuming.stdout is not None
+        assert consuming.stdout.readline() == "0\n"
+        consuming.stdout.close()
+        consuming.wait(timeout=DEADLINE_S)
+        assert consuming.stderr is not None
+        assert "Traceback" not in consuming.stderr.read()
+    finally:
+        consuming.kill()
+        consuming.wait()
+
+
+def test_folders_that_cannot_be_made_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    shell = Shell(tmp_path / "file" / "below")
+    assert "cannot hold a cluster" in shell.fails("cluster", "up")
+    assert "below" in shell.fails("bench", "--data-dir", str(tmp_path / "file" / "below"))
 
 
 def test_producer_state_and_segments_can_be_looked_at(shell: Shell) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fencepost_cli.terminal import console, run
+from fencepost_cli.terminal import console, fail, run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +34,10 @@ def bench(
     from fencepost_cli.bench import Bench, measure_recovery
 
     out = console()
-    parent = Path(tempfile.mkdtemp(prefix="fencepost-bench-", dir=data_dir))
+    try:
+        parent = Path(tempfile.mkdtemp(prefix="fencepost-bench-", dir=data_dir))
+    except OSError as error:
+        fail(f"{data_dir}: {error.strerror}")
     try:
         if recovery:
             recoveries = run(measure_recovery(parent / "cluster", out.print))

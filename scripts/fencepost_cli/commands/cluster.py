@@ -36,8 +36,12 @@ Targets = Annotated[
 @contextlib.contextmanager
 def _locked(data_dir: Path) -> Iterator[None]:
     """One command at a time changes a cluster."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with (data_dir / "cluster.lock").open("w") as file:
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        lock = (data_dir / "cluster.lock").open("w")
+    except OSError as error:
+        fail(f"{data_dir} cannot hold a cluster: {error.strerror}")
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import sys
+import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fencepost_cli.failures import CommandFailed
 from fencepost_cli.terminal import DEFAULT_DATA_DIR, EXIT_USAGE, Bootstrap, DataDir, bootstrap_of, fail, run
 
 if TYPE_CHECKING:
     from fencepost import ConsumerRecord, Delivery
 
+MAX_LINE_BYTES = 8 * 1024 * 1024
 MAX_PENDING = 50_000  # lines sent and not yet acknowledged
-_READ_LINES_BYTES = 256 * 1024
+_READ_BYTES = 64 * 1024
+_QUEUED_CHUNKS = 4
 _POLL_RECORDS = 1_000
 _POLL_MS = 200
 
@@ -57,16 +64,49 @@ async def _produce(brokers: str, topic: str, separator: bytes, name: str, compre
     sent = 0
     pending: deque[Delivery] = deque()
     async with Producer(brokers, name=name, compression=compression) as producer:
-        while lines := await asyncio.to_thread(sys.stdin.buffer.readlines, _READ_LINES_BYTES):
-            for line in lines:
-                key, value = split_line(line.removesuffix(b"\n").removesuffix(b"\r"), separator)
-                pending.append(await producer.send(topic, value, key=key))
-                sent += 1
-                while len(pending) > MAX_PENDING or (pending and pending[0].done()):
-                    await pending.popleft()
+        async for line in _standard_input():
+            key, value = split_line(line.removesuffix(b"\r"), separator)
+            pending.append(await producer.send(topic, value, key=key))
+            sent += 1
+            while len(pending) > MAX_PENDING or (pending and pending[0].done()):
+                await pending.popleft()
         while pending:
             await pending.popleft()
     return sent
+
+
+async def _standard_input() -> AsyncIterator[bytes]:
+    """The lines of standard input, without their ends, as they come; the last one may have none.
+
+    A daemon thread reads: a terminal or a pipe may keep it waiting for ever, and Ctrl-C must not wait for it. It uses
+    os.read, since the lock of a buffered reader would be missed as the interpreter ends.
+    """
+    loop = asyncio.get_running_loop()
+    chunks: asyncio.Queue[bytes | OSError] = asyncio.Queue(_QUEUED_CHUNKS)
+
+    def read() -> None:
+        with contextlib.suppress(RuntimeError, CancelledError):  # the loop is gone: nobody wants more
+            while True:
+                try:
+                    chunk: bytes | OSError = os.read(sys.stdin.fileno(), _READ_BYTES)
+                except OSError as error:
+                    chunk = error
+                asyncio.run_coroutine_threadsafe(chunks.put(chunk), loop).result()
+                if not chunk or isinstance(chunk, OSError):
+                    return
+
+    threading.Thread(target=read, name="standard-input", daemon=True).start()
+    rest = b""
+    while chunk := await chunks.get():
+        if isinstance(chunk, OSError):
+            raise CommandFailed(f"standard input cannot be read: {chunk}")
+        *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) > MAX_LINE_BYTES:
+            raise CommandFailed(f"a line of more than {MAX_LINE_BYTES} bytes")
+        for line in lines:
+            yield line
+    if rest:
+        yield rest
 
 
 def consume(

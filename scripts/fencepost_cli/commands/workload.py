@@ -76,6 +76,10 @@ def produce(
     spec = WorkloadSpec(topic, record_size, keys, rate, count, duration, seed)
     ledger = Ledger(secrets.token_hex(4))
     folder = _ledger_folder(ledgers, data_dir, topic)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"{folder} cannot hold ledgers: {error.strerror}")
     out = console()
     workload = run(_produce(brokers=brokers, name=name, spec=spec, ledger=ledger, folder=folder, out=out))
     retried = workload.producer.stats.retried_batches
@@ -132,7 +136,6 @@ async def _make_topic(admin: AdminClient, topic: str) -> None:
 
 
 def _save(ledger: Ledger, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f".{ledger.run}.json"
     draft.write_text(json.dumps(ledger.to_json()))
     draft.replace(folder / f"{ledger.run}.json")
