@@ -21,104 +21,50 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from fencepost_cli.failures import CommandFailed
-from fencepost_cli.ports import LOOPBACK, PortReservation
-from fencepost_cli.processes import ProcessRef, Watchdog, spawn
+from fencepost_cli.member import (
+    CONTROLLER,
+    ClusterError,
+    Member,
+    Node,
+    Setting,
+    Settings,
+    folder_of,
+    log_tail,
+    name_of,
+    to_toml,
+)
+from fencepost_cli.ports import PortReservation
+from fencepost_cli.processes import Place, ProcessRef, Watchdog, spawn
 
-Controller = Literal["controller"]
-Node = int | Controller
-Setting = str | int | float | bool
-Settings = Mapping[str, Setting]
+__all__ = [
+    "CONTROLLER",
+    "STATE_FILE",
+    "ClusterError",
+    "LocalCluster",
+    "Member",
+    "Node",
+    "Setting",
+    "Settings",
+    "name_of",
+    "to_toml",
+]
 
-CONTROLLER: Controller = "controller"
 STATE_FILE = "cluster.json"
 READY_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 30.0
 MAX_BROKERS = 64  # on one machine
+PLACE_PORT = 9092  # of every process that has an address of its own
 _STATE_VERSION = 1
 _POLL_S = 0.01
 _GONE_TIMEOUT_S = 10.0
-_LOG_TAIL_LINES = 12
-_LOG_TAIL_BYTES = 16 * 1024
 _METADATA_TIMEOUT_S = 1.0
-
-
-class ClusterError(CommandFailed):
-    """What went wrong with a local cluster, in words for its user."""
-
-
-@dataclass(slots=True)
-class Member:
-    """One process of the cluster, running or not."""
-
-    node: Node
-    directory: Path
-    port: int
-    process: ProcessRef | None = None
-    child: subprocess.Popen[bytes] | None = None  # where this very process started it
-
-    @property
-    def address(self) -> str:
-        return f"{LOOPBACK}:{self.port}"
-
-    @property
-    def config_file(self) -> Path:
-        return self.directory / ("controller.toml" if self.node == CONTROLLER else "broker.toml")
-
-    @property
-    def log_file(self) -> Path:
-        return self.directory / "server.log"
-
-    @property
-    def ready_file(self) -> Path:
-        return self.directory / "process.json"
-
-    @property
-    def module(self) -> str:
-        return "fencepost_controller" if self.node == CONTROLLER else "fencepost_node"
-
-    def running(self) -> bool:
-        """Reaps it too, where it is this process's child."""
-        if self.child is not None:
-            return self.child.poll() is None
-        return self.process is not None and self.process.alive()
-
-    def ready(self) -> bool:
-        """Whether the process that runs now has said that it listens."""
-        try:
-            said = json.loads(self.ready_file.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            return False
-        return self.process is not None and isinstance(said, dict) and said.get("pid") == self.process.pid
-
-
-def name_of(node: Node) -> str:
-    return node if node == CONTROLLER else f"broker {node}"
-
-
-def to_toml(settings: Settings) -> str:
-    """A flat TOML document. JSON's strings, numbers and booleans are TOML's too."""
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
-
-
-def log_tail(path: Path) -> str:
-    """The last lines of a log, indented for an error message."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _LOG_TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
-    except FileNotFoundError:
-        lines = []
-    return "\n".join(f"    {line}" for line in lines) or "    (nothing)"
 
 
 @dataclass(slots=True)
@@ -144,10 +90,13 @@ class LocalCluster:
         controller_overrides: Settings | None = None,
         broker_overrides: Settings | None = None,
         owned: bool = True,
+        places: Mapping[Node, Place] | None = None,
     ) -> LocalCluster:
         """A new cluster in a folder that holds none yet. Nothing is started.
 
         `owned`: its processes die with this one. The overrides are settings of the two kinds of configuration file.
+        `places`: where each process is to run, all of them or none; only of an owned cluster, for its folder does not
+        remember them.
         """
         root = Path(directory).absolute()
         if not 1 <= brokers <= MAX_BROKERS:
@@ -158,7 +107,7 @@ class LocalCluster:
         nodes: list[Node] = [CONTROLLER, *range(1, brokers + 1)]
         reservations = [PortReservation() for _ in nodes]
         members = {
-            node: Member(node, root / _folder(node), reservation.port)
+            node: Member(node, root / folder_of(node), reservation.port)
             for node, reservation in zip(nodes, reservations, strict=True)
         }
         cluster = cls(
@@ -198,7 +147,7 @@ class LocalCluster:
         members: dict[Node, Member] = {}
         for said in state["members"]:
             node: Node = CONTROLLER if said["node"] == CONTROLLER else int(said["node"])
-            member = Member(node, root / _folder(node), int(said["port"]))
+            member = Member(node, root / folder_of(node), int(said["port"]))
             if said["pid"]:
                 member.process = ProcessRef(int(said["pid"]), float(said["create_time_s"]), str(member.config_file))
             members[node] = member
@@ -299,6 +248,8 @@ class LocalCluster:
         """While a whole cluster was down its ports may have gone to others: then it moves."""
         moved = False
         for member in self.members.values():
+            if member.place is not None:  # nobody else has its address
+                continue
             try:
                 reservation = PortReservation(member.port)
             except OSError:
@@ -314,7 +265,9 @@ class LocalCluster:
         member.ready_file.unlink(missing_ok=True)
         if self.owned and self._watchdog is None:
             self._watchdog = Watchdog()
-        member.process, member.child = spawn(["-m", member.module], member.config_file, member.log_file)
+        member.process, member.child = spawn(
+            ["-m", member.module], member.config_file, member.log_file, member.place
+        )
         if self._watchdog is not None:
             self._watchdog.watch(member.process)
 
@@ -472,7 +425,3 @@ class LocalCluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _folder(node: Node) -> str:
-    return CONTROLLER if node == CONTROLLER else f"broker-{node}"
