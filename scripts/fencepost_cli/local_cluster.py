@@ -22,7 +22,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -103,13 +103,19 @@ class LocalCluster:
             raise ClusterError(f"{brokers} brokers: from 1 to {MAX_BROKERS} can run on one machine")
         if (root / STATE_FILE).exists():
             raise ClusterError(f"{root} holds a cluster already ({STATE_FILE} is there)")
-        root.mkdir(parents=True, exist_ok=True)
         nodes: list[Node] = [CONTROLLER, *range(1, brokers + 1)]
-        reservations = [PortReservation() for _ in nodes]
-        members = {
-            node: Member(node, root / folder_of(node), reservation.port)
-            for node, reservation in zip(nodes, reservations, strict=True)
-        }
+        if places is not None and (not owned or set(places) != set(nodes)):
+            raise ClusterError(f"places for {list(places)}: an owned cluster needs one for each of {nodes}")
+        root.mkdir(parents=True, exist_ok=True)
+        reservations: list[PortReservation] = []
+        if places is not None:
+            members = {node: Member(node, root / folder_of(node), PLACE_PORT, place=places[node]) for node in nodes}
+        else:
+            reservations = [PortReservation() for _ in nodes]
+            members = {
+                node: Member(node, root / folder_of(node), reservation.port)
+                for node, reservation in zip(nodes, reservations, strict=True)
+            }
         cluster = cls(
             root,
             members,

@@ -12,7 +12,7 @@ from typing import Literal
 
 from fencepost_cli.failures import CommandFailed
 from fencepost_cli.ports import LOOPBACK
-from fencepost_cli.processes import ProcessRef
+from fencepost_cli.processes import Place, ProcessRef
 
 Controller = Literal["controller"]
 Node = int | Controller
@@ -37,10 +37,11 @@ class Member:
     port: int
     process: ProcessRef | None = None
     child: subprocess.Popen[bytes] | None = None  # where this very process started it
+    place: Place | None = None  # None: here, on loopback
 
     @property
     def address(self) -> str:
-        return f"{LOOPBACK}:{self.port}"
+        return f"{self.place.host if self.place else LOOPBACK}:{self.port}"
 
     @property
     def config_file(self) -> Path:

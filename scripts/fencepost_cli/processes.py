@@ -22,6 +22,14 @@ _CREATE_TIME_TOLERANCE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a process runs, when that is not simply this machine: a network namespace, for one."""
+
+    host: str  # the address that it has there
+    prefix: tuple[str, ...]  # words before its command line that bring it there
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessRef:
     """One process, over its whole life."""
 
@@ -64,14 +72,16 @@ class ProcessRef:
         return True
 
 
-def spawn(arguments: Sequence[str], config_file: Path, log_file: Path) -> tuple[ProcessRef, subprocess.Popen[bytes]]:
+def spawn(
+    arguments: Sequence[str], config_file: Path, log_file: Path, place: Place | None = None
+) -> tuple[ProcessRef, subprocess.Popen[bytes]]:
     """Start `python ARGUMENTS CONFIG_FILE` in a session of its own, its standard error appended to `log_file`.
 
     The Popen is only for waiting: whoever keeps it must poll it, or the child stays a zombie.
     """
     with log_file.open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, *arguments, str(config_file)],
+            [*(place.prefix if place else ()), sys.executable, *arguments, str(config_file)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
