@@ -271,9 +271,7 @@ class LocalCluster:
         member.ready_file.unlink(missing_ok=True)
         if self.owned and self._watchdog is None:
             self._watchdog = Watchdog()
-        member.process, member.child = spawn(
-            ["-m", member.module], member.config_file, member.log_file, member.place
-        )
+        member.process, member.child = spawn(["-m", member.module], member.config_file, member.log_file, member.place)
         if self._watchdog is not None:
             self._watchdog.watch(member.process)
 

@@ -18,7 +18,7 @@ import pytest
 from fencepost_cli import local_cluster
 from fencepost_cli.local_cluster import ClusterError, LocalCluster, Settings, to_toml
 from fencepost_cli.ports import PortReservation
-from fencepost_cli.processes import ProcessRef, spawn
+from fencepost_cli.processes import Place, ProcessRef, spawn
 
 STAND_IN = """
     import json, os, signal, sys, tomllib
@@ -42,9 +42,9 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.write_text(textwrap.dedent(STAND_IN))
 
     def spawn_stand_in(
-        _arguments: list[str], config_file: Path, log_file: Path
+        _arguments: list[str], config_file: Path, log_file: Path, place: Place | None
     ) -> tuple[ProcessRef, subprocess.Popen[bytes]]:
-        return spawn([str(program)], config_file, log_file)
+        return spawn([str(program)], config_file, log_file, place)
 
     monkeypatch.setattr(local_cluster, "spawn", spawn_stand_in)
     return program
@@ -199,7 +199,7 @@ OWNER = """
     import asyncio, os, sys, time
     from pathlib import Path
     from fencepost_cli import local_cluster, processes
-    local_cluster.spawn = lambda _, config, log: processes.spawn([sys.argv[2]], config, log)
+    local_cluster.spawn = lambda _, config, log, place: processes.spawn([sys.argv[2]], config, log, place)
     cluster = local_cluster.LocalCluster.create(sys.argv[1], brokers=2)
     asyncio.run(cluster.start(cluster.members))
     print(*(cluster.pid(node) for node in cluster.members), flush=True)
