@@ -136,7 +136,7 @@ def from_line(line: str | bytes) -> Operation:
     value = get("value")
     if type(value) is not str and value is not None:
         value = _read(value)
-    key, producer, error = get("key"), get("producer"), get("error")
+    key, producer, reason = get("key"), get("producer"), get("error")
     records, high_watermark, start_offset, end_offset = _NO_RECORDS, -1, -1, -1
     if name == "poll":
         high_watermark = _number(get("high_watermark"), "high_watermark")
@@ -161,7 +161,7 @@ def from_line(line: str | bytes) -> Operation:
         records,
         start_offset,
         end_offset,
-        None if error is None else str(error),
+        None if reason is None else str(reason),
         get("may_have_been_appended", False) is True,
     )
     if lacking := _lacking(operation):

@@ -114,6 +114,74 @@ def test_the_last_of_several_final_reads_counts() -> None:
     assert story.found() == {Anomaly.LOST_WRITE: 1}
 
 
+def test_a_record_acknowledged_during_the_final_read_below_its_end_is_lost() -> None:
+    story = Story()
+    story.send("a", "b")
+    story.final(0, "b", end=2)
+    final = story.operations[-1]
+    story.operations.remove(final)
+    story.ok("a", 1)
+    story.ok("b", 0)
+    story.add(final)
+    assert story.found()[Anomaly.LOST_WRITE] == 1
+
+
+@pytest.mark.parametrize(("start", "expected"), [(0, Anomaly.LOST_WRITE), (2, Anomaly.UNSEEN)])
+def test_a_record_without_a_known_offset_is_lost_only_where_retention_removed_nothing(
+    start: int, expected: Anomaly
+) -> None:
+    story = Story()
+    story.send("a")
+    story.ok("a", -1)
+    story.final(start)
+    assert story.found() == {expected: 1}
+
+
+@pytest.mark.parametrize(("offset", "expected"), [(1, {}), (3, {Anomaly.LOST_WRITE: 1})])
+def test_where_a_record_was_read_tells_whether_retention_may_have_removed_it(
+    offset: int, expected: dict[Anomaly, int]
+) -> None:
+    story = Story()
+    story.send("a")
+    story.ok("a", -1)
+    story.poll(offset, "a")
+    story.final(2)
+    assert story.found() == expected
+
+
+def test_a_record_that_comes_after_the_final_read_and_is_read_by_another_is_clean() -> None:
+    story = Story()
+    story.final(0)
+    story.acked("a")
+    story.poll(0, "a")
+    assert story.found() == {}
+
+
+def test_what_a_consumer_went_past_before_it_sought_elsewhere_is_lost() -> None:
+    story = Story()
+    story.acked("a", "b", "c")
+    story.poll_records([(0, "a"), (2, "c")])
+    story.seek(0)
+    assert story.found() == {Anomaly.LOST_WRITE: 1, Anomaly.POLL_SKIP: 1}
+
+
+def test_what_a_consumer_went_past_is_lost_though_it_never_said_where_it_began() -> None:
+    story = Story()
+    story.acked("a", "b", "c", "d")
+    story.seek(-1)
+    story.poll_records([(1, "b"), (3, "d")])
+    assert story.found() == {Anomaly.UNSEEN: 1, Anomaly.LOST_WRITE: 1, Anomaly.POLL_SKIP: 1}
+
+
+def test_what_lies_between_two_readings_is_only_unseen() -> None:
+    story = Story()
+    story.acked("a", "b", "c")
+    story.poll(0, "a")
+    story.seek(2)
+    story.poll(2, "c")
+    assert story.found() == {Anomaly.UNSEEN: 1}
+
+
 # ---- duplicate and inconsistent-offsets ----
 
 
@@ -324,6 +392,23 @@ def test_a_record_without_a_known_offset_that_comes_late_is_reordered(outcome: s
     assert story.found() == {Anomaly.REORDERED: 1}
 
 
+def test_what_was_read_counts_for_more_than_what_was_acknowledged() -> None:
+    """q's record is lost; that p's records are out of order is seen all the same."""
+    story = Story()
+    story.acked("v", process="q")
+    story.send("a", "b")
+    story.poll(0, "b", "a")
+    assert story.found() == {Anomaly.INCONSISTENT_OFFSETS: 1, Anomaly.LOST_WRITE: 1, Anomaly.REORDERED: 1}
+
+
+def test_a_failed_record_that_is_read_has_no_place_in_the_order() -> None:
+    story = Story()
+    story.send("a", "b")
+    story.fail("a")
+    story.poll(0, "b", "a")
+    assert story.found() == {Anomaly.G1A: 1}
+
+
 def test_processes_and_partitions_have_no_order_among_them() -> None:
     story = Story()
     story.send("a", process="p")
@@ -395,6 +480,10 @@ def test_a_sequence_that_has_no_room_in_the_log_is_a_gap(stamps: tuple[tuple[int
 def test_a_gap_that_records_without_a_known_stamp_may_fill_is_none() -> None:
     assert stamped((7, 0, 2), unknown=2).found() == {}
     assert stamped((7, 0, 3), unknown=2).found() == {Anomaly.SEQUENCE_GAP: 1}
+
+
+def test_what_begins_an_epoch_stands_behind_the_epoch_before() -> None:
+    assert stamped((7, 0, 0), (7, 1, 1), unknown=2).found() == {Anomaly.SEQUENCE_GAP: 1}
 
 
 def test_a_sequence_that_comes_late_is_reordered_and_no_gap() -> None:
