@@ -122,10 +122,11 @@ def test_a_reserved_port_is_given_to_nobody_and_can_be_listened_on() -> None:
 
 
 def test_a_cluster_that_was_down_moves_from_a_port_that_another_process_took(tmp_path: Path) -> None:
-    asyncio.run(LocalCluster.create(tmp_path / "c", brokers=2, owned=False).down())
+    holding = LocalCluster.create(tmp_path / "c", brokers=2)  # never started: it keeps the ports from all others
     cluster = LocalCluster.load(tmp_path / "c")
     before = [cluster.member(node).port for node in cluster.nodes]
     with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         squatter.bind(("127.0.0.1", before[0]))
         squatter.listen()
         try:
@@ -138,6 +139,7 @@ def test_a_cluster_that_was_down_moves_from_a_port_that_another_process_took(tmp
             assert LocalCluster.load(tmp_path / "c").member("controller").port == after[0]
         finally:
             asyncio.run(cluster.down())
+            holding.close()
 
 
 def test_pause_resume_and_stop(tmp_path: Path) -> None:
