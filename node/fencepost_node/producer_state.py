@@ -236,22 +236,33 @@ class ProducerState:
         self._observations.append((end_offset, now_ms))
 
     def expire(self, now_ms: int, expiration_ms: int, committed_below: int) -> int:
-        """Forget committed producers that have been idle for `expiration_ms`, and any above MAX_PRODUCERS.
-
-        Returns how many. The entries are replaced as a whole: a reader in another thread keeps a consistent view.
-        """
+        """Forget committed producers that have been idle for `expiration_ms`, and any above MAX_PRODUCERS; how many."""
         self.committed_below = max(self.committed_below, committed_below)
+        return self.forget(self.idle(now_ms, expiration_ms), now_ms, expiration_ms)
+
+    def idle(self, now_ms: int, expiration_ms: int) -> list[tuple[int, ProducerEntry]]:
+        """The long part of `expire`, which changes nothing: whom to forget. Where threads matter, call it on a copy."""
         idle_since = now_ms - expiration_ms
-        kept = {
-            producer_id: entry
+        return [
+            (producer_id, entry)
             for producer_id, entry in self._entries.items()
-            if not self._resolved(entry) or self._last_active_ms(entry) > idle_since
-        }
+            if self._resolved(entry) and self._last_active_ms(entry) <= idle_since
+        ]
+
+    def forget(self, idle: Iterable[tuple[int, ProducerEntry]], now_ms: int, expiration_ms: int) -> int:
+        """The short part of `expire`: forget those that are still as `idle` saw them. Returns how many.
+
+        The entries are replaced as a whole: a reader in another thread keeps a consistent view.
+        """
+        kept = dict(self._entries)
+        for producer_id, entry in idle:
+            if kept.get(producer_id) is entry:
+                del kept[producer_id]
         expired = len(self._entries) - len(kept)
         self._entries = kept
         while len(self._entries) > MAX_PRODUCERS and self._forget_longest_idle():
             expired += 1
-        while len(self._observations) > 1 and self._observations[1][1] <= idle_since:
+        while len(self._observations) > 1 and self._observations[1][1] <= now_ms - expiration_ms:
             del self._observations[0]
         return expired
 

@@ -267,6 +267,16 @@ def test_old_timestamps_do_not_expire_a_producer_that_was_active_just_now() -> N
     assert state.expire(now_ms + DAY_MS, DAY_MS, committed_below=200) == 1
 
 
+def test_a_producer_that_sends_while_the_idle_are_being_looked_for_stays() -> None:
+    state = after((0, 1))
+    state.record(header(producer_id=2), 101)
+    state.committed_below = 102
+    idle = state.copy().idle(1_000 + DAY_MS, DAY_MS)
+    state.record(header(sequence=1), 102)
+    assert state.forget(idle, 1_000 + DAY_MS, DAY_MS) == 1
+    assert [state.get(producer_id) is not None for producer_id in (1, 2)] == [True, False]
+
+
 def test_observations_stay_few() -> None:
     state = ProducerState()
     for tick in range(1000):

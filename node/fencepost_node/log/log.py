@@ -384,7 +384,11 @@ class Log:
         with self._lock:
             if self.producers.observation_due(now_ms, expiration_ms):
                 self.producers.observe(self.log_end_offset, now_ms)
-            expired = self.producers.expire(now_ms, expiration_ms, high_watermark)
+            self.producers.committed_below = max(self.producers.committed_below, high_watermark)
+            seen = self.producers.copy()
+        idle = seen.idle(now_ms, expiration_ms)  # may take a while: the loop goes on appending
+        with self._lock:
+            expired = self.producers.forget(idle, now_ms, expiration_ms)
         if expired:
             log.info("producers expired directory=%s count=%d left=%d", self.directory, expired, len(self.producers))
 
