@@ -182,6 +182,7 @@ class Recovery:
 
 
 RECOVERY_SIZES_MB = (100, 1000)
+RECOVERIES = 3  # at each size
 _FILL_RECORD_BYTES = 8 * 1024
 _RECOVERY_TOPIC = "recovery"
 _ANSWER_TIMEOUT_S = 10.0
@@ -197,7 +198,7 @@ async def measure_recovery(folder: Path, tell: Callable[[str], None]) -> list[Re
         for size_mb in RECOVERY_SIZES_MB:
             tell(f"filling the log up to {size_mb} MB")
             await _fill(cluster, size_mb * _MEGABYTE)
-            for _ in range(3):
+            for _ in range(RECOVERIES):
                 answers.append(await _recover(cluster))
     return answers
 

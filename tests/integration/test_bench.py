@@ -1,0 +1,46 @@
+"""The benchmark, shortened: every figure is measured, and the JSON has the promised fields."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fencepost_cli import bench
+from fencepost_cli.bench import Bench, measure_recovery
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+
+
+def test_every_figure_is_measured(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WARM_UP_S": 0.2, "THROUGHPUT_S": 0.5, "LATENCY_S": 0.5, "FAILOVERS": 2}.items():
+        monkeypatch.setattr(bench, name, value)
+
+    async def scenario() -> None:
+        told = json.loads(json.dumps((await Bench(tmp_path / "bench", lambda _: None).run()).to_json()))
+        single = ("first_ack_s", "records_per_s_100b", "mb_per_s_1kb", "latency_ms_p50", "latency_ms_p99")
+        for field in single:
+            assert math.isfinite(told[field]), told
+            assert told[field] > 0, told
+        assert told["latency_ms_p50"] <= told["latency_ms_p99"]
+        assert len(told["unavailable_ms"]) == 2
+        assert len(told["broker_rss_mb"]) == 3
+        assert all(value > 0 for value in (*told["unavailable_ms"], *told["broker_rss_mb"]))
+
+    run(scenario())
+
+
+def test_recovery_is_measured_at_each_size(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "RECOVERY_SIZES_MB", (1, 3))
+    monkeypatch.setattr(bench, "RECOVERIES", 1)
+
+    async def scenario() -> None:
+        small, large = await measure_recovery(tmp_path / "recovery", lambda _: None)
+        assert 1 <= small.log_mb < 3 <= large.log_mb
+        assert 0 <= small.recovery_s < small.ready_s
+
+    run(scenario())
