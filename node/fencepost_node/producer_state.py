@@ -58,6 +58,7 @@ REMEMBERED_BATCHES = 5  # as many as a producer may have in flight
 MAX_PRODUCERS = 50_000  # of one partition: about 50 MB where all have five batches
 OBSERVATIONS = 16  # how finely the expiration time is divided when idleness is measured
 
+_SEQUENCES = 2**31
 _HALF_OF_SEQUENCES = 2**30
 _COUNT = struct.Struct(">i")
 _ENTRY = struct.Struct(">qhBB")  # producer id, epoch, wrapped, number of batches
@@ -375,11 +376,13 @@ def _next_entry(entry: ProducerEntry | None, header: BatchHeader) -> ProducerEnt
 def _is_older(entry: ProducerEntry, first_sequence: int, last_sequence: int) -> bool:
     """Whether the whole batch comes before the remembered ones.
 
-    Only where sequences have wrapped may a higher number be the older one; then whichever way round is shorter counts.
+    Only where sequences have wrapped may a higher number be the older one; then whichever way round is shorter counts,
+    and the window must not reach so far round that it meets the batch.
     """
     oldest = entry.batches[0].first_sequence
     if not entry.wrapped:
         return first_sequence <= last_sequence < oldest
     behind = (oldest - first_sequence) & MAX_SEQUENCE
     count = ((last_sequence - first_sequence) & MAX_SEQUENCE) + 1
-    return count <= behind < _HALF_OF_SEQUENCES
+    window = sum(batch.end_offset - batch.base_offset for batch in entry.batches)
+    return count <= behind < _HALF_OF_SEQUENCES and behind + window <= _SEQUENCES

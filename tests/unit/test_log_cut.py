@@ -96,6 +96,24 @@ def test_a_truncation_to_the_end_or_beyond_changes_nothing() -> None:
     assert content(log) == before
 
 
+def test_a_log_cut_to_its_start_knows_under_which_epoch_the_batch_before_it_was_written() -> None:
+    disk = Machine().mount()
+    log = open_log(disk, retention_bytes=0)
+    for _ in range(40):
+        produce(log, leader_epoch=4)
+        if log.log_end_offset == log._row.active.base_offset + 1 > 10:
+            break
+    produce(log, leader_epoch=5)
+    log.truncate_to(log._row.active.base_offset)
+    produce(log, leader_epoch=5)
+    log.apply_retention(NOW_MS, log.log_end_offset)
+    assert log.log_start_offset == log.log_end_offset - 1
+    for _ in range(2):
+        log.truncate_to(log.log_start_offset)
+        assert (log.size_bytes, log.last_epoch) == (0, 4)
+        log = reopened(disk, log)
+
+
 def test_a_truncation_below_the_log_start_is_refused() -> None:
     log = open_log(Machine().mount())
     log.reset_to(50, encode_snapshot(Snapshot(50, ProducerState())))

@@ -118,8 +118,8 @@ class ProducerStateLaw(RuleBasedStateMachine):
         """The next batch, one that leaves a gap, or one that overlaps; perhaps under another epoch."""
         known = self.of(producer_id)
         epoch, end = (known[-1].epoch, known[-1].end) if known else (0, 0)
-        first = max(end + skip, 0) if bump == 0 else max(skip, 0)
-        self.send(producer_id, max(epoch + bump, 0), first, count)
+        sent_epoch = max(epoch + bump, 0)
+        self.send(producer_id, sent_epoch, max(end + skip if sent_epoch == epoch else skip, 0), count)
 
     @rule(producer_id=PRODUCERS, count=st.integers(1, 4))
     def send_next(self, producer_id: int, count: int) -> None:

@@ -76,12 +76,13 @@ class LeaderEpochs:
         self._entries = tuple(entry for entry in self._entries if entry.start_offset < end_offset)
 
     def advance_to(self, log_start_offset: int) -> None:
-        """The log now starts at `log_start_offset`: forget epochs that end there or before.
+        """The log now starts at `log_start_offset`: forget epochs that end below it.
 
-        The last one stays even so. A log that retention has emptied still knows under which epoch its end was written.
+        The epoch of the last batch that is gone stays: a log that is emptied, by retention or by a cut to its start, still
+        knows under which epoch its end was written.
         """
         entries = self._entries
-        while len(entries) > 1 and entries[1].start_offset <= log_start_offset:
+        while len(entries) > 1 and entries[1].start_offset < log_start_offset:
             entries = entries[1:]
         self._entries = entries
 
