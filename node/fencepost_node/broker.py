@@ -1,7 +1,7 @@
 """One broker: its parts, the order in which they start, and the order in which they end.
 
-Start: lock the data folder and see what the last end was; recover the logs; listen; write process.json; open the session
-with the controller, which brings the metadata that gives every replica its role.
+Start: lock the data folder and see what the last end was; recover the logs; listen; open the session with the controller,
+which brings the metadata that gives every replica its role; write process.json.
 
 Clean end: hand the leaderships over, stop serving, say goodbye, close the logs (synced, with snapshots), write the
 clean-shutdown marker. Each step only after the one before it: the controller never hears goodbye from a broker that
@@ -98,7 +98,6 @@ class Broker:
         self._manager.start()
         self._server = await serve(self._host.wire, self.config.listen, _SERVICES, self._add_services)
         self.address = self._server.address
-        await asyncio.to_thread(self._write_process_file)
         log.info(
             "started address=%s clean=%s may_have_lost_tail=%s recovery_s=%.3f",
             self.address,
@@ -120,6 +119,7 @@ class Broker:
             incarnation_service(self._session.incarnation), health_pb2.HealthCheckResponse.SERVING
         )
         self._tasks.spawn(self._session.run(), "session")
+        await asyncio.to_thread(self._write_process_file)  # last: whoever sees it may stop this broker cleanly
 
     async def wait_ready(self) -> None:
         """Returns once the broker has registered and applied metadata; it may take as long as the controller is away."""

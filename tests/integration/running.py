@@ -42,6 +42,14 @@ class Running:
     async def leader(self, index: int = 0) -> int:
         return (await self.partition(index)).leader
 
+    async def another_leads(self, than: int, index: int = 0) -> None:
+        """Return once the partition has another leader, as the admin client sees it."""
+
+        async def holds() -> bool:
+            return await self.leader(index) not in (than, -1)
+
+        await eventually(holds, f"another broker than {than} leads partition {index}")
+
     async def writes_go_on(self, timeout_s: float = 15.0) -> None:
         """Return once every partition has acknowledged something more. Fails the test where one does not in time."""
         before = list(self.acked)
