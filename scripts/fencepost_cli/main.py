@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fencepost_cli.commands import bench, check, cluster, demo, dump_log, lines, producers, topic, workload
+from fencepost_cli.commands import bench, chaos, check, cluster, demo, dump_log, lines, producers, topic, workload
 from fencepost_cli.terminal import quiet_grpc
 
 
@@ -36,6 +36,7 @@ app.command(epilog="Example: fencepost dump-log .fencepost/broker-1/orders-0/000
     dump_log.dump_log
 )
 app.command(epilog="Example: fencepost demo --kills 5 --json")(demo.demo)
+app.command(epilog="Example: fencepost chaos --duration 60s --seed 7 --json")(chaos.chaos)
 app.command(epilog="Example: fencepost bench --json")(bench.bench)
 app.command(epilog="Example: fencepost check report/history-*.jsonl --json")(check.check)
 

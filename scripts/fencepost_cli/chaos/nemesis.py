@@ -1,0 +1,313 @@
+"""Carries a schedule out on real processes, and undoes it.
+
+A fault claims the processes that it hits; one that finds another fault's hands on all of its own is skipped, which the log
+says. Cuts claim nobody: they lie beside any other fault.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fencepost_cli.chaos.fleet import ClientProcess, Fleet
+from fencepost_cli.chaos.network import Network
+from fencepost_cli.chaos.schedule import CONTROLLER, Fault, Kind, Link, Nemesis, Party
+from fencepost_cli.local_cluster import CONTROLLER as LOCAL_CONTROLLER
+from fencepost_cli.local_cluster import LocalCluster, Node
+from fencepost_cli.metadata import read_image
+from fencepost_proto.metadata import MetadataImage
+
+ASK_TIMEOUT_S = 0.5
+RESTART_TIMEOUT_S = 60.0
+TAKE_OVER_TIMEOUT_S = 15.0  # for the new instance to have sent something
+_GUARD_POLL_S = 0.1
+_MAX_LINKS_TOLD = 4
+
+_KILLED = {Kind.KILL_BROKER, Kind.KILL_LEADER, Kind.KILL_TWO_BROKERS, Kind.KILL_ALL, Kind.KILL_CONTROLLER}
+_BOUNCED = {Kind.BOUNCE_BROKER, Kind.BOUNCE_LEADER, Kind.BOUNCE_CONTROLLER}
+_PAUSED = {Kind.PAUSE_BROKER, Kind.PAUSE_LEADER, Kind.PAUSE_CONTROLLER}
+_CLIENT_PAUSED = {Kind.PAUSE_PRODUCER, Kind.PAUSE_CONSUMER}
+
+
+@dataclass(slots=True)
+class Happened:
+    """One fault, as it was carried out. Times are those of time.monotonic()."""
+
+    fault: Fault
+    targets: tuple[Party, ...]  # who it was in the end
+    began_at: float
+    ended_at: float = 0.0
+    note: str = ""
+
+
+class Skipped(Exception):
+    """A fault that could not be carried out, and why."""
+
+
+class NemesisLog:
+    """One JSON line for each beginning and end, and for what was skipped."""
+
+    def __init__(self, path: Path, started_at: float, tell: Callable[[str], None]) -> None:
+        self.happened: list[Happened] = []
+        self.skipped: Counter[str] = Counter()
+        self._file = path.open("w", encoding="utf-8")
+        self.started_at = started_at
+        self._tell = tell
+
+    def close(self) -> None:
+        self._file.close()
+
+    @property
+    def counts(self) -> Counter[str]:
+        return Counter(happened.fault.kind.value for happened in self.happened)
+
+    def began(self, fault: Fault, targets: tuple[Party, ...], note: str) -> Happened:
+        happened = Happened(fault, targets, time.monotonic(), note=note)
+        self.happened.append(happened)
+        self._write("began", fault, targets, note)
+        self._tell(f"{fault.kind} {', '.join(targets)}{f' ({note})' if note else ''}")
+        return happened
+
+    def ended(self, happened: Happened) -> None:
+        happened.ended_at = time.monotonic()
+        self._write("ended", happened.fault, happened.targets, happened.note)
+
+    def skip(self, fault: Fault, why: str) -> None:
+        self.skipped[fault.kind.value] += 1
+        self._write("skipped", fault, fault.targets, why)
+
+    def _write(self, event: str, fault: Fault, targets: Sequence[Party], note: str) -> None:
+        line = {
+            "at_s": round(time.monotonic() - self.started_at, 3),
+            "event": event,
+            "nemesis": fault.nemesis.value,
+            "kind": fault.kind.value,
+            "targets": list(targets),
+            "note": note,
+        }
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+class Executor:
+    """Runs a schedule against a cluster and its clients. `problems`: what did not go as it must."""
+
+    def __init__(
+        self,
+        cluster: LocalCluster,
+        fleet: Fleet,
+        network: Network | None,
+        log: NemesisLog,
+    ) -> None:
+        self.problems: list[str] = []
+        self._cluster = cluster
+        self._fleet = fleet
+        self._network = network
+        self._log = log
+        self._claimed: set[Party] = set()
+
+    async def run(self, schedule: Sequence[Fault]) -> None:
+        """Return once every fault is undone. Raises ClusterError where something does not come back."""
+        async with asyncio.TaskGroup() as group:
+            for nemesis in Nemesis:
+                group.create_task(self._run([fault for fault in schedule if fault.nemesis is nemesis]))
+
+    async def _run(self, faults: Sequence[Fault]) -> None:
+        for fault in faults:
+            await asyncio.sleep(self._log.started_at + fault.at_s - time.monotonic())
+            try:
+                await self._carry_out(fault)
+            except Skipped as skipped:
+                self._log.skip(fault, str(skipped))
+
+    async def guard(self) -> None:
+        """Processes that no fault has its hands on must run: tell of each that does not, and start it again."""
+        while True:
+            await asyncio.sleep(_GUARD_POLL_S)
+            for node in self._cluster.nodes:
+                if party_of(node) not in self._claimed and not self._cluster.running(node):
+                    code = await self._cluster.wait_gone(node)
+                    self.problems.append(f"{party_of(node)} ended by itself with exit code {code}")
+                    await self._cluster.start(node, timeout_s=RESTART_TIMEOUT_S)
+            for party, client in list(self._fleet.current.items()):
+                if party not in self._claimed and not client.running():
+                    self.problems.append(client.problem() or f"client {client.name} ended by itself")
+                    client.killed = True  # told of once
+                    self._fleet.start(client.role)
+
+    async def _carry_out(self, fault: Fault) -> None:
+        if fault.links:
+            await self._cut(fault)
+        elif fault.kind in _KILLED:
+            await self._kill(fault)
+        elif fault.kind in _BOUNCED:
+            await self._bounce(fault)
+        elif fault.kind in _PAUSED:
+            await self._pause(fault)
+        elif fault.kind in _CLIENT_PAUSED:
+            await self._pause_client(fault)
+        elif fault.kind is Kind.KILL_PRODUCER:
+            await self._kill_producer(fault)
+        else:
+            await self._take_over(fault)
+
+    @contextmanager
+    def _claim(self, parties: Sequence[Party]) -> Iterator[tuple[Party, ...]]:
+        """Those of the parties that no other fault has."""
+        free = tuple(party for party in parties if party not in self._claimed)
+        if not free:
+            raise Skipped(f"another fault has {', '.join(parties)}")
+        self._claimed.update(free)
+        try:
+            yield free
+        finally:
+            self._claimed.difference_update(free)
+
+    @contextmanager
+    def _logged(self, fault: Fault, targets: tuple[Party, ...], note: str = "") -> Iterator[None]:
+        happened = self._log.began(fault, targets, note)
+        try:
+            yield
+        finally:
+            self._log.ended(happened)
+
+    # ---- Brokers and the controller ----
+
+    async def _kill(self, fault: Fault) -> None:
+        with self._claim(await self._found(fault.targets)) as victims:
+            nodes = [node_of(party) for party in victims]
+            with self._logged(fault, victims):
+                for node in nodes:
+                    self._cluster.kill(node)
+                for node in nodes:
+                    await self._cluster.wait_gone(node)
+                await asyncio.sleep(fault.duration_s)
+                await self._cluster.start(nodes, timeout_s=RESTART_TIMEOUT_S)
+
+    async def _bounce(self, fault: Fault) -> None:
+        with self._claim(await self._found(fault.targets)) as (victim, *_):
+            node = node_of(victim)
+            with self._logged(fault, (victim,)):
+                code = await self._cluster.stop(node, timeout_s=RESTART_TIMEOUT_S)
+                if code != 0:
+                    self.problems.append(f"{victim}: the exit code of a clean shutdown was {code}")
+                await asyncio.sleep(fault.duration_s)
+                await self._cluster.start(node, timeout_s=RESTART_TIMEOUT_S)
+
+    async def _pause(self, fault: Fault) -> None:
+        with self._claim(await self._found(fault.targets)) as (victim, *_):
+            node = node_of(victim)
+            with self._logged(fault, (victim,)):
+                self._cluster.pause(node)
+                try:
+                    await asyncio.sleep(fault.duration_s)
+                finally:
+                    self._cluster.resume(node)
+
+    # ---- The network ----
+
+    async def _cut(self, fault: Fault) -> None:
+        assert self._network is not None, "cuts are scheduled only where there is a network to cut"
+        roles = sorted({party for link in fault.links for party in link} | set(fault.targets))
+        found = dict(zip(roles, await self._found(roles), strict=True))
+        links = list(
+            dict.fromkeys((found[one], found[other]) for one, other in fault.links if found[one] != found[other])
+        )
+        with self._logged(fault, tuple(found[party] for party in fault.targets), _told(links)):
+            await self._network.cut(links)
+            try:
+                await asyncio.sleep(fault.duration_s)
+            finally:
+                await self._network.mend(links)
+
+    # ---- Clients ----
+
+    async def _pause_client(self, fault: Fault) -> None:
+        with self._claim(fault.targets) as (party, *_), self._logged(fault, (party,), self._fleet.current[party].name):
+            client = self._fleet.current[party]
+            await self._asleep(client, fault.duration_s)
+
+    async def _asleep(self, client: ClientProcess, duration_s: float) -> None:
+        self._fleet.pause(client)
+        try:
+            await asyncio.sleep(duration_s)
+        finally:
+            self._fleet.resume(client)
+
+    async def _kill_producer(self, fault: Fault) -> None:
+        with self._claim(fault.targets) as (party, *_), self._logged(fault, (party,), self._fleet.current[party].name):
+            client = self._fleet.current[party]
+            await self._fleet.kill(client)
+            await asyncio.sleep(fault.duration_s)
+            self._fleet.start(client.role)
+
+    async def _take_over(self, fault: Fault) -> None:
+        """The zombie: asleep while another instance takes its name, then awake with what it still had to send."""
+        with self._claim(fault.targets) as (party, *_):
+            zombie = self._fleet.current[party]
+            with self._logged(fault, (party,), zombie.name):
+                self._fleet.pause(zombie)
+                try:
+                    await asyncio.sleep(fault.duration_s)
+                    successor = self._fleet.start(zombie.role)
+                    await self._fleet.wait_begun(successor, TAKE_OVER_TIMEOUT_S)
+                finally:
+                    self._fleet.resume(zombie)
+
+    # ---- Who ----
+
+    async def _found(self, parties: Sequence[Party]) -> list[Party]:
+        """Roles made out. Raises Skipped where nobody plays one."""
+        if not any(party.startswith("leader-") for party in parties):
+            return list(parties)
+        image = await self._newest_image()
+        topic = (
+            next((topic for topic in image.topics.values() if topic.name == self._fleet.topic), None) if image else None
+        )
+        if image is None or topic is None:
+            raise Skipped("no broker tells who leads")
+        found = []
+        for party in parties:
+            if not party.startswith("leader-"):
+                found.append(party)
+                continue
+            index = int(party.removeprefix("leader-"))
+            leader = image.partitions[topic.topic_id, index].leader
+            if leader < 0:
+                raise Skipped(f"partition {index} has no leader")
+            found.append(f"broker-{leader}")
+        return found
+
+    async def _newest_image(self) -> MetadataImage | None:
+        asked = [
+            self._cluster.member(broker).address for broker in self._cluster.broker_ids if self._cluster.running(broker)
+        ]
+        answers = await asyncio.gather(*(read_image(address, timeout_s=ASK_TIMEOUT_S) for address in asked))
+        return max((image for image in answers if image is not None), key=lambda image: image.version, default=None)
+
+
+def party_of(node: Node) -> Party:
+    return CONTROLLER if node == CONTROLLER else f"broker-{node}"
+
+
+def node_of(party: Party) -> Node:
+    return LOCAL_CONTROLLER if party == CONTROLLER else int(party.removeprefix("broker-"))
+
+
+def _told(links: Sequence[Link]) -> str:
+    """Both directions of a pair in one word; many links only by their number."""
+    if len(links) > _MAX_LINKS_TOLD:
+        return f"{len(links)} links"
+    told = []
+    for one, other in links:
+        if (other, one) not in links:
+            told.append(f"{one} → {other}")
+        elif (one, other) < (other, one):
+            told.append(f"{one} ↔ {other}")
+    return ", ".join(told)

@@ -1,0 +1,138 @@
+"""The pictures of a report, as PNG: latency and throughput over time with the faults shaded, and what is wrong, if anything.
+
+Needs matplotlib, which is there with the development dependencies.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fencepost_cli.chaos.measure import Measure
+from fencepost_cli.chaos.result import ChaosResult
+from fencepost_cli.chaos.schedule import Nemesis
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAX_POINTS = 50_000  # of a scatter: of more, every second, third … is shown
+_SIZE_INCHES = (12.0, 5.5)
+_COLOURS = {
+    Nemesis.BROKERS: "#d62728",
+    Nemesis.CONTROLLER: "#9467bd",
+    Nemesis.NETWORK: "#ff7f0e",
+    Nemesis.CLIENTS: "#7f7f7f",
+}
+
+
+class NoPictures(Exception):
+    """Why there are none, in words for the report."""
+
+
+def draw(result: ChaosResult, report: Path) -> list[Path]:
+    """Write the pictures into the report's folder. Raises NoPictures."""
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        raise NoPictures("matplotlib is not installed (pip install matplotlib)") from None
+    mpl.use("Agg")
+    measure = result.measure
+    if measure is None or not measure.latency:
+        raise NoPictures("nothing was acknowledged")
+    drawn = [_latency(result, measure, report / "latency.png"), _throughput(result, measure, report / "throughput.png")]
+    if result.history is not None and any(finding.offsets for finding in result.history.findings):
+        drawn.append(_wrong(result, report / "wrong.png"))
+    return drawn
+
+
+def _figure(title: str) -> tuple[Any, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE_INCHES, dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left")
+    axes.set_xlabel("seconds since the start")
+    axes.grid(visible=True, alpha=0.25)
+    return figure, axes
+
+
+def _shade_faults(axes: Axes, result: ChaosResult) -> None:
+    """A band for each nemesis at the foot, and its colour thinly over the whole height."""
+    lanes = len(Nemesis)
+    for lane, nemesis in enumerate(Nemesis):
+        labelled = False
+        for happened in result.happened:
+            if happened.fault.nemesis is not nemesis:
+                continue
+            begin, end = happened.began_at - result.started_at, happened.ended_at - result.started_at
+            axes.axvspan(begin, end, color=_COLOURS[nemesis], alpha=0.06, linewidth=0)
+            axes.axvspan(
+                begin,
+                end,
+                ymin=0.02 * (lanes - lane - 1),
+                ymax=0.02 * (lanes - lane) - 0.002,
+                color=_COLOURS[nemesis],
+                alpha=0.9,
+                linewidth=0,
+                label=None if labelled else f"faults: {nemesis.value}",
+            )
+            labelled = True
+
+
+def _latency(result: ChaosResult, measure: Measure, path: Path) -> Path:
+    figure, axes = _figure(f"Latency of {len(measure.latency)} acknowledged sends (seed {result.options.seed})")
+    step = 1 + len(measure.latency) // MAX_POINTS
+    axes.scatter(
+        measure.sent_at[::step],
+        [1000 * seconds for seconds in measure.latency[::step]],
+        s=3,
+        color="#1f77b4",
+        linewidths=0,
+        label="one send, at the time it was sent" if step == 1 else f"every {step}th send",
+    )
+    axes.set_yscale("log")
+    axes.set_ylabel("ms until the acknowledgement")
+    _finish(figure, axes, result, path)
+    return path
+
+
+def _throughput(result: ChaosResult, measure: Measure, path: Path) -> Path:
+    figure, axes = _figure(f"Records a second (seed {result.options.seed})")
+    counts = {
+        "acknowledged": (measure.acked_in_second, "#1f77b4"),
+        "read, by all consumers": (measure.read_in_second, "#2ca02c"),
+        "failed for certain": (measure.failed_in_second, "#8c564b"),
+        "outcome unknown": (measure.unknown_in_second, "#e377c2"),
+    }
+    end = 1 + max(second for counter, _ in counts.values() for second in counter or (0,))
+    for label, (counter, colour) in counts.items():
+        if counter:
+            axes.step(range(end), [counter[second] for second in range(end)], where="post", color=colour, label=label)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("records a second")
+    _finish(figure, axes, result, path)
+    return path
+
+
+def _wrong(result: ChaosResult, path: Path) -> Path:
+    """Where in the logs the first findings of each kind lie."""
+    figure, axes = _figure("Offsets of what is wrong (the first findings of each kind)")
+    assert result.history is not None
+    kinds = sorted({finding.anomaly.value for finding in result.history.findings if finding.offsets})
+    for row, kind in enumerate(kinds):
+        offsets = [o for finding in result.history.findings if finding.anomaly.value == kind for o in finding.offsets]
+        axes.scatter(offsets, [row] * len(offsets), s=30, color="#d62728")
+    axes.set_yticks(range(len(kinds)), kinds)
+    axes.set_xlabel("offset")
+    figure.savefig(path)
+    return path
+
+
+def _finish(figure: Any, axes: Axes, result: ChaosResult, path: Path) -> None:
+    _shade_faults(axes, result)
+    axes.axvline(result.faults_end_s, color="black", linewidth=0.8, linestyle="--", label="no more faults")
+    axes.set_xlim(left=0)
+    axes.legend(loc="upper right", fontsize=8, framealpha=0.9)
+    figure.savefig(path)

@@ -1,0 +1,61 @@
+"""Holds the final log to what named producers were told when they began (promise G9).
+
+A new instance of a name asks what its predecessors got into a partition. The answer is definite: that record stands there,
+and nothing of any predecessor comes after it. Pure.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+NOTHING = -1  # the offset where a partition has no record of a name
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What one instance was told of one partition."""
+
+    process: str  # "role.number"
+    partition: int
+    offset: int  # of the last record of its name, or NOTHING
+    value: str | None
+
+    def to_line(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_line(line: str) -> Told:
+        return Told(**json.loads(line))
+
+
+class ResumedCheck:
+    """Feed it every record of the final log, then `finish`."""
+
+    def __init__(self, told: Iterable[Told]) -> None:
+        self.told = list(told)
+        self._wanted = {(answer.partition, answer.offset) for answer in self.told}
+        self._values: dict[tuple[int, int], str] = {}
+        self._last_offset: dict[tuple[int, str], int] = {}  # of each instance, in each partition
+
+    def add(self, partition: int, offset: int, value: str) -> None:
+        self._last_offset[partition, value.partition(":")[0]] = offset
+        if (partition, offset) in self._wanted:
+            self._values[partition, offset] = value
+
+    def finish(self) -> list[str]:
+        """What does not hold."""
+        problems = []
+        for answer in self.told:
+            role, _, number = answer.process.rpartition(".")
+            where = f"{answer.process} was told that its name's last record in partition {answer.partition} is at "
+            where += str(answer.offset) if answer.offset != NOTHING else "no offset"
+            stands = self._values.get((answer.partition, answer.offset))
+            if answer.offset != NOTHING and stands != answer.value:
+                problems.append(f"{where} and is {answer.value!r}; there stands {stands!r}")
+            for earlier in range(1, int(number)):
+                last = self._last_offset.get((answer.partition, f"{role}.{earlier}"), NOTHING)
+                if last > answer.offset:
+                    problems.append(f"{where}; a record of {role}.{earlier} stands at {last}")
+        return problems

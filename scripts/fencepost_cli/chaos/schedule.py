@@ -1,0 +1,273 @@
+"""What happens when: the faults of a run, drawn from its seed.
+
+Pure: the same seed, duration and shape give the same schedule. A schedule names roles where the victim depends on what
+will have happened by then ("leader of 2"); the nemesis finds out who that is.
+
+Four nemeses work at the same time, each with its own random numbers, so that a run without network cuts has the same
+other faults: brokers, controller, network, clients. Each has one fault at a time, so at most four overlap. A nemesis deals
+its kinds of fault from a shuffled deck, so that even a short run meets most of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+Party = str  # "controller", "broker-2", a client's role; or "leader-0": whoever leads partition 0 then
+Link = tuple[Party, Party]  # what the first sends to the second
+
+CONTROLLER = "controller"
+FIRST_FAULT_S = 2.0
+MAX_FAULTS_AT_ONCE = 4
+
+
+class Nemesis(StrEnum):
+    BROKERS = "brokers"
+    CONTROLLER = "controller"
+    NETWORK = "network"
+    CLIENTS = "clients"
+
+
+class Kind(StrEnum):
+    """The kinds of fault."""
+
+    KILL_BROKER = "kill-broker"  # kill -9, and a restart
+    KILL_LEADER = "kill-leader"
+    KILL_TWO_BROKERS = "kill-two-brokers"
+    KILL_ALL = "kill-all"  # every broker and the controller
+    BOUNCE_BROKER = "bounce-broker"  # clean shutdown, and a restart
+    BOUNCE_LEADER = "bounce-leader"
+    PAUSE_BROKER = "pause-broker"  # SIGSTOP, SIGCONT
+    PAUSE_LEADER = "pause-leader"
+
+    KILL_CONTROLLER = "kill-controller"
+    BOUNCE_CONTROLLER = "bounce-controller"
+    PAUSE_CONTROLLER = "pause-controller"
+
+    CUT_ONE_WAY = "cut-one-way"  # between two brokers
+    CUT_PAIR = "cut-pair"  # between two brokers, both ways
+    CUT_FROM_CONTROLLER = "cut-from-controller"  # a broker
+    CUT_LEADER_FROM_CONTROLLER = "cut-leader-from-controller"
+    CUT_CLIENT = "cut-client"  # from one broker
+    CUT_ANSWERS = "cut-answers"  # what a broker sends to a client
+    ISOLATE_BROKER = "isolate-broker"  # from everybody
+    ISOLATE_LEADER = "isolate-leader"
+    SPLIT = "split"  # a broker and some clients here, the others and the controller there
+
+    KILL_PRODUCER = "kill-producer"  # kill -9; another one takes its place
+    PAUSE_PRODUCER = "pause-producer"
+    TAKE_OVER = "take-over"  # a named producer is paused, another one takes its name, the first wakes
+    PAUSE_CONSUMER = "pause-consumer"
+
+
+_CONTROLLER_KINDS = (Kind.KILL_CONTROLLER, Kind.BOUNCE_CONTROLLER, Kind.PAUSE_CONTROLLER)
+_NETWORK_KINDS = (
+    Kind.CUT_ONE_WAY,
+    Kind.CUT_PAIR,
+    Kind.CUT_FROM_CONTROLLER,
+    Kind.CUT_LEADER_FROM_CONTROLLER,
+    Kind.CUT_CLIENT,
+    Kind.CUT_ANSWERS,
+    Kind.ISOLATE_BROKER,
+    Kind.ISOLATE_LEADER,
+    Kind.SPLIT,
+)
+_CLIENT_KINDS = (Kind.KILL_PRODUCER, Kind.PAUSE_PRODUCER, Kind.TAKE_OVER, Kind.PAUSE_CONSUMER)
+
+
+def nemesis_of(kind: Kind) -> Nemesis:
+    if kind in _CONTROLLER_KINDS:
+        return Nemesis.CONTROLLER
+    if kind in _NETWORK_KINDS:
+        return Nemesis.NETWORK
+    return Nemesis.CLIENTS if kind in _CLIENT_KINDS else Nemesis.BROKERS
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Whom a schedule can harm."""
+
+    brokers: int
+    partitions: int
+    named_producers: tuple[Party, ...]
+    anonymous_producers: tuple[Party, ...]
+    consumers: tuple[Party, ...]
+    cuts: bool  # whether links can be cut
+
+    @property
+    def broker_parties(self) -> list[Party]:
+        return [broker_party(broker) for broker in range(1, self.brokers + 1)]
+
+    @property
+    def clients(self) -> list[Party]:
+        return [*self.named_producers, *self.anonymous_producers, *self.consumers]
+
+    @property
+    def parties(self) -> list[Party]:
+        return [CONTROLLER, *self.broker_parties, *self.clients]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault, `at_s` from the run's start. It is undone after `duration_s`."""
+
+    at_s: float
+    duration_s: float
+    kind: Kind
+    targets: tuple[Party, ...]  # the processes that it hits; of a cut: whom it is about
+    links: tuple[Link, ...] = ()
+
+    @property
+    def nemesis(self) -> Nemesis:
+        return nemesis_of(self.kind)
+
+
+def broker_party(broker: int) -> Party:
+    return f"broker-{broker}"
+
+
+def leader_party(partition: int) -> Party:
+    return f"leader-{partition}"
+
+
+def make_schedule(seed: int, duration_s: float, shape: Shape) -> list[Fault]:
+    """All faults that begin within `duration_s`, by time; none lasts beyond it."""
+    faults: list[Fault] = []
+    for nemesis in Nemesis:
+        if nemesis is Nemesis.NETWORK and not shape.cuts:
+            continue
+        faults += _faults_of(nemesis, random.Random(f"{seed}/{nemesis}"), duration_s, shape)
+    return sorted(faults, key=lambda fault: (fault.at_s, fault.kind))
+
+
+_GAP_S = {  # least and most between two faults of one nemesis
+    Nemesis.BROKERS: (0.5, 3.0),
+    Nemesis.CONTROLLER: (3.0, 10.0),
+    Nemesis.NETWORK: (0.5, 4.0),
+    Nemesis.CLIENTS: (2.0, 6.0),
+}
+
+
+def _faults_of(nemesis: Nemesis, rng: random.Random, duration_s: float, shape: Shape) -> Iterator[Fault]:
+    deck = _deal([kind for kind in Kind if nemesis_of(kind) is nemesis], rng)
+    at_s = FIRST_FAULT_S + rng.uniform(0, _GAP_S[nemesis][0])
+    while True:
+        kind = next(deck)
+        fault_s = _duration_s(kind, rng)
+        targets, links = _AIM[kind](kind, rng, shape)
+        if at_s + fault_s > duration_s:
+            return
+        yield Fault(round(at_s, 3), round(fault_s, 3), kind, targets, links)
+        at_s += fault_s + rng.uniform(*_GAP_S[nemesis])
+
+
+def _deal(kinds: list[Kind], rng: random.Random) -> Iterator[Kind]:
+    while True:
+        deck = list(kinds)
+        rng.shuffle(deck)
+        yield from deck
+
+
+def _duration_s(kind: Kind, rng: random.Random) -> float:
+    if kind in _KILLS or kind in _BOUNCES:
+        return rng.uniform(0.0, 3.0)
+    if kind is Kind.TAKE_OVER:
+        return rng.uniform(0.5, 2.0)
+    return rng.choice([rng.uniform(0.2, 1.0), rng.uniform(2.0, 6.0)])  # too short to be noticed, or long enough
+
+
+_KILLS = {
+    Kind.KILL_BROKER,
+    Kind.KILL_LEADER,
+    Kind.KILL_TWO_BROKERS,
+    Kind.KILL_ALL,
+    Kind.KILL_CONTROLLER,
+    Kind.KILL_PRODUCER,
+}
+_BOUNCES = {Kind.BOUNCE_BROKER, Kind.BOUNCE_LEADER, Kind.BOUNCE_CONTROLLER}
+
+Aim = tuple[tuple[Party, ...], tuple[Link, ...]]
+
+
+def _a_broker(kind: Kind, rng: random.Random, shape: Shape) -> Aim:
+    return (rng.choice(shape.broker_parties),), ()
+
+
+def _a_leader(kind: Kind, rng: random.Random, shape: Shape) -> Aim:
+    return (leader_party(rng.randrange(shape.partitions)),), ()
+
+
+def _two_brokers(kind: Kind, rng: random.Random, shape: Shape) -> Aim:
+    return tuple(rng.sample(shape.broker_parties, min(2, shape.brokers))), ()
+
+
+def _everybody(kind: Kind, rng: random.Random, shape: Shape) -> Aim:
+    return (CONTROLLER, *shape.broker_parties), ()
+
+
+def _the_controller(kind: Kind, rng: random.Random, shape: Shape) -> Aim:
+    return (CONTROLLER,), ()
+
+
+def _any_of(parties: Callable[[Shape], tuple[Party, ...]]) -> Callable[[Kind, random.Random, Shape], Aim]:
+    return lambda kind, rng, shape: ((rng.choice(parties(shape)),), ())
+
+
+def _both_ways(one: Party, other: Party) -> tuple[Link, ...]:
+    return ((one, other), (other, one))
+
+
+def _cut(kind: Kind, rng: random.Random, shape: Shape) -> Aim:
+    one, other = rng.sample(shape.broker_parties, 2)
+    client = rng.choice(shape.clients)
+    leader = leader_party(rng.randrange(shape.partitions))
+    match kind:
+        case Kind.CUT_ONE_WAY:
+            return (one, other), ((one, other),)
+        case Kind.CUT_PAIR:
+            return (one, other), _both_ways(one, other)
+        case Kind.CUT_FROM_CONTROLLER:
+            return (one, CONTROLLER), rng.choice(
+                [((one, CONTROLLER),), ((CONTROLLER, one),), _both_ways(one, CONTROLLER)]
+            )
+        case Kind.CUT_LEADER_FROM_CONTROLLER:
+            return (leader, CONTROLLER), _both_ways(leader, CONTROLLER)
+        case Kind.CUT_CLIENT:
+            return (client, one), _both_ways(client, one)
+        case Kind.CUT_ANSWERS:
+            return (one, client), ((one, client),)
+        case Kind.ISOLATE_BROKER:
+            return (one,), _between(shape, [one], [party for party in shape.parties if party != one])
+        case Kind.ISOLATE_LEADER:
+            return (leader,), _between(shape, [leader], shape.parties)
+        case _:
+            here = [one, *rng.sample(shape.clients, len(shape.clients) // 2)]
+            return tuple(here), _between(shape, here, [party for party in shape.parties if party not in here])
+
+
+def _between(shape: Shape, here: list[Party], there: list[Party]) -> tuple[Link, ...]:
+    """Clients do not talk to one another."""
+    pairs = ((one, other) for one in here for other in there if not {one, other} <= set(shape.clients))
+    return tuple(link for one, other in pairs for link in _both_ways(one, other))
+
+
+_AIM: dict[Kind, Callable[[Kind, random.Random, Shape], Aim]] = {
+    Kind.KILL_BROKER: _a_broker,
+    Kind.KILL_LEADER: _a_leader,
+    Kind.KILL_TWO_BROKERS: _two_brokers,
+    Kind.KILL_ALL: _everybody,
+    Kind.BOUNCE_BROKER: _a_broker,
+    Kind.BOUNCE_LEADER: _a_leader,
+    Kind.PAUSE_BROKER: _a_broker,
+    Kind.PAUSE_LEADER: _a_leader,
+    Kind.KILL_CONTROLLER: _the_controller,
+    Kind.BOUNCE_CONTROLLER: _the_controller,
+    Kind.PAUSE_CONTROLLER: _the_controller,
+    Kind.KILL_PRODUCER: _any_of(lambda shape: (*shape.named_producers, *shape.anonymous_producers)),
+    Kind.PAUSE_PRODUCER: _any_of(lambda shape: (*shape.named_producers, *shape.anonymous_producers)),
+    Kind.TAKE_OVER: _any_of(lambda shape: shape.named_producers),
+    Kind.PAUSE_CONSUMER: _any_of(lambda shape: shape.consumers),
+    **dict.fromkeys(_NETWORK_KINDS, _cut),
+}
