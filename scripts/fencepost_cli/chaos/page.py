@@ -61,7 +61,7 @@ def summary(result: ChaosResult) -> str:
     )
     return (
         f"{said['acknowledged']} acknowledged records are in the log exactly once and in order, on every replica, through "
-        f"{said['faults']} faults. Nothing of the {said['failed']} sends that certainly failed is in the log, and nothing of "
+        f"{said['faults']} faults. Nothing of the {said['failed']} sends that certainly failed is in the log, and none of "
         f"the {said['unknown']} sends of unknown outcome is in it twice or out of order.{told}"
     )
 
