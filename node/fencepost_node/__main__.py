@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
+import resource
 import signal
 import sys
 from dataclasses import replace
@@ -57,8 +59,16 @@ def main() -> int:
         stream=sys.stderr,
     )
     config = replace(config, data_dir=os.path.abspath(config.data_dir))
+    _allow_open_files()
+    gc.freeze()  # what the imports made stays for good: collections need not look at it
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(config))
+
+
+def _allow_open_files() -> None:
+    """As many as the system lets this process have: every segment takes three, every connection one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _serve(config: BrokerConfig) -> int:

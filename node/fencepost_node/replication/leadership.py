@@ -13,7 +13,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from fencepost_node.producer_state import Duplicate
 from fencepost_node.replication.leader_state import LeaderState, Proposal
@@ -25,7 +25,6 @@ from fencepost_proto.record_batch import BatchHeader, check_produced
 
 if TYPE_CHECKING:
     from fencepost_node.replica import Replica
-    from fencepost_node.replication.push import Subscription
 
 ALL_ACKS = -1
 MAX_WAITERS = 65_536  # produced batches that wait for the high watermark of one partition
@@ -42,6 +41,23 @@ class Appended:
     duplicate: bool
 
 
+class Subscriber(Protocol):
+    """A follower that is fed from this leadership (`push.Subscription`)."""
+
+    broker_id: int
+    broker_epoch: int
+
+    def appended(self) -> None:
+        """There is more to send."""
+        ...
+
+    def high_watermark_moved(self) -> None: ...
+
+    def ended(self, error: FencepostError) -> None:
+        """The leadership is over, or this follower is no part of it any more."""
+        ...
+
+
 class Leadership:
     """This broker leads one partition for one leader epoch."""
 
@@ -53,7 +69,7 @@ class Leadership:
         )
         self.tail = Tail(replica.log.log_end_offset, replica.owner.tail_bytes)
         self._waiters: deque[tuple[int, Committed]] = deque()  # by end offset, rising
-        self._subscriptions: dict[Subscription, None] = {}
+        self._subscriptions: dict[Subscriber, None] = {}
         self._ended: FencepostError | None = None
 
     @property
@@ -131,17 +147,17 @@ class Leadership:
 
     # ---- Followers ----
 
-    def add_subscription(self, subscription: Subscription, end_offset: int) -> None:
-        stream = subscription.stream
-        for other in [s for s in self._subscriptions if s.stream.broker_id == stream.broker_id]:
+    def add_subscription(self, subscription: Subscriber, end_offset: int) -> None:
+        broker_id, broker_epoch = subscription.broker_id, subscription.broker_epoch
+        for other in [s for s in self._subscriptions if s.broker_id == broker_id]:
             del self._subscriptions[other]  # of a stream that has broken and does not know it yet
-            other.ended(errors.NetworkException(f"broker {stream.broker_id} subscribed {subscription.key} anew"))
+            other.ended(errors.NetworkException(f"broker {broker_id} subscribed {self.replica.key} anew"))
         self._subscriptions[subscription] = None
-        self._after(self.state.follower_joined(stream.broker_id, stream.broker_epoch, end_offset, self._now()))
+        self._after(self.state.follower_joined(broker_id, broker_epoch, end_offset, self._now()))
         self.replica.owner.propose_isr(self)
         self.replica.notify_readers()
 
-    def remove_subscription(self, subscription: Subscription) -> None:
+    def remove_subscription(self, subscription: Subscriber) -> None:
         self._subscriptions.pop(subscription, None)
 
     def follower_acked(self, broker_id: int, end_offset: int) -> None:
@@ -159,7 +175,7 @@ class Leadership:
         self._after(self.state.partition_changed(partition, self._now()))
         self.replica.notify_readers()
         for subscription in list(self._subscriptions):
-            if not self.state.follows(subscription.stream.broker_id):
+            if not self.state.follows(subscription.broker_id):
                 self._subscriptions.pop(subscription)
                 subscription.ended(errors.NotLeaderOrFollower(f"broker is no replica of {partition.key}"))
         self.replica.owner.propose_isr(self)

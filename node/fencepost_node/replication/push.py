@@ -15,17 +15,14 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from fencepost_node.log.leader_epochs import LeaderEpochs
+from fencepost_node.replication.leadership import Leadership
 from fencepost_proto import errors
 from fencepost_proto.errors import FencepostError
 from fencepost_proto.metadata import PartitionKey
 from fencepost_proto.record_batch import last_end_offset
 from fencepost_proto.v1 import replication_pb2 as pb
-
-if TYPE_CHECKING:
-    from fencepost_node.replication.leadership import Leadership
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +87,12 @@ class Subscription:
     acked_offset: int
     sent_high_watermark: int = -1
     unacked: deque[tuple[int, int]] = field(default_factory=deque)  # (end offset, bytes) of each push
+    broker_id: int = field(init=False)
+    broker_epoch: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.broker_id = self.stream.broker_id
+        self.broker_epoch = self.stream.broker_epoch
 
     def appended(self) -> None:
         self.stream.mark(self)
