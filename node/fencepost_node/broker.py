@@ -93,7 +93,7 @@ class Broker:
         loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._folder.open)
         began = loop.time()
-        await self._manager.open_logs()
+        await self._manager.open_logs(power_lost=self._folder.may_have_lost_tail)
         self.recovery_seconds = loop.time() - began
         self._manager.start()
         self._server = await serve(self._host.wire, self.config.listen, _SERVICES, self._add_services)

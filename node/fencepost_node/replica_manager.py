@@ -144,8 +144,12 @@ class ReplicaManager:
 
     # ---- Start and end ----
 
-    async def open_logs(self) -> None:
-        """Recover every log in the data folder. Raises OSError, StorageError where the disk cannot be read."""
+    async def open_logs(self, *, power_lost: bool = True) -> None:
+        """Recover every log in the data folder. Raises OSError, StorageError where the disk cannot be read.
+
+        `power_lost`: the machine may have gone down with unsynced data. Otherwise a log may only lack an unfinished append;
+        one that lacks more is damaged, since its replica counts as in sync.
+        """
         data_dir = self.config.data_dir
         limit = asyncio.Semaphore(RECOVERY_THREADS)
 
@@ -153,7 +157,12 @@ class ReplicaManager:
             async with limit:
                 try:
                     self._found[(topic_id, partition)] = await asyncio.to_thread(
-                        Log.open, self._disk, folder, self._log_config(topic_id, None), self._host.wall_clock_ms()
+                        Log.open,
+                        self._disk,
+                        folder,
+                        self._log_config(topic_id, None),
+                        self._host.wall_clock_ms(),
+                        power_lost=power_lost,
                     )
                 except CorruptLog as error:
                     log.error("log is damaged folder=%s error=%s", folder, error)

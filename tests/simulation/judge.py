@@ -139,6 +139,9 @@ class Judge:
                 self.count("elections")
         record = self.record(key)
         if record is not None:
+            self._heal(record)
+            if (partition.leader, key) in self.damaged and not record.tainted and len(partition.isr) > 1:
+                self.fail("G1", f"{record.name}: broker {partition.leader} leads, and its log is damaged: {partition}")
             self._check_members(record, partition)
 
     def record(self, key: PartitionKey) -> Record | None:
@@ -255,6 +258,8 @@ class Judge:
         """Look at everything."""
         for replica in replicas:
             record = self.record(replica.key)
+            if record is not None:
+                self._heal(record)
             if record is None or record.tainted or (replica.broker_id, replica.key) in self.damaged:
                 continue
             if replica.leads:
@@ -295,7 +300,26 @@ class Judge:
             )
         self.count("producer states compared")
 
-    # ---- Power failures ----
+    # ---- Power failures and damage ----
+
+    def damage(self, record: Record, broker_id: int) -> None:
+        """The simulation has changed bytes of this replica. Nothing is asked of it until it is whole again, except that it
+        must not lead before."""
+        if not self._is_whole(record, broker_id):
+            self.damaged[broker_id, record.key] = None
+            self.count("logs damaged")
+
+    def _heal(self, record: Record) -> None:
+        """Forget damage where the replica's log is whole again."""
+        for broker_id, key in list(self.damaged):
+            if key == record.key and self._is_whole(record, broker_id):
+                del self.damaged[broker_id, key]
+                self.count("damaged logs made whole")
+
+    def _is_whole(self, record: Record, broker_id: int) -> bool:
+        view = self.view(record, broker_id)
+        wanted = record.committed[_index(record.committed, view.start_offset) :]
+        return not view.damage and view.end_offset >= record.committed_end and view.batches[: len(wanted)] == wanted
 
     def lost_power(self, broker_ids: list[int]) -> None:
         """After the machines of these brokers have lost power: where did it take what was committed?"""
@@ -322,11 +346,7 @@ class Judge:
         self.world.tell("judge", f"{record.name} has lost unsynced data for good: {why}")
 
     def holds_all(self, record: Record, broker_id: int) -> bool:
-        view = self.view(record, broker_id)
-        if (broker_id, record.key) in self.damaged:
-            return False
-        wanted = record.committed[_index(record.committed, view.start_offset) :]
-        return view.end_offset >= record.committed_end and view.batches[: len(wanted)] == wanted
+        return (broker_id, record.key) not in self.damaged and self._is_whole(record, broker_id)
 
     # ---- Answers to clients ----
 

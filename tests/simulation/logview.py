@@ -143,6 +143,15 @@ class LogView:
             return self.batches[index]
         return None
 
+    def place_of(self, batch: Batch | None) -> tuple[str, int, int] | None:
+        """(path, position, size) of a batch's bytes."""
+        if batch is None:
+            return None
+        name = max(name for name, *_ in self._read if int(name.removesuffix(".log")) <= batch.base_offset)
+        base = int(name.removesuffix(".log"))
+        before = sum(b.size_bytes for b in self.batches if base <= b.base_offset < batch.base_offset)
+        return f"{self.folder}/{name}", before, batch.size_bytes
+
     def since(self, offset: int) -> list[Batch]:
         """Batches that begin at `offset` or later."""
         return self.batches[bisect_left(self.batches, offset, key=lambda batch: batch.base_offset) :]

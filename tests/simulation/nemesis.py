@@ -52,6 +52,7 @@ class Nemesis:
             "slow links": (2, self.slow_links),
             "disk full": (1, self.disk_full),
             "disk error": (1, self.disk_error),
+            "corrupt a log": (1, self.corrupt_log),
             "commit fails": (1, self.commit_fails),
             "clock jump": (1, self.clock_jump),
             "kill producer": (2, self.kill_producer),
@@ -310,6 +311,38 @@ class Nemesis:
         """An operator's part: a failed replica stays failed until its process is started again."""
         self.world.tell("operator", f"restarts {node} after a disk failure")
         self.world.kill(node)
+        await self._down(node)
+
+    async def corrupt_log(self) -> None:
+        """A byte changes in what recovery will read of a stopped broker's log; another in-sync replica holds everything."""
+        judge = self.cluster.judge
+        choices = [
+            (record, broker_id)
+            for record in judge.records.values()
+            for broker_id in judge.image.partitions[record.key].replicas
+            if any(
+                other != broker_id and judge.holds_all(record, other)
+                for other in judge.image.partitions[record.key].isr
+            )
+        ]
+        if not choices:
+            return
+        record, broker_id = self._random.choice(choices)
+        node, view = broker_node(broker_id), judge.view(record, broker_id)
+        self.world.kill(node)
+        disk = self.world.machine(node).disk
+        snapshots = [
+            path for path, _ in disk.files() if path.startswith(f"{view.folder}/") and path.endswith(".snapshot")
+        ]
+        read_from = max((int(path[-29:-9]) for path in snapshots), default=0)
+        place = view.place_of(self._random.choice(view.since(read_from) or [None]))
+        if place is not None:
+            path, position, size = place
+            # Not in the length, which may make a batch look unfinished, nor in the epoch, which no CRC covers.
+            position += self._random.choice((self._random.randrange(8), self._random.randrange(16, size)))
+            self.world.tell("nemesis", f"kills {node} and corrupts byte {position} in {path}")
+            disk.corrupt(path, position)
+            judge.damage(record, broker_id)
         await self._down(node)
 
     async def commit_fails(self) -> None:

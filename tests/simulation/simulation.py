@@ -91,7 +91,7 @@ def plan(seed: int) -> Plan:
         )
         for number in range(chance.randint(1, 2))
     )
-    names = tuple(topic.name for topic in topics)
+    names = {topic.name: topic.partitions for topic in topics}
     producers = tuple(_producer(number, names, chance) for number in range(chance.randint(2, 4)))
     return Plan(
         seed,
@@ -104,7 +104,7 @@ def plan(seed: int) -> Plan:
     )
 
 
-def _producer(number: int, topics: tuple[str, ...], chance: random.Random) -> ProducerSpec:
+def _producer(number: int, topics: dict[str, int], chance: random.Random) -> ProducerSpec:
     options: dict[str, object] = {
         "batch_size": chance.choice((200, 1_000, 16_384)),
         "linger_ms": chance.choice((0, 5, 20)),
@@ -115,6 +115,8 @@ def _producer(number: int, topics: tuple[str, ...], chance: random.Random) -> Pr
     }
     if chance.random() < 0.5:
         options["name"] = f"name-{chance.randrange(2)}"  # two may share it, and fence each other
+    elif chance.random() < 0.2:
+        options["acks"] = chance.choice((1, 1, 0))
     return ProducerSpec(
         node=f"producer-{number}",
         topics=topics,
@@ -348,11 +350,27 @@ class Run:
                     self.judge.fail("G3", f"{record.name} {offset}: {value!r} after number {newest[sender]}")
                 newest[sender] = int(number)
         for value, entry in self.ledger.entries.items():
+            if entry.may_be_lost:
+                continue
             if entry.fate is Fate.ACKED:
                 self._check_acked(value, entry.topic, entry.partition, entry.offset, where)
             elif entry.fate is Fate.REFUSED and value in where:
                 self.judge.fail("G1", f"{value!r} was refused for certain ({entry.error}), and is at {where[value]}")
         self._check_reads(logs)
+        self._check_resumptions()
+
+    def _check_resumptions(self) -> None:
+        """What a named producer was told of its predecessors stayed true: nothing of theirs came after, nothing went."""
+        for told in self.ledger.resumptions:
+            record = next(r for r in self.judge.records.values() if r.name == f"{told.topic}-{told.partition}")
+            if record.tainted:
+                continue
+            last = -1
+            for batch in record.committed:
+                if batch.producer_id == told.producer_id and batch.producer_epoch < told.epoch:
+                    last = batch.end_offset - 1
+            if last != told.last_offset:
+                self.judge.fail("G9", f"{record.name}: {told}, but the last record of earlier epochs is at {last}")
 
     def _check_acked(
         self, value: bytes, topic: str, partition: int, offset: int, where: dict[bytes, tuple[str, int]]
@@ -407,6 +425,7 @@ class Run:
             counts[f"process exits: {how}"] = number
         for machine in self.world.machines.values():
             counts.update({f"disk: {what}": number for what, number in machine.disk.counters.faults.items()})
+        counts["resumptions"] = len(self.ledger.resumptions)
         counts["times fenced"] = sum(producer.fenced for producer in self.producers)
         for line in self.world.trace:
             for name, words in _STORIES.items():

@@ -10,7 +10,7 @@ from tests.simulation.simulation import simulate
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_mutant_is_caught(mutant: Mutant) -> None:
     with mutant.applied():
-        for seed in range(mutant.seeds):
+        for seed in range(mutant.first_seed, mutant.first_seed + mutant.seeds):
             result = simulate(seed, mutant.kinds)
             if not result.ok:
                 assert result.promise in mutant.promises, f"seed {seed}: {result.problem}"

@@ -53,6 +53,18 @@ class Entry:
     partition: int = -1
     offset: int = -1
     error: str = ""
+    may_be_lost: bool = False  # sent with acks=1 or 0
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """What a named producer was told of its predecessors: their last record in a partition, for good."""
+
+    topic: str
+    partition: int
+    producer_id: int
+    epoch: int  # of the producer that asked
+    last_offset: int  # -1: none is known
 
 
 @dataclass(slots=True)
@@ -60,6 +72,7 @@ class Ledger:
     """Every record, by value."""
 
     entries: dict[bytes, Entry] = field(default_factory=dict)
+    resumptions: list[Resumption] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
 
     def pending(self) -> list[bytes]:
@@ -75,7 +88,7 @@ class ProducerSpec:
     """One producing application."""
 
     node: str
-    topics: tuple[str, ...]
+    topics: dict[str, int]  # name -> partitions
     options: dict[str, Any]
     keys: int  # 0: records without keys
     pause_s: float  # between bursts, on average
@@ -112,6 +125,8 @@ class ProducerApp:
             return
         number = 0
         try:
+            if self.spec.options.get("name"):
+                await self._resume(producer)
             while not self.stopping:
                 for _ in range(1 + host.random.randrange(self.spec.burst)):
                     await self._send(process, producer, host, number)
@@ -141,11 +156,30 @@ class ProducerApp:
                 return producer
         return None
 
+    async def _resume(self, producer: Producer) -> None:
+        """As an application would that wants to know how far its predecessor came."""
+        for topic, partitions in self.spec.topics.items():
+            for partition in range(partitions):
+                try:
+                    resumed = await producer.resume(topic, partition)
+                except (ProducerFenced, InvalidProducerEpoch):
+                    raise
+                except FencepostError as error:
+                    self.ledger.errors[f"resume: {type(error).__name__}"] += 1
+                    continue
+                if resumed is not None and resumed.epoch >= producer.epoch:
+                    continue  # another instance has taken over meanwhile: this one is fenced
+                last_offset = resumed.last_offset if resumed is not None else -1
+                self.ledger.resumptions.append(
+                    Resumption(topic, partition, producer.producer_id, producer.epoch, last_offset)
+                )
+
     async def _send(self, process: SimProcess, producer: Producer, host: Host, number: int) -> None:
         value = f"{process.node}/{process.incarnation}/{number}".encode()
-        topic = host.random.choice(self.spec.topics)
+        topic = host.random.choice(list(self.spec.topics))
         key = b"%d" % host.random.randrange(self.spec.keys) if self.spec.keys else None
         entry = self.ledger.entries[value] = Entry(topic, key, process, self.world.now)
+        entry.may_be_lost = self.spec.options.get("acks", "all") != "all"
         try:
             delivery = await producer.send(topic, value, key=key)
         except (ProducerFenced, InvalidProducerEpoch):

@@ -112,6 +112,29 @@ def test_a_flip_of_any_byte_above_the_snapshot_cuts_the_log_there(tmp_path: Path
         log.close(clean=False)
 
 
+def test_without_a_power_failure_only_an_unfinished_append_is_cut(tmp_path: Path) -> None:
+    """Replicas count on what a killed process had written: a log that lacks more than that is damaged, not shorter."""
+    stored, _ = killed(tmp_path / "orders-0", batches=6, segment_bytes=100_000, snapshot_interval_bytes=100_000)
+    whole, copy = borders(stored), each_copy(tmp_path / "orders-0", tmp_path)
+    config = settings(segment_bytes=100_000)
+    for length in range(0, len(stored) + 1, 3):
+        target = copy()
+        with files(target, LOG_SUFFIX)[0].open("r+b") as file:
+            file.truncate(length)
+        log = Log.open(DISK, str(target), config, NOW_MS, power_lost=False)
+        assert content(log) == stored[: max(border for border in whole if border <= length)]
+        log.close(clean=False)
+    for position in range(0, len(stored), 3):
+        target = copy()
+        data = bytearray(stored)
+        data[position] ^= 1 << position % 8
+        files(target, LOG_SUFFIX)[0].write_bytes(bytes(data))
+        if position - max(border for border in whole if border <= position) in range(8, 16):
+            continue  # a length may look unfinished; the leader epoch lies outside of the CRC
+        with pytest.raises(CorruptLog):
+            Log.open(DISK, str(target), config, NOW_MS, power_lost=False)
+
+
 def test_a_leader_epoch_that_falls_ends_the_log(tmp_path: Path) -> None:
     log = open_log(DISK, str(tmp_path / "orders-0"))
     for _ in range(3):

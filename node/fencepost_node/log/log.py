@@ -92,16 +92,17 @@ class Log:
         self._unsnapshotted_bytes = recovered.checked_bytes
 
     @staticmethod
-    def open(disk: Disk, directory: str, config: LogConfig, now_ms: int) -> Log:
+    def open(disk: Disk, directory: str, config: LogConfig, now_ms: int, *, power_lost: bool = True) -> Log:
         """[thread] The log in `directory`, recovered; a new one where there is none.
 
-        Raises CorruptLog for damage below what was synced before, StorageError where the disk refuses or the folder is
+        Raises CorruptLog for damage below what was synced before, or, unless `power_lost`, for any that a killed process
+        does not leave; StorageError where the disk refuses or the folder is
         another topic's.
         """
         with _disk_errors(f"log {directory} cannot be opened"):
             disk.make_directory(directory)
             _claim(disk, directory, config.topic_id)
-            return Log(disk, directory, config, recover(disk, directory, config), now_ms)
+            return Log(disk, directory, config, recover(disk, directory, config, power_lost=power_lost), now_ms)
 
     @staticmethod
     def start_over(

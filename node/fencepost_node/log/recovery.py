@@ -42,6 +42,7 @@ from fencepost_node.log.segment import PlacedBatch, Segment, scan, walk
 from fencepost_node.log.snapshot import Snapshot, SnapshotFiles, decode_snapshot
 from fencepost_node.producer_state import ProducerState
 from fencepost_proto.errors import CorruptMessage, InvariantBroken
+from fencepost_proto.record_batch import HEADER_BYTES, LENGTH_END
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +62,12 @@ class Recovered:
     missing_snapshots: list[Snapshot] = field(default_factory=list)  # at segment bases that were checked; to be written
 
 
-def recover(disk: Disk, directory: str, config: LogConfig) -> Recovered:
-    """Make the folder's log whole and read it; an empty folder becomes an empty log. Raises CorruptLog, OSError."""
+def recover(disk: Disk, directory: str, config: LogConfig, *, power_lost: bool = True) -> Recovered:
+    """Make the folder's log whole and read it; an empty folder becomes an empty log. Raises CorruptLog, OSError.
+
+    `power_lost`: what was not synced may be gone or garbled, and is cut. Where it is False, a killed process is all that
+    may have happened, and a batch that was not written to its end is all that is cut; anything else is damage.
+    """
     finish_reset(disk, directory)
     names = _without_leftovers(disk, directory)
     bases = offsets_with(names, LOG_SUFFIX)
@@ -76,7 +81,7 @@ def recover(disk: Disk, directory: str, config: LogConfig) -> Recovered:
         bases = [0]
     segments = [Segment.open(disk, directory, base, config.index_interval_bytes) for base in bases]
     try:
-        return _Recovery(disk, directory, segments, SnapshotFiles(disk, directory, snapshots)).run()
+        return _Recovery(disk, directory, segments, SnapshotFiles(disk, directory, snapshots), power_lost).run()
     except BaseException:
         for segment in segments:
             segment.close()
@@ -86,11 +91,14 @@ def recover(disk: Disk, directory: str, config: LogConfig) -> Recovered:
 class _Recovery:
     """One recovery, with what it carries from step to step."""
 
-    def __init__(self, disk: Disk, directory: str, segments: list[Segment], snapshots: SnapshotFiles) -> None:
+    def __init__(
+        self, disk: Disk, directory: str, segments: list[Segment], snapshots: SnapshotFiles, power_lost: bool
+    ) -> None:
         self._disk = disk
         self._directory = directory
         self._segments = segments
         self._snapshots = snapshots
+        self._power_lost = power_lost
         self._log_start_offset = segments[0].base_offset
         self._synced_below = max(*snapshots.offsets, self._log_start_offset, 0)
         self._missing: list[Snapshot] = []
@@ -219,8 +227,8 @@ class _Recovery:
             segment.note(*placed)
 
     def _cut(self, number: int, problem: CorruptLog) -> None:
-        """End the log where the problem is, unless it was whole there before."""
-        if problem.offset < self._synced_below:
+        """End the log where the problem is, unless it was whole there before, or nothing explains that it is not."""
+        if problem.offset < self._synced_below or not (self._power_lost or self._is_unfinished(number)):
             raise problem
         segment, surplus = self._segments[number], self._segments[number + 1 :]
         log.warning(
@@ -233,6 +241,14 @@ class _Recovery:
         self._segments = self._segments[: number + 1]
         if segment.file.size > segment.size:
             segment.truncate(segment.size, segment.end_offset)
+
+    def _is_unfinished(self, number: int) -> bool:
+        """What follows the good batches is the beginning of one, and nothing more: an append that a kill cut short."""
+        segment, later = self._segments[number], self._segments[number + 1 :]
+        left = segment.file.size - segment.size
+        start = segment.file.read(segment.size, LENGTH_END)
+        whole = left >= HEADER_BYTES and LENGTH_END + int.from_bytes(start[8:LENGTH_END], signed=True) <= left
+        return left > 0 and not whole and not any(following.file.size for following in later)
 
 
 def fold(path: str, placed: PlacedBatch, producers: ProducerState) -> None:
