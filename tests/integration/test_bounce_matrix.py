@@ -1,0 +1,149 @@
+"""The matrix of Apache Kafka's system test of replication: how a process goes down × which one, under idempotent producers.
+
+A *shutdown* lasts until writes have been seen to go on without the process (where they can); a *bounce* is stop and start
+at once, several times in a row. *Clean* is SIGTERM, *hard* is SIGKILL. The verdict is the history checker's, over what two
+producers and a consumer were told and what a last consumer reads, and that of the replicas' files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fencepost import AdminClient
+from fencepost.history import History
+from fencepost_cli.chaos.client import ClientConfig
+from fencepost_cli.chaos.consuming import consume
+from fencepost_cli.chaos.ending import check_files, read_everything, wait_settled, wait_writable
+from fencepost_cli.chaos.producing import produce
+from fencepost_cli.failover import wait_in_sync
+from fencepost_cli.history_check import check_history
+from fencepost_cli.local_cluster import CONTROLLER, LocalCluster, Node
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+ClusterFactory = Callable[..., LocalCluster]
+CONTROLLER_SETTINGS = {"session_timeout_ms": 1_000, "heartbeat_interval_ms": 200}
+BROKER_SETTINGS = {"controlled_shutdown_max_wait_ms": 1_000}  # where all go down nobody takes a leadership over
+TOPIC = "orders"
+PARTITIONS = 2
+BOUNCES = 3
+RATE = 250.0  # records a second of one producer
+
+
+@dataclass
+class Scene:
+    """A cluster that is written to and read from, and everything that its clients were told."""
+
+    cluster: LocalCluster
+    admin: AdminClient
+    lines: list[str] = field(default_factory=list)
+
+    async def victims(self, who: str) -> list[Node]:
+        if who == "controller":
+            return [CONTROLLER]
+        if who == "all":
+            return [*self.cluster.broker_ids, CONTROLLER]
+        partition = (await self.admin.describe_topic(TOPIC)).partitions[0]
+        if who == "leader":
+            return [partition.leader]
+        return [next(broker for broker in partition.replicas if broker != partition.leader)]
+
+    async def down(self, nodes: list[Node], *, clean: bool) -> None:
+        for node in nodes:
+            if clean:
+                self.cluster.terminate(node)
+            else:
+                self.cluster.kill(node)
+        for node in nodes:
+            assert await self.cluster.wait_gone(node, timeout_s=30) == (0 if clean else -9)
+
+    async def up(self, nodes: list[Node]) -> None:
+        await self.cluster.start(nodes)
+        await wait_writable(self.admin, TOPIC)
+
+
+@asynccontextmanager
+async def written_to(cluster: LocalCluster, tmp_path: Path) -> AsyncIterator[Scene]:
+    """Inside, an anonymous and a named producer send, and a consumer reads along. At the end everything is judged."""
+    async with AdminClient(cluster.bootstrap) as admin:
+        await admin.create_topic(TOPIC, partitions=PARTITIONS, replication_factor=3, min_insync_replicas=2)
+        await wait_in_sync(admin, TOPIC)
+        scene = Scene(cluster, admin)
+        stop = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            clients = [
+                group.create_task(produce(client(cluster, "anonymous.1", 1), recorder(scene, "anonymous.1"), stop)),
+                group.create_task(
+                    produce(client(cluster, "named.1", 2, name="orders"), recorder(scene, "named.1"), stop)
+                ),
+                group.create_task(consume(client(cluster, "reader.1", 3), recorder(scene, "reader.1"), stop)),
+            ]
+            await wait_writable(admin, TOPIC)
+            yield scene
+            await wait_writable(admin, TOPIC)
+            stop.set()
+        assert [task.result() for task in clients] == [0, 0, 0]
+        await judge(scene, tmp_path)
+
+
+async def judge(scene: Scene, tmp_path: Path) -> None:
+    await wait_in_sync(scene.admin, TOPIC)
+    ends = await wait_settled(scene.admin, TOPIC)
+    final = tmp_path / "final.jsonl"
+    records = await read_everything(scene.cluster.bootstrap, TOPIC, final, lambda _: None)
+    verdict = check_history([*scene.lines, *final.read_text().splitlines()])
+    assert verdict.clean, verdict.findings
+    assert verdict.final_reads == PARTITIONS
+    assert (verdict.failed, verdict.unknown) == (0, 0), "no error reached the application"
+    assert verdict.sends == verdict.acked == records > 0
+    replicas = {p.partition: p.replicas for p in (await scene.admin.describe_topic(TOPIC)).partitions}
+    findings, checked, records_in_files = await check_files(scene.cluster, TOPIC, replicas, ends)
+    assert findings.clean, findings.examples
+    assert (checked, records_in_files) == (3 * PARTITIONS, records)
+
+
+def client(cluster: LocalCluster, process: str, seed: int, **settings: Any) -> ClientConfig:
+    return ClientConfig(
+        process=process,
+        kind="",
+        bootstrap=cluster.bootstrap,
+        topic=TOPIC,
+        partitions=PARTITIONS,
+        history_file="",
+        seed=seed,
+        rate=RATE,
+        keys=20,
+        settings=settings,
+    )
+
+
+def recorder(scene: Scene, process: str) -> History:
+    return History(scene.lines.append, process=process)
+
+
+@pytest.mark.parametrize("who", ["leader", "follower", "controller", "all"])
+@pytest.mark.parametrize("how", ["clean shutdown", "hard shutdown", "clean bounce", "hard bounce"])
+def test_exactly_once_through_a(how: str, who: str, run: Run, cluster_factory: ClusterFactory, tmp_path: Path) -> None:
+    clean, bounce = how.startswith("clean"), how.endswith("bounce")
+
+    async def scenario() -> None:
+        async with (
+            cluster_factory(
+                brokers=3, controller_overrides=CONTROLLER_SETTINGS, broker_overrides=BROKER_SETTINGS
+            ) as cluster,
+            written_to(cluster, tmp_path) as scene,
+        ):
+            for _ in range(BOUNCES if bounce else 1):
+                victims = await scene.victims(who)
+                await scene.down(victims, clean=clean)
+                if not bounce and who != "all":
+                    await wait_writable(scene.admin, TOPIC)
+                await scene.up(victims)
+
+    run(scenario())
