@@ -30,12 +30,11 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from tests.simulation import loop
 from tests.simulation.cluster import CONTROLLER, ClusterSettings, SimCluster, broker_node
 from tests.simulation.disk import Fault, FileNode, FolderNode, MountedDisk
 from tests.simulation.judge import BROKER
 from tests.simulation.logview import LogView
-from tests.simulation.loop import collector_off
+from tests.simulation.loop import SimLoop, collector_off, current_process
 from tests.simulation.network import Tap
 from tests.simulation.process import SimProcess
 from tests.simulation.workload import ConsumerApp
@@ -88,7 +87,6 @@ def tale(
         test.__signature__ = inspect.Signature([seed, *parameters])  # type: ignore[attr-defined]
         test.__name__, test.__doc__, test.__module__ = told.__name__, told.__doc__, told.__module__
         marked: Callable[..., None] = pytest.mark.parametrize("seed", SEEDS)(test)
-        marked.pytestmark += getattr(told, "pytestmark", [])  # type: ignore[attr-defined]
         return marked
 
     return decorate
@@ -241,6 +239,7 @@ class Story:
             self.tell(f"kills {node}")
             self.cluster.kept_down[node] = None
             self.world.kill(node)
+            self._forget(node)
 
     def start(self, *nodes: str) -> None:
         for node in nodes:
@@ -276,6 +275,7 @@ class Story:
             fate, disk._random = disk._random, _Worst()
             self.world.power_failure(node)
             disk._random = fate
+            self._forget(node)
         self.judge.lost_power(list(broker_ids))
 
     def write_back(self, broker_id: int) -> None:
@@ -330,9 +330,22 @@ class Story:
         self.heal(broker, client.node)
 
     @contextmanager
-    def slow_disks(self, seconds: float) -> Iterator[None]:
-        """Whatever is done in threads (opening logs, truncation, syncs) takes up to twice so long."""
-        with patch.object(loop, "THREAD_DELAY_S", seconds):
+    def slow_disk(self, node: str, seconds: float) -> Iterator[None]:
+        """Whatever this node does in threads (opening logs, truncations, syncs) begins so much later."""
+        original = SimLoop.run_in_executor
+
+        def run_in_executor(loop: SimLoop, executor: object, func: Any, *args: Any) -> asyncio.Future[Any]:
+            process = current_process.get()
+            if not isinstance(process, SimProcess) or process.node != node:
+                return original(loop, executor, func, *args)
+
+            async def later() -> Any:
+                await asyncio.sleep(seconds)
+                return await original(loop, executor, func, *args)
+
+            return loop.create_task(later())
+
+        with patch.object(SimLoop, "run_in_executor", run_in_executor):
             yield
 
     async def power_failure_of_a_lone_replica(self, broker_id: int, partition: str) -> None:
@@ -452,8 +465,8 @@ class Story:
 
     def leads(self, broker_id: int, partition: str = "orders-0") -> bool:
         """Whether this broker believes so."""
-        replicas = self.cluster.brokers[broker_id].manager.replicas
-        replica = replicas.get(self.partition(partition).id)
+        broker = self.cluster.brokers.get(broker_id)
+        replica = broker.manager.replicas.get(self.partition(partition).id) if broker is not None else None
         return replica is not None and replica.is_leader
 
     def log(self, broker_id: int, partition: str = "orders-0") -> LogView:
@@ -465,6 +478,12 @@ class Story:
         files = self.world.machine(broker_node(broker_id)).disk.files()
         contents = [bytes(n.content) for path, n in files if path.startswith(f"/data/{partition}/") and ".log" in path]
         return [_name(record.value) for content in contents for record in read_records(content)]
+
+    def _forget(self, node: str) -> None:
+        """Its process is dead: what it believed is not asked for any more."""
+        for broker_id in self.cluster.settings.broker_ids:
+            if broker_node(broker_id) == node:
+                self.cluster.brokers.pop(broker_id, None)
 
     def _live(self) -> list[int]:
         return [broker.id for broker in self.judge.image.brokers.values() if not broker.fenced]

@@ -46,7 +46,7 @@ async def test_first_batches_reordered(story: Story) -> None:
     def cut_off() -> None:
         story.separate(client.node, "broker-1")
 
-    with story.slow_disks(2.0):
+    with story.slow_disk("broker-1", 1.0):
         story.when_asked("A", cut_off)  # what goes out behind A waits on the link
         await story.order_topic("orders", [[1, 2, 3]])
         a = await client.send("A")
