@@ -153,6 +153,7 @@ class AssignedPartition:
     def put(self, records: bytes, high_watermark: int) -> None:
         """Buffer a leader's answer. Raises CorruptMessage."""
         self.next_fetch = end_of_batches(records, self.next_fetch, high_watermark)
+        self.high_watermark = max(self.high_watermark, self.next_fetch)  # what a leader serves is committed
         self._answers.append(records)
 
     def drop_buffer(self) -> None:

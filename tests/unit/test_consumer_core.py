@@ -303,6 +303,19 @@ def test_the_high_watermark_never_goes_back() -> None:
         assert core.high_watermark(T0) == seen
 
 
+def test_the_high_watermark_keeps_up_with_records_of_a_leader_that_does_not_tell_it_yet() -> None:
+    """A chaos run with --seed 6: a new leader served 274 records below its predecessor's high watermark before it told
+    its own."""
+    world, core = World(), core_at(0)
+    world.append(T0, 5)
+    asked = ask(core)
+    answer = world.answer(asked.partitions[0])
+    answer.high_watermark = -1
+    core.take(asked.asked, answer, 0.0)
+    assert core.high_watermark(T0) == 5
+    assert len(hand_out_all(core)) == 5
+
+
 def test_routes_follow_leaders_epochs_and_seeks_and_a_partition_that_is_gone_fails() -> None:
     core = core_at(0, 0)
     first = core.routes(lambda key: CurrentLeader(key[1], 0, f"b{key[1]}:1"))
