@@ -110,6 +110,9 @@ class Controller:
         changed = [e.partition for delta in deltas for e in delta.changed if e.HasField("partition")]
         for partition in changed[:MAX_LOGGED]:
             _log_partition(partition)
+        for partition in changed:
+            if not partition.isr:
+                _log_lost(partition)
         if len(changed) > MAX_LOGGED:
             log.info("more partitions changed count=%d version=%d", len(changed) - MAX_LOGGED, image.version)
 
@@ -187,5 +190,17 @@ def _log_partition(partition: common_pb2.PartitionEntity) -> None:
         partition.leader_epoch,
         list(partition.isr),
         partition.partition_epoch,
+        list(partition.replicas),
+    )
+
+
+def _log_lost(partition: common_pb2.PartitionEntity) -> None:
+    """The operator is told: nothing that the controller knows makes one of the replicas the right leader."""
+    log.error(
+        "partition needs an unclean election topic_id=%s partition=%d last_known_isr=%s replicas=%s: the last one in sync "
+        "may have lost what it acknowledged; compare the replicas' log ends and elect the longest",
+        partition.topic_id,
+        partition.partition,
+        list(partition.last_known_isr),
         list(partition.replicas),
     )

@@ -190,8 +190,7 @@ class Story:
 
     async def begin(self) -> None:
         self.cluster.start_all()
-        ids = self.cluster.settings.broker_ids
-        await self.until(lambda: len(self._live()) == len(ids), "every broker is registered")
+        await self.all_live()
         for work in (self.cluster.supervise(), self._sweep_for_ever()):
             self._background.append(self.world.loop.create_task(work))
 
@@ -212,8 +211,10 @@ class Story:
         await self.order("CreateTopic", request)
 
     async def order(self, method: str, request: object) -> None:
-        """One command of an operator, which succeeds."""
-        outcome = await self.cluster.ask_admin(method, request)
+        """One command of an operator, which succeeds as soon as the controller is there."""
+        deadline = self.world.now + TIMEOUT_S
+        while (outcome := await self.cluster.ask_admin(method, request)) == "UNAVAILABLE":
+            assert self.world.now < deadline, f"{method}: no controller"
         assert outcome == "ok", f"{method}: {outcome}"
 
     async def reassign(self, topic: str, partition: int, replicas: Sequence[int]) -> None:
@@ -411,6 +412,11 @@ class Story:
             return all(log.since(start) == logs[0].since(start) for log in logs)
 
         await self.until(same, f"all replicas of {partition} are in sync: {self.partition(partition)}")
+
+    async def all_live(self) -> None:
+        """Every broker is registered and serves, as far as the controller knows."""
+        ids = self.cluster.settings.broker_ids
+        await self.until(lambda: len(self._live()) == len(ids), "every broker is live")
 
     async def led(self, partition: str = "orders-0", *, by: int | None = None, not_by: int = -1) -> int:
         """Returns the leader, once the controller has elected one and it knows of it."""
