@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 COMMAND = [sys.executable, "-c", "from fencepost_cli.main import main; main()"]
@@ -17,6 +18,8 @@ class Shell:
     """Commands on the cluster in one folder."""
 
     data_dir: Path
+    timeout_s: float = TIMEOUT_S
+    extra: Mapping[str, str] = field(default_factory=dict)  # of the environment
 
     def run(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
         """Whatever its exit code. Nothing a user does may end in a traceback."""
@@ -24,7 +27,7 @@ class Shell:
             [*COMMAND, *arguments],
             input=stdin,
             capture_output=True,
-            timeout=TIMEOUT_S,
+            timeout=self.timeout_s,
             check=False,
             env=self.environment(),
         )
@@ -58,4 +61,4 @@ class Shell:
         )
 
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "FENCEPOST_DATA_DIR": str(self.data_dir)}
+        return {**os.environ, "FENCEPOST_DATA_DIR": str(self.data_dir), **self.extra}

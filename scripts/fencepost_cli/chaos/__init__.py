@@ -1,11 +1,14 @@
 """Chaos on real processes: a cluster and its clients run while processes are killed, paused and restarted and the network
 between them is cut; then everything is read and judged.
 
+    faults     the kinds of fault
     schedule   what happens when: a pure function of the seed
     network    a network namespace for each process, so that the links between them can be cut
-    nemesis    carries the schedule out, and undoes it
+    nemesis    carries the schedule out, and undoes it; `nemesis_log` remembers
     fleet      the client processes; `client` is what runs in each, `producing` and `consuming` what it does
     run        one run from start to verdict; `ending` is what is looked at once all is healed
     measure    latency, throughput and unavailability, out of the recorded histories
+    resumed    what named producers were told of their predecessors, held against the final log
+    result     everything that the verdict is made of
     report     the folder that a run leaves: verdict, histories, logs, `pictures` and a `page`
 """

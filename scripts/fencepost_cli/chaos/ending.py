@@ -1,8 +1,8 @@
 """The end of a run: all is healed, and everything is looked at.
 
-In this order: every partition takes writes again, all replicas are in sync, the clients end what they have begun, all
-replicas have come to the same end; then one consumer reads every partition whole, the cluster is stopped cleanly, and the
-files of every replica are checked.
+In this order: every partition takes writes again, none is on its way to other brokers, all replicas are in sync, the
+clients end what they have begun, all replicas have come to the same end; then one consumer reads every partition whole,
+the cluster is stopped cleanly, and the files of every replica are checked.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fencepost_cli.replica_files import check_replica_files
 from fencepost_cli.verdict import Findings
 
 RESUME_TIMEOUT_S = 60.0
+MOVE_TIMEOUT_S = 90.0
 SETTLE_TIMEOUT_S = 60.0
 _POLL_S = 0.1
 _POLL_RECORDS = 2_000
@@ -57,6 +58,15 @@ async def _committed(admin: AdminClient, topic: str) -> dict[int, int]:
         for replica in broker.replicas
         if replica.topic == topic and replica.is_leader
     }
+
+
+async def wait_moved(admin: AdminClient) -> None:
+    """Return once no partition is on its way to other brokers. Raises FailoverFailed."""
+    deadline = time.monotonic() + MOVE_TIMEOUT_S
+    while moving := await admin.list_reassignments():
+        if time.monotonic() > deadline:
+            raise FailoverFailed(f"partitions have not moved within {MOVE_TIMEOUT_S:g} s: {moving}")
+        await asyncio.sleep(_POLL_S)
 
 
 async def wait_settled(admin: AdminClient, topic: str) -> dict[int, int]:

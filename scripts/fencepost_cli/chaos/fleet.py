@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fencepost_cli.chaos.client import EXIT_FENCED, ClientConfig
-from fencepost_cli.chaos.schedule import Party
+from fencepost_cli.chaos.faults import Party
 from fencepost_cli.processes import Place, ProcessRef, Watchdog, spawn
 
 _POLL_S = 0.02

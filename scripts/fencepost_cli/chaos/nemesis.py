@@ -7,24 +7,24 @@ says. Cuts claim nobody: they lie beside any other fault.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
+from fencepost import AdminClient
+from fencepost_cli.chaos.faults import CONTROLLER, Fault, Kind, Link, Nemesis, Party
 from fencepost_cli.chaos.fleet import ClientProcess, Fleet
+from fencepost_cli.chaos.nemesis_log import Happened, NemesisLog
 from fencepost_cli.chaos.network import Network
-from fencepost_cli.chaos.schedule import CONTROLLER, Fault, Kind, Link, Nemesis, Party
 from fencepost_cli.local_cluster import CONTROLLER as LOCAL_CONTROLLER
 from fencepost_cli.local_cluster import LocalCluster, Node
 from fencepost_cli.metadata import read_image
+from fencepost_proto.errors import FencepostError
 from fencepost_proto.metadata import MetadataImage
 
 ASK_TIMEOUT_S = 0.5
 RESTART_TIMEOUT_S = 60.0
+MOVE_TIMEOUT_S = 5.0  # for the controller to take it up
 TAKE_OVER_TIMEOUT_S = 15.0  # for the new instance to have sent something
 _GUARD_POLL_S = 0.1
 _MAX_LINKS_TOLD = 4
@@ -35,64 +35,8 @@ _PAUSED = {Kind.PAUSE_BROKER, Kind.PAUSE_LEADER, Kind.PAUSE_CONTROLLER}
 _CLIENT_PAUSED = {Kind.PAUSE_PRODUCER, Kind.PAUSE_CONSUMER}
 
 
-@dataclass(slots=True)
-class Happened:
-    """One fault, as it was carried out. Times are those of time.monotonic()."""
-
-    fault: Fault
-    targets: tuple[Party, ...]  # who it was in the end
-    began_at: float
-    ended_at: float = 0.0
-    note: str = ""
-
-
 class Skipped(Exception):
     """A fault that could not be carried out, and why."""
-
-
-class NemesisLog:
-    """One JSON line for each beginning and end, and for what was skipped."""
-
-    def __init__(self, path: Path, started_at: float, tell: Callable[[str], None]) -> None:
-        self.happened: list[Happened] = []
-        self.skipped: Counter[str] = Counter()
-        self._file = path.open("w", encoding="utf-8")
-        self.started_at = started_at
-        self._tell = tell
-
-    def close(self) -> None:
-        self._file.close()
-
-    @property
-    def counts(self) -> Counter[str]:
-        return Counter(happened.fault.kind.value for happened in self.happened)
-
-    def began(self, fault: Fault, targets: tuple[Party, ...], note: str) -> Happened:
-        happened = Happened(fault, targets, time.monotonic(), note=note)
-        self.happened.append(happened)
-        self._write("began", fault, targets, note)
-        self._tell(f"{fault.kind} {', '.join(targets)}{f' ({note})' if note else ''}")
-        return happened
-
-    def ended(self, happened: Happened) -> None:
-        happened.ended_at = time.monotonic()
-        self._write("ended", happened.fault, happened.targets, happened.note)
-
-    def skip(self, fault: Fault, why: str) -> None:
-        self.skipped[fault.kind.value] += 1
-        self._write("skipped", fault, fault.targets, why)
-
-    def _write(self, event: str, fault: Fault, targets: Sequence[Party], note: str) -> None:
-        line = {
-            "at_s": round(time.monotonic() - self.started_at, 3),
-            "event": event,
-            "nemesis": fault.nemesis.value,
-            "kind": fault.kind.value,
-            "targets": list(targets),
-            "note": note,
-        }
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
 
 
 class Executor:
@@ -102,12 +46,14 @@ class Executor:
         self,
         cluster: LocalCluster,
         fleet: Fleet,
+        admin: AdminClient,
         network: Network | None,
         log: NemesisLog,
     ) -> None:
         self.problems: list[str] = []
         self._cluster = cluster
         self._fleet = fleet
+        self._admin = admin
         self._network = network
         self._log = log
         self._claimed: set[Party] = set()
@@ -154,6 +100,8 @@ class Executor:
             await self._pause_client(fault)
         elif fault.kind is Kind.KILL_PRODUCER:
             await self._kill_producer(fault)
+        elif fault.kind is Kind.MOVE_PARTITION:
+            await self._move(fault)
         else:
             await self._take_over(fault)
 
@@ -170,10 +118,10 @@ class Executor:
             self._claimed.difference_update(free)
 
     @contextmanager
-    def _logged(self, fault: Fault, targets: tuple[Party, ...], note: str = "") -> Iterator[None]:
+    def _logged(self, fault: Fault, targets: tuple[Party, ...], note: str = "") -> Iterator[Happened]:
         happened = self._log.began(fault, targets, note)
         try:
-            yield
+            yield happened
         finally:
             self._log.ended(happened)
 
@@ -259,6 +207,17 @@ class Executor:
                     await self._fleet.wait_begun(successor, TAKE_OVER_TIMEOUT_S)
                 finally:
                     self._fleet.resume(zombie)
+
+    # ---- The operator ----
+
+    async def _move(self, fault: Fault) -> None:
+        replicas = [int(node_of(party)) for party in fault.targets]
+        with self._logged(fault, fault.targets, f"partition {fault.partition}") as happened:
+            try:
+                async with asyncio.timeout(MOVE_TIMEOUT_S):
+                    await self._admin.reassign_partitions(self._fleet.topic, {fault.partition: replicas})
+            except (FencepostError, TimeoutError) as error:  # the controller may be down; it may be done all the same
+                happened.note += f"; {type(error).__name__}"
 
     # ---- Who ----
 

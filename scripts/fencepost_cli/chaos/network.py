@@ -23,7 +23,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from fencepost_cli.chaos.schedule import Link, Party
+from fencepost_cli.chaos.faults import Link, Party
 from fencepost_cli.processes import Place
 
 MAX_PARTIES = 200

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fencepost_cli.chaos.faults import Nemesis
 from fencepost_cli.chaos.measure import Measure
 from fencepost_cli.chaos.result import ChaosResult
-from fencepost_cli.chaos.schedule import Nemesis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +22,7 @@ _COLOURS = {
     Nemesis.CONTROLLER: "#9467bd",
     Nemesis.NETWORK: "#ff7f0e",
     Nemesis.CLIENTS: "#7f7f7f",
+    Nemesis.OPERATOR: "#17becf",
 }
 
 

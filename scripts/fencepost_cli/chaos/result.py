@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fencepost_cli.chaos.measure import Measure, Silence
-from fencepost_cli.chaos.nemesis import Happened
+from fencepost_cli.chaos.nemesis_log import Happened
 from fencepost_cli.history_check import Anomaly, Verdict
 from fencepost_cli.verdict import Findings, Kind
 

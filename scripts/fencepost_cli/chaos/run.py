@@ -19,14 +19,16 @@ from pathlib import Path
 
 from fencepost import AdminClient
 from fencepost_cli.chaos.client import EXIT_FENCED
-from fencepost_cli.chaos.ending import check_files, read_everything, wait_settled, wait_writable
+from fencepost_cli.chaos.ending import check_files, read_everything, wait_moved, wait_settled, wait_writable
+from fencepost_cli.chaos.faults import Party
 from fencepost_cli.chaos.fleet import Fleet, Role, Target
 from fencepost_cli.chaos.measure import Measure
-from fencepost_cli.chaos.nemesis import RESTART_TIMEOUT_S, Executor, NemesisLog, party_of
+from fencepost_cli.chaos.nemesis import RESTART_TIMEOUT_S, Executor, party_of
+from fencepost_cli.chaos.nemesis_log import NemesisLog
 from fencepost_cli.chaos.network import Network, NetworkUnavailable
 from fencepost_cli.chaos.result import ChaosOptions, ChaosResult
 from fencepost_cli.chaos.resumed import ResumedCheck, Told
-from fencepost_cli.chaos.schedule import Party, Shape, make_schedule
+from fencepost_cli.chaos.schedule import REPLICATION_FACTOR, Shape, make_schedule
 from fencepost_cli.failover import wait_in_sync
 from fencepost_cli.failures import CommandFailed, leaves
 from fencepost_cli.history_check import BrokenHistory, HistoryCheck, with_operations
@@ -37,7 +39,6 @@ from fencepost_cli.processes import Place
 from fencepost_proto.errors import FencepostError
 
 TOPIC = "chaos"
-REPLICATION_FACTOR = 3
 MIN_INSYNC_REPLICAS = 2
 SEGMENT_BYTES = 1 << 20  # small, so that segments roll and snapshots are written
 CONTROLLER_SETTINGS = {"session_timeout_ms": 1_500, "heartbeat_interval_ms": 300, "preferred_leader_interval_ms": 5_000}
@@ -94,8 +95,6 @@ class Chaos:
         self._tell = tell
         self._counted: dict[Path, tuple[int, int]] = {}  # a history's bytes, and the acknowledgements in them
         self._resumed = ResumedCheck(())
-        self._ends: dict[int, int] = {}
-        self._replicas: dict[int, tuple[int, ...]] = {}
 
     def count_acked(self) -> int:
         """Of all clients so far; their histories tell."""
@@ -172,23 +171,24 @@ class Chaos:
             segment_bytes=SEGMENT_BYTES,
         )
         await wait_in_sync(admin, TOPIC)
-        self._replicas = {p.partition: p.replicas for p in (await admin.describe_topic(TOPIC)).partitions}
         clients = [fleet.start(role) for role in roles(options.rate)]
         for client in clients:
             if not await fleet.wait_begun(client, BEGIN_TIMEOUT_S):
                 raise CommandFailed(f"client {client.name} has not begun:\n{log_tail(client.log_file)}")
         result.started_at = time.monotonic()
         self.phase = "harming"
-        await self._harm(cluster, fleet, network)
+        await self._harm(cluster, fleet, network, admin)
         result.faults_end_s = time.monotonic() - result.started_at
         self.phase = "healing"
         self._tell("no more faults: everything is to heal")
         await cluster.start(cluster.nodes, timeout_s=RESTART_TIMEOUT_S)
         result.healed_in_s = await wait_writable(admin, TOPIC)
+        await wait_moved(admin)
         await wait_in_sync(admin, TOPIC, IN_SYNC_TIMEOUT_S)
         self._tell(f"writes go on in every partition after {result.healed_in_s:.1f} s, and all replicas are in sync")
         result.problems += await fleet.finish(FINISH_TIMEOUT_S)
-        self._ends = await wait_settled(admin, TOPIC)
+        ends = await wait_settled(admin, TOPIC)
+        replicas = {p.partition: p.replicas for p in (await admin.describe_topic(TOPIC)).partitions}
         self.phase = "reading"
         await self._read(cluster, fleet)
         stopped: list[Node] = [*cluster.broker_ids, CONTROLLER]
@@ -196,14 +196,14 @@ class Chaos:
             code = await cluster.stop(node, timeout_s=_STOP_TIMEOUT_S)
             if code != 0:
                 result.problems.append(f"{party_of(node)}: the exit code of the last clean shutdown was {code}")
-        found = await check_files(cluster, TOPIC, self._replicas, self._ends)
+        found = await check_files(cluster, TOPIC, replicas, ends)
         result.findings, result.replicas_checked, result.records_in_files = found
 
-    async def _harm(self, cluster: LocalCluster, fleet: Fleet, network: Network | None) -> None:
+    async def _harm(self, cluster: LocalCluster, fleet: Fleet, network: Network | None, admin: AdminClient) -> None:
         options, result = self._options, self.result
         log = NemesisLog(self._report / "nemesis.jsonl", result.started_at, self._tell)
         schedule = make_schedule(options.seed, options.duration_s, shape_of(options, cuts=network is not None))
-        executor = Executor(cluster, fleet, network, log)
+        executor = Executor(cluster, fleet, admin, network, log)
         try:
             async with asyncio.TaskGroup() as group:
                 guard = group.create_task(executor.guard())

@@ -1,11 +1,11 @@
 """What happens when: the faults of a run, drawn from its seed.
 
 Pure: the same seed, duration and shape give the same schedule. A schedule names roles where the victim depends on what
-will have happened by then ("leader of 2"); the nemesis finds out who that is.
+will have happened by then ("leader-2"); the nemesis finds out who that is.
 
-Four nemeses work at the same time, each with its own random numbers, so that a run without network cuts has the same
-other faults: brokers, controller, network, clients. Each has one fault at a time, so at most four overlap. A nemesis deals
-its kinds of fault from a shuffled deck, so that even a short run meets most of them.
+Five nemeses work at the same time, each with its own random numbers, so that a run without network cuts has the same
+other faults: brokers, controller, network, clients, operator. Each has one fault at a time, so at most five overlap. A
+nemesis deals its kinds of fault from a shuffled deck, so that even a short run meets most of them.
 """
 
 from __future__ import annotations
@@ -13,76 +13,22 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 
-Party = str  # "controller", "broker-2", a client's role; or "leader-0": whoever leads partition 0 then
-Link = tuple[Party, Party]  # what the first sends to the second
-
-CONTROLLER = "controller"
-FIRST_FAULT_S = 2.0
-MAX_FAULTS_AT_ONCE = 4
-
-
-class Nemesis(StrEnum):
-    BROKERS = "brokers"
-    CONTROLLER = "controller"
-    NETWORK = "network"
-    CLIENTS = "clients"
-
-
-class Kind(StrEnum):
-    """The kinds of fault."""
-
-    KILL_BROKER = "kill-broker"  # kill -9, and a restart
-    KILL_LEADER = "kill-leader"
-    KILL_TWO_BROKERS = "kill-two-brokers"
-    KILL_ALL = "kill-all"  # every broker and the controller
-    BOUNCE_BROKER = "bounce-broker"  # clean shutdown, and a restart
-    BOUNCE_LEADER = "bounce-leader"
-    PAUSE_BROKER = "pause-broker"  # SIGSTOP, SIGCONT
-    PAUSE_LEADER = "pause-leader"
-
-    KILL_CONTROLLER = "kill-controller"
-    BOUNCE_CONTROLLER = "bounce-controller"
-    PAUSE_CONTROLLER = "pause-controller"
-
-    CUT_ONE_WAY = "cut-one-way"  # between two brokers
-    CUT_PAIR = "cut-pair"  # between two brokers, both ways
-    CUT_FROM_CONTROLLER = "cut-from-controller"  # a broker
-    CUT_LEADER_FROM_CONTROLLER = "cut-leader-from-controller"
-    CUT_CLIENT = "cut-client"  # from one broker
-    CUT_ANSWERS = "cut-answers"  # what a broker sends to a client
-    ISOLATE_BROKER = "isolate-broker"  # from everybody
-    ISOLATE_LEADER = "isolate-leader"
-    SPLIT = "split"  # a broker and some clients here, the others and the controller there
-
-    KILL_PRODUCER = "kill-producer"  # kill -9; another one takes its place
-    PAUSE_PRODUCER = "pause-producer"
-    TAKE_OVER = "take-over"  # a named producer is paused, another one takes its name, the first wakes
-    PAUSE_CONSUMER = "pause-consumer"
-
-
-_CONTROLLER_KINDS = (Kind.KILL_CONTROLLER, Kind.BOUNCE_CONTROLLER, Kind.PAUSE_CONTROLLER)
-_NETWORK_KINDS = (
-    Kind.CUT_ONE_WAY,
-    Kind.CUT_PAIR,
-    Kind.CUT_FROM_CONTROLLER,
-    Kind.CUT_LEADER_FROM_CONTROLLER,
-    Kind.CUT_CLIENT,
-    Kind.CUT_ANSWERS,
-    Kind.ISOLATE_BROKER,
-    Kind.ISOLATE_LEADER,
-    Kind.SPLIT,
+from fencepost_cli.chaos.faults import (
+    CONTROLLER,
+    NETWORK_KINDS,
+    Fault,
+    Kind,
+    Link,
+    Nemesis,
+    Party,
+    broker_party,
+    leader_party,
+    nemesis_of,
 )
-_CLIENT_KINDS = (Kind.KILL_PRODUCER, Kind.PAUSE_PRODUCER, Kind.TAKE_OVER, Kind.PAUSE_CONSUMER)
 
-
-def nemesis_of(kind: Kind) -> Nemesis:
-    if kind in _CONTROLLER_KINDS:
-        return Nemesis.CONTROLLER
-    if kind in _NETWORK_KINDS:
-        return Nemesis.NETWORK
-    return Nemesis.CLIENTS if kind in _CLIENT_KINDS else Nemesis.BROKERS
+REPLICATION_FACTOR = 3
+FIRST_FAULT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,29 +55,6 @@ class Shape:
         return [CONTROLLER, *self.broker_parties, *self.clients]
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One fault, `at_s` from the run's start. It is undone after `duration_s`."""
-
-    at_s: float
-    duration_s: float
-    kind: Kind
-    targets: tuple[Party, ...]  # the processes that it hits; of a cut: whom it is about
-    links: tuple[Link, ...] = ()
-
-    @property
-    def nemesis(self) -> Nemesis:
-        return nemesis_of(self.kind)
-
-
-def broker_party(broker: int) -> Party:
-    return f"broker-{broker}"
-
-
-def leader_party(partition: int) -> Party:
-    return f"leader-{partition}"
-
-
 def make_schedule(seed: int, duration_s: float, shape: Shape) -> list[Fault]:
     """All faults that begin within `duration_s`, by time; none lasts beyond it."""
     faults: list[Fault] = []
@@ -147,6 +70,7 @@ _GAP_S = {  # least and most between two faults of one nemesis
     Nemesis.CONTROLLER: (3.0, 10.0),
     Nemesis.NETWORK: (0.5, 4.0),
     Nemesis.CLIENTS: (2.0, 6.0),
+    Nemesis.OPERATOR: (2.0, 6.0),
 }
 
 
@@ -157,9 +81,10 @@ def _faults_of(nemesis: Nemesis, rng: random.Random, duration_s: float, shape: S
         kind = next(deck)
         fault_s = _duration_s(kind, rng)
         targets, links = _AIM[kind](kind, rng, shape)
+        partition = rng.randrange(shape.partitions) if kind is Kind.MOVE_PARTITION else -1
         if at_s + fault_s > duration_s:
             return
-        yield Fault(round(at_s, 3), round(fault_s, 3), kind, targets, links)
+        yield Fault(round(at_s, 3), round(fault_s, 3), kind, targets, links, partition)
         at_s += fault_s + rng.uniform(*_GAP_S[nemesis])
 
 
@@ -173,6 +98,8 @@ def _deal(kinds: list[Kind], rng: random.Random) -> Iterator[Kind]:
 def _duration_s(kind: Kind, rng: random.Random) -> float:
     if kind in _KILLS or kind in _BOUNCES:
         return rng.uniform(0.0, 3.0)
+    if kind is Kind.MOVE_PARTITION:
+        return 0.0  # the request is the fault
     if kind is Kind.TAKE_OVER:
         return rng.uniform(0.5, 2.0)
     return rng.choice([rng.uniform(0.2, 1.0), rng.uniform(2.0, 6.0)])  # too short to be noticed, or long enough
@@ -213,6 +140,10 @@ def _the_controller(kind: Kind, rng: random.Random, shape: Shape) -> Aim:
 
 def _any_of(parties: Callable[[Shape], tuple[Party, ...]]) -> Callable[[Kind, random.Random, Shape], Aim]:
     return lambda kind, rng, shape: ((rng.choice(parties(shape)),), ())
+
+
+def _new_replicas(kind: Kind, rng: random.Random, shape: Shape) -> Aim:
+    return tuple(rng.sample(shape.broker_parties, min(REPLICATION_FACTOR, shape.brokers))), ()
 
 
 def _both_ways(one: Party, other: Party) -> tuple[Link, ...]:
@@ -269,5 +200,6 @@ _AIM: dict[Kind, Callable[[Kind, random.Random, Shape], Aim]] = {
     Kind.PAUSE_PRODUCER: _any_of(lambda shape: (*shape.named_producers, *shape.anonymous_producers)),
     Kind.TAKE_OVER: _any_of(lambda shape: shape.named_producers),
     Kind.PAUSE_CONSUMER: _any_of(lambda shape: shape.consumers),
-    **dict.fromkeys(_NETWORK_KINDS, _cut),
+    Kind.MOVE_PARTITION: _new_replicas,
+    **dict.fromkeys(NETWORK_KINDS, _cut),
 }

@@ -30,7 +30,7 @@ _UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3600}
 _PROGRESS_S = 0.2
 
 
-def duration(text: str) -> float:
+def seconds_of(text: str) -> float:
     """Seconds: "90", "60s", "10m", "2h"."""
     matched = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
     if matched is None:
@@ -43,9 +43,7 @@ def duration(text: str) -> float:
 
 def chaos(
     *,
-    duration_s: Annotated[
-        float, typer.Option("--duration", parser=duration, metavar="TIME", help="Of the faults: 60s, 10m, 2h.")
-    ] = 60.0,
+    duration: Annotated[str, typer.Option(metavar="TIME", help="Of the faults: 60s, 10m, 2h.")] = "60s",
     seed: Annotated[int, typer.Option(help="Decides which faults come when.")] = 0,
     brokers: Annotated[int, typer.Option(min=3, max=16, help="Broker processes.")] = 3,
     partitions: Annotated[int, typer.Option(min=1, max=100, help="Partitions of the topic.")] = 4,
@@ -67,7 +65,7 @@ def chaos(
     from fencepost_cli.chaos.report import show_result
     from fencepost_cli.chaos.result import ChaosOptions
 
-    options = ChaosOptions(seed, duration_s, brokers, partitions, rate, cuts)
+    options = ChaosOptions(seed, seconds_of(duration), brokers, partitions, rate, cuts)
     folder = _folder(report, seed)
     out = console()
     result = run(_run(folder, options, out))

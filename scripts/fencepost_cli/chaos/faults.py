@@ -1,0 +1,102 @@
+"""The kinds of fault, and one fault: plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+Party = str  # "controller", "broker-2", a client's role; or "leader-0": whoever leads partition 0 then
+Link = tuple[Party, Party]  # what the first sends to the second
+
+CONTROLLER = "controller"
+
+
+class Nemesis(StrEnum):
+    BROKERS = "brokers"
+    CONTROLLER = "controller"
+    NETWORK = "network"
+    CLIENTS = "clients"
+    OPERATOR = "operator"
+
+
+class Kind(StrEnum):
+    """The kinds of fault."""
+
+    KILL_BROKER = "kill-broker"  # kill -9, and a restart
+    KILL_LEADER = "kill-leader"
+    KILL_TWO_BROKERS = "kill-two-brokers"
+    KILL_ALL = "kill-all"  # every broker and the controller
+    BOUNCE_BROKER = "bounce-broker"  # clean shutdown, and a restart
+    BOUNCE_LEADER = "bounce-leader"
+    PAUSE_BROKER = "pause-broker"  # SIGSTOP, SIGCONT
+    PAUSE_LEADER = "pause-leader"
+
+    KILL_CONTROLLER = "kill-controller"
+    BOUNCE_CONTROLLER = "bounce-controller"
+    PAUSE_CONTROLLER = "pause-controller"
+
+    CUT_ONE_WAY = "cut-one-way"  # between two brokers
+    CUT_PAIR = "cut-pair"  # between two brokers, both ways
+    CUT_FROM_CONTROLLER = "cut-from-controller"  # a broker
+    CUT_LEADER_FROM_CONTROLLER = "cut-leader-from-controller"
+    CUT_CLIENT = "cut-client"  # from one broker
+    CUT_ANSWERS = "cut-answers"  # what a broker sends to a client
+    ISOLATE_BROKER = "isolate-broker"  # from everybody
+    ISOLATE_LEADER = "isolate-leader"
+    SPLIT = "split"  # a broker and some clients here, the others and the controller there
+
+    KILL_PRODUCER = "kill-producer"  # kill -9; another one takes its place
+    PAUSE_PRODUCER = "pause-producer"
+    TAKE_OVER = "take-over"  # a named producer is paused, another one takes its name, the first wakes
+    PAUSE_CONSUMER = "pause-consumer"
+
+    MOVE_PARTITION = "move-partition"  # to other brokers, or to the same in another order
+
+
+_CONTROLLER_KINDS = (Kind.KILL_CONTROLLER, Kind.BOUNCE_CONTROLLER, Kind.PAUSE_CONTROLLER)
+NETWORK_KINDS = (
+    Kind.CUT_ONE_WAY,
+    Kind.CUT_PAIR,
+    Kind.CUT_FROM_CONTROLLER,
+    Kind.CUT_LEADER_FROM_CONTROLLER,
+    Kind.CUT_CLIENT,
+    Kind.CUT_ANSWERS,
+    Kind.ISOLATE_BROKER,
+    Kind.ISOLATE_LEADER,
+    Kind.SPLIT,
+)
+_CLIENT_KINDS = (Kind.KILL_PRODUCER, Kind.PAUSE_PRODUCER, Kind.TAKE_OVER, Kind.PAUSE_CONSUMER)
+
+
+def nemesis_of(kind: Kind) -> Nemesis:
+    if kind in _CONTROLLER_KINDS:
+        return Nemesis.CONTROLLER
+    if kind in NETWORK_KINDS:
+        return Nemesis.NETWORK
+    if kind is Kind.MOVE_PARTITION:
+        return Nemesis.OPERATOR
+    return Nemesis.CLIENTS if kind in _CLIENT_KINDS else Nemesis.BROKERS
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault, `at_s` from the run's start. It is undone after `duration_s`."""
+
+    at_s: float
+    duration_s: float
+    kind: Kind
+    targets: tuple[Party, ...]  # the processes that it hits; of a cut: whom it is about; of a move: to whom
+    links: tuple[Link, ...] = ()
+    partition: int = -1  # of a move
+
+    @property
+    def nemesis(self) -> Nemesis:
+        return nemesis_of(self.kind)
+
+
+def broker_party(broker: int) -> Party:
+    return f"broker-{broker}"
+
+
+def leader_party(partition: int) -> Party:
+    return f"leader-{partition}"

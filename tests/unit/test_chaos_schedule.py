@@ -1,0 +1,92 @@
+"""The schedule of a chaos run: decided by the seed alone, bounded, and about whom it may be."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fencepost_cli.chaos.faults import Fault, Kind, Nemesis, nemesis_of
+from fencepost_cli.chaos.schedule import FIRST_FAULT_S, Shape, make_schedule
+
+
+def shape(brokers: int = 3, partitions: int = 4, *, cuts: bool = True) -> Shape:
+    return Shape(brokers, partitions, ("loader", "mover"), ("hasty",), ("reader",), cuts)
+
+
+SHAPES = st.builds(shape, st.integers(3, 6), st.integers(1, 8), cuts=st.booleans())
+SEEDS = st.integers(0, 2**63)
+DURATIONS = st.floats(5, 300)
+
+
+@settings(max_examples=30)
+@given(SEEDS, DURATIONS, SHAPES)
+def test_the_same_seed_gives_the_same_faults(seed: int, duration_s: float, of: Shape) -> None:
+    assert make_schedule(seed, duration_s, of) == make_schedule(seed, duration_s, of)
+
+
+def test_another_seed_gives_other_faults() -> None:
+    assert make_schedule(1, 60, shape()) != make_schedule(2, 60, shape())
+
+
+def test_the_schedule_of_a_seed_stays_what_it_was() -> None:
+    """A report's seed must mean the same tomorrow."""
+    first = make_schedule(1, 60, shape())[:3]
+    assert [(fault.at_s, fault.kind.value, fault.targets) for fault in first] == [
+        (2.088, "cut-one-way", ("broker-2", "broker-1")),
+        (2.225, "pause-leader", ("leader-0",)),
+        (2.463, "pause-controller", ("controller",)),
+    ]
+
+
+@settings(max_examples=30)
+@given(SEEDS, DURATIONS, SHAPES)
+def test_each_nemesis_has_one_fault_at_a_time_and_none_outlasts_the_run(
+    seed: int, duration_s: float, of: Shape
+) -> None:
+    schedule = make_schedule(seed, duration_s, of)
+    assert [fault.at_s for fault in schedule] == sorted(fault.at_s for fault in schedule)
+    for nemesis in Nemesis:
+        end = FIRST_FAULT_S
+        for fault in schedule:
+            if fault.nemesis is nemesis:
+                assert fault.at_s >= end
+                end = fault.at_s + fault.duration_s
+        assert end <= duration_s + 0.01 or end == FIRST_FAULT_S
+
+
+@settings(max_examples=30)
+@given(SEEDS, DURATIONS, st.integers(3, 6))
+def test_without_a_network_to_cut_everything_else_stays_the_same(seed: int, duration_s: float, brokers: int) -> None:
+    cut = make_schedule(seed, duration_s, shape(brokers))
+    uncut = make_schedule(seed, duration_s, shape(brokers, cuts=False))
+    assert uncut == [fault for fault in cut if fault.nemesis is not Nemesis.NETWORK]
+
+
+@settings(max_examples=30)
+@given(SEEDS, SHAPES)
+def test_faults_are_about_parties_that_there_are(seed: int, of: Shape) -> None:
+    leaders = {f"leader-{partition}" for partition in range(of.partitions)}
+    for fault in make_schedule(seed, 120, of):
+        assert fault.targets
+        assert set(fault.targets) <= {*of.parties, *leaders}
+        check_links(fault, {*of.parties, *leaders}, set(of.clients))
+        if fault.kind is Kind.MOVE_PARTITION:
+            assert len(set(fault.targets)) == 3
+            assert 0 <= fault.partition < of.partitions
+
+
+def check_links(fault: Fault, parties: set[str], clients: set[str]) -> None:
+    assert bool(fault.links) == (fault.nemesis is Nemesis.NETWORK)
+    for one, other in fault.links:
+        assert one != other
+        assert {one, other} <= parties
+        assert not {one, other} <= clients, "clients do not talk to one another"
+
+
+def test_a_minute_meets_every_kind_of_broker_and_network_fault() -> None:
+    kinds = {fault.kind for seed in range(5) for fault in make_schedule(seed, 60, shape())}
+    assert kinds == set(Kind)
+    for seed in range(5):
+        met = {fault.kind for fault in make_schedule(seed, 60, shape())}
+        missed = {kind for kind in Kind if nemesis_of(kind) in (Nemesis.BROKERS, Nemesis.NETWORK)} - met
+        assert len(missed) <= 2
