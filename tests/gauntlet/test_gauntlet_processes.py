@@ -1,0 +1,107 @@
+"""The gauntlet's rows about kill -9, once more on real processes, with real sockets, files and signals.
+
+The simulation arranges the moment of death much more finely (test_gauntlet_durability.py); here nothing is simulated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fencepost import AdminClient, Consumer, Producer
+from fencepost_cli.failover import wait_in_sync
+from fencepost_cli.local_cluster import LocalCluster
+
+TOPIC = "orders"
+TIMEOUT_S = 60.0
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(TIMEOUT_S):
+            await scenario
+
+    asyncio.run(bounded())
+
+
+@asynccontextmanager
+async def cluster_of_three(folder: Path) -> AsyncIterator[tuple[LocalCluster, AdminClient, Producer]]:
+    cluster = LocalCluster.create(folder / "cluster", brokers=3)
+    try:
+        async with cluster, AdminClient(cluster.bootstrap) as admin:
+            await admin.create_topic(TOPIC, partitions=1, replication_factor=3, min_insync_replicas=2)
+            await wait_in_sync(admin, TOPIC)
+            async with Producer(cluster.bootstrap, batch_size=200) as producer:
+                yield cluster, admin, producer
+    finally:
+        cluster.close()
+
+
+async def send(producer: Producer, names: list[str]) -> dict[int, str]:
+    """Send them all; answers them by the offsets that were acknowledged."""
+    deliveries = [await producer.send(TOPIC, name.encode()) for name in names]
+    return {(await delivery).offset: name for delivery, name in zip(deliveries, names, strict=True)}
+
+
+async def read_all(cluster: LocalCluster, count: int) -> dict[int, str]:
+    """`count` records from the beginning."""
+    found: dict[int, str] = {}
+    async with Consumer(cluster.bootstrap, TOPIC) as consumer:
+        async for record in consumer:
+            found[record.offset] = (record.value or b"").decode()
+            if len(found) == count:
+                return found
+    return found
+
+
+def test_killed_leader_loses(tmp_path: Path) -> None:
+    """nats-io/nats-server issue 3402: see test_gauntlet_durability.py."""
+
+    async def scenario() -> None:
+        async with cluster_of_three(tmp_path) as (cluster, admin, producer):
+            acked = await send(producer, [f"before{number}" for number in range(500)])
+            for killing in range(2):
+                victim = (await admin.describe_topic(TOPIC)).partitions[0].leader
+                names = [f"killing{killing}-{number}" for number in range(2_000)]
+                sending = asyncio.create_task(send(producer, names))
+                while producer.stats.records_acked < len(acked) + 200:  # noqa: ASYNC110 - bounded by the test
+                    await asyncio.sleep(0.001)
+                assert not sending.done(), "killed while records flow"
+                cluster.kill(victim)
+                acked |= await sending
+                assert (await admin.describe_topic(TOPIC)).partitions[0].leader not in (victim, -1)
+                await cluster.restart(victim)
+                await wait_in_sync(admin, TOPIC)
+            assert await read_all(cluster, len(acked)) == acked
+            assert len(acked) == len(set(acked.values())) == 4_500
+
+    run(scenario())
+
+
+def test_crashes_forget_stream(tmp_path: Path) -> None:
+    """nats-io/nats-server issue 6888: see test_gauntlet_durability.py."""
+
+    async def scenario() -> None:
+        async with cluster_of_three(tmp_path) as (cluster, admin, producer):
+            acked = await send(producer, [f"before{number}" for number in range(100)])
+            members = list(cluster.members)
+            for round_number in range(3):
+                order = members[round_number:] + members[:round_number]
+                for node in order:
+                    cluster.kill(node)
+                for node in order:
+                    await cluster.wait_gone(node)
+                await cluster.start(order)
+                acked |= await send(producer, [f"round{round_number}-{number}" for number in range(100)])
+            assert await admin.list_topics() == [TOPIC]
+            producers = (await admin.describe_producers(TOPIC, 0)).producers
+            assert [(known.producer_id, known.producer_epoch) for known in producers] == [
+                (producer.producer_id, producer.epoch)
+            ]
+            assert await read_all(cluster, 400) == acked
+            assert len(acked) == 400
+
+    run(scenario())
