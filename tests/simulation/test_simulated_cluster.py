@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 from tests.simulation.cluster import ClusterSettings, SimCluster, broker_node
+from tests.simulation.disk import MountedDisk
 from tests.simulation.loop import collector_off
 from tests.simulation.world import World
 
+from fencepost import Producer
+from fencepost_proto.host import Host
 from fencepost_proto.v1 import controller_pb2
 
 
@@ -56,5 +59,38 @@ def test_every_broker_stops_clean_while_it_leads_and_follows(cluster: SimCluster
             cluster.start(node)
             await all_in_sync(cluster)
         assert cluster.exits == {"stopped": 3}
+
+    play(cluster, story())
+
+
+@pytest.mark.parametrize("close_first", [True, False])
+def test_a_producer_closes_though_its_streams_break_at_that_very_moment(cluster: SimCluster, close_first: bool) -> None:
+    """A cancelled task that meets a broken stream at the same moment must still end (simulation, seed 2015)."""
+    world = cluster.world
+    close = asyncio.Event()
+
+    async def application(host: Host, disk: MountedDisk) -> None:
+        producer = Producer(cluster.bootstrap, host=host)
+        await producer.start()
+        for number in range(20):
+            await (await producer.send("orders", b"value", partition=number % 3))
+        await close.wait()
+        await producer.close()
+
+    async def story() -> None:
+        await create_topic(cluster, "orders", partitions=3)
+        process = world.start("app", application)
+        await asyncio.sleep(1)
+        world.pause("app")  # all that follows comes upon it at once, when it wakes
+        if close_first:
+            close.set()
+        for broker_id in (1, 2, 3):
+            world.network.reset("app", broker_node(broker_id))
+        await asyncio.sleep(0.1)
+        close.set()
+        world.resume("app")
+        async with asyncio.timeout(60):
+            while process.alive:  # noqa: ASYNC110 - a process has no event for its end
+                await asyncio.sleep(0.05)
 
     play(cluster, story())

@@ -104,6 +104,8 @@ class BrokerConnection:
                     log.info("produce stream broke address=%s reason=%s", self.address, reason)
             finally:
                 self._down()
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError  # at the very moment at which the stream broke, which hid it
             delay_s = self._backoff.after(failures)
             await asyncio.sleep(delay_s * self._host.random.uniform(0.8, 1.2))
 
