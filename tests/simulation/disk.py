@@ -76,6 +76,10 @@ class FileNode:
         self.sync()
 
     @property
+    def has_lost_pages(self) -> bool:
+        return bool(self._lost)
+
+    @property
     def unsynced_bytes(self) -> int:
         return len(self.content) - self._clean_bytes
 
@@ -157,6 +161,7 @@ class SimDisk:
         self.faults: list[Fault] = []
         self.counters = DiskCounters()
         self.boot = 1
+        self.holes: list[str] = []  # files that a power failure robbed of what a failed sync had not saved
         self.operations = 0
         self.crash_at_operation = 0  # 0: never; else the process dies in the middle of that operation
         self.on_crash: Callable[[], None] = lambda: None
@@ -170,6 +175,7 @@ class SimDisk:
 
     def lose_power(self) -> None:
         self.counters.power_failures += 1
+        self.holes += [path for path, node in self.files() if node.has_lost_pages]
         before = self.used_bytes()
         self.root.lose_power(self._random)
         self.counters.bytes_lost += max(0, before - self.used_bytes())

@@ -91,7 +91,7 @@ class Judge:
         self.records: dict[PartitionKey, Record] = {}
         self.counts: dict[str, int] = {}
         self.lost_tail: dict[int, int] = {}  # broker -> broker epoch when its machine last lost power
-        self.damaged: dict[tuple[int, PartitionKey], None] = {}  # replicas that the simulation has corrupted
+        self.damaged: dict[tuple[int, PartitionKey], bool] = {}  # whether the damage is hidden from recovery
         self.violation: Violation | None = None
         self.leader_epoch_of: Callable[[int, PartitionKey], int] = lambda broker_id, key: -1  # a peephole
         self._broker_of_node = broker_of_node
@@ -140,8 +140,6 @@ class Judge:
         record = self.record(key)
         if record is not None:
             self._heal(record)
-            if (partition.leader, key) in self.damaged and not record.tainted and len(partition.isr) > 1:
-                self.fail("G1", f"{record.name}: broker {partition.leader} leads, and its log is damaged: {partition}")
             self._check_members(record, partition)
 
     def record(self, key: PartitionKey) -> Record | None:
@@ -260,6 +258,8 @@ class Judge:
             record = self.record(replica.key)
             if record is not None:
                 self._heal(record)
+                if replica.leads and self.damaged.get((replica.broker_id, replica.key)) is False and not record.tainted:
+                    self.fail("G1", f"{record.name}: broker {replica.broker_id} leads with a damaged log")
             if record is None or record.tainted or (replica.broker_id, replica.key) in self.damaged:
                 continue
             if replica.leads:
@@ -302,11 +302,11 @@ class Judge:
 
     # ---- Power failures and damage ----
 
-    def damage(self, record: Record, broker_id: int) -> None:
-        """The simulation has changed bytes of this replica. Nothing is asked of it until it is whole again, except that it
-        must not lead before."""
+    def damage(self, record: Record, broker_id: int, *, hidden: bool = False) -> None:
+        """Bytes of this replica have changed on its disk. Nothing is asked of it until it is whole again, except that it
+        must not lead before; not even that where the damage is `hidden` below what recovery reads."""
         if not self._is_whole(record, broker_id):
-            self.damaged[broker_id, record.key] = None
+            self.damaged[broker_id, record.key] = hidden
             self.count("logs damaged")
 
     def _heal(self, record: Record) -> None:
@@ -326,6 +326,11 @@ class Judge:
         for broker_id in broker_ids:
             broker = self.image.brokers.get(broker_id)
             self.lost_tail[broker_id] = broker.broker_epoch if broker is not None else -1
+            disk = self._disks[broker_id]
+            for record in self.records.values():
+                if any(path.startswith(f"/data/{record.name}/") for path in disk.holes):
+                    self.damage(record, broker_id, hidden=True)
+            disk.holes.clear()
         for record in self.records.values():
             partition = self.image.partitions.get(record.key)
             if partition is None or record.tainted or not set(broker_ids).intersection(partition.isr):

@@ -119,7 +119,7 @@ def state_changes_though_the_append_failed(replace: Any) -> None:
     replace(Replica, "fail", lambda self, reason: None)
 
 
-@mutant("G5", "invariant", "G11", kinds=("reassign", "kill broker", "power failure"), seeds=30)
+@mutant("G5", "invariant", kinds=("reassign", "kill broker"), seeds=40, first_seed=30)
 def moved_replica_gets_no_producer_state(replace: Any) -> None:
     original = Log.reset_to
     replace(Log, "reset_to", lambda self, start, _: original(self, start, snapshot.empty_snapshot(start)))
@@ -274,7 +274,7 @@ def acknowledged_before_the_sync(replace: Any) -> None:
     replace(Log, "sync", lambda self: self.log_end_offset)
 
 
-@mutant("G1", "G4", "G5", "invariant", "unhandled", kinds=POWER)
+@mutant("G1", "G4", "G5", "G11", "invariant", "unhandled", kinds=POWER)
 def recovery_keeps_a_torn_batch(replace: Any) -> None:
     replace(recovery, "scan", segment.walk)
 
