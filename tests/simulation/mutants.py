@@ -323,7 +323,7 @@ def commits_are_not_stored(replace: Any) -> None:
 # ---- The client ----
 
 
-@mutant("G2", "invariant", kinds=(*KILLS, *NETWORK))
+@mutant("G1", "G2", "invariant", kinds=(*KILLS, *NETWORK))
 def retry_with_a_fresh_sequence(replace: Any) -> None:
     original = Sequencer.attempts_to_send
 
