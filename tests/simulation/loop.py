@@ -28,7 +28,7 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 
 MAX_CALLBACKS_AT_ONE_MOMENT = 200_000  # more than this without time moving: somebody spins
-THREAD_DELAY_S = 0.002  # at most, before a thread's function runs, and again before its result arrives
+THREAD_DELAY_S = 0.002  # at most, before a thread's function runs, and again before its result arrives; by default
 _MIN_CANCELLED_TIMERS = 1_000  # from here on, cancelled timers are swept when they are the majority
 
 
@@ -130,6 +130,7 @@ class SimLoop(asyncio.BaseEventLoop):
         super().__init__()
         self.failures: list[str] = []
         self.callbacks_run = 0
+        self.thread_delay_s = THREAD_DELAY_S
         self.cancelled_timers = 0
         self._random = chance
         self._now = start_s
@@ -257,9 +258,9 @@ class SimLoop(asyncio.BaseEventLoop):
                 result = func(*args)
             except Exception as raised:  # noqa: BLE001 - goes to whoever awaits it, as with a real executor
                 error = raised
-            self.call_later(self._random.random() * THREAD_DELAY_S, deliver, result, error)
+            self.call_later(self._random.random() * self.thread_delay_s, deliver, result, error)
 
-        self.call_later(self._random.random() * THREAD_DELAY_S, run)
+        self.call_later(self._random.random() * self.thread_delay_s, run)
         return future
 
     # ---- What the base class asks for ----

@@ -53,6 +53,7 @@ class Plan:
     consumers: int
     faults_for_s: float
     mean_pause_s: float  # between faults
+    thread_delay_s: float  # how long work in threads takes, at most: slow disks
 
     def __str__(self) -> str:
         topics = ", ".join(
@@ -62,7 +63,8 @@ class Plan:
         )
         return (
             f"seed {self.seed}: {len(self.settings.broker_ids)} brokers, {topics}, {len(self.producers)} producers, "
-            f"{self.consumers} consumers, a fault every {self.mean_pause_s:.1f} s for {self.faults_for_s:.0f} s"
+            f"{self.consumers} consumers, a fault every {self.mean_pause_s:.1f} s for {self.faults_for_s:.0f} s, "
+            f"threads take up to {self.thread_delay_s * 1000:.0f} ms"
         )
 
 
@@ -101,6 +103,7 @@ def plan(seed: int) -> Plan:
         consumers=chance.randint(1, 2),
         faults_for_s=chance.choice((10.0, 20.0, 30.0)),
         mean_pause_s=chance.choice((0.5, 1.5, 4.0)),
+        thread_delay_s=chance.choice((0.002, 0.002, 0.02, 0.2)),
     )
 
 
@@ -179,6 +182,7 @@ class Run:
     def __init__(self, world: World, planned: Plan) -> None:
         self.world = world
         self.plan = planned
+        world.loop.thread_delay_s = planned.thread_delay_s
         self.cluster = SimCluster(world, planned.settings)
         self.judge = self.cluster.judge
         self.ledger = Ledger()

@@ -211,6 +211,12 @@ class PushStream:
         self._timer = None
         self._wake.set()
 
+    def _end(self, subscription: Subscription, error: FencepostError) -> None:
+        """Unless it has ended meanwhile."""
+        if self._subscriptions.get(subscription.key) is subscription:
+            self.unsubscribe(subscription.key)
+            self.refuse(subscription.key, subscription.number, error)
+
     def leadership_ended(self, subscription: Subscription, error: FencepostError) -> None:
         if self._subscriptions.get(subscription.key) is subscription:
             del self._subscriptions[subscription.key]
@@ -248,7 +254,11 @@ class PushStream:
         room = min(MESSAGE_BYTES, self._window_bytes - self._in_flight_bytes)
         while self._dirty and room > 0:
             subscription = next(iter(self._dirty))
-            records = await self._read(subscription, room)
+            try:
+                records = await self._read(subscription, room)
+            except FencepostError as error:  # retention has passed the follower, or the disk refuses: it is to ask anew
+                self._end(subscription, error)
+                continue
             if subscription not in self._dirty:
                 continue  # it ended while the disk was read
             del self._dirty[subscription]

@@ -32,28 +32,24 @@ class ReplicateContext(Protocol):
 async def replicate(
     manager: ReplicaManager, requests: AsyncIterator[pb.ReplicateRequest], context: ReplicateContext
 ) -> None:
-    """Serve one follower broker until its stream ends."""
+    """Serve one follower broker until its stream ends, or nothing more can be written on it."""
     stream: PushStream | None = None
     writer: asyncio.Task[None] | None = None
-    try:
-        async for request in requests:
-            if stream is None or writer is None:
-                stream = await _greet(manager, request, context)
-                writer = asyncio.create_task(_write(stream, context))
-            if writer.done():
-                break
-            try:
-                await _take(manager, stream, request)
-            except errors.InvalidRequest as error:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-    finally:
-        if stream is not None:
-            stream.close()
-        if writer is not None:
-            writer.cancel()
-            await asyncio.wait([writer])
-    if writer is not None and not writer.cancelled():
-        writer.result()  # raises what ended it
+    async with asyncio.TaskGroup() as group:
+        try:
+            async for request in requests:
+                if stream is None:
+                    stream = await _greet(manager, request, context)
+                    writer = group.create_task(_write(stream, context))
+                try:
+                    await _take(manager, stream, request)
+                except errors.InvalidRequest as error:
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        finally:
+            if stream is not None:
+                stream.close()
+            if writer is not None:
+                writer.cancel()
 
 
 async def _greet(manager: ReplicaManager, hello: pb.ReplicateRequest, context: ReplicateContext) -> PushStream:
