@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tests.simulation.cluster import ClusterSettings, SimCluster, broker_node
-from tests.simulation.judge import Violation
+from tests.simulation.judge import Record, Violation
 from tests.simulation.loop import Deadlock, Runaway, collector_off
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.workload import ConsumerApp, Fate, Ledger, ProducerApp, ProducerSpec
@@ -284,14 +284,14 @@ class Run:
     async def _elect_uncleanly(self) -> None:
         """An operator's part: where the last in-sync replica came back from a power failure, nobody is elected silently.
 
-        The operator takes one of those that were last in sync; the longest log. Only where even that one has lost
-        something is the partition tainted.
+        The operator takes the longest sound log of all replicas. Only where even that one has lost something is the
+        partition tainted.
         """
         for record in list(self.judge.records.values()):
             partition = self.judge.image.partitions[record.key]
             if partition.leader >= 0 or partition.isr or not partition.last_known_isr:
                 continue
-            best = max(partition.last_known_isr, key=lambda member: self.judge.view(record, member).end_offset)
+            best = max(partition.replicas, key=lambda member: self._length(record, member))
             if not self.judge.holds_all(record, best):
                 self.judge.taint(record, f"only {best} is left of {partition.last_known_isr}")
             topic = self.judge.image.topics[partition.topic_id]
@@ -299,6 +299,9 @@ class Run:
                 topic_name=topic.name, partition=partition.index, unclean=True, leader=best
             )
             await self.cluster.ask_admin("ElectLeader", request)
+
+    def _length(self, record: Record, broker_id: int) -> tuple[bool, int]:
+        return self.judge.holds_all(record, broker_id), self.judge.view(record, broker_id).end_offset
 
     def _leaderless(self) -> list[str]:
         return [
