@@ -5,11 +5,13 @@ from fencepost.admin import AdminClient
 from fencepost.consumer import Consumer
 from fencepost.consumer_partition import ConsumerRecord, TopicPartition
 from fencepost.errors import FencepostError
+from fencepost.history import History
 from fencepost.producer import Producer
 from fencepost.producing.config import ProducerConfig
 from fencepost.producing.delivery import Delivery, RecordMetadata
 from fencepost.producing.resume import Resumed
 from fencepost.producing.sender import ProducerStats
+from fencepost.recording import RecordingProducer
 
 __all__ = [
     "AdminClient",
@@ -17,10 +19,12 @@ __all__ = [
     "ConsumerRecord",
     "Delivery",
     "FencepostError",
+    "History",
     "Producer",
     "ProducerConfig",
     "ProducerStats",
     "RecordMetadata",
+    "RecordingProducer",
     "Resumed",
     "TopicPartition",
     "errors",

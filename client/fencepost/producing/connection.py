@@ -47,6 +47,9 @@ class _StreamBroke(Exception):
     """Ends one stream; the text says why."""
 
 
+_BREAKS = (_StreamBroke, grpc.RpcError, asyncio.InvalidStateError, TimeoutError)  # how a stream ends
+
+
 class BrokerConnection:
     """The stream to the broker at one address. `run` is a task that its owner keeps."""
 
@@ -104,8 +107,6 @@ class BrokerConnection:
                     log.info("produce stream broke address=%s reason=%s", self.address, reason)
             finally:
                 self._down()
-            if (task := asyncio.current_task()) is not None and task.cancelling():
-                raise asyncio.CancelledError  # at the very moment at which the stream broke, which hid it
             delay_s = self._backoff.after(failures)
             await asyncio.sleep(delay_s * self._host.random.uniform(0.8, 1.2))
 
@@ -117,23 +118,47 @@ class BrokerConnection:
             self._owner.connection_down(self)
 
     async def _stream(self) -> None:
-        """One stream's life; raises _StreamBroke at its end."""
+        """One stream's life; raises _StreamBroke at its end.
+
+        No task group: one leaves its parent marked as cancelled (Python 3.11) when a child fails, and then nobody can
+        tell whether this connection is to end or only its stream.
+        """
         call = broker_pb2_grpc.BrokerStub(self._channel(self.address)).Produce()
-        reason = ""
+        try:
+            await self._open(call)
+        except BaseException:
+            call.cancel()
+            raise
+        self.up = True
+        self._owner.connection_up(self)
+        loop = asyncio.get_running_loop()
+        parts = [loop.create_task(part) for part in (self._write(call), self._read(call), self._watch())]
+        try:
+            await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended = [part for part in parts if part.done()]
+            call.cancel()
+            for part in parts:
+                part.cancel()
+            await asyncio.wait(parts)
+        errors = [error for part in parts if not part.cancelled() and (error := part.exception()) is not None]
+        for error in errors:
+            if not isinstance(error, _BREAKS):
+                raise error
+        first = [part.exception() for part in ended if not part.cancelled()]
+        raise _StreamBroke(_reason(first[0]) if first and first[0] is not None else "the call was cancelled")
+
+    async def _open(self, call: ProduceCall) -> None:
+        """Until the broker has been reached: what was never written has no unknown outcome."""
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 await call.write(pb.ProduceRequest())
-            self.up = True
-            self._owner.connection_up(self)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._write(call))
-                group.create_task(self._read(call))
-                group.create_task(self._watch())
-        except* (_StreamBroke, grpc.RpcError, asyncio.InvalidStateError, TimeoutError) as group_of_errors:
-            reason = _reason(group_of_errors)
-        finally:
-            call.cancel()
-        raise _StreamBroke(reason)
+        except _BREAKS as error:
+            raise _StreamBroke(_reason(error)) from None
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            raise _StreamBroke("the call was cancelled") from None  # gRPC's word for a call that the other side ended
 
     async def _write(self, call: ProduceCall) -> None:
         while True:
@@ -198,7 +223,5 @@ class BrokerConnection:
 
 
 def _reason(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
     text = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
     return text or type(error).__name__

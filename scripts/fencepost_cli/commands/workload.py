@@ -20,7 +20,7 @@ from fencepost_cli.terminal import DEFAULT_DATA_DIR, EXIT_FAILED, Bootstrap, Dat
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fencepost import AdminClient
+    from fencepost import AdminClient, Producer
     from fencepost_cli.verdict import Findings, RecordCheck
     from fencepost_cli.workload import Workload, WorkloadSpec
 
@@ -62,6 +62,9 @@ def produce(
     duration: Annotated[float, typer.Option(min=0, help="Seconds to send for; 0: no limit.")] = 0,
     count: Annotated[int, typer.Option(min=0, help="Records to send; 0: no limit.")] = 0,
     seed: Annotated[int, typer.Option(help="Decides the order of keys.")] = 0,
+    history: Annotated[
+        Path | None, typer.Option(help="Also record every send there, for 'fencepost check'.", show_default="none")
+    ] = None,
     ledgers: Ledgers = None,
     bootstrap: Bootstrap = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
@@ -81,7 +84,9 @@ def produce(
     except OSError as error:
         fail(f"{folder} cannot hold ledgers: {error.strerror}")
     out = console()
-    workload = run(_produce(brokers=brokers, name=name, spec=spec, ledger=ledger, folder=folder, out=out))
+    workload = run(
+        _produce(brokers=brokers, name=name, spec=spec, ledger=ledger, folder=folder, history_file=history, out=out)
+    )
     retried = workload.producer.stats.retried_batches
     out.print(
         f"run {ledger.run}: {ledger.sent} sent, {ledger.acked} acknowledged, {workload.failed.total()} failed, "
@@ -93,15 +98,22 @@ def produce(
 
 
 async def _produce(
-    *, brokers: str, name: str | None, spec: WorkloadSpec, ledger: Ledger, folder: Path, out: Console
+    *,
+    brokers: str,
+    name: str | None,
+    spec: WorkloadSpec,
+    ledger: Ledger,
+    folder: Path,
+    history_file: Path | None,
+    out: Console,
 ) -> Workload:
-    from fencepost import AdminClient, Producer
+    from fencepost import AdminClient
     from fencepost_cli.workload import Workload
 
     stop = _stop_on_interrupt()
     async with AdminClient(brokers) as admin:
         await _make_topic(admin, spec.topic)
-    async with Producer(brokers, name=name or "") as producer:
+    async with _producer(brokers, name or "", history_file, f"workload-{ledger.run}") as producer:
         workload = Workload(producer, spec, ledger)
         try:
             async with _figures(out, lambda elapsed_s: _produce_figures(workload, elapsed_s)):
@@ -109,6 +121,24 @@ async def _produce(
         finally:
             _save(ledger, folder)
     return workload
+
+
+@contextlib.asynccontextmanager
+async def _producer(brokers: str, name: str, history_file: Path | None, process: str) -> AsyncIterator[Producer]:
+    """One that records its history where there is a file for it."""
+    from fencepost import History, Producer, RecordingProducer
+
+    if history_file is None:
+        async with Producer(brokers, name=name) as producer:
+            yield producer
+        return
+    try:
+        history = History(history_file, process=process)
+    except OSError as error:
+        fail(f"{history_file} cannot hold a history: {error.strerror}")
+    with contextlib.closing(history):
+        async with RecordingProducer(brokers, name=name, history=history) as producer:
+            yield producer
 
 
 def _stop_on_interrupt() -> asyncio.Event:

@@ -1,0 +1,55 @@
+"""Histories of real clients through a failover, judged by the history checker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from running import TOPIC
+
+from fencepost import AdminClient, Consumer, History, RecordingProducer
+from fencepost_cli.failover import wait_in_sync
+from fencepost_cli.history_check import check_history
+from fencepost_cli.ledger import Ledger
+from fencepost_cli.local_cluster import LocalCluster
+from fencepost_cli.read_back import ReadBack, read_to_end
+from fencepost_cli.workload import Workload, WorkloadSpec
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+ClusterFactory = Callable[..., LocalCluster]
+RECORDS = 2_000
+
+
+def test_what_clients_recorded_through_a_failover_is_clean_and_a_lost_line_is_found(
+    run: Run, cluster_factory: ClusterFactory
+) -> None:
+    lines: list[str] = []
+
+    async def scenario() -> None:
+        async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+            await admin.create_topic(TOPIC, partitions=2, replication_factor=3, min_insync_replicas=2)
+            ledger = Ledger("recorded")
+            history = History(lines.append, process="producer")
+            async with RecordingProducer(cluster.bootstrap, history=history, fault_drop_acks=0.05) as producer:
+                workload = Workload(producer, WorkloadSpec(TOPIC, keys=20, rate=2_000, count=RECORDS), ledger)
+                working = asyncio.create_task(workload.run(asyncio.Event()))
+                await workload.wait_sent(RECORDS // 3)
+                cluster.kill((await admin.describe_topic(TOPIC)).partitions[0].leader)
+                await working
+            assert ledger.acked == RECORDS
+            reader = History(lines.append, process="reader")
+            async with Consumer(cluster.bootstrap, TOPIC, history=reader) as consumer:
+                await read_to_end(consumer, ReadBack([ledger]))
+            for node in cluster.broker_ids:
+                if not cluster.running(node):
+                    await cluster.restart(node)
+            await wait_in_sync(admin, TOPIC)
+
+    run(scenario())
+    verdict = check_history(lines)
+    assert verdict.clean, verdict.to_json()
+    polled = [line for line in lines if json.loads(line)["op"] == "poll" and json.loads(line).get("value")]
+    spoilt = [line for line in lines if line != polled[len(polled) // 2]]
+    assert not check_history(spoilt).clean, "a record that nobody polled, below others that were, is found"
