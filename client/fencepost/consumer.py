@@ -330,19 +330,25 @@ class Consumer:
     async def _each(
         self, tps: Iterable[TopicPartition], ask: Callable[[TopicPartition, PartitionKey], Awaitable[Answer]]
     ) -> dict[TopicPartition, Answer]:
-        """Ask for all partitions, a bounded number at once. Raises the first error."""
+        """Ask for all partitions, a bounded number at once. Raises the first error.
+
+        No task group: one that fails leaves the task that called it, the application's, marked as cancelled (until Python
+        3.13), and then a call that a broker cancels would end that task (`rpc_errors`).
+        """
         slots = asyncio.Semaphore(MAX_CONCURRENT_QUESTIONS)
 
         async def one(tp: TopicPartition) -> Answer:
             async with slots:
                 return await ask(tp, await self._key(tp))
 
+        tasks = {tp: asyncio.create_task(one(tp)) for tp in dict.fromkeys(tps)}
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = {tp: group.create_task(one(tp)) for tp in dict.fromkeys(tps)}
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return {tp: task.result() for tp, task in tasks.items()}
+            answers = await asyncio.gather(*tasks.values())
+        finally:
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+        return dict(zip(tasks, answers, strict=True))
 
 
 def _tp(record: ConsumerRecord) -> TopicPartition:

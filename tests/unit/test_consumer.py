@@ -336,6 +336,11 @@ def test_what_is_not_there_or_not_possible_is_refused_by_name(monkeypatch: pytes
                     await consumer.poll()
                 with pytest.raises(InvalidRequest, match="max_records=0"):
                     await consumer.poll(0)
+                with pytest.raises(UnknownTopicOrPartition, match="nothing"):
+                    await consumer.end_offsets([T0, TopicPartition("nothing", 0)])
+                task = asyncio.current_task()
+                assert task is not None
+                assert not task.cancelling(), "an error leaves no mark on the application's task"
             with pytest.raises(InvalidRequest, match="not open"):
                 await consumer.poll()
             await until(lambda: fake.brokers[1].fetch_streams == fake.brokers[1].watchers == 0)
