@@ -9,6 +9,7 @@ from typing import Protocol
 
 import grpc
 
+from fencepost_proto.cancellation import cancel_requests
 from fencepost_proto.errors import (
     FencepostError,
     InvalidRequest,
@@ -44,12 +45,12 @@ def error_of(error: grpc.aio.AioRpcError, address: str) -> FencepostError:
 def rpc_errors(address: str) -> Iterator[None]:
     """Errors of this project for what gRPC raises inside. gRPC raises CancelledError for a call that the other side
     cancelled; here that means a broken call, and only this task's own cancellation passes as one."""
+    before = cancel_requests()
     try:
         yield
     except grpc.aio.AioRpcError as error:
         raise error_of(error, address) from error
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if cancel_requests() > before:
             raise
         raise NetworkException(f"broker {address}: the call was cancelled") from None

@@ -29,6 +29,7 @@ from fencepost_node.controller_link import ControllerLink
 from fencepost_node.data_folder import DataFolder
 from fencepost_node.metadata_feed import MetadataFeed
 from fencepost_proto import errors
+from fencepost_proto.cancellation import cancel_requests
 from fencepost_proto.host import Host
 from fencepost_proto.metadata import MetadataImage, PartitionKey
 from fencepost_proto.v1 import common_pb2, controller_pb2, controller_pb2_grpc
@@ -104,13 +105,14 @@ class Session:
         backoff_s = MIN_BACKOFF_S
         try:
             while not self._leaving:
+                before = cancel_requests()
                 try:
                     await self._hold()
                 except REFUSALS:
                     raise
                 except (grpc.aio.AioRpcError, errors.FencepostError) as error:
                     self._log_trouble(error)
-                if (task := asyncio.current_task()) is not None and task.cancelling():
+                if cancel_requests() > before:
                     raise asyncio.CancelledError  # at the very moment at which the stream broke, which hid it
                 if self._leaving:
                     break
