@@ -69,7 +69,7 @@ def test_a_minute_of_chaos_is_exact(tmp_path: Path) -> None:
 def test_chaos_finds_brokers_out_that_forget_what_they_have_seen(tmp_path: Path) -> None:
     """A verdict is worth something only if it can be otherwise: these brokers append what they have already."""
     report = tmp_path / "report"
-    shell = Shell(tmp_path, extra={"PYTHONPATH": str(Path(__file__).parent / "forgetful")})
+    shell = Shell(tmp_path, timeout_s=110, extra={"PYTHONPATH": str(Path(__file__).parent / "forgetful")})
     result = shell.run("chaos", "--duration", "8s", "--no-cuts", "--json", "--report", str(report))
     assert result.returncode == 1
     told = json.loads(result.stdout.splitlines()[-1])
