@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MAX_POINTS = 50_000  # of a scatter: of more, every second, third … is shown
 _SIZE_INCHES = (12.0, 5.5)
+_THINNEST_S = 0.15  # of a fault in its lane, to be seen
 _COLOURS = {
     Nemesis.BROKERS: "#d62728",
     Nemesis.CONTROLLER: "#9467bd",
@@ -46,44 +47,38 @@ def draw(result: ChaosResult, report: Path) -> list[Path]:
     return drawn
 
 
-def _figure(title: str) -> tuple[Any, Axes]:
+def _figure(title: str) -> tuple[Any, Axes, Axes]:
+    """The figure, the axes for what is shown, and those for the faults below."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_SIZE_INCHES, dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes, lanes = figure.subplots(2, sharex=True, height_ratios=(6, 1))
     axes.set_title(title, loc="left")
-    axes.set_xlabel("seconds since the start")
     axes.grid(visible=True, alpha=0.25)
-    return figure, axes
+    return figure, axes, lanes
 
 
-def _shade_faults(axes: Axes, result: ChaosResult) -> None:
-    """A band for each nemesis at the foot, and its colour thinly over the whole height."""
-    lanes = len(Nemesis)
+def _show_faults(axes: Axes, lanes: Axes, result: ChaosResult) -> None:
+    """A lane for each nemesis, and its colour thinly over what is shown."""
     for lane, nemesis in enumerate(Nemesis):
-        labelled = False
-        for happened in result.happened:
-            if happened.fault.nemesis is not nemesis:
-                continue
-            begin, end = happened.began_at - result.started_at, happened.ended_at - result.started_at
-            axes.axvspan(begin, end, color=_COLOURS[nemesis], alpha=0.06, linewidth=0)
-            axes.axvspan(
-                begin,
-                end,
-                ymin=0.02 * (lanes - lane - 1),
-                ymax=0.02 * (lanes - lane) - 0.002,
-                color=_COLOURS[nemesis],
-                alpha=0.9,
-                linewidth=0,
-                label=None if labelled else f"faults: {nemesis.value}",
-            )
-            labelled = True
+        spans = [
+            (happened.began_at - result.started_at, happened.ended_at - happened.began_at)
+            for happened in result.happened
+            if happened.fault.nemesis is nemesis
+        ]
+        visible = [(begin, max(length, _THINNEST_S)) for begin, length in spans]
+        lanes.broken_barh(visible, (lane - 0.4, 0.8), color=_COLOURS[nemesis], linewidth=0)
+        for begin, length in spans:
+            axes.axvspan(begin, begin + length, color=_COLOURS[nemesis], alpha=0.06, linewidth=0)
+    lanes.set_yticks(range(len(Nemesis)), [nemesis.value for nemesis in Nemesis], fontsize=8)
+    lanes.set_ylim(len(Nemesis) - 0.5, -0.5)
+    lanes.set_xlabel("seconds since the start; below the curves, the faults of each nemesis")
 
 
 def _latency(result: ChaosResult, measure: Measure, path: Path) -> Path:
-    figure, axes = _figure(f"Latency of {len(measure.latency)} acknowledged sends (seed {result.options.seed})")
+    figure, axes, lanes = _figure(f"Latency of {len(measure.latency)} acknowledged sends (seed {result.options.seed})")
     step = 1 + len(measure.latency) // MAX_POINTS
     axes.scatter(
         measure.sent_at[::step],
@@ -95,12 +90,12 @@ def _latency(result: ChaosResult, measure: Measure, path: Path) -> Path:
     )
     axes.set_yscale("log")
     axes.set_ylabel("ms until the acknowledgement")
-    _finish(figure, axes, result, path)
+    _finish(figure, axes, lanes, result, path)
     return path
 
 
 def _throughput(result: ChaosResult, measure: Measure, path: Path) -> Path:
-    figure, axes = _figure(f"Records a second (seed {result.options.seed})")
+    figure, axes, lanes = _figure(f"Records a second (seed {result.options.seed})")
     counts = {
         "acknowledged": (measure.acked_in_second, "#1f77b4"),
         "read, by all consumers": (measure.read_in_second, "#2ca02c"),
@@ -113,27 +108,30 @@ def _throughput(result: ChaosResult, measure: Measure, path: Path) -> Path:
             axes.step(range(end), [counter[second] for second in range(end)], where="post", color=colour, label=label)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("records a second")
-    _finish(figure, axes, result, path)
+    _finish(figure, axes, lanes, result, path)
     return path
 
 
 def _wrong(result: ChaosResult, path: Path) -> Path:
     """Where in the logs the first findings of each kind lie."""
-    figure, axes = _figure("Offsets of what is wrong (the first findings of each kind)")
+    figure, axes, lanes = _figure("Offsets of what is wrong (the first findings of each kind)")
+    lanes.remove()
     assert result.history is not None
     kinds = sorted({finding.anomaly.value for finding in result.history.findings if finding.offsets})
     for row, kind in enumerate(kinds):
         offsets = [o for finding in result.history.findings if finding.anomaly.value == kind for o in finding.offsets]
         axes.scatter(offsets, [row] * len(offsets), s=30, color="#d62728")
     axes.set_yticks(range(len(kinds)), kinds)
+    axes.tick_params(labelbottom=True)
     axes.set_xlabel("offset")
     figure.savefig(path)
     return path
 
 
-def _finish(figure: Any, axes: Axes, result: ChaosResult, path: Path) -> None:
-    _shade_faults(axes, result)
-    axes.axvline(result.faults_end_s, color="black", linewidth=0.8, linestyle="--", label="no more faults")
+def _finish(figure: Any, axes: Axes, lanes: Axes, result: ChaosResult, path: Path) -> None:
+    _show_faults(axes, lanes, result)
+    for each in (axes, lanes):
+        each.axvline(result.faults_end_s, color="black", linewidth=0.8, linestyle="--", label="no more faults")
     axes.set_xlim(left=0)
     axes.legend(loc="upper right", fontsize=8, framealpha=0.9)
     figure.savefig(path)
