@@ -11,7 +11,7 @@ import itertools
 from functools import partial
 
 import pytest
-from tests.gauntlet.story import Story, tale
+from tests.gauntlet.story import Client, Story, tale
 from tests.simulation.cluster import broker_node
 
 BROKERS = ("broker-1", "broker-2", "broker-3")
@@ -116,16 +116,9 @@ async def test_partition_kill_remove(story: Story) -> None:
     assert logs == {"orders-0": [sent.value for sent in client.sent]}
 
 
-@tale()
-async def test_power_failure_split_brain(story: Story) -> None:
-    """nats-io/nats-server issue 7567.
-
-    Reported: a node comes back from a power failure without its unsynced tail, and with another node that lags behind
-    it forms a majority and elects a leader: acknowledged records are gone.
-
-    Here: broker 3 lags behind, broker 2 loses its tail, broker 1 dies. Two of three live, and neither is elected: 2 was
-    taken out of the in-sync set when it said that its machine had restarted. With 1 everything comes back.
-    """
+async def one_lags_and_one_loses_its_tail(story: Story) -> Client:
+    """Broker 1 leads and holds A, B, C, all acknowledged. Broker 3 is cut off and has only A; the machine of broker 2, the
+    other one in sync, has lost its power, and C with it."""
     await story.create_topic("orders", [[1, 2, 3]], min_insync_replicas=2)
     client = await story.producer()
     await story.acked(await client.send("A"))
@@ -135,9 +128,22 @@ async def test_power_failure_split_brain(story: Story) -> None:
     story.write_back(2)
     await story.acked(await client.send("C"))
     assert [story.values(n) for n in (1, 2, 3)] == [["A", "B", "C"], ["A", "B", "C"], ["A"]]
-
     story.power_failure(2)
     assert story.values(2) == ["A", "B"], "its tail is gone"
+    return client
+
+
+@tale()
+async def test_power_failure_split_brain(story: Story) -> None:
+    """nats-io/nats-server issue 7567.
+
+    Reported: a node comes back from a power failure without its unsynced tail, and with another node that lags behind
+    it forms a majority and elects a leader: acknowledged records are gone.
+
+    Here: broker 3 lags behind, broker 2 loses its tail, broker 1 dies. Two of three live, and neither is elected: 2 has
+    left the in-sync set as it came back. With 1 everything comes back.
+    """
+    client = await one_lags_and_one_loses_its_tail(story)
     story.separate("broker-2", "broker-1")  # it shall not catch up
     story.start("broker-2")
     await story.in_sync("orders-0", 1)
@@ -155,6 +161,34 @@ async def test_power_failure_split_brain(story: Story) -> None:
     story.rejoin("broker-2", "broker-1")
     story.start("broker-1")
     await story.led(by=1)
+    await story.acked(d)
+    assert await story.end() == {"orders-0": ["A", "B", "C", "D"]}
+
+
+@tale()
+async def test_power_failure_split_brain_where_the_leader_dies_first(story: Story) -> None:
+    """As above, but broker 1 is dead before anybody has noticed that broker 2 is, too: so 2 is elected while its machine is
+    dark. It comes back without the tail, leads nothing, and leaves the in-sync set as its last member.
+
+    Nobody is known to have everything then, and an operator is told; the longest log is that of broker 1.
+    """
+    client = await one_lags_and_one_loses_its_tail(story)
+    story.kill("broker-1")
+    await story.until(lambda: story.partition("orders-0").leader == 2, "broker 2 is elected in the dark")
+    story.rejoin("broker-3", *story.others("broker-3"))
+    story.start("broker-2")
+    await story.until(lambda: not story.partition("orders-0").isr, "nobody is in sync")
+    d = await client.send("D")
+    story.start("broker-1")
+    await story.all_live()
+    await asyncio.sleep(30)
+    assert story.partition("orders-0").leader == -1
+    assert not story.traced("broker-2#2", "became leader"), "it has never led without its tail"
+    assert not d.settled
+    assert story.traced("controller", "error", "partition needs an unclean election", "last_known_isr=[2]")
+    ends = {n: story.replica(n, "orders-0").log.log_end_offset for n in (1, 2, 3)}
+    assert ends == {1: 3, 2: 2, 3: 1}
+    await story.elect("orders-0", 1)
     await story.acked(d)
     assert await story.end() == {"orders-0": ["A", "B", "C", "D"]}
 

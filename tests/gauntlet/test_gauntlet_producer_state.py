@@ -242,6 +242,7 @@ async def test_double_recovery(story: Story) -> None:
             assert not story.leads(1, "fresh-0"), "and its log is still being opened"
             assert story.answers("C")[0] == "broker-1: NOT_LEADER_OR_FOLLOWER"
             await story.acked(b, c)
+            await asyncio.sleep(5)  # a second opening, if there were one, would have begun by now
         logs = await story.end()
 
     mine = [(process, folder) for process, folder in opened if repr(process).startswith("broker-1")]
