@@ -312,14 +312,14 @@ class Judge:
     def _heal(self, record: Record) -> None:
         """Forget damage where the replica's log is whole again."""
         for broker_id, key in list(self.damaged):
-            if key == record.key and self._is_whole(record, broker_id):
+            if key == record.key and self._is_whole(record, broker_id) and not self.view(record, broker_id).damage:
                 del self.damaged[broker_id, key]
                 self.count("damaged logs made whole")
 
     def _is_whole(self, record: Record, broker_id: int) -> bool:
         view = self.view(record, broker_id)
         wanted = record.committed[_index(record.committed, view.start_offset) :]
-        return not view.damage and view.end_offset >= record.committed_end and view.batches[: len(wanted)] == wanted
+        return view.end_offset >= record.committed_end and view.batches[: len(wanted)] == wanted
 
     def lost_power(self, broker_ids: list[int]) -> None:
         """After the machines of these brokers have lost power: where did it take what was committed?"""
