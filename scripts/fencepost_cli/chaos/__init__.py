@@ -7,6 +7,7 @@ between them is cut; then everything is read and judged.
     nemesis    carries the schedule out, and undoes it; `nemesis_log` remembers
     fleet      the client processes; `client` is what runs in each, `producing` and `consuming` what it does
     run        one run from start to verdict; `ending` is what is looked at once all is healed
+    tail       counts acknowledgements while the histories are written
     measure    latency, throughput and unavailability, out of the recorded histories
     resumed    what named producers were told of their predecessors, held against the final log
     result     everything that the verdict is made of

@@ -17,6 +17,8 @@ from typing import Any
 
 from fencepost_cli.chaos.client import EXIT_FENCED, ClientConfig
 from fencepost_cli.chaos.faults import Party
+from fencepost_cli.chaos.tail import AckCounter
+from fencepost_cli.failures import CommandFailed
 from fencepost_cli.processes import Place, ProcessRef, Watchdog, spawn
 
 _POLL_S = 0.02
@@ -58,6 +60,7 @@ class ClientProcess:
     child: subprocess.Popen[bytes]
     history_file: Path
     log_file: Path
+    acks: AckCounter
     superseded: bool = False  # another instance has taken its producer's name
     killed: bool = False
 
@@ -123,7 +126,9 @@ class Fleet:
         log_file = self._directory / "logs" / f"{name}.log"
         process, child = spawn(["-m", "fencepost_cli.chaos.client"], config_file, log_file, self._place(role.party))
         self._watchdog.watch(process)
-        client = ClientProcess(role, name, process, child, Path(config.history_file), log_file)
+        client = ClientProcess(
+            role, name, process, child, Path(config.history_file), log_file, AckCounter(Path(config.history_file))
+        )
         if role.named and role.party in self.current:
             self.current[role.party].superseded = True
         self.processes.append(client)
@@ -152,6 +157,22 @@ class Fleet:
         except TimeoutError:
             return False
         return client.begun
+
+    def count_acked(self) -> int:
+        """Records acknowledged to all clients so far."""
+        return sum(client.acks.count() for client in self.processes)
+
+    async def wait_heard(self, timeout_s: float) -> None:
+        """Return once something more is acknowledged to each producer. Raises CommandFailed naming the others."""
+        deadline = time.monotonic() + timeout_s
+        waiting = {c.name: (c, c.acks.count()) for c in self.current.values() if c.role.kind == "producer"}
+        while waiting:
+            if time.monotonic() > deadline:
+                raise CommandFailed(
+                    f"nothing is acknowledged to {', '.join(waiting)} within {timeout_s:g} s of the last fault"
+                )
+            await asyncio.sleep(_POLL_S)
+            waiting = {name: (c, before) for name, (c, before) in waiting.items() if c.acks.count() <= before}
 
     async def finish(self, timeout_s: float) -> list[str]:
         """Let every client end what it has begun. What went wrong, in words."""

@@ -46,8 +46,8 @@ BROKER_SETTINGS = {"snapshot_interval_bytes": 256 * 1024, "replica_lag_time_max_
 IN_SYNC_TIMEOUT_S = 90.0
 FINISH_TIMEOUT_S = 90.0  # for the clients' last records: more than any delivery timeout
 BEGIN_TIMEOUT_S = 30.0
+HEARD_TIMEOUT_S = 60.0  # for an acknowledgement to each producer, once all is healed
 _STOP_TIMEOUT_S = 30.0
-_ACKED = b'"type":"ok","op":"send"'
 
 _ROLES = (
     # Patient: no outcome is ever unknown unless the process dies. Named, so that it can resume and be taken over.
@@ -93,19 +93,12 @@ class Chaos:
         self._report = report
         self._options = options
         self._tell = tell
-        self._counted: dict[Path, tuple[int, int]] = {}  # a history's bytes, and the acknowledgements in them
+        self._fleet: Fleet | None = None
         self._resumed = ResumedCheck(())
 
     def count_acked(self) -> int:
         """Of all clients so far; their histories tell."""
-        for path in (self._report / "history").glob("*.jsonl"):
-            position, count = self._counted.get(path, (0, 0))
-            with path.open("rb") as file:
-                file.seek(position)
-                new = file.read()
-            whole = new[: new.rfind(b"\n") + 1]
-            self._counted[path] = position + len(whole), count + whole.count(_ACKED)
-        return sum(count for _, count in self._counted.values())
+        return self._fleet.count_acked() if self._fleet is not None else 0
 
     async def run(self) -> ChaosResult:
         started = time.monotonic()
@@ -146,6 +139,7 @@ class Chaos:
         )
         target = Target(cluster.bootstrap, TOPIC, options.partitions)
         fleet = Fleet(self._report, options.seed, target, place=place)
+        self._fleet = fleet
         try:
             async with cluster:
                 self._tell(f"a controller and {options.brokers} brokers are up")
@@ -183,6 +177,7 @@ class Chaos:
         self._tell("no more faults: everything is to heal")
         await cluster.start(cluster.nodes, timeout_s=RESTART_TIMEOUT_S)
         result.healed_in_s = await wait_writable(admin, TOPIC)
+        await fleet.wait_heard(HEARD_TIMEOUT_S)
         await wait_moved(admin)
         await wait_in_sync(admin, TOPIC, IN_SYNC_TIMEOUT_S)
         self._tell(f"writes go on in every partition after {result.healed_in_s:.1f} s, and all replicas are in sync")

@@ -115,8 +115,7 @@ async def _progress_bar(chaos: Chaos, out: Console) -> AsyncIterator[None]:
         async def follow() -> None:
             while True:
                 harmed_s = time.monotonic() - chaos.result.started_at if chaos.result.started_at else 0.0
-                acked = await asyncio.to_thread(chaos.count_acked)
-                progress.update(bar, completed=harmed_s, description=chaos.phase, acked=acked)
+                progress.update(bar, completed=harmed_s, description=chaos.phase, acked=chaos.count_acked())
                 await asyncio.sleep(_PROGRESS_S)
 
         follower = asyncio.create_task(follow())
