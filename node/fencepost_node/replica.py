@@ -129,6 +129,8 @@ class Replica:
                 self.topic.name, self.key[1], partition.leader_epoch, partition.isr,
                 self.log.log_start_offset, self.log.log_end_offset, self.high_watermark,
             )  # fmt: skip
+            if leadership.state.durable_end_offset < self.log.log_end_offset:
+                self.owner.sync_soon(self)
             self.owner.propose_isr(leadership)
         elif partition.leader >= 0:
             self.role = Following(partition.leader, partition.leader_epoch)

@@ -19,6 +19,7 @@ import grpc
 
 from fencepost_node.replica import Following, Replica
 from fencepost_proto import errors
+from fencepost_proto.cancellation import cancel_requests
 from fencepost_proto.errors import ErrorCode, FencepostError, InvariantBroken
 from fencepost_proto.host import Host
 from fencepost_proto.metadata import MetadataImage, PartitionKey
@@ -53,6 +54,7 @@ class _Followed:
     replica: Replica
     following: Following
     subscription: int = 0  # the current one's number; 0: none
+    synced: bool = False  # with flush=always: since it was last to be subscribed, so that its end counts
 
 
 class FollowerLink:
@@ -125,6 +127,7 @@ class FollowerLink:
         self._wake.set()
         writer = asyncio.create_task(self._write(call))
         answered = False
+        before = cancel_requests()
         try:
             async for message in call:  # ends, one way or another, whenever the call does: also when a write fails
                 answered = True
@@ -132,7 +135,7 @@ class FollowerLink:
         except grpc.aio.AioRpcError as broken:
             log.info("replication stream broke leader=%d address=%s code=%s", self._leader, address, broken.code())
         except asyncio.CancelledError:
-            if _is_cancelled(asyncio.current_task()):  # else it is the call that was, by `reconnect`
+            if cancel_requests() > before:  # else it is the call that was cancelled, by `reconnect`
                 raise
         finally:
             self._call = None
@@ -154,17 +157,35 @@ class FollowerLink:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            await self._sync_subscribers()
             request = self._next_request()
             if request is not None:
                 await call.write(request)
+
+    async def _sync_subscribers(self) -> None:
+        """A subscription says where the log ends, and the leader counts on that: with flush=always it is to be synced."""
+        for key in list(self._to_subscribe):
+            followed = self._followed.get(key)
+            if followed is None or followed.synced:
+                continue
+            if followed.replica.topic.config.flush_always:
+                try:
+                    await asyncio.to_thread(followed.replica.log.sync)
+                except errors.StorageError as error:
+                    followed.replica.fail(str(error))
+                    continue
+            followed.synced = True
 
     def _next_request(self) -> pb.ReplicateRequest | None:
         request = pb.ReplicateRequest()
         for key in self._to_unsubscribe:
             request.unsubscribe.add(topic_id=key[0], partition=key[1])
         self._to_unsubscribe.clear()
-        for key in self._to_subscribe:
+        ready = [key for key in self._to_subscribe if self._followed[key].synced]
+        for key in ready:
             followed = self._followed[key]
+            followed.synced = False
+            del self._to_subscribe[key]
             followed.subscription = self._next_subscription
             self._next_subscription += 1
             replica_log = followed.replica.log
@@ -177,7 +198,6 @@ class FollowerLink:
                 last_epoch=replica_log.last_epoch,
             )
             self._to_ack.pop(key, None)
-        self._to_subscribe.clear()
         for key, end_offset in self._to_ack.items():
             request.acks.add(
                 topic_id=key[0],
@@ -269,7 +289,3 @@ class FollowerLink:
             asyncio.get_running_loop().call_later(delay_s, now)
         else:
             now()
-
-
-def _is_cancelled(task: asyncio.Task[object] | None) -> bool:
-    return task is not None and task.cancelling() > 0

@@ -47,13 +47,22 @@ class LeaderState:
     """State of one leadership: one partition, one leader epoch."""
 
     def __init__(
-        self, broker_id: int, partition: Partition, log_end_offset: int, high_watermark: int, now: float
+        self,
+        broker_id: int,
+        partition: Partition,
+        log_end_offset: int,
+        high_watermark: int,
+        now: float,
+        *,
+        durable_end_offset: int | None = None,
     ) -> None:
+        """`durable_end_offset`: below it this replica's own log is known to be synced; None: it need not be."""
         self.broker_id = broker_id
         self.partition = partition
         self.epoch_start_offset = log_end_offset
         self.log_end_offset = log_end_offset
-        self.durable_end_offset = log_end_offset  # what this replica itself counts for; lags with flush=always
+        # What this replica itself counts for; lags with flush=always.
+        self.durable_end_offset = log_end_offset if durable_end_offset is None else durable_end_offset
         self.high_watermark = high_watermark
         self.proposal: Proposal | None = None
         self._followers = {

@@ -65,7 +65,13 @@ class Leadership:
         self.replica = replica
         self.epoch = partition.leader_epoch
         self.state = LeaderState(
-            replica.owner.broker_id, partition, replica.log.log_end_offset, replica.high_watermark, now
+            replica.owner.broker_id,
+            partition,
+            replica.log.log_end_offset,
+            replica.high_watermark,
+            now,
+            # What came as a follower, or was found at the start, may not be synced yet; what is committed is.
+            durable_end_offset=replica.high_watermark if replica.topic.config.flush_always else None,
         )
         self.tail = Tail(replica.log.log_end_offset, replica.owner.tail_bytes)
         self._waiters: deque[tuple[int, Committed]] = deque()  # by end offset, rising
