@@ -86,7 +86,7 @@ def _latency(result: ChaosResult, measure: Measure, path: Path) -> Path:
         s=3,
         color="#1f77b4",
         linewidths=0,
-        label="one send, at the time it was sent" if step == 1 else f"every {step}th send",
+        label="one send, at the time it was sent" if step == 1 else f"one of {step} sends, at the time it was sent",
     )
     axes.set_yscale("log")
     axes.set_ylabel("ms until the acknowledgement")
