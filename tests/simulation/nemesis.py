@@ -320,7 +320,9 @@ class Nemesis:
             (record, broker_id)
             for record in judge.records.values()
             for broker_id in judge.image.partitions[record.key].replicas
-            if any(
+            # After a power failure recovery cannot tell a damaged batch from one that was lost: one fault at a time.
+            if broker_id not in judge.lost_tail
+            and any(
                 other != broker_id and judge.holds_all(record, other)
                 for other in judge.image.partitions[record.key].isr
             )
