@@ -17,7 +17,6 @@ from fencepost.producing.sequencer import Sequencer
 from fencepost_controller.decisions import partitions, producers
 from fencepost_controller.decisions.brokers import RegisterBroker
 from fencepost_controller.decisions.isr import AlterPartition
-from fencepost_controller.fences import Fences
 from fencepost_controller.store.sqlite import SqliteStore
 from fencepost_node import producer_state
 from fencepost_node.log import recovery, segment, snapshot
@@ -27,7 +26,7 @@ from fencepost_node.replica import Replica
 from fencepost_node.replication import push
 from fencepost_node.replication.leader_state import LeaderState
 from fencepost_node.replication.leadership import Leadership
-from fencepost_proto.errors import InvalidProducerEpoch, InvariantBroken, StorageError
+from fencepost_proto.errors import InvariantBroken, StorageError
 
 KILLS = ("kill broker", "kill leader", "pause broker", "clean restart")
 NETWORK = ("cut one way", "cut both ways", "isolate broker", "reset connections", "flaky links")
@@ -192,17 +191,6 @@ def reads_above_the_high_watermark(replace: Any) -> None:
     replace(Replica, "read_committed", read_committed)
 
 
-@mutant("G10", "G6", "invariant", kinds=KILLS, first_seed=4)
-def new_leader_tells_an_old_high_watermark(replace: Any) -> None:
-    original = LeaderState.__init__
-
-    def init(self: LeaderState, *args: Any) -> None:
-        original(self, *args)
-        self.epoch_start_offset = 0
-
-    replace(LeaderState, "__init__", init)
-
-
 # ---- Replication ----
 
 
@@ -282,14 +270,6 @@ def recovery_keeps_a_torn_batch(replace: Any) -> None:
 # ---- Identity ----
 
 
-@mutant("G9", kinds=PRODUCERS, seeds=40, first_seed=22)
-def fence_is_not_waited_for(replace: Any) -> None:
-    async def wait(self: Fences, version: int, timeout_s: float) -> None:
-        return
-
-    replace(Fences, "wait", wait)
-
-
 @mutant("G9", "G2", "G3", kinds=PRODUCERS, seeds=40, first_seed=6)
 def older_epoch_is_accepted(replace: Any) -> None:
     """Where the leader itself has not seen the newer one."""
@@ -346,29 +326,3 @@ def unknown_outcome_reported_as_certain(replace: Any) -> None:
         return failed
 
     replace(Sequencer, "_fail", fail)
-
-
-@mutant("G3", "G2", "G1", kinds=(*KILLS, *NETWORK), seeds=40, first_seed=22)
-def batches_after_a_gap_are_appended(replace: Any) -> None:
-    """The leader takes any sequence beyond the last one, so a retry that comes late is lost or out of order."""
-    original = producer_state._next_entry
-    check = ProducerState.check
-
-    def lenient(self: ProducerState, header: Any, **given: Any) -> Any:
-        try:
-            return check(self, header, **given)
-        except InvalidProducerEpoch:
-            raise
-        except Exception as error:
-            if "is next" in str(error) or "comes first" in str(error):
-                return APPEND
-            raise
-
-    def next_entry(entry: Any, header: Any) -> Any:
-        try:
-            return original(entry, header)
-        except InvariantBroken:
-            return original(None, header)
-
-    replace(ProducerState, "check", lenient)
-    replace(producer_state, "_next_entry", next_entry)

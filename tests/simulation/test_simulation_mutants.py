@@ -7,6 +7,7 @@ from tests.simulation.mutants import MUTANTS, Mutant
 from tests.simulation.simulation import simulate
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_mutant_is_caught(mutant: Mutant) -> None:
     with mutant.applied():
