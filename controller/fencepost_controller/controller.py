@@ -164,7 +164,7 @@ class Controller:
         log.info("shutting down")
         error = NotController("the controller is stopping")
         self._sessions.end_all(error)
-        self._fences.fail(error)
+        self._fences.close(error)
         self._commands.close()
         if self._server is not None:
             await self._server.stop(0.0 if self.failed else STOP_GRACE_S)

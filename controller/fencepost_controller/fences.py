@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from fencepost_controller.decisions.fence import standing
-from fencepost_proto.errors import CoordinatorNotAvailable, FencepostError, NotController
+from fencepost_proto.errors import CoordinatorNotAvailable, FencepostError
 from fencepost_proto.metadata import MetadataImage
 
 MAX_WAITING = 1_024
@@ -19,6 +19,7 @@ class Fences:
         self._image = image
         self._applied = applied
         self._waiting: dict[asyncio.Future[None], int] = {}
+        self._closed: FencepostError | None = None
 
     def check(self) -> None:
         """The image has changed, or a broker has applied more of it."""
@@ -30,7 +31,10 @@ class Fences:
                 future.set_result(None)
 
     async def wait(self, version: int, timeout_s: float) -> None:
-        """Return once `version` stands everywhere. Raises CoordinatorNotAvailable naming what it waited for."""
+        """Return once `version` stands everywhere. Raises CoordinatorNotAvailable naming what it waited for, or what
+        `close` was told: also to a caller whose epoch is committed already and who begins to wait only now."""
+        if self._closed is not None:
+            raise self._closed
         if len(self._waiting) >= MAX_WAITING:
             raise CoordinatorNotAvailable(f"{MAX_WAITING} producers wait for their fences already")
         future = asyncio.get_running_loop().create_future()
@@ -46,8 +50,9 @@ class Fences:
         finally:
             del self._waiting[future]
 
-    def fail(self, error: FencepostError | None = None) -> None:
-        """The controller stops: nobody waits any longer."""
+    def close(self, error: FencepostError) -> None:
+        """Nobody waits any longer, and nobody begins to."""
+        self._closed = error
         for future in self._waiting:
             if not future.done():
-                future.set_exception(error or NotController("the controller is stopping"))
+                future.set_exception(error)

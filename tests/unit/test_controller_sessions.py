@@ -21,6 +21,7 @@ from controller_cluster import (
 )
 
 from fencepost_controller import sessions as sessions_module
+from fencepost_controller.fences import Fences
 from fencepost_controller.store import CommitFailed
 from fencepost_controller.store.sqlite import SqliteStore
 from fencepost_proto import errors
@@ -28,6 +29,7 @@ from fencepost_proto.metadata import (
     NO_LEADER,
     Changes,
     Entity,
+    MetadataImage,
 )
 from fencepost_proto.v1 import broker_pb2, controller_pb2
 
@@ -646,6 +648,18 @@ def test_the_controllers_end_answers_whoever_waits() -> None:
             await until(lambda: "loader" in controller.image.producers, "the epoch")
             await controller.stop()
             assert (await waiting).error.code == errors.ErrorCode.NOT_CONTROLLER
+
+    run(test())
+
+
+def test_a_caller_who_begins_to_wait_for_a_fence_after_the_controllers_end_is_answered() -> None:
+    """Its epoch was committed just before `stop`, and its handler goes on just after it."""
+
+    async def test() -> None:
+        fences = Fences(MetadataImage, dict)
+        fences.close(errors.NotController("the controller is stopping"))
+        with pytest.raises(errors.NotController, match="stopping"):
+            await fences.wait(1, timeout_s=5.0)
 
     run(test())
 
