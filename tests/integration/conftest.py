@@ -61,7 +61,10 @@ _LOG_TAIL_CHARACTERS = 4000
 
 @pytest.fixture
 def cluster_factory(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ClusterFactory]:
-    """Makes clusters (`LocalCluster.create`'s options) under tmp_path; kills what a test leaves running."""
+    """Makes clusters (`LocalCluster.create`'s options) under tmp_path; kills what a test leaves running.
+
+    Whatever is done to them, no process of a cluster may log an error that nobody foresaw: a test fails for a traceback.
+    """
     made: list[LocalCluster] = []
     request.node.stash[_CLUSTERS] = made
 
@@ -73,6 +76,10 @@ def cluster_factory(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[
     yield make
     for cluster in made:
         cluster.close()
+        for member in cluster.members.values():
+            if member.log_file.exists():
+                text = member.log_file.read_text(errors="replace")
+                assert "Traceback" not in text, f"{member.log_file}: {text[text.index('Traceback') - 500 :][:4000]}"
 
 
 @pytest.hookimpl(wrapper=True)

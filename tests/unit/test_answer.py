@@ -98,3 +98,14 @@ def test_a_client_that_has_gone_is_left_to_grpc(caplog: pytest.LogCaptureFixture
     aborted, failures, raised = stream(gone)
     assert (aborted, failures, raised) == (None, [], grpc.aio.UsageError)
     assert not caplog.records
+
+
+def test_a_server_that_stops_is_no_failure_of_its_streams(caplog: pytest.LogCaptureFixture) -> None:
+    """gRPC has a private error for whoever reads from a stream of a server that has just stopped."""
+
+    class ServerStopped(grpc.aio.BaseError):
+        pass
+
+    aborted, failures, raised = stream(ExceptionGroup("", [ServerStopped("Server already stopped.")]))
+    assert (aborted, failures, raised) == (None, [], ServerStopped)
+    assert not caplog.records

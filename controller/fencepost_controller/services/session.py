@@ -34,8 +34,8 @@ LAST_WORDS_S = 1.0  # for what is still to be said when a session is over
 Context = grpc.aio.ServicerContext[Any, Any]
 Requests = AsyncIterator[pb.SessionRequest]
 
-# What gRPC raises for a write to a stream that has broken. The reader meets its end too.
-_BROKEN = (grpc.aio.InternalError, grpc.aio.UsageError, asyncio.InvalidStateError)
+# What gRPC raises for a write to a stream that has broken, or of a server that stops. A read raises the first only.
+_BROKEN = (grpc.aio.BaseError, asyncio.InvalidStateError)
 
 
 async def serve_session(
@@ -74,6 +74,8 @@ async def _register(sessions: Sessions, requests: Requests) -> Session:
             first = await anext(requests.__aiter__(), None)
     except TimeoutError:
         raise errors.InvalidRequest(f"no registration within {REGISTRATION_TIMEOUT_S:g} s") from None
+    except grpc.aio.BaseError as error:
+        raise errors.NetworkException(f"the stream broke before its registration: {error}") from None
     if first is None or first.WhichOneof("kind") != "register":
         kind = first.WhichOneof("kind") if first is not None else "nothing"
         raise errors.InvalidRequest(f"a session begins with a registration, not with {kind!r}")
@@ -81,6 +83,13 @@ async def _register(sessions: Sessions, requests: Requests) -> Session:
 
 
 async def _read(sessions: Sessions, session: Session, requests: Requests) -> None:
+    try:
+        await _take(sessions, session, requests)
+    except grpc.aio.BaseError as error:
+        log.debug("a session's stream is broken reason=%s", error)
+
+
+async def _take(sessions: Sessions, session: Session, requests: Requests) -> None:
     async for request in requests:
         match request.WhichOneof("kind"):
             case "heartbeat":

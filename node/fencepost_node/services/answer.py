@@ -29,9 +29,9 @@ class HasError(Protocol):
 R = TypeVar("R", bound=HasError)
 Context = grpc.aio.ServicerContext[Any, Any]
 
-# How gRPC says that nothing more can be written: aborted on purpose, or the client has gone. It takes these itself.
-# And a request that could not be read, which the server's interceptor answers.
-_STREAM_IS_OVER = (grpc.aio.AbortError, grpc.aio.UsageError, grpc.aio.InternalError, DecodeError)
+# How gRPC says that nothing more can be read or written: aborted on purpose, the client has gone, or this server stops.
+# It takes these itself. And a request that could not be read, which the server's interceptor answers.
+_STREAM_IS_OVER = (grpc.aio.BaseError, DecodeError)
 
 
 class Answering:
