@@ -1,7 +1,8 @@
 """A producer whose sends are written into a history, for `fencepost check` to judge.
 
-What it records is what its application is told: each record's invocation when it is handed over, and its outcome when that
-is known. A process that dies leaves sends without an outcome; the checker takes them as unknown.
+What it records is what its application is told: each record's invocation when it is handed over, and, when that is known,
+its outcome with the stamp (producer id, epoch, sequence) by which brokers know it. A process that dies leaves sends
+without an outcome; the checker takes them as unknown.
 """
 
 from __future__ import annotations
@@ -68,6 +69,6 @@ class RecordingProducer(Producer):
         try:
             metadata = await delivery
         except FencepostError as error:
-            self._history.complete_send(operation, topic, partition, -1, error=error)
+            self._history.complete_send(operation, topic, partition, -1, error=error, producer=delivery.stamp)
         else:
-            self._history.complete_send(operation, topic, metadata.partition, metadata.offset)
+            self._history.complete_send(operation, topic, metadata.partition, metadata.offset, producer=delivery.stamp)

@@ -10,8 +10,9 @@ from typing import Any
 from running import TOPIC
 
 from fencepost import AdminClient, Consumer, History, RecordingProducer
+from fencepost.history_format import from_line
 from fencepost_cli.failover import wait_in_sync
-from fencepost_cli.history_check import check_history
+from fencepost_cli.history_check import Anomaly, check_history
 from fencepost_cli.ledger import Ledger
 from fencepost_cli.local_cluster import LocalCluster
 from fencepost_cli.read_back import ReadBack, read_to_end
@@ -22,7 +23,7 @@ ClusterFactory = Callable[..., LocalCluster]
 RECORDS = 2_000
 
 
-def test_what_clients_recorded_through_a_failover_is_clean_and_a_lost_line_is_found(
+def test_what_clients_recorded_through_a_failover_is_clean_and_what_is_damaged_in_it_is_found(
     run: Run, cluster_factory: ClusterFactory
 ) -> None:
     lines: list[str] = []
@@ -53,3 +54,29 @@ def test_what_clients_recorded_through_a_failover_is_clean_and_a_lost_line_is_fo
     polled = [line for line in lines if json.loads(line)["op"] == "poll" and json.loads(line).get("value")]
     spoilt = [line for line in lines if line != polled[len(polled) // 2]]
     assert not check_history(spoilt).clean, "a record that nobody polled, below others that were, is found"
+    check_stamps(lines)
+
+
+def check_stamps(lines: list[str]) -> None:
+    """Every acknowledgement carries the stamp that brokers know its record by, and the checker judges by them."""
+    operations = [from_line(line) for line in lines]
+    acked = [index for index, line in enumerate(operations) if line.op == "send" and line.type == "ok"]
+    sequences: dict[int, list[int]] = {0: [], 1: []}
+    for index in acked:
+        stamp = operations[index].producer
+        assert stamp is not None
+        assert stamp.epoch == 0
+        sequences[operations[index].partition].append(stamp.sequence)
+    for partition, of_partition in sequences.items():
+        assert sorted(of_partition) == list(range(len(of_partition))), partition
+
+    def damaged(sequence: int, wrong: int) -> set[Anomaly]:
+        index = next(i for i in acked if (stamp := operations[i].producer) and stamp.sequence == sequence)
+        stamp = operations[index].producer
+        assert stamp is not None
+        changed = operations[index]._replace(producer=stamp._replace(sequence=wrong))
+        return set(check_history([*operations[:index], changed, *operations[index + 1 :]]).counts)
+
+    assert Anomaly.DUPLICATE in damaged(100, 99)
+    assert Anomaly.SEQUENCE_GAP in damaged(100, 1_000_000)
+    assert Anomaly.REORDERED in damaged(100, 50)

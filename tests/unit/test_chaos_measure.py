@@ -12,7 +12,7 @@ import typer
 
 from fencepost.history_format import Operation
 from fencepost_cli.chaos.faults import Fault, Kind
-from fencepost_cli.chaos.measure import FINAL_READER, Measure
+from fencepost_cli.chaos.measure import FINAL_READER, Measure, outages
 from fencepost_cli.chaos.nemesis_log import Happened
 from fencepost_cli.chaos.page import summary
 from fencepost_cli.chaos.report import write_report
@@ -81,6 +81,20 @@ def test_the_longest_silence_is_that_of_one_partition_and_counts_from_the_first_
     silence = measure.longest_unavailability
     assert silence is not None
     assert (silence.partition, silence.duration_s) == (0, 2.5)
+
+
+def test_noticeable_silences_are_put_together_where_they_overlap() -> None:
+    measure = measured(
+        *sent(1, 0.0, 0.5, partition=0),
+        *sent(2, 0.0, 0.6, partition=1),
+        *sent(3, 1.0, 3.0, partition=0),
+        *sent(4, 1.0, 3.5, partition=1),
+        *sent(5, 3.0, 3.9, partition=0),  # too short to be told
+        *sent(6, 4.0, 6.0, partition=0),
+    )
+    told = [(outage.began_s, outage.ended_s, outage.partitions) for outage in outages(measure.noticeable)]
+    assert told == [(0.5, 3.5, [0, 1]), (pytest.approx(3.9), 6.0, [0])]
+    assert [outage.longest_s for outage in outages(measure.noticeable)] == pytest.approx([2.9, 2.1])
 
 
 def test_what_the_last_consumer_reads_is_not_throughput() -> None:
@@ -164,7 +178,21 @@ def test_a_silence_names_the_faults_that_fell_into_it() -> None:
     result = result_of([*sent(1, 0.5, 4.0), *FINAL])
     silence = result.longest_unavailability()
     assert silence is not None
-    assert [happened.fault.kind for happened in result.during(silence)] == [Kind.KILL_LEADER]
+    pause = Fault(3.5, 1.0, Kind.PAUSE_BROKER, ("broker-2",))
+    result.happened += [
+        Happened(pause, ("broker-2",), 3.5, 4.5),
+        Happened(Fault(1.0, 2.0, Kind.PAUSE_CONSUMER, ("reader",)), ("reader",), 1.0, 3.0),
+        Happened(Fault(4.5, 2.0, Kind.KILL_ALL, ("controller",)), ("controller",), 4.5, 6.5),
+    ]
+    assert [happened.fault.kind for happened in result.during(silence)] == [Kind.KILL_LEADER, Kind.PAUSE_BROKER]
+    (told,) = result.to_json("")["unavailable"]
+    assert told == {
+        "from_s": 0.5,
+        "to_s": 4.0,
+        "longest_s": 3.5,
+        "partitions": [0],
+        "faults": ["kill-leader broker-1", "pause-broker broker-2"],
+    }
 
 
 def test_the_report_of_a_lost_record_shows_it_everywhere(tmp_path: Path) -> None:

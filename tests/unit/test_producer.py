@@ -383,6 +383,41 @@ def test_brokers_that_come_back_elsewhere_leave_no_connections_behind() -> None:
     with_cluster(test)
 
 
+# ---- What brokers know a record by ----
+
+
+def test_a_delivery_tells_the_stamp_under_which_its_record_stands_in_the_log() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        cluster.faults[ORDERS] = [errors.UnknownProducerId("forgotten")]
+        async with Producer(cluster.bootstrap, batch_size=200) as producer:
+            deliveries = await send_all(producer, numbered(50))
+            assert deliveries[-1].stamp is None, "nothing is numbered before it is sent"
+            await producer.flush()
+            stamps = [delivery.stamp for delivery in deliveries]
+            identity = producer.producer_id
+        stored = [
+            (header.producer_id, header.producer_epoch, header.base_sequence + index)
+            for header, _ in cluster.logs[ORDERS].batches
+            for index in range(header.record_count)
+        ]
+        assert stamps == stored
+        assert {stamp.epoch for stamp in stamps if stamp} == {1}, "all were numbered anew"
+        assert [stamp.sequence for stamp in stamps if stamp] == list(range(50))
+        assert {stamp.producer_id for stamp in stamps if stamp} == {identity}
+
+    with_cluster(test)
+
+
+def test_without_idempotence_there_is_no_stamp() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        async with Producer(cluster.bootstrap, acks=1) as producer:
+            delivery = await producer.send("orders", b"v")
+            await delivery
+            assert delivery.stamp is None
+
+    with_cluster(test)
+
+
 # ---- Timeouts ----
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
+from fencepost.history_format import RecordStamp
 from fencepost.producing.accumulator import RecordBatch
-from fencepost.producing.batch import Delivered
+from fencepost.producing.batch import NO_STAMP, Delivered
 from fencepost_proto.errors import InvalidRequest
+from fencepost_proto.record_batch import add_sequence
 
 
 class RecordMetadata(NamedTuple):
@@ -40,6 +42,15 @@ class Delivery:
 
     def done(self) -> bool:
         return self._batch.outcome is not None
+
+    @property
+    def stamp(self) -> RecordStamp | None:
+        """What the brokers know the record by. None: it has none, or not yet. Of a record that is done it is final: if the
+        record stands in the log, or ever will, then under this stamp."""
+        stamp = self._batch.stamp
+        if stamp is None or stamp == NO_STAMP:
+            return None
+        return RecordStamp(stamp.producer_id, stamp.epoch, add_sequence(stamp.base_sequence, self._index))
 
     def result(self) -> RecordMetadata:
         """The outcome of a record that is done. Raises InvalidRequest where it is not."""

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fencepost.history_format import Operation
 
 FINAL_READER = "final"
+NOTICEABLE_S = 1.0  # silences of at least so long are told one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,41 @@ class Silence:
         return self.ended_s - self.began_s
 
 
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """Noticeable silences of some partitions, each of which overlaps with another one."""
+
+    silences: tuple[Silence, ...]
+
+    @property
+    def began_s(self) -> float:
+        return min(silence.began_s for silence in self.silences)
+
+    @property
+    def ended_s(self) -> float:
+        return max(silence.ended_s for silence in self.silences)
+
+    @property
+    def longest_s(self) -> float:
+        return max(silence.duration_s for silence in self.silences)
+
+    @property
+    def partitions(self) -> list[int]:
+        return sorted({silence.partition for silence in self.silences})
+
+
+def outages(silences: Sequence[Silence]) -> list[Outage]:
+    """Silences put together where they overlap, by time."""
+    together: list[list[Silence]] = []
+    ended_s = float("-inf")
+    for silence in sorted(silences, key=lambda silence: silence.began_s):
+        if silence.began_s >= ended_s:
+            together.append([])
+        together[-1].append(silence)
+        ended_s = max(ended_s, silence.ended_s)
+    return [Outage(tuple(group)) for group in together]
+
+
 @dataclass(slots=True)
 class Measure:
     """`sent_at` and `latency` are of the acknowledged sends, in the order of their acknowledgement."""
@@ -40,6 +77,7 @@ class Measure:
     unknown_in_second: Counter[int] = field(default_factory=Counter)
     read_in_second: Counter[int] = field(default_factory=Counter)
     longest_silence: dict[int, Silence] = field(default_factory=dict)  # by partition
+    noticeable: list[Silence] = field(default_factory=list)
     first_send_s: float = -1.0
     last_send_s: float = -1.0
     _invoked: dict[tuple[str, int], float] = field(default_factory=dict)
@@ -82,6 +120,8 @@ class Measure:
         known = self.longest_silence.get(partition)
         if known is None or silence.duration_s > known.duration_s:
             self.longest_silence[partition] = silence
+        if silence.duration_s >= NOTICEABLE_S:
+            self.noticeable.append(silence)
 
     @property
     def never_completed(self) -> int:

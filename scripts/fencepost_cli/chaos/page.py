@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from fencepost_cli.chaos.measure import NOTICEABLE_S
 from fencepost_cli.chaos.result import ChaosResult
 
 _STYLE = """
@@ -35,6 +36,7 @@ def _page(result: ChaosResult, pictures: Sequence[Path]) -> str:
         _table((), _figures(said)),
         *(f"<p><img src='{escape(picture.name)}' alt='{escape(picture.stem)}'></p>" for picture in pictures),
         f"<p class='note'>No pictures: {escape(result.no_pictures_because)}</p>" if result.no_pictures_because else "",
+        *_outages(result),
         "<h2>Faults by kind</h2>",
         _table(("kind", "carried out"), said["faults_by_kind"].items()),
         f"<p class='note'>No network cuts: {escape(result.no_cuts_because)}</p>" if result.no_cuts_because else "",
@@ -97,6 +99,27 @@ def _faults(result: ChaosResult) -> Iterable[tuple[object, ...]]:
             ", ".join(happened.targets),
             happened.note,
         )
+
+
+def _outages(result: ChaosResult) -> list[str]:
+    rows = [
+        (
+            f"{outage.began_s:.1f}",
+            f"{outage.ended_s:.1f}",
+            f"{outage.longest_s:.1f}",
+            ", ".join(map(str, outage.partitions)),
+            "; ".join(f"{happened.fault.kind} {', '.join(happened.targets)}" for happened in result.during(outage)),
+        )
+        for outage in result.outages
+    ]
+    if not rows:
+        return []
+    return [
+        "<h2>Times without acknowledgements</h2>",
+        f"<p class='note'>At least {NOTICEABLE_S:g} s in which nobody got one from a partition, and the faults of that "
+        "time, those that cover most of it first.</p>",
+        _table(("from s", "to s", "longest s", "partitions", "faults"), rows),
+    ]
 
 
 def _problems(result: ChaosResult) -> list[str]:

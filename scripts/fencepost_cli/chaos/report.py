@@ -10,9 +10,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fencepost_cli.chaos.measure import Silence
 from fencepost_cli.chaos.page import summary, write_page
 from fencepost_cli.chaos.pictures import NoPictures, draw
 from fencepost_cli.chaos.result import ChaosResult
+
+MAX_FAULTS_TOLD = 4  # kinds that fell into the longest silence; the page has all
 
 _STYLE: Any = {"title_justify": "left", "box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
 
@@ -50,6 +53,12 @@ def show_result(result: ChaosResult, out: Console) -> None:
     out.print(summary(result), markup=False, soft_wrap=True)
 
 
+def _during(result: ChaosResult, silence: Silence) -> str:
+    kinds = list(dict.fromkeys(happened.fault.kind.value for happened in result.during(silence)))
+    more = f" and {len(kinds) - MAX_FAULTS_TOLD} other kinds" if len(kinds) > MAX_FAULTS_TOLD else ""
+    return f"during {', '.join(kinds[:MAX_FAULTS_TOLD])}{more}" if kinds else "without a fault"
+
+
 def _figures(result: ChaosResult) -> Table:
     said = result.to_json("")
     table = Table("figures", "", "", show_header=False, title="Verdict", **_STYLE)
@@ -78,8 +87,11 @@ def _figures(result: ChaosResult) -> Table:
     row("fenced", said["clients_fenced"], f"of {said['clients']} client processes")
     silence = result.longest_unavailability()
     if silence is not None:
-        during = ", ".join(happened.fault.kind.value for happened in result.during(silence)) or "no fault"
-        row("longest silence", f"{silence.duration_s:.1f} s", f"of partition {silence.partition}, during {during}")
+        row(
+            "longest silence",
+            f"{silence.duration_s:.1f} s",
+            f"of partition {silence.partition}, {_during(result, silence)}",
+        )
     for name, value in said["latency_ms"].items():
         row(f"latency {name}", f"{value:.0f} ms", "from send to acknowledgement" if name == "p50" else "")
     return table

@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from fencepost_cli.chaos.measure import Measure, Silence
+from fencepost_cli.chaos.faults import Nemesis
+from fencepost_cli.chaos.measure import Measure, Outage, Silence, outages
 from fencepost_cli.chaos.nemesis_log import Happened
 from fencepost_cli.history_check import Anomaly, Verdict
 from fencepost_cli.verdict import Findings, Kind
@@ -83,14 +84,32 @@ class ChaosResult:
     def longest_unavailability(self) -> Silence | None:
         return self.measure.longest_unavailability if self.measure else None
 
-    def during(self, silence: Silence) -> list[Happened]:
-        """The faults that fell into a silence, or were under way when it began."""
-        return [
+    @property
+    def outages(self) -> list[Outage]:
+        return outages(self.measure.noticeable) if self.measure else []
+
+    def during(self, silence: Silence | Outage) -> list[Happened]:
+        """The faults that may have to do with it, those that cover most of it first. (Clients are no brokers' hindrance.)"""
+
+        def covered_s(happened: Happened) -> float:
+            began_s, ended_s = happened.began_at - self.started_at, happened.ended_at - self.started_at
+            return min(ended_s, silence.ended_s) - max(began_s, silence.began_s)
+
+        found = [
             happened
             for happened in self.happened
-            if happened.began_at - self.started_at < silence.ended_s
-            and happened.ended_at - self.started_at > silence.began_s
+            if happened.fault.nemesis is not Nemesis.CLIENTS and covered_s(happened) > 0
         ]
+        return sorted(found, key=covered_s, reverse=True)
+
+    def _told(self, outage: Outage) -> dict[str, Any]:
+        return {
+            "from_s": round(outage.began_s, 3),
+            "to_s": round(outage.ended_s, 3),
+            "longest_s": round(outage.longest_s, 3),
+            "partitions": outage.partitions,
+            "faults": [f"{happened.fault.kind} {', '.join(happened.targets)}" for happened in self.during(outage)],
+        }
 
     def to_json(self, report: str) -> dict[str, Any]:
         history, measure, silence = self.history, self.measure, self.longest_unavailability()
@@ -121,6 +140,7 @@ class ChaosResult:
             "clients": self.clients,
             "clients_fenced": self.fenced_clients,
             "longest_unavailability_s": round(silence.duration_s, 3) if silence else None,
+            "unavailable": [self._told(outage) for outage in self.outages],
             "healed_in_s": round(self.healed_in_s, 3),
             "latency_ms": {
                 name: round(measure.latency_ms(share), 1)
