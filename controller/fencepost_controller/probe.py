@@ -1,20 +1,25 @@
 """Is the process that held a session still there? One question to its health service, with a short deadline.
 
-A refused connection is certain: the process is dead. So is an answer by somebody who does not know its incarnation:
-another process has taken the port. A deadline that passes is not: the process may be paused, or cut off from here.
+Two answers are certain. A refused connection: the process is dead. NOT_FOUND, by a health service that does not know its
+incarnation: another process has taken the port. Anything else tells nothing, and the session timeout decides: silence,
+and a connection that the kernel took for a process that never answers (it may be paused, or cut off from here); a
+connection that is reset (it may be ending, and the next probe is refused; or something on the way did it); a network out
+of reach; an answer that is no broker's (UNIMPLEMENTED is also what gRPC makes of a proxy's 404).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import Enum, auto
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from fencepost_proto.wire import Wire, incarnation_service
+from fencepost_proto.wire import Wire, connection_refused, incarnation_service
 
 PROBE_TIMEOUT_S = 0.5
-_CERTAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED)
+FIRST_PAUSE_S = 0.005  # a process that is just ending resets the connection, and is gone a moment later
+MAX_PAUSE_S = 0.1
 
 
 class Verdict(Enum):
@@ -31,8 +36,17 @@ async def probe(wire: Wire, address: str, incarnation: str) -> Verdict:
         stub = health_pb2_grpc.HealthStub(channel)
         await stub.Check(request, timeout=PROBE_TIMEOUT_S)  # type: ignore[attr-defined]  # missing in its types
     except grpc.aio.AioRpcError as error:
-        return Verdict.DEAD if error.code() in _CERTAIN else Verdict.UNKNOWN
+        certain = connection_refused(error) or error.code() is grpc.StatusCode.NOT_FOUND
+        return Verdict.DEAD if certain else Verdict.UNKNOWN
     else:
         return Verdict.ALIVE
     finally:
         await channel.close()
+
+
+def pauses_s() -> Iterator[float]:
+    """Between the probes of one process that have not told yet: soon again at first."""
+    pause_s = FIRST_PAUSE_S
+    while True:
+        yield pause_s
+        pause_s = min(2 * pause_s, MAX_PAUSE_S)

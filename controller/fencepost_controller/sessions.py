@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 
 from fencepost_controller.commands import Commands
 from fencepost_controller.config import ControllerConfig
@@ -33,7 +34,7 @@ from fencepost_controller.decisions.brokers import (
     UnfenceBroker,
 )
 from fencepost_controller.liveness import Liveness
-from fencepost_controller.probe import Verdict, probe
+from fencepost_controller.probe import Verdict, pauses_s, probe
 from fencepost_controller.session import Session
 from fencepost_proto import errors
 from fencepost_proto.metadata import Broker, MetadataImage, PartitionKey
@@ -42,7 +43,6 @@ from fencepost_proto.wire import Wire
 
 log = logging.getLogger(__name__)
 
-PROBE_INTERVAL_S = 0.1
 SETTLE_S = 5.0  # a broker that has been live for this long may get its preferred leaderships back
 
 Spawn = Callable[[Coroutine[object, object, None], str], asyncio.Task[None]]
@@ -134,17 +134,16 @@ class Sessions:
         """Begin a session. Raises the FencepostError that refuses it."""
         if self._closing:
             raise errors.NotController("the controller is stopping")
-        committed = await self._commands.submit(
-            RegisterBroker(
-                broker_id=register.broker_id,
-                incarnation=register.incarnation,
-                cluster_id=register.cluster_id,
-                address=register.address,
-                replaces=await self._replaceable(register),
-                may_have_lost_tail=register.may_have_lost_tail,
-                damaged=tuple((ref.topic_id, ref.partition) for ref in register.damaged_replicas),
-            )
+        command = RegisterBroker(
+            broker_id=register.broker_id,
+            incarnation=register.incarnation,
+            cluster_id=register.cluster_id,
+            address=register.address,
+            may_have_lost_tail=register.may_have_lost_tail,
+            damaged=tuple((ref.topic_id, ref.partition) for ref in register.damaged_replicas),
         )
+        command.check(self._image)
+        committed = await self._commands.submit(replace(command, replaces=await self._replaceable(register)))
         broker = committed.answer
         before = self._sessions.get(broker.id)
         if before is not None:
@@ -258,12 +257,13 @@ class Sessions:
 
     async def _find_out(self, broker: Broker) -> None:
         """Probe until the broker is back, found dead, or declared dead for its silence."""
+        pauses = pauses_s()
         while self._is_missed(broker):
             verdict = await probe(self._wire, broker.address, broker.incarnation)
             if verdict is Verdict.DEAD and self._is_missed(broker):
                 await self._declare_dead(broker, "its process is gone")
             if self._is_missed(broker):
-                await asyncio.sleep(PROBE_INTERVAL_S)
+                await asyncio.sleep(next(pauses))
 
     def _is_missed(self, broker: Broker) -> bool:
         now = self._image.brokers[broker.id]
@@ -292,6 +292,7 @@ class Sessions:
     async def _replaceable(self, register: controller_pb2.Register) -> int:
         """The broker epoch of the registration that this one may replace. Raises DuplicateBrokerRegistration."""
         give_up_at = self._loop.time() + 2 * self._config.session_timeout_ms / 1000
+        pauses = pauses_s()
         while True:
             known = self._image.brokers.get(register.broker_id)
             if known is None or known.incarnation == register.incarnation:
@@ -305,4 +306,4 @@ class Sessions:
                 raise errors.DuplicateBrokerRegistration(
                     f"broker id {known.id} is in use by the process at {known.address} (incarnation {known.incarnation})"
                 )
-            await asyncio.sleep(PROBE_INTERVAL_S)
+            await asyncio.sleep(next(pauses))

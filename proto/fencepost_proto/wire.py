@@ -6,6 +6,9 @@ under the same generated stubs.
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +19,9 @@ from grpc_reflection.v1alpha import reflection
 
 from fencepost_proto.malformed import RefuseMalformed
 
+log = logging.getLogger(__name__)
+
+FAULT_PORT = "FENCEPOST_FAULT_PORT"  # of the environment; see GrpcWire
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # of one gRPC message, either way; batches and fetches are bounded well below
 MAX_CONCURRENT_STREAMS = 4096  # of one connection
 
@@ -47,6 +53,7 @@ _SERVER_OPTIONS = [
     ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 ]
+_REFUSED = os.strerror(errno.ECONNREFUSED)
 
 
 def incarnation_service(incarnation: str) -> str:
@@ -56,6 +63,18 @@ def incarnation_service(incarnation: str) -> str:
     one that held the session is dead.
     """
     return f"fencepost.incarnation.{incarnation}"
+
+
+def connection_refused(error: grpc.aio.AioRpcError) -> bool:
+    """Did the peer's machine say that nobody listens at that port? Then whoever listened there is gone for certain.
+
+    gRPC has one code, UNAVAILABLE, for that and for all that is not certain: a connection that a paused process's kernel
+    has taken and nobody answers, one that is reset, a machine or network out of reach. Only the details tell, in the
+    system's own words. Should they ever read otherwise, a refusal passes for an uncertain failure, which is safe.
+
+    For a name with several addresses gRPC tells of the last one that it tried; a server listens on all of them.
+    """
+    return error.code() is grpc.StatusCode.UNAVAILABLE and _REFUSED in (error.details() or "")
 
 
 class Wire(Protocol):
@@ -71,9 +90,20 @@ class Wire(Protocol):
 
 
 class GrpcWire:
-    """gRPC over TCP."""
+    """gRPC over TCP.
+
+    A fault switch, off unless the process is started with FENCEPOST_FAULT_PORT=N in its environment: at every peer's host
+    it calls port N, where a test has put something between the two that can hold back what they say.
+    """
+
+    def __init__(self) -> None:
+        self._fault_port = os.environ.get(FAULT_PORT, "")
+        if self._fault_port:
+            log.warning("fault switch on: every peer is called at its port %s", self._fault_port)
 
     def connect(self, address: str) -> grpc.aio.Channel:
+        if self._fault_port:
+            address = f"{address.rpartition(':')[0]}:{self._fault_port}"
         return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
 
     def server(self) -> grpc.aio.Server:

@@ -114,17 +114,20 @@ def test_a_paused_leader_is_replaced_and_what_it_appends_on_waking_is_never_ackn
     run(scenario())
 
 
-def test_a_short_pause_of_the_controller_or_a_follower_costs_nothing(run: Run, cluster_factory: ClusterFactory) -> None:
+def test_a_pause_below_the_session_timeout_costs_no_election_whoever_it_is(
+    run: Run, cluster_factory: ClusterFactory
+) -> None:
     async def scenario() -> None:
         async with cluster_factory(brokers=3) as cluster, running(cluster) as workload:
             status = await workload.partition(0)
             follower = next(broker for broker in status.replicas if broker != status.leader)
-            for node in (CONTROLLER, follower):
+            for node in (CONTROLLER, follower, status.leader):
                 cluster.pause(node)
                 await asyncio.sleep(0.5)  # the pause is the fault itself
                 cluster.resume(node)
                 await workload.writes_go_on()
             assert (await workload.partition(0)).leader_epoch == status.leader_epoch
+            assert "broker fenced" not in cluster.log(CONTROLLER)
 
     run(scenario())
 

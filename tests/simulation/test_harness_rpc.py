@@ -7,6 +7,7 @@ connections. Whoever changes the simulated side, or the grpcio version, learns f
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.simulation.world import World
 
 from fencepost_proto.host import Host
 from fencepost_proto.v1 import broker_pb2, broker_pb2_grpc, common_pb2, replication_pb2, replication_pb2_grpc
-from fencepost_proto.wire import GrpcWire, RunningServer, Wire, serve
+from fencepost_proto.wire import GrpcWire, RunningServer, Wire, connection_refused, serve
 
 Handler = Callable[[Any, Any], Any]
 Story = Callable[["Stage"], Coroutine[Any, Any, None]]
@@ -77,6 +78,10 @@ class Stage:
     def break_connections(self) -> None:
         raise NotImplementedError
 
+    def paused(self) -> str:
+        """The address of a process that is paused: its kernel takes connections, and nobody answers."""
+        raise NotImplementedError
+
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(5):
             while not condition():  # noqa: ASYNC110 - of anything, in the story's own hands
@@ -96,6 +101,7 @@ class RealStage(Stage):
         self.wire = GrpcWire()
         self._writers: list[asyncio.StreamWriter] = []
         self._pumps: set[asyncio.Task[None]] = set()
+        self.silent: socket.socket | None = None
 
     async def serve(self, handler: Handler) -> Any:
         self.server = await serve(self.wire, "127.0.0.1:0", [], self._add(handler))
@@ -127,6 +133,10 @@ class RealStage(Stage):
             writer.transport.abort()
         self._writers.clear()
 
+    def paused(self) -> str:
+        self.silent = socket.create_server(("127.0.0.1", 0))
+        return "127.0.0.1:{1}".format(*self.silent.getsockname())
+
 
 class SimStage(Stage):
     def __init__(self, world: World, server_host: Host, client_host: Host) -> None:
@@ -143,6 +153,10 @@ class SimStage(Stage):
     def break_connections(self) -> None:
         self._world.network.reset("client", "server")
 
+    def paused(self) -> str:
+        self._world.pause("server")
+        return self.server.address
+
 
 def play_real(story: Story) -> None:
     async def main() -> None:
@@ -151,6 +165,8 @@ def play_real(story: Story) -> None:
             await story(stage)
         await stage.channel.close()
         await stage.server.server.stop(0)
+        if stage.silent is not None:
+            stage.silent.close()
 
     asyncio.run(main())
 
@@ -408,6 +424,26 @@ def test_a_refused_connection_is_unavailable_for_every_kind_of_call(play: Any) -
         assert await outcome(broker.Metadata(broker_pb2.MetadataRequest())) == "UNAVAILABLE"
         assert await outcome(broker.WatchMetadata(broker_pb2.WatchMetadataRequest()).read()) == "UNAVAILABLE"
         await channel.close()
+
+    play(story)
+
+
+def test_only_a_port_with_nobody_is_told_from_what_may_be_a_pause(play: Any) -> None:
+    async def handler(requests: Any, context: Any) -> None: ...
+
+    async def unavailable(stage: Stage, address: str) -> grpc.aio.AioRpcError:
+        channel = stage.wire.connect(address)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await broker_stub(channel).Metadata(broker_pb2.MetadataRequest())
+        await channel.close()
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+        return raised.value
+
+    async def story(stage: Stage) -> None:
+        await stage.serve(handler)
+        host = stage.server.address.rpartition(":")[0]
+        assert connection_refused(await unavailable(stage, f"{host}:1"))
+        assert not connection_refused(await unavailable(stage, stage.paused()))
 
     play(story)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from fencepost_controller.config import ControllerConfig
 from fencepost_controller.controller import Controller
@@ -56,9 +57,9 @@ async def running(store: Store | None = None, **settings: int) -> AsyncIterator[
     try:
         await controller.start()
         yield controller
-        assert not controller.failed
+        assert not controller.failure.happened
     finally:
-        await controller.stop()
+        await controller.stop(clean=True)
 
 
 def in_memory() -> SqliteStore:
@@ -66,14 +67,6 @@ def in_memory() -> SqliteStore:
         return sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
 
     return SqliteStore("memory", connect)
-
-
-class HangingHealth(health_pb2_grpc.HealthServicer):
-    """What a stopped process looks like: the kernel takes the connection, and nobody answers."""
-
-    async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:
-        await asyncio.Event().wait()
-        raise AssertionError
 
 
 class FakeBroker:
@@ -97,7 +90,7 @@ class FakeBroker:
         self.cluster_id = ""
         self.may_have_lost_tail = False
         self._applied = 0
-        self._server: RunningServer | grpc.aio.Server | None = None
+        self._server: RunningServer | socket.socket | None = None
         self._channel: grpc.aio.Channel | None = None
         self._call: Any = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -118,12 +111,10 @@ class FakeBroker:
         self.address = self._server.address
         return self
 
-    async def start_hanging(self) -> FakeBroker:
-        server = GrpcWire().server()
-        health_pb2_grpc.add_HealthServicer_to_server(HangingHealth(), server)
-        self.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-        await server.start()
-        self._server = server
+    def start_paused(self) -> FakeBroker:
+        """What a stopped process looks like: the kernel takes connections, and nobody answers."""
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.address = "127.0.0.1:{1}".format(*self._server.getsockname())
         return self
 
     async def stop_listening(self) -> None:
@@ -131,7 +122,7 @@ class FakeBroker:
         if isinstance(server, RunningServer):
             await server.server.stop(0)
         elif server is not None:
-            await server.stop(0)
+            server.close()
 
     async def killed(self) -> None:
         """Everything of this process ends at once: port, streams."""
@@ -242,11 +233,11 @@ class Brokers:
         self.controller = controller
         self._stack = stack
 
-    async def new(self, broker_id: int, incarnation: str = "life 1", *, hanging: bool = False) -> FakeBroker:
+    async def new(self, broker_id: int, incarnation: str = "life 1", *, paused: bool = False) -> FakeBroker:
         """A process that listens and has not registered."""
         broker = FakeBroker(broker_id, incarnation)
         self._stack.push_async_callback(broker.killed)
-        return await (broker.start_hanging() if hanging else broker.start())
+        return broker.start_paused() if paused else await broker.start()
 
     async def live(self, *broker_ids: int) -> list[FakeBroker]:
         """Registered and unfenced."""

@@ -223,7 +223,7 @@ def test_silence_for_a_session_timeout_is_death_and_registering_again_brings_it_
 def test_a_process_that_does_not_answer_the_probe_has_until_its_silence_decides() -> None:
     async def test() -> None:
         async with running(session_timeout_ms=1_500) as controller, cluster(controller) as brokers:
-            paused = await brokers.new(1, hanging=True)
+            paused = await brokers.new(1, paused=True)
             await paused.connect(controller)
             await brokers.unfenced(paused)
             began = asyncio.get_running_loop().time()
@@ -253,7 +253,7 @@ def test_after_its_own_restart_the_controller_gives_everybody_a_session_timeout(
             one, two = await brokers.live(1, 2)
             topic_id = await create_topic(controller, "a", (1, 2))
             before = controller.image
-            await controller.stop()
+            await controller.stop(clean=True)
             await until(lambda: one.ended.is_set() and two.ended.is_set(), "the sessions' end")
             assert isinstance(one.error, errors.NotController)
 
@@ -276,7 +276,7 @@ def test_a_restarted_controller_finds_the_cluster_as_it_was_and_moves_nothing(tm
             live = await brokers.live(1, 2, 3)
             await create_topic(controller, "a", (1, 2, 3), (2, 3, 1))
             before = controller.image
-            await controller.stop()
+            await controller.stop(clean=True)
             async with running(SqliteStore(path)) as second:
                 for broker in live:
                     await broker.connect(second)
@@ -304,6 +304,24 @@ def test_an_id_in_use_is_refused_and_its_holder_is_not_disturbed() -> None:
     run(test())
 
 
+def test_what_is_refused_for_certain_is_said_before_anybody_asks_whether_the_id_is_in_use() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers:
+            (one,) = await brokers.live(1)
+            stranger = await brokers.new(1, "of another cluster")
+            stranger.cluster_id = "another"
+            await stranger.connect(controller)
+            assert isinstance(stranger.error, errors.InconsistentClusterId)
+            assert "'another'" in str(stranger.error)
+            nobody = await brokers.new(1, "life 2")
+            nobody.address = "nowhere"
+            await nobody.connect(controller)
+            assert isinstance(nobody.error, errors.InvalidRequest)
+            assert not one.ended.is_set()
+
+    run(test())
+
+
 def test_a_restart_faster_than_the_old_stream_breaks_is_accepted_after_a_probe() -> None:
     async def test() -> None:
         async with running() as controller, cluster(controller) as brokers:
@@ -322,7 +340,7 @@ def test_a_restart_faster_than_the_old_stream_breaks_is_accepted_after_a_probe()
 def test_a_new_life_waits_for_the_verdict_on_one_that_may_only_be_paused() -> None:
     async def test() -> None:
         async with running(session_timeout_ms=1_000) as controller, cluster(controller) as brokers:
-            paused = await brokers.new(1, hanging=True)
+            paused = await brokers.new(1, paused=True)
             await paused.connect(controller)
             await brokers.unfenced(paused)
             paused.falls_silent()
@@ -646,7 +664,7 @@ def test_the_controllers_end_answers_whoever_waits() -> None:
             one.applies = False
             waiting = asyncio.ensure_future(stub.InitProducerId(init("loader", 5_000)))
             await until(lambda: "loader" in controller.image.producers, "the epoch")
-            await controller.stop()
+            await controller.stop(clean=True)
             assert (await waiting).error.code == errors.ErrorCode.NOT_CONTROLLER
 
     run(test())

@@ -31,7 +31,7 @@ from fencepost_proto.errors import (
     InvalidRequest,
     StaleBrokerEpoch,
 )
-from fencepost_proto.metadata import Broker, PartitionKey
+from fencepost_proto.metadata import Broker, MetadataImage, PartitionKey
 
 MAX_BROKERS = 1_000
 MAX_ADDRESS_LENGTH = 255
@@ -64,7 +64,7 @@ class RegisterBroker(Command[Broker]):
     damaged: tuple[PartitionKey, ...] = ()
 
     def decide(self, draft: Draft) -> Broker:
-        self._check(draft)
+        self.check(draft.image)
         known = draft.broker(self.broker_id)
         if known is not None and known.incarnation == self.incarnation:
             broker = replace(known, address=self.address)
@@ -83,10 +83,11 @@ class RegisterBroker(Command[Broker]):
             self._leave_where_data_may_be_missing(draft)
         return broker
 
-    def _check(self, draft: Draft) -> None:
-        if self.cluster_id and self.cluster_id != draft.image.cluster_id:
+    def check(self, image: MetadataImage) -> None:
+        """Raises what refuses it whoever else holds the id."""
+        if self.cluster_id and self.cluster_id != image.cluster_id:
             raise InconsistentClusterId(
-                f"broker {self.broker_id} belongs to cluster {self.cluster_id!r}; this is {draft.image.cluster_id!r}"
+                f"broker {self.broker_id} belongs to cluster {self.cluster_id!r}; this is {image.cluster_id!r}"
             )
         if self.broker_id < 0:
             raise InvalidRequest(f"broker id {self.broker_id} is negative")
@@ -94,7 +95,7 @@ class RegisterBroker(Command[Broker]):
             raise InvalidRequest(f"incarnation of {len(self.incarnation)} characters; 1 to {MAX_INCARNATION_LENGTH}")
         if not 0 < len(self.address) <= MAX_ADDRESS_LENGTH or ":" not in self.address:
             raise InvalidRequest(f"address {self.address[:MAX_ADDRESS_LENGTH]!r} is not host:port")
-        if draft.broker(self.broker_id) is None and len(draft.image.brokers) >= MAX_BROKERS:
+        if self.broker_id not in image.brokers and len(image.brokers) >= MAX_BROKERS:
             raise InvalidRequest(f"broker {self.broker_id} would be one more than {MAX_BROKERS}")
 
     def _leave_where_data_may_be_missing(self, draft: Draft) -> None:
