@@ -211,12 +211,23 @@ def test_workloads_are_verified_against_their_ledgers(shell: Shell) -> None:
     assert told["ok"] is True
     assert told["records_in_log"] == told["records_acked"] > 3000
     assert "records/s" in shell.ok("workload", "consume", "checked", "--until-end")
-    ledger = next(iter((shell.data_dir / "workloads" / "checked").glob("*.json")))
+    assert "EXACT" in shell.ok("workload", "verify", "checked")
+    ledger = next(iter((shell.data_dir / "workloads" / "checked").glob("*/*.json")))
     said = json.loads(ledger.read_text())
     ledger.write_text(json.dumps({**said, "sent": said["sent"] + 1}))  # as if one more had been acknowledged
     result = shell.run("workload", "verify", "checked", "--json")
     assert result.returncode == 1
     assert json.loads(result.stdout.splitlines()[-1])["lost"] == 1
+    assert "NOT EXACT" in result.stdout
+
+
+def test_what_was_sent_to_a_deleted_topic_is_not_missing_in_its_successor(shell: Shell) -> None:
+    shell.ok("workload", "produce", "again", "--count", "500")
+    shell.ok("topic", "delete", "again", "--yes")
+    shell.ok("workload", "produce", "again", "--count", "300")
+    text = shell.ok("workload", "verify", "again")
+    assert "1 runs sent 300 records, 300 acknowledged" in text
+    assert "left out: 1 runs to a topic of this name that is gone" in text
 
 
 def test_a_second_producer_of_a_name_fences_the_first(shell: Shell) -> None:

@@ -10,10 +10,11 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from fencepost_cli.failures import CommandFailed
 from fencepost_cli.ledger import MIN_RECORD_BYTES, Ledger
 from fencepost_cli.terminal import DEFAULT_DATA_DIR, EXIT_FAILED, Bootstrap, DataDir, bootstrap_of, console, fail, run
 
@@ -45,7 +46,9 @@ Ledgers = Annotated[
 ]
 
 
-def _ledger_folder(ledgers: Path | None, data_dir: Path, topic: str) -> Path:
+def _ledgers_of(ledgers: Path | None, data_dir: Path, topic: str) -> Path:
+    """The folder of a topic's ledgers. Each topic that ever had the name has one of its own in it, by topic id: what was
+    sent to one that has been deleted is not missing in its successor."""
     return (ledgers or data_dir / "workloads") / topic
 
 
@@ -78,14 +81,10 @@ def produce(
     brokers = bootstrap_of(bootstrap, data_dir)
     spec = WorkloadSpec(topic, record_size, keys, rate, count, duration, seed)
     ledger = Ledger(secrets.token_hex(4))
-    folder = _ledger_folder(ledgers, data_dir, topic)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        fail(f"{folder} cannot hold ledgers: {error.strerror}")
+    folder = _ledgers_of(ledgers, data_dir, topic)
     out = console()
     workload = run(
-        _produce(brokers=brokers, name=name, spec=spec, ledger=ledger, folder=folder, history_file=history, out=out)
+        _produce(brokers=brokers, name=name, spec=spec, ledger=ledger, ledgers=folder, history_file=history, out=out)
     )
     retried = workload.producer.stats.retried_batches
     out.print(
@@ -103,7 +102,7 @@ async def _produce(
     name: str | None,
     spec: WorkloadSpec,
     ledger: Ledger,
-    folder: Path,
+    ledgers: Path,
     history_file: Path | None,
     out: Console,
 ) -> Workload:
@@ -113,6 +112,11 @@ async def _produce(
     stop = _stop_on_interrupt()
     async with AdminClient(brokers) as admin:
         await _make_topic(admin, spec.topic)
+        folder = ledgers / (await admin.describe_topic(spec.topic)).topic_id
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandFailed(f"{folder} cannot hold ledgers: {error.strerror}") from error
     async with _producer(brokers, name or "", history_file, f"workload-{ledger.run}") as producer:
         workload = Workload(producer, spec, ledger)
         try:
@@ -274,11 +278,13 @@ def verify(
     """
     from fencepost_cli.verdict import Kind
 
-    known = _load_ledgers(_ledger_folder(ledgers, data_dir, topic))
-    check, findings = run(_verify(bootstrap_of(bootstrap, data_dir), topic, known))
+    verified = run(_verify(bootstrap_of(bootstrap, data_dir), topic, _ledgers_of(ledgers, data_dir, topic)))
+    known, check, findings = verified.ledgers, verified.check, verified.findings
     acked = sum(ledger.acked for ledger in known)
     out = console()
     out.print(f"{len(known)} runs sent {sum(ledger.sent for ledger in known)} records, {acked} acknowledged")
+    if verified.earlier_runs:
+        out.print(f"[yellow]left out: {verified.earlier_runs} runs to a topic of this name that is gone[/]")
     out.print(f"{check.records} records in the log")
     for run_name in check.runs_without_ledger:
         out.print(f"[yellow]run {run_name} left no ledger: only its order and uniqueness are checked[/]")
@@ -287,6 +293,10 @@ def verify(
             out.print(f"{kind.value}: {findings.counts[kind]}")
     for example in findings.examples:
         out.print(f"  {example}", markup=False)
+    if findings.clean:
+        out.print("[green]EXACT: every acknowledged record is in the log, exactly once and in order[/]")
+    else:
+        out.print("[red]NOT EXACT[/]")
     if as_json:
         told = {kind.value: findings.counts[kind] for kind in Kind}
         typer.echo(json.dumps({"ok": findings.clean, "records_acked": acked, "records_in_log": check.records, **told}))
@@ -294,21 +304,36 @@ def verify(
         raise typer.Exit(EXIT_FAILED)
 
 
-def _load_ledgers(folder: Path) -> list[Ledger]:
-    ledgers = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            ledgers.append(Ledger.from_json(json.loads(path.read_text())))
-        except (ValueError, OSError) as error:
-            fail(f"{path}: {error}")
-    return ledgers
+class Verified(NamedTuple):
+    """What a topic holds, held against what was sent to it."""
+
+    ledgers: list[Ledger]
+    earlier_runs: int  # whose topic had the same name and is gone
+    check: RecordCheck
+    findings: Findings
 
 
-async def _verify(brokers: str, topic: str, ledgers: list[Ledger]) -> tuple[RecordCheck, Findings]:
-    from fencepost import Consumer
+async def _verify(brokers: str, topic: str, ledgers: Path) -> Verified:
+    from fencepost import AdminClient, Consumer
     from fencepost_cli.read_back import ReadBack, read_to_end
 
+    async with AdminClient(brokers) as admin:
+        topic_id = (await admin.describe_topic(topic)).topic_id
+    known, earlier_runs = _load_ledgers(ledgers, topic_id)
     async with Consumer(brokers, topic) as consumer:
-        read = ReadBack(ledgers)
+        read = ReadBack(known)
         await read_to_end(consumer, read)
-    return read.check, read.check.finish()
+    return Verified(known, earlier_runs, read.check, read.check.finish())
+
+
+def _load_ledgers(folder: Path, topic_id: str) -> tuple[list[Ledger], int]:
+    """Those of the topic, and how many there are of earlier ones."""
+    known = []
+    paths = sorted(folder.glob("*/*.json"))
+    for path in paths:
+        if path.parent.name == topic_id:
+            try:
+                known.append(Ledger.from_json(json.loads(path.read_text())))
+            except (ValueError, OSError) as error:
+                raise CommandFailed(f"{path}: {error}") from error
+    return known, len(paths) - len(known)
