@@ -11,8 +11,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -23,10 +23,11 @@ _CREATE_TIME_TOLERANCE_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a process runs, when that is not simply this machine: a network namespace, for one."""
+    """Where a process runs, when that is not simply this machine at its loopback address: a network namespace, for one."""
 
     host: str  # the address that it has there
-    prefix: tuple[str, ...]  # words before its command line that bring it there
+    prefix: tuple[str, ...] = ()  # words before its command line that bring it there
+    environment: Mapping[str, str] = field(default_factory=dict)  # added to this process's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ def spawn(
             stdout=log,
             stderr=log,
             start_new_session=True,
+            env={**os.environ, **place.environment} if place else None,
         )
     try:
         create_time_s = psutil.Process(child.pid).create_time()

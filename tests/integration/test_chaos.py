@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,18 @@ import pytest
 from command_line import Shell
 from test_demo import processes_of
 
+from fencepost_cli.chaos.cuts import CuttableNetwork
 from fencepost_cli.chaos.network import Network, NetworkUnavailable
+from fencepost_cli.chaos.switches import SwitchedNetwork
+from fencepost_cli.local_cluster import PLACE_PORT
+from fencepost_cli.processes import Place
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 DEADLINE_S = 60.0
 
 
-def can_cut() -> str:
-    """Why the network cannot be cut here; empty: it can."""
+def cannot_make_namespaces() -> str:
+    """Why not; empty: they can be made here."""
     try:
         Network.make(["one", "other"]).close()
     except NetworkUnavailable as unavailable:
@@ -55,8 +61,11 @@ def test_a_minute_of_chaos_is_exact(tmp_path: Path) -> None:
     assert told["faults"] > 15
     assert {"kill-leader", "kill-all", "pause-leader", "kill-controller", "take-over"} <= set(told["faults_by_kind"])
     assert told["named_producers_resumed"] > 0
-    assert told["network_cuts"] == (can_cut() == ""), told["no_network_cuts_because"]
+    assert told["network_cuts"] is (sys.platform == "linux"), told["no_network_cuts_because"]
     if told["network_cuts"]:
+        assert told["network_cuts_by"].startswith(
+            "fault switches" if cannot_make_namespaces() else "network namespaces"
+        )
         assert {"isolate-leader", "cut-one-way"} <= set(told["faults_by_kind"])
     for name in ("verdict.json", "index.html", "nemesis.jsonl", "history", "logs", "latency.png", "throughput.png"):
         assert (report / name).exists(), name
@@ -126,111 +135,176 @@ def test_a_report_wants_a_folder_of_its_own(tmp_path: Path) -> None:
     assert "not a time" in shell.fails("chaos", "--duration", "soon", code=2)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="fault switches need Linux's loopback addresses")
+def test_without_namespaces_links_are_cut_by_fault_switches(tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    shell = Shell(tmp_path, timeout_s=110, extra={"PATH": str(tmp_path)})  # where there is no command ip
+    told = json.loads(
+        shell.ok("chaos", "--duration", "10s", "--seed", "3", "--json", "--report", str(report)).splitlines()[-1]
+    )
+    assert told["exact"] is True, told["problems"]
+    assert told["network_cuts_by"] == "fault switches (network namespaces need the command ip (iproute2))"
+    assert {kind for kind in told["faults_by_kind"] if "cut" in kind or "isolate" in kind or kind == "split"}
+    assert "fault switch on" in (report / "logs" / "broker-1.log").read_text()
+
+
 # ---- The network ----
 
-needs_namespaces = pytest.mark.skipif(
-    os.name != "posix" or os.geteuid() != 0, reason="network namespaces need Linux and root"
-)
+Networks = Callable[[Sequence[str]], Coroutine[Any, Any, CuttableNetwork]]
+PARTIES = ("one", "other", "third")
 
 
-@pytest.fixture
-def network() -> Iterator[Network]:
+async def of_namespaces(parties: Sequence[str]) -> CuttableNetwork:
     try:
-        made = Network.make(["one", "other", "third"])
+        return await asyncio.to_thread(Network.make, parties)
     except NetworkUnavailable as unavailable:
         pytest.skip(str(unavailable))
-    yield made
-    made.close()
-    assert not [name for name in namespaces() if name.startswith(f"{made.name}-")]
+
+
+async def of_switches(parties: Sequence[str]) -> CuttableNetwork:
+    try:
+        return await SwitchedNetwork.make(parties, parties)
+    except NetworkUnavailable as unavailable:
+        pytest.skip(str(unavailable))
+
+
+@asynccontextmanager
+async def network_of_three(make: Networks) -> AsyncIterator[CuttableNetwork]:
+    before = namespaces()
+    network = await make(PARTIES)
+    try:
+        yield network
+    finally:
+        network.close()
+    if isinstance(network, Network):
+        assert not [name for name in namespaces() - before if name.startswith(f"{network.name}-")]
 
 
 class Echo:
-    """A server in one namespace and a client in another that asks it again and again over one connection."""
+    """A server at one place and a client at another that asks it again and again over one connection."""
 
     SERVER = """
 import socket, sys
-listening = socket.create_server(("0.0.0.0", 7))
+listening = socket.create_server((sys.argv[1], int(sys.argv[2])))
 print(flush=True)
 connection, _ = listening.accept()
 while data := connection.recv(100):
     connection.sendall(data)
 """
     CLIENT = """
-import socket, sys
-connection = socket.create_connection((sys.argv[1], 7))
+import os, socket, sys
+port = os.environ.get("FENCEPOST_FAULT_PORT", sys.argv[2])
+connection = socket.create_connection((sys.argv[1], int(port)))
 for line in sys.stdin:
-    connection.sendall(b"x")
     connection.settimeout(float(line))
     try:
+        connection.sendall(b"x")
         print("answered" if connection.recv(100) else "closed", flush=True)
     except TimeoutError:
         print("silence", flush=True)
+    except OSError:
+        print("broken", flush=True)
 """
 
-    def __init__(self, network: Network, client: str, server: str) -> None:
-        self._server = self._start(network, server, self.SERVER)
-        assert self._server.stdout is not None
-        self._server.stdout.readline()
-        self._client = self._start(network, client, self.CLIENT, network.place(server).host)
+    def __init__(self, network: CuttableNetwork, client: str, server: str) -> None:
+        at = (network.place(server).host, str(PLACE_PORT))
+        self.server = self._start(network.place(server), self.SERVER, *at)
+        assert self.server.stdout is not None
+        self.server.stdout.readline()
+        self._client = self._start(network.place(client), self.CLIENT, *at)
 
     @staticmethod
-    def _start(network: Network, party: str, program: str, *arguments: str) -> subprocess.Popen[str]:
+    def _start(place: Place, program: str, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [*network.place(party).prefix, sys.executable, "-I", "-c", program, *arguments],
+            [*place.prefix, sys.executable, "-I", "-c", program, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env={**os.environ, **place.environment},
         )
 
-    def ask(self, timeout_s: float) -> str:
-        assert self._client.stdin is not None
-        assert self._client.stdout is not None
-        self._client.stdin.write(f"{timeout_s}\n")
-        self._client.stdin.flush()
-        return self._client.stdout.readline().strip()
+    async def ask(self, timeout_s: float) -> str:
+        client = self._client
+
+        def answer() -> str:
+            assert client.stdin is not None
+            assert client.stdout is not None
+            client.stdin.write(f"{timeout_s}\n")
+            client.stdin.flush()
+            return client.stdout.readline().strip()
+
+        return await asyncio.to_thread(answer)
 
     def close(self) -> None:
-        for process in (self._client, self._server):
+        for process in (self._client, self.server):
             process.kill()
             process.communicate()
 
 
-@needs_namespaces
+each_network = pytest.mark.parametrize("make", [of_namespaces, of_switches])
+
+
+@each_network
 @pytest.mark.parametrize("cut", [("one", "other"), ("other", "one")])
 def test_a_link_is_cut_in_one_direction_without_a_word_and_mended(
-    run: Run, network: Network, cut: tuple[str, str]
+    run: Run, make: Networks, cut: tuple[str, str]
 ) -> None:
     async def scenario() -> None:
-        echo, beside = Echo(network, "one", "other"), Echo(network, "one", "third")
-        try:
-            assert echo.ask(10) == "answered"
-            await network.cut([cut])
-            assert echo.ask(0.3) == "silence"
-            assert beside.ask(10) == "answered", "other links work"
-            await network.cut([cut])
-            await network.mend([cut])
-            assert echo.ask(0.3) == "silence", "another cut still holds it"
-            await network.mend([cut])
-            assert echo.ask(10) == "answered", "the connection itself has survived"
-        finally:
-            echo.close()
-            beside.close()
+        async with network_of_three(make) as network:
+            echo, beside = Echo(network, "one", "other"), Echo(network, "one", "third")
+            try:
+                assert await echo.ask(10) == "answered"
+                await network.cut([cut])
+                assert await echo.ask(0.3) == "silence"
+                assert await beside.ask(10) == "answered", "other links work"
+                await network.cut([cut])
+                await network.mend([cut])
+                assert await echo.ask(0.3) == "silence", "another cut still holds it"
+                await network.mend([cut])
+                assert await echo.ask(10) == "answered", "the connection itself has survived"
+            finally:
+                echo.close()
+                beside.close()
 
     run(scenario())
 
 
-@needs_namespaces
-def test_networks_do_not_meet(network: Network) -> None:
-    other = Network.make(["one", "other"])
-    try:
-        assert other.name != network.name
-        assert other.place("one").host != network.place("one").host
-        assert {name for name in namespaces() if name.startswith(f"{network.name}-")}
-    finally:
-        other.close()
-    assert {name for name in namespaces() if name.startswith(f"{network.name}-")} == {
-        f"{network.name}-{party}" for party in ("one", "other", "third")
-    }
+@each_network
+def test_a_death_behind_a_cut_is_not_heard_of_before_it_is_mended(run: Run, make: Networks) -> None:
+    async def scenario() -> None:
+        async with network_of_three(make) as network:
+            echo = Echo(network, "one", "other")
+            try:
+                assert await echo.ask(10) == "answered"
+                await network.cut([("other", "one")])
+                echo.server.kill()
+                echo.server.wait()
+                assert await echo.ask(0.3) == "silence"
+                await network.mend([("other", "one")])
+                assert await echo.ask(10) in ("answered", "closed", "broken")
+                assert await echo.ask(10) in ("closed", "broken")
+            finally:
+                echo.close()
+
+    run(scenario())
+
+
+@each_network
+def test_networks_do_not_meet(run: Run, make: Networks) -> None:
+    async def scenario() -> None:
+        async with network_of_three(make) as network:
+            other = await make(PARTIES[:2])
+            assert other.place("one").host != network.place("one").host
+            echo = Echo(network, "one", "other")
+            try:
+                await other.cut([("one", "other")])
+                other.close()
+                assert await echo.ask(10) == "answered"
+            finally:
+                echo.close()
+
+    run(scenario())
 
 
 def test_where_the_network_cannot_be_cut_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

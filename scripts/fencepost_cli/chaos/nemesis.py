@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from fencepost import AdminClient
+from fencepost_cli.chaos.cuts import CuttableNetwork
 from fencepost_cli.chaos.faults import CONTROLLER, Fault, Kind, Link, Nemesis, Party
 from fencepost_cli.chaos.fleet import ClientProcess, Fleet
 from fencepost_cli.chaos.nemesis_log import Happened, NemesisLog
-from fencepost_cli.chaos.network import Network
 from fencepost_cli.local_cluster import CONTROLLER as LOCAL_CONTROLLER
 from fencepost_cli.local_cluster import LocalCluster, Node
 from fencepost_cli.metadata import read_image
@@ -47,7 +47,7 @@ class Executor:
         cluster: LocalCluster,
         fleet: Fleet,
         admin: AdminClient,
-        network: Network | None,
+        network: CuttableNetwork | None,
         log: NemesisLog,
     ) -> None:
         self.problems: list[str] = []

@@ -39,6 +39,7 @@ def _page(result: ChaosResult, pictures: Sequence[Path]) -> str:
         *_outages(result),
         "<h2>Faults by kind</h2>",
         _table(("kind", "carried out"), said["faults_by_kind"].items()),
+        f"<p class='note'>The network was cut by {escape(result.cuts_by)}.</p>" if result.cuts_by else "",
         f"<p class='note'>No network cuts: {escape(result.no_cuts_because)}</p>" if result.no_cuts_because else "",
         "<h2>Faults in order</h2>",
         _table(("from s", "to s", "fault", "on", ""), _faults(result)),

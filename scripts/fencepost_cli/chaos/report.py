@@ -37,6 +37,8 @@ def show_result(result: ChaosResult, out: Console) -> None:
     for kind, count in sorted(result.faults.items()):
         faults.add_row(kind, str(count))
     out.print(faults)
+    if result.cuts_by:
+        out.print(f"  the network was cut by {result.cuts_by}", markup=False)
     if result.no_cuts_because:
         out.print(f"  no network cuts: {result.no_cuts_because}", markup=False)
     out.print(_figures(result))

@@ -32,6 +32,7 @@ class ChaosResult:
     options: ChaosOptions
     started_at: float = 0.0  # of time.monotonic()
     faults_end_s: float = 0.0
+    cuts_by: str = ""  # how the network was cut
     no_cuts_because: str = ""  # empty: the network could be cut
     happened: list[Happened] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
@@ -123,6 +124,7 @@ class ChaosResult:
             "faults_by_kind": dict(sorted(self.faults.items())),
             "skipped_by_kind": dict(sorted(self.skipped.items())),
             "network_cuts": self.no_cuts_because == "",
+            "network_cuts_by": self.cuts_by,
             "no_network_cuts_because": self.no_cuts_because,
             "operations": measure.operations if measure else 0,
             "sends": history.sends if history else 0,

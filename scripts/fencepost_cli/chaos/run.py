@@ -19,13 +19,14 @@ from pathlib import Path
 
 from fencepost import AdminClient
 from fencepost_cli.chaos.client import EXIT_FENCED
+from fencepost_cli.chaos.cuts import CuttableNetwork, make_network
 from fencepost_cli.chaos.ending import check_files, read_everything, wait_moved, wait_settled, wait_writable
 from fencepost_cli.chaos.faults import Party
 from fencepost_cli.chaos.fleet import Fleet, Role, Target
 from fencepost_cli.chaos.measure import Measure
 from fencepost_cli.chaos.nemesis import RESTART_TIMEOUT_S, Executor, party_of
 from fencepost_cli.chaos.nemesis_log import NemesisLog
-from fencepost_cli.chaos.network import Network, NetworkUnavailable
+from fencepost_cli.chaos.network import NetworkUnavailable
 from fencepost_cli.chaos.result import ChaosOptions, ChaosResult
 from fencepost_cli.chaos.resumed import ResumedCheck, Told
 from fencepost_cli.chaos.schedule import REPLICATION_FACTOR, Shape, make_schedule
@@ -102,7 +103,7 @@ class Chaos:
 
     async def run(self) -> ChaosResult:
         started = time.monotonic()
-        network = await asyncio.to_thread(self._network)
+        network = await self._network()
         try:
             await self._run_in(network)
         finally:
@@ -112,18 +113,21 @@ class Chaos:
         self.result.elapsed_s = time.monotonic() - started
         return self.result
 
-    def _network(self) -> Network | None:
+    async def _network(self) -> CuttableNetwork | None:
+        result, shape = self.result, shape_of(self._options, cuts=True)
         if not self._options.cuts:
-            self.result.no_cuts_because = "they were not asked for"
+            result.no_cuts_because = "they were not asked for"
             return None
         try:
-            return Network.make(shape_of(self._options, cuts=True).parties)
+            network, result.cuts_by = await make_network(shape.parties, shape.servers)
         except NetworkUnavailable as unavailable:
-            self.result.no_cuts_because = str(unavailable)
+            result.no_cuts_because = str(unavailable)
             self._tell(f"no network cuts: {unavailable}")
             return None
+        self._tell(f"the network is cut by {result.cuts_by}")
+        return network
 
-    async def _run_in(self, network: Network | None) -> None:
+    async def _run_in(self, network: CuttableNetwork | None) -> None:
         options, result = self._options, self.result
 
         def place(party: Party) -> Place | None:
@@ -154,7 +158,7 @@ class Chaos:
             self._gather_logs(cluster)
 
     async def _harm_and_heal(
-        self, cluster: LocalCluster, fleet: Fleet, network: Network | None, admin: AdminClient
+        self, cluster: LocalCluster, fleet: Fleet, network: CuttableNetwork | None, admin: AdminClient
     ) -> None:
         options, result = self._options, self.result
         await admin.create_topic(
@@ -194,7 +198,9 @@ class Chaos:
         found = await check_files(cluster, TOPIC, replicas, ends)
         result.findings, result.replicas_checked, result.records_in_files = found
 
-    async def _harm(self, cluster: LocalCluster, fleet: Fleet, network: Network | None, admin: AdminClient) -> None:
+    async def _harm(
+        self, cluster: LocalCluster, fleet: Fleet, network: CuttableNetwork | None, admin: AdminClient
+    ) -> None:
         options, result = self._options, self.result
         log = NemesisLog(self._report / "nemesis.jsonl", result.started_at, self._tell)
         schedule = make_schedule(options.seed, options.duration_s, shape_of(options, cuts=network is not None))

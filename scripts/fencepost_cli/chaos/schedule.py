@@ -51,8 +51,12 @@ class Shape:
         return [*self.named_producers, *self.anonymous_producers, *self.consumers]
 
     @property
+    def servers(self) -> list[Party]:
+        return [CONTROLLER, *self.broker_parties]
+
+    @property
     def parties(self) -> list[Party]:
-        return [CONTROLLER, *self.broker_parties, *self.clients]
+        return [*self.servers, *self.clients]
 
 
 def make_schedule(seed: int, duration_s: float, shape: Shape) -> list[Fault]:
