@@ -18,7 +18,7 @@ SEEDS = st.integers(0, 2**63)
 DURATIONS = st.floats(5, 300)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(SEEDS, DURATIONS, SHAPES)
 def test_the_same_seed_gives_the_same_faults(seed: int, duration_s: float, of: Shape) -> None:
     assert make_schedule(seed, duration_s, of) == make_schedule(seed, duration_s, of)
@@ -38,7 +38,7 @@ def test_the_schedule_of_a_seed_stays_what_it_was() -> None:
     ]
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(SEEDS, DURATIONS, SHAPES)
 def test_each_nemesis_has_one_fault_at_a_time_and_none_outlasts_the_run(
     seed: int, duration_s: float, of: Shape
@@ -54,7 +54,7 @@ def test_each_nemesis_has_one_fault_at_a_time_and_none_outlasts_the_run(
         assert end <= duration_s + 0.01 or end == FIRST_FAULT_S
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(SEEDS, DURATIONS, st.integers(3, 6))
 def test_without_a_network_to_cut_everything_else_stays_the_same(seed: int, duration_s: float, brokers: int) -> None:
     cut = make_schedule(seed, duration_s, shape(brokers))
@@ -62,7 +62,7 @@ def test_without_a_network_to_cut_everything_else_stays_the_same(seed: int, dura
     assert uncut == [fault for fault in cut if fault.nemesis is not Nemesis.NETWORK]
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(SEEDS, SHAPES)
 def test_faults_are_about_parties_that_there_are(seed: int, of: Shape) -> None:
     leaders = {f"leader-{partition}" for partition in range(of.partitions)}
