@@ -8,7 +8,8 @@ likewise keeps its entries as seen, and as they are on the medium, with the chan
 - A power failure keeps of each folder a seeded prefix of its unsynced changes, and of each file what was synced plus a
   seeded prefix of what was not; the last block of that may hold zeros or noise, as a file system that journals sizes
   before data leaves it. A failed sync, too, leaves the pages clean and not on the medium (as Linux does), so a later
-  sync that succeeds saves nothing of them.
+  sync that succeeds saves nothing of them that was not written again. Such pages may also leave the cache without a
+  power failure (`drop_lost_pages`): what is read then is what the medium holds, no bytes of theirs.
 
 `SimDisk` is the machine's; each process mounts it (`mount`), and once the process is dead every operation on its mount
 raises ProcessEnded. Faults to come are set on the machine's disk, by kind of operation and path.
@@ -42,7 +43,7 @@ class Fault:
 class FileNode:
     """One file: what readers see, and what would be left after a power failure."""
 
-    __slots__ = ("_clean_bytes", "_lost", "_old_tail", "content", "cuts", "name")
+    __slots__ = ("_again_from", "_clean_bytes", "_lost", "_old_tail", "content", "cuts", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -50,7 +51,8 @@ class FileNode:
         self.cuts = 0  # how often anything but an append changed it
         self._clean_bytes = 0  # content below this is on the medium …
         self._old_tail = b""  # … and after it, on the medium, this
-        self._lost: list[tuple[int, int]] = []  # ranges that a failed sync threw away
+        self._lost: list[tuple[int, int]] = []  # ranges that a failed sync threw away …
+        self._again_from: int | None = None  # … and from where on they were written again since
 
     def append(self, data: Buffer) -> None:
         self.content += data
@@ -66,28 +68,34 @@ class FileNode:
             self.content.extend(bytes(size - len(self.content)))
         self._lost = [(start, min(end, size)) for start, end in self._lost if start < size]
 
+    def write_again(self, position: int) -> None:
+        self._again_from = position if self._again_from is None else min(self._again_from, position)
+
     def sync(self) -> None:
+        if self._again_from is not None:
+            again_from, self._again_from = self._again_from, None
+            self._lost = [(start, min(end, again_from)) for start, end in self._lost if start < again_from]
         self._clean_bytes = len(self.content)
         self._old_tail = b""
 
     def fail_sync(self) -> None:
+        self._again_from = None
         if self._clean_bytes < len(self.content):
             self._lost.append((self._clean_bytes, len(self.content)))
         self.sync()
 
-    @property
-    def has_lost_pages(self) -> bool:
-        return bool(self._lost)
+    def drop_lost_pages(self) -> None:
+        self.cuts += 1
+        for start, end in self._lost:
+            self.content[start:end] = bytes(end - start)
+        self._lost = []
 
     @property
     def unsynced_bytes(self) -> int:
         return len(self.content) - self._clean_bytes
 
     def lose_power(self, chance: random.Random) -> None:
-        self.cuts += 1
-        for start, end in self._lost:
-            self.content[start:end] = bytes(end - start)
-        self._lost = []
+        self.drop_lost_pages()
         unsynced = len(self.content) - self._clean_bytes
         if self._old_tail and chance.random() < 0.5:  # the cut never reached the medium
             self.content[self._clean_bytes :] = self._old_tail
@@ -161,7 +169,6 @@ class SimDisk:
         self.faults: list[Fault] = []
         self.counters = DiskCounters()
         self.boot = 1
-        self.holes: list[str] = []  # files that a power failure robbed of what a failed sync had not saved
         self.operations = 0
         self.crash_at_operation = 0  # 0: never; else the process dies in the middle of that operation
         self.on_crash: Callable[[], None] = lambda: None
@@ -175,7 +182,6 @@ class SimDisk:
 
     def lose_power(self) -> None:
         self.counters.power_failures += 1
-        self.holes += [path for path, node in self.files() if node.has_lost_pages]
         before = self.used_bytes()
         self.root.lose_power(self._random)
         self.counters.bytes_lost += max(0, before - self.used_bytes())
@@ -320,6 +326,10 @@ class MountedFile:
     def truncate(self, size: int) -> None:
         self._step("truncate")
         self._node.truncate(size)
+
+    def write_again(self, position: int) -> None:
+        self._step("append")
+        self._node.write_again(position)
 
     def sync(self) -> None:
         try:

@@ -91,7 +91,7 @@ class Judge:
         self.records: dict[PartitionKey, Record] = {}
         self.counts: dict[str, int] = {}
         self.lost_tail: dict[int, int] = {}  # broker -> broker epoch when its machine last lost power
-        self.damaged: dict[tuple[int, PartitionKey], bool] = {}  # whether the damage is hidden from recovery
+        self.damaged: dict[tuple[int, PartitionKey], None] = {}  # where recovery is to find out
         self.violation: Violation | None = None
         self.leader_epoch_of: Callable[[int, PartitionKey], int] = lambda broker_id, key: -1  # a peephole
         self._broker_of_node = broker_of_node
@@ -258,7 +258,7 @@ class Judge:
             record = self.record(replica.key)
             if record is not None:
                 self._heal(record)
-                if replica.leads and self.damaged.get((replica.broker_id, replica.key)) is False and not record.tainted:
+                if replica.leads and (replica.broker_id, replica.key) in self.damaged and not record.tainted:
                     self.fail("G1", f"{record.name}: broker {replica.broker_id} leads with a damaged log")
             if record is None or record.tainted or (replica.broker_id, replica.key) in self.damaged:
                 continue
@@ -302,11 +302,11 @@ class Judge:
 
     # ---- Power failures and damage ----
 
-    def damage(self, record: Record, broker_id: int, *, hidden: bool = False) -> None:
+    def damage(self, record: Record, broker_id: int) -> None:
         """Bytes of this replica have changed on its disk. Nothing is asked of it until it is whole again, except that it
-        must not lead before; not even that where the damage is `hidden` below what recovery reads."""
+        must not lead before."""
         if not self._is_whole(record, broker_id):
-            self.damaged[broker_id, record.key] = hidden
+            self.damaged[broker_id, record.key] = None
             self.count("logs damaged")
 
     def _heal(self, record: Record) -> None:
@@ -326,11 +326,6 @@ class Judge:
         for broker_id in broker_ids:
             broker = self.image.brokers.get(broker_id)
             self.lost_tail[broker_id] = broker.broker_epoch if broker is not None else -1
-            disk = self._disks[broker_id]
-            for record in self.records.values():
-                if any(path.startswith(f"/data/{record.name}/") for path in disk.holes):
-                    self.damage(record, broker_id, hidden=True)
-            disk.holes.clear()
         for record in self.records.values():
             partition = self.image.partitions.get(record.key)
             if partition is None or record.tainted or not set(broker_ids).intersection(partition.isr):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Coroutine, Generator
 from typing import Any
 
 import pytest
 from tests.simulation.cluster import ClusterSettings, SimCluster, broker_node
-from tests.simulation.disk import MountedDisk
+from tests.simulation.disk import Fault, MountedDisk
 from tests.simulation.loop import collector_off
 from tests.simulation.world import World
 
@@ -94,3 +95,57 @@ def test_a_producer_closes_though_its_streams_break_at_that_very_moment(cluster:
                 await asyncio.sleep(0.05)
 
     play(cluster, story())
+
+
+@pytest.mark.parametrize("broker_id", [1, 2])
+def test_what_a_failed_sync_lost_is_in_the_log_after_a_power_failure(broker_id: int) -> None:
+    """A sync fails on a leader or a follower, its process is started again and goes on, and then its machine loses power."""
+    with collector_off(), World(1) as world:
+        cluster = SimCluster(world, ClusterSettings(snapshot_interval_bytes=2_000))
+        judge, node = cluster.judge, broker_node(broker_id)
+        medium = world.machine(node).disk
+
+        async def application(host: Host, disk: MountedDisk) -> None:
+            async with Producer(cluster.bootstrap, host=host) as producer:
+                for _ in range(40):
+                    await (await producer.send("orders", bytes(100)))
+
+        async def produce() -> None:
+            process = world.start("app", application)
+            async with asyncio.timeout(60):
+                while process.alive:  # noqa: ASYNC110 - a process has no event for its end
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(1)  # snapshots are written meanwhile
+            judge.sweep(cluster.replicas())
+
+        def snapshots() -> list[str]:
+            return [path for path, _ in medium.files() if path.endswith(".snapshot")]
+
+        async def story() -> None:
+            await create_topic(cluster, "orders")
+            await all_in_sync(cluster)
+            medium.faults.append(Fault(("sync",), errno.EIO, ".log"))
+            await produce()
+            assert medium.counters.faults == {"EIO on sync": 1}
+            assert cluster.brokers[broker_id].manager.failed_replicas
+            before = snapshots()
+            world.kill(node)
+            cluster.start(node)
+            await asyncio.sleep(1)
+            await all_in_sync(cluster)
+            await produce()
+            assert snapshots() > before
+            world.power_failure(node)
+            judge.lost_power([broker_id])
+            judge.sweep(cluster.replicas())
+            world.power_on(node)
+            cluster.start(node)
+            await asyncio.sleep(1)
+            await all_in_sync(cluster)
+            judge.sweep(cluster.replicas())
+            assert judge.holds_all(next(iter(judge.records.values())), broker_id)
+
+        cluster.start_all()
+        world.run(story())
+        cluster.database.close()
+        assert world.failures() == []

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import errno
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest.mock import patch
 
 import pytest
-from logs import FOLDER, NOW_MS, Machine, PowerCut, assert_lawful, content, fill, open_log, produce
+from logs import FOLDER, NOW_MS, Machine, PowerCut, assert_lawful, content, fill, open_log, produce, settings
 from tests.simulation.disk import Fault
 
 from fencepost_node.log.log import CorruptLog, Log
+from fencepost_node.log.names import SYNC_BEGUN
 from fencepost_node.log.snapshot import Snapshot, encode_snapshot
 from fencepost_node.producer_state import ProducerState
 from fencepost_proto.errors import StorageError
@@ -373,3 +377,115 @@ def test_damage_on_a_medium_that_lied_is_reported() -> None:
     machine.disk.file(segments[-1]).truncate(0)
     with pytest.raises(CorruptLog):
         open_log(machine.mount())
+
+
+# ---- Syncs that fail: the pages are clean then, and not on the medium ----
+
+
+def open_after_a_kill(machine: Machine) -> Log:
+    """By the next process on a machine that runs on: what the one before it wrote is in the cache."""
+    return Log.open(machine.mount(), FOLDER, settings(), NOW_MS, power_lost=False)
+
+
+def with_a_failed_sync(seed: int, die_after: int) -> tuple[Machine, bytes]:
+    """A machine on which a sync has failed, and whose process died so many operations later; and what the log held."""
+    machine, _ = prepared(seed)
+    log = open_log(machine.mount())
+    fill(log, 9, seed=seed + 100)
+    stored = content(log)
+    machine.disk.faults.append(Fault(("sync",), errno.EIO, ".log"))
+    machine.die_at(die_after)
+    with pytest.raises((StorageError, PowerCut)):
+        log.maintain()
+    machine.survive()
+    machine.disk.faults.clear()
+    return machine, stored
+
+
+@pytest.mark.parametrize("die_after", range(1, 8))
+def test_what_a_failed_sync_lost_is_on_the_medium_before_a_snapshot_says_so(die_after: int) -> None:
+    """A process that is killed leaves its page cache to the next one, and nothing in that tells what the medium lacks."""
+    for seed in range(10):
+        machine, stored = with_a_failed_sync(seed, die_after)
+        log = open_after_a_kill(machine)
+        assert content(log) == stored
+        fill(log, 12, seed=seed)
+        log.maintain()
+        synced = content(log)
+        machine.mount()
+        machine.disk.lose_power()
+        log = open_log(machine.mount())
+        assert content(log) == synced
+        assert_lawful(log)
+
+
+def test_pages_that_left_the_cache_after_a_failed_sync_are_damage() -> None:
+    machine, stored = with_a_failed_sync(3, die_after=50)
+    for _, node in machine.disk.files():
+        node.drop_lost_pages()
+    with pytest.raises(CorruptLog):
+        open_after_a_kill(machine)
+    machine.disk.lose_power()
+    log = open_log(machine.mount())
+    assert len(content(log)) < len(stored)
+    assert_lawful(log)
+
+
+def test_a_recovery_whose_own_sync_fails_leaves_the_next_one_to_write_again() -> None:
+    """It cuts a torn append, and that sync fails: what the process before it had not synced may be lost in it."""
+    for again in (False, True):
+        machine, _ = prepared(6)
+        log = open_log(machine.mount())
+        fill(log, 9, seed=6)
+        stored = content(log)
+        active = f"{FOLDER}/{log._row.active.base_offset:020d}.log"
+        machine.disk.file(active).append(bytes(30))  # a torn append
+        for _ in range(1 + again):
+            machine.disk.faults.append(Fault(("sync",), errno.EIO, active))
+            with pytest.raises(StorageError):
+                open_after_a_kill(machine)
+        log = open_after_a_kill(machine)
+        assert content(log) == stored
+        log.close(clean=True)
+        machine.disk.lose_power()
+        assert content(open_after_a_kill(machine)) == stored
+
+
+def test_a_sync_that_cannot_be_announced_is_not_begun() -> None:
+    machine, _ = prepared(7)
+    log = open_log(machine.mount())
+    fill(log, 9, seed=7)
+    stored = content(log)
+    machine.disk.faults.append(Fault(("open",), errno.ENOSPC, SYNC_BEGUN))
+    with pytest.raises(StorageError):
+        log.sync()
+    log = open_after_a_kill(machine)  # nothing is lost, so nothing has to be known
+    assert content(log) == stored
+    log.close(clean=True)
+    machine.disk.lose_power()
+    assert content(open_after_a_kill(machine)) == stored
+
+
+def test_two_syncs_at_once_are_one_after_the_other_and_only_one_hears_of_the_failure() -> None:
+    """The system reports a failed write back once: the second sync of the same file succeeds, and has saved nothing."""
+    machine, _ = prepared(8)
+    log = open_log(machine.mount())
+    fill(log, 9, seed=8)
+    first_waits, go_on = threading.Event(), threading.Event()
+    file = log._row.active.file
+    original = file.sync
+
+    def sync() -> None:
+        first_waits.set()
+        assert go_on.wait(10)
+        original()
+
+    with ThreadPoolExecutor() as pool, patch.object(type(file), "sync", lambda self: sync()):
+        machine.disk.faults.append(Fault(("sync",), errno.EIO, ".log"))
+        first = pool.submit(log.sync)
+        assert first_waits.wait(10)
+        second = pool.submit(log.sync)
+        go_on.set()
+        for waiting in (first, second):
+            with pytest.raises(StorageError, match="sync of"):
+                waiting.result(10)

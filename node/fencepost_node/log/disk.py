@@ -18,6 +18,8 @@ from typing import Protocol
 
 Buffer = bytes | bytearray | memoryview
 
+_COPY_BYTES = 1024 * 1024
+
 
 class File(Protocol):
     """One file, open for appending and for reading anywhere."""
@@ -40,8 +42,14 @@ class File(Protocol):
         """Cut the file to `size` bytes."""
         ...
 
+    def write_again(self, position: int) -> None:
+        """Write what is there from `position` on once more: `sync` has all of it to put on the medium, whatever an
+        earlier one that failed has left behind."""
+        ...
+
     def sync(self) -> None:
-        """Return once all that was appended or cut is on the medium (fdatasync)."""
+        """Return once all that was appended, cut or written again is on the medium (fdatasync). On OSError what was
+        written may never get there, though it is read from the cache, and a later `sync` succeeds."""
         ...
 
     def close(self) -> None: ...
@@ -126,6 +134,10 @@ class RealFile:
     def truncate(self, size: int) -> None:
         os.ftruncate(self._descriptor, size)
         self._size = size
+
+    def write_again(self, position: int) -> None:
+        while data := os.pread(self._descriptor, _COPY_BYTES, position):
+            position += os.pwrite(self._descriptor, data, position)
 
     def sync(self) -> None:
         os.fdatasync(self._descriptor)

@@ -10,9 +10,10 @@ So there is one at each segment's base before retention may make that base the l
 
 Threads. Appends come from one thread (the event loop). `read`, `sync`, `maintain`, `offset_for_timestamp`,
 `snapshot_at_log_start`, `apply_retention` may run beside them in others; what they read is pinned (`segment_row`).
-`truncate_to` and `reset_to` run with appends stopped. Two locks, taken in this order:
+`truncate_to` and `reset_to` run with appends stopped. Three locks, taken in this order:
 
 - `_maintenance`, for long work: one at a time of maintain, retention, truncation, reset, close. The loop never takes it.
+- `_syncing`, for one sync of segments at a time: of two at once only one would hear that writing has failed.
 - `_lock`, for memory: held over one append, or over as little as taking a few references. Nobody syncs under it.
 """
 
@@ -51,6 +52,7 @@ from fencepost_node.log.snapshot import (
     encode_snapshot,
     snapshots_to_keep,
 )
+from fencepost_node.log.sync_mark import sync_announced
 from fencepost_node.producer_state import ProducerState
 from fencepost_proto.errors import CorruptMessage, FencepostError, InvariantBroken, OffsetOutOfRange, StorageError
 from fencepost_proto.record_batch import BatchHeader, iter_batches, stamp
@@ -70,6 +72,7 @@ class Log:
         self.failure = ""  # why nothing can be written any more; empty: it can
         self._disk = disk
         self._maintenance = threading.RLock()
+        self._syncing = threading.Lock()
         self._lock = threading.Lock()
         self._closed = False
         self._cuts = 0  # truncations and resets so far
@@ -283,25 +286,33 @@ class Log:
 
         Raises StorageError; the log has failed then, for what a failed sync has lost no later one brings back.
         """
-        with self._lock:
-            self._require_usable()
-            end_offset, names_changed, cuts = self.log_end_offset, self._names_changed, self._cuts
-            row = self._row
-            sizes = {segment: segment.size for segment in row.all if segment.synced_size < segment.size}
-        with row.pinned(*sizes) as unsynced:
+        with self._syncing:
+            with self._lock:
+                self._require_usable()
+                end_offset, names_changed, cuts = self.log_end_offset, self._names_changed, self._cuts
+                row = self._row
+                sizes = {segment: segment.size for segment in row.all if segment.synced_size < segment.size}
             try:
                 if self._names_synced < names_changed:
                     self._disk.sync_directory(self.directory)
-                    self._names_synced = max(self._names_synced, names_changed)
-                for segment in unsynced:
-                    segment.file.sync()
-                    with self._lock:
-                        if self._cuts == cuts:  # else other bytes may have taken their place meanwhile
-                            segment.synced_size = max(segment.synced_size, sizes[segment])
+                    self._names_synced = names_changed
+                with row.pinned(*sizes) as unsynced:
+                    if unsynced:
+                        self._sync_segments(unsynced)
             except OSError as error:
                 self._fail(f"sync of {self.directory} failed: {error}")
                 raise StorageError(self.failure) from error
+            with self._lock:
+                if self._cuts == cuts:  # else other bytes may have taken their place meanwhile
+                    for segment in unsynced:
+                        segment.synced_size = max(segment.synced_size, sizes[segment])
         return end_offset
+
+    def _sync_segments(self, segments: Sequence[Segment]) -> None:
+        """`_syncing` is held. Raises OSError."""
+        with sync_announced(self._disk, self.directory):
+            for segment in segments:
+                segment.file.sync()
 
     @property
     def maintenance_due(self) -> bool:
@@ -492,7 +503,8 @@ class Log:
         self._disk.sync_directory(self.directory)
         for segment in reversed(gone):
             remove_segment(self._disk, self.directory, segment.base_offset)
-        self._row.active.truncate(position, end_offset)
+        with self._syncing, sync_announced(self._disk, self.directory):
+            self._row.active.truncate(position, end_offset)
 
     def reset_to(self, start_offset: int, producer_snapshot: bytes) -> None:
         """[thread, appends stopped] Become an empty log that starts at `start_offset` with that producer state.
@@ -505,7 +517,7 @@ class Log:
             raise CorruptMessage(
                 f"a producer snapshot at {snapshot.offset} for a log that is to start at {start_offset}"
             )
-        with self._maintenance:
+        with self._maintenance, self._syncing:
             self._require_usable()
             try:
                 begin_reset(self._disk, self.directory, producer_snapshot)
@@ -540,7 +552,7 @@ class Log:
                             self._unsnapshotted_bytes = 0
                     self._write_pending()
             finally:
-                with self._lock:
+                with self._syncing, self._lock:
                     self._closed = True
                     self.failure = self.failure or f"log {self.directory} is closed"
                 self._row.retire(self._row.all)

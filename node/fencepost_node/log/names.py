@@ -15,6 +15,7 @@ DELETED_SUFFIX = ".deleted"  # a file on its way out: gone for every reader of t
 TEMPORARY_SUFFIX = ".tmp"  # of write_atomically
 EPOCH_CHECKPOINT = "leader-epoch-checkpoint"
 PARTITION_METADATA = "partition.metadata"
+SYNC_BEGUN = "sync-begun"  # see sync_mark
 RESET = "reset"  # a snapshot from which the log is to start over; see recovery.finish_reset
 
 _OFFSET_NAME = re.compile(r"(\d{20})(\.[a-z]+)")

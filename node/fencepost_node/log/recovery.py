@@ -6,7 +6,8 @@ the leader-epoch checkpoint for it. So:
 - below the newest snapshot the log must be whole. Segments there are taken as they are, their indexes checked for
   plausibility only. A bad batch that is met there is damage, never a crash's doing: CorruptLog;
 - from the newest snapshot that can be read, every batch is checked (length, magic, CRC, offset, leader epoch) and folded
-  into the producer state, the epochs and the indexes. At the first bad batch above the newest snapshot the log is cut.
+  into the producer state, the epochs and the indexes. At the first bad batch above the newest snapshot the log is cut;
+- before that, where a sync may have failed (`sync_mark`), all from that snapshot on is put on the medium.
 
 The work is bounded by what was written since the newest snapshot, not by the size of the log. If that snapshot is
 damaged the next older one does, and at last the log's start.
@@ -32,6 +33,7 @@ from fencepost_node.log.names import (
     PARTITION_METADATA,
     RESET,
     SNAPSHOT_SUFFIX,
+    SYNC_BEGUN,
     TEMPORARY_SUFFIX,
     TIME_INDEX_SUFFIX,
     CorruptLog,
@@ -40,6 +42,7 @@ from fencepost_node.log.names import (
 )
 from fencepost_node.log.segment import PlacedBatch, Segment, scan, walk
 from fencepost_node.log.snapshot import Snapshot, SnapshotFiles, decode_snapshot
+from fencepost_node.log.sync_mark import sync_announced
 from fencepost_node.producer_state import ProducerState
 from fencepost_proto.errors import CorruptMessage, InvariantBroken
 from fencepost_proto.record_batch import HEADER_BYTES, LENGTH_END
@@ -112,6 +115,8 @@ class _Recovery:
             if segment.size != segment.file.size:
                 raise CorruptLog(segment.path, segment.size, segment.end_offset, "bytes after a sealed segment's end")
         self._take_synced(self._segments[first], start.offset)
+        if self._disk.exists(f"{self._directory}/{SYNC_BEGUN}"):
+            self._write_again(self._segments[first:])
         self._epochs = self._load_epochs(self._segments[: first + 1], start.offset)
         checked_bytes = self._check_from(first)
         last = self._segments[-1]
@@ -183,6 +188,14 @@ class _Recovery:
 
     # ---- What is above it ----
 
+    def _write_again(self, segments: list[Segment]) -> None:
+        """A sync may have failed: put on the medium what follows the batches that were taken. Raises OSError."""
+        log.warning("a sync did not end, its segments are written again directory=%s", self._directory)
+        with sync_announced(self._disk, self._directory):
+            for segment in segments:
+                segment.file.write_again(segment.size)
+                segment.file.sync()
+
     def _check_from(self, first: int) -> int:
         """Check and fold every batch from where `segments[first]` is taken to. Returns the bytes that were whole."""
         checked_bytes = 0
@@ -240,7 +253,8 @@ class _Recovery:
             remove_segment(self._disk, self._directory, gone.base_offset)
         self._segments = self._segments[: number + 1]
         if segment.file.size > segment.size:
-            segment.truncate(segment.size, segment.end_offset)
+            with sync_announced(self._disk, self._directory):
+                segment.truncate(segment.size, segment.end_offset)
 
     def _is_unfinished(self, number: int) -> bool:
         """What follows the good batches is the beginning of one, and nothing more: an append that a kill cut short."""
