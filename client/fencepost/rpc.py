@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 import grpc
 
-from fencepost_proto.cancellation import cancel_requests
+from fencepost_proto.cancellation import CallCancelled, own_cancellation_only
 from fencepost_proto.errors import (
     FencepostError,
     InvalidRequest,
@@ -43,14 +42,11 @@ def error_of(error: grpc.aio.AioRpcError, address: str) -> FencepostError:
 
 @contextmanager
 def rpc_errors(address: str) -> Iterator[None]:
-    """Errors of this project for what gRPC raises inside. gRPC raises CancelledError for a call that the other side
-    cancelled; here that means a broken call, and only this task's own cancellation passes as one."""
-    before = cancel_requests()
+    """Errors of this project for what gRPC raises inside; only this task's own cancellation passes as one."""
     try:
-        yield
+        with own_cancellation_only():
+            yield
     except grpc.aio.AioRpcError as error:
         raise error_of(error, address) from error
-    except asyncio.CancelledError:
-        if cancel_requests() > before:
-            raise
-        raise NetworkException(f"broker {address}: the call was cancelled") from None
+    except CallCancelled as error:
+        raise NetworkException(f"broker {address}: {error}") from None

@@ -14,6 +14,7 @@ import grpc
 from google.protobuf.message import Message
 
 from fencepost_proto import errors
+from fencepost_proto.cancellation import CallCancelled, own_cancellation_only
 from fencepost_proto.host import Host
 from fencepost_proto.v1 import broker_pb2, controller_pb2, controller_pb2_grpc
 
@@ -82,9 +83,12 @@ class ControllerLink:
 
     async def _call(self, call: Awaitable[R]) -> R:
         try:
-            return await call
+            with own_cancellation_only():
+                return await call
         except grpc.aio.AioRpcError as error:
             raise self._unreachable(error) from error
+        except CallCancelled as error:
+            raise errors.NotController(f"controller {self.address}: {error}") from None
 
     def _unreachable(self, error: grpc.aio.AioRpcError) -> errors.FencepostError:
         text = f"controller {self.address}: {error.details()}"

@@ -29,7 +29,7 @@ from fencepost_node.controller_link import ControllerLink
 from fencepost_node.data_folder import DataFolder
 from fencepost_node.metadata_feed import MetadataFeed
 from fencepost_proto import errors
-from fencepost_proto.cancellation import cancel_requests
+from fencepost_proto.cancellation import CallCancelled, own_cancellation_only
 from fencepost_proto.host import Host
 from fencepost_proto.metadata import MetadataImage, PartitionKey
 from fencepost_proto.v1 import common_pb2, controller_pb2, controller_pb2_grpc
@@ -105,15 +105,13 @@ class Session:
         backoff_s = MIN_BACKOFF_S
         try:
             while not self._leaving:
-                before = cancel_requests()
                 try:
-                    await self._hold()
+                    with own_cancellation_only():
+                        await self._hold()
                 except REFUSALS:
                     raise
-                except (grpc.aio.AioRpcError, errors.FencepostError) as error:
+                except (grpc.aio.AioRpcError, errors.FencepostError, CallCancelled) as error:
                     self._log_trouble(error)
-                if cancel_requests() > before:
-                    raise asyncio.CancelledError  # at the very moment at which the stream broke, which hid it
                 if self._leaving:
                     break
                 backoff_s = MIN_BACKOFF_S if self._registered else min(2 * backoff_s, MAX_BACKOFF_S)
@@ -259,7 +257,7 @@ class Session:
             self.was_ready.set()
         self._link.request_heartbeat()
 
-    def _log_trouble(self, error: grpc.aio.AioRpcError | errors.FencepostError) -> None:
+    def _log_trouble(self, error: grpc.aio.AioRpcError | errors.FencepostError | CallCancelled) -> None:
         """Once for each kind of trouble: a controller that is away is met at every attempt."""
         text = f"{error.code().name}: {error.details()}" if isinstance(error, grpc.aio.AioRpcError) else str(error)
         if not self._leaving and text != self._trouble:

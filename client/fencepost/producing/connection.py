@@ -21,7 +21,7 @@ from fencepost.producing.accumulator import PartitionQueue, RecordBatch
 from fencepost.producing.batch import Attempt, AttemptState
 from fencepost.producing.config import ProducerConfig
 from fencepost.producing.sequencer import Backoff
-from fencepost_proto.cancellation import cancel_requests
+from fencepost_proto.cancellation import CallCancelled, own_cancellation_only
 from fencepost_proto.host import Host
 from fencepost_proto.records import Compression
 from fencepost_proto.v1 import broker_pb2 as pb
@@ -151,16 +151,12 @@ class BrokerConnection:
 
     async def _open(self, call: ProduceCall) -> None:
         """Until the broker has been reached: what was never written has no unknown outcome."""
-        before = cancel_requests()
         try:
-            async with asyncio.timeout(OPEN_TIMEOUT_S):
-                await call.write(pb.ProduceRequest())
-        except _BREAKS as error:
+            with own_cancellation_only():
+                async with asyncio.timeout(OPEN_TIMEOUT_S):
+                    await call.write(pb.ProduceRequest())
+        except (*_BREAKS, CallCancelled) as error:
             raise _StreamBroke(_reason(error)) from None
-        except asyncio.CancelledError:
-            if cancel_requests() > before:
-                raise
-            raise _StreamBroke("the call was cancelled") from None  # gRPC's word for a call that the other side ended
 
     async def _write(self, call: ProduceCall) -> None:
         while True:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import grpc
 
 from fencepost.cluster import Cluster
-from fencepost.rpc import error_of
+from fencepost.rpc import rpc_errors
 from fencepost_proto.errors import FencepostError, NetworkException, OffsetOutOfRange, RequestTimedOut, raise_for
 from fencepost_proto.metadata import PartitionKey
 from fencepost_proto.record_batch import add_sequence
@@ -94,11 +94,11 @@ async def _record_at(cluster: Cluster, key: PartitionKey, offset: int) -> Record
 
 async def _fetch(channel: grpc.aio.Channel, partition: pb.FetchPartition, address: str) -> pb.FetchedPartition:
     call = broker_pb2_grpc.BrokerStub(channel).Fetch()
+    request = pb.FetchRequest(partitions=[partition], max_wait_ms=0, min_bytes=1, max_bytes=FETCH_MAX_BYTES)
     try:
-        await call.write(pb.FetchRequest(partitions=[partition], max_wait_ms=0, min_bytes=1, max_bytes=FETCH_MAX_BYTES))
-        response = await call.read()
-    except grpc.aio.AioRpcError as error:
-        raise error_of(error, address) from error
+        with rpc_errors(address):
+            await call.write(request)
+            response = await call.read()
     finally:
         call.cancel()
     if not isinstance(response, pb.FetchResponse) or not response.partitions:

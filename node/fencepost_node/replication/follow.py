@@ -19,7 +19,7 @@ import grpc
 
 from fencepost_node.replica import Following, Replica
 from fencepost_proto import errors
-from fencepost_proto.cancellation import cancel_requests
+from fencepost_proto.cancellation import CallCancelled, own_cancellation_only
 from fencepost_proto.errors import ErrorCode, FencepostError, InvariantBroken
 from fencepost_proto.host import Host
 from fencepost_proto.metadata import MetadataImage, PartitionKey
@@ -127,16 +127,15 @@ class FollowerLink:
         self._wake.set()
         writer = asyncio.create_task(self._write(call))
         answered = False
-        before = cancel_requests()
         try:
-            async for message in call:  # ends, one way or another, whenever the call does: also when a write fails
-                answered = True
-                await self._take(message)
+            with own_cancellation_only():
+                async for message in call:  # ends, one way or another, whenever the call does: also when a write fails
+                    answered = True
+                    await self._take(message)
         except grpc.aio.AioRpcError as broken:
             log.info("replication stream broke leader=%d address=%s code=%s", self._leader, address, broken.code())
-        except asyncio.CancelledError:
-            if cancel_requests() > before:  # else it is the call that was cancelled, by `reconnect`
-                raise
+        except CallCancelled:
+            log.debug("replication stream given up leader=%d address=%s", self._leader, address)  # by `reconnect`
         finally:
             self._call = None
             writer.cancel()
