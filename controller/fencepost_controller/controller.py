@@ -6,14 +6,14 @@ before has a full session timeout to register again.
 End: tell the brokers, refuse new commands, carry out those that wait, stop. A kill at any moment loses nothing that anybody
 was told: an answer comes after its commit.
 
-What no part can handle (a broken invariant, a task that failed) ends the whole: `wait` raises it.
+What no part can handle (a broken invariant, a task that failed) is the controller's `failure` and ends the whole.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 
 import grpc
 
@@ -27,8 +27,10 @@ from fencepost_controller.services.servicers import AdminService, ControllerServ
 from fencepost_controller.sessions import Sessions
 from fencepost_controller.store import Store
 from fencepost_proto.errors import NotController, RetriableError
+from fencepost_proto.failure import Failure
 from fencepost_proto.host import Host
 from fencepost_proto.metadata import MetadataImage, PartitionKey
+from fencepost_proto.tasks import Tasks
 from fencepost_proto.v1 import common_pb2, controller_pb2, controller_pb2_grpc
 from fencepost_proto.wire import RunningServer, serve
 
@@ -51,8 +53,8 @@ class Controller:
         self.address = ""  # host:port, once started
         self._host = host
         self._store = store
-        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._tasks: dict[asyncio.Task[None], None] = {}  # in the order of their start
+        self.failure = Failure("controller")
+        self._tasks = Tasks(self.failure.report)
         failed: dict[tuple[int, int], frozenset[PartitionKey]] = {}
         self._commands = Commands(store, failed, self._committed)
         self._sessions = Sessions(
@@ -61,7 +63,7 @@ class Controller:
             commands=self._commands,
             failed=failed,
             on_applied=self._check_fences,
-            spawn=self._spawn,
+            spawn=self._tasks.spawn,
         )
         self._fences = Fences(lambda: self.image, self._sessions.applied)
         self._committing: asyncio.Task[None] | None = None
@@ -80,11 +82,11 @@ class Controller:
         Whatever it raises, `stop` is still to be called.
         """
         await self._commands.load()
-        self._committing = self._spawn(self._commands.run(), "commands")
+        self._committing = self._tasks.spawn(self._commands.run(), "commands")
         await self._commands.submit(FormCluster(random_id(self._host.random)))
         self._sessions.start()
-        self._spawn(self._sessions.watch(), "watch sessions")
-        self._spawn(self._restore_preferred_leaders(), "restore preferred leaders")
+        self._tasks.spawn(self._sessions.watch(), "watch sessions")
+        self._tasks.spawn(self._restore_preferred_leaders(), "restore preferred leaders")
         self._server = await serve(self._host.wire, self.config.listen, _SERVICES, self._add_services)
         self.address = self._server.address
         log.info(
@@ -97,8 +99,8 @@ class Controller:
         )
 
     def _add_services(self, server: grpc.aio.Server) -> None:
-        service = ControllerService(self._commands, self._sessions, self._fences, self.fail)
-        admin = AdminService(self._commands, self._host.random, self.fail)
+        service = ControllerService(self._commands, self._sessions, self._fences, self.failure.report)
+        admin = AdminService(self._commands, self._host.random, self.failure.report)
         controller_pb2_grpc.add_ControllerServicer_to_server(service, server)
         controller_pb2_grpc.add_AdminServicer_to_server(admin, server)
 
@@ -130,53 +132,25 @@ class Controller:
                 if moved:
                     log.info("preferred leaders restored partitions=%d", moved)
 
-    def _spawn(self, coroutine: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
-        """A task that this controller owns: cancelled and awaited at its end; what goes wrong in it ends the whole."""
-        task = asyncio.get_running_loop().create_task(coroutine, name=name)
-        self._tasks[task] = None
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.pop(task, None)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.fail(error)
-
-    def fail(self, error: BaseException) -> None:
-        """What nobody handled: `wait` raises the first one."""
-        if not self._failure.done():
-            log.critical("controller cannot go on error=%r", error)
-            self._failure.set_exception(error)
-            self._failure.exception()  # whoever does not `wait` has it in the log
-
-    @property
-    def failed(self) -> bool:
-        return self._failure.done()
-
-    async def wait(self) -> None:
-        """Does not return; raises what `fail` was told."""
-        await asyncio.shield(self._failure)
-
     # ---- End ----
 
-    async def stop(self) -> None:
-        """End every part. May be called after a start that failed or was cancelled."""
+    async def stop(self, clean: bool) -> None:
+        """End every part. Commands that wait are carried out; without `clean`, nobody waits for the answers.
+
+        May be called after a start that failed or was cancelled.
+        """
         log.info("shutting down")
         error = NotController("the controller is stopping")
         self._sessions.end_all(error)
         self._fences.close(error)
         self._commands.close()
         if self._server is not None:
-            await self._server.stop(0.0 if self.failed else STOP_GRACE_S)
+            await self._server.stop(STOP_GRACE_S if clean else 0)
         if self._committing is not None and not self._committing.done():
             await asyncio.wait([self._committing])
-        while self._tasks:
-            tasks = list(self._tasks)
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+        await self._tasks.close()
         await asyncio.get_running_loop().run_in_executor(None, self._store.close)
-        if not self.failed:
+        if clean and not self.failure.happened:
             log.info("stopped clean")
 
 

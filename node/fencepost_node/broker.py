@@ -1,22 +1,20 @@
 """One broker: its parts, the order in which they start, and the order in which they end.
 
-Start: lock the data folder and see what the last end was; recover the logs; listen; open the session with the controller,
-which brings the metadata that gives every replica its role; write process.json.
+Start: see in the data folder what the last end was; recover the logs; listen; open the session with the controller, which
+brings the metadata that gives every replica its role.
 
 Clean end: hand the leaderships over, stop serving, say goodbye, close the logs (synced, with snapshots), write the
 clean-shutdown marker. Each step only after the one before it: the controller never hears goodbye from a broker that
 still serves, no metadata comes for logs that are being closed, and the marker is never there without synced logs.
 
-What no part can handle (a broken invariant, a task that failed) ends the whole: `wait` raises it. A broker that has
-found its own state wrong does nothing more with it; `stop(clean=False)` only lets go.
+What no part can handle (a broken invariant, a task that failed) is the broker's `failure` and ends the whole. A broker
+that has found its own state wrong does nothing more with it; `stop(clean=False)` only lets go.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -32,9 +30,10 @@ from fencepost_node.services.admin import AdminRelay
 from fencepost_node.services.answer import Answering
 from fencepost_node.services.broker_service import BrokerService, ReplicationService
 from fencepost_node.session import Session
-from fencepost_node.tasks import Tasks
 from fencepost_proto.errors import InvariantBroken
+from fencepost_proto.failure import Failure
 from fencepost_proto.host import Host
+from fencepost_proto.tasks import Tasks
 from fencepost_proto.v1 import (
     broker_pb2,
     broker_pb2_grpc,
@@ -47,7 +46,6 @@ from fencepost_proto.wire import RunningServer, incarnation_service, serve
 
 log = logging.getLogger(__name__)
 
-PROCESS_FILE = "process.json"
 STOP_GRACE_S = 0.2  # for answers under way; long-lived streams never end by themselves
 
 _SERVICES = [
@@ -67,13 +65,13 @@ class Broker:
         self.stopped = False
         self._host = host
         self._disk = disk
-        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._tasks = Tasks(self.fail)
+        self.failure = Failure("broker")
+        self._tasks = Tasks(self.failure.report)
         self._folder = DataFolder(disk, config.data_dir, config.broker_id)
         self._link = ControllerLink(host, config.controller, config.broker_id)
         self._ids = ProducerIds(self._link.allocate_producer_ids, self._tasks)
         self._feed = MetadataFeed()
-        self._manager = ReplicaManager(host, disk, config, self._link, self.fail)
+        self._manager = ReplicaManager(host, disk, config, self._link, self.failure.report)
         self._manager.on_failed_replica = self._link.request_heartbeat
         self._server: RunningServer | None = None
         self._session: Session | None = None
@@ -119,7 +117,6 @@ class Broker:
             incarnation_service(self._session.incarnation), health_pb2.HealthCheckResponse.SERVING
         )
         self._tasks.spawn(self._session.run(), "session")
-        await asyncio.to_thread(self._write_process_file)  # last: whoever sees it may stop this broker cleanly
 
     async def wait_ready(self) -> None:
         """Returns once the broker has registered and applied metadata; it may take as long as the controller is away."""
@@ -128,7 +125,7 @@ class Broker:
         await self._session.was_ready.wait()
 
     def _add_services(self, server: grpc.aio.Server) -> None:
-        answering = Answering(self.fail)
+        answering = Answering(self.failure.report)
         service = BrokerService(
             broker_id=self.config.broker_id,
             recovery_seconds=self.recovery_seconds,
@@ -141,27 +138,6 @@ class Broker:
         broker_pb2_grpc.add_BrokerServicer_to_server(service, server)
         replication_pb2_grpc.add_ReplicationServicer_to_server(ReplicationService(self._manager, answering), server)
         controller_pb2_grpc.add_AdminServicer_to_server(AdminRelay(self._link, answering), server)
-
-    def _write_process_file(self) -> None:
-        content = {"pid": os.getpid(), "address": self.address, "kind": "broker", "id": self.config.broker_id}
-        self._disk.write_atomically(f"{self.config.data_dir}/{PROCESS_FILE}", json.dumps(content).encode())
-
-    # ---- Failure ----
-
-    def fail(self, error: BaseException) -> None:
-        """What nobody handled: `wait` raises the first one."""
-        if not self._failure.done():
-            log.critical("broker cannot go on error=%r", error)
-            self._failure.set_exception(error)
-            self._failure.exception()  # whoever does not `wait` has it in the log
-
-    @property
-    def failed(self) -> bool:
-        return self._failure.done()
-
-    async def wait(self) -> None:
-        """Does not return; raises what `fail` was told."""
-        await asyncio.shield(self._failure)
 
     # ---- End ----
 
@@ -182,7 +158,7 @@ class Broker:
             await session.goodbye()
         await self._tasks.close()
         await self._manager.close(clean=session is not None)
-        if session is not None and not self.failed:
+        if session is not None and not self.failure.happened:
             await asyncio.to_thread(self._folder.mark_clean)
             log.info("stopped clean")
         await self._link.close()

@@ -1,7 +1,5 @@
-"""A broker's data folder: whose it is, who holds it, and whether something in it may have been lost.
+"""A broker's data folder: whose it is, and whether something in it may have been lost.
 
-``.lock``
-    Held while a broker runs: two processes never write one folder.
 ``meta.properties``
     broker.id, cluster.id, and boot.id: the boot of the machine up to which every loss has been accounted for.
 ``clean-shutdown``
@@ -26,7 +24,6 @@ from typing import Final
 from fencepost_node.log.disk import Disk
 from fencepost_proto.errors import InconsistentClusterId
 
-LOCK: Final = ".lock"
 META: Final = "meta.properties"
 CLEAN_SHUTDOWN: Final = "clean-shutdown"
 
@@ -72,15 +69,11 @@ class DataFolder:
         return self._meta.cluster_id
 
     def open(self) -> None:
-        """Lock the folder, check that it is this broker's, and take away the clean-shutdown marker.
+        """Check that the folder is this broker's, and take away the clean-shutdown marker.
 
         Raises DataFolderError, or OSError where the disk refuses.
         """
         self._disk.make_directory(self._path)
-        try:
-            self._disk.lock(self._file(LOCK))
-        except BlockingIOError as error:
-            raise DataFolderError(f"data folder {self._path!r} is in use by another process") from error
         self.was_clean = self._disk.exists(self._file(CLEAN_SHUTDOWN))
         if self._disk.exists(self._file(META)):
             self._meta = self._read_meta()

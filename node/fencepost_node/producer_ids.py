@@ -11,8 +11,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from fencepost_node.tasks import Tasks
 from fencepost_proto.errors import CoordinatorNotAvailable, FencepostError
+from fencepost_proto.tasks import Tasks
 
 log = logging.getLogger(__name__)
 

@@ -21,11 +21,11 @@ from fencepost_node.replica import Following, Replica
 from fencepost_node.replication.follow import FollowerLink
 from fencepost_node.replication.leader_state import Proposal
 from fencepost_node.replication.leadership import Leadership
-from fencepost_node.tasks import Tasks
 from fencepost_proto import errors
 from fencepost_proto.errors import ErrorCode, FencepostError, InvariantBroken
 from fencepost_proto.host import Host
 from fencepost_proto.metadata import MetadataImage, Partition, PartitionKey, Topic
+from fencepost_proto.tasks import Tasks
 from fencepost_proto.v1 import controller_pb2
 
 log = logging.getLogger(__name__)

@@ -175,7 +175,7 @@ def test_bad_requests_are_answered_with_their_errors_and_it_lives_on(start: Star
 def test_a_second_controller_on_the_same_folder_is_refused(start: Start) -> None:
     first = start()
     first.started()
-    assert "in use by another controller" in start().ends(2)
+    assert "in use by another process" in start().ends(2)
     assert first.popen.poll() is None
 
 

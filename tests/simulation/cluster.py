@@ -1,13 +1,12 @@
 """A whole cluster in a simulated world: the production Broker and Controller, started and stopped as processes are.
 
-What is here stands in for each component's `__main__`: it makes the object, starts it, waits, and ends it; a supervisor
-starts again what ended, as an operator's would.
+What is here stands in for each component's `__main__`: it makes the object and has it live as a real process does; a
+supervisor starts again what ended, as an operator's would.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import NoneType
@@ -30,6 +29,7 @@ from fencepost_node.replica import Replica
 from fencepost_node.session import REFUSALS
 from fencepost_proto.errors import InvariantBroken, StorageError
 from fencepost_proto.host import Host
+from fencepost_proto.process import Component, live
 from fencepost_proto.v1 import controller_pb2_grpc
 
 CONTROLLER = "controller"
@@ -141,12 +141,7 @@ class SimCluster:
         )
         broker = Broker(config, host, disk)
         self.brokers[broker_id] = broker
-
-        async def run() -> None:
-            await broker.start()
-            await broker.wait()
-
-        await self._run(node, run, broker.stop, lambda: broker.address != "")
+        await self._run(node, broker)
 
     async def _run_controller(self, host: Host, disk: MountedDisk) -> None:
         settings = self.settings
@@ -161,37 +156,11 @@ class SimCluster:
         assert isinstance(process, SimProcess)
         controller = Controller(config, host, self.database.open(process))
         self.controller = controller
+        await self._run(CONTROLLER, controller)
 
-        async def run() -> None:
-            await controller.start()
-            await controller.wait()
-
-        await self._run(CONTROLLER, run, lambda _: controller.stop(), lambda: controller.address != "")
-
-    async def _run(
-        self,
-        node: str,
-        run: Callable[[], object],
-        stop: Callable[[bool], object],
-        started: Callable[[], bool],
-    ) -> None:
-        """As `__main__` does it: until asked to stop, or until it fails."""
-        loop = asyncio.get_running_loop()
-        running = loop.create_task(run())  # type: ignore[arg-type, var-annotated]
-        stopping = loop.create_task(self._stop_asked[node].wait())
-        await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        clean = started() and not running.done()
-        if not running.done():
-            running.cancel()
-            await asyncio.wait([running])
-        error = None if running.cancelled() else running.exception()
-        try:
-            await stop(clean)  # type: ignore[misc]
-        except Exception as raised:  # noqa: BLE001 - judged below, like what ended it
-            error = error or raised
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+    async def _run(self, node: str, component: Component) -> None:
+        """Until asked to stop, or until it fails."""
+        error = (await live(component, self._stop_asked[node], announce=lambda: None)).error
         if isinstance(error, InvariantBroken) or not isinstance(error, _EXPECTED_ENDS):
             self.judge.fail("invariant" if isinstance(error, InvariantBroken) else "unhandled", f"{node}: {error!r}")
         how = "stopped" if error is None else type(error).__name__

@@ -173,7 +173,6 @@ class SimDisk:
         self.crash_at_operation = 0  # 0: never; else the process dies in the middle of that operation
         self.on_crash: Callable[[], None] = lambda: None
         self._random = chance
-        self._locks: dict[str, SimProcess] = {}
 
     def mount(self, process: SimProcess) -> MountedDisk:
         return MountedDisk(self, process)
@@ -188,8 +187,7 @@ class SimDisk:
         self.boot += 1
 
     def used_bytes(self) -> int:
-        """Without process.json, whose length depends on the real process's id."""
-        return sum(len(node.content) for path, node in self.files() if not path.endswith("process.json"))
+        return sum(len(node.content) for _, node in self.files())
 
     def files(self) -> list[tuple[str, FileNode]]:
         """Every file with its path, in order of path."""
@@ -262,12 +260,6 @@ class SimDisk:
         if self.capacity_bytes is None:
             return wanted
         return max(0, min(wanted, self.capacity_bytes - self.used_bytes()))
-
-    def lock(self, path: str, process: SimProcess) -> None:
-        holder = self._locks.get(path)
-        if holder is not None and holder.alive and holder is not process:
-            raise BlockingIOError(errno.EAGAIN, f"held by {holder!r}", path)
-        self._locks[path] = process
 
     def step(self, process: SimProcess) -> None:
         """Before every operation: count it; the process may be dead, or die here."""
@@ -449,13 +441,6 @@ class MountedDisk:
                 self.remove(child)
         parent, name = _split(path)
         self._disk.folder(parent).put({name: None})
-
-    def lock(self, path: str) -> None:
-        self._step("lock", path)
-        if self._disk.find(path) is None:
-            parent, name = _split(path)
-            self._disk.folder(parent).put({name: FileNode(name)})
-        self._disk.lock(path, self._process)
 
     def boot_id(self) -> str:
         self._step("boot_id", "")

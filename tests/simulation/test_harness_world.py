@@ -379,18 +379,6 @@ def test_a_failed_sync_loses_the_pages_for_good() -> None:
     assert mount.read_bytes("/data/log") == bytes(4)
 
 
-def test_a_lock_is_held_by_one_living_process_at_a_time() -> None:
-    disk, mount = mounted()
-    mount.lock("/data/.lock")
-    loop = SimLoop(random.Random(0))
-    other = disk.mount(SimProcess(loop, "d", random.Random(0), 2))
-    with pytest.raises(BlockingIOError):
-        other.lock("/data/.lock")
-    mount._process.kill()
-    other.lock("/data/.lock")
-    loop.close()
-
-
 def test_the_boot_id_changes_with_a_power_failure_only() -> None:
     disk, mount = mounted()
     first = mount.boot_id()

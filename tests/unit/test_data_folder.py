@@ -14,26 +14,15 @@ CLUSTER = "cluster-a"
 
 
 class Machine(RealDisk):
-    """A disk whose machine can be rebooted, and which lets go of its locks when a process 'dies'."""
+    """A disk whose machine can be rebooted."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.boot = 1
-        self.locked = False
 
     def boot_id(self) -> str:
         return f"boot-{self.boot}"
 
-    def lock(self, path: str) -> None:
-        if self.locked:
-            raise BlockingIOError(path)
-        self.locked = True
-
-    def kill(self) -> None:
-        self.locked = False
-
     def reboot(self) -> None:
-        self.kill()
         self.boot += 1
 
 
@@ -63,7 +52,6 @@ def test_an_empty_folder_counts_as_having_lost_everything(machine: Machine, tmp_
 
 def test_a_killed_process_loses_nothing(machine: Machine, tmp_path: Path) -> None:
     settled(machine, tmp_path)
-    machine.kill()
     folder = start(machine, tmp_path)
     assert not folder.may_have_lost_tail
     assert folder.cluster_id == CLUSTER
@@ -86,7 +74,6 @@ def test_a_reboot_after_a_clean_shutdown_loses_nothing(machine: Machine, tmp_pat
 def test_the_marker_is_gone_once_the_folder_is_open(machine: Machine, tmp_path: Path) -> None:
     settled(machine, tmp_path).mark_clean()
     assert (tmp_path / CLEAN_SHUTDOWN).read_text() == "boot-1\n"
-    machine.kill()
     start(machine, tmp_path)
     assert not (tmp_path / CLEAN_SHUTDOWN).exists()
 
@@ -94,13 +81,11 @@ def test_the_marker_is_gone_once_the_folder_is_open(machine: Machine, tmp_path: 
 def test_a_loss_stays_open_until_the_controller_has_acknowledged_it(machine: Machine, tmp_path: Path) -> None:
     settled(machine, tmp_path)
     machine.reboot()
-    assert start(machine, tmp_path).may_have_lost_tail
-    machine.kill()  # before it could register
+    assert start(machine, tmp_path).may_have_lost_tail  # and is killed before it can register
     folder = start(machine, tmp_path)
     assert folder.may_have_lost_tail
     folder.registered(CLUSTER)
     assert not folder.may_have_lost_tail
-    machine.kill()
     assert not start(machine, tmp_path).may_have_lost_tail
 
 
@@ -109,8 +94,7 @@ def test_a_clean_folder_is_not_suspected_because_its_next_start_was_killed_early
 ) -> None:
     settled(machine, tmp_path).mark_clean()
     machine.reboot()
-    start(machine, tmp_path)
-    machine.kill()  # before it could register
+    start(machine, tmp_path)  # and is killed before it can register
     folder = start(machine, tmp_path)
     assert not folder.was_clean
     assert not folder.may_have_lost_tail
@@ -118,22 +102,8 @@ def test_a_clean_folder_is_not_suspected_because_its_next_start_was_killed_early
     assert start(machine, tmp_path).may_have_lost_tail  # but that boot has ended too
 
 
-def test_a_folder_in_use_is_refused(machine: Machine, tmp_path: Path) -> None:
-    settled(machine, tmp_path).mark_clean()
-    with pytest.raises(DataFolderError, match="in use by another process"):
-        start(machine, tmp_path)
-    assert (tmp_path / CLEAN_SHUTDOWN).exists()
-
-
-def test_two_real_processes_disks_cannot_hold_one_folder(tmp_path: Path) -> None:
-    DataFolder(RealDisk(), str(tmp_path), 1).open()
-    with pytest.raises(DataFolderError, match="in use"):
-        DataFolder(RealDisk(), str(tmp_path), 1).open()
-
-
 def test_a_folder_of_another_broker_is_refused_naming_both(machine: Machine, tmp_path: Path) -> None:
     settled(machine, tmp_path).mark_clean()
-    machine.kill()
     with pytest.raises(DataFolderError, match="belongs to broker 1; the configuration says broker_id = 2"):
         start(machine, tmp_path, broker_id=2)
     assert (tmp_path / CLEAN_SHUTDOWN).exists()
@@ -141,7 +111,6 @@ def test_a_folder_of_another_broker_is_refused_naming_both(machine: Machine, tmp
 
 def test_a_folder_of_another_cluster_is_refused_naming_both(machine: Machine, tmp_path: Path) -> None:
     settled(machine, tmp_path)
-    machine.kill()
     folder = start(machine, tmp_path)
     with pytest.raises(InconsistentClusterId, match="belongs to cluster cluster-a; the controller's is cluster-b"):
         folder.registered("cluster-b")

@@ -12,8 +12,8 @@ from fake_controller import run, until
 
 from fencepost_node import producer_ids
 from fencepost_node.producer_ids import PREFETCH_BELOW, ProducerIds
-from fencepost_node.tasks import Tasks
 from fencepost_proto.errors import CoordinatorNotAvailable, InvariantBroken, NotController
+from fencepost_proto.tasks import Tasks
 
 
 class Blocks:

@@ -288,7 +288,6 @@ def test_a_folder_of_another_cluster_is_refused_naming_both_and_left_as_it_was(t
             folder.mark_clean()
             before = (tmp_path / "meta.properties").read_bytes()
             node = Node(tmp_path, controller.address)
-            (tmp_path / ".lock").unlink()  # the folder object above holds it
             node.folder.open()
             running = asyncio.create_task(node.session.run())
             stream = await controller.session(0)

@@ -10,7 +10,6 @@ and belong in a thread.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -88,10 +87,6 @@ class Disk(Protocol):
 
     def remove_tree(self, path: str) -> None: ...
 
-    def lock(self, path: str) -> None:
-        """Hold `path` for this process until it ends. Raises BlockingIOError where another one holds it."""
-        ...
-
     def boot_id(self) -> str:
         """Changes whenever the machine starts anew, and with it unsynced data may be gone."""
         ...
@@ -149,9 +144,6 @@ class RealFile:
 class RealDisk:
     """The machine's file system."""
 
-    def __init__(self) -> None:
-        self._locks: list[int] = []
-
     def open(self, path: str, *, create: bool = False) -> File:
         return RealFile(os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o644))
 
@@ -178,9 +170,8 @@ class RealDisk:
         return sorted(os.listdir(path))
 
     def make_directory(self, path: str) -> None:
-        if not os.path.isdir(path):
-            os.makedirs(path, exist_ok=True)
-            self.sync_directory(os.path.dirname(path))
+        os.makedirs(path, exist_ok=True)
+        self.sync_directory(os.path.dirname(path))  # where it exists, too: who made it may not have come to this
 
     def sync_directory(self, path: str) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -197,15 +188,6 @@ class RealDisk:
 
     def remove_tree(self, path: str) -> None:
         shutil.rmtree(path)
-
-    def lock(self, path: str) -> None:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._locks.append(descriptor)  # held by staying open
 
     def boot_id(self) -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

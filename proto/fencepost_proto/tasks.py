@@ -1,7 +1,7 @@
 """Tasks with an owner.
 
-Every task of a broker belongs to a `Tasks`, which cancels and awaits it at the end and hands what went wrong in it to
-`on_failure`: nothing fails unseen. An error that a task did not handle is fatal to the process.
+Every task of a broker and of the controller belongs to a `Tasks`, which cancels and awaits it at the end and hands what
+went wrong in it to `on_failure`: nothing fails unseen. An error that a task did not handle is fatal to the process.
 """
 
 from __future__ import annotations

@@ -1,0 +1,255 @@
+"""The life of a process, from its command line to its exit code. The broker and the controller are such processes.
+
+It reads its configuration, takes hold of its data folder, starts its component, and announces that in process.json. SIGTERM
+and SIGINT are a clean shutdown. Exit codes:
+
+    0   after a clean shutdown
+    2   where it cannot run as it is configured (the configuration, the port, the data folder, …), with one line on
+        standard error that says why
+    70  where it has found a fault in itself. Nothing of that state is written any more: it ends there and then.
+
+In the data folder:
+
+``.lock``
+    Held by the process that runs on the folder: two never write one.
+``process.json``
+    The process's id, address, and kind; written once it listens, so whoever sees it may stop the process cleanly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import gc
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Generic, Protocol, TypeVar
+
+import uvloop
+
+from fencepost_proto.config import ConfigError, load
+from fencepost_proto.errors import StorageError
+from fencepost_proto.failure import Failure
+
+EXIT_CANNOT_RUN: Final = 2
+EXIT_FAULT: Final = 70
+LOCK_FILE: Final = ".lock"
+PROCESS_FILE: Final = "process.json"
+
+log = logging.getLogger(__name__)
+
+
+class ProcessConfig(Protocol):
+    """What every process's configuration has; see `fencepost_proto.config`."""
+
+    @property
+    def data_dir(self) -> str: ...
+
+    @property
+    def log_level(self) -> str: ...
+
+
+class Component(Protocol):
+    """What runs in the process: made, started and stopped once, inside one running event loop."""
+
+    failure: Failure
+
+    @property
+    def address(self) -> str:
+        """host:port, once started."""
+        ...
+
+    async def start(self) -> None:
+        """Returns when it listens. Whatever it raises, `stop` may be called."""
+        ...
+
+    async def stop(self, clean: bool) -> None:
+        """End every part. With `clean`, lose nothing; without, as much like a kill as a running process can."""
+        ...
+
+
+C = TypeVar("C", bound=ProcessConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Program(Generic[C]):
+    """One kind of process."""
+
+    package: str
+    kind: str
+    description: str
+    example: str  # of a configuration
+    config: type[C]
+    id_of: Callable[[C], int] | None  # None: there is only one of the kind
+    make: Callable[[C], Component]  # called inside the running event loop
+    cannot_start: tuple[
+        type[Exception], ...
+    ] = ()  # expected errors of `make` and `start`, beside the disk's and the port's
+    refusals: tuple[
+        type[Exception], ...
+    ] = ()  # expected errors at any time: others will not have it as it is configured
+
+    def label(self, config: C) -> str:
+        return self.kind if self.id_of is None else f"{self.kind}={self.id_of(config)}"
+
+    def cannot_run(self, ending: Ending) -> bool:
+        """Its surroundings are at fault, not the process."""
+        cannot_start = (*self.cannot_start, StorageError, OSError)
+        return isinstance(ending.error, self.refusals) or (
+            not ending.had_started and isinstance(ending.error, cannot_start)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a component's life ended."""
+
+    error: BaseException | None  # None: it was asked to
+    had_started: bool
+
+
+async def live(component: Component, asked_to_stop: asyncio.Event, announce: Callable[[], None]) -> Ending:
+    """Start the component, `announce` it, and let it run until it is asked to stop or fails.
+
+    Asked to, it is stopped, cleanly unless it had not started yet. After a failure it is left as it is.
+    """
+    had_started = False
+
+    async def run() -> None:
+        nonlocal had_started
+        await component.start()
+        announce()
+        had_started = True  # in one step with the announcement
+        await component.failure.wait()
+
+    loop = asyncio.get_running_loop()
+    running = loop.create_task(run())
+    stopping = loop.create_task(asked_to_stop.wait())
+    await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not running.done():
+        running.cancel()
+        await asyncio.wait([running])
+    error = None if running.cancelled() else running.exception()
+    if error is None:
+        error = await _stop(component, clean=had_started)
+    while isinstance(error, BaseExceptionGroup):  # logs are recovered side by side
+        error = error.exceptions[0]
+    return Ending(error, had_started)
+
+
+async def _stop(component: Component, clean: bool) -> BaseException | None:
+    """What went wrong in it."""
+    try:
+        await component.stop(clean)
+        if component.failure.happened:
+            await component.failure.wait()
+    except Exception as error:  # noqa: BLE001  # whatever it is, it decides how the process ends
+        return error
+    return None
+
+
+# ---- A real process ----
+
+
+def main(program: Program[C]) -> int:
+    """Run the program that the command line configures. The exit code."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {program.package}",
+        description=f"{program.description} It logs to standard error; SIGTERM shuts it down cleanly.",
+        epilog=f"example of a configuration:\n{program.example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="CONFIG.toml", help=f"the {program.kind}'s configuration, a flat TOML file")
+    path = parser.parse_args().config
+    try:
+        config = load(program.config, path)
+    except ConfigError as error:
+        return _refuse(program, error)
+    logging.basicConfig(
+        level=config.log_level,
+        format=f"%(asctime)s %(levelname)s {program.label(config)} %(name)s %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        lock = _hold(config.data_dir)
+    except OSError as error:
+        return _refuse(program, error)
+    _allow_open_files()
+    gc.freeze()  # what the imports made stays for good: collections need not look at it
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(program, config))
+    finally:
+        os.close(lock)
+
+
+def _hold(data_dir: str) -> int:
+    """Make the folder, and lock it for as long as the descriptor stays open."""
+    os.makedirs(data_dir, exist_ok=True)
+    descriptor = os.open(os.path.join(data_dir, LOCK_FILE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise OSError(f"data folder {data_dir!r} is in use by another process") from None
+    return descriptor
+
+
+def _allow_open_files() -> None:
+    """As many as the system lets this process have: of a broker every segment takes three, every connection one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+async def _serve(program: Program[C], config: C) -> int:
+    """Until a signal or a fault. The exit code."""
+    loop = asyncio.get_running_loop()
+    asked_to_stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked_to_stop.set)
+    try:
+        component = program.make(config)
+    except Exception as error:  # noqa: BLE001  # whatever it is, it decides how the process ends
+        return _exit_code(program, Ending(error, had_started=False))
+    ending = await live(component, asked_to_stop, lambda: _announce(program, config, component.address))
+    if program.cannot_run(ending):
+        await _stop(component, clean=False)
+    return _exit_code(program, ending)
+
+
+def _exit_code(program: Program[C], ending: Ending) -> int:
+    """Does not return after a fault."""
+    if ending.error is None:
+        return 0
+    if program.cannot_run(ending):
+        return _refuse(program, ending.error)
+    log.critical("stopping at once: %s", ending.error, exc_info=ending.error)
+    logging.shutdown()
+    os._exit(EXIT_FAULT)
+
+
+def _announce(program: Program[C], config: C, address: str) -> None:
+    """For programs on this machine; it need not outlive the process, so it is not synced."""
+    content = {
+        "pid": os.getpid(),
+        "address": address,
+        "kind": program.kind,
+        "id": 0 if program.id_of is None else program.id_of(config),
+    }
+    path = os.path.join(config.data_dir, PROCESS_FILE)
+    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+        json.dump(content, file)
+    os.replace(f"{path}.tmp", path)
+
+
+def _refuse(program: Program[C], reason: BaseException) -> int:
+    print(f"{program.package}: {reason}", file=sys.stderr)
+    return EXIT_CANNOT_RUN
