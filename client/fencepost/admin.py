@@ -32,6 +32,7 @@ from fencepost_proto.errors import (
     ElectionNotNeeded,
     FencepostError,
     InvalidConfig,
+    InvalidRequest,
     NetworkException,
     NoReassignmentInProgress,
     NotController,
@@ -70,7 +71,15 @@ class AdminClient:
     """Operates one cluster. An async context manager."""
 
     def __init__(self, bootstrap: str | Sequence[str], *, host: Host | None = None) -> None:
-        self._cluster = Cluster(bootstrap, host or Host())
+        self._connection = Cluster(bootstrap, host or Host())
+        self._connected = False  # between start and close
+
+    @property
+    def _cluster(self) -> Cluster:
+        """For every question and every change: none is answered out of nothing, before the start or after the end."""
+        if not self._connected:
+            raise InvalidRequest("the admin client is not open: use it as `async with AdminClient(…)`")
+        return self._connection
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -83,11 +92,13 @@ class AdminClient:
 
     async def start(self) -> None:
         """Connect. Raises NetworkException where no broker answers."""
-        await self._cluster.start()
+        await self._connection.start()
+        self._connected = True
 
     async def close(self) -> None:
         """Disconnect. May be called twice."""
-        await self._cluster.close()
+        self._connected = False
+        await self._connection.close()
 
     # ---- Topics ----
 

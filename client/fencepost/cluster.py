@@ -84,7 +84,7 @@ class Cluster:
         try:
             await self.wait_until(lambda image: bool(image.cluster_id), START_TIMEOUT_S)
         except TimeoutError:
-            told = "; ".join(f"{address}: {self._watch.failure(address) or 'silence'}" for address in self._order)
+            told = "; ".join(self._watch.failure(address) or f"broker {address}: silence" for address in self._order)
             await self.close()
             raise NetworkException(f"no broker answered within {START_TIMEOUT_S:.0f} s: {told}") from None
         except asyncio.CancelledError:
@@ -226,11 +226,11 @@ class Cluster:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        last: FencepostError = RequestTimedOut(f"partition {key[0]}-{key[1]} has had no leader for {timeout_s} s")
+        last: FencepostError = RequestTimedOut(f"partition {self._name(key)} has had no leader for {timeout_s:g} s")
         while (left_s := deadline - loop.time()) > 0:
             leader = self.leader(key)
             if leader is None:
-                raise UnknownTopicOrPartition(f"partition {key[0]}-{key[1]} is not in the cluster")
+                raise UnknownTopicOrPartition(f"partition {self._name(key)} is not in the cluster")
             if leader.address:
                 try:
                     answer = await self.call_broker(
@@ -264,6 +264,11 @@ class Cluster:
         )
 
     # ---- Inside ----
+
+    def _name(self, key: PartitionKey) -> str:
+        """For people: with the topic's name where it is known, else with its id."""
+        topic = self._image.topics.get(key[0])
+        return f"{topic.name if topic else key[0]}-{key[1]}"
 
     async def _wait_for_another_leader(self, key: PartitionKey, leader: CurrentLeader, timeout_s: float) -> None:
         try:

@@ -78,6 +78,7 @@ class Consumer:
         self._core = ConsumerCore(reset)
         self._arrived = asyncio.Event()  # set with every change that reading or `position` may wait for
         self._router = Router(self._core, self._cluster, self._arrived.set, self._on_resolved)
+        self._connected = False  # between start and close
         self._routing: asyncio.Task[None] | None = None
         self._iterated: deque[ConsumerRecord] = deque()  # decoded for `async for`, not handed out yet
         self._history = history
@@ -98,6 +99,7 @@ class Consumer:
     async def start(self) -> None:
         """Connect. Raises NetworkException where no broker answers, UnknownTopicOrPartition for a topic."""
         await self._cluster.start()
+        self._connected = True
         self._routing = asyncio.create_task(self._router.run(), name="consumer-router")
         self._routing.add_done_callback(lambda _: self._arrived.set())
         try:
@@ -109,6 +111,7 @@ class Consumer:
 
     async def close(self) -> None:
         """Stop fetching and disconnect. Positions stay readable. May be called twice."""
+        self._connected = False
         if self._routing is not None:
             self._routing.cancel()
             await asyncio.gather(self._routing, return_exceptions=True)  # a bug in it was raised by reading
@@ -133,6 +136,7 @@ class Consumer:
 
     async def subscribe(self, *topics: str) -> None:
         """`assign` of all partitions of these topics."""
+        self._check_connected()
         found: list[TopicPartition] = []
         for name in topics:
             topic = await self._cluster.topic(name)
@@ -205,6 +209,7 @@ class Consumer:
 
         Cancellation loses no record. Raises what reading cannot get past (see the top of this file).
         """
+        self._check_connected()
         if max_records < 1:
             raise InvalidRequest(f"max_records={max_records}: a poll takes one record or more")
         if self._iterated:
@@ -219,6 +224,7 @@ class Consumer:
         return self
 
     async def __anext__(self) -> ConsumerRecord:
+        self._check_connected()
         while not self._iterated:
             self._iterated.extend(await self._read(ITERATION_RECORDS, None))
         record = self._iterated.popleft()
@@ -292,11 +298,14 @@ class Consumer:
         self._core.put_opened(large, opened)
         self._router.look()
 
+    def _check_connected(self) -> None:
+        if not self._connected:
+            raise InvalidRequest("the consumer is not open: use it as `async with Consumer(…)`")
+
     def _raise_failure(self) -> None:
         """Raise what reading cannot get past, if there is such."""
-        if self._routing is None or self._routing.cancelled():
-            raise InvalidRequest("the consumer is not open: use it as `async with Consumer(…)`")
-        if self._routing.done():
+        self._check_connected()
+        if self._routing is not None and self._routing.done():
             self._routing.result()
         if not self._core.assignment:
             raise InvalidRequest("no partition is assigned to this consumer")
@@ -308,6 +317,7 @@ class Consumer:
             self.seek(tp, offset)
 
     async def _key(self, tp: TopicPartition) -> PartitionKey:
+        self._check_connected()
         topic = await self._cluster.topic(tp.topic)
         key = (topic.topic_id, tp.partition)
         if key not in self._cluster.image.partitions:

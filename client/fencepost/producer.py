@@ -38,12 +38,14 @@ from fencepost_proto.host import Host
 log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 30.0
+CANCELLED_CLOSE_TIMEOUT_S = 5.0  # at the end of a block that was cancelled: who pressed Ctrl-C is waiting
 
 Headers = Sequence[tuple[str, bytes | None]]
 
 
 class Producer:
-    """Sends records. An async context manager: it connects on entry, flushes and closes on exit.
+    """Sends records. An async context manager: it connects on entry, flushes and closes on exit. A block that is cancelled
+    (Ctrl-C under `asyncio.run`) waits a shorter time for what it has sent.
 
     `bootstrap`: host:port of any brokers, as a list or separated by commas. Further settings are those of
     `ProducerConfig`, by keyword.
@@ -61,6 +63,7 @@ class Producer:
         self._now_ms = self._host.wall_clock_ms
         self._max_record = self.config.max_request_size
         self._started = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # the one that it belongs to, from the start on
         self._closing = False
         self._closed = asyncio.Event()
 
@@ -73,13 +76,15 @@ class Producer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.close()
+        cancelled = kind is not None and issubclass(kind, asyncio.CancelledError)
+        await self.close(CANCELLED_CLOSE_TIMEOUT_S if cancelled else CLOSE_TIMEOUT_S)
 
     async def start(self) -> None:
         """Connect, and get a producer id. Raises NetworkException, CoordinatorNotAvailable, and what refuses a name."""
         if self._started:
             raise InvalidRequest("the producer has been started before")
         self._started = True
+        self._loop = asyncio.get_running_loop()
         try:
             await self._cluster.start()
             await self._sender.start()
@@ -146,8 +151,10 @@ class Producer:
             raise MessageTooLarge(f"record of {size} bytes for {queue.name}; max_request_size is {self._max_record}")
         if timestamp_ms is None:
             timestamp_ms = self._now_ms()
-        elif timestamp_ms < 0:
-            raise InvalidRecord(f"timestamp_ms={timestamp_ms} of a record for {queue.name} is negative")
+        elif not isinstance(timestamp_ms, int) or timestamp_ms < 0:
+            raise InvalidRecord(
+                f"timestamp_ms={timestamp_ms!r} of a record for {queue.name}: a whole number, 0 or more"
+            )
         batch = queue.open
         if batch is None or not batch.append(timestamp_ms, key, value, pairs):
             movable = queues if key is None and partition is None else None
@@ -216,6 +223,9 @@ class Producer:
         record: Record,
     ) -> RecordBatch:
         """The record does not fit the queue's open batch, or there is none: put it elsewhere."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:  # nothing there would ever wake up whoever awaits the delivery here
+            raise InvalidRequest("the producer was started in another event loop: use it in the one that started it")
         if queue.open is not None:
             self._full(queue)
             if movable is not None:
@@ -226,7 +236,7 @@ class Producer:
                     if batch.append(*record):
                         return batch
                     self._full(queue)
-        now = asyncio.get_running_loop().time()
+        now = loop.time()
         config = self.config
         batch = RecordBatch(
             queue,

@@ -276,3 +276,23 @@ def test_elections_are_for_the_preferred_leader_or_unclean_for_a_named_one() -> 
         assert (await admin.describe_topic("orders")).partitions[0].leader == 1
 
     scenario(test)
+
+
+def test_an_admin_client_that_is_not_open_answers_nothing_and_changes_nothing() -> None:
+    async def scenario() -> None:
+        async with fake_cluster() as fake:
+            controller = Controller(fake)
+            client = AdminClient(fake.bootstrap)
+            with pytest.raises(errors.InvalidRequest, match="not open"):
+                await client.list_topics()
+            await client.start()
+            assert await client.list_topics() == []
+            await client.close()
+            for question in (client.list_topics, client.describe_cluster, client.list_reassignments):
+                with pytest.raises(errors.InvalidRequest, match="not open"):
+                    await question()
+            with pytest.raises(errors.InvalidRequest, match="not open"):
+                await client.create_topic("late")
+            assert controller.asked == []
+
+    run(scenario())

@@ -341,8 +341,9 @@ def test_what_is_not_there_or_not_possible_is_refused_by_name(monkeypatch: pytes
                 task = asyncio.current_task()
                 assert task is not None
                 assert not task.cancelling(), "an error leaves no mark on the application's task"
-            with pytest.raises(InvalidRequest, match="not open"):
-                await consumer.poll()
+            for reading in (consumer.poll, consumer.__anext__, lambda: consumer.subscribe("orders")):
+                with pytest.raises(InvalidRequest, match="not open"):
+                    await reading()
             await until(lambda: fake.brokers[1].fetch_streams == fake.brokers[1].watchers == 0)
 
     monkeypatch.setattr(cluster_module, "TOPIC_WAIT_S", 0.1)
@@ -350,6 +351,20 @@ def test_what_is_not_there_or_not_possible_is_refused_by_name(monkeypatch: pytes
         Consumer("localhost:9092", start="first")  # type: ignore[arg-type]
     with pytest.raises(InvalidConfig, match="reset='none'"):
         Consumer("localhost:9092", reset="none")  # type: ignore[arg-type]
+    run(test())
+
+
+def test_a_closed_consumer_hands_out_nothing_more_and_still_knows_where_it_was() -> None:
+    async def test() -> None:
+        async with fake_cluster(1) as fake:
+            write(fake, (fake.add_topic("orders", 1), 0), 5)
+            async with Consumer(fake.bootstrap, "orders") as consumer:
+                assert (await consumer.poll(2))[-1].offset == 1
+            for reading in (consumer.poll, consumer.__anext__):
+                with pytest.raises(InvalidRequest, match="not open"):
+                    await reading()
+            assert await consumer.position(T0) == 2
+
     run(test())
 
 

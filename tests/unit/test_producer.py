@@ -11,6 +11,7 @@ import pytest
 from fake_broker_read import run, until
 from fake_broker_write import BREAK, SWALLOW, FakeWriteCluster, fake_write_cluster
 
+from fencepost import producer as producer_module
 from fencepost.errors import (
     BufferFull,
     CoordinatorNotAvailable,
@@ -152,6 +153,8 @@ def test_impossible_records_are_refused_by_name_and_nothing_is_taken() -> None:
                 await producer.send("nowhere", b"x")
             with pytest.raises(InvalidRecord, match="-5"):
                 await producer.send("orders", b"x", timestamp_ms=-5)
+            with pytest.raises(InvalidRecord, match=r"1\.5"):
+                await producer.send("orders", b"x", timestamp_ms=1.5)  # type: ignore[arg-type]
             with pytest.raises(InvalidRecord, match="header"):
                 await producer.send("orders", b"x", headers=[("name", "text")])  # type: ignore[list-item]
             with pytest.raises(TypeError):
@@ -201,6 +204,21 @@ def test_a_producer_outside_of_its_context_says_so() -> None:
             await producer.flush()
         await producer.close()
         assert cluster.values(ORDERS) == [b"x"]
+
+    with_cluster(test)
+
+
+def test_a_producer_of_another_event_loop_says_so() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        async with Producer(cluster.bootstrap) as producer:
+            await producer.send_and_wait("orders", b"here")
+
+            def elsewhere() -> None:
+                with pytest.raises(InvalidRequest, match="another event loop"):
+                    asyncio.run(producer.send_and_wait("orders", b"there"))
+
+            await asyncio.to_thread(elsewhere)
+        assert cluster.values(ORDERS) == [b"here"]
 
     with_cluster(test)
 
@@ -511,6 +529,29 @@ def test_close_fails_what_is_left_and_says_what_is_known() -> None:
         assert (stats.records_sent, stats.records_failed) == (2, 2)
 
     with_cluster(test, partitions=2)
+
+
+def test_a_cancelled_block_waits_for_what_it_sent_only_a_short_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        cluster.elect(ORDERS, NO_LEADER)
+        sent: list[Delivery] = []
+
+        async def produce() -> None:
+            async with Producer(cluster.bootstrap) as producer:
+                sent.append(await producer.send("orders", b"x"))
+                await asyncio.Event().wait()
+
+        producing = asyncio.create_task(produce())
+        await until(lambda: bool(sent))
+        producing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await producing
+        with pytest.raises(ProducerClosed) as caught:
+            await sent[0]
+        assert not caught.value.may_have_been_appended
+
+    monkeypatch.setattr(producer_module, "CANCELLED_CLOSE_TIMEOUT_S", 0.1)
+    with_cluster(test)
 
 
 def test_a_cancelled_wait_disturbs_nobody_else() -> None:
