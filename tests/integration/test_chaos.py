@@ -70,7 +70,10 @@ def test_a_minute_of_chaos_is_exact(tmp_path: Path) -> None:
     for name in ("verdict.json", "index.html", "nemesis.jsonl", "history", "logs", "latency.png", "throughput.png"):
         assert (report / name).exists(), name
     assert not (report / "cluster").exists(), "an exact run leaves no data behind"
-    shell.ok("check", *map(str, sorted((report / "history").glob("*.jsonl"))))
+    checked = json.loads(
+        shell.ok("check", "--json", *map(str, sorted((report / "history").glob("*.jsonl")))).splitlines()[-1]
+    )
+    assert checked["stamped"] >= checked["acked"] == told["acknowledged"]
     assert processes_of(report) == []
 
 
@@ -81,6 +84,8 @@ def test_chaos_finds_brokers_out_that_forget_what_they_have_seen(tmp_path: Path)
     shell = Shell(tmp_path, timeout_s=110, extra={"PYTHONPATH": str(Path(__file__).parent / "forgetful")})
     result = shell.run("chaos", "--duration", "8s", "--no-cuts", "--json", "--report", str(report))
     assert result.returncode == 1
+    assert f"To look at it: {report / 'index.html'}" in result.stderr
+    assert "fencepost chaos --duration 8s --seed 0 --brokers 3 --partitions 4 --rate 300 --no-cuts" in result.stderr
     told = json.loads(result.stdout.splitlines()[-1])
     assert told["exact"] is False
     assert told["duplicated"] > 0

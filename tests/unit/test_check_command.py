@@ -47,6 +47,18 @@ def test_a_clean_history_ends_with_0(tmp_path: Path) -> None:
     assert answer["anomalies"] == {}
 
 
+def test_how_many_sequence_numbers_could_be_followed_is_told(tmp_path: Path) -> None:
+    story = Story()
+    story.send("a", "b", "c")
+    story.ok("a", 0, stamp=(7, 0, 0))
+    story.info("b", stamp=(7, 0, 1))
+    story.ok("c", 2)
+    story.poll(0, "a", "b", "c")
+    result = check(write(tmp_path / "h.jsonl", story.operations), "--json")
+    assert "3 sends: 2 acknowledged, 0 failed, 1 unknown, 2 with a known sequence number" in result.output
+    assert told(result)["stamped"] == 2
+
+
 def test_an_anomaly_ends_with_1_and_is_shown_with_its_lines(tmp_path: Path) -> None:
     story = clean_story()
     story.poll(0, "a", process="d")

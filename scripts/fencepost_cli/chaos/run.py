@@ -247,6 +247,10 @@ class Chaos:
         self._look_for_accidents()
         if not result.happened:
             result.problems.append("no fault was carried out")
+        if result.history is not None and result.history.stamped < result.history.acked:
+            result.problems.append(
+                f"the sequence numbers of {result.history.stamped} sends are known, not of all that were acknowledged"
+            )
         if result.history is not None and result.history.final_reads != self._options.partitions:
             result.problems.append(f"{result.history.final_reads} partitions were read whole, not all")
         if result.records_in_files != result.records_in_log:

@@ -76,7 +76,19 @@ def chaos(
     if as_json:
         typer.echo(json.dumps(result.to_json(str(folder))))
     if not result.exact:
+        typer.echo(_what_next(folder, options), err=True)
         raise typer.Exit(EXIT_FAILED)
+
+
+def _what_next(folder: Path, options: ChaosOptions) -> str:
+    """How to look at a run that went wrong, and how to have its faults again."""
+    again = f"fencepost chaos --duration {options.duration_s:g}s --seed {options.seed} --brokers {options.brokers}"
+    again += f" --partitions {options.partitions} --rate {options.rate:g}{'' if options.cuts else ' --no-cuts'}"
+    return (
+        f"To look at it: {folder / 'index.html'}; what each process logged is in {folder / 'logs'}, brokers' data in "
+        f"{folder / 'cluster'}; fencepost check {folder / 'history'}/*.jsonl\n"
+        f"The same faults again (what they meet depends on timing, so it may take several runs): {again}"
+    )
 
 
 def _folder(given: Path | None, seed: int) -> Path:

@@ -30,8 +30,9 @@ def check(
 ) -> None:
     """Check recorded histories: lost, doubled, reordered or wrongly read records, with the operations around them.
 
-    Clients record histories (`History` in the library), and so do the simulator and the chaos runs. Exit code 0: clean;
-    1: something is wrong; 2: a history cannot be read.
+    Clients record histories (`History` and `RecordingProducer` in the library, `fencepost workload produce --history
+    FILE`), and so do the simulator and the chaos runs. Exit code 0: clean; 1: something is wrong; 2: a history cannot be
+    read.
     """
     from fencepost_cli.history_files import UnreadableHistory
 
@@ -99,8 +100,9 @@ def _show(verdict: Verdict, torn: list[str], out: Console) -> None:
         out.print(table)
     finals = f"final reads of {verdict.final_reads}" if verdict.final_reads else "no final read"
     out.print(
-        f"{verdict.lines} operations; {verdict.sends} sends: {verdict.acked} acknowledged, {verdict.failed} failed, "
-        f"{verdict.unknown} unknown; {verdict.records_read} records read from {verdict.partitions} partitions, {finals}",
+        f"{verdict.lines} lines; {verdict.sends} sends: {verdict.acked} acknowledged, {verdict.failed} failed, "
+        f"{verdict.unknown} unknown, {verdict.stamped} with a known sequence number; {verdict.records_read} records read "
+        f"from {verdict.partitions} partitions, {finals}",
         soft_wrap=True,
     )
     out.print("[bold green]CLEAN[/]" if verdict.clean else "[bold red]NOT CLEAN[/]")

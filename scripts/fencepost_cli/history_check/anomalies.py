@@ -101,6 +101,7 @@ class Verdict:
     acked: int
     failed: int
     unknown: int  # outcome never told, or told as unknown
+    stamped: int  # sends whose stamp is known: their sequences were followed through the logs
     records_read: int  # each as often as it was handed out
     partitions: int
     final_reads: int  # partitions with a complete final read
@@ -119,6 +120,7 @@ class Verdict:
             "acked": self.acked,
             "failed": self.failed,
             "unknown": self.unknown,
+            "stamped": self.stamped,
             "records_read": self.records_read,
             "partitions": self.partitions,
             "final_reads": self.final_reads,

@@ -85,6 +85,7 @@ class HistoryCheck:
             acked=acked,
             failed=failed,
             unknown=unknown,
+            stamped=len(sends) - sends.sequence[: len(sends)].count(NOWHERE),
             records_read=self._records_read,
             partitions=len(logs),
             final_reads=sum(log.final is not None for log in logs),
