@@ -40,7 +40,7 @@ from fencepost_cli.member import (
     name_of,
     to_toml,
 )
-from fencepost_cli.ports import PortReservation
+from fencepost_cli.ports import PortReservation, reserve_ports
 from fencepost_cli.processes import Place, ProcessRef, Watchdog, spawn
 
 __all__ = [
@@ -90,11 +90,13 @@ class LocalCluster:
         controller_overrides: Settings | None = None,
         broker_overrides: Settings | None = None,
         owned: bool = True,
+        first_port: int | None = None,
         places: Mapping[Node, Place] | None = None,
     ) -> LocalCluster:
         """A new cluster in a folder that holds none yet. Nothing is started.
 
-        `owned`: its processes die with this one. The overrides are settings of the two kinds of configuration file.
+        `owned`: its processes die with this one. `first_port`: the first broker's, the others' follow; None: any that are
+        free. The overrides are settings of the two kinds of configuration file.
         `places`: where each process is to run, all of them or none; only of an owned cluster, for its folder does not
         remember them.
         """
@@ -104,6 +106,9 @@ class LocalCluster:
         if (root / STATE_FILE).exists():
             raise ClusterError(f"{root} holds a cluster already ({STATE_FILE} is there)")
         nodes: list[Node] = [CONTROLLER, *range(1, brokers + 1)]
+        for node in nodes:
+            if (folder := root / folder_of(node)).exists() and any(folder.iterdir()):
+                raise ClusterError(f"{folder} holds data already, and no {STATE_FILE} says of which cluster")
         if places is not None and (not owned or set(places) != set(nodes)):
             raise ClusterError(f"places for {list(places)}: an owned cluster needs one for each of {nodes}")
         root.mkdir(parents=True, exist_ok=True)
@@ -111,7 +116,8 @@ class LocalCluster:
         if places is not None:
             members = {node: Member(node, root / folder_of(node), PLACE_PORT, place=places[node]) for node in nodes}
         else:
-            reservations = [PortReservation() for _ in nodes]
+            of_brokers = reserve_ports(brokers, first_port)
+            reservations = [PortReservation(), *of_brokers]
             members = {
                 node: Member(node, root / folder_of(node), reservation.port)
                 for node, reservation in zip(nodes, reservations, strict=True)
@@ -214,6 +220,10 @@ class LocalCluster:
     def running(self, node: Node) -> bool:
         return self.member(node).running()
 
+    def paused(self, node: Node) -> bool:
+        process = self.member(node).process
+        return process is not None and process.paused()
+
     def pid(self, node: Node) -> int:
         """Of the running process. Raises ClusterError where there is none."""
         return self._running_process(node).pid
@@ -290,10 +300,13 @@ class LocalCluster:
             raise ClusterError(f"{name_of(member.node)} ended{code}; its log:\n{log_tail(member.log_file)}")
 
     async def wait_registered(self, *, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Return once a running broker's metadata shows every running broker as registered and serving."""
+        """Return once a running broker's metadata shows every running broker as registered and serving.
+
+        A paused one is not waited for: it says nothing before it is resumed.
+        """
         from fencepost_cli.metadata import read_image
 
-        wanted = {broker for broker in self.broker_ids if self.running(broker)}
+        wanted = {broker for broker in self.broker_ids if self.running(broker) and not self.paused(broker)}
         deadline = time.monotonic() + timeout_s
         serving: set[int] = set()
         while not wanted <= serving:

@@ -34,3 +34,17 @@ class PortReservation:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+def reserve_ports(count: int, first: int | None) -> list[PortReservation]:
+    """`first` and those that follow, or any. Raises OSError naming one that is taken; then none is held."""
+    held: list[PortReservation] = []
+    for number in range(count):
+        port = 0 if first is None else first + number
+        try:
+            held.append(PortReservation(port))
+        except (OSError, OverflowError) as error:
+            for reservation in held:
+                reservation.release()
+            raise OSError(f"port {port} of {LOOPBACK} cannot be had: {error}") from error
+    return held

@@ -9,16 +9,17 @@ from typing import Any
 
 import psutil
 from rich.console import Console
-from rich.table import Table
 
 from fencepost_cli.local_cluster import LocalCluster, Member, name_of
 from fencepost_cli.metadata import read_image, read_log_dirs
+from fencepost_cli.terminal import table
 from fencepost_proto.metadata import MetadataImage
 from fencepost_proto.v1 import broker_pb2
 
 _ANSWER_TIMEOUT_S = 2.0
 _CPU_SAMPLE_S = 0.3
 _MEGABYTE = 1_000_000
+_EXPLAINED = 10  # partitions without a leader, in words
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
 
 
@@ -45,6 +46,18 @@ class PartitionStatus:
     high_watermark: int = -1
     size_bytes: int = -1
     failures: dict[int, str] = field(default_factory=dict)  # by broker: why its replica is offline
+    last_known_isr: list[int] = field(default_factory=list)  # where the in-sync set is empty: who was the last in it
+
+    def why_leaderless(self) -> str:
+        """Of a partition without a leader: why, and what would help."""
+        name = f"{self.topic}-{self.partition}"
+        if self.isr:
+            return f"{name} has no leader until broker {_some(self.isr)} is back, which was the last in sync"
+        return (
+            f"{name} has no leader: broker {_some(self.last_known_isr)}, the last in sync, may have lost acknowledged "
+            f"records, because its machine went down uncleanly or its disk failed. To go on with what is left: "
+            f"fencepost topic elect {self.topic} {self.partition} --unclean"
+        )
 
 
 @dataclass(slots=True)
@@ -55,8 +68,10 @@ class ClusterStatus:
 
     @property
     def healthy(self) -> bool:
-        return all(process.state == "running" for process in self.processes) and all(
-            partition.leader >= 0 for partition in self.partitions
+        return (
+            bool(self.cluster_id)
+            and all(process.state == "running" for process in self.processes)
+            and all(partition.leader >= 0 for partition in self.partitions)
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -129,6 +144,7 @@ def _partitions(image: MetadataImage, answers: dict[int, broker_pb2.DescribeLogD
                 partition.leader_epoch,
                 list(partition.replicas),
                 list(partition.isr),
+                last_known_isr=list(partition.last_known_isr),
             )
             led = replicas.get((partition.leader, *partition.id))
             if led is not None:
@@ -156,9 +172,8 @@ def duration_text(seconds: float) -> str:
 
 def show_status(status: ClusterStatus, console: Console) -> None:
     console.print(f"Cluster {status.cluster_id or '(no broker answers)'}")
-    processes = Table("process", "state", "address")
-    for heading in ("pid", "uptime", "memory MB", "CPU %"):
-        processes.add_column(heading, justify="right")
+    numbers = ("pid", "uptime", "memory MB", "CPU %")
+    processes = table("process", "state", "address", *numbers, numbers=numbers)
     for process in status.processes:
         up = process.state != "down"
         style = {"running": "green", "down": "red"}.get(process.state, "yellow")
@@ -174,13 +189,8 @@ def show_status(status: ClusterStatus, console: Console) -> None:
     console.print(processes)
     if not status.partitions:
         return
-    partitions = Table("topic", *(), show_lines=False)
-    for heading in ("partition", "leader", "epoch"):
-        partitions.add_column(heading, justify="right")
-    partitions.add_column("replicas")
-    partitions.add_column("in sync")
-    for heading in ("log end", "high watermark", "MB"):
-        partitions.add_column(heading, justify="right")
+    where, how_far = ("partition", "leader", "epoch"), ("log end", "high watermark", "MB")
+    partitions = table("topic", *where, "replicas", "in sync", *how_far, numbers=where + how_far)
     for partition in status.partitions:
         short = len(partition.isr) < len(partition.replicas)
         in_sync = ",".join(map(str, partition.isr)) or "-"
@@ -199,6 +209,15 @@ def show_status(status: ClusterStatus, console: Console) -> None:
     for partition in status.partitions:
         for broker, why in partition.failures.items():
             console.print(f"[red]broker {broker} cannot serve {partition.topic}-{partition.partition}: {why}[/]")
+    leaderless = [partition for partition in status.partitions if partition.leader < 0]
+    for partition in leaderless[:_EXPLAINED]:
+        console.print(partition.why_leaderless(), style="red", soft_wrap=True)
+    if len(leaderless) > _EXPLAINED:
+        console.print(f"and {len(leaderless) - _EXPLAINED} more partitions without a leader", style="red")
+
+
+def _some(brokers: list[int]) -> str:
+    return " or ".join(map(str, brokers)) or "?"
 
 
 def _known(offset: int) -> str:

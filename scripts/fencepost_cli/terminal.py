@@ -9,7 +9,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Container, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
@@ -20,6 +20,7 @@ from fencepost_cli.local_cluster import ClusterError, LocalCluster
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 T = TypeVar("T")
 
@@ -39,6 +40,7 @@ DataDir = Annotated[
     ),
 ]
 DEFAULT_DATA_DIR = Path(".fencepost")
+LEDGERS = "workloads"  # in it: the folder of what workloads sent
 
 Bootstrap = Annotated[
     str | None,
@@ -60,6 +62,20 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, width=None if stream.isatty() else _PIPE_WIDTH, highlight=False)
 
 
+def table(*headings: str, numbers: Container[str] = ()) -> Table:
+    """One whose cells are folded, never cut, where the terminal is narrow: half an offset is worse than two lines.
+
+    `numbers`: the headings of the columns that stand to the right.
+    """
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in headings:
+        made.add_column(heading, justify="right" if heading in numbers else "left", overflow="fold")
+    return made
+
+
 def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
     """End the command with an error for its user."""
     typer.secho(f"fencepost: {message}", err=True, fg="red" if sys.stderr.isatty() else None)
@@ -67,13 +83,16 @@ def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
 
 
 def bootstrap_of(bootstrap: str | None, data_dir: Path) -> str:
-    """As given, else from the local cluster's state."""
+    """As given, else from the local cluster's state, where some of it runs: nobody waits for one that is down."""
     if bootstrap:
         return bootstrap
     try:
-        return LocalCluster.load(data_dir).bootstrap
+        cluster = LocalCluster.load(data_dir)
     except ClusterError as error:
         fail(f"{error} (or name one with --bootstrap)")
+    if not any(cluster.running(broker) for broker in cluster.broker_ids):
+        fail(f"no broker of the cluster in {data_dir} runs: start it with 'fencepost cluster up'")
+    return cluster.bootstrap
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -181,6 +183,30 @@ def test_a_paused_broker_is_shown_as_paused_until_it_is_resumed(shell: Shell) ->
     wait_healthy(shell)
 
 
+def test_a_broker_can_be_restarted_while_the_controller_is_away(shell: Shell) -> None:
+    wait_healthy(shell)
+    shell.ok("cluster", "kill", "controller")
+    wait_for(lambda: states(shell)["controller"] == "down", "the controller is down")
+    assert "serves once the controller does, which is down" in shell.ok("cluster", "restart", "1")
+    assert shell.ok("cluster", "restart", "2", "controller").splitlines() == [
+        "controller restarted",
+        "broker 2 restarted",
+    ]
+    shell.ok("cluster", "pause", "controller")
+    assert "is paused: 'fencepost cluster resume controller'" in shell.fails("cluster", "up")
+    assert "which is paused" in shell.ok("cluster", "restart", "3")
+    shell.ok("cluster", "resume", "controller")
+    wait_healthy(shell)
+
+
+def test_a_broker_can_be_restarted_while_another_is_paused(shell: Shell) -> None:
+    wait_healthy(shell)
+    shell.ok("cluster", "pause", "2")
+    shell.ok("cluster", "restart", "1")
+    shell.ok("cluster", "resume", "2")
+    wait_healthy(shell)
+
+
 def test_a_stopped_broker_and_controller_leave_cleanly_and_return(shell: Shell) -> None:
     wait_healthy(shell)
     shell.ok("cluster", "stop", "3", "controller")
@@ -246,6 +272,45 @@ def test_a_second_producer_of_a_name_fences_the_first(shell: Shell) -> None:
     shell.ok("workload", "verify", "fenced")
 
 
+def test_brokers_listen_where_they_are_told_to_or_the_cluster_says_why_not(tmp_path: Path) -> None:
+    shell = Shell(tmp_path / "own")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"port {port} of 127.0.0.1 cannot be had" in shell.fails("cluster", "up", "--port", str(port))
+    try:
+        # Nobody else holds it now; where another test takes it all the same, the cluster refuses again.
+        up = shell.run("cluster", "up", "--brokers", "1", "--port", str(port))
+        if up.returncode == 0:
+            assert up.stdout.endswith(f"bootstrap 127.0.0.1:{port}\n")
+            assert f"not from port {port + 1} on" in shell.fails("cluster", "up", "--port", str(port + 1))
+        else:
+            assert f"port {port} of 127.0.0.1 cannot be had" in up.stderr
+    finally:
+        if (shell.data_dir / "cluster.json").exists():
+            LocalCluster.load(shell.data_dir).kill_all()
+
+
+def test_after_a_crash_of_the_machine_the_cluster_says_what_its_operator_has_to_do(tmp_path: Path) -> None:
+    shell = Shell(tmp_path / "own")
+    shell.ok("cluster", "up", "--brokers", "1")
+    try:
+        shell.ok("topic", "create", "orders", "--partitions", "1")
+        cluster = LocalCluster.load(shell.data_dir)
+        cluster.kill_all()
+        wait_for(lambda: not cluster.any_running(), "all processes are gone")
+        meta = shell.data_dir / "broker-1" / "meta.properties"
+        meta.write_text(re.sub("boot.id=.*", "boot.id=of-the-boot-before", meta.read_text()))
+        up = shell.run("cluster", "up")
+        assert up.returncode == 0
+        assert "no broker may lead orders-0: 'fencepost cluster status' tells why" in up.stderr
+        told = shell.run("cluster", "status")
+        assert told.returncode == 1
+        assert "orders-0 has no leader: broker 1, the last in sync, may have lost acknowledged records" in told.stdout
+        assert "fencepost topic elect orders 0 --unclean" in told.stdout
+    finally:
+        LocalCluster.load(shell.data_dir).kill_all()
+
+
 def test_the_whole_cluster_goes_down_and_comes_up_with_its_data(tmp_path: Path) -> None:
     shell = Shell(tmp_path / "own")
     shell.ok("cluster", "up", "--brokers", "1")
@@ -256,8 +321,12 @@ def test_the_whole_cluster_goes_down_and_comes_up_with_its_data(tmp_path: Path) 
         assert "(or name one with --bootstrap)" in Shell(tmp_path / "none").fails("topic", "list")
         shell.ok("cluster", "up")
         shell.ok("workload", "verify", "kept")
+        state = (shell.data_dir / "cluster.json").read_text()
+        (shell.data_dir / "cluster.json").unlink()
+        assert "holds data already" in shell.fails("cluster", "up")
+        (shell.data_dir / "cluster.json").write_text(state)
         shell.ok("cluster", "down", "--remove")
-        assert not (shell.data_dir / "broker-1").exists()
+        assert not shell.data_dir.exists()
     finally:
         if (shell.data_dir / "cluster.json").exists():
             LocalCluster.load(shell.data_dir).kill_all()

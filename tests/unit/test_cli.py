@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -10,10 +11,14 @@ from typing import Any
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from fencepost_cli.commands import dump_log
+from fencepost_cli.local_cluster import LocalCluster
 from fencepost_cli.main import app
+from fencepost_cli.status import ClusterStatus, PartitionStatus, ProcessStatus, show_status
+from fencepost_cli.terminal import table
 from fencepost_node.log.snapshot import Snapshot, encode_snapshot
 from fencepost_node.producer_state import ProducerState
 from fencepost_proto.record_batch import read_header, stamp
@@ -63,6 +68,50 @@ def test_without_a_cluster_commands_say_how_to_get_one(tmp_path: Path) -> None:
         assert result.exit_code == 1
         assert "fencepost cluster up" in result.output
         assert "Traceback" not in result.output
+    assert not (tmp_path / "none").exists(), "a command that only looks leaves nothing behind"
+
+
+def test_nobody_waits_for_a_cluster_that_is_down(tmp_path: Path) -> None:
+    LocalCluster.create(tmp_path, brokers=1, owned=False).close()
+    result = CliRunner().invoke(app, ["topic", "list", "--data-dir", str(tmp_path)])
+    assert result.exit_code == 1
+    assert f"no broker of the cluster in {tmp_path} runs: start it with 'fencepost cluster up'" in result.output
+
+
+def test_tables_are_folded_on_a_narrow_terminal_and_nothing_is_cut() -> None:
+    narrow = Console(width=30, file=io.StringIO())
+    shown = table("topic", "log end", numbers=("log end",))
+    shown.add_row("a-rather-long-name-of-a-topic", "12345678901")
+    narrow.print(shown)
+    assert isinstance(narrow.file, io.StringIO)
+    text = narrow.file.getvalue()
+    assert "…" not in text
+    assert sorted(c for c in text if c.isdigit()) == sorted("12345678901")
+
+
+# ---- cluster status ----
+
+
+def status_with(partition: PartitionStatus, cluster_id: str = "c") -> ClusterStatus:
+    return ClusterStatus(cluster_id, [ProcessStatus("broker 1", "127.0.0.1:1", "running")], [partition])
+
+
+def test_a_cluster_is_healthy_only_where_a_broker_answers_and_every_partition_has_a_leader() -> None:
+    led = PartitionStatus("orders", 0, 1, 0, [1], [1])
+    assert status_with(led).healthy
+    assert not status_with(led, cluster_id="").healthy
+    assert not status_with(PartitionStatus("orders", 0, -1, 1, [1], [1])).healthy
+
+
+def test_status_tells_why_a_partition_has_no_leader_and_what_to_do() -> None:
+    out = Console(width=100, file=io.StringIO())
+    show_status(status_with(PartitionStatus("orders", 2, -1, 1, [1, 3], [3])), out)
+    show_status(status_with(PartitionStatus("orders", 4, -1, 1, [1, 3], [], last_known_isr=[3, 1])), out)
+    assert isinstance(out.file, io.StringIO)
+    text = out.file.getvalue()
+    assert "orders-2 has no leader until broker 3 is back" in text
+    assert "orders-4 has no leader: broker 3 or 1, the last in sync, may have lost acknowledged records" in text
+    assert "fencepost topic elect orders 4 --unclean" in text
 
 
 # ---- dump-log ----

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fencepost_cli.local_cluster import CONTROLLER, STATE_FILE, ClusterError, LocalCluster, Node, name_of
-from fencepost_cli.terminal import DEFAULT_DATA_DIR, DataDir, console, fail, run
+from fencepost_cli.terminal import DEFAULT_DATA_DIR, LEDGERS, DataDir, console, fail, run
 
 if TYPE_CHECKING:
     from fencepost_proto.metadata import MetadataImage
@@ -35,18 +37,21 @@ Targets = Annotated[
 
 @contextlib.contextmanager
 def _locked(data_dir: Path) -> Iterator[None]:
-    """One command at a time changes a cluster."""
+    """One command at a time changes a cluster: it holds a lock on the folder."""
+    if not data_dir.exists():
+        _load(data_dir)  # says so
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        lock = (data_dir / "cluster.lock").open("w")
+        folder = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         fail(f"{data_dir} cannot hold a cluster: {error.strerror}")
-    with lock as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            fail(f"another command is at work on the cluster in {data_dir}")
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail(f"another command is at work on the cluster in {data_dir}")
+    else:
         yield
+    finally:
+        os.close(folder)
 
 
 def _load(data_dir: Path) -> LocalCluster:
@@ -106,14 +111,28 @@ def up(
     brokers: Annotated[
         int | None, typer.Option("--brokers", min=1, help="How many, for a new cluster.", show_default="3")
     ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port",
+            min=1,
+            max=65_535,
+            help="Broker 1's, of a new cluster; the others' follow.",
+            show_default="any free",
+        ),
+    ] = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Start a cluster, or what is down of the one in the data folder."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"{data_dir} cannot hold a cluster: {error.strerror}")
     with _locked(data_dir):
         new = not (data_dir / STATE_FILE).exists()
         try:
             cluster = (
-                LocalCluster.create(data_dir, brokers=brokers or DEFAULT_BROKERS, owned=False)
+                LocalCluster.create(data_dir, brokers=brokers or DEFAULT_BROKERS, owned=False, first_port=port)
                 if new
                 else LocalCluster.load(data_dir)
             )
@@ -121,18 +140,31 @@ def up(
             fail(str(error))
         if brokers not in (None, len(cluster.broker_ids)):
             fail(f"the cluster in {data_dir} has {len(cluster.broker_ids)} brokers, not {brokers}")
+        if port not in (None, cluster.member(cluster.broker_ids[0]).port):
+            fail(f"the cluster in {data_dir} listens on {cluster.bootstrap}, not from port {port} on")
+        for node in cluster.nodes:
+            if cluster.paused(node):
+                fail(f"{name_of(node)} is paused: 'fencepost cluster resume {node}'")
 
-        async def start() -> None:
+        async def start() -> list[str]:
             try:
                 await cluster.up()
             except BaseException:
                 if new:  # what never came up is not left half running
                     cluster.close()
-                    (data_dir / STATE_FILE).unlink()
+                    cluster.remove()
                 raise
+            image = await _image(cluster)
+            lost = [p for p in image.partitions.values() if p.leader < 0 and not p.isr] if image else []
+            return [f"{image.topics[p.topic_id].name}-{p.index}" for p in lost] if image else []
 
-        run(start())
+        leaderless = run(start())
     typer.echo(f"cluster of {len(cluster.broker_ids)} brokers is up in {data_dir}; bootstrap {cluster.bootstrap}")
+    if leaderless:
+        typer.echo(
+            f"fencepost: no broker may lead {', '.join(leaderless)}: 'fencepost cluster status' tells why, and what to do",
+            err=True,
+        )
 
 
 @app.command(epilog="Example: fencepost cluster kill leader:orders-0")
@@ -160,11 +192,15 @@ def restart(targets: Targets, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
         cluster = _load(data_dir)
 
         async def restart_all() -> None:
-            nodes = [await _resolve(cluster, target) for target in targets]
-            for node in dict.fromkeys(nodes):
+            nodes = dict.fromkeys([await _resolve(cluster, target) for target in targets])
+            for node in sorted(nodes, key=lambda node: node != CONTROLLER):  # brokers need it
                 await cluster.restart(node)
-                await cluster.wait_registered()
-                typer.echo(f"{name_of(node)} restarted")
+                absent = "paused" if cluster.paused(CONTROLLER) else "" if cluster.running(CONTROLLER) else "down"
+                if absent:
+                    typer.echo(f"{name_of(node)} restarted; it serves once the controller does, which is {absent}")
+                else:
+                    await cluster.wait_registered()
+                    typer.echo(f"{name_of(node)} restarted")
 
         run(restart_all())
 
@@ -186,7 +222,9 @@ def stop(targets: Targets, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
 
 @app.command(epilog="Example: fencepost cluster down --remove")
 def down(
-    remove: Annotated[bool, typer.Option("--remove", help="Remove the cluster's data too.")] = False,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove the cluster's data too, and the ledgers of its workloads.")
+    ] = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Shut the whole cluster down cleanly; 'up' starts it again with its data."""
@@ -195,6 +233,9 @@ def down(
         run(cluster.down())
         if remove:
             cluster.remove()
+            shutil.rmtree(data_dir / LEDGERS, ignore_errors=True)
+            with contextlib.suppress(OSError):  # somebody else keeps something there
+                data_dir.rmdir()
     typer.echo(f"cluster in {data_dir} is down{' and removed' if remove else ''}")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fencepost_cli.terminal import DEFAULT_DATA_DIR, Bootstrap, DataDir, bootstrap_of, console, run
+from fencepost_cli.terminal import DEFAULT_DATA_DIR, Bootstrap, DataDir, bootstrap_of, console, run, table
 
 if TYPE_CHECKING:
     from fencepost.descriptions import PartitionProducers
@@ -37,16 +37,13 @@ def producers(
     if as_json:
         typer.echo(json.dumps([asdict(described) for described in told]))
         return
-    from rich.table import Table
-
-    table = Table("partition")
-    for heading in ("producer id", "epoch", "last sequence", "last offset", "batches known", "sequences known"):
-        table.add_column(heading, justify="right")
+    numbers = ("producer id", "epoch", "last sequence", "last offset", "batches known", "sequences known")
+    shown = table("partition", *numbers, numbers=numbers)
     for described in told:
         for producer in described.producers:
             first, last = producer.batches[0], producer.batches[-1]
             last_offset = last.base_offset + (last.last_sequence - last.first_sequence) % 2**31
-            table.add_row(
+            shown.add_row(
                 f"{topic}-{described.partition}",
                 str(producer.producer_id),
                 str(producer.producer_epoch),
@@ -55,4 +52,4 @@ def producers(
                 str(len(producer.batches)),
                 f"{first.first_sequence}-{last.last_sequence}",
             )
-    console().print(table)
+    console().print(shown)

@@ -18,6 +18,7 @@ from fencepost_cli.terminal import (
     console,
     fail,
     run,
+    table,
 )
 
 if TYPE_CHECKING:
@@ -153,16 +154,14 @@ def describe(
     if as_json:
         typer.echo(json.dumps(topic_json(topic)))
         return
-    from rich.table import Table
-
     settings = "  ".join(f"{key}={value}" for key, value in asdict(topic.config).items())
     out = console()
     out.print(f"topic {topic.name} ({topic.topic_id})  {settings}", soft_wrap=True)
-    table = Table("partition", "leader", "epoch", "replicas", "in sync", "being added", "being removed")
+    shown = table("partition", "leader", "epoch", "replicas", "in sync", "being added", "being removed")
     for p in topic.partitions:
         ids = [",".join(map(str, brokers)) for brokers in (p.replicas, p.isr, p.adding, p.removing)]
-        table.add_row(str(p.partition), str(p.leader) if p.leader >= 0 else "none", str(p.leader_epoch), *ids)
-    out.print(table)
+        shown.add_row(str(p.partition), str(p.leader) if p.leader >= 0 else "none", str(p.leader_epoch), *ids)
+    out.print(shown)
 
 
 def topic_json(topic: TopicDescription) -> dict[str, Any]:

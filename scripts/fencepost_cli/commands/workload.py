@@ -16,7 +16,17 @@ import typer
 
 from fencepost_cli.failures import CommandFailed
 from fencepost_cli.ledger import MIN_RECORD_BYTES, Ledger
-from fencepost_cli.terminal import DEFAULT_DATA_DIR, EXIT_FAILED, Bootstrap, DataDir, bootstrap_of, console, fail, run
+from fencepost_cli.terminal import (
+    DEFAULT_DATA_DIR,
+    EXIT_FAILED,
+    LEDGERS,
+    Bootstrap,
+    DataDir,
+    bootstrap_of,
+    console,
+    fail,
+    run,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,7 +59,7 @@ Ledgers = Annotated[
 def _ledgers_of(ledgers: Path | None, data_dir: Path, topic: str) -> Path:
     """The folder of a topic's ledgers. Each topic that ever had the name has one of its own in it, by topic id: what was
     sent to one that has been deleted is not missing in its successor."""
-    return (ledgers or data_dir / "workloads") / topic
+    return (ledgers or data_dir / LEDGERS) / topic
 
 
 @app.command(epilog="Example: fencepost workload produce orders --rate 1000 --keys 20 --duration 60")
