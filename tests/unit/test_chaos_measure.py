@@ -116,27 +116,40 @@ def problems(told: list[Told], log: list[tuple[int, str]]) -> list[str]:
 LOG = [(0, "loader.1:0:"), (1, "mover.1:0:"), (2, "loader.1:1:"), (3, "loader.2:0:")]
 
 
+def told(process: str, epoch: int, offset: int = NOTHING, value: str | None = None) -> Told:
+    return Told(process, 0, offset, value, 7, epoch)
+
+
 def test_an_answer_that_names_the_predecessors_last_record_holds() -> None:
-    assert problems([Told("loader.2", 0, 2, "loader.1:1:"), Told("mover.1", 0, NOTHING, None)], LOG) == []
+    assert problems([told("loader.1", 0), told("loader.2", 1, 2, "loader.1:1:"), told("mover.1", 0)], LOG) == []
 
 
 def test_a_record_of_a_predecessor_after_the_answer_is_found() -> None:
-    (problem,) = problems([Told("loader.2", 0, 0, "loader.1:0:")], LOG)
-    assert "a record of loader.1 stands at 2" in problem
-    (problem,) = problems([Told("loader.2", 0, NOTHING, None)], LOG)
-    assert "at no offset; a record of loader.1 stands at 2" in problem
+    (problem,) = problems([told("loader.1", 0), told("loader.2", 1, 0, "loader.1:0:")], LOG)
+    assert "a record of loader.1, of a lower epoch, stands at 2" in problem
+    (problem,) = problems([told("loader.1", 0), told("loader.2", 1)], LOG)
+    assert "at no offset; a record of loader.1, of a lower epoch, stands at 2" in problem
+
+
+def test_who_came_before_is_a_matter_of_epochs_not_of_names() -> None:
+    """Chaos with little rest, seed 106: of two instances that began at the same time the later one got the lower epoch."""
+    turned_round = [told("loader.2", 0), told("loader.1", 1, 1, "loader.2:0:")]
+    assert problems(turned_round, [(1, "loader.2:0:"), (2, "loader.1:0:")]) == []
+    (problem,) = problems(turned_round, [(1, "loader.2:0:"), (2, "loader.1:0:"), (3, "loader.2:1:")])
+    assert "loader.1 was told" in problem
+    assert "a record of loader.2, of a lower epoch, stands at 3" in problem
 
 
 def test_an_answer_that_names_another_record_is_found() -> None:
-    (problem,) = problems([Told("loader.2", 0, 2, "loader.1:7:")], LOG)
+    (problem,) = problems([told("loader.2", 1, 2, "loader.1:7:")], LOG)
     assert "there stands 'loader.1:1:'" in problem
-    (problem,) = problems([Told("loader.2", 0, 9, "loader.1:7:")], LOG)
+    (problem,) = problems([told("loader.2", 1, 9, "loader.1:7:")], LOG)
     assert "there stands None" in problem
 
 
 def test_answers_survive_their_file() -> None:
-    told = Told("loader.2", 3, 7, "loader.1:7:")
-    assert Told.from_line(told.to_line()) == told
+    answer = Told("loader.2", 3, 7, "loader.1:7:", 12, 4)
+    assert Told.from_line(answer.to_line()) == answer
 
 
 # ---- The verdict and its report ----

@@ -61,7 +61,7 @@ class ClientProcess:
     history_file: Path
     log_file: Path
     acks: AckCounter
-    superseded: bool = False  # another instance has taken its producer's name
+    contested: bool = False  # there was another instance of its producer's name; either may be given the higher epoch
     killed: bool = False
 
     def running(self) -> bool:
@@ -72,10 +72,13 @@ class ClientProcess:
         """Whether it has done anything that its history tells of."""
         return self.history_file.exists() and self.history_file.stat().st_size > 0
 
+    def fenced_by_another(self) -> bool:
+        return self.child.poll() == EXIT_FENCED and self.contested
+
     def problem(self) -> str:
         """How it ended, where that is not as it should be; empty where it is."""
         code = self.child.poll()
-        if code is None or self.killed or code == 0 or (code == EXIT_FENCED and self.superseded):
+        if code is None or self.killed or code == 0 or self.fenced_by_another():
             return ""
         return f"client {self.name} ended with exit code {code}: see logs/{self.log_file.name}"
 
@@ -130,7 +133,7 @@ class Fleet:
             role, name, process, child, Path(config.history_file), log_file, AckCounter(Path(config.history_file))
         )
         if role.named and role.party in self.current:
-            self.current[role.party].superseded = True
+            self.current[role.party].contested = client.contested = True
         self.processes.append(client)
         self.current[role.party] = client
         return client

@@ -83,8 +83,9 @@ class Executor:
                     await self._cluster.start(node, timeout_s=RESTART_TIMEOUT_S)
             for party, client in list(self._fleet.current.items()):
                 if party not in self._claimed and not client.running():
-                    self.problems.append(client.problem() or f"client {client.name} ended by itself")
-                    client.killed = True  # told of once
+                    if not client.fenced_by_another():
+                        self.problems.append(client.problem() or f"client {client.name} ended by itself")
+                        client.killed = True  # told of once
                     self._fleet.start(client.role)
 
     async def _carry_out(self, fault: Fault) -> None:

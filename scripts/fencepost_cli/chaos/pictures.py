@@ -133,5 +133,5 @@ def _finish(figure: Any, axes: Axes, lanes: Axes, result: ChaosResult, path: Pat
     for each in (axes, lanes):
         each.axvline(result.faults_end_s, color="black", linewidth=0.8, linestyle="--", label="no more faults")
     axes.set_xlim(left=0)
-    axes.legend(loc="upper right", fontsize=8, framealpha=0.9)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=5, fontsize=8, frameon=False)  # above: it hides nothing
     figure.savefig(path)

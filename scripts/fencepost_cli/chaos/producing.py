@@ -74,15 +74,17 @@ async def _resume(config: ClientConfig, producer: Producer, stop: asyncio.Event)
             log.info("not resumed yet process=%s error=%r", config.process, str(error))
             await asyncio.sleep(START_RETRY_S)
         else:
-            append_line(Path(config.resumed_file), _told(config.process, partition, resumed).to_line())
+            told = _told(config.process, partition, resumed, producer)
+            append_line(Path(config.resumed_file), told.to_line())
             partition += 1
     return True
 
 
-def _told(process: str, partition: int, resumed: Resumed | None) -> Told:
+def _told(process: str, partition: int, resumed: Resumed | None, producer: Producer) -> Told:
     value = resumed.record.value if resumed is not None and resumed.record is not None else None
     offset = resumed.last_offset if resumed is not None else NOTHING
-    return Told(process, partition, offset, value.decode() if value is not None else None)
+    text = value.decode() if value is not None else None
+    return Told(process, partition, offset, text, producer.producer_id, producer.epoch)
 
 
 # ---- Sending ----

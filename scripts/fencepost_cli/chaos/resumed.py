@@ -1,7 +1,8 @@
 """Holds the final log to what named producers were told when they began (promise G9).
 
 A new instance of a name asks what its predecessors got into a partition. The answer is definite: that record stands there,
-and nothing of any predecessor comes after it. Pure.
+and nothing of any predecessor comes after it. Who came before whom is a matter of epochs: of two instances that begin at
+the same time, either may get the first. Pure.
 """
 
 from __future__ import annotations
@@ -21,6 +22,12 @@ class Told:
     partition: int
     offset: int  # of the last record of its name, or NOTHING
     value: str | None
+    producer_id: int  # with the epoch: its identity, of which later instances have higher ones
+    epoch: int
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        return self.producer_id, self.epoch
 
     def to_line(self) -> str:
         return json.dumps(asdict(self))
@@ -47,15 +54,20 @@ class ResumedCheck:
     def finish(self) -> list[str]:
         """What does not hold."""
         problems = []
+        identities = {answer.process: answer.identity for answer in self.told}  # all who have sent anything have told
         for answer in self.told:
-            role, _, number = answer.process.rpartition(".")
+            role = _role(answer.process)
             where = f"{answer.process} was told that its name's last record in partition {answer.partition} is at "
             where += str(answer.offset) if answer.offset != NOTHING else "no offset"
             stands = self._values.get((answer.partition, answer.offset))
             if answer.offset != NOTHING and stands != answer.value:
                 problems.append(f"{where} and is {answer.value!r}; there stands {stands!r}")
-            for earlier in range(1, int(number)):
-                last = self._last_offset.get((answer.partition, f"{role}.{earlier}"), NOTHING)
-                if last > answer.offset:
-                    problems.append(f"{where}; a record of {role}.{earlier} stands at {last}")
+            for earlier, identity in identities.items():
+                last = self._last_offset.get((answer.partition, earlier), NOTHING)
+                if _role(earlier) == role and identity < answer.identity and last > answer.offset:
+                    problems.append(f"{where}; a record of {earlier}, of a lower epoch, stands at {last}")
         return problems
+
+
+def _role(process: str) -> str:
+    return process.rpartition(".")[0]
