@@ -55,6 +55,13 @@ def wait_healthy(shell: Shell) -> None:
     wait_for(in_sync, "a healthy cluster with all replicas in sync")
 
 
+def forget_boot(shell: Shell, *brokers: int) -> None:
+    """Let stopped brokers find that the machine has booted since."""
+    for broker in brokers:
+        meta = shell.data_dir / f"broker-{broker}" / "meta.properties"
+        meta.write_text(re.sub("boot.id=.*", "boot.id=of-the-boot-before", meta.read_text()))
+
+
 def test_up_again_changes_nothing_and_another_size_is_refused(shell: Shell) -> None:
     pids = {process["name"]: process["pid"] for process in status(shell)["processes"]}
     shell.ok("cluster", "up")
@@ -290,6 +297,24 @@ def test_brokers_listen_where_they_are_told_to_or_the_cluster_says_why_not(tmp_p
             LocalCluster.load(shell.data_dir).kill_all()
 
 
+def test_an_orderly_reboot_costs_nothing(tmp_path: Path) -> None:
+    shell = Shell(tmp_path / "own")
+    shell.ok("cluster", "up")
+    try:
+        shell.ok("workload", "produce", "kept", "--count", "500")
+        cluster = LocalCluster.load(shell.data_dir)
+        for node in cluster.nodes:  # as the system does it: everybody at the same time, the controller too
+            cluster.terminate(node)
+        wait_for(lambda: not cluster.any_running(), "all processes have ended")
+        forget_boot(shell, 1, 2, 3)
+        up = shell.run("cluster", "up")
+        assert (up.returncode, up.stderr) == (0, "")
+        assert "EXACT" in shell.ok("workload", "verify", "kept")
+        assert status(shell)["healthy"]
+    finally:
+        LocalCluster.load(shell.data_dir).kill_all()
+
+
 def test_after_a_crash_of_the_machine_the_cluster_says_what_its_operator_has_to_do(tmp_path: Path) -> None:
     shell = Shell(tmp_path / "own")
     shell.ok("cluster", "up", "--brokers", "1")
@@ -298,8 +323,7 @@ def test_after_a_crash_of_the_machine_the_cluster_says_what_its_operator_has_to_
         cluster = LocalCluster.load(shell.data_dir)
         cluster.kill_all()
         wait_for(lambda: not cluster.any_running(), "all processes are gone")
-        meta = shell.data_dir / "broker-1" / "meta.properties"
-        meta.write_text(re.sub("boot.id=.*", "boot.id=of-the-boot-before", meta.read_text()))
+        forget_boot(shell, 1)
         up = shell.run("cluster", "up")
         assert up.returncode == 0
         assert "no broker may lead orders-0: 'fencepost cluster status' tells why" in up.stderr

@@ -11,6 +11,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fencepost_cli.local_cluster import LocalCluster
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +45,7 @@ def test_the_ten_lines_of_the_library_work(
     run(scenario())
 
 
+@pytest.mark.timeout(300)  # a dozen commands, one after another, on a machine that may be busy with other tests
 def test_the_daily_commands_work_in_their_order(tmp_path: Path) -> None:
     environment = {**os.environ, "FENCEPOST_DATA_DIR": str(tmp_path / "data")}
     commands = [line.split("#")[0].strip() for line in block("sh", "cluster up").splitlines()]
