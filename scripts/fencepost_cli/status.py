@@ -71,7 +71,7 @@ class ClusterStatus:
         return (
             bool(self.cluster_id)
             and all(process.state == "running" for process in self.processes)
-            and all(partition.leader >= 0 for partition in self.partitions)
+            and all(partition.leader >= 0 and not partition.failures for partition in self.partitions)
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -208,10 +208,11 @@ def show_status(status: ClusterStatus, console: Console) -> None:
     console.print(partitions)
     for partition in status.partitions:
         for broker, why in partition.failures.items():
-            console.print(f"[red]broker {broker} cannot serve {partition.topic}-{partition.partition}: {why}[/]")
+            told = f"broker {broker} cannot serve {partition.topic}-{partition.partition} until it is restarted: {why}"
+            console.print(told, style="red", markup=False, soft_wrap=True)
     leaderless = [partition for partition in status.partitions if partition.leader < 0]
     for partition in leaderless[:_EXPLAINED]:
-        console.print(partition.why_leaderless(), style="red", soft_wrap=True)
+        console.print(partition.why_leaderless(), style="red", markup=False, soft_wrap=True)
     if len(leaderless) > _EXPLAINED:
         console.print(f"and {len(leaderless) - _EXPLAINED} more partitions without a leader", style="red")
 

@@ -96,11 +96,12 @@ def status_with(partition: PartitionStatus, cluster_id: str = "c") -> ClusterSta
     return ClusterStatus(cluster_id, [ProcessStatus("broker 1", "127.0.0.1:1", "running")], [partition])
 
 
-def test_a_cluster_is_healthy_only_where_a_broker_answers_and_every_partition_has_a_leader() -> None:
+def test_a_cluster_is_healthy_only_where_a_broker_answers_and_every_replica_can_be_served() -> None:
     led = PartitionStatus("orders", 0, 1, 0, [1], [1])
     assert status_with(led).healthy
     assert not status_with(led, cluster_id="").healthy
     assert not status_with(PartitionStatus("orders", 0, -1, 1, [1], [1])).healthy
+    assert not status_with(PartitionStatus("orders", 0, 1, 0, [1, 2], [1], failures={2: "no space"})).healthy
 
 
 def test_status_tells_why_a_partition_has_no_leader_and_what_to_do() -> None:

@@ -244,7 +244,10 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Show processes, topics and partitions. Exit code 1 where a process is down or a partition has no leader."""
+    """Show processes, topics and partitions.
+
+    Exit code 1 where a process does not serve, a partition has no leader, or a replica has failed.
+    """
     from fencepost_cli.status import read_status, show_status
 
     told = run(read_status(_load(data_dir)))
