@@ -37,7 +37,7 @@ app.command(epilog="Example: fencepost dump-log .fencepost/broker-1/orders-0/000
 )
 app.command(epilog="Example: fencepost demo --kills 5 --json")(demo.demo)
 app.command(
-    epilog="Examples: fencepost chaos --duration 60s --seed 7; fencepost chaos --duration 10m --brokers 5 --rate 2000 --json"
+    epilog="Example: fencepost chaos --duration 60s --seed 7; fencepost chaos --duration 10m --brokers 5 --rate 2000 --json"
 )(chaos.chaos)
 app.command(epilog="Example: fencepost bench --json")(bench.bench)
 app.command(epilog="Example: fencepost check chaos-reports/*-seed-7/history/*.jsonl")(check.check)
