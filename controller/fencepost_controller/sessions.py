@@ -94,7 +94,7 @@ class Sessions:
                 broker = self._image.brokers.get(broker_id)
                 if broker is None:
                     self._liveness.forget(broker_id)
-                elif broker_id not in self._being_declared_dead:
+                elif broker_id not in self._being_declared_dead and not self._closing:
                     self._spawn(self._declare_dead(broker, reason), f"declare broker {broker_id} dead")
 
     def applied(self) -> dict[int, int]:

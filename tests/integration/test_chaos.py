@@ -21,7 +21,7 @@ from test_demo import processes_of
 from fencepost_cli.chaos.cuts import CuttableNetwork
 from fencepost_cli.chaos.network import Network, NetworkUnavailable
 from fencepost_cli.chaos.switches import SwitchedNetwork
-from fencepost_cli.local_cluster import PLACE_PORT
+from fencepost_cli.local_cluster import CONTROLLER, PLACE_PORT, LocalCluster, Node
 from fencepost_cli.processes import Place
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
@@ -308,6 +308,33 @@ def test_networks_do_not_meet(run: Run, make: Networks) -> None:
                 assert await echo.ask(10) == "answered"
             finally:
                 echo.close()
+
+    run(scenario())
+
+
+def test_a_process_that_is_cut_off_does_not_wait_for_tcp(run: Run, tmp_path: Path) -> None:
+    """TCP tries again at intervals that double: once mended, a cut would last for as long again."""
+    nodes: dict[Node, str] = {CONTROLLER: "controller", 1: "broker-1"}
+
+    async def scenario() -> None:
+        network = await of_namespaces(list(nodes.values()))
+        try:
+            cluster = LocalCluster.create(
+                tmp_path / "cluster",
+                brokers=1,
+                controller_overrides={"heartbeat_interval_ms": 100},
+                places={node: network.place(party) for node, party in nodes.items()},
+            )
+            async with cluster:
+                assert "no session" not in cluster.log(1).partition("registered")[2]
+                await network.cut([("broker-1", "controller"), ("controller", "broker-1")])
+                noticed_by = time.monotonic() + 4.0
+                while "no session" not in cluster.log(1).partition("registered")[2]:
+                    assert time.monotonic() < noticed_by, "the broker still waits for an answer to what it sent"
+                    await asyncio.sleep(0.05)
+                await network.mend([("broker-1", "controller"), ("controller", "broker-1")])
+        finally:
+            network.close()
 
     run(scenario())
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from controller_cluster import (
+    DEADLINE_S,
     LONG_TIMEOUT_MS,
     SHORT_TIMEOUT_MS,
     FakeBroker,
@@ -22,6 +24,8 @@ from controller_cluster import (
 
 from fencepost_controller import sessions as sessions_module
 from fencepost_controller.fences import Fences
+from fencepost_controller.probe import Verdict
+from fencepost_controller.probe import probe as real_probe
 from fencepost_controller.store import CommitFailed
 from fencepost_controller.store.sqlite import SqliteStore
 from fencepost_proto import errors
@@ -32,6 +36,7 @@ from fencepost_proto.metadata import (
     MetadataImage,
 )
 from fencepost_proto.v1 import broker_pb2, controller_pb2
+from fencepost_proto.wire import Wire
 
 # ---- Registration and metadata ----
 
@@ -234,6 +239,19 @@ def test_a_process_that_does_not_answer_the_probe_has_until_its_silence_decides(
     run(test())
 
 
+def test_a_broker_that_comes_back_and_does_not_apply_what_it_has_missed_is_dead() -> None:
+    async def test() -> None:
+        async with running(session_timeout_ms=SHORT_TIMEOUT_MS) as controller, cluster(controller) as brokers:
+            one, _ = await brokers.live(1, 2)
+            await one.stream_breaks()
+            await create_topic(controller, "a", (1, 2))
+            one.applies = False
+            await one.connect(controller)
+            await until(lambda: controller.image.brokers[1].fenced, "broker 1 fenced")
+
+    run(test())
+
+
 def test_a_goodbye_is_death_without_a_probe() -> None:
     async def test() -> None:
         async with running() as controller, cluster(controller) as brokers:
@@ -352,6 +370,42 @@ def test_a_new_life_waits_for_the_verdict_on_one_that_may_only_be_paused() -> No
     run(test())
 
 
+def test_of_two_new_lives_that_wait_for_the_same_verdict_the_living_one_gets_the_id(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Restarted twice in a row: the registration of the life between is still under way, and its process is dead."""
+
+    async def test() -> None:
+        found_dead = asyncio.Event()
+        asked: list[str] = []
+
+        async def probe(wire: Wire, address: str, incarnation: str) -> Verdict:
+            asked.append(incarnation)
+            if incarnation != "life 1":
+                return await real_probe(wire, address, incarnation)
+            await found_dead.wait()
+            return Verdict.DEAD
+
+        monkeypatch.setattr(sessions_module, "probe", probe)
+        async with running() as controller, cluster(controller) as brokers:
+            await brokers.live(1)
+            between, last = await brokers.new(1, "life 2"), await brokers.new(1, "life 3")
+            registering = asyncio.create_task(between.connect(controller))
+            await until(lambda: asked == ["life 1"], "the probe for life 2")
+            waiting = asyncio.create_task(last.connect(controller))
+            await until(lambda: asked == ["life 1"] * 2, "the probe for life 3")
+            await between.stop_listening()
+            found_dead.set()
+            await waiting
+            assert last.error is None
+            await brokers.unfenced(last)
+            assert asked[2:] == ["life 2"]
+            assert controller.image.brokers[1].incarnation == "life 3"
+            await registering
+
+    run(test())
+
+
 def test_requests_and_heartbeats_of_the_old_life_are_refused() -> None:
     async def test() -> None:
         async with running() as controller, cluster(controller) as brokers, stubs(controller) as (stub, _):
@@ -384,7 +438,7 @@ def test_a_reboot_without_a_clean_end_leaves_the_partition_to_the_operator() -> 
             await brokers.unfenced(again)
             partition = controller.image.partitions[topic_id, 0]
             assert (partition.leader, partition.isr, partition.last_known_isr) == (NO_LEADER, (), (1,))
-            request = controller_pb2.ElectLeaderRequest(topic_name="a", partition=0, unclean=True, leader=-1)
+            request = controller_pb2.ElectLeaderRequest(topic_name="a", partition=0, unclean=True, leader=1)
             assert (await admin.ElectLeader(request)).error.code == 0
             assert controller.image.partitions[topic_id, 0].leader == 1
 
@@ -497,6 +551,32 @@ def test_preferred_leaders_come_back_after_a_while(monkeypatch: pytest.MonkeyPat
     run(test())
 
 
+def test_a_leadership_is_not_given_back_to_a_broker_without_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may live, and does not hear of it."""
+
+    async def test() -> None:
+        async with (
+            running(preferred_leader_interval_ms=20) as controller,
+            cluster(controller) as brokers,
+            stubs(controller) as (_, admin),
+        ):
+            one, two = await brokers.live(1, 2)
+            topic_id = await create_topic(controller, "a", (2, 1))
+            await until(lambda: two.image.version == controller.image.version, "broker 2 up to date")
+            await one.stream_breaks()
+            reorder = controller_pb2.PartitionReassignment(partition=0, replicas=[1, 2])
+            await admin.AlterPartitionReassignments(
+                controller_pb2.AlterPartitionReassignmentsRequest(topic_name="a", reassignments=[reorder])
+            )
+            monkeypatch.setattr(sessions_module, "SETTLE_S", 0.0)
+            await asyncio.sleep(0.2)  # ten rounds
+            assert controller.image.partitions[topic_id, 0].leader == 2
+            await one.connect(controller)
+            await until(lambda: controller.image.partitions[topic_id, 0].leader == 1, "the preferred leader")
+
+    run(test())
+
+
 # ---- When the store refuses ----
 
 
@@ -549,6 +629,72 @@ def test_while_the_store_refuses_the_heartbeats_ask_again() -> None:
             store.fails = False
             await until(lambda: controller.image.partitions[topic_id, 0].leader == NO_LEADER, "the failed leader gone")
             assert not one.ended.is_set()
+
+    run(test())
+
+
+class SlowStore(FailingStore):
+    """A commit returns when it is `let_go`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.waiting = 0
+
+    def commit(self, expected_version: int, version: int, changes: Changes) -> None:
+        self.waiting += 1
+        self.gate.wait(DEADLINE_S)
+        self.waiting -= 1
+        super().commit(expected_version, version, changes)
+
+    def hold(self) -> None:
+        self.gate.clear()
+
+    def let_go(self) -> None:
+        self.gate.set()
+
+
+def test_a_broker_that_dies_while_it_is_being_unfenced_is_found_dead() -> None:
+    async def test() -> None:
+        store = SlowStore()
+        async with running(store) as controller, cluster(controller) as brokers:
+            one = await brokers.new(1)
+            one.ready = False
+            await one.connect(controller)
+            store.hold()
+            one.ready = True
+            one.says()
+            await until(lambda: store.waiting, "the commit that unfences it")
+            version = controller.image.version
+            await one.killed()
+            await until(lambda: not controller._sessions.applied(), "the session's end")
+            store.let_go()
+            await until(lambda: controller.image.version > version, "the commit")
+            await until(lambda: controller.image.brokers[1].fenced, "broker 1 fenced again")
+
+    run(test())
+
+
+def test_a_failed_replica_is_not_forgotten_where_the_session_breaks_before_it_is_acted_on() -> None:
+    async def test() -> None:
+        store = SlowStore()
+        async with running(store) as controller, cluster(controller) as brokers:
+            one, _ = await brokers.live(1, 2)
+            topic_id = await create_topic(controller, "a", (1, 2))
+            store.hold()
+            other = asyncio.create_task(create_topic(controller, "b", (2,)))
+            await until(lambda: store.waiting, "a commit under way, behind which all others wait")
+            one.failed = [(topic_id, 0)]
+            one.says()
+            await until(lambda: controller._sessions._failed, "the failed replica known")
+            await one.stream_breaks()
+            await until(lambda: 1 not in controller._sessions.applied(), "the session's end")
+            store.let_go()
+            await other
+            assert controller.image.partitions[topic_id, 0].leader == 1, "nobody has acted on it"
+            await one.connect(controller)
+            await until(lambda: controller.image.partitions[topic_id, 0].leader == 2, "a leader whose disk works")
 
     run(test())
 
@@ -666,6 +812,21 @@ def test_the_controllers_end_answers_whoever_waits() -> None:
             await until(lambda: "loader" in controller.image.producers, "the epoch")
             await controller.stop(clean=True)
             assert (await waiting).error.code == errors.ErrorCode.NOT_CONTROLLER
+
+    run(test())
+
+
+def test_a_controller_whose_end_takes_long_declares_nobody_dead_for_the_sessions_that_it_has_ended() -> None:
+    """Chaos: it stopped while a broker was cut off from it, and each tick of its watch told of another failure to fence."""
+
+    async def test() -> None:
+        async with running(session_timeout_ms=SHORT_TIMEOUT_MS) as controller, cluster(controller) as brokers:
+            (one,) = await brokers.live(1)
+            controller._sessions.end_all(errors.NotController("the controller is stopping"))
+            await until(one.ended.is_set, "the session's end")
+            enough = asyncio.get_running_loop().time() + 3 * SHORT_TIMEOUT_MS / 1000
+            await until(lambda: asyncio.get_running_loop().time() > enough, "three session timeouts")
+            assert not controller.image.brokers[1].fenced
 
     run(test())
 
