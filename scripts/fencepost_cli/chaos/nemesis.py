@@ -49,6 +49,8 @@ class Executor:
         admin: AdminClient,
         network: CuttableNetwork | None,
         log: NemesisLog,
+        *,
+        duration_s: float,
     ) -> None:
         self.problems: list[str] = []
         self._cluster = cluster
@@ -56,6 +58,7 @@ class Executor:
         self._admin = admin
         self._network = network
         self._log = log
+        self._duration_s = duration_s
         self._claimed: set[Party] = set()
 
     async def run(self, schedule: Sequence[Fault]) -> None:
@@ -65,12 +68,21 @@ class Executor:
                 group.create_task(self._run([fault for fault in schedule if fault.nemesis is nemesis]))
 
     async def _run(self, faults: Sequence[Fault]) -> None:
+        """One nemesis. On a slow machine it falls behind; it keeps its rests then, and gives up what is left at the end."""
+        planned_end_s = 0.0
         for fault in faults:
-            await asyncio.sleep(self._log.started_at + fault.at_s - time.monotonic())
+            rest_s = fault.at_s - planned_end_s
+            planned_end_s = fault.at_s + fault.duration_s
+            await asyncio.sleep(max(rest_s, fault.at_s - self._elapsed_s()))
             try:
+                if self._elapsed_s() + fault.duration_s > self._duration_s:
+                    raise Skipped("the run is over")
                 await self._carry_out(fault)
             except Skipped as skipped:
                 self._log.skip(fault, str(skipped))
+
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._log.started_at
 
     async def guard(self) -> None:
         """Processes that no fault has its hands on must run: tell of each that does not, and start it again."""

@@ -204,7 +204,7 @@ class Chaos:
         options, result = self._options, self.result
         log = NemesisLog(self._report / "nemesis.jsonl", result.started_at, self._tell)
         schedule = make_schedule(options.seed, options.duration_s, shape_of(options, cuts=network is not None))
-        executor = Executor(cluster, fleet, admin, network, log)
+        executor = Executor(cluster, fleet, admin, network, log, duration_s=options.duration_s)
         try:
             async with asyncio.TaskGroup() as group:
                 guard = group.create_task(executor.guard())

@@ -1,0 +1,45 @@
+"""How a chaos run keeps its schedule where carrying a fault out takes longer than planned."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+from fencepost_cli.chaos.faults import Fault, Kind
+from fencepost_cli.chaos.nemesis import Executor
+from fencepost_cli.chaos.nemesis_log import NemesisLog
+
+TAKES_S = 0.1
+REST_S = 0.05
+
+
+class SlowExecutor(Executor):
+    """Takes its time with each fault, and does nothing."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.carried_out: list[tuple[float, float]] = []
+
+    async def _carry_out(self, fault: Fault) -> None:
+        began_at = time.monotonic()
+        await asyncio.sleep(TAKES_S)
+        self.carried_out.append((began_at, time.monotonic()))
+
+
+def test_a_nemesis_that_falls_behind_keeps_its_rests_and_ends_in_time(tmp_path: Path) -> None:
+    """With little rest between many faults it had none in the end, and nothing ever recovered (chaos, seed 108)."""
+    faults = [Fault(REST_S + n * (REST_S + 0.01), 0.01, Kind.KILL_BROKER, ("broker-1",)) for n in range(10)]
+    started_at = time.monotonic()
+    log = NemesisLog(tmp_path / "nemesis.jsonl", started_at, lambda line: None)
+    executor = SlowExecutor(Mock(), Mock(), Mock(), None, log, duration_s=0.6)
+    asyncio.run(executor.run(faults))
+    log.close()
+    assert 1 <= len(executor.carried_out) <= 4
+    for (_, ended_at), (began_at, _) in pairwise(executor.carried_out):
+        assert began_at - ended_at >= REST_S - 0.005
+    assert executor.carried_out[-1][0] - started_at <= 0.6
+    assert log.skipped == {"kill-broker": 10 - len(executor.carried_out)}
