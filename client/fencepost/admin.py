@@ -22,14 +22,17 @@ from fencepost.cluster import Cluster
 from fencepost.descriptions import (
     BrokerReplicas,
     ClusterDescription,
+    ElectionCandidate,
     PartitionProducers,
     Reassignment,
     TopicDescription,
 )
 from fencepost.rpc import Answer
+from fencepost.unclean_election import candidates
 from fencepost_proto.errors import (
     CurrentLeader,
     ElectionNotNeeded,
+    EligibleLeadersNotAvailable,
     FencepostError,
     InvalidConfig,
     InvalidRequest,
@@ -50,7 +53,7 @@ ATTEMPT_S = 3.0  # for one broker's answer to a change
 VISIBLE_TIMEOUT_S = 10.0  # until this client's own view shows a change
 RETRY_BACKOFF_S = 0.1
 COMMIT_TIMEOUT_MS = 2_500  # for what one leader tells of its producers to be committed, before asking who leads
-REPLICAS_TIMEOUT_S = 5.0  # for one broker's answer about its replicas
+REPLICAS_TIMEOUT_S = 3.0  # for one broker's answer about its replicas, through failures
 ANY_PRODUCER = -1
 
 
@@ -220,35 +223,68 @@ class AdminClient:
 
     async def describe_replicas(self) -> dict[int, BrokerReplicas]:
         """The replicas on every live broker, by broker id. One that does not answer says so in `failure`."""
-        brokers = [broker for _, broker in sorted(self._cluster.image.brokers.items()) if not broker.fenced]
+        return await self._replicas_on(self._cluster.image)
+
+    async def _replicas_on(self, image: MetadataImage) -> dict[int, BrokerReplicas]:
+        brokers = [broker for _, broker in sorted(image.brokers.items()) if not broker.fenced]
         answers = await asyncio.gather(*(self._replicas_of(broker.id, broker.address) for broker in brokers))
         return {answer.broker_id: answer for answer in answers}
 
     async def _replicas_of(self, broker_id: int, address: str) -> BrokerReplicas:
+        """A broker that is live is asked until it answers: one that has just come back may be refused unasked, for as long
+        as its connection waits for its next attempt."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + REPLICAS_TIMEOUT_S
         request = broker_pb2.DescribeLogDirsRequest()
-        try:
-            answer = await self._cluster.call_broker(
-                lambda broker: broker.DescribeLogDirs, request, address=address, timeout_s=REPLICAS_TIMEOUT_S
-            )
-        except FencepostError as error:
-            return BrokerReplicas(broker_id, (), failure=str(error))
-        return BrokerReplicas.of(self._cluster.image, answer)
+        while True:
+            try:
+                answer = await self._cluster.call_broker(
+                    lambda broker: broker.DescribeLogDirs, request, address=address, timeout_s=deadline - loop.time()
+                )
+            except FencepostError as error:
+                if not error.retriable or loop.time() + RETRY_BACKOFF_S >= deadline:
+                    return BrokerReplicas(broker_id, (), failure=str(error))
+                await asyncio.sleep(RETRY_BACKOFF_S)
+            else:
+                return BrokerReplicas.of(self._cluster.image, answer)
 
     # ---- Leaders and replicas ----
 
     async def elect_leader(
-        self, topic: str, partition: int, *, unclean: bool = False, leader: int | None = None
+        self, topic: str, partition: int, *, unclean: bool = False, leader: int | ElectionCandidate | None = None
     ) -> None:
         """Elect the preferred leader; with `unclean`, an out-of-sync replica of a partition that has no leader.
 
-        An unclean election may lose acknowledged records. `leader`: which broker (unclean only; None: the first live
-        replica). Raises ElectionNotNeeded, PreferredLeaderNotAvailable, EligibleLeadersNotAvailable,
+        An unclean election may lose acknowledged records: all that its leader does not hold. `leader` (unclean only): which
+        broker, or which of `unclean_candidates`, which is then elected only if it has not restarted since; None: the best
+        of them. Raises ElectionNotNeeded, PreferredLeaderNotAvailable, EligibleLeadersNotAvailable,
         UnknownTopicOrPartition.
         """
-        request = controller_pb2.ElectLeaderRequest(
-            topic_name=topic, partition=partition, unclean=unclean, leader=NO_LEADER if leader is None else leader
-        )
+        request = controller_pb2.ElectLeaderRequest(topic_name=topic, partition=partition, unclean=unclean)
+        if unclean:
+            if leader is None:
+                leader = (await self.unclean_candidates(topic, partition))[0]
+            if isinstance(leader, int):
+                request.leader = leader
+            elif leader.failure:
+                raise EligibleLeadersNotAvailable(
+                    f"{topic}-{partition}: broker {leader.broker_id} cannot be elected: {leader.failure}"
+                )
+            else:
+                request.leader, request.leader_broker_epoch = leader.broker_id, leader.broker_epoch
         await self._change(lambda admin: admin.ElectLeader, request, ElectionNotNeeded)
+
+    async def unclean_candidates(self, topic: str, partition: int) -> list[ElectionCandidate]:
+        """Every replica of a partition without a leader, and how much of the log it holds, as it says itself: the one to
+        elect first, those that cannot be elected last. Raises ElectionNotNeeded, UnknownTopicOrPartition."""
+        key = ((await self._cluster.topic(topic)).topic_id, partition)
+        image = self._cluster.image
+        found = image.partitions.get(key)
+        if found is None:
+            raise UnknownTopicOrPartition(f"topic {topic!r} has no partition {partition}")
+        if found.leader != NO_LEADER:
+            raise ElectionNotNeeded(f"{topic}-{partition}: broker {found.leader} leads")
+        return candidates(image, found, await self._replicas_on(image))
 
     async def reassign_partitions(self, topic: str, replicas: Mapping[int, Sequence[int]]) -> None:
         """Begin to move partitions to other brokers (partition -> brokers, the preferred leader first).

@@ -143,6 +143,24 @@ class ReplicaDescription:
     appended_batches: int  # since the broker's start
     deduplicated_batches: int  # repeats recognised, since the broker's start
     failure: str  # why it is offline there; empty: it is not
+    last_epoch: int  # the leader epoch of its last batch; -1: it has none
+
+
+@dataclass(frozen=True, slots=True)
+class ElectionCandidate:
+    """One replica of a partition that has no leader, as an unclean election has to judge it."""
+
+    broker_id: int
+    broker_epoch: int  # of the incarnation that was asked
+    last_epoch: int  # the leader epoch of its last batch; -1: it has none, or could not be asked
+    log_end_offset: int  # -1: it could not be asked
+    was_in_sync: bool  # when the partition last had an in-sync set
+    failure: str  # why it cannot be elected; empty: it can
+
+    @property
+    def log_ends(self) -> tuple[int, int]:
+        """By which logs of one partition compare: the greater one has what the smaller one has that counts."""
+        return self.last_epoch, self.log_end_offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,4 +194,5 @@ def _replica(image: MetadataImage, info: broker_pb2.ReplicaInfo) -> ReplicaDescr
         info.appended_batches,
         info.deduplicated_batches,
         info.failure,
+        info.last_epoch,
     )

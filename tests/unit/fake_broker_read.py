@@ -271,6 +271,7 @@ class FakeBroker(broker_pb2_grpc.BrokerServicer, controller_pb2_grpc.AdminServic
                 log_end_offset=self.cluster.logs[p.id].end_offset,
                 high_watermark=self.cluster.logs[p.id].end_offset,
                 appended_batches=len(self.cluster.logs[p.id].batches),
+                last_epoch=p.leader_epoch if self.cluster.logs[p.id].batches else -1,
             )
             for p in self.image.partitions.values()
             if self.id in p.replicas

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 from controller_story import Story
 
+from fencepost_controller.decisions.draft import Command
 from fencepost_controller.decisions.elections import (
     MAX_MOVES_PER_ROUND,
     ElectPreferredLeader,
@@ -89,11 +93,11 @@ def test_a_round_moves_a_bounded_number() -> None:
 
 def test_an_unclean_election_is_an_operators_and_makes_one_replica_the_truth() -> None:
     story = Story().cluster(1, 2, 3).topic("a", (1, 2, 3))
-    story.tell("elect any", ElectUncleanLeader("a", 0))
+    story.tell("elect 2", ElectUncleanLeader("a", 0, 2))
     story.dies(1)
     story.dies(2)
     story.dies(3)
-    story.tell("elect any", ElectUncleanLeader("a", 0))
+    story.tell("elect nobody", ElectUncleanLeader("a", 0, -1))
     story.starts(2)
     story.is_ready(2)
     story.tell("elect 3", ElectUncleanLeader("a", 0, 3))
@@ -102,7 +106,7 @@ def test_an_unclean_election_is_an_operators_and_makes_one_replica_the_truth() -
     story.starts(3)
     story.is_ready(3)
     story.reads("""
-        elect any
+        elect 2
             ELECTION_NOT_NEEDED
         broker 1 dies
             broker 1: fenced
@@ -113,8 +117,8 @@ def test_an_unclean_election_is_an_operators_and_makes_one_replica_the_truth() -
         broker 3 dies
             broker 3: fenced
             a-0: offline epoch 3, in sync 3 of 1 2 3, change 3
-        elect any
-            ELIGIBLE_LEADERS_NOT_AVAILABLE
+        elect nobody
+            INVALID_REQUEST
         broker 2 starts
             broker 2: fenced
         broker 2 is ready
@@ -132,14 +136,16 @@ def test_an_unclean_election_is_an_operators_and_makes_one_replica_the_truth() -
     """)
 
 
-def test_an_unclean_election_prefers_who_was_last_known_in_sync() -> None:
+def test_an_unclean_election_is_of_the_incarnation_that_told_what_it_holds() -> None:
     story = Story().cluster(1, 2).topic("a", (1, 2))
     story.dies(1)
     story.starts(2, lost_tail=True)
     story.is_ready(2)
-    story.starts(1)
-    story.is_ready(1)
-    story.tell("elect any", ElectUncleanLeader("a", 0))
+    asked = story.image.brokers[2].broker_epoch
+    story.starts(2)
+    story.is_ready(2)
+    story.tell("elect 2 as it was asked", ElectUncleanLeader("a", 0, 2, asked))
+    story.tell("elect 2 as it is", ElectUncleanLeader("a", 0, 2, story.image.brokers[2].broker_epoch))
     story.reads("""
         broker 1 dies
             broker 1: fenced
@@ -149,17 +155,19 @@ def test_an_unclean_election_prefers_who_was_last_known_in_sync() -> None:
             a-0: offline epoch 2, in sync nobody of 1 2, change 3, last in sync 2
         broker 2 is ready
             broker 2: live
-        broker 1 starts
-            broker 1: fenced
-        broker 1 is ready
-            broker 1: live
-        elect any
+        broker 2 starts
+            broker 2: fenced
+        broker 2 is ready
+            broker 2: live
+        elect 2 as it was asked
+            ELIGIBLE_LEADERS_NOT_AVAILABLE
+        elect 2 as it is
             a-0: leader 2 epoch 3, in sync 2 of 1 2, change 4
     """)
 
 
-@pytest.mark.parametrize("command", [ElectPreferredLeader, ElectUncleanLeader])
-def test_elections_name_what_is_not_there(command: type[ElectPreferredLeader] | type[ElectUncleanLeader]) -> None:
+@pytest.mark.parametrize("command", [ElectPreferredLeader, partial(ElectUncleanLeader, leader=1)])
+def test_elections_name_what_is_not_there(command: Callable[[str, int], Command[None]]) -> None:
     story = Story().cluster(1).topic("a", (1,))
     with pytest.raises(errors.UnknownTopicOrPartition, match="'b'"):
         story.does(command("b", 0))

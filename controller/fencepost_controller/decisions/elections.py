@@ -4,8 +4,10 @@ A **preferred** leader is the first replica of the assignment. It takes over onl
 record is at stake.
 
 An **unclean** election makes a replica the leader that may miss acknowledged records. It happens on an operator's explicit
-command, only where the partition has no leader. The chosen broker, or without a choice the first live one of those last
-known in sync and then of the assignment, becomes the whole in-sync set; its log is the truth from then on.
+command, only where the partition has no leader. The chosen broker becomes the whole in-sync set; its log is the truth from
+then on. The choice is not made here: metadata does not say who holds what. The admin client asks the replicas and takes the
+longest log (KIP-966); it names the broker epoch of the one that it asked, so that a process which has restarted since, and
+may hold less, is not elected in its place.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from fencepost_proto.errors import (
 )
 from fencepost_proto.metadata import NO_LEADER, Partition
 
-ANY_BROKER = -1
+ANY_EPOCH = 0  # below every broker epoch: whichever incarnation is live
 MAX_MOVES_PER_ROUND = 100  # leaderships restored at a time: each costs its clients a redirect
 
 
@@ -59,27 +61,25 @@ class ElectPreferredLeader(Command[None]):
 class ElectUncleanLeader(Command[None]):
     topic_name: str
     index: int
-    leader: int = ANY_BROKER
+    leader: int
+    broker_epoch: int = ANY_EPOCH
 
     def decide(self, draft: Draft) -> None:
         partition = partition_of(draft, self.topic_name, self.index)
         name = f"{self.topic_name}-{self.index}"
         if partition.leader != NO_LEADER:
             raise ElectionNotNeeded(f"{name}: broker {partition.leader} leads")
-        leader = self._candidate(draft, partition, name)
-        settle(draft, partition, replace(partition, isr=(leader,), leader=leader))
-
-    def _candidate(self, draft: Draft, partition: Partition, name: str) -> int:
-        if self.leader == ANY_BROKER:
-            for broker_id in (*partition.last_known_isr, *partition.replicas):
-                if draft.serves(broker_id, partition.id):
-                    return broker_id
-            raise EligibleLeadersNotAvailable(f"{name}: none of its replicas {partition.replicas} is live")
         if self.leader not in partition.replicas:
             raise InvalidRequest(f"{name}: broker {self.leader} is none of its replicas {partition.replicas}")
-        if not draft.serves(self.leader, partition.id):
+        broker = draft.broker(self.leader)
+        if broker is None or not draft.serves(self.leader, partition.id):
             raise EligibleLeadersNotAvailable(f"{name}: broker {self.leader} is not live")
-        return self.leader
+        if self.broker_epoch not in (ANY_EPOCH, broker.broker_epoch):
+            raise EligibleLeadersNotAvailable(
+                f"{name}: broker {self.leader} has restarted (broker epoch {broker.broker_epoch}, not "
+                f"{self.broker_epoch}) and may hold less than it did"
+            )
+        settle(draft, partition, replace(partition, isr=(self.leader,), leader=self.leader))
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,8 @@ async def alter_partition_reassignments(
 
 async def elect_leader(commands: Commands, request: pb.ElectLeaderRequest) -> pb.ElectLeaderResponse:
     where = (request.topic_name, request.partition)
-    command = ElectUncleanLeader(*where, request.leader) if request.unclean else ElectPreferredLeader(*where)
-    committed = await commands.submit(command)
+    if request.unclean:
+        committed = await commands.submit(ElectUncleanLeader(*where, request.leader, request.leader_broker_epoch))
+    else:
+        committed = await commands.submit(ElectPreferredLeader(*where))
     return pb.ElectLeaderResponse(version=committed.version)

@@ -30,6 +30,7 @@ def describe_log_dirs(
                 appended_batches=replica.appended_batches,
                 deduplicated_batches=replica.deduplicated_batches,
                 failure=replica.failure,
+                last_epoch=replica.log.last_epoch,
             )
             for (topic_id, partition), replica in sorted(manager.replicas.items())
         ],

@@ -598,6 +598,7 @@ class ReplicaInfo(_message.Message):
     APPENDED_BATCHES_FIELD_NUMBER: _builtins.int
     DEDUPLICATED_BATCHES_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    LAST_EPOCH_FIELD_NUMBER: _builtins.int
     topic_id: _builtins.str
     partition: _builtins.int
     is_leader: _builtins.bool
@@ -612,6 +613,8 @@ class ReplicaInfo(_message.Message):
     """repeats recognised, since this process started"""
     failure: _builtins.str
     """why this replica is offline here; empty: it is not"""
+    last_epoch: _builtins.int
+    """the leader epoch of its last batch; -1: it has none"""
     def __init__(
         self,
         *,
@@ -626,10 +629,11 @@ class ReplicaInfo(_message.Message):
         appended_batches: _builtins.int = ...,
         deduplicated_batches: _builtins.int = ...,
         failure: _builtins.str = ...,
+        last_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["appended_batches", b"appended_batches", "deduplicated_batches", b"deduplicated_batches", "failure", b"failure", "high_watermark", b"high_watermark", "is_leader", b"is_leader", "leader_epoch", b"leader_epoch", "log_end_offset", b"log_end_offset", "log_start_offset", b"log_start_offset", "partition", b"partition", "size_bytes", b"size_bytes", "topic_id", b"topic_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["appended_batches", b"appended_batches", "deduplicated_batches", b"deduplicated_batches", "failure", b"failure", "high_watermark", b"high_watermark", "is_leader", b"is_leader", "last_epoch", b"last_epoch", "leader_epoch", b"leader_epoch", "log_end_offset", b"log_end_offset", "log_start_offset", b"log_start_offset", "partition", b"partition", "size_bytes", b"size_bytes", "topic_id", b"topic_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

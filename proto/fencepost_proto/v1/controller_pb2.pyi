@@ -564,12 +564,15 @@ class ElectLeaderRequest(_message.Message):
     PARTITION_FIELD_NUMBER: _builtins.int
     UNCLEAN_FIELD_NUMBER: _builtins.int
     LEADER_FIELD_NUMBER: _builtins.int
+    LEADER_BROKER_EPOCH_FIELD_NUMBER: _builtins.int
     topic_name: _builtins.str
     partition: _builtins.int
     unclean: _builtins.bool
     """elect an out-of-sync replica: acknowledged records may be lost"""
     leader: _builtins.int
-    """with unclean: which broker; -1: the first live replica"""
+    """with unclean: which broker"""
+    leader_broker_epoch: _builtins.int
+    """with unclean: of the incarnation that is meant; 0: whichever is live"""
     def __init__(
         self,
         *,
@@ -577,10 +580,11 @@ class ElectLeaderRequest(_message.Message):
         partition: _builtins.int = ...,
         unclean: _builtins.bool = ...,
         leader: _builtins.int = ...,
+        leader_broker_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leader", b"leader", "partition", b"partition", "topic_name", b"topic_name", "unclean", b"unclean"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leader", b"leader", "leader_broker_epoch", b"leader_broker_epoch", "partition", b"partition", "topic_name", b"topic_name", "unclean", b"unclean"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,7 +23,7 @@ from fencepost_cli.terminal import (
 
 if TYPE_CHECKING:
     from fencepost import AdminClient
-    from fencepost.descriptions import TopicDescription
+    from fencepost.descriptions import ElectionCandidate, TopicDescription
 
 DEFAULT_REPLICATION_FACTOR = 3
 DEFAULT_PARTITIONS = 3
@@ -235,7 +235,7 @@ def reassign(
     typer.echo(f"reassignment of {name}-{partition}: {state}")
 
 
-@app.command(epilog="Example: fencepost topic elect orders 0")
+@app.command(epilog="Example: fencepost topic elect orders 0; fencepost topic elect orders 0 --unclean")
 def elect(
     name: Name,
     partition: Partition,
@@ -243,20 +243,79 @@ def elect(
     unclean: Annotated[
         bool, typer.Option("--unclean", help="An out-of-sync replica, where none is left in sync: records may be lost.")
     ] = False,
-    leader: Annotated[int | None, typer.Option(help="Which broker; with --unclean only.")] = None,
+    leader: Annotated[
+        int | None, typer.Option(help="Which broker; with --unclean only.", show_default="the one with the longest log")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     bootstrap: Bootstrap = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Elect a partition's preferred leader: the first of its replicas."""
+    """Elect a partition's preferred leader: the first of its replicas.
+
+    With --unclean, where no replica is left in sync: ask every live replica how much of the log it holds, show that, and
+    make the one with the longest log the leader. What it does not hold is lost.
+    """
     brokers = bootstrap_of(bootstrap, data_dir)
     if leader is not None and not unclean:
         fail("--leader goes with --unclean only: otherwise the preferred leader is elected", EXIT_USAGE)
+    chosen = _chosen(brokers, name, partition, leader, yes=yes) if unclean else None
 
     async def work() -> int:
         from fencepost import AdminClient
 
         async with AdminClient(brokers) as admin:
-            await admin.elect_leader(name, partition, unclean=unclean, leader=leader)
+            await admin.elect_leader(name, partition, unclean=unclean, leader=chosen)
             return (await admin.describe_topic(name)).partitions[partition].leader
 
     typer.echo(f"{name}-{partition} is led by broker {run(work())}")
+
+
+def _chosen(brokers: str, name: str, partition: int, leader: int | None, *, yes: bool) -> ElectionCandidate:
+    """Whom the operator agrees to elect, knowing the alternatives as they were when they agreed."""
+
+    async def look() -> list[ElectionCandidate]:
+        from fencepost import AdminClient
+
+        async with AdminClient(brokers) as admin:
+            return await admin.unclean_candidates(name, partition)
+
+    found = run(look())
+    while True:
+        chosen = next((c for c in found if leader in (None, c.broker_id)), None)
+        if chosen is None:
+            fail(f"broker {leader} is none of the replicas of {name}-{partition}")
+        _show_candidates(found, chosen)
+        if chosen.failure:
+            fail(f"broker {chosen.broker_id} cannot be elected: {chosen.failure}")
+        if yes:
+            return chosen
+        typer.confirm(f"Make broker {chosen.broker_id} the leader of {name}-{partition}?", abort=True)
+        before, found = found, run(look())
+        if found == before:
+            return chosen
+        typer.echo("This has changed meanwhile:")
+
+
+def _show_candidates(found: list[ElectionCandidate], chosen: ElectionCandidate) -> None:
+    shown = table("broker", "last epoch", "log end", "was in sync", "", numbers=("last epoch", "log end"))
+    for candidate in found:
+        asked = candidate.log_end_offset >= 0
+        shown.add_row(
+            str(candidate.broker_id),
+            str(candidate.last_epoch) if asked else "?",
+            str(candidate.log_end_offset) if asked else "?",
+            "yes" if candidate.was_in_sync else "",
+            "to lead" if candidate == chosen else candidate.failure,
+        )
+    console().print(shown)
+    typer.echo(
+        f"An unclean election: acknowledged records may be lost, for good. Whatever broker {chosen.broker_id} does not hold "
+        f"is cut from the other replicas."
+    )
+    if not found[0].failure and chosen.log_ends < found[0].log_ends:
+        typer.echo(f"Broker {found[0].broker_id} has the longest log, not broker {chosen.broker_id}.")
+    for candidate in found:
+        if candidate.log_end_offset < 0:
+            typer.echo(
+                f"Broker {candidate.broker_id} cannot be asked, and may hold more: if it can come back, wait for it."
+            )
