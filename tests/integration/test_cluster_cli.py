@@ -114,7 +114,15 @@ def test_lines_go_in_and_come_out_with_their_keys(shell: Shell) -> None:
     assert shell.ok("consume", "lines", "--until-end") == "ä\nno key\na:b\n"
     assert shell.ok("consume", "lines", "--key-separator", "=", "--count", "3") == "k1=ä\nno key\nk2=a:b\n"
     assert shell.ok("consume", "lines", "--partition", "0", "--offset", "2", "--until-end") == "a:b\n"
-    assert "UNKNOWN_TOPIC_OR_PARTITION" in shell.fails("produce", "nothing", stdin=b"lost\n")
+    assert "line 1: UNKNOWN_TOPIC_OR_PARTITION" in shell.fails("produce", "nothing", stdin=b"lost\n")
+    large = b"small\n" + b"x" * 2_000_000 + b"\nafter\n"
+    told = shell.fails("produce", "lines", stdin=large)
+    assert "line 2: MESSAGE_TOO_LARGE" in told
+    assert "(1 acknowledged)" in told
+    assert shell.ok("consume", "lines", "--partition", "0", "--offset", "3", "--until-end") == "small\n"
+    assert "offset 9 is behind the end" in shell.fails(
+        "consume", "lines", "--partition", "0", "--offset", "9", "--until-end"
+    )
 
 
 def test_lines_are_sent_as_they_are_typed_and_an_interrupt_ends_it_at_once(shell: Shell) -> None:
@@ -261,6 +269,21 @@ def test_what_was_sent_to_a_deleted_topic_is_not_missing_in_its_successor(shell:
     text = shell.ok("workload", "verify", "again")
     assert "1 runs sent 300 records, 300 acknowledged" in text
     assert "left out: 1 runs to a topic of this name that is gone" in text
+
+
+def test_an_interrupted_workload_says_what_it_waits_for_and_is_verified(shell: Shell) -> None:
+    producing = shell.start("workload", "produce", "broken-off", "--rate", "500")
+    try:
+        assert producing.stdout is not None
+        assert "acknowledged" in producing.stdout.readline()
+        producing.send_signal(signal.SIGINT)
+        _, errors = producing.communicate(timeout=DEADLINE_S)
+    finally:
+        producing.kill()
+        producing.wait()
+    assert producing.returncode == 0
+    assert "waiting for the outcome of what was sent" in errors
+    assert "EXACT" in shell.ok("workload", "verify", "broken-off")
 
 
 def test_a_second_producer_of_a_name_fences_the_first(shell: Shell) -> None:

@@ -59,19 +59,34 @@ def produce(
 
 
 async def _produce(brokers: str, topic: str, separator: bytes, name: str, compression: str) -> int:
+    """How many lines were sent, all of them acknowledged. Raises CommandFailed naming the first line that was not."""
     from fencepost import Producer
+    from fencepost_proto.errors import FencepostError
 
-    sent = 0
-    pending: deque[Delivery] = deque()
+    sent = number = 0
+    failure: FencepostError | None = None
+    pending: deque[tuple[int, Delivery]] = deque()
+
+    async def settle() -> None:
+        nonlocal number
+        number, delivery = pending[0]
+        await delivery
+        pending.popleft()
+
     async with Producer(brokers, name=name, compression=compression) as producer:
-        async for line in _standard_input():
-            key, value = split_line(line.removesuffix(b"\r"), separator)
-            pending.append(await producer.send(topic, value, key=key))
-            sent += 1
-            while len(pending) > MAX_PENDING or (pending and pending[0].done()):
-                await pending.popleft()
-        while pending:
-            await pending.popleft()
+        try:
+            async for line in _standard_input():
+                key, value = split_line(line.removesuffix(b"\r"), separator)
+                sent = number = sent + 1
+                pending.append((sent, await producer.send(topic, value, key=key)))
+                while len(pending) > MAX_PENDING or (pending and pending[0][1].done()):
+                    await settle()
+            while pending:
+                await settle()
+        except FencepostError as error:
+            failure = error
+    if failure is not None:
+        raise CommandFailed(f"line {number}: {failure} ({producer.stats.records_acked} acknowledged)")
     return sent
 
 
@@ -138,6 +153,8 @@ def consume(
             if offset is not None:
                 consumer.seek(consumer.assignment[0], offset)
             ends = await consumer.end_offsets(consumer.assignment) if until_end else {}
+            if offset is not None and any(offset > end for end in ends.values()):
+                raise CommandFailed(f"offset {offset} is behind the end of {topic}-{partition[0] if partition else 0}")
             left = {tp for tp, end in ends.items() if await consumer.position(tp) < end}
             written = 0
             while not (count and written >= count) and (left or not until_end):

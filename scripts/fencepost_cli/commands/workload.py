@@ -119,7 +119,7 @@ async def _produce(
     from fencepost import AdminClient
     from fencepost_cli.workload import Workload
 
-    stop = _stop_on_interrupt()
+    stop = _stop_on_interrupt("waiting for the outcome of what was sent")
     async with AdminClient(brokers) as admin:
         await _make_topic(admin, spec.topic)
         folder = ledgers / (await admin.describe_topic(spec.topic)).topic_id
@@ -155,12 +155,14 @@ async def _producer(brokers: str, name: str, history_file: Path | None, process:
             yield producer
 
 
-def _stop_on_interrupt() -> asyncio.Event:
+def _stop_on_interrupt(told: str) -> asyncio.Event:
     """Set by the first Ctrl-C, for an end in good order; the second one breaks off."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def interrupted() -> None:
         stop.set()
+        if told:
+            typer.echo(f"fencepost: {told}; Ctrl-C again breaks it off", err=True)
         loop.remove_signal_handler(signal.SIGINT)
 
     loop.add_signal_handler(signal.SIGINT, interrupted)
@@ -247,7 +249,7 @@ def consume(
 async def _consume(brokers: str, topic: str, count: int, duration_s: float, *, until_end: bool, latest: bool) -> None:
     from fencepost import Consumer
 
-    stop = _stop_on_interrupt()
+    stop = _stop_on_interrupt("")
     read = size_bytes = 0
 
     def figures(elapsed_s: float) -> str:
