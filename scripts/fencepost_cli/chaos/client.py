@@ -66,12 +66,23 @@ def unbuffered_history(path: Path, process: str) -> Iterator[History]:
         os.close(descriptor)
 
 
+def stop_on_sigterm() -> asyncio.Event:
+    """Set by SIGTERM. To the process's very end: a loop's own handler ends with it, and then SIGTERM would kill."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def asked(_number: int, _frame: object) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(stop.set)
+
+    signal.signal(signal.SIGTERM, asked)
+    return stop
+
+
 async def _run(config: ClientConfig) -> int:
     from fencepost_cli.chaos.consuming import consume
     from fencepost_cli.chaos.producing import produce
 
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    stop = stop_on_sigterm()
     with unbuffered_history(Path(config.history_file), config.process) as history:
         return await (produce if config.kind == "producer" else consume)(config, history, stop)
 
