@@ -208,6 +208,10 @@ class ReplicaManager:
         ]:
             found = self._found.pop(key)
             self._work.put_nowait(partial(self._delete, found))
+        for key in [key for key in self.damaged if not self._hosts(image.partitions.get(key))]:
+            self._work.put_nowait(partial(self._remove, self.damaged.pop(key)))
+        for key in [key for key in self.unopened if not self._hosts(image.partitions.get(key))]:
+            del self.unopened[key]
         for key, partition in image.partitions.items():
             if not self._hosts(partition):
                 continue

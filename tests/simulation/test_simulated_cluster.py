@@ -149,3 +149,29 @@ def test_what_a_failed_sync_lost_is_in_the_log_after_a_power_failure(broker_id: 
         world.run(story())
         cluster.database.close()
         assert world.failures() == []
+
+
+def test_a_damaged_log_does_not_outlive_its_topic(cluster: SimCluster) -> None:
+    """A topic of the same name finds no folder in its way."""
+    world = cluster.world
+
+    async def application(host: Host, disk: MountedDisk) -> None:
+        async with Producer(cluster.bootstrap, host=host) as producer:
+            await producer.send_and_wait("orders", b"value")
+
+    async def story() -> None:
+        await create_topic(cluster, "orders")
+        await all_in_sync(cluster)
+        process = world.start("app", application)
+        async with asyncio.timeout(30):
+            while process.alive:  # noqa: ASYNC110 - a process has no event for its end
+                await asyncio.sleep(0.05)
+        world.kill(broker_node(3))
+        world.machine(broker_node(3)).disk.corrupt("/data/orders-0/00000000000000000000.log", 70)
+        assert await cluster.ask_admin("DeleteTopic", controller_pb2.DeleteTopicRequest(name="orders")) == "ok"
+        cluster.start(broker_node(3))
+        await create_topic(cluster, "orders")
+        await all_in_sync(cluster)
+        assert any("log is damaged" in line for line in world.trace)
+
+    play(cluster, story())
