@@ -477,7 +477,8 @@ class Story:
 
     def log(self, broker_id: int, partition: str = "orders-0") -> LogView:
         """What stands in the replica's files."""
-        return LogView(self.world.machine(broker_node(broker_id)).disk, f"/data/{partition}").refresh()
+        disk, topic_id = self.world.machine(broker_node(broker_id)).disk, self.partition(partition).topic_id
+        return LogView(disk, f"/data/{partition}", topic_id).refresh()
 
     def values(self, broker_id: int, partition: str = "orders-0") -> list[str]:
         """The records in the replica's files."""

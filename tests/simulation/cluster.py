@@ -7,6 +7,7 @@ supervisor starts again what ended, as an operator's would.
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass
 from functools import partial
 from types import NoneType
@@ -29,11 +30,13 @@ from fencepost_node.replica import Replica
 from fencepost_node.session import REFUSALS
 from fencepost_proto.errors import InvariantBroken, StorageError
 from fencepost_proto.host import Host
+from fencepost_proto.metadata import PartitionKey
 from fencepost_proto.process import Component, live
 from fencepost_proto.v1 import controller_pb2_grpc
 
 CONTROLLER = "controller"
 CONTROLLER_ADDRESS = "controller:9090"
+NEVER_MS = 604_800_000  # a week: longer than any run
 RESTART_DELAY_S = 0.5  # of the supervisor, after a process has ended by itself
 
 
@@ -61,7 +64,7 @@ class ClusterSettings:
     tail_bytes: int = 65_536
     replication_window_bytes: int = 65_536
     retention_check_interval_ms: int = 2_000
-    producer_expiration_ms: int = 604_800_000
+    producer_expiration_ms: int = NEVER_MS
     preferred_leader_interval_ms: int = 10_000
 
 
@@ -72,8 +75,9 @@ class SimCluster:
         self.world = world
         self.settings = settings
         self._nodes = {broker_node(broker_id): broker_id for broker_id in settings.broker_ids}
-        self.judge = Judge(world, self._nodes.get)
-        self.judge.leader_epoch_of = lambda broker_id, key: self.brokers[broker_id].manager.replicas[key].leader_epoch
+        expires_s = settings.producer_expiration_ms / 1000 if settings.producer_expiration_ms < NEVER_MS else math.inf
+        self.judge = Judge(world, self._nodes.get, expires_s)
+        self.judge.leader_epoch_of = self._leader_epoch
         self.database = MetadataDatabase(self.judge.metadata)
         self.brokers: dict[int, Broker] = {}
         self.controller: Controller | None = None
@@ -195,6 +199,11 @@ class SimCluster:
         return node in self._stop_asked and not self._stop_asked[node].is_set()
 
     # ---- Looking in ----
+
+    def _leader_epoch(self, broker_id: int, key: PartitionKey) -> int:
+        """-1: the broker has no such replica."""
+        replica = self.brokers[broker_id].manager.replicas.get(key)
+        return replica.leader_epoch if replica is not None else -1
 
     def alive(self, broker_id: int) -> bool:
         process = self.world.machine(broker_node(broker_id)).process

@@ -16,12 +16,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from tests.simulation.mutants import MUTANTS, Mutant
 from tests.simulation.simulation import Result, simulate
 
 EPILOG = """examples:
   ./scripts/simulate --seeds 0:200 --jobs 2     200 runs; coverage, speed, and every seed that failed
   ./scripts/simulate --seed 17 --trace          one run as a story, a line for each event
-  ./scripts/simulate --until 10m                new seeds for ten minutes"""
+  ./scripts/simulate --until 10m                new seeds for ten minutes
+  ./scripts/simulate --mutants --jobs 2         the deliberate faults, and the promise that catches each"""
 
 DURATION = re.compile(r"(\d+)([smh]?)")
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
@@ -61,8 +63,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="one seed")
     parser.add_argument("--trace", action="store_true", help="with --seed: print every event")
     parser.add_argument("--until", metavar="10m", help="go on with new seeds for so long (s, m or h)")
+    parser.add_argument("--mutants", action="store_true", help="put deliberate faults into the code; catch each")
     parser.add_argument("--trace-dir", type=Path, default=Path(), help="where traces of failed seeds are written")
     arguments = parser.parse_args()
+    if arguments.mutants:
+        sys.exit(_mutants(arguments.jobs))
     if arguments.seed is not None:
         sys.exit(_one(arguments.seed, arguments.trace))
     first, _, last = arguments.seeds.partition(":")
@@ -92,6 +97,25 @@ def _one(seed: int, trace: bool) -> int:
     else:
         console.print(result.problem, style="red", markup=False)
     return 0 if result.ok else 1
+
+
+def _mutants(jobs: int) -> int:
+    """A table, in Markdown, of the deliberate faults."""
+    print("| deliberate fault | caught by | in run | of at most |\n|---|---|---|---|")
+    missed = 0
+    with multiprocessing.get_context("forkserver").Pool(jobs) as pool:
+        for mutant, (promise, runs) in zip(MUTANTS, pool.imap(_caught, range(len(MUTANTS))), strict=True):
+            missed += promise not in mutant.promises
+            wrong = "" if promise in mutant.promises else f" instead of {', '.join(sorted(mutant.promises))}"
+            print(f"| {mutant.name} | {promise}{wrong} | {runs or '-'} | {mutant.seeds} |", flush=True)
+    return 1 if missed else 0
+
+
+def _caught(number: int) -> tuple[str, int]:
+    """(promise that caught it, number of runs that it took)"""
+    mutant: Mutant = MUTANTS[number]
+    result = mutant.caught()
+    return ("nothing", 0) if result is None else (result.promise, result.seed - mutant.first_seed + 1)
 
 
 def _many(seeds: Iterator[int], total: int | None, until_s: float | None, jobs: int, trace_dir: Path) -> int:

@@ -5,6 +5,8 @@ high watermark. It is kept for ever, whatever retention or a power failure remov
 member of the in-sync set that the controller has committed must hold the new batches on its disk; and at every sweep,
 every such member must hold all of it. So a hole in the protocol shows when it opens, not when a failover falls into it.
 
+A producer that has been idle for the expiration time may be forgotten, by each replica in its own time (G5).
+
 What legitimately may be lost: a power failure takes unsynced data, and where it took it from every in-sync replica of a
 partition that does not sync before it acknowledges, the partition is *tainted*: promises about keeping data (G1, G4, G6,
 G10) are not checked on it any more. That is decided here from the disks, not by the schedule of faults.
@@ -12,6 +14,7 @@ G10) are not checked on it any more. That is decided here from the disks, not by
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,9 +26,12 @@ from tests.simulation.world import World
 
 from fencepost_proto.metadata import RETIRED_EPOCH, MetadataImage, Partition, PartitionKey
 from fencepost_proto.record_batch import BatchHeader, read_header
+from fencepost_proto.records import Compression
 
 # producer id -> (epoch, its last batches as (first sequence, last sequence, base offset))
 Producers = dict[int, tuple[int, tuple[tuple[int, int, int], ...]]]
+
+EXPIRY_SLACK_S = 1.0  # between when a batch is stored and what replicas take for its time; sweeps see it late, too
 
 BROKER = "/fencepost.v1.Broker/"
 
@@ -59,6 +65,7 @@ class Record:
     committed: list[Batch] = field(default_factory=list)  # for ever, from offset 0
     fold: ProducerFold = field(default_factory=ProducerFold)  # of all that is committed
     appended: dict[tuple[int, int], Batch] = field(default_factory=dict)  # by (leader epoch, base offset)
+    appended_at: dict[Batch, float] = field(default_factory=dict)  # when it was first seen
     fences: list[Fence] = field(default_factory=list)
     tainted: str = ""
     verified: dict[int, tuple[int, int]] = field(default_factory=dict)  # broker -> (rebuilds, batches compared)
@@ -85,8 +92,11 @@ class Leader:
 class Judge:
     """Hand it what happens; it raises Violation."""
 
-    def __init__(self, world: World, broker_of_node: Callable[[str], int | None]) -> None:
+    def __init__(
+        self, world: World, broker_of_node: Callable[[str], int | None], producer_expiration_s: float = math.inf
+    ) -> None:
         self.world = world
+        self.producer_expiration_s = producer_expiration_s
         self.image = MetadataImage()
         self.records: dict[PartitionKey, Record] = {}
         self.counts: dict[str, int] = {}
@@ -128,6 +138,10 @@ class Judge:
             if before is partition:
                 continue
             self._partition_changed(key, before, partition)
+        for key in [key for key in self.records if key not in image.partitions]:
+            del self.records[key]  # what a deleted topic held is nobody's any more
+            self.damaged = {damaged: hidden for damaged, hidden in self.damaged.items() if damaged[1] != key}
+            self.count("partitions deleted")
 
     def _partition_changed(self, key: PartitionKey, before: Partition | None, partition: Partition) -> None:
         if before is not None:
@@ -159,7 +173,9 @@ class Judge:
         view = record.views.get(broker_id)
         if view is None:
             folder = f"/data/{record.name}"
-            view = LogView(self._disks[broker_id], folder, lambda batch: self._appended(record, broker_id, batch))
+            view = LogView(
+                self._disks[broker_id], folder, record.key[0], lambda batch: self._appended(record, broker_id, batch)
+            )
             record.views[broker_id] = view
         return view.refresh()
 
@@ -167,6 +183,7 @@ class Judge:
 
     def _appended(self, record: Record, broker_id: int, batch: Batch) -> None:
         known = record.appended.setdefault((batch.leader_epoch, batch.base_offset), batch)
+        record.appended_at.setdefault(batch, self.world.now)
         if known != batch and not record.tainted and (broker_id, record.key) not in self.damaged:
             self.fail("G7", f"{record.name}: broker {broker_id} holds {batch} where another log has {known}")
         for fence in record.fences:
@@ -224,6 +241,8 @@ class Judge:
                     self.fail(promise, f"{record.name}: {problem} in {batch}")
                 record.committed.append(batch)
                 self.count("committed batches")
+                if batch.last_sequence < batch.base_sequence:
+                    self.count("sequences wrapped")
 
     def _check_members(self, record: Record, partition: Partition) -> None:
         """Every in-sync replica holds every committed batch that its log start has not passed."""
@@ -246,7 +265,8 @@ class Judge:
                 break
             held = view.batches[index] if index < len(view.batches) else None
             if held != batch:
-                self.fail(promise, f"{record.name}: broker {broker_id} has {held} where {batch} is committed")
+                broken = promise if held is None else "G4"  # not there, or something else in its place
+                self.fail(broken, f"{record.name}: broker {broker_id} has {held} where {batch} is committed")
             compared += 1
         record.verified[broker_id] = (view.rebuilds, done + compared)
 
@@ -286,11 +306,12 @@ class Judge:
             done, fold = 0, ProducerFold().add_all(below)
         fold.add_all(view.batches[done:])
         record.folds[replica.broker_id] = (view.rebuilds, len(view.batches), fold)
+        found = replica.producers()
         expected: Producers = {
             producer_id: (epoch, tuple((b.base_sequence, b.last_sequence, b.base_offset) for b in batches))
-            for producer_id, (epoch, batches) in fold.producers.items()
+            for producer_id, (epoch, known) in fold.producers.items()
+            if (batches := self._remembered(record, known, found.get(producer_id)))
         }
-        found = replica.producers()
         if found != expected:
             wrong = sorted(i for i in expected.keys() | found.keys() if expected.get(i) != found.get(i))[0]
             self.fail(
@@ -299,6 +320,24 @@ class Judge:
                 f"{found.get(wrong)}; the log says {expected.get(wrong)} (log {view.start_offset} to {view.end_offset})",
             )
         self.count("producer states compared")
+
+    def _remembered(
+        self, record: Record, batches: tuple[Batch, ...], found: tuple[int, tuple[tuple[int, int, int], ...]] | None
+    ) -> tuple[Batch, ...]:
+        """Of a producer's last batches those that the replica has to know, given what it does know: it may have forgotten
+        the producer whenever that had been idle for the expiration time, and it then knows only what came after."""
+        kept = min(len(found[1]), len(batches)) if found is not None else 0
+        if kept == len(batches):
+            return batches
+        last = batches[-kept - 1]  # of those that it does not know
+        until = record.appended_at[batches[-kept]] if kept else self.world.now
+        if last.end_offset > record.committed_end or not self.may_have_expired(until - record.appended_at[last]):
+            return batches
+        self.count("expired producers met")
+        return batches[len(batches) - kept :]
+
+    def may_have_expired(self, idle_s: float) -> bool:
+        return idle_s >= self.producer_expiration_s - EXPIRY_SLACK_S
 
     # ---- Power failures and damage ----
 
@@ -327,13 +366,12 @@ class Judge:
             broker = self.image.brokers.get(broker_id)
             self.lost_tail[broker_id] = broker.broker_epoch if broker is not None else -1
         for record in self.records.values():
-            partition = self.image.partitions.get(record.key)
-            if partition is None or record.tainted or not set(broker_ids).intersection(partition.isr):
+            partition = self.image.partitions[record.key]
+            if record.tainted or not set(broker_ids).intersection(partition.isr):
                 continue
-            holders = [member for member in partition.isr if self.holds_all(record, member)]
-            if holders:
-                continue
-            self.taint(record, f"power failure of {broker_ids}")
+            # One outside of the in-sync set counts, too: where no member is whole, none leads until an operator elects.
+            if not any(self.holds_all(record, member) for member in partition.replicas):
+                self.taint(record, f"power failure of {broker_ids}")
 
     def taint(self, record: Record, why: str) -> None:
         """What is committed here is on no disk any more, or on none that will lead."""
@@ -356,6 +394,8 @@ class Judge:
         if broker_id is None or record is None or record.tainted or acks == 0 or result.base_offset < 0:
             return
         self.count("acknowledged batches")
+        if batch.attributes:
+            self.count(f"acknowledged batches, {Compression(batch.attributes).name.lower()}")
         if result.duplicate:
             self.count("duplicates recognised")
         view = self.view(record, broker_id)
@@ -381,6 +421,8 @@ class Judge:
         if record is None or broker_id is None or record.tainted or answer.high_watermark < 0:
             return
         epoch = self.leader_epoch_of(broker_id, key)
+        if epoch < 0:
+            return  # the broker has let go of the replica since it read this
         seen_epoch, seen = self._seen_high_watermarks.get((client, key), (-1, 0))
         if epoch >= seen_epoch:  # a deposed leader that does not know it yet may be behind; clients know its epoch
             if answer.high_watermark < seen:
@@ -416,6 +458,7 @@ class Judge:
         self._fence(answer.producer_id, answer.producer_epoch)
         entity = self.image.producers.get(request.name)
         for retired in entity.retired_ids if entity is not None else ():
+            self.count("fences of used-up producer ids")
             self._fence(retired, RETIRED_EPOCH)
 
     def _fence(self, producer_id: int, epoch: int) -> None:

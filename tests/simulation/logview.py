@@ -59,11 +59,17 @@ class Batch(NamedTuple):
 
 
 class LogView:
-    """The batches of one replica's log, oldest first. `refresh` before use."""
+    """The batches of one replica's log, oldest first. `refresh` before use.
 
-    def __init__(self, disk: SimDisk, folder: str, on_batch: Callable[[Batch], None] = lambda _: None) -> None:
+    A folder that another topic of the same name left behind is not this log's.
+    """
+
+    def __init__(
+        self, disk: SimDisk, folder: str, topic_id: str, on_batch: Callable[[Batch], None] = lambda _: None
+    ) -> None:
         self.disk = disk
         self.folder = folder
+        self.topic_id = topic_id
         self.batches: list[Batch] = []
         self.start_offset = 0
         self.rebuilds = 0
@@ -91,7 +97,7 @@ class LogView:
 
     def _refresh_all(self, folder: FileNode | FolderNode | None) -> None:
         self._folder, self._version = folder, folder.version if isinstance(folder, FolderNode) else -1
-        entries = folder.entries if isinstance(folder, FolderNode) else {}
+        entries = folder.entries if isinstance(folder, FolderNode) and self._is_ours(folder) else {}
         names = sorted(name for name in entries if name.endswith(".log"))
         nodes = [entries[name] for name in names]
         read = self._read
@@ -118,6 +124,10 @@ class LogView:
                 read[index] = entry
             else:
                 read.append(entry)
+
+    def _is_ours(self, folder: FolderNode) -> bool:
+        metadata = folder.entries.get("partition.metadata")
+        return isinstance(metadata, FileNode) and f"topic_id={self.topic_id}\n".encode() in metadata.content
 
     def _parse(self, content: bytearray, position: int) -> int:
         self.damage = ""

@@ -16,6 +16,7 @@ from tests.simulation.disk import Fault
 from tests.simulation.loop import SimTask
 from tests.simulation.workload import ProducerApp
 
+from fencepost_proto.metadata import Partition
 from fencepost_proto.v1 import controller_pb2
 
 MAX_DOWN_S = 6.0  # how long something stays dead, paused or cut off, at most
@@ -25,12 +26,20 @@ FULL_DISK_ROOM_BYTES = 2_000  # what still fits when a disk becomes full, at mos
 class Nemesis:
     """Owns the faults of one run."""
 
-    def __init__(self, cluster: SimCluster, apps: list[ProducerApp], clients: list[str], chance: random.Random) -> None:
+    def __init__(
+        self,
+        cluster: SimCluster,
+        apps: list[ProducerApp],
+        clients: list[str],
+        topics: dict[str, controller_pb2.CreateTopicRequest],
+        chance: random.Random,
+    ) -> None:
         self.cluster = cluster
         self.world = cluster.world
         self.counts: Counter[str] = Counter()
         self._apps = apps
         self._clients = clients
+        self._topics = topics  # how to make each topic anew
         self._random = chance
         self._running: dict[SimTask[None], None] = {}
         self.kinds: dict[str, tuple[int, Callable[[], Awaitable[None]]]] = {
@@ -58,11 +67,19 @@ class Nemesis:
             "kill producer": (2, self.kill_producer),
             "pause producer": (2, self.pause_producer),
             "reassign": (2, self.reassign),
+            "delete a topic": (1, self.delete_topic),
+            "take-over behind a cut": (2, self.take_over_behind_a_cut),
+            "successor out of touch": (2, self.successor_out_of_touch),
+            "followers gone for a moment": (2, self.followers_gone_for_a_moment),
+            "replica begins anew": (2, self.replica_begins_anew),
         }
 
     def only(self, kinds: tuple[str, ...]) -> None:
         """Nothing but these."""
         self.kinds = {name: self.kinds[name] for name in kinds}
+
+    def without(self, kind: str) -> None:
+        del self.kinds[kind]
 
     # ---- The schedule ----
 
@@ -367,7 +384,102 @@ class Nemesis:
         ids = self.cluster.settings.broker_ids
         size = min(len(ids), max(1, self._random.choice((len(partition.replicas), 3))))
         target = self._random.sample(ids, size)
-        self.world.tell("operator", f"reassigns {topic.name}-{partition.index} from {partition.replicas} to {target}")
-        request = controller_pb2.AlterPartitionReassignmentsRequest(topic_name=topic.name)
+        await self._reassign(topic.name, partition, target)
+
+    async def _reassign(self, topic_name: str, partition: Partition, target: list[int]) -> None:
+        self.world.tell("operator", f"reassigns {topic_name}-{partition.index} from {partition.replicas} to {target}")
+        request = controller_pb2.AlterPartitionReassignmentsRequest(topic_name=topic_name)
         request.reassignments.add(partition=partition.index, replicas=target)
         await self.cluster.ask_admin("AlterPartitionReassignments", request)
+
+    async def delete_topic(self) -> None:
+        """And make it again under the same name: another topic, with nothing in it."""
+        name = self._random.choice(list(self._topics))
+        self.world.tell("operator", f"deletes {name}")
+        await self.cluster.ask_admin("DeleteTopic", controller_pb2.DeleteTopicRequest(name=name))
+        await asyncio.sleep(self._while_s())
+        await self.cluster.ask_admin("CreateTopic", self._topics[name])  # healing does it where this fails
+
+    # ---- Situations: several faults, arranged so that they meet ----
+
+    async def take_over_behind_a_cut(self) -> None:
+        """Another instance of a producer takes over, while a leader that the old one works with does not hear of it."""
+        pairs = [
+            (app, other)
+            for app in self._apps
+            for other in self._apps
+            if app is not other and app.spec.options.get("name") == other.spec.options.get("name", "") and other.at_work
+        ]
+        if not pairs:
+            return
+        app, other = self._random.choice(pairs)
+        leader = broker_node(self._leader())
+        self.world.tell("nemesis", f"cuts {CONTROLLER}->{leader}; {app.spec.node} takes over from {other.spec.node}")
+        self.world.network.cut(CONTROLLER, leader)
+        self.world.kill(app.spec.node)
+        app.start()
+        await asyncio.sleep(self._random.uniform(0.5, MAX_DOWN_S))
+        self.world.network.heal(CONTROLLER, leader)
+
+    async def successor_out_of_touch(self) -> None:
+        """A leader dies. The next one has heard late what is committed, and does not hear from the other members now."""
+        partitions = [p for p in self.cluster.judge.image.partitions.values() if p.leader >= 0 and len(p.isr) > 2]
+        if not partitions:
+            return
+        partition = self._random.choice(partitions)
+        leader = broker_node(partition.leader)
+        successor, *others = [
+            broker_node(m) for m in partition.replicas if m in partition.isr and m != partition.leader
+        ]
+        news = self.world.network.link(leader, successor)
+        self.world.tell("nemesis", f"slows {leader}->{successor}, kills {leader}, cuts {others}->{successor}")
+        news.extra_delay_s = 0.3
+        await asyncio.sleep(self._random.uniform(0.5, 1.5))
+        news.extra_delay_s = 0.0
+        for other in others:
+            self.world.network.cut(other, successor)
+        self.world.kill(leader)
+        await self._down(leader)
+        for other in others:
+            self.world.network.heal(other, successor)
+
+    async def followers_gone_for_a_moment(self) -> None:
+        """A leader refuses batches for want of replicas, and takes them again, while those of one producer trickle in."""
+        image = self.cluster.judge.image
+        partitions = [
+            p
+            for p in image.partitions.values()
+            if p.leader >= 0 and len(p.isr) > 1 and image.topics[p.topic_id].config.min_insync_replicas > 1
+        ]
+        if not partitions:
+            return
+        partition = self._random.choice(partitions)
+        leader = broker_node(partition.leader)
+        followers = [broker_node(member) for member in partition.isr if member != partition.leader]
+        links = [self.world.network.link(app.spec.node, leader) for app in self._apps]
+        self.world.tell("nemesis", f"slows producers->{leader} and kills {followers}")
+        for link in links:
+            link.bytes_per_s = self._random.choice((2_000.0, 5_000.0))
+        for follower in followers:
+            self.world.kill(follower)
+        await asyncio.gather(*(self._down(follower) for follower in followers))
+        await asyncio.sleep(1)
+        for link in links:
+            link.bytes_per_s = 0.0
+
+    async def replica_begins_anew(self) -> None:
+        """A partition leaves one of its brokers, and comes back: to an empty folder, and where retention has been at
+        work, to a log whose first batches nobody has any more."""
+        judge = self.cluster.judge
+        choices = [p for p in judge.image.partitions.values() if p.leader >= 0 and len(p.replicas) > 1]
+        starts = [judge.view(judge.records[p.id], p.leader).start_offset for p in choices]
+        moved = [p for p, start in zip(choices, starts, strict=True) if start > 0]
+        if not choices:
+            return
+        partition = self._random.choice(moved or choices)
+        name = judge.image.topics[partition.topic_id].name
+        everybody = list(partition.replicas)
+        victim = self._random.choice([broker_id for broker_id in everybody if broker_id != partition.leader])
+        await self._reassign(name, partition, [broker_id for broker_id in everybody if broker_id != victim])
+        await asyncio.sleep(self._random.uniform(0.5, 2))
+        await self._reassign(name, partition, everybody)

@@ -12,15 +12,21 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
-from tests.simulation.cluster import ClusterSettings, SimCluster, broker_node
+from tests.simulation.cluster import NEVER_MS, ClusterSettings, SimCluster, broker_node
 from tests.simulation.judge import Record, Violation
 from tests.simulation.loop import Deadlock, Runaway, collector_off
 from tests.simulation.nemesis import Nemesis
-from tests.simulation.workload import ConsumerApp, Fate, Ledger, ProducerApp, ProducerSpec
+from tests.simulation.workload import ConsumerApp, Entry, Fate, Ledger, ProducerApp, ProducerSpec
 from tests.simulation.world import World
 
+from fencepost.producing import sequencer
+from fencepost_controller.decisions import producers as controller_producers
+from fencepost_node import producer_state
+from fencepost_proto import record_batch
 from fencepost_proto.records import read_records
 from fencepost_proto.v1 import controller_pb2
 
@@ -29,6 +35,9 @@ TOPICS_WITHIN_S = 30.0
 LEADERS_WITHIN_S = 30.0  # after the faults
 IN_SYNC_WITHIN_S = 60.0  # after the faults: every replica
 FINISHED_WITHIN_S = 90.0  # after the faults: every send, every read
+EXPIRATION_MS = 6_000  # of idle producers, in some runs; in the others none is forgotten
+SMALL_SEQUENCES = 1_024  # so many there are in some runs; a window of five batches takes less than half of them
+SMALL_MAX_EPOCH = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,16 @@ class TopicPlan:
     flush_always: bool
     segment_bytes: int
     retention_bytes: int
+
+    def request(self) -> controller_pb2.CreateTopicRequest:
+        request = controller_pb2.CreateTopicRequest(
+            name=self.name, partitions=self.partitions, replication_factor=self.replication
+        )
+        request.config.min_insync_replicas = self.min_insync_replicas
+        request.config.flush_always = self.flush_always
+        request.config.segment_bytes = self.segment_bytes
+        request.config.retention_bytes = self.retention_bytes
+        return request
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +73,7 @@ class Plan:
     faults_for_s: float
     mean_pause_s: float  # between faults
     thread_delay_s: float  # how long work in threads takes, at most: slow disks
+    small_numbers: bool  # sequences and epochs are used up soon
 
     def __str__(self) -> str:
         topics = ", ".join(
@@ -65,12 +85,19 @@ class Plan:
             f"seed {self.seed}: {len(self.settings.broker_ids)} brokers, {topics}, {len(self.producers)} producers, "
             f"{self.consumers} consumers, a fault every {self.mean_pause_s:.1f} s for {self.faults_for_s:.0f} s, "
             f"threads take up to {self.thread_delay_s * 1000:.0f} ms"
+            f"{', small numbers' if self.small_numbers else ''}{', producers expire' if self.producers_expire else ''}"
         )
+
+    @property
+    def producers_expire(self) -> bool:
+        return self.settings.producer_expiration_ms < NEVER_MS
 
 
 def plan(seed: int) -> Plan:
     chance = random.Random(f"{seed}/plan")
     ids = tuple(range(1, chance.choice((3, 3, 3, 4, 5)) + 1))
+    expire = chance.random() < 0.15
+    small_numbers = chance.random() < 0.2
     settings = ClusterSettings(
         broker_ids=ids,
         session_timeout_ms=chance.choice((1_000, 2_000, 3_000)),
@@ -80,6 +107,7 @@ def plan(seed: int) -> Plan:
         tail_bytes=chance.choice((0, 2_000, 65_536)),
         replication_window_bytes=65_536,
         preferred_leader_interval_ms=chance.choice((1_000, 10_000)),
+        producer_expiration_ms=EXPIRATION_MS if expire else NEVER_MS,
     )
     topics = tuple(
         TopicPlan(
@@ -94,7 +122,10 @@ def plan(seed: int) -> Plan:
         for number in range(chance.randint(1, 2))
     )
     names = {topic.name: topic.partitions for topic in topics}
-    producers = tuple(_producer(number, names, chance) for number in range(chance.randint(2, 4)))
+    producers = tuple(
+        _producer(number, names, chance, expire=expire, small_numbers=small_numbers)
+        for number in range(chance.randint(2, 4))
+    )
     return Plan(
         seed,
         settings,
@@ -104,14 +135,17 @@ def plan(seed: int) -> Plan:
         faults_for_s=chance.choice((10.0, 20.0, 30.0)),
         mean_pause_s=chance.choice((0.5, 1.5, 4.0)),
         thread_delay_s=chance.choice((0.002, 0.002, 0.02, 0.2)),
+        small_numbers=small_numbers,
     )
 
 
-def _producer(number: int, topics: dict[str, int], chance: random.Random) -> ProducerSpec:
+def _producer(
+    number: int, topics: dict[str, int], chance: random.Random, *, expire: bool, small_numbers: bool
+) -> ProducerSpec:
     options: dict[str, object] = {
         "batch_size": chance.choice((200, 1_000, 16_384)),
         "linger_ms": chance.choice((0, 5, 20)),
-        "compression": chance.choice(("none", "none", "lz4", "zstd")),
+        "compression": chance.choice(("none", "none", "none", "lz4", "zstd", "gzip", "snappy")),
         "delivery_timeout_ms": chance.choice((3_000, 20_000, 60_000)),
         "request_timeout_ms": chance.choice((1_000, 5_000)),
         "fault_drop_acks": chance.choice((0.0, 0.0, 0.02)),
@@ -120,12 +154,16 @@ def _producer(number: int, topics: dict[str, int], chance: random.Random) -> Pro
         options["name"] = f"name-{chance.randrange(2)}"  # two may share it, and fence each other
     elif chance.random() < 0.2:
         options["acks"] = chance.choice((1, 1, 0))
+    if expire:
+        options["delivery_timeout_ms"] = 3_000  # nobody may retry for longer than brokers remember
+    if small_numbers:
+        options["batch_size"] = min(int(options["batch_size"]), 1_000)  # type: ignore[call-overload]
     return ProducerSpec(
         node=f"producer-{number}",
         topics=topics,
         options=options,
         keys=chance.choice((0, 3, 20)),
-        pause_s=chance.choice((0.02, 0.1, 0.3)),
+        pause_s=chance.choice((0.02, 0.1, 0.3, 8.0) if expire and number else (0.02, 0.1, 0.3)),
         burst=chance.choice((1, 5, 20)),
     )
 
@@ -152,11 +190,14 @@ class Result:
 def simulate(seed: int, kinds: tuple[str, ...] = ()) -> Result:
     """One run from one seed; with `kinds`, under faults of these kinds only."""
     planned = plan(seed)
-    with collector_off(), World(seed) as world:
+    numbers = small_numbers() if planned.small_numbers else nullcontext()
+    with collector_off(), numbers, World(seed) as world:
         began = time.process_time()
         run = Run(world, planned)
         if kinds:
             run.nemesis.only(kinds)
+        elif planned.producers_expire:
+            run.nemesis.without("clock jump")  # an hour's jump is more than the expiration time
         result = Result(seed, planned, world.trace)
         try:
             world.run(run.story())
@@ -176,6 +217,25 @@ def simulate(seed: int, kinds: tuple[str, ...] = ()) -> Result:
     return result
 
 
+@contextmanager
+def small_numbers() -> Iterator[None]:
+    """A world with fewer sequence numbers and producer epochs, so that they wrap and run out within a run.
+
+    The numbers are constants, and nothing else is changed: the rules at their ends are the same.
+    """
+    with ExitStack() as stack:
+        for where, name, value in (
+            (record_batch, "MAX_SEQUENCE", SMALL_SEQUENCES - 1),
+            (producer_state, "MAX_SEQUENCE", SMALL_SEQUENCES - 1),
+            (producer_state, "_SEQUENCES", SMALL_SEQUENCES),
+            (producer_state, "_HALF_OF_SEQUENCES", SMALL_SEQUENCES // 2),
+            (sequencer, "MAX_EPOCH", SMALL_MAX_EPOCH),
+            (controller_producers, "MAX_EPOCH", SMALL_MAX_EPOCH),
+        ):
+            stack.enter_context(patch.object(where, name, value))
+        yield
+
+
 class Run:
     """The story of one run."""
 
@@ -191,7 +251,8 @@ class Run:
         self.producers = [ProducerApp(world, spec, bootstrap, self.ledger) for spec in planned.producers]
         self.consumers = [ConsumerApp(world, f"consumer-{n}", topics, bootstrap) for n in range(planned.consumers)]
         clients = [spec.node for spec in planned.producers] + [consumer.node for consumer in self.consumers]
-        self.nemesis = Nemesis(self.cluster, self.producers, clients, world.chance("nemesis"))
+        requests = {topic.name: topic.request() for topic in planned.topics}
+        self.nemesis = Nemesis(self.cluster, self.producers, clients, requests, world.chance("nemesis"))
         self._background: list[asyncio.Task[None]] = []
 
     def close(self) -> None:
@@ -212,6 +273,8 @@ class Run:
         await asyncio.sleep(1)
         await self.nemesis.run(world.now + self.plan.faults_for_s, self.plan.mean_pause_s)
         await self.nemesis.heal_everything()
+        for topic in self.plan.topics:
+            await self._create(topic)  # it may have been deleted
         for producer in self.producers:
             process = world.machine(producer.spec.node).process
             if process is None or not process.alive:
@@ -223,16 +286,8 @@ class Run:
         world.tell("judge", "every promise held")
 
     async def _create(self, topic: TopicPlan) -> None:
-        request = controller_pb2.CreateTopicRequest(
-            name=topic.name, partitions=topic.partitions, replication_factor=topic.replication
-        )
-        config = request.config
-        config.min_insync_replicas = topic.min_insync_replicas
-        config.flush_always = topic.flush_always
-        config.segment_bytes = topic.segment_bytes
-        config.retention_bytes = topic.retention_bytes
         deadline = self.world.now + TOPICS_WITHIN_S
-        while (outcome := await self.cluster.ask_admin("CreateTopic", request)) != "ok":
+        while (outcome := await self.cluster.ask_admin("CreateTopic", topic.request())) != "ok":
             if "exists" in outcome:
                 return
             if self.world.now > deadline:
@@ -330,6 +385,9 @@ class Run:
         for consumer in self.consumers:
             for record in self.judge.records.values():
                 topic, _, index = record.name.rpartition("-")
+                if consumer.topic_ids.get(topic) != record.key[0]:
+                    missing.append(f"{consumer.node} has not found {topic} anew")
+                    continue
                 position = consumer.positions.get((topic, int(index)), 0)
                 end = self.judge.view(record, self.judge.image.partitions[record.key].leader).end_offset
                 if position < end:
@@ -352,6 +410,8 @@ class Run:
                 where[value] = (record.name, offset)
                 if value not in self.ledger.entries:
                     self.judge.fail("G2", f"{value!r} at {record.name} {offset} was never sent")
+                if self.ledger.entries[value].topic_id != record.key[0]:
+                    self.judge.fail("G2", f"{value!r} at {record.name} {offset} was sent to a topic since deleted")
                 if self.ledger.entries[value].may_be_lost:
                     continue  # without stamps, a batch of a broken stream may come late
                 sender, _, number = value.decode().rpartition("/")
@@ -362,7 +422,7 @@ class Run:
             if entry.may_be_lost:
                 continue
             if entry.fate is Fate.ACKED:
-                self._check_acked(value, entry.topic, entry.partition, entry.offset, where)
+                self._check_acked(value, entry, where)
             elif entry.fate is Fate.REFUSED and value in where:
                 self.judge.fail("G1", f"{value!r} was refused for certain ({entry.error}), and is at {where[value]}")
         self._check_reads(logs)
@@ -371,31 +431,30 @@ class Run:
     def _check_resumptions(self) -> None:
         """What a named producer was told of its predecessors stayed true: nothing of theirs came after, nothing went."""
         for told in self.ledger.resumptions:
-            record = next(r for r in self.judge.records.values() if r.name == f"{told.topic}-{told.partition}")
-            if record.tainted:
-                continue
-            last = -1
+            record = self.judge.records.get(told.key)
+            if record is None or record.tainted:
+                continue  # deleted since, or lost its tail
+            last, idle_s = -1, 0.0
             for batch in record.committed:
                 if batch.producer_id == told.producer_id and batch.producer_epoch < told.epoch:
-                    last = batch.end_offset - 1
+                    last, idle_s = batch.end_offset - 1, told.told_at - record.appended_at[batch]
+            if told.last_offset < 0 and self.judge.may_have_expired(idle_s):
+                continue
             if last != told.last_offset:
                 self.judge.fail("G9", f"{record.name}: {told}, but the last record of earlier epochs is at {last}")
 
-    def _check_acked(
-        self, value: bytes, topic: str, partition: int, offset: int, where: dict[bytes, tuple[str, int]]
-    ) -> None:
-        name = f"{topic}-{partition}"
-        record = next(record for record in self.judge.records.values() if record.name == name)
-        if record.tainted or (0 <= offset < self._log_start(name)):
-            return
+    def _check_acked(self, value: bytes, entry: Entry, where: dict[bytes, tuple[str, int]]) -> None:
+        record, offset = self.judge.records.get((entry.topic_id, entry.partition)), entry.offset
+        if record is None or record.tainted or (0 <= offset < self._log_start(record)):
+            return  # its topic is deleted, or retention has been there
+        name = record.name
         found = where.get(value)
         if found is None and offset >= 0:
             self.judge.fail("G1", f"{value!r} was acknowledged at {name} {offset} and is not in the log")
         elif found is not None and offset >= 0 and found != (name, offset):
             self.judge.fail("G1", f"{value!r} was acknowledged at {name} {offset} and is at {found}")
 
-    def _log_start(self, name: str) -> int:
-        record = next(record for record in self.judge.records.values() if record.name == name)
+    def _log_start(self, record: Record) -> int:
         leader = self.judge.image.partitions[record.key].leader
         return self.judge.view(record, leader).start_offset
 
@@ -437,18 +496,26 @@ class Run:
         counts["resumptions"] = len(self.ledger.resumptions)
         counts["times fenced"] = sum(producer.fenced for producer in self.producers)
         for line in self.world.trace:
-            for name, words in _STORIES.items():
-                if words in line:
+            for name, (words, unless) in _STORIES.items():
+                if words in line and not (unless and unless in line):
                     counts[name] += 1
         return counts
 
 
+# What to count: lines of the trace with the first words and without the second.
 _STORIES = {
-    "leaderships begun": "became leader",
-    "truncations": "info: truncating ",
-    "logs started over": "starting over topic",
-    "subscriptions refused": "subscription refused",
-    "replicas failed": "replica failed",
-    "brokers fenced": "broker fenced",
-    "sessions broken": "session broke",
+    "leaderships begun": ("became leader", ""),
+    "truncations": ("info: truncating ", ""),
+    "log starts moved": ("info: segments deleted ", ""),
+    "logs recovered from a snapshot": ("info: log recovered ", "checked_from=0 "),
+    "tails cut in recovery": ("warning: log is cut ", ""),
+    "damaged logs found": ("error: log is damaged ", ""),
+    "producers expired": ("info: producers expired ", ""),
+    "named epochs bumped": ("info: producer epoch bumped ", ""),
+    "producer ids used up": ("info: producer id replaced ", ""),
+    "logs started over": ("starting over topic", ""),
+    "subscriptions refused": ("subscription refused", ""),
+    "replicas failed": ("replica failed", ""),
+    "brokers fenced": ("broker fenced", ""),
+    "sessions broken": ("session broke", ""),
 }

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import pytest
 from tests.simulation.mutants import MUTANTS, Mutant
-from tests.simulation.simulation import simulate
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_mutant_is_caught(mutant: Mutant) -> None:
-    with mutant.applied():
-        for seed in range(mutant.first_seed, mutant.first_seed + mutant.seeds):
-            result = simulate(seed, mutant.kinds)
-            if not result.ok:
-                assert result.promise in mutant.promises, f"seed {seed}: {result.problem}"
-                return
-    pytest.fail(f"{mutant.name} was not caught within {mutant.seeds} seeds")
+    result = mutant.caught()
+    assert result is not None, f"{mutant.name} was not caught within {mutant.seeds} seeds"
+    assert result.promise in mutant.promises, f"seed {result.seed}: {result.problem}"

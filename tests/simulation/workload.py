@@ -26,12 +26,10 @@ from fencepost_proto.errors import (
     ProducerFenced,
 )
 from fencepost_proto.host import Host
-from fencepost_proto.record_batch import MAX_SEQUENCE
+from fencepost_proto.metadata import PartitionKey
 
 START_RETRY_S = 0.5
 MAX_PENDING_RECORDS = 200  # of one producer: it waits for answers beyond that
-
-assert MAX_SEQUENCE == 2**31 - 1
 
 
 class Fate(enum.Enum):
@@ -50,6 +48,7 @@ class Entry:
     incarnation: SimProcess
     sent_at: float
     fate: Fate = Fate.PENDING
+    topic_id: str = ""  # of the topic that took it: another one may have had that name before, or have it later
     partition: int = -1
     offset: int = -1
     error: str = ""
@@ -60,11 +59,11 @@ class Entry:
 class Resumption:
     """What a named producer was told of its predecessors: their last record in a partition, for good."""
 
-    topic: str
-    partition: int
+    key: PartitionKey
     producer_id: int
     epoch: int  # of the producer that asked
     last_offset: int  # -1: none is known
+    told_at: float
 
 
 @dataclass(slots=True)
@@ -109,6 +108,12 @@ class ProducerApp:
         self.retried = 0
         self._pending = 0
         self._room = asyncio.Event()
+
+    @property
+    def at_work(self) -> bool:
+        """Its process lives, and has not been told that another instance has taken over."""
+        process = self.world.machine(self.spec.node).process
+        return process is not None and process.alive and not self.finished
 
     def start(self) -> None:
         self.finished = False
@@ -169,9 +174,13 @@ class ProducerApp:
                     continue
                 if resumed is not None and resumed.epoch >= producer.epoch:
                     continue  # another instance has taken over meanwhile: this one is fenced
+                opened = producer._topics.get(topic)
+                if opened is None:
+                    continue  # it has been deleted meanwhile
                 last_offset = resumed.last_offset if resumed is not None else -1
+                key = (opened.topic.topic_id, partition)
                 self.ledger.resumptions.append(
-                    Resumption(topic, partition, producer.producer_id, producer.epoch, last_offset)
+                    Resumption(key, producer.producer_id, producer.epoch, last_offset, self.world.now)
                 )
 
     async def _send(self, process: SimProcess, producer: Producer, host: Host, number: int) -> None:
@@ -189,6 +198,7 @@ class ProducerApp:
             self._failed(entry, error)
             return
         self._pending += 1
+        entry.topic_id = delivery._batch.queue.topic.topic_id
         process.loop.create_task(self._settle(entry, delivery))
 
     async def _settle(self, entry: Entry, delivery: Any) -> None:
@@ -215,6 +225,7 @@ class ConsumerApp:
         self.node = node
         self.topics = topics
         self.bootstrap = bootstrap
+        self.topic_ids: dict[str, str] = {}  # by name, of the topics as they were last found
         self.read: dict[tuple[str, int], dict[int, bytes]] = {}  # (topic, partition) -> offset -> value
         self.positions: dict[tuple[str, int], int] = {}  # next offset, of this incarnation
         self.problems: list[str] = []
@@ -245,6 +256,13 @@ class ConsumerApp:
         self._consumer = consumer
         self.positions = {}
         self.high_watermarks = {}
+        if consumer is None:
+            return
+        for tp in consumer.assignment:
+            topic_id = consumer._core.key(tp)[0]
+            if self.topic_ids.get(tp.topic) != topic_id:  # deleted, and made again under the same name
+                self.topic_ids[tp.topic] = topic_id
+                self.read = {key: values for key, values in self.read.items() if key[0] != tp.topic}
 
     def look(self) -> None:
         """What the consumer says of high watermarks never goes back."""
