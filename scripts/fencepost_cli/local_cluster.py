@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -26,10 +25,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
+from fencepost_cli.cluster_file import STATE_FILE, ClusterFile
 from fencepost_cli.member import (
     CONTROLLER,
+    GONE_TIMEOUT_S,
+    POLL_S,
     ClusterError,
     Member,
     Node,
@@ -41,7 +43,7 @@ from fencepost_cli.member import (
     to_toml,
 )
 from fencepost_cli.ports import PortReservation, reserve_ports
-from fencepost_cli.processes import Place, ProcessRef, Watchdog, spawn
+from fencepost_cli.processes import Place, Watchdog, spawn
 
 __all__ = [
     "CONTROLLER",
@@ -56,14 +58,10 @@ __all__ = [
     "to_toml",
 ]
 
-STATE_FILE = "cluster.json"
 READY_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 30.0
 MAX_BROKERS = 64  # on one machine
 PLACE_PORT = 9092  # of every process that has an address of its own
-_STATE_VERSION = 1
-_POLL_S = 0.01
-_GONE_TIMEOUT_S = 10.0
 _METADATA_TIMEOUT_S = 1.0
 
 
@@ -140,50 +138,11 @@ class LocalCluster:
     def load(cls, directory: str | os.PathLike[str]) -> LocalCluster:
         """The cluster that `create` made there, as its last command left it; not owned."""
         root = Path(directory).absolute()
-        path = root / STATE_FILE
-        try:
-            state = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise ClusterError(f"no cluster in {root}: start one with 'fencepost cluster up'") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ClusterError(f"{path} cannot be read: {error}") from error
-        try:
-            return cls._from_state(root, state)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ClusterError(f"{path} is not a cluster's state of this version: {error!r}") from error
-
-    @classmethod
-    def _from_state(cls, root: Path, state: dict[str, Any]) -> LocalCluster:
-        if state["version"] != _STATE_VERSION:
-            raise ValueError(f"version {state['version']}")
-        members: dict[Node, Member] = {}
-        for said in state["members"]:
-            node: Node = CONTROLLER if said["node"] == CONTROLLER else int(said["node"])
-            member = Member(node, root / folder_of(node), int(said["port"]))
-            if said["pid"]:
-                member.process = ProcessRef(int(said["pid"]), float(said["create_time_s"]), str(member.config_file))
-            members[node] = member
-        return cls(root, members, state["controller_overrides"], state["broker_overrides"], owned=False)
+        found = ClusterFile.read(root)
+        return cls(root, found.members, found.controller_overrides, found.broker_overrides, owned=False)
 
     def _save(self) -> None:
-        state = {
-            "version": _STATE_VERSION,
-            "bootstrap": self.bootstrap,
-            "members": [
-                {
-                    "node": member.node,
-                    "port": member.port,
-                    "pid": member.process.pid if member.process else 0,
-                    "create_time_s": member.process.create_time_s if member.process else 0.0,
-                }
-                for member in self.members.values()
-            ],
-            "controller_overrides": self.controller_overrides,
-            "broker_overrides": self.broker_overrides,
-        }
-        draft = self.directory / f".{STATE_FILE}.{os.getpid()}"
-        draft.write_text(json.dumps(state, indent=1) + "\n")
-        draft.replace(self.directory / STATE_FILE)
+        ClusterFile(self.members, self.controller_overrides, self.broker_overrides).write(self.directory)
 
     def _write_config(self, member: Member) -> None:
         settings: dict[str, Setting] = {"data_dir": str(member.directory), "listen": member.address}
@@ -221,12 +180,11 @@ class LocalCluster:
         return self.member(node).running()
 
     def paused(self, node: Node) -> bool:
-        process = self.member(node).process
-        return process is not None and process.paused()
+        return self.member(node).paused()
 
     def pid(self, node: Node) -> int:
         """Of the running process. Raises ClusterError where there is none."""
-        return self._running_process(node).pid
+        return self.member(node).running_process().pid
 
     def log(self, node: Node) -> str:
         """All that the process (and those before it) wrote to its log."""
@@ -253,12 +211,12 @@ class LocalCluster:
         members = [self.member(node) for node in wanted]
         started = [member for member in members if not member.running()]
         for member in started:
-            await self._wait_gone(member)
+            await member.wait_gone()
             self._spawn(member)
         self._save()
         deadline = time.monotonic() + timeout_s
         for member in members:
-            await self._wait_ready(member, deadline)
+            await member.wait_ready(deadline)
 
     def _reserve_ports(self) -> None:
         """While a whole cluster was down its ports may have gone to others: then it moves."""
@@ -285,20 +243,6 @@ class LocalCluster:
         if self._watchdog is not None:
             self._watchdog.watch(member.process)
 
-    async def _wait_ready(self, member: Member, deadline: float) -> None:
-        while not member.ready():
-            self._still_running(member)
-            if time.monotonic() > deadline:
-                raise ClusterError(
-                    f"{name_of(member.node)} is not ready in time; its log:\n{log_tail(member.log_file)}"
-                )
-            await asyncio.sleep(_POLL_S)
-
-    def _still_running(self, member: Member) -> None:
-        if not member.running():
-            code = f" with exit code {member.child.returncode}" if member.child else ""
-            raise ClusterError(f"{name_of(member.node)} ended{code}; its log:\n{log_tail(member.log_file)}")
-
     async def wait_registered(self, *, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Return once a running broker's metadata shows every running broker as registered and serving.
 
@@ -316,40 +260,30 @@ class LocalCluster:
                 tails = "\n".join(f"  {name_of(node)}:\n{log_tail(self.member(node).log_file)}" for node in suspects)
                 raise ClusterError(f"not registered in time: broker {late}; the ends of the logs:\n{tails}")
             for broker in sorted(wanted):
-                self._still_running(self.member(broker))
+                self.member(broker).still_running()
                 image = await read_image(self.member(broker).address, timeout_s=_METADATA_TIMEOUT_S)
                 serving = {known.id for known in image.brokers.values() if not known.fenced} if image else set()
                 if not wanted <= serving:
                     break  # each of them is to know all of them
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(POLL_S)
 
     # ---- Faults, stopping ----
 
-    def _running_process(self, node: Node) -> ProcessRef:
-        member = self.member(node)
-        if member.process is None or not member.running():
-            raise ClusterError(f"{name_of(node)} is not running")
-        return member.process
-
-    def _signal(self, node: Node, number: signal.Signals) -> None:
-        if not self._running_process(node).send(number):
-            raise ClusterError(f"{name_of(node)} is not running")
-
     def kill(self, node: Node) -> None:
         """SIGKILL. Returns at once; `wait_gone` waits for the end."""
-        self._signal(node, signal.SIGKILL)
+        self.member(node).signal(signal.SIGKILL)
 
     def pause(self, node: Node) -> None:
         """SIGSTOP: the process holds everything and does nothing."""
-        self._signal(node, signal.SIGSTOP)
+        self.member(node).signal(signal.SIGSTOP)
 
     def resume(self, node: Node) -> None:
-        self._signal(node, signal.SIGCONT)
+        self.member(node).signal(signal.SIGCONT)
 
     def terminate(self, node: Node) -> None:
         """SIGTERM: begin a clean shutdown. A paused process is resumed for it."""
-        self._signal(node, signal.SIGTERM)
-        self._signal(node, signal.SIGCONT)
+        self.member(node).signal(signal.SIGTERM)
+        self.member(node).signal(signal.SIGCONT)
 
     async def stop(self, node: Node, *, timeout_s: float = STOP_TIMEOUT_S) -> int | None:
         """A clean shutdown, to its end. The exit code, where this process started it.
@@ -359,18 +293,11 @@ class LocalCluster:
         self.terminate(node)
         return await self.wait_gone(node, timeout_s=timeout_s)
 
-    async def wait_gone(self, node: Node, *, timeout_s: float = _GONE_TIMEOUT_S) -> int | None:
+    async def wait_gone(self, node: Node, *, timeout_s: float = GONE_TIMEOUT_S) -> int | None:
         """Return once the process has ended. The exit code (negative: the signal), where this process started it."""
         member = self.member(node)
-        await self._wait_gone(member, timeout_s)
+        await member.wait_gone(timeout_s)
         return member.child.returncode if member.child else None
-
-    async def _wait_gone(self, member: Member, timeout_s: float = _GONE_TIMEOUT_S) -> None:
-        deadline = time.monotonic() + timeout_s
-        while member.running():
-            if time.monotonic() > deadline:
-                raise ClusterError(f"{name_of(member.node)} has not ended within {timeout_s:g} s")
-            await asyncio.sleep(_POLL_S)
 
     async def restart(self, node: Node, *, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Start the node again: after a clean shutdown if it runs. Returns once it listens."""

@@ -1,10 +1,13 @@
-"""One process of a local cluster: its folder, its port, and whether it runs and is ready."""
+"""One process of a local cluster: its folder, its port, whether it runs and is ready, and waiting for that."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,8 @@ Setting = str | int | float | bool
 Settings = Mapping[str, Setting]
 
 CONTROLLER: Controller = "controller"
+GONE_TIMEOUT_S = 10.0
+POLL_S = 0.01
 _LOG_TAIL_LINES = 12
 _LOG_TAIL_BYTES = 16 * 1024
 
@@ -72,6 +77,42 @@ class Member:
         except (FileNotFoundError, json.JSONDecodeError):
             return False
         return self.process is not None and isinstance(said, dict) and said.get("pid") == self.process.pid
+
+    def paused(self) -> bool:
+        return self.process is not None and self.process.paused()
+
+    def running_process(self) -> ProcessRef:
+        """Raises ClusterError where it does not run."""
+        if self.process is None or not self.running():
+            raise ClusterError(f"{name_of(self.node)} is not running")
+        return self.process
+
+    def signal(self, number: signal.Signals) -> None:
+        """Raises ClusterError where it does not run."""
+        if not self.running_process().send(number):
+            raise ClusterError(f"{name_of(self.node)} is not running")
+
+    def still_running(self) -> None:
+        """Raises ClusterError, with the end of its log, where it has ended."""
+        if not self.running():
+            code = f" with exit code {self.child.returncode}" if self.child else ""
+            raise ClusterError(f"{name_of(self.node)} ended{code}; its log:\n{log_tail(self.log_file)}")
+
+    async def wait_ready(self, deadline: float) -> None:
+        """Return once it listens. Raises ClusterError, with the end of its log, where it ends or it takes too long."""
+        while not self.ready():
+            self.still_running()
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{name_of(self.node)} is not ready in time; its log:\n{log_tail(self.log_file)}")
+            await asyncio.sleep(POLL_S)
+
+    async def wait_gone(self, timeout_s: float = GONE_TIMEOUT_S) -> None:
+        """Return once it has ended. Raises ClusterError where that takes too long."""
+        deadline = time.monotonic() + timeout_s
+        while self.running():
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{name_of(self.node)} has not ended within {timeout_s:g} s")
+            await asyncio.sleep(POLL_S)
 
 
 def name_of(node: Node) -> str:
