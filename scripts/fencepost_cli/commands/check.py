@@ -31,8 +31,7 @@ def check(
     """Check recorded histories: lost, doubled, reordered or wrongly read records, with the operations around them.
 
     Clients record histories (`History` and `RecordingProducer` in the library, `fencepost workload produce --history
-    FILE`), and so do the simulator and the chaos runs. Exit code 0: clean; 1: something is wrong; 2: a history cannot be
-    read.
+    FILE`), and so do those of chaos runs. Exit code 0: clean; 1: something is wrong; 2: a history cannot be read.
     """
     from fencepost_cli.history_files import UnreadableHistory
 
