@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
+from command_line import Shell
 from running import TOPIC
 
 from fencepost import AdminClient, Consumer, History, RecordingProducer
@@ -55,6 +57,27 @@ def test_what_clients_recorded_through_a_failover_is_clean_and_what_is_damaged_i
     spoilt = [line for line in lines if line != polled[len(polled) // 2]]
     assert not check_history(spoilt).clean, "a record that nobody polled, below others that were, is found"
     check_stamps(lines)
+
+
+def test_a_workload_of_the_command_line_records_what_can_be_checked(
+    run: Run, cluster_factory: ClusterFactory, tmp_path: Path
+) -> None:
+    sent, read = str(tmp_path / "sent.jsonl"), str(tmp_path / "read.jsonl")
+
+    async def scenario() -> None:
+        async with cluster_factory(brokers=3) as cluster:
+            shell = Shell(tmp_path)
+            where = ("--bootstrap", cluster.bootstrap)
+            await asyncio.to_thread(shell.ok, "workload", "produce", TOPIC, "--count", "500", "--history", sent, *where)
+            await asyncio.to_thread(shell.ok, "workload", "consume", TOPIC, "--until-end", "--history", read, *where)
+
+    run(scenario())
+    shell = Shell(tmp_path)
+    told = json.loads(shell.ok("check", "--json", sent, read).splitlines()[-1])
+    assert (told["acked"], told["stamped"], told["records_read"]) == (500, 500, 500)
+    unread = shell.run("check", "--json", sent)
+    assert unread.returncode == 1
+    assert json.loads(unread.stdout.splitlines()[-1])["anomalies"] == {"unseen": 500}
 
 
 def check_stamps(lines: list[str]) -> None:

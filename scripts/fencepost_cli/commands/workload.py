@@ -8,9 +8,9 @@ import json
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
@@ -31,7 +31,7 @@ from fencepost_cli.terminal import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fencepost import AdminClient, Producer
+    from fencepost import AdminClient, History, Producer
     from fencepost_cli.verdict import Findings, RecordCheck
     from fencepost_cli.workload import Workload, WorkloadSpec
 
@@ -140,19 +140,15 @@ async def _produce(
 @contextlib.asynccontextmanager
 async def _producer(brokers: str, name: str, history_file: Path | None, process: str) -> AsyncIterator[Producer]:
     """One that records its history where there is a file for it."""
-    from fencepost import History, Producer, RecordingProducer
+    from fencepost import Producer, RecordingProducer
 
-    if history_file is None:
-        async with Producer(brokers, name=name) as producer:
-            yield producer
-        return
-    try:
-        history = History(history_file, process=process)
-    except OSError as error:
-        fail(f"{history_file} cannot hold a history: {error.strerror}")
-    with contextlib.closing(history):
-        async with RecordingProducer(brokers, name=name, history=history) as producer:
-            yield producer
+    with _history(history_file, process) as history:
+        if history is None:
+            async with Producer(brokers, name=name) as producer:
+                yield producer
+        else:
+            async with RecordingProducer(brokers, name=name, history=history) as producer:
+                yield producer
 
 
 def _stop_on_interrupt(told: str) -> asyncio.Event:
@@ -239,14 +235,45 @@ def consume(
     duration: Annotated[float, typer.Option(min=0, help="Seconds to read for; 0: no limit.")] = 0,
     until_end: Annotated[bool, typer.Option("--until-end", help="Stop at what is the end now.")] = False,
     latest: Annotated[bool, typer.Option("--latest", help="Begin at the end instead of the beginning.")] = False,
+    history: Annotated[
+        Path | None, typer.Option(help="Record what is read there, for 'fencepost check'.", show_default="none")
+    ] = None,
     bootstrap: Bootstrap = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Read as fast as it goes, and show how fast that is, until the count, the duration, the end or Ctrl-C."""
-    run(_consume(bootstrap_of(bootstrap, data_dir), topic, count, duration, until_end=until_end, latest=latest))
+    brokers = bootstrap_of(bootstrap, data_dir)
+    with _history(history, "workload-consumer") as recorded:
+        start: Literal["earliest", "latest"] = "latest" if latest else "earliest"
+        run(_consume(brokers, topic, start, recorded, count=count, duration_s=duration, until_end=until_end))
 
 
-async def _consume(brokers: str, topic: str, count: int, duration_s: float, *, until_end: bool, latest: bool) -> None:
+@contextlib.contextmanager
+def _history(file: Path | None, process: str) -> Iterator[History | None]:
+    """Of one client; None where there is no file for it."""
+    from fencepost import History
+
+    if file is None:
+        yield None
+        return
+    try:
+        history = History(file, process=process)
+    except OSError as error:
+        fail(f"{file} cannot hold a history: {error.strerror}")
+    with contextlib.closing(history):
+        yield history
+
+
+async def _consume(
+    brokers: str,
+    topic: str,
+    start: Literal["earliest", "latest"],
+    history: History | None,
+    *,
+    count: int,
+    duration_s: float,
+    until_end: bool,
+) -> None:
     from fencepost import Consumer
 
     stop = _stop_on_interrupt("")
@@ -258,7 +285,7 @@ async def _consume(brokers: str, topic: str, count: int, duration_s: float, *, u
             f"{size_bytes / elapsed_s / _MEGABYTE:.2f} MB/s"
         )
 
-    async with Consumer(brokers, topic, start="latest" if latest else "earliest") as consumer:
+    async with Consumer(brokers, topic, start=start, history=history) as consumer:
         ends = await consumer.end_offsets(consumer.assignment) if until_end else {}
         left = {tp for tp, end in ends.items() if end > await consumer.position(tp)}
         until = time.monotonic() + duration_s if duration_s else float("inf")
