@@ -52,6 +52,8 @@ LeaderAnswer = TypeVar("LeaderAnswer", bound=Answer)
 def parse_bootstrap(bootstrap: str | Sequence[str]) -> list[str]:
     """The addresses (host:port) in a list or a comma-separated string. Raises InvalidConfig naming a bad one."""
     parts = bootstrap.split(",") if isinstance(bootstrap, str) else bootstrap
+    if not isinstance(parts, Sequence) or not all(isinstance(part, str) for part in parts):
+        raise InvalidConfig(f"bootstrap={bootstrap!r}: host:port is expected, as text or a list of it")
     addresses = list(dict.fromkeys(part.strip() for part in parts if part.strip()))
     if not addresses:
         raise InvalidConfig("bootstrap names no broker: host:port is expected")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -34,6 +35,12 @@ async def client_of(fake: FakeCluster, bootstrap: list[str] | None = None) -> As
         yield client
     finally:
         await client.close()
+
+
+@pytest.mark.parametrize("bad", [None, 9092, [9092], b"a:1"])
+def test_a_bootstrap_that_is_no_text_is_named(bad: object) -> None:
+    with pytest.raises(InvalidConfig, match=re.escape(f"bootstrap={bad!r}")):
+        parse_bootstrap(bad)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bad", ["", " , ", "localhost", "localhost:", ":9092", "localhost:http", "localhost:70000"])

@@ -180,6 +180,10 @@ def test_impossible_records_are_refused_by_name_and_nothing_is_taken() -> None:
         ({"fault_drop_acks": 1.5}, "fault_drop_acks=1.5"),
         ({"retry_backoff_ms": 100, "retry_backoff_max_ms": 50}, "retry_backoff_max_ms=50"),
         ({"delivery_timeout_ms": 0}, "delivery_timeout_ms=0"),
+        ({"batch_size": "64k"}, "batch_size='64k'"),
+        ({"linger_ms": True}, "linger_ms=True"),
+        ({"name": 5}, "name=5"),
+        ({"compression": None}, "compression=None"),
     ],
 )
 def test_an_impossible_setting_is_refused_by_name(options: ProducerOptions, named: str) -> None:

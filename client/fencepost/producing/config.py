@@ -53,13 +53,14 @@ class ProducerConfig:
     def __post_init__(self) -> None:
         if self.acks not in ("all", 1, 0) or self.acks is True or self.acks is False:
             raise InvalidConfig(f"acks={self.acks!r}: 'all', 1 or 0")
-        if self.compression.upper() not in Compression.__members__:
+        if not isinstance(self.name, str):
+            raise InvalidConfig(f"name={self.name!r}: text is expected")
+        if not isinstance(self.compression, str) or self.compression.upper() not in Compression.__members__:
             known = ", ".join(name.lower() for name in Compression.__members__)
             raise InvalidConfig(f"compression={self.compression!r}: one of {known}")
         if self.name and self.acks != "all":
             raise InvalidConfig(f"name={self.name!r} with acks={self.acks!r}: a named producer needs acks='all'")
-        if not 0 <= self.fault_drop_acks <= 1:
-            raise InvalidConfig(f"fault_drop_acks={self.fault_drop_acks!r}: a probability from 0 to 1")
+        self._check_range("fault_drop_acks", 0, 1)
         self._check_range("batch_size", 1, MAX_BATCH_BYTES)
         self._check_range("max_request_size", 1, MAX_BATCH_BYTES)
         self._check_range("buffer_memory", 1)
@@ -69,8 +70,10 @@ class ProducerConfig:
         self._check_range("retry_backoff_ms", 1)
         self._check_range("retry_backoff_max_ms", self.retry_backoff_ms)
 
-    def _check_range(self, name: str, least: int, most: int | None = None) -> None:
+    def _check_range(self, name: str, least: float, most: float | None = None) -> None:
         value = getattr(self, name)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise InvalidConfig(f"{name}={value!r}: a number is expected")
         if value < least or (most is not None and value > most):
             limit = f"at least {least}" + (f" and at most {most}" if most is not None else "")
             raise InvalidConfig(f"{name}={value!r}: must be {limit}")
