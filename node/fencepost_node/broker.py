@@ -159,7 +159,12 @@ class Broker:
         await self._tasks.close()
         await self._manager.close(clean=session is not None)
         if session is not None and not self.failure.happened:
-            await asyncio.to_thread(self._folder.mark_clean)
-            log.info("stopped clean")
+            if self._manager.failed_replicas:  # their logs are not synced
+                log.warning(
+                    "stopped, not marked clean: replicas have failed replicas=%s", self._manager.failed_replicas
+                )
+            else:
+                await asyncio.to_thread(self._folder.mark_clean)
+                log.info("stopped clean")
         await self._link.close()
         self.stopped = True

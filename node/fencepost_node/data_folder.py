@@ -81,7 +81,8 @@ class DataFolder:
         if self.was_clean:
             self._write_meta(self._meta.cluster_id)
             self._disk.remove(self._file(CLEAN_SHUTDOWN))
-            self._disk.sync_directory(self._path)
+        # Where there is no marker, too: a start that was killed may have removed it, and not come to this.
+        self._disk.sync_directory(self._path)
 
     def registered(self, cluster_id: str) -> None:
         """The controller has acknowledged a registration: record its cluster, and that it knows of any loss.
@@ -96,7 +97,12 @@ class DataFolder:
         self.may_have_lost_tail = False
 
     def mark_clean(self) -> None:
-        """Everything in the folder is synced and nothing will be written any more."""
+        """Everything in the folder is synced and nothing will be written any more.
+
+        A loss that the controller has not heard of stays open: the marker would say that there was none.
+        """
+        if self.may_have_lost_tail:
+            return
         self._disk.write_atomically(self._file(CLEAN_SHUTDOWN), f"{self._disk.boot_id()}\n".encode())
 
     def _read_meta(self) -> Meta:

@@ -165,6 +165,11 @@ class Replica:
         self.owner.role_changed(self)
         self.owner.replica_failed()
 
+    def read_failed(self, leadership: Leadership, error: errors.StorageError) -> None:
+        """The log cannot be read. Another replica in sync takes over; the last one goes on with what it can read."""
+        if self.role is leadership and len(self._partition.isr) > 1:
+            self.fail(str(error))
+
     # ---- Following ----
 
     def append_as_follower(self, following: Following, base_offset: int, records: bytes) -> None:
@@ -253,7 +258,11 @@ class Replica:
         records = leadership.tail.read(offset, max_bytes, end_offset)
         if records is not None:
             return records
-        records = await asyncio.to_thread(self.log.read, offset, max_bytes, end_offset)
+        try:
+            records = await asyncio.to_thread(self.log.read, offset, max_bytes, end_offset)
+        except errors.StorageError as error:
+            self.read_failed(leadership, error)
+            raise
         if self.role is not leadership:
             raise self._not_leader(f"the leadership of {self.topic.name}-{self.key[1]} ended during the read")
         return records

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 import pytest
@@ -13,7 +13,8 @@ from tests.simulation.disk import Fault, MountedDisk
 from tests.simulation.loop import collector_off
 from tests.simulation.world import World
 
-from fencepost import Producer
+from fencepost import Consumer, Producer
+from fencepost_node.data_folder import CLEAN_SHUTDOWN
 from fencepost_proto.host import Host
 from fencepost_proto.v1 import controller_pb2
 
@@ -97,6 +98,35 @@ def test_a_producer_closes_though_its_streams_break_at_that_very_moment(cluster:
     play(cluster, story())
 
 
+def test_an_end_is_not_clean_where_a_replica_had_failed(cluster: SimCluster) -> None:
+    """What its log holds was not synced: after a power failure its tail may be gone, and the controller has to know."""
+    medium = cluster.world.machine(broker_node(1)).disk
+
+    async def application(host: Host, disk: MountedDisk) -> None:
+        async with Producer(cluster.bootstrap, host=host) as producer:
+            for number in range(6):
+                await (await producer.send("orders", b"value", partition=number % 3))
+
+    async def story() -> None:
+        await create_topic(cluster, "orders", partitions=3)
+        await all_in_sync(cluster)
+        medium.faults.append(Fault(("append",), errno.EIO, "orders-0"))
+        process = cluster.world.start("app", application)
+        async with asyncio.timeout(60):
+            while process.alive:  # noqa: ASYNC110 - a process has no event for its end
+                await asyncio.sleep(0.05)
+        assert cluster.brokers[1].manager.failed_replicas
+        cluster.kept_down[broker_node(1)] = None
+        cluster.stop(broker_node(1))
+        async with asyncio.timeout(10):
+            while cluster.alive(1):  # noqa: ASYNC110 - a process has no event for its end
+                await asyncio.sleep(0.05)
+        assert cluster.exits == {"stopped": 1}
+        assert not any(path.endswith(CLEAN_SHUTDOWN) for path, _ in medium.files())
+
+    play(cluster, story())
+
+
 @pytest.mark.parametrize("broker_id", [1, 2])
 def test_what_a_failed_sync_lost_is_in_the_log_after_a_power_failure(broker_id: int) -> None:
     """A sync fails on a leader or a follower, its process is started again and goes on, and then its machine loses power."""
@@ -175,3 +205,46 @@ def test_a_damaged_log_does_not_outlive_its_topic(cluster: SimCluster) -> None:
         assert any("log is damaged" in line for line in world.trace)
 
     play(cluster, story())
+
+
+def test_a_leader_that_cannot_read_its_log_hands_over_to_one_that_can() -> None:
+    with collector_off(), World(1) as world:
+        cluster = SimCluster(world, ClusterSettings(tail_bytes=0))
+        read: list[int] = []
+
+        async def produce(host: Host, disk: MountedDisk) -> None:
+            async with Producer(cluster.bootstrap, host=host) as producer:
+                for _ in range(20):
+                    await (await producer.send("orders", b"value"))
+
+        async def consume(host: Host, disk: MountedDisk) -> None:
+            async with Consumer(cluster.bootstrap, host=host) as consumer:
+                await consumer.assign([("orders", 0)])
+                async for record in consumer:
+                    read.append(record.offset)
+                    if len(read) == 20:
+                        return
+
+        async def run(main: Callable[[Host, MountedDisk], Coroutine[Any, Any, None]]) -> None:
+            process = world.start("app", main)
+            async with asyncio.timeout(30):
+                while process.alive:  # noqa: ASYNC110 - a process has no event for its end
+                    await asyncio.sleep(0.05)
+
+        async def story() -> None:
+            await create_topic(cluster, "orders")
+            await all_in_sync(cluster)
+            await run(produce)
+            (partition,) = cluster.judge.image.partitions.values()
+            medium = world.machine(broker_node(partition.leader)).disk
+            medium.faults.append(Fault(("read",), errno.EIO, "orders-0", count=1_000_000))
+            await run(consume)
+            assert read == list(range(20))
+            assert medium.counters.faults["EIO on read"] < 10
+            (later,) = cluster.judge.image.partitions.values()
+            assert later.leader not in (-1, partition.leader)
+
+        cluster.start_all()
+        world.run(story())
+        cluster.database.close()
+        assert world.failures() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -170,6 +171,64 @@ def test_a_commit_that_fails_leaves_the_state_before_it_and_the_next_one_succeed
     store.commit(1, 2, by_key(Cluster("e")))
     assert store.load() == (2, [Cluster("e")])
     store.close()
+
+
+def test_a_commit_whose_sync_failed_is_durable_before_the_next_process_adds_its_own(
+    path: str, store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next process reads it from the cache; the medium has the write-ahead log from before it, until it is written
+    again. Then power fails."""
+
+    def wal(folder: Path) -> Path:
+        return folder / "metadata.sqlite-wal"
+
+    cache, medium = tmp_path / "cache", tmp_path / "medium"
+    cache.mkdir()
+    medium.mkdir()
+    store.commit(0, 1, by_key(NextProducerId(1_000)))
+    synced = wal(tmp_path).stat().st_size
+    store.commit(1, 2, by_key(NextProducerId(2_000)))  # its sync failed, and the process is killed
+    shutil.copy(path, cache)
+    shutil.copy(wal(tmp_path), cache)
+    found = wal(cache).stat().st_size
+    written: set[int] = set()  # bytes of the file that are to be synced
+    saved: set[int] = set()  # … and have been
+
+    def pwrite(descriptor: int, data: bytes, position: int, write=os.pwrite) -> int:  # type: ignore[no-untyped-def]
+        written.update(range(position, position + len(data)))
+        return int(write(descriptor, data, position))
+
+    def fsync(descriptor: int) -> None:
+        saved.update(written)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "fsync", fsync)
+    again = SqliteStore(str(cache / "metadata.sqlite"))
+    assert again.load() == (2, [NextProducerId(2_000)])
+    again.commit(2, 3, by_key(NextProducerId(3_000)))
+
+    shutil.copy(cache / "metadata.sqlite", medium)
+    content = bytearray(wal(cache).read_bytes())
+    assert len(content) > found > synced
+    for position in range(synced, found):
+        if position not in saved:
+            content[position] = 0
+    wal(medium).write_bytes(content)
+    again.close()
+    assert SqliteStore(str(medium / "metadata.sqlite")).load() == (3, [NextProducerId(3_000)])
+
+
+def test_a_write_ahead_log_that_cannot_be_synced_is_not_opened(
+    path: str, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.commit(0, 1, by_key(NextProducerId(1_000)))
+
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.EIO, "no")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(StoreError, match=r"metadata\.sqlite"):
+        SqliteStore(path)
 
 
 def test_a_really_full_disk_fails_the_commit(path: str, store: SqliteStore) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import logs
 import pytest
 
 from fencepost_node.data_folder import CLEAN_SHUTDOWN, META, DataFolder, DataFolderError
@@ -125,3 +126,46 @@ def test_meta_properties_that_cannot_be_read_are_named_not_replaced(
     with pytest.raises(DataFolderError, match=META):
         start(machine, tmp_path)
     assert (tmp_path / META).read_text() == content
+
+
+def test_a_marker_does_not_come_back_after_a_start_that_was_killed() -> None:
+    """Its removal was visible to the next start, and not on the medium."""
+
+    def open_on(machine: logs.Machine) -> DataFolder:
+        folder = DataFolder(machine.mount(), "/data", 1)
+        folder.open()
+        return folder
+
+    for step in range(1, 40):
+        for seed in range(5):
+            machine = logs.Machine(seed)
+            folder = open_on(machine)
+            folder.registered(CLUSTER)
+            folder.mark_clean()
+            disk = machine.mount()
+            machine.die_at(step)
+            try:
+                DataFolder(disk, "/data", 1).open()
+            except logs.PowerCut:
+                pass
+            else:
+                assert step > 5
+                return
+            open_on(machine).registered(CLUSTER)
+            machine.disk.lose_power()
+            assert open_on(machine).may_have_lost_tail
+    pytest.fail("opening never ended")
+
+
+def test_a_clean_end_does_not_hide_a_loss_that_the_controller_has_not_heard_of(
+    machine: Machine, tmp_path: Path
+) -> None:
+    """The machine lost power, and the controller was away until the broker was stopped again."""
+    settled(machine, tmp_path)
+    machine.reboot()
+    start(machine, tmp_path).mark_clean()
+    folder = start(machine, tmp_path)
+    assert folder.may_have_lost_tail
+    folder.registered(CLUSTER)
+    folder.mark_clean()
+    assert not start(machine, tmp_path).may_have_lost_tail

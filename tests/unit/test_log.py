@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 from aiokafka.record.memory_records import MemoryRecords
 from batches import batch, with_field
-from logs import NOW_MS, assert_lawful, content, fill, headers, open_log, produce, settings
+from logs import assert_lawful, content, fill, headers, open_log, produce
 
 from fencepost_node.log.disk import RealDisk
 from fencepost_node.log.log import Log
 from fencepost_node.log.names import LOG_SUFFIX, SNAPSHOT_SUFFIX, offsets_with, read_topic_id
-from fencepost_node.log.snapshot import empty_snapshot
 from fencepost_proto.errors import (
     CorruptMessage,
     FencepostError,
@@ -351,18 +350,6 @@ def test_a_third_party_reader_parses_the_segment_files(log: Log, disk: RealDisk)
                 values.append(record.value)
     assert offsets == list(range(60))
     assert values == [f"value {number // 2}".encode() for number in range(60)]
-
-
-def test_starting_over_gives_up_what_was_there(disk: RealDisk, folder: str) -> None:
-    log = open_log(disk, folder)
-    fill(log, 40)
-    log.close(clean=True)
-    (Path(folder) / f"{0:020d}.log").write_bytes(b"rubbish")
-    log = Log.start_over(disk, folder, settings(), NOW_MS, empty_snapshot(70))
-    assert (log.log_start_offset, log.log_end_offset, len(log.producers)) == (70, 70, 0)
-    fill(log, 20)
-    assert_lawful(log)
-    log.close(clean=False)
 
 
 def test_a_batch_whose_count_spans_many_offsets_keeps_the_log_in_order(log: Log, disk: RealDisk) -> None:

@@ -489,3 +489,11 @@ def test_two_syncs_at_once_are_one_after_the_other_and_only_one_hears_of_the_fai
         for waiting in (first, second):
             with pytest.raises(StorageError, match="sync of"):
                 waiting.result(10)
+
+
+def test_a_torn_append_is_cut_on_a_disk_that_is_full() -> None:
+    machine, stored = prepared(9)
+    active = max(path for path, _ in machine.disk.files() if path.endswith(".log"))
+    machine.disk.file(active).append(bytes(30))
+    machine.disk.capacity_bytes = machine.disk.used_bytes()
+    assert content(open_after_a_kill(machine)) == stored

@@ -13,7 +13,7 @@ from logs import NOW_MS, assert_lawful, content, fill, headers, open_log, produc
 
 from fencepost_node.log.disk import File, RealDisk
 from fencepost_node.log.log import CorruptLog, Log
-from fencepost_node.log.names import LOG_SUFFIX, SNAPSHOT_SUFFIX, offsets_with
+from fencepost_node.log.names import LOG_SUFFIX, SNAPSHOT_SUFFIX, SYNC_BEGUN, offsets_with
 from fencepost_node.producer_state import ProducerState
 from fencepost_proto.record_batch import iter_batches, stamp
 
@@ -463,3 +463,36 @@ def test_bytes_after_a_sealed_segments_end_are_damage(tmp_path: Path) -> None:
         file.write(bytes(5))
     with pytest.raises(CorruptLog):
         open_log(DISK, str(folder))
+
+
+def test_what_a_sync_that_did_not_end_may_have_lost_is_written_again_where_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the machine's own disk: from the newest snapshot on, to the end, in pieces; and once."""
+    folder = tmp_path / "orders-0"
+    stored, synced = killed(folder, batches=30, maintain_after=12)
+    before = {path.name: path.read_bytes() for path in files(folder, LOG_SUFFIX)}
+    (folder / SYNC_BEGUN).touch()
+    written: list[tuple[str, int]] = []
+
+    def pwrite(descriptor: int, data: bytes, position: int, write=os.pwrite) -> int:  # type: ignore[no-untyped-def]
+        written.append((os.readlink(f"/proc/self/fd/{descriptor}"), position))
+        return int(write(descriptor, data[:300], position))
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    log = open_log(DISK, str(folder))
+    assert content(log) == stored
+    assert {path.name: path.read_bytes() for path in files(folder, LOG_SUFFIX)} == before
+    reached = [
+        path for path in files(folder, LOG_SUFFIX) if path.name in {os.path.basename(name) for name, _ in written}
+    ]
+    assert reached == [path for path in files(folder, LOG_SUFFIX) if path in reached or int(path.stem) >= synced]
+    assert len(written) > len(reached) > 2
+    first, position = written[0]
+    assert int(Path(first).stem) <= synced
+    assert position > 0
+    log.close(clean=False)
+    written.clear()
+    assert not (folder / SYNC_BEGUN).exists()
+    open_log(DISK, str(folder)).close(clean=False)
+    assert written == []

@@ -107,21 +107,6 @@ class Log:
             _claim(disk, directory, config.topic_id)
             return Log(disk, directory, config, recover(disk, directory, config, power_lost=power_lost), now_ms)
 
-    @staticmethod
-    def start_over(
-        disk: Disk, directory: str, config: LogConfig, now_ms: int, producer_snapshot: bytes | None = None
-    ) -> Log:
-        """[thread] Give up what the folder holds, damaged or not, and open an empty log at the snapshot's offset (or 0).
-
-        Raises CorruptMessage for bytes that are no snapshot, StorageError.
-        """
-        snapshot = empty_snapshot() if producer_snapshot is None else producer_snapshot
-        decode_snapshot(snapshot)
-        with _disk_errors(f"log {directory} cannot be started over"):
-            disk.make_directory(directory)
-            begin_reset(disk, directory, snapshot)
-        return Log.open(disk, directory, config, now_ms)
-
     # ---- What it holds ----
 
     @property

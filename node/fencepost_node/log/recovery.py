@@ -253,6 +253,7 @@ class _Recovery:
             remove_segment(self._disk, self._directory, gone.base_offset)
         self._segments = self._segments[: number + 1]
         if segment.file.size > segment.size:
+            segment.file.truncate(segment.size)  # before the mark is made: on a full disk that needs the room
             with sync_announced(self._disk, self._directory):
                 segment.truncate(segment.size, segment.end_offset)
 

@@ -257,6 +257,8 @@ class PushStream:
             try:
                 records = await self._read(subscription, room)
             except FencepostError as error:  # retention has passed the follower, or the disk refuses: it is to ask anew
+                if isinstance(error, errors.StorageError):
+                    subscription.leadership.replica.read_failed(subscription.leadership, error)
                 self._end(subscription, error)
                 continue
             if subscription not in self._dirty:
