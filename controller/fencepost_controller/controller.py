@@ -26,6 +26,7 @@ from fencepost_controller.services.admin import random_id
 from fencepost_controller.services.servicers import AdminService, ControllerService
 from fencepost_controller.sessions import Sessions
 from fencepost_controller.store import Store
+from fencepost_proto.answering import Answering
 from fencepost_proto.errors import NotController, RetriableError
 from fencepost_proto.failure import Failure
 from fencepost_proto.host import Host
@@ -99,8 +100,9 @@ class Controller:
         )
 
     def _add_services(self, server: grpc.aio.Server) -> None:
-        service = ControllerService(self._commands, self._sessions, self._fences, self.failure.report)
-        admin = AdminService(self._commands, self._host.random, self.failure.report)
+        answering = Answering(self.failure.report)
+        service = ControllerService(self._commands, self._sessions, self._fences, answering)
+        admin = AdminService(self._commands, self._host.random, answering)
         controller_pb2_grpc.add_ControllerServicer_to_server(service, server)
         controller_pb2_grpc.add_AdminServicer_to_server(admin, server)
 
@@ -172,7 +174,7 @@ def _log_lost(partition: common_pb2.PartitionEntity) -> None:
     """The operator is told: nothing that the controller knows makes one of the replicas the right leader."""
     log.error(
         "partition needs an unclean election topic_id=%s partition=%d last_known_isr=%s replicas=%s: the last one in sync "
-        "may have lost what it acknowledged; compare the replicas' log ends and elect the longest",
+        "may have lost what it acknowledged; 'fencepost topic elect TOPIC PARTITION --unclean' compares the replicas' logs",
         partition.topic_id,
         partition.partition,
         list(partition.last_known_isr),

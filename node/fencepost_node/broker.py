@@ -27,9 +27,9 @@ from fencepost_node.metadata_feed import MetadataFeed
 from fencepost_node.producer_ids import ProducerIds
 from fencepost_node.replica_manager import ReplicaManager
 from fencepost_node.services.admin import AdminRelay
-from fencepost_node.services.answer import Answering
 from fencepost_node.services.broker_service import BrokerService, ReplicationService
 from fencepost_node.session import Session
+from fencepost_proto.answering import Answering
 from fencepost_proto.errors import InvariantBroken
 from fencepost_proto.failure import Failure
 from fencepost_proto.host import Host

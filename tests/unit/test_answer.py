@@ -9,7 +9,7 @@ import grpc
 import pytest
 from fake_controller import run
 
-from fencepost_node.services.answer import Answering, Context
+from fencepost_proto.answering import Answering, Context
 from fencepost_proto.errors import CurrentLeader, ErrorCode, InvariantBroken, NotLeaderOrFollower
 from fencepost_proto.v1 import broker_pb2
 

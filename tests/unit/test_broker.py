@@ -235,6 +235,29 @@ def test_a_broken_invariant_ends_the_process_with_exit_code_70_and_no_clean_mark
     run(test())
 
 
+def test_a_log_that_the_disk_refuses_to_open_is_reported_and_not_tried_again_before_the_next_start(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        async with fake_controller() as controller, broker_of(controller, tmp_path) as running:
+            in_its_place = tmp_path / "orders-0"
+            in_its_place.write_text("no folder")
+            alone = (BROKER_ID,)
+            await running.metadata(ORDERS, Partition(TOPIC, 0, alone, alone, BROKER_ID, 0, 0))
+            await until(lambda: running.broker.manager.failed_replicas == [(TOPIC, 0)], "the failed replica")
+            await until(
+                lambda: [ref.topic_id for ref in running.session.heartbeats[-1].failed_replicas] == [TOPIC],
+                "its report",
+            )
+            in_its_place.unlink()
+            await running.metadata(Partition(TOPIC, 1, alone, alone, BROKER_ID, 0, 0))
+            await until(lambda: list(running.broker.manager.replicas), "the next partition")
+            assert list(running.broker.manager.replicas) == [(TOPIC, 1)]
+            assert running.broker.manager.failed_replicas == [(TOPIC, 0)]
+
+    run(test())
+
+
 # ---- Metadata ----
 
 

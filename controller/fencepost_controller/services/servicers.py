@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from random import Random
-from typing import Any
-
-import grpc
 
 from fencepost_controller.commands import Commands
 from fencepost_controller.fences import Fences
@@ -17,15 +14,13 @@ from fencepost_controller.services.admin import (
     delete_topic,
     elect_leader,
 )
-from fencepost_controller.services.answer import OnFailure, answered
 from fencepost_controller.services.partitions import alter_partition
 from fencepost_controller.services.producers import allocate_producer_ids, init_producer_id
 from fencepost_controller.services.session import serve_session
 from fencepost_controller.sessions import Sessions
+from fencepost_proto.answering import Answering, Context
 from fencepost_proto.v1 import broker_pb2, controller_pb2_grpc
 from fencepost_proto.v1 import controller_pb2 as pb
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(slots=True)
@@ -35,28 +30,28 @@ class ControllerService(controller_pb2_grpc.ControllerServicer):
     commands: Commands
     sessions: Sessions
     fences: Fences
-    on_failure: OnFailure
+    answering: Answering
 
     async def Session(  # type: ignore[override]  # writes to the context instead of yielding
         self, request_iterator: AsyncIterator[pb.SessionRequest], context: Context
     ) -> None:
-        await serve_session(self.sessions, lambda: self.commands.image, request_iterator, context, self.on_failure)
+        await serve_session(self.sessions, lambda: self.commands.image, request_iterator, context, self.answering)
 
     async def AlterPartition(self, request: pb.AlterPartitionRequest, context: Context) -> pb.AlterPartitionResponse:
         work = alter_partition(self.commands, request)
-        return await answered(pb.AlterPartitionResponse, work, self.on_failure)
+        return await self.answering.unary(pb.AlterPartitionResponse, work)
 
     async def AllocateProducerIds(
         self, request: pb.AllocateProducerIdsRequest, context: Context
     ) -> pb.AllocateProducerIdsResponse:
         work = allocate_producer_ids(self.commands, request)
-        return await answered(pb.AllocateProducerIdsResponse, work, self.on_failure)
+        return await self.answering.unary(pb.AllocateProducerIdsResponse, work)
 
     async def InitProducerId(
         self, request: broker_pb2.InitProducerIdRequest, context: Context
     ) -> broker_pb2.InitProducerIdResponse:
         work = init_producer_id(self.commands, self.fences, request)
-        return await answered(broker_pb2.InitProducerIdResponse, work, self.on_failure)
+        return await self.answering.unary(broker_pb2.InitProducerIdResponse, work)
 
 
 @dataclass(slots=True)
@@ -65,20 +60,20 @@ class AdminService(controller_pb2_grpc.AdminServicer):
 
     commands: Commands
     random: Random
-    on_failure: OnFailure
+    answering: Answering
 
     async def CreateTopic(self, request: pb.CreateTopicRequest, context: Context) -> pb.CreateTopicResponse:
         work = create_topic(self.commands, self.random, request)
-        return await answered(pb.CreateTopicResponse, work, self.on_failure)
+        return await self.answering.unary(pb.CreateTopicResponse, work)
 
     async def DeleteTopic(self, request: pb.DeleteTopicRequest, context: Context) -> pb.DeleteTopicResponse:
-        return await answered(pb.DeleteTopicResponse, delete_topic(self.commands, request), self.on_failure)
+        return await self.answering.unary(pb.DeleteTopicResponse, delete_topic(self.commands, request))
 
     async def AlterPartitionReassignments(
         self, request: pb.AlterPartitionReassignmentsRequest, context: Context
     ) -> pb.AlterPartitionReassignmentsResponse:
         work = alter_partition_reassignments(self.commands, request)
-        return await answered(pb.AlterPartitionReassignmentsResponse, work, self.on_failure)
+        return await self.answering.unary(pb.AlterPartitionReassignmentsResponse, work)
 
     async def ElectLeader(self, request: pb.ElectLeaderRequest, context: Context) -> pb.ElectLeaderResponse:
-        return await answered(pb.ElectLeaderResponse, elect_leader(self.commands, request), self.on_failure)
+        return await self.answering.unary(pb.ElectLeaderResponse, elect_leader(self.commands, request))

@@ -15,14 +15,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 import grpc
 
-from fencepost_controller.services.answer import OnFailure, as_answer
 from fencepost_controller.session import Session
 from fencepost_controller.sessions import Sessions
 from fencepost_proto import errors
+from fencepost_proto.answering import Answering, Context
 from fencepost_proto.metadata import MetadataImage
 from fencepost_proto.v1 import controller_pb2 as pb
 
@@ -31,7 +30,6 @@ log = logging.getLogger(__name__)
 REGISTRATION_TIMEOUT_S = 10.0  # for the first message of a stream
 LAST_WORDS_S = 1.0  # for what is still to be said when a session is over
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Requests = AsyncIterator[pb.SessionRequest]
 
 # What gRPC raises for a write to a stream that has broken, or of a server that stops. A read raises the first only.
@@ -43,13 +41,13 @@ async def serve_session(
     image: Callable[[], MetadataImage],
     requests: Requests,
     context: Context,
-    on_failure: OnFailure,
+    answering: Answering,
 ) -> None:
     """Serve one stream until it ends."""
     try:
         session = await _register(sessions, requests)
-    except Exception as error:  # noqa: BLE001  # `as_answer` tells the foreseen from the rest
-        await _say(context, pb.SessionResponse(error=errors.to_proto(as_answer(error, on_failure))))
+    except Exception as error:  # noqa: BLE001  # `error_of` tells the foreseen from the rest
+        await _say(context, pb.SessionResponse(error=errors.to_proto(answering.error_of(error))))
         return
     reader = asyncio.create_task(_read(sessions, session, requests))
     writer = asyncio.create_task(_write(session, image, context))
@@ -57,7 +55,7 @@ async def serve_session(
     tasks = (reader, writer, follower)
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        _end_for_failure(session, tasks, on_failure)
+        _end_for_failure(session, tasks, answering)
         if session.over and not writer.done():
             await asyncio.wait([writer], timeout=LAST_WORDS_S)
     finally:
@@ -65,7 +63,7 @@ async def serve_session(
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-    _end_for_failure(session, tasks, on_failure)
+    _end_for_failure(session, tasks, answering)
 
 
 async def _register(sessions: Sessions, requests: Requests) -> Session:
@@ -118,8 +116,8 @@ async def _say(context: Context, response: pb.SessionResponse) -> bool:
     return True
 
 
-def _end_for_failure(session: Session, tasks: tuple[asyncio.Task[None], ...], on_failure: OnFailure) -> None:
+def _end_for_failure(session: Session, tasks: tuple[asyncio.Task[None], ...], answering: Answering) -> None:
     """End the session with the first error that one of its tasks ended with."""
     for task in tasks:
         if task.done() and not task.cancelled() and (error := task.exception()) is not None:
-            session.end(as_answer(error, on_failure))
+            session.end(answering.error_of(error))

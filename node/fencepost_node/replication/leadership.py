@@ -44,8 +44,11 @@ class Appended:
 class Subscriber(Protocol):
     """A follower that is fed from this leadership (`push.Subscription`)."""
 
-    broker_id: int
-    broker_epoch: int
+    @property
+    def broker_id(self) -> int: ...
+
+    @property
+    def broker_epoch(self) -> int: ...
 
     def appended(self) -> None:
         """There is more to send."""

@@ -87,12 +87,14 @@ class Subscription:
     acked_offset: int
     sent_high_watermark: int = -1
     unacked: deque[tuple[int, int]] = field(default_factory=deque)  # (end offset, bytes) of each push
-    broker_id: int = field(init=False)
-    broker_epoch: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.broker_id = self.stream.broker_id
-        self.broker_epoch = self.stream.broker_epoch
+    @property
+    def broker_id(self) -> int:
+        return self.stream.broker_id
+
+    @property
+    def broker_epoch(self) -> int:
+        return self.stream.broker_epoch
 
     def appended(self) -> None:
         self.stream.mark(self)

@@ -8,13 +8,12 @@ either the change may have been made all the same. Limits: a call waits at most 
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import grpc
 from google.protobuf.message import Message
 
 from fencepost_node.controller_link import ADMIN_TIMEOUT_S, ControllerLink
-from fencepost_node.services.answer import Answering
+from fencepost_proto.answering import Answering, Context
 from fencepost_proto.v1 import controller_pb2, controller_pb2_grpc
 
 R = TypeVar(
@@ -24,7 +23,6 @@ R = TypeVar(
     controller_pb2.AlterPartitionReassignmentsResponse,
     controller_pb2.ElectLeaderResponse,
 )
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class AdminRelay(controller_pb2_grpc.AdminServicer):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
 
 import grpc
 
@@ -12,7 +11,6 @@ from fencepost_node.controller_link import ControllerLink
 from fencepost_node.metadata_feed import MetadataFeed
 from fencepost_node.producer_ids import ProducerIds
 from fencepost_node.replica_manager import ReplicaManager
-from fencepost_node.services.answer import Answering
 from fencepost_node.services.describe_log_dirs import describe_log_dirs
 from fencepost_node.services.describe_producers import describe_producers
 from fencepost_node.services.fetch import fetch
@@ -21,9 +19,8 @@ from fencepost_node.services.list_offsets import list_offsets
 from fencepost_node.services.metadata import metadata, watch_metadata
 from fencepost_node.services.produce import produce
 from fencepost_node.services.replicate import replicate
+from fencepost_proto.answering import Answering, Context
 from fencepost_proto.v1 import broker_pb2, broker_pb2_grpc, replication_pb2, replication_pb2_grpc
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""How every RPC of a broker ends: with its answer, or with the error that says why not.
+"""How every RPC of a broker and of the controller ends: with its answer, or with the error that says why not.
 
 A FencepostError goes into the answer's `error` field. Anything unforeseen is logged with its traceback and answered as
 UNKNOWN_SERVER_ERROR: it concerns that request only. A broken invariant concerns the process, which stops.
@@ -35,7 +35,7 @@ _STREAM_IS_OVER = (grpc.aio.BaseError, DecodeError)
 
 
 class Answering:
-    """Shared by the services of one broker."""
+    """Shared by the services of one process."""
 
     def __init__(self, on_failure: Callable[[BaseException], None]) -> None:
         self._on_failure = on_failure
@@ -44,10 +44,8 @@ class Answering:
         """The result of `work`, or a response with its error."""
         try:
             return await work
-        except errors.FencepostError as error:
-            return response(error=errors.to_proto(error))
-        except Exception as error:  # noqa: BLE001  # the one place where the unforeseen becomes an answer
-            return response(error=errors.to_proto(self._unforeseen(error)))
+        except Exception as error:  # noqa: BLE001  # the one place where errors become answers
+            return response(error=errors.to_proto(self.error_of(error)))
 
     async def stream(self, work: Awaitable[None], context: Context) -> None:
         """Serve one stream. What goes wrong beyond a single answer ends the stream, with its reason."""
@@ -57,11 +55,14 @@ class Answering:
             error = _gravest(caught)
             if isinstance(error, _STREAM_IS_OVER):
                 raise error from None
-            if isinstance(error, errors.FencepostError):
-                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-            await context.abort(grpc.StatusCode.INTERNAL, str(self._unforeseen(error)))
+            foreseen = isinstance(error, errors.FencepostError)
+            code = grpc.StatusCode.FAILED_PRECONDITION if foreseen else grpc.StatusCode.INTERNAL
+            await context.abort(code, str(self.error_of(error)))
 
-    def _unforeseen(self, error: Exception) -> errors.UnknownServerError:
+    def error_of(self, error: BaseException) -> errors.FencepostError:
+        """What to tell the caller."""
+        if isinstance(error, errors.FencepostError):
+            return error
         if isinstance(error, errors.InvariantBroken):
             self._on_failure(error)
         else:

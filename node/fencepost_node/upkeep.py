@@ -1,0 +1,81 @@
+"""What a broker's logs need done in threads while they are appended to: syncs, snapshots, retention.
+
+What the disk refuses makes the replica fail; it is the controller's to see to then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from fencepost_node.replica import Replica
+from fencepost_node.replication.leadership import Leadership
+from fencepost_proto import errors
+from fencepost_proto.host import Host
+from fencepost_proto.metadata import PartitionKey
+from fencepost_proto.tasks import Tasks
+
+MAINTENANCE_INTERVAL_S = 0.1  # how often logs are asked whether snapshots are due
+
+
+class Upkeep:
+    """Of the logs of these replicas, whichever they are at the time. `tasks` owns what it starts."""
+
+    def __init__(
+        self, host: Host, replicas: Mapping[PartitionKey, Replica], tasks: Tasks, retention_check_interval_ms: int
+    ) -> None:
+        self._host = host
+        self._replicas = replicas
+        self._tasks = tasks
+        self._retention_check_interval_s = retention_check_interval_ms / 1000
+        self._syncing: set[PartitionKey] = set()
+
+    def start(self) -> None:
+        self._tasks.spawn(self._maintain(), "maintenance")
+        self._tasks.spawn(self._retain(), "retention")
+
+    def sync_soon(self, replica: Replica) -> None:
+        """Group commit: one sync for all that was appended before it began, then the next."""
+        if replica.key not in self._syncing:
+            self._syncing.add(replica.key)
+            self._tasks.spawn(self._sync(replica), f"sync-{replica.key}")
+
+    async def _sync(self, replica: Replica) -> None:
+        try:
+            while (
+                isinstance(role := replica.role, Leadership)
+                and role.state.durable_end_offset < replica.log.log_end_offset
+            ):
+                try:
+                    end_offset = await asyncio.to_thread(replica.log.sync)
+                except errors.StorageError as error:
+                    replica.fail(str(error))
+                    return
+                if replica.role is role:
+                    role.durable(end_offset)
+        finally:
+            self._syncing.discard(replica.key)
+
+    async def _maintain(self) -> None:
+        """Snapshots and syncs that the logs have due."""
+        while True:
+            await asyncio.sleep(MAINTENANCE_INTERVAL_S)
+            for replica in list(self._replicas.values()):
+                if replica.log.maintenance_due and not replica.failure:
+                    await self._on_log(replica, replica.log.maintain)
+
+    async def _retain(self) -> None:
+        while True:
+            await asyncio.sleep(self._retention_check_interval_s)
+            for replica in list(self._replicas.values()):
+                now_ms, high_watermark = self._host.wall_clock_ms(), replica.high_watermark
+                await self._on_log(replica, partial(replica.log.apply_retention, now_ms, high_watermark))
+
+    async def _on_log(self, replica: Replica, work: Callable[[], None]) -> None:
+        if replica.failure or self._replicas.get(replica.key) is not replica:
+            return
+        try:
+            await asyncio.to_thread(work)
+        except errors.StorageError as error:
+            replica.fail(str(error))
