@@ -15,6 +15,8 @@ Threads. Appends come from one thread (the event loop). `read`, `sync`, `maintai
 - `_maintenance`, for long work: one at a time of maintain, retention, truncation, reset, close. The loop never takes it.
 - `_syncing`, for one sync of segments at a time: of two at once only one would hear that writing has failed.
 - `_lock`, for memory: held over one append, or over as little as taking a few references. Nobody syncs under it.
+
+All of it rests on these locks; that is why it is one file, and a long one. What needs none is in the files beside it.
 """
 
 from __future__ import annotations
