@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ import psutil
 
 # The creation time is reckoned from the boot time, which the kernel corrects when the wall clock is set.
 _CREATE_TIME_TOLERANCE_S = 2.0
+_LOOKS_AT_A_NEW_PROCESS = 10
+_LOOK_AGAIN_S = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +43,20 @@ class ProcessRef:
 
     def find(self) -> psutil.Process | None:
         """The running (or stopped) process; None once it has ended."""
-        try:
-            process = psutil.Process(self.pid)
-            if abs(process.create_time() - self.create_time_s) > _CREATE_TIME_TOLERANCE_S:
+        for _ in range(_LOOKS_AT_A_NEW_PROCESS):
+            try:
+                process = psutil.Process(self.pid)
+                if abs(process.create_time() - self.create_time_s) > _CREATE_TIME_TOLERANCE_S:
+                    return None
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    return None
+                command_line = process.cmdline()
+            except psutil.NoSuchProcess:
                 return None
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return None
-            command_line = process.cmdline()
-        except psutil.NoSuchProcess:
-            return None
-        return process if command_line and command_line[-1] == self.config_file else None
+            if command_line:
+                return process if command_line[-1] == self.config_file else None
+            time.sleep(_LOOK_AGAIN_S)  # the kernel is just starting its program, and shows no command line yet
+        return None
 
     def alive(self) -> bool:
         return self.find() is not None

@@ -174,6 +174,15 @@ def test_a_process_that_dies_at_its_start_is_reported_with_its_log(tmp_path: Pat
         cluster.close()
 
 
+def test_a_process_whose_program_is_just_being_started_is_not_taken_for_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    me = psutil.Process()
+    shown = [[], me.cmdline()]  # the kernel shows no command line for a moment
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda _: shown.pop(0))
+    assert ProcessRef(me.pid, me.create_time(), shown[1][-1]).alive()
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda _: [])
+    assert not ProcessRef(me.pid, me.create_time(), "broker.toml").alive()
+
+
 def test_another_process_with_the_same_pid_is_never_signalled(tmp_path: Path) -> None:
     cluster = LocalCluster.create(tmp_path / "c", brokers=1)
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "broker.toml"])
