@@ -110,6 +110,8 @@ def test_a_run_that_is_broken_off_leaves_no_process_and_no_namespace(tmp_path: P
         child.wait()
     assert child.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
     assert "Traceback" not in errors
+    if number != signal.SIGKILL:
+        assert f"broken off; what its processes recorded and logged is in {report}" in errors
     wait_for(lambda: processes_of(report) == [])
     wait_for(lambda: not ours(namespaces() - before, report))
 

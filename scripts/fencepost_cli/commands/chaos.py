@@ -68,7 +68,11 @@ def chaos(
     options = ChaosOptions(seed, seconds_of(duration), brokers, partitions, rate, cuts)
     folder = _folder(report, seed)
     out = console()
-    result = run(_run(folder, options, out))
+    try:
+        result = run(_run(folder, options, out))
+    except typer.Exit:
+        typer.echo(f"The run was broken off; what its processes recorded and logged is in {folder}", err=True)
+        raise
     show_result(result, out)
     if result.exact and not keep:
         shutil.rmtree(folder / "cluster", ignore_errors=True)
