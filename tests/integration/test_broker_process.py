@@ -145,7 +145,7 @@ def test_a_data_folder_in_use_and_one_of_another_broker_are_named_and_exit_code_
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_broker_without_a_controller_starts_waits_and_stops_clean(
+def test_a_broker_without_a_controller_starts_waits_and_stops_and_marks_nothing_that_nobody_was_told_of(
     tmp_path: Path, processes: Processes, number: signal.Signals
 ) -> None:
     process, address = processes.start(config_file(tmp_path), tmp_path / "data")
@@ -153,8 +153,7 @@ def test_a_broker_without_a_controller_starts_waits_and_stops_clean(
     assert said == {"pid": process.pid, "address": address, "kind": "broker", "id": 1}
     process.send_signal(number)
     assert process.wait(START_S) == 0
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    assert (tmp_path / "data" / "clean-shutdown").read_text().strip() == boot_id
+    assert not (tmp_path / "data" / "clean-shutdown").exists()  # a folder that is new may have lost everything
 
 
 def test_a_kill_leaves_no_marker_and_the_folder_free(tmp_path: Path, processes: Processes) -> None:
