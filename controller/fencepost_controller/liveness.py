@@ -44,6 +44,9 @@ class Liveness:
         """Watch a broker from now on; whatever was known of it is forgotten."""
         self._watches[broker_id] = _Watch(now)
 
+    def watches(self, broker_id: int) -> bool:
+        return broker_id in self._watches
+
     def forget(self, broker_id: int) -> None:
         self._watches.pop(broker_id, None)
 

@@ -8,6 +8,10 @@ probe is repeated until the broker registers again, or its silence decides.
 rules are in `liveness.py`. A broker that is declared dead wrongly finds its session ended, registers again, and is
 unfenced again; that costs an election, never safety.
 
+Every broker that is live in the metadata is watched, whether it has a session or not. That is so by three steps: one that
+was live at the start is expected, one whose session ends is missed, and so is one that became live only after its session
+had ended (the commit that unfences it was under way).
+
 **A registration** of a broker id that another incarnation holds is accepted only when that one is dead: known to be, or
 found to be by a probe. While a probe does not tell, the registration waits, at most until silence has decided.
 
@@ -106,12 +110,14 @@ class Sessions:
         }
 
     def settled(self) -> frozenset[int]:
-        """Brokers that have been live for some time."""
+        """Brokers that have been live for some time and would hear of a leadership now."""
         now = self._loop.time()
         return frozenset(
             broker.id
             for broker in self._image.brokers.values()
-            if not broker.fenced and now - self._live_since.get(broker.id, now) >= SETTLE_S
+            if not broker.fenced
+            and broker.id in self._sessions
+            and now - self._live_since.get(broker.id, now) >= SETTLE_S
         )
 
     def publish(self, deltas: Sequence[common_pb2.MetadataDelta]) -> None:
@@ -121,6 +127,18 @@ class Sessions:
                 session.publish(delta)
         live = [i for i in self._sessions if not self._image.brokers[i].fenced]
         self._liveness.published(self._image.version, live, self._loop.time())
+        changed = {entity.broker.id for delta in deltas for entity in delta.changed if entity.HasField("broker")}
+        for broker_id in sorted(changed):
+            self._broker_changed(self._image.brokers[broker_id])
+
+    def _broker_changed(self, broker: Broker) -> None:
+        if broker.fenced:
+            self._live_since.pop(broker.id, None)
+            return
+        self._live_since.setdefault(broker.id, self._loop.time())
+        if broker.id not in self._sessions and not self._liveness.watches(broker.id):
+            self._liveness.expect(broker.id, self._loop.time())
+            self._miss(broker)
 
     def end_all(self, error: errors.FencepostError) -> None:
         """The controller stops. Nobody is declared dead for the streams that end now."""
@@ -143,8 +161,7 @@ class Sessions:
             damaged=tuple((ref.topic_id, ref.partition) for ref in register.damaged_replicas),
         )
         command.check(self._image)
-        committed = await self._commands.submit(replace(command, replaces=await self._replaceable(register)))
-        broker = committed.answer
+        broker = await self._register(command)
         before = self._sessions.get(broker.id)
         if before is not None:
             before.end(errors.NetworkException(f"broker {broker.id} has begun another session"))
@@ -157,10 +174,13 @@ class Sessions:
             heartbeat_interval_ms=self._config.heartbeat_interval_ms,
         )
         session = Session(broker, self._image.version, greeting)
+        session.replicas_failed = (broker.id, broker.broker_epoch) in self._failed  # not all may have been acted on
         if self._closing:
             session.end(errors.NotController("the controller is stopping"))
         self._sessions[broker.id] = session
         self._liveness.expect(broker.id, self._loop.time())
+        if not broker.fenced:
+            self._liveness.published(self._image.version, [broker.id], self._loop.time())  # it may have missed some
         log.info(
             "broker registered broker=%d broker_epoch=%d incarnation=%s address=%s fenced=%s may_have_lost_tail=%s",
             broker.id,
@@ -171,6 +191,14 @@ class Sessions:
             register.may_have_lost_tail,
         )
         return session
+
+    async def _register(self, command: RegisterBroker) -> Broker:
+        while True:
+            replaces = await self._replaceable(command)
+            try:
+                return (await self._commands.submit(replace(command, replaces=replaces))).answer
+            except errors.DuplicateBrokerRegistration as error:  # another one came before it, which may be dead by now
+                log.info("registration again reason=%s", error)
 
     def heartbeat(self, session: Session, heartbeat: controller_pb2.Heartbeat) -> None:
         """Raises InvalidRequest for what cannot be."""
@@ -228,9 +256,8 @@ class Sessions:
                 await self._commands.submit(BeginShutdown(*who))
                 log.info("broker shuts down broker=%d", session.broker_id)
             session.allow_shutdown()  # whatever another replica can lead is led by it, by the same commit
-        elif broker.fenced and session.ready and session.applied_version >= session.start_version:
+        elif broker.fenced and session.ready and session.applied_version >= session.start_version and not session.over:
             await self._commands.submit(UnfenceBroker(*who))
-            self._live_since[session.broker_id] = self._loop.time()
             log.info("broker unfenced broker=%d broker_epoch=%d", *who)
 
     async def goodbye(self, session: Session) -> None:
@@ -249,11 +276,16 @@ class Sessions:
         broker = self._image.brokers[session.broker_id]
         if broker.fenced:
             self._liveness.forget(broker.id)
-        elif not self._closing:
-            log.info("session broke broker=%d broker_epoch=%d", broker.id, broker.broker_epoch)
-            self._spawn(self._find_out(broker), f"probe broker {broker.id}")
+        else:
+            self._miss(broker)
 
     # ---- Who is dead ----
+
+    def _miss(self, broker: Broker) -> None:
+        """It is live, and has no session."""
+        if not self._closing:
+            log.info("session broke broker=%d broker_epoch=%d", broker.id, broker.broker_epoch)
+            self._spawn(self._find_out(broker), f"probe broker {broker.id}")
 
     async def _find_out(self, broker: Broker) -> None:
         """Probe until the broker is back, found dead, or declared dead for its silence."""
@@ -284,12 +316,12 @@ class Sessions:
             return
         finally:
             self._being_declared_dead.discard(broker.id)
-        if broker.id not in self._sessions:
+        if broker.id not in self._sessions and self._image.brokers[broker.id].fenced:
             self._liveness.forget(broker.id)
         if committed.answer:
             log.info("broker fenced broker=%d broker_epoch=%d reason=%s", broker.id, broker.broker_epoch, reason)
 
-    async def _replaceable(self, register: controller_pb2.Register) -> int:
+    async def _replaceable(self, register: RegisterBroker) -> int:
         """The broker epoch of the registration that this one may replace. Raises DuplicateBrokerRegistration."""
         give_up_at = self._loop.time() + 2 * self._config.session_timeout_ms / 1000
         pauses = pauses_s()

@@ -10,6 +10,7 @@ from controller_story import CLUSTER_ID, Story
 from fencepost_controller.decisions.brokers import (
     MAX_BROKERS,
     BeginShutdown,
+    FailReplicas,
     FenceBroker,
     RegisterBroker,
     UnfenceBroker,
@@ -230,6 +231,32 @@ def test_a_failed_disk_costs_that_replica_only_until_the_broker_restarts() -> No
 
 
 # ---- Registration ----
+
+
+def test_a_broker_dies_while_the_news_of_the_others_failed_disk_waits_its_turn() -> None:
+    """Nobody serves any more, and both hold all that was acknowledged: whoever is back first may lead."""
+    for first, epoch in ((1, 2), (2, 2)):
+        story = Story().cluster(1, 2).topic("a", (1, 2))
+        story.failed[2, story.epoch(2)] = frozenset({A})  # a heartbeat has told it; its command is still in the queue
+        story.dies(1)
+        partition = story.image.partitions[A]
+        assert (partition.leader, partition.isr) == (NO_LEADER, (1, 2))
+        story.does(FailReplicas(2, story.epoch(2)))
+        story.dies(2)
+        assert story.image.partitions[A] == partition
+        story.does(story.registration(first))
+        story.is_ready(first)
+        now = story.image.partitions[A]
+        assert (now.leader, now.isr, now.leader_epoch) == (first, (first,), epoch)
+
+
+def test_who_can_only_just_go_on_leading_does_not_wait_for_the_dead() -> None:
+    story = Story().cluster(1, 2).topic("a", (1, 2))
+    story.failed[2, story.epoch(2)] = frozenset({A})
+    story.shuts_down(1)
+    story.dies(2)
+    partition = story.image.partitions[A]
+    assert (partition.leader, partition.isr) == (1, (1,))
 
 
 def test_the_broker_epoch_is_the_version_of_the_registration() -> None:

@@ -100,13 +100,15 @@ class Cluster(RuleBasedStateMachine):
     def shuts_down(self, broker: int) -> None:
         self.does(BeginShutdown(broker, self.story.epoch(broker)))
 
-    @rule(broker=BROKERS, data=st.data())
-    def disk_fails(self, broker: int, data: st.DataObject) -> None:
+    @rule(broker=BROKERS, data=st.data(), acted_on=st.booleans())
+    def disk_fails(self, broker: int, data: st.DataObject, acted_on: bool) -> None:
+        """A heartbeat tells of it; the command that acts on it comes now, or only after others that wait already."""
         who = (broker, self.story.epoch(broker))
         if self.image.partitions:
             key = data.draw(st.sampled_from(sorted(self.image.partitions)))
             self.story.failed[who] = self.story.failed.get(who, frozenset()) | {key}
-        self.does(FailReplicas(*who))
+        if acted_on:
+            self.does(FailReplicas(*who))
 
     @precondition(lambda self: self.image.partitions)
     @rule(data=st.data(), isr=SUBSETS, stale=st.integers(0, 2))

@@ -32,7 +32,7 @@ def test_a_move_adds_first_and_removes_when_the_target_is_in_sync() -> None:
     """)
 
 
-def test_a_leader_that_stays_keeps_its_epoch() -> None:
+def test_a_leader_that_stays_begins_a_new_epoch_with_the_removal_of_a_replica() -> None:
     story = Story().cluster(1, 2, 3).topic("a", (1, 2))
     story.tell("move to 1 3", reassign(1, 3))
     story.proposes(1, A, 1, 2, 3)
@@ -40,7 +40,7 @@ def test_a_leader_that_stays_keeps_its_epoch() -> None:
         move to 1 3
             a-0: leader 1 epoch 0, in sync 1 2 of 1 3 2, change 1, adding 3, removing 2
         broker 1 proposes 1 2 3 in sync for a-0
-            a-0: leader 1 epoch 0, in sync 1 3 of 1 3, change 2
+            a-0: leader 1 epoch 1, in sync 1 3 of 1 3, change 2
     """)
 
 
@@ -69,7 +69,7 @@ def test_removing_waits_until_min_insync_replicas_of_those_that_stay_are_in_sync
         move to 1 2
             a-0: leader 1 epoch 0, in sync 1 3 of 1 2 3, change 2, removing 3
         broker 1 proposes 1 2 3 in sync for a-0
-            a-0: leader 1 epoch 0, in sync 1 2 of 1 2, change 3
+            a-0: leader 1 epoch 1, in sync 1 2 of 1 2, change 3
     """)
 
 
@@ -85,7 +85,7 @@ def test_the_death_of_a_removed_replica_can_complete_the_move() -> None:
             a-0: leader 1 epoch 0, in sync 1 3 of 1 2 3, change 2, removing 3
         broker 3 dies
             broker 3: fenced
-            a-0: leader 1 epoch 0, in sync 1 of 1 2, change 3
+            a-0: leader 1 epoch 1, in sync 1 of 1 2, change 3
     """)
 
 
@@ -104,7 +104,7 @@ def test_the_leader_dies_in_the_middle_and_the_move_goes_on_under_the_next() -> 
             broker 1: fenced
             a-0: leader 3 epoch 1, in sync 3 2 of 3 4 1 2, change 3, adding 3 4, removing 1 2
         broker 3 proposes 2 3 4 in sync for a-0
-            a-0: leader 3 epoch 1, in sync 3 4 of 3 4, change 4
+            a-0: leader 3 epoch 2, in sync 3 4 of 3 4, change 4
     """)
 
 
@@ -139,9 +139,9 @@ def test_a_new_target_takes_the_place_of_the_one_under_way() -> None:
         move to 3 4
             a-0: leader 1 epoch 0, in sync 1 2 of 3 4 1 2, change 1, adding 3 4, removing 1 2
         move to 1 4
-            a-0: leader 1 epoch 0, in sync 1 2 of 1 4 2, change 2, adding 4, removing 2
+            a-0: leader 1 epoch 1, in sync 1 2 of 1 4 2, change 2, adding 4, removing 2
         broker 1 proposes 1 4 in sync for a-0
-            a-0: leader 1 epoch 0, in sync 1 4 of 1 4, change 3
+            a-0: leader 1 epoch 2, in sync 1 4 of 1 4, change 3
     """)
 
 
@@ -157,16 +157,16 @@ def test_a_change_that_would_drop_every_in_sync_replica_is_refused() -> None:
         move to 3 1
             a-0: leader 1 epoch 0, in sync 1 2 of 3 1 2, change 1, adding 3, removing 2
         broker 1 proposes 1 3 in sync for a-0
-            a-0: leader 1 epoch 0, in sync 3 1 of 3 1, change 2
+            a-0: leader 1 epoch 1, in sync 3 1 of 3 1, change 2
         move back
-            a-0: leader 1 epoch 0, in sync 1 3 of 1 2 3, change 3, adding 2, removing 3
+            a-0: leader 1 epoch 1, in sync 1 3 of 1 2 3, change 3, adding 2, removing 3
         move to 3 2
-            a-0: leader 1 epoch 0, in sync 3 1 of 3 2 1, change 4, adding 2, removing 1
+            a-0: leader 1 epoch 1, in sync 3 1 of 3 2 1, change 4, adding 2, removing 1
         broker 1 dies
             broker 1: fenced
-            a-0: leader 3 epoch 1, in sync 3 of 3 2 1, change 5, adding 2, removing 1
+            a-0: leader 3 epoch 2, in sync 3 of 3 2 1, change 5, adding 2, removing 1
         cancel
-            a-0: leader 3 epoch 1, in sync 3 of 3 1, change 6
+            a-0: leader 3 epoch 3, in sync 3 of 3 1, change 6
     """)
 
 

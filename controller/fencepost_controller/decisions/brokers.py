@@ -5,7 +5,7 @@ incarnation, and every request carries it (KIP-903). The same incarnation regist
 restart of the controller, keeps its epoch, its standing and its leaderships.
 
 A **new incarnation** is registered fenced: whatever the one before it led gets a new leader, and it leaves every in-sync
-set but those where it is the last member. Where its log is not what it was, it leaves those too:
+set but those of which nobody else serves. Where its log is not what it was, it leaves those too:
 
 - its machine restarted without a clean shutdown: every topic that acknowledges before the disk has synced;
 - its data folder is new (no cluster id, though this broker id was registered before): every topic;
@@ -14,8 +14,9 @@ set but those where it is the last member. Where its log is not what it was, it 
 The in-sync set may become empty by that. `last_known_isr` then remembers who was in it, and the partition stays offline
 until an operator commands an unclean election: a shorter log is never made the truth silently (KIP-966).
 
-A **fenced** broker leads nothing and is in no in-sync set but as its last member. It is unfenced when it says that it is
-ready and has applied the metadata that its session began with; offline partitions that waited for it get it as leader.
+A **fenced** broker leads nothing, and is in no in-sync set but one of which nobody serves any more. It is unfenced when it
+says that it is ready and has applied the metadata that its session began with; offline partitions that waited for it get it
+as leader.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class RegisterBroker(Command[Broker]):
             raise InvalidRequest(f"broker {self.broker_id} would be one more than {MAX_BROKERS}")
 
     def _leave_where_data_may_be_missing(self, draft: Draft) -> None:
-        """After `settle`, this broker is only where it is the last member."""
+        """After `settle`, this broker is only where nobody in sync serves."""
         folder_is_new = not self.cluster_id
         damaged = frozenset(self.damaged)
         for partition in draft.partitions_in_sync_on(self.broker_id):

@@ -1,7 +1,7 @@
 """What must hold after every decision. A decision that breaks one is not committed, and the controller stops.
 
 Only what the decision touches is checked, so the cost is that of the change, except where a broker has just been fenced:
-then no partition anywhere may still have it as leader.
+then no partition anywhere may still have it as leader, or in sync beside one.
 """
 
 from __future__ import annotations
@@ -70,12 +70,19 @@ def _check_partition(before: Partition | None, p: Partition, after: MetadataImag
         broker = after.brokers.get(member)
         _require(broker is not None, p.key, f"in-sync member {member} is not registered")
         fenced = broker is not None and broker.fenced
-        _require(not fenced or p.isr == (member,), p.key, f"fenced member {member} among the in-sync set {p.isr}")
+        _require(
+            not fenced or p.leader == NO_LEADER, p.key, f"fenced member {member} beside leader {p.leader} in {p.isr}"
+        )
     if before is not None:
         _require(p.partition_epoch > before.partition_epoch, p.key, f"partition epoch stays {p.partition_epoch}")
         _require(p.leader_epoch >= before.leader_epoch, p.key, f"leader epoch falls to {p.leader_epoch}")
         moved = p.leader != before.leader
-        _require(not moved or p.leader_epoch > before.leader_epoch, p.key, f"leader epoch stays {p.leader_epoch}")
+        removed = not set(before.replicas) <= set(p.replicas)
+        _require(
+            not (moved or removed) or p.leader_epoch > before.leader_epoch,
+            p.key,
+            f"leader epoch stays {p.leader_epoch}",
+        )
 
 
 def _check_broker(before: Broker | None, broker: Broker, after: MetadataImage) -> None:
@@ -85,8 +92,8 @@ def _check_broker(before: Broker | None, broker: Broker, after: MetadataImage) -
         same = broker.incarnation == before.incarnation
         _require(same == (broker.broker_epoch == before.broker_epoch), broker.key, "an epoch is of one incarnation")
     if broker.fenced:
-        led = [p.key for p in after.partitions.values() if p.leader == broker.id]
-        _require(not led, broker.key, f"fenced, and leads {led[:3]}")
+        led = [p.key for p in after.partitions.values() if p.leader != NO_LEADER and broker.id in p.isr]
+        _require(not led, broker.key, f"fenced, and in sync beside a leader for {led[:3]}")
 
 
 def _check_producer(before: NamedProducer | None, producer: NamedProducer, after: MetadataImage) -> None:

@@ -3,17 +3,20 @@
 Every change of a partition goes through `settle`, so there is one place that keeps these rules:
 
 1. **The in-sync set** loses each member that does not serve (dead, shutting down, its disk failed), unless nobody would be
-   left: the last member stays, since it alone is sure to hold everything that was acknowledged. The set is kept in
-   assignment order.
+   left. Then those stay that can go on leading while they shut down; where there are none, all stay that were left (mostly
+   one, and more where they went at once): nothing is acknowledged without a leader, so each of them holds everything that
+   was, and only they are sure to. The set is kept in assignment order.
 2. **A reassignment completes** as soon as its target is in sync (KIP-455): every added replica is in the in-sync set, one
    of the target can lead, and dropping the others does not by itself bring the set below min.insync.replicas.
 3. **The leader** stays while it serves. Otherwise the first in-sync replica in assignment order that serves takes over. A
    leader in a controlled shutdown goes on where nobody else can. Otherwise there is none: the partition is offline
    until an in-sync replica returns. Nobody outside the in-sync set becomes leader here.
 4. **Epochs**: the partition epoch rises by one with every change; the leader epoch with every change of leader, also to
-   none. A change of the in-sync set alone does not touch the leader epoch: a leader counts as in sync everybody who may
-   be, by what it proposed or by what it last heard, so until it hears of a removal its high watermark only waits longer
-   than it must.
+   none, and with every removal of a replica. For a replica may be removed and soon added again: a broker that has heard of
+   neither still holds the log that it is about to delete, and must not join the in-sync set with it; under a new epoch the
+   leader does not talk to it. A change of the in-sync set alone does not touch the leader epoch: a leader counts as in
+   sync everybody who may be, by what it proposed or by what it last heard, so until it hears of a removal its high
+   watermark only waits longer than it must.
 """
 
 from __future__ import annotations
@@ -35,9 +38,10 @@ def settle(draft: Draft, before: Partition, after: Partition | None = None) -> P
     )
     if settled == before:
         return before
+    new_epoch = settled.leader != before.leader or not set(before.replicas) <= set(settled.replicas)
     settled = replace(
         settled,
-        leader_epoch=before.leader_epoch + (settled.leader != before.leader),
+        leader_epoch=before.leader_epoch + new_epoch,
         partition_epoch=before.partition_epoch + 1,
     )
     draft.put(settled)
@@ -58,7 +62,8 @@ def target_of(partition: Partition) -> tuple[int, ...]:
 def _in_sync(draft: Draft, partition: Partition) -> Partition:
     members = tuple(b for b in partition.replicas if b in partition.isr)
     serving = tuple(b for b in members if draft.serves(b, partition.id))
-    return replace(partition, isr=serving or members)
+    going_on = tuple(b for b in members if draft.can_go_on(b, partition.id))
+    return replace(partition, isr=serving or going_on or members)
 
 
 def _complete_reassignment(draft: Draft, partition: Partition) -> Partition:
