@@ -22,6 +22,7 @@ from typing import Any
 from tests.simulation.logview import Batch, LogView, ProducerFold
 from tests.simulation.network import Tap
 from tests.simulation.process import SimProcess
+from tests.simulation.taps import FetchTap, InitTap, ProduceTap
 from tests.simulation.world import World
 
 from fencepost_proto.metadata import RETIRED_EPOCH, MetadataImage, Partition, PartitionKey
@@ -109,9 +110,9 @@ class Judge:
         self._producer_ids: dict[int, str] = {}
         self._seen_high_watermarks: dict[tuple[SimProcess, PartitionKey], tuple[int, int]] = {}
         taps: dict[str, Tap] = {
-            "Produce": _ProduceTap(self),
-            "Fetch": _FetchTap(self),
-            "InitProducerId": _InitTap(self),
+            "Produce": ProduceTap(self),
+            "Fetch": FetchTap(self),
+            "InitProducerId": InitTap(self),
         }
         for method, tap in taps.items():
             world.network.taps[BROKER + method] = tap
@@ -467,62 +468,6 @@ class Judge:
             if record is not None and partition.leader >= 0:
                 end_offset = self.view(record, partition.leader).end_offset
                 record.fences.append(Fence(producer_id, epoch, partition.leader_epoch, end_offset))
-
-
-class _ProduceTap(Tap):
-    """Matches each result with its batch."""
-
-    def __init__(self, judge: Judge) -> None:
-        self._judge = judge
-        self._sent: dict[object, dict[int, tuple[PartitionKey, int, BatchHeader]]] = {}
-
-    def request(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
-        sent = self._sent.setdefault(call, {})
-        for batch in message.batches:
-            try:
-                header = read_header(batch.records)
-            except Exception:  # noqa: BLE001 - what is no batch gets no acknowledgement either
-                continue
-            sent[batch.correlation_id] = ((batch.topic_id, batch.partition), batch.acks, header)
-
-    def response(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
-        sent = self._sent.get(call, {})
-        for result in message.results:
-            asked = sent.pop(result.correlation_id, None)
-            if asked is None:
-                self._judge.fail(
-                    "G6", f"{server!r} answered correlation id {result.correlation_id}, never asked or twice"
-                )
-                return
-            key, acks, header = asked
-            if result.error.code == 0:
-                self._judge.acknowledged(server, key, acks, header, result)
-            else:
-                self._judge.count(f"produce error {result.error.code}")
-
-
-class _FetchTap(Tap):
-    def __init__(self, judge: Judge) -> None:
-        self._judge = judge
-
-    def response(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
-        for answer in message.partitions:
-            if answer.error.code == 0:
-                self._judge.fetched(server, client, answer)
-
-
-class _InitTap(Tap):
-    def __init__(self, judge: Judge) -> None:
-        self._judge = judge
-        self._asked: dict[object, Any] = {}
-
-    def request(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
-        self._asked[call] = message
-
-    def response(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
-        asked = self._asked.pop(call)
-        if message.error.code == 0:
-            self._judge.producer_initialised(client, asked, message)
 
 
 def _index(batches: list[Batch], offset: int) -> int:

@@ -153,7 +153,7 @@ def moved_replica_gets_no_producer_state(replace: Any) -> None:
     replace(Log, "reset_to", lambda self, start, _: original(self, start, snapshot.empty_snapshot(start)))
 
 
-@mutant("G3", kinds=("followers gone for a moment",))
+@mutant("G3", kinds=("followers gone for a moment",), seeds=30)
 def batches_after_a_gap_are_appended(replace: Any) -> None:
     """The leader takes any sequence beyond the last one: a batch that it refused a moment before can never follow."""
     check = ProducerState.check
@@ -325,7 +325,7 @@ def recovery_keeps_a_torn_batch(replace: Any) -> None:
 # ---- Identity ----
 
 
-@mutant("G9", kinds=("take-over behind a cut",))
+@mutant("G9", kinds=("take-over behind a cut",), seeds=30)
 def fence_is_not_waited_for(replace: Any) -> None:
     async def wait(self: Fences, version: int, timeout_s: float) -> None:
         return
@@ -383,14 +383,20 @@ def unknown_outcome_reported_as_certain(replace: Any) -> None:
     replace(Sequencer, "_fail", fail)
 
 
-@mutant("G3", kinds=("followers gone for a moment",))
+@mutant("G3", kinds=("followers gone for a moment",), seeds=30)
 def retry_sent_out_of_order(replace: Any) -> None:
-    """What goes again under a new epoch takes its sequences, and so its place in the log, in the opposite order. (Were
-    only the sending in disorder, and not the sequences, the leader would refuse it: no promise would be broken.)"""
-    original = Sequencer.grant
+    """What was refused goes again in the opposite order, in the same sequences. (With each batch under its own sequence
+    the leader would refuse what leaves a gap: disorder in sending alone costs time and breaks no promise.)"""
+    original = Sequencer.attempts_to_send
 
-    def grant(self: Sequencer, producer_id: int, epoch: int) -> None:
-        self._window.reverse()
-        original(self, producer_id, epoch)
+    def attempts_to_send(self: Sequencer, now: float) -> Any:
+        waiting = self.unresolved
+        refused = all(batch.attempts and batch.current is None and batch.certainly_absent for batch in waiting)
+        if len(waiting) > 1 and refused and not self.bump_needed:
+            self.next_sequence = waiting[0].stamp.base_sequence  # type: ignore[union-attr]
+            self._window = type(self._window)(reversed(waiting))
+            for batch in self._window:
+                self._stamp(batch)
+        return original(self, now)
 
-    replace(Sequencer, "grant", grant)
+    replace(Sequencer, "attempts_to_send", attempts_to_send)

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from tests.simulation.cluster import CONTROLLER, SimCluster, broker_node
 from tests.simulation.disk import Fault
 from tests.simulation.loop import SimTask
+from tests.simulation.situations import Situations
 from tests.simulation.workload import ProducerApp
 
 from fencepost_proto.metadata import Partition
@@ -37,11 +38,12 @@ class Nemesis:
         self.cluster = cluster
         self.world = cluster.world
         self.counts: Counter[str] = Counter()
-        self._apps = apps
+        self.apps = apps
         self._clients = clients
         self._topics = topics  # how to make each topic anew
-        self._random = chance
+        self.random = chance
         self._running: dict[SimTask[None], None] = {}
+        situations = Situations(self)
         self.kinds: dict[str, tuple[int, Callable[[], Awaitable[None]]]] = {
             "kill broker": (6, self.kill_broker),
             "kill leader": (6, self.kill_leader),
@@ -68,10 +70,10 @@ class Nemesis:
             "pause producer": (2, self.pause_producer),
             "reassign": (2, self.reassign),
             "delete a topic": (1, self.delete_topic),
-            "take-over behind a cut": (2, self.take_over_behind_a_cut),
-            "successor out of touch": (2, self.successor_out_of_touch),
-            "followers gone for a moment": (2, self.followers_gone_for_a_moment),
-            "replica begins anew": (2, self.replica_begins_anew),
+            "take-over behind a cut": (2, situations.take_over_behind_a_cut),
+            "successor out of touch": (2, situations.successor_out_of_touch),
+            "followers gone for a moment": (2, situations.followers_gone_for_a_moment),
+            "replica begins anew": (2, situations.replica_begins_anew),
         }
 
     def only(self, kinds: tuple[str, ...]) -> None:
@@ -86,15 +88,15 @@ class Nemesis:
     async def run(self, until_s: float, mean_pause_s: float) -> None:
         """Faults at random, until then. Each seed knows only some kinds, so that rare ones get their turn."""
         names = sorted(self.kinds)
-        chosen = self._random.sample(names, self._random.randint(min(3, len(names)), len(names)))
+        chosen = self.random.sample(names, self.random.randint(min(3, len(names)), len(names)))
         weights = [self.kinds[name][0] for name in chosen]
         while self.world.now < until_s:
-            await asyncio.sleep(self._random.expovariate(1 / mean_pause_s))
-            (name,) = self._random.choices(chosen, weights)
+            await asyncio.sleep(self.random.expovariate(1 / mean_pause_s))
+            (name,) = self.random.choices(chosen, weights)
             self.begin(name)
-            if self._random.random() < 0.2:  # a burst
-                for _ in range(self._random.randint(1, 3)):
-                    self.begin(self._random.choices(chosen, weights)[0])
+            if self.random.random() < 0.2:  # a burst
+                for _ in range(self.random.randint(1, 3)):
+                    self.begin(self.random.choices(chosen, weights)[0])
 
     def begin(self, name: str) -> None:
         self.counts[name] += 1
@@ -129,23 +131,23 @@ class Nemesis:
     # ---- Who ----
 
     def _broker(self) -> int:
-        return self._random.choice(self.cluster.settings.broker_ids)
+        return self.random.choice(self.cluster.settings.broker_ids)
 
-    def _leader(self) -> int:
+    def a_leader(self) -> int:
         leaders = sorted({p.leader for p in self.cluster.judge.image.partitions.values() if p.leader >= 0})
-        return self._random.choice(leaders) if leaders else self._broker()
+        return self.random.choice(leaders) if leaders else self._broker()
 
     def _party(self) -> str:
         nodes = [broker_node(broker_id) for broker_id in self.cluster.settings.broker_ids]
-        return self._random.choice([*nodes, *nodes, CONTROLLER, *self._clients])
+        return self.random.choice([*nodes, *nodes, CONTROLLER, *self._clients])
 
     def _while_s(self) -> float:
         """Mostly short, sometimes beyond every timeout."""
-        return self._random.choice((0.05, 0.5, 2.0, MAX_DOWN_S)) * self._random.random()
+        return self.random.choice((0.05, 0.5, 2.0, MAX_DOWN_S)) * self.random.random()
 
     # ---- Processes ----
 
-    async def _down(self, node: str) -> None:
+    async def down(self, node: str) -> None:
         """Leave it down for a while, then start it."""
         self.cluster.kept_down[node] = None
         await asyncio.sleep(self._while_s())
@@ -158,15 +160,15 @@ class Nemesis:
         node = broker_node(self._broker() if broker_id is None else broker_id)
         self.world.tell("nemesis", f"kills {node}")
         self.world.kill(node)
-        await self._down(node)
+        await self.down(node)
 
     async def kill_leader(self) -> None:
-        await self.kill_broker(self._leader())
+        await self.kill_broker(self.a_leader())
 
     async def crash_in_disk(self) -> None:
         node = broker_node(self._broker())
         disk = self.world.machine(node).disk
-        disk.crash_at_operation = disk.operations + self._random.randint(1, 60)
+        disk.crash_at_operation = disk.operations + self.random.randint(1, 60)
 
         def crash() -> None:
             self.world.tell("nemesis", f"kills {node} in the middle of a disk operation")
@@ -175,10 +177,10 @@ class Nemesis:
         disk.on_crash = crash
         await asyncio.sleep(self._while_s())
         disk.crash_at_operation = 0
-        await self._down(node)
+        await self.down(node)
 
     async def pause_broker(self) -> None:
-        node = broker_node(self._leader() if self._random.random() < 0.7 else self._broker())
+        node = broker_node(self.a_leader() if self.random.random() < 0.7 else self._broker())
         await self._pause(node)
 
     async def _pause(self, node: str) -> None:
@@ -195,7 +197,7 @@ class Nemesis:
 
     async def power_failure_of_several(self) -> None:
         ids = self.cluster.settings.broker_ids
-        await self._power_failure(sorted(self._random.sample(ids, self._random.randint(2, len(ids)))))
+        await self._power_failure(sorted(self.random.sample(ids, self.random.randint(2, len(ids)))))
 
     async def _power_failure(self, broker_ids: list[int]) -> None:
         self.world.tell("nemesis", f"takes the power from brokers {broker_ids}")
@@ -203,14 +205,14 @@ class Nemesis:
         for node in nodes:
             self.world.power_failure(node)
         self.cluster.judge.lost_power(broker_ids)
-        await asyncio.gather(*(self._down(node) for node in nodes))
+        await asyncio.gather(*(self.down(node) for node in nodes))
 
     async def kill_everything(self) -> None:
         self.world.tell("nemesis", "kills everything")
         nodes = [CONTROLLER, *(broker_node(broker_id) for broker_id in self.cluster.settings.broker_ids)]
         for node in nodes:
             self.world.kill(node)
-        await asyncio.gather(*(self._down(node) for node in nodes))
+        await asyncio.gather(*(self.down(node) for node in nodes))
 
     async def clean_restart(self) -> None:
         node = broker_node(self._broker())
@@ -223,18 +225,18 @@ class Nemesis:
         async with asyncio.timeout(20):
             while process.alive:  # noqa: ASYNC110 - a process has no event for its end
                 await asyncio.sleep(0.05)
-        await self._down(node)
+        await self.down(node)
 
     async def kill_controller(self) -> None:
         self.world.tell("nemesis", "kills the controller")
         self.world.kill(CONTROLLER)
-        await self._down(CONTROLLER)
+        await self.down(CONTROLLER)
 
     async def pause_controller(self) -> None:
         await self._pause(CONTROLLER)
 
     async def kill_producer(self) -> None:
-        app = self._random.choice(self._apps)
+        app = self.random.choice(self.apps)
         self.world.tell("nemesis", f"kills {app.spec.node}")
         self.world.kill(app.spec.node)
         await asyncio.sleep(self._while_s())
@@ -243,7 +245,7 @@ class Nemesis:
             app.start()
 
     async def pause_producer(self) -> None:
-        await self._pause(self._random.choice(self._apps).spec.node)
+        await self._pause(self.random.choice(self.apps).spec.node)
 
     # ---- The network ----
 
@@ -255,12 +257,12 @@ class Nemesis:
         await self._cut([(one, other), (other, one)])
 
     async def isolate_broker(self) -> None:
-        victim = broker_node(self._leader())
+        victim = broker_node(self.a_leader())
         others = [node for node in self.world.machines if node != victim]
-        if self._random.random() < 0.5:  # from the cluster only; clients still reach it
+        if self.random.random() < 0.5:  # from the cluster only; clients still reach it
             others = [node for node in others if node not in self._clients]
         pairs = [(victim, other) for other in others]
-        if self._random.random() < 0.7:
+        if self.random.random() < 0.7:
             pairs += [(other, victim) for other in others]
         await self._cut(pairs)
 
@@ -295,8 +297,8 @@ class Nemesis:
         links = [self.world.network.link(self._party(), self._party()) for _ in range(3)]
         self.world.tell("nemesis", f"slows {', '.join(f'{link.source}->{link.target}' for link in links)}")
         for link in links:
-            link.extra_delay_s = self._random.choice((0.02, 0.2, 1.0))
-            link.bytes_per_s = self._random.choice((0.0, 10_000.0))
+            link.extra_delay_s = self.random.choice((0.02, 0.2, 1.0))
+            link.bytes_per_s = self.random.choice((0.0, 10_000.0))
         await asyncio.sleep(self._while_s())
         for link in links:
             link.extra_delay_s = 0.0
@@ -308,17 +310,17 @@ class Nemesis:
         node = broker_node(self._broker())
         disk = self.world.machine(node).disk
         self.world.tell("nemesis", f"fills the disk of {node}")
-        disk.capacity_bytes = disk.used_bytes() + self._random.randrange(FULL_DISK_ROOM_BYTES)
+        disk.capacity_bytes = disk.used_bytes() + self.random.randrange(FULL_DISK_ROOM_BYTES)
         await asyncio.sleep(self._while_s())
         disk.capacity_bytes = None
         await self._restart_failed(node)
 
     async def disk_error(self) -> None:
         node = broker_node(self._broker())
-        kind = self._random.choice(("append", "sync", "read", "truncate", "rename", "open", "sync_directory"))
+        kind = self.random.choice(("append", "sync", "read", "truncate", "rename", "open", "sync_directory"))
         self.world.tell("nemesis", f"lets a {kind} fail on {node}")
         self.world.machine(node).disk.faults.append(
-            Fault((kind,), errno.EIO, "-", count=self._random.randint(1, 3), skip=self._random.randint(0, 5))
+            Fault((kind,), errno.EIO, "-", count=self.random.randint(1, 3), skip=self.random.randint(0, 5))
         )
         await asyncio.sleep(self._while_s())
         self.world.machine(node).disk.faults.clear()
@@ -328,7 +330,7 @@ class Nemesis:
         """An operator's part: a failed replica stays failed until its process is started again."""
         self.world.tell("operator", f"restarts {node} after a disk failure")
         self.world.kill(node)
-        await self._down(node)
+        await self.down(node)
 
     async def corrupt_log(self) -> None:
         """A byte changes in what recovery will read of a stopped broker's log; another in-sync replica holds everything."""
@@ -346,7 +348,7 @@ class Nemesis:
         ]
         if not choices:
             return
-        record, broker_id = self._random.choice(choices)
+        record, broker_id = self.random.choice(choices)
         node, view = broker_node(broker_id), judge.view(record, broker_id)
         self.world.kill(node)
         disk = self.world.machine(node).disk
@@ -354,23 +356,23 @@ class Nemesis:
             path for path, _ in disk.files() if path.startswith(f"{view.folder}/") and path.endswith(".snapshot")
         ]
         read_from = max((int(path[-29:-9]) for path in snapshots), default=0)
-        place = view.place_of(self._random.choice(view.since(read_from) or [None]))
+        place = view.place_of(self.random.choice(view.since(read_from) or [None]))
         if place is not None:
             path, position, size = place
             # Not in the length, which may make a batch look unfinished, nor in the epoch, which no CRC covers.
-            position += self._random.choice((self._random.randrange(8), self._random.randrange(16, size)))
+            position += self.random.choice((self.random.randrange(8), self.random.randrange(16, size)))
             self.world.tell("nemesis", f"kills {node} and corrupts byte {position} in {path}")
             disk.corrupt(path, position)
             judge.damage(record, broker_id)
-        await self._down(node)
+        await self.down(node)
 
     async def commit_fails(self) -> None:
         self.world.tell("nemesis", "lets commits of the controller fail")
-        self.cluster.database.failing_commits = self._random.randint(1, 4)
+        self.cluster.database.failing_commits = self.random.randint(1, 4)
 
     async def clock_jump(self) -> None:
-        machine = self._random.choice(list(self.world.machines.values()))
-        machine.wall_clock_offset_ms += self._random.choice((-3_600_000, -5_000, 5_000, 3_600_000))
+        machine = self.random.choice(list(self.world.machines.values()))
+        machine.wall_clock_offset_ms += self.random.choice((-3_600_000, -5_000, 5_000, 3_600_000))
         self.world.tell("nemesis", f"sets the clock of {machine.name} to {machine.wall_clock_offset_ms:+d} ms")
 
     # ---- Operators ----
@@ -379,14 +381,14 @@ class Nemesis:
         partitions = list(self.cluster.judge.image.partitions.values())
         if not partitions:
             return
-        partition = self._random.choice(partitions)
+        partition = self.random.choice(partitions)
         topic = self.cluster.judge.image.topics[partition.topic_id]
         ids = self.cluster.settings.broker_ids
-        size = min(len(ids), max(1, self._random.choice((len(partition.replicas), 3))))
-        target = self._random.sample(ids, size)
-        await self._reassign(topic.name, partition, target)
+        size = min(len(ids), max(1, self.random.choice((len(partition.replicas), 3))))
+        target = self.random.sample(ids, size)
+        await self.reassign_to(topic.name, partition, target)
 
-    async def _reassign(self, topic_name: str, partition: Partition, target: list[int]) -> None:
+    async def reassign_to(self, topic_name: str, partition: Partition, target: list[int]) -> None:
         self.world.tell("operator", f"reassigns {topic_name}-{partition.index} from {partition.replicas} to {target}")
         request = controller_pb2.AlterPartitionReassignmentsRequest(topic_name=topic_name)
         request.reassignments.add(partition=partition.index, replicas=target)
@@ -394,92 +396,8 @@ class Nemesis:
 
     async def delete_topic(self) -> None:
         """And make it again under the same name: another topic, with nothing in it."""
-        name = self._random.choice(list(self._topics))
+        name = self.random.choice(list(self._topics))
         self.world.tell("operator", f"deletes {name}")
         await self.cluster.ask_admin("DeleteTopic", controller_pb2.DeleteTopicRequest(name=name))
         await asyncio.sleep(self._while_s())
         await self.cluster.ask_admin("CreateTopic", self._topics[name])  # healing does it where this fails
-
-    # ---- Situations: several faults, arranged so that they meet ----
-
-    async def take_over_behind_a_cut(self) -> None:
-        """Another instance of a producer takes over, while a leader that the old one works with does not hear of it."""
-        pairs = [
-            (app, other)
-            for app in self._apps
-            for other in self._apps
-            if app is not other and app.spec.options.get("name") == other.spec.options.get("name", "") and other.at_work
-        ]
-        if not pairs:
-            return
-        app, other = self._random.choice(pairs)
-        leader = broker_node(self._leader())
-        self.world.tell("nemesis", f"cuts {CONTROLLER}->{leader}; {app.spec.node} takes over from {other.spec.node}")
-        self.world.network.cut(CONTROLLER, leader)
-        self.world.kill(app.spec.node)
-        app.start()
-        await asyncio.sleep(self._random.uniform(0.5, MAX_DOWN_S))
-        self.world.network.heal(CONTROLLER, leader)
-
-    async def successor_out_of_touch(self) -> None:
-        """A leader dies. The next one has heard late what is committed, and does not hear from the other members now."""
-        partitions = [p for p in self.cluster.judge.image.partitions.values() if p.leader >= 0 and len(p.isr) > 2]
-        if not partitions:
-            return
-        partition = self._random.choice(partitions)
-        leader = broker_node(partition.leader)
-        successor, *others = [
-            broker_node(m) for m in partition.replicas if m in partition.isr and m != partition.leader
-        ]
-        news = self.world.network.link(leader, successor)
-        self.world.tell("nemesis", f"slows {leader}->{successor}, kills {leader}, cuts {others}->{successor}")
-        news.extra_delay_s = 0.3
-        await asyncio.sleep(self._random.uniform(0.5, 1.5))
-        news.extra_delay_s = 0.0
-        for other in others:
-            self.world.network.cut(other, successor)
-        self.world.kill(leader)
-        await self._down(leader)
-        for other in others:
-            self.world.network.heal(other, successor)
-
-    async def followers_gone_for_a_moment(self) -> None:
-        """A leader refuses batches for want of replicas, and takes them again, while those of one producer trickle in."""
-        image = self.cluster.judge.image
-        partitions = [
-            p
-            for p in image.partitions.values()
-            if p.leader >= 0 and len(p.isr) > 1 and image.topics[p.topic_id].config.min_insync_replicas > 1
-        ]
-        if not partitions:
-            return
-        partition = self._random.choice(partitions)
-        leader = broker_node(partition.leader)
-        followers = [broker_node(member) for member in partition.isr if member != partition.leader]
-        links = [self.world.network.link(app.spec.node, leader) for app in self._apps]
-        self.world.tell("nemesis", f"slows producers->{leader} and kills {followers}")
-        for link in links:
-            link.bytes_per_s = self._random.choice((2_000.0, 5_000.0))
-        for follower in followers:
-            self.world.kill(follower)
-        await asyncio.gather(*(self._down(follower) for follower in followers))
-        await asyncio.sleep(1)
-        for link in links:
-            link.bytes_per_s = 0.0
-
-    async def replica_begins_anew(self) -> None:
-        """A partition leaves one of its brokers, and comes back: to an empty folder, and where retention has been at
-        work, to a log whose first batches nobody has any more."""
-        judge = self.cluster.judge
-        choices = [p for p in judge.image.partitions.values() if p.leader >= 0 and len(p.replicas) > 1]
-        starts = [judge.view(judge.records[p.id], p.leader).start_offset for p in choices]
-        moved = [p for p, start in zip(choices, starts, strict=True) if start > 0]
-        if not choices:
-            return
-        partition = self._random.choice(moved or choices)
-        name = judge.image.topics[partition.topic_id].name
-        everybody = list(partition.replicas)
-        victim = self._random.choice([broker_id for broker_id in everybody if broker_id != partition.leader])
-        await self._reassign(name, partition, [broker_id for broker_id in everybody if broker_id != victim])
-        await asyncio.sleep(self._random.uniform(0.5, 2))
-        await self._reassign(name, partition, everybody)

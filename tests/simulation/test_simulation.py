@@ -25,7 +25,7 @@ def test_every_promise_holds(seed: int) -> None:
     assert result.counts["committed batches"] > 20  # it was no empty run
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [0, 1])  # the first has a producer that uses gzip
 def test_one_seed_is_one_trace_whatever_the_hash_seed_of_the_interpreter(seed: int) -> None:
     digests = {hashlib.sha256("\n".join(simulate(seed).trace).encode()).hexdigest()}
     for hash_seed in ("1", "2"):

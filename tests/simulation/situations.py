@@ -1,0 +1,104 @@
+"""Situations: several faults, arranged so that they meet. Those of the nemesis, drawn blindly, seldom do."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from tests.simulation.cluster import CONTROLLER, broker_node
+
+if TYPE_CHECKING:
+    from tests.simulation.nemesis import Nemesis
+
+MAX_CUT_S = 6.0
+
+
+class Situations:
+    """Kinds of faults of a nemesis, which draws their details and heals what they leave."""
+
+    def __init__(self, nemesis: Nemesis) -> None:
+        self._nemesis = nemesis
+        self._cluster = nemesis.cluster
+        self._world = nemesis.world
+
+    async def take_over_behind_a_cut(self) -> None:
+        """Another instance of a producer takes over, while a leader that the old one works with does not hear of it."""
+        pairs = [
+            (app, other)
+            for app in self._nemesis.apps
+            for other in self._nemesis.apps
+            if app is not other and app.spec.options.get("name") == other.spec.options.get("name", "") and other.at_work
+        ]
+        if not pairs:
+            return
+        app, other = self._nemesis.random.choice(pairs)
+        leader = broker_node(self._nemesis.a_leader())
+        self._world.tell("nemesis", f"cuts {CONTROLLER}->{leader}; {app.spec.node} takes over from {other.spec.node}")
+        self._world.network.cut(CONTROLLER, leader)
+        self._world.kill(app.spec.node)
+        app.start()
+        await asyncio.sleep(self._nemesis.random.uniform(0.5, MAX_CUT_S))
+        self._world.network.heal(CONTROLLER, leader)
+
+    async def successor_out_of_touch(self) -> None:
+        """A leader dies. The next one has heard late what is committed, and does not hear from the other members now."""
+        partitions = [p for p in self._cluster.judge.image.partitions.values() if p.leader >= 0 and len(p.isr) > 2]
+        if not partitions:
+            return
+        partition = self._nemesis.random.choice(partitions)
+        leader = broker_node(partition.leader)
+        successor, *others = [
+            broker_node(m) for m in partition.replicas if m in partition.isr and m != partition.leader
+        ]
+        news = self._world.network.link(leader, successor)
+        self._world.tell("nemesis", f"slows {leader}->{successor}, kills {leader}, cuts {others}->{successor}")
+        news.extra_delay_s = 0.3
+        await asyncio.sleep(self._nemesis.random.uniform(0.5, 1.5))
+        news.extra_delay_s = 0.0
+        for other in others:
+            self._world.network.cut(other, successor)
+        self._world.kill(leader)
+        await self._nemesis.down(leader)
+        for other in others:
+            self._world.network.heal(other, successor)
+
+    async def followers_gone_for_a_moment(self) -> None:
+        """A leader refuses batches for want of replicas, and takes them again, while those of one producer trickle in."""
+        image = self._cluster.judge.image
+        partitions = [
+            p
+            for p in image.partitions.values()
+            if p.leader >= 0 and len(p.isr) > 1 and image.topics[p.topic_id].config.min_insync_replicas > 1
+        ]
+        if not partitions:
+            return
+        partition = self._nemesis.random.choice(partitions)
+        leader = broker_node(partition.leader)
+        followers = [broker_node(member) for member in partition.isr if member != partition.leader]
+        links = [self._world.network.link(app.spec.node, leader) for app in self._nemesis.apps]
+        self._world.tell("nemesis", f"slows producers->{leader} and kills {followers}")
+        for link in links:
+            link.bytes_per_s = self._nemesis.random.choice((2_000.0, 5_000.0))
+        for follower in followers:
+            self._world.kill(follower)
+        await asyncio.gather(*(self._nemesis.down(follower) for follower in followers))
+        await asyncio.sleep(1)
+        for link in links:
+            link.bytes_per_s = 0.0
+
+    async def replica_begins_anew(self) -> None:
+        """A partition leaves one of its brokers, and comes back: to an empty folder, and where retention has been at
+        work, to a log whose first batches nobody has any more."""
+        judge = self._cluster.judge
+        choices = [p for p in judge.image.partitions.values() if p.leader >= 0 and len(p.replicas) > 1]
+        starts = [judge.view(judge.records[p.id], p.leader).start_offset for p in choices]
+        moved = [p for p, start in zip(choices, starts, strict=True) if start > 0]
+        if not choices:
+            return
+        partition = self._nemesis.random.choice(moved or choices)
+        name = judge.image.topics[partition.topic_id].name
+        everybody = list(partition.replicas)
+        victim = self._nemesis.random.choice([broker_id for broker_id in everybody if broker_id != partition.leader])
+        await self._nemesis.reassign_to(name, partition, [broker_id for broker_id in everybody if broker_id != victim])
+        await asyncio.sleep(self._nemesis.random.uniform(0.5, 2))
+        await self._nemesis.reassign_to(name, partition, everybody)

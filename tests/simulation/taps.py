@@ -1,0 +1,71 @@
+"""Where the judge listens: what brokers are asked and what they answer, matched with each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tests.simulation.network import Tap
+from tests.simulation.process import SimProcess
+
+from fencepost_proto.errors import ErrorCode
+from fencepost_proto.metadata import PartitionKey
+from fencepost_proto.record_batch import BatchHeader, read_header
+
+if TYPE_CHECKING:
+    from tests.simulation.judge import Judge
+
+
+class ProduceTap(Tap):
+    """Matches each result with its batch."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self._sent: dict[object, dict[int, tuple[PartitionKey, int, BatchHeader]]] = {}
+
+    def request(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
+        sent = self._sent.setdefault(call, {})
+        for batch in message.batches:
+            try:
+                header = read_header(batch.records)
+            except Exception:  # noqa: BLE001 - what is no batch gets no acknowledgement either
+                continue
+            sent[batch.correlation_id] = ((batch.topic_id, batch.partition), batch.acks, header)
+
+    def response(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
+        sent = self._sent.get(call, {})
+        for result in message.results:
+            asked = sent.pop(result.correlation_id, None)
+            if asked is None:
+                self._judge.fail(
+                    "G6", f"{server!r} answered correlation id {result.correlation_id}, never asked or twice"
+                )
+                return
+            key, acks, header = asked
+            if result.error.code == 0:
+                self._judge.acknowledged(server, key, acks, header, result)
+            else:
+                self._judge.count(f"refused: {ErrorCode(result.error.code).name.lower()}")
+
+
+class FetchTap(Tap):
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+
+    def response(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
+        for answer in message.partitions:
+            if answer.error.code == 0:
+                self._judge.fetched(server, client, answer)
+
+
+class InitTap(Tap):
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self._asked: dict[object, Any] = {}
+
+    def request(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
+        self._asked[call] = message
+
+    def response(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
+        asked = self._asked.pop(call)
+        if message.error.code == 0:
+            self._judge.producer_initialised(client, asked, message)

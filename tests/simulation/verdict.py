@@ -1,0 +1,110 @@
+"""The judgement at a run's end: what producers were told, what consumers read, and what is in the logs, compared."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from tests.simulation.cluster import broker_node
+from tests.simulation.judge import Judge, Record
+from tests.simulation.workload import ConsumerApp, Entry, Fate, Ledger
+from tests.simulation.world import World
+
+from fencepost_proto.records import read_records
+
+
+class Verdict:
+    """`give` it when all is healed, sent and read."""
+
+    def __init__(self, world: World, judge: Judge, ledger: Ledger, consumers: list[ConsumerApp]) -> None:
+        self._world = world
+        self._judge = judge
+        self._ledger = ledger
+        self._consumers = consumers
+
+    def give(self) -> None:
+        logs = {name: list(values) for name, values in self._committed_values()}
+        where: dict[bytes, tuple[str, int]] = {}
+        for record in self._judge.records.values():
+            if record.tainted:
+                continue
+            newest: dict[str, int] = {}
+            for offset, value in logs[record.name]:
+                if value in where:
+                    self._judge.fail("G2", f"{value!r} is at {where[value]} and at {record.name} {offset}")
+                where[value] = (record.name, offset)
+                if value not in self._ledger.entries:
+                    self._judge.fail("G2", f"{value!r} at {record.name} {offset} was never sent")
+                if self._ledger.entries[value].topic_id != record.key[0]:
+                    self._judge.fail("G2", f"{value!r} at {record.name} {offset} was sent to a topic since deleted")
+                if self._ledger.entries[value].may_be_lost:
+                    continue  # without stamps, a batch of a broken stream may come late
+                sender, _, number = value.decode().rpartition("/")
+                if int(number) <= newest.get(sender, -1):
+                    self._judge.fail("G3", f"{record.name} {offset}: {value!r} after number {newest[sender]}")
+                newest[sender] = int(number)
+        for value, entry in self._ledger.entries.items():
+            if entry.may_be_lost:
+                continue
+            if entry.fate is Fate.ACKED:
+                self._check_acked(value, entry, where)
+            elif entry.fate is Fate.REFUSED and value in where:
+                self._judge.fail("G1", f"{value!r} was refused for certain ({entry.error}), and is at {where[value]}")
+        self._check_reads(logs)
+        self._check_resumptions()
+
+    def _check_resumptions(self) -> None:
+        """What a named producer was told of its predecessors stayed true: nothing of theirs came after, nothing went."""
+        for told in self._ledger.resumptions:
+            record = self._judge.records.get(told.key)
+            if record is None or record.tainted:
+                continue  # deleted since, or lost its tail
+            last, idle_s = -1, 0.0
+            for batch in record.committed:
+                if batch.producer_id == told.producer_id and batch.producer_epoch < told.epoch:
+                    last, idle_s = batch.end_offset - 1, told.told_at - record.appended_at[batch]
+            if told.last_offset < 0 and self._judge.may_have_expired(idle_s):
+                continue
+            if last != told.last_offset:
+                self._judge.fail("G9", f"{record.name}: {told}, but the last record of earlier epochs is at {last}")
+
+    def _check_acked(self, value: bytes, entry: Entry, where: dict[bytes, tuple[str, int]]) -> None:
+        record, offset = self._judge.records.get((entry.topic_id, entry.partition)), entry.offset
+        if record is None or record.tainted or (0 <= offset < self._log_start(record)):
+            return  # its topic is deleted, or retention has been there
+        name = record.name
+        found = where.get(value)
+        if found is None and offset >= 0:
+            self._judge.fail("G1", f"{value!r} was acknowledged at {name} {offset} and is not in the log")
+        elif found is not None and offset >= 0 and found != (name, offset):
+            self._judge.fail("G1", f"{value!r} was acknowledged at {name} {offset} and is at {found}")
+
+    def _log_start(self, record: Record) -> int:
+        leader = self._judge.image.partitions[record.key].leader
+        return self._judge.view(record, leader).start_offset
+
+    def _committed_values(self) -> Iterator[tuple[str, Iterator[tuple[int, bytes]]]]:
+        """Of each partition's leader: offset and value of every record in its files."""
+        for record in self._judge.records.values():
+            partition = self._judge.image.partitions[record.key]
+            disk = self._world.machine(broker_node(partition.leader)).disk
+            contents = [
+                bytes(node.content)
+                for path, node in disk.files()
+                if path.startswith(f"/data/{record.name}/") and path.endswith(".log")
+            ]
+            records = itertools.chain.from_iterable(map(read_records, contents))
+            yield record.name, ((found.offset, found.value or b"") for found in records)
+
+    def _check_reads(self, logs: dict[str, list[tuple[int, bytes]]]) -> None:
+        for consumer in self._consumers:
+            for record in self._judge.records.values():
+                if record.tainted:
+                    continue
+                topic, _, index = record.name.rpartition("-")
+                read = consumer.read.get((topic, int(index)), {})
+                for offset, value in logs[record.name]:
+                    if read.get(offset, value) != value:
+                        self._judge.fail(
+                            "G10", f"{consumer.node} read {read[offset]!r} at {record.name} {offset}: {value!r}"
+                        )
