@@ -85,7 +85,10 @@ class PartitionFolders:
     async def delete(self, opened: Log) -> None:
         """Close the log, where it is still open, and remove its folder."""
         await asyncio.to_thread(opened.close, False)
-        folder = opened.directory
+        await self.remove(opened.directory)
+
+    async def remove(self, folder: str) -> None:
+        """The folder of a closed log, or of one that was never opened."""
         log.info("deleting folder=%s", folder)
         try:
             aside = await asyncio.to_thread(self._set_aside, folder, _DELETED_SUFFIX)

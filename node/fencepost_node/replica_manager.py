@@ -156,6 +156,10 @@ class ReplicaManager:
             self._drop(key)
         for key in [key for key in self._folders.recovered if not self._hosts(image.partitions.get(key))]:
             self._work.put_nowait(partial(self._folders.delete, self._folders.recovered.pop(key)))
+        for key in [key for key in self.damaged if not self._hosts(image.partitions.get(key))]:
+            self._work.put_nowait(partial(self._folders.remove, self.damaged.pop(key)))
+        for key in [key for key in self.unopened if not self._hosts(image.partitions.get(key))]:
+            del self.unopened[key]
         for key, partition in image.partitions.items():
             if not self._hosts(partition):
                 continue
