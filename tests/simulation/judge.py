@@ -32,7 +32,7 @@ from fencepost_proto.records import Compression
 # producer id -> (epoch, its last batches as (first sequence, last sequence, base offset))
 Producers = dict[int, tuple[int, tuple[tuple[int, int, int], ...]]]
 
-EXPIRY_SLACK_S = 1.0  # between when a batch is stored and what replicas take for its time; sweeps see it late, too
+EXPIRY_SLACK_S = 3.0  # between when a batch is stored and what replicas take for its time: they look every two seconds
 
 BROKER = "/fencepost.v1.Broker/"
 
@@ -183,9 +183,11 @@ class Judge:
     # ---- Every batch that appears on any disk ----
 
     def _appended(self, record: Record, broker_id: int, batch: Batch) -> None:
-        known = record.appended.setdefault((batch.leader_epoch, batch.base_offset), batch)
         record.appended_at.setdefault(batch, self.world.now)
-        if known != batch and not record.tainted and (broker_id, record.key) not in self.damaged:
+        if (broker_id, record.key) in self.damaged:
+            return  # nobody has appended these bytes
+        known = record.appended.setdefault((batch.leader_epoch, batch.base_offset), batch)
+        if known != batch and not record.tainted:
             self.fail("G7", f"{record.name}: broker {broker_id} holds {batch} where another log has {known}")
         for fence in record.fences:
             if (
@@ -222,14 +224,15 @@ class Judge:
         view = self.view(record, broker_id)
         if end_offset > view.end_offset:
             self.fail(promise, f"{record.name}: {why} up to {end_offset}, its log ends at {view.end_offset}")
-        new = [batch for batch in view.since(record.committed_end) if batch.end_offset <= end_offset]
+        new = self._removed_unnoticed(record, view)
+        new += [batch for batch in view.since(record.committed_end) if batch.end_offset <= end_offset]
         partition = self.image.partitions[record.key]
         if new:
             for member in self._members(record, partition):
                 log = self.view(record, member)
                 for batch in new:
                     held = log.at(batch.base_offset)
-                    if held != batch:
+                    if held != batch and batch.base_offset >= log.start_offset:
                         self.fail(
                             promise,
                             f"{record.name}: {why} on broker {broker_id}, but in-sync replica {member} has "
@@ -244,6 +247,18 @@ class Judge:
                 self.count("committed batches")
                 if batch.last_sequence < batch.base_sequence:
                     self.count("sequences wrapped")
+
+    def _removed_unnoticed(self, record: Record, view: LogView) -> list[Batch]:
+        """What retention has removed since it was committed, before anybody looked: as it was seen in the log before."""
+        removed: list[Batch] = []
+        offset = record.committed_end
+        while offset < view.start_offset:
+            seen = [batch for (_, base_offset), batch in record.appended.items() if base_offset == offset]
+            if not seen:
+                break
+            removed.append(max(seen, key=lambda batch: batch.leader_epoch))
+            offset = removed[-1].end_offset
+        return removed
 
     def _check_members(self, record: Record, partition: Partition) -> None:
         """Every in-sync replica holds every committed batch that its log start has not passed."""
@@ -345,8 +360,10 @@ class Judge:
     def damage(self, record: Record, broker_id: int) -> None:
         """Bytes of this replica have changed on its disk. Nothing is asked of it until it is whole again, except that it
         must not lead before."""
-        if not self._is_whole(record, broker_id):
-            self.damaged[broker_id, record.key] = None
+        self.damaged[broker_id, record.key] = None
+        if self._is_whole(record, broker_id):
+            del self.damaged[broker_id, record.key]
+        else:
             self.count("logs damaged")
 
     def _heal(self, record: Record) -> None:

@@ -18,7 +18,9 @@ from fencepost_proto import record_batch
 from fencepost_proto.v1 import controller_pb2
 
 EXPIRATION_MS = 6_000  # of idle producers, in some runs; in the others none is forgotten
-SMALL_SEQUENCES = 512  # so many there are in some runs: still more than twice what a leader remembers and what is in flight
+SMALL_SEQUENCES = (
+    512  # so many there are in some runs: still more than twice what a leader remembers and what is in flight
+)
 SMALL_MAX_EPOCH = 3
 
 
