@@ -37,7 +37,7 @@ from tests.simulation.logview import LogView
 from tests.simulation.loop import SimLoop, collector_off, current_process
 from tests.simulation.network import Tap
 from tests.simulation.process import SimProcess
-from tests.simulation.workload import ConsumerApp
+from tests.simulation.workload import ConsumerApp, Ledger
 from tests.simulation.world import World
 
 from fencepost.producer import Producer
@@ -555,7 +555,7 @@ class Story:
 
     async def _compare_with_a_reader(self, logs: dict[str, list[str]]) -> None:
         topics = tuple(topic.name for topic in self.judge.image.topics.values())
-        reader = ConsumerApp(self.world, "reader", topics, self.cluster.bootstrap)
+        reader = ConsumerApp(self.world, "reader", topics, self.cluster.bootstrap, Ledger())
         reader.start()
         total = sum(len(log) for log in logs.values())
         await self.until(lambda: sum(len(read) for read in reader.read.values()) == total, "all is read")

@@ -17,11 +17,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from tests.simulation.mutants import MUTANTS, Mutant
+from tests.simulation.plan import plan
 from tests.simulation.simulation import Result, simulate
+
+from fencepost.history_format import to_line
 
 EPILOG = """examples:
   ./scripts/simulate --seeds 0:200 --jobs 2     200 runs; coverage, speed, and every seed that failed
   ./scripts/simulate --seed 17 --trace          one run as a story, a line for each event
+  ./scripts/simulate --seed 17 --history H      what its clients recorded, for `fencepost check H`
   ./scripts/simulate --until 10m                new seeds for ten minutes
   ./scripts/simulate --mutants --jobs 2         the deliberate faults, and the promise that catches each"""
 
@@ -62,6 +66,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes to run them in")
     parser.add_argument("--seed", type=int, help="one seed")
     parser.add_argument("--trace", action="store_true", help="with --seed: print every event")
+    parser.add_argument("--history", type=Path, metavar="FILE", help="with --seed: write what the clients recorded")
     parser.add_argument("--until", metavar="10m", help="go on with new seeds for so long (s, m or h)")
     parser.add_argument("--mutants", action="store_true", help="put deliberate faults into the code; catch each")
     parser.add_argument("--trace-dir", type=Path, default=Path(), help="where traces of failed seeds are written")
@@ -69,7 +74,7 @@ def main() -> None:
     if arguments.mutants:
         sys.exit(_mutants(arguments.jobs))
     if arguments.seed is not None:
-        sys.exit(_one(arguments.seed, arguments.trace))
+        sys.exit(_one(arguments.seed, arguments.trace, arguments.history))
     first, _, last = arguments.seeds.partition(":")
     if not first.isdecimal() or (last and not last.isdecimal()):
         parser.error(f"--seeds {arguments.seeds!r}: two numbers with a colon are expected, such as 0:100")
@@ -86,8 +91,10 @@ def _duration(parser: argparse.ArgumentParser, text: str) -> float:
     return int(match[1]) * SECONDS[match[2]]
 
 
-def _one(seed: int, trace: bool) -> int:
+def _one(seed: int, trace: bool, history: Path | None) -> int:
     result = simulate(seed)
+    if history is not None:
+        history.write_text("".join(f"{to_line(operation)}\n" for operation in result.history), encoding="utf-8")
     for line in result.trace if trace else []:
         print(line)
     console = Console(stderr=trace)
@@ -163,9 +170,14 @@ def _paced(seeds: Iterator[int], done: object, ahead: int) -> Iterator[int]:
 
 
 def _run(seed: int) -> Result:
-    result = simulate(seed)
+    """In a process of the pool: what goes wrong with the simulator itself is a failed run, and the others go on."""
+    try:
+        result = simulate(seed)
+    except Exception as error:  # noqa: BLE001 - whatever it is, its seed is told
+        return Result(seed, plan(seed), [], problem=f"the simulator failed: {error!r}", promise="simulator")
     if result.ok:
         result.trace = []
+    result.history = []
     return result
 
 

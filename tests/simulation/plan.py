@@ -12,6 +12,7 @@ from tests.simulation.cluster import NEVER_MS, ClusterSettings
 from tests.simulation.workload import ProducerSpec
 
 from fencepost.producing import sequencer
+from fencepost_cli.history_check import log_order
 from fencepost_controller.decisions import producers as controller_producers
 from fencepost_node import producer_state
 from fencepost_proto import record_batch
@@ -165,6 +166,7 @@ def small_numbers() -> Iterator[None]:
             (producer_state, "_SEQUENCES", SMALL_SEQUENCES),
             (producer_state, "_HALF_OF_SEQUENCES", SMALL_SEQUENCES // 2),
             (sequencer, "MAX_EPOCH", SMALL_MAX_EPOCH),
+            (log_order, "_SEQUENCES", SMALL_SEQUENCES),
             (controller_producers, "MAX_EPOCH", SMALL_MAX_EPOCH),
         ):
             stack.enter_context(patch.object(where, name, value))

@@ -25,6 +25,7 @@ from tests.simulation.verdict import Verdict
 from tests.simulation.workload import ConsumerApp, Fate, Ledger, ProducerApp
 from tests.simulation.world import World
 
+from fencepost.history_format import Operation
 from fencepost_proto.v1 import controller_pb2
 
 SWEEP_INTERVAL_S = 0.25
@@ -41,6 +42,7 @@ class Result:
     seed: int
     plan: Plan
     trace: list[str]
+    history: list[Operation] = field(default_factory=list)  # what its clients recorded, as far as it was judged
     problem: str = ""  # empty: every promise held
     promise: str = ""
     counts: Counter[str] = field(default_factory=Counter)
@@ -77,6 +79,7 @@ def simulate(seed: int, kinds: tuple[str, ...] = ()) -> Result:
         result.counts.update(run.cluster.judge.counts)
         result.counts.update(run.counts())
         result.faults.update(run.nemesis.counts)
+        result.history = run.verdict.history
         result.virtual_s = world.now
         result.cpu_s = time.process_time() - began
         run.close()
@@ -101,7 +104,10 @@ class Run:
         bootstrap = self.cluster.bootstrap
         topics = tuple(topic.name for topic in planned.topics)
         self.producers = [ProducerApp(world, spec, bootstrap, self.ledger) for spec in planned.producers]
-        self.consumers = [ConsumerApp(world, f"consumer-{n}", topics, bootstrap) for n in range(planned.consumers)]
+        self.consumers = [
+            ConsumerApp(world, f"consumer-{n}", topics, bootstrap, self.ledger) for n in range(planned.consumers)
+        ]
+        self.verdict = Verdict(world, self.judge, self.ledger, self.consumers)
         clients = [spec.node for spec in planned.producers] + [consumer.node for consumer in self.consumers]
         requests = {topic.name: topic.request() for topic in planned.topics}
         self.nemesis = Nemesis(self.cluster, self.producers, clients, requests, world.chance("nemesis"))
@@ -135,7 +141,7 @@ class Run:
         for task in self._background:
             task.cancel()
         self._sweep()
-        Verdict(world, self.judge, self.ledger, self.consumers).give()
+        self.verdict.give()
         logs = [(record.name, record.committed) for record in self.judge.records.values()]
         world.tell("judge", f"every promise held; what is committed has the CRC {zlib.crc32(repr(logs).encode()):08x}")
 

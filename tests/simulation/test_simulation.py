@@ -8,7 +8,10 @@ import subprocess
 import sys
 
 import pytest
+from tests.simulation import histories
 from tests.simulation.simulation import simulate
+
+from fencepost_cli.history_check import Anomaly
 
 SEEDS = range(32)  # about a second and a half of one core each
 DIGEST = """
@@ -33,3 +36,13 @@ def test_one_seed_is_one_trace_whatever_the_hash_seed_of_the_interpreter(seed: i
         command = [sys.executable, "-c", DIGEST.format(seed=seed)]
         digests.add(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.strip())
     assert len(digests) == 1
+
+
+def test_the_checker_of_histories_judges_what_a_runs_clients_recorded() -> None:
+    """It found this run clean; with a record that nobody reads any more it says which is lost."""
+    history = simulate(3).history
+    assert histories.check(history).clean
+    acked = next(told for told in history if (told.op, told.type) == ("send", "ok"))
+    place = (acked.topic, acked.partition, acked.offset)
+    without = [told for told in history if told.op != "poll" or (told.topic, told.partition, told.offset) != place]
+    assert histories.check(without).counts[Anomaly.LOST_WRITE] == 1

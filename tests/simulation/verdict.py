@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+from tests.simulation import histories
 from tests.simulation.cluster import broker_node
 from tests.simulation.judge import Judge, Record
 from tests.simulation.workload import ConsumerApp, Entry, Fate, Ledger
 from tests.simulation.world import World
 
-from fencepost_proto.records import read_records
+from fencepost.history import History
+from fencepost.history_format import Operation
+from fencepost_proto import records
 
 
 class Verdict:
@@ -21,9 +24,11 @@ class Verdict:
         self._judge = judge
         self._ledger = ledger
         self._consumers = consumers
+        self.history: list[Operation] = []  # what was recorded and judged
 
     def give(self) -> None:
-        logs = {name: list(values) for name, values in self._committed_values()}
+        found = dict(self._committed_records())
+        logs = {name: [(record.offset, record.value or b"") for record in log] for name, log in found.items()}
         where: dict[bytes, tuple[str, int]] = {}
         for record in self._judge.records.values():
             if record.tainted:
@@ -52,6 +57,22 @@ class Verdict:
                 self._judge.fail("G1", f"{value!r} was refused for certain ({entry.error}), and is at {where[value]}")
         self._check_reads(logs)
         self._check_resumptions()
+        self._check_history(found)
+
+    def _check_history(self, logs: dict[str, list[records.Record]]) -> None:
+        """What the clients recorded, and a reader who now reads everything."""
+        reader = History(self._ledger.history.append, process=histories.FINAL_READER)
+        for record in self._judge.records.values():
+            topic, _, partition = record.name.rpartition("-")
+            histories.read_whole(reader, topic, int(partition), logs[record.name], self._log_start(record))
+        topics = {topic.name: topic.topic_id for topic in self._judge.image.topics.values()}
+        tainted = [record.key for record in self._judge.records.values() if record.tainted]
+        self.history = histories.told_of(self._ledger, topics, tainted)
+        verdict = histories.check(self.history)
+        self._judge.count("operations in histories", verdict.lines)
+        if not verdict.clean:
+            first = verdict.findings[0]
+            self._judge.fail(histories.PROMISES[first.anomaly], f"history: {first.anomaly}: {first.text}")
 
     def _check_resumptions(self) -> None:
         """What a named producer was told of its predecessors stayed true: nothing of theirs came after, nothing went."""
@@ -83,8 +104,8 @@ class Verdict:
         leader = self._judge.image.partitions[record.key].leader
         return self._judge.view(record, leader).start_offset
 
-    def _committed_values(self) -> Iterator[tuple[str, Iterator[tuple[int, bytes]]]]:
-        """Of each partition's leader: offset and value of every record in its files."""
+    def _committed_records(self) -> Iterator[tuple[str, list[records.Record]]]:
+        """Of each partition's leader: every record in its files."""
         for record in self._judge.records.values():
             partition = self._judge.image.partitions[record.key]
             disk = self._world.machine(broker_node(partition.leader)).disk
@@ -93,8 +114,7 @@ class Verdict:
                 for path, node in disk.files()
                 if path.startswith(f"/data/{record.name}/") and path.endswith(".log")
             ]
-            records = itertools.chain.from_iterable(map(read_records, contents))
-            yield record.name, ((found.offset, found.value or b"") for found in records)
+            yield record.name, list(itertools.chain.from_iterable(map(records.read_records, contents)))
 
     def _check_reads(self, logs: dict[str, list[tuple[int, bytes]]]) -> None:
         for consumer in self._consumers:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,9 @@ from tests.simulation.process import SimProcess
 from tests.simulation.world import World
 
 from fencepost.consumer import Consumer
+from fencepost.history import History
 from fencepost.producer import Producer
+from fencepost.producing.delivery import Delivery
 from fencepost_proto.errors import (
     FencepostError,
     InvalidProducerEpoch,
@@ -68,9 +71,10 @@ class Resumption:
 
 @dataclass(slots=True)
 class Ledger:
-    """Every record, by value."""
+    """Every record, by value; and what all clients recorded, as lines of one history."""
 
     entries: dict[bytes, Entry] = field(default_factory=dict)
+    history: list[str] = field(default_factory=list)
     resumptions: list[Resumption] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
 
@@ -128,13 +132,14 @@ class ProducerApp:
         if producer is None:
             self.finished = True
             return
+        history = History(self.ledger.history.append, process=repr(process))
         number = 0
         try:
             if self.spec.options.get("name"):
                 await self._resume(producer)
             while not self.stopping:
                 for _ in range(1 + host.random.randrange(self.spec.burst)):
-                    await self._send(process, producer, host, number)
+                    await self._send(process, producer, host, history, number)
                     number += 1
                 await asyncio.sleep(host.random.expovariate(1 / self.spec.pause_s))
                 while self._pending > MAX_PENDING_RECORDS:
@@ -183,31 +188,35 @@ class ProducerApp:
                     Resumption(key, producer.producer_id, producer.epoch, last_offset, self.world.now)
                 )
 
-    async def _send(self, process: SimProcess, producer: Producer, host: Host, number: int) -> None:
+    async def _send(self, process: SimProcess, producer: Producer, host: Host, history: History, number: int) -> None:
         value = f"{process.node}/{process.incarnation}/{number}".encode()
         topic = host.random.choice(list(self.spec.topics))
         key = b"%d" % host.random.randrange(self.spec.keys) if self.spec.keys else None
         entry = self.ledger.entries[value] = Entry(topic, key, process, self.world.now)
         entry.may_be_lost = self.spec.options.get("acks", "all") != "all"
+        operation = history.invoke_send(topic, None, key, value)
         try:
             delivery = await producer.send(topic, value, key=key)
-        except (ProducerFenced, InvalidProducerEpoch):
-            entry.fate = Fate.REFUSED
-            raise
         except FencepostError as error:
+            history.complete_send(operation, topic, None, -1, error=error)
+            if isinstance(error, (ProducerFenced, InvalidProducerEpoch)):
+                entry.fate = Fate.REFUSED
+                raise
             self._failed(entry, error)
             return
         self._pending += 1
         entry.topic_id = delivery._batch.queue.topic.topic_id
-        process.loop.create_task(self._settle(entry, delivery))
+        process.loop.create_task(self._settle(entry, delivery, history, operation))
 
-    async def _settle(self, entry: Entry, delivery: Any) -> None:
+    async def _settle(self, entry: Entry, delivery: Delivery, history: History, operation: int) -> None:
         try:
             metadata = await delivery
         except FencepostError as error:
+            history.complete_send(operation, entry.topic, None, -1, error=error, producer=delivery.stamp)
             self._failed(entry, error)
         else:
             entry.fate, entry.partition, entry.offset = Fate.ACKED, metadata.partition, metadata.offset
+            history.complete_send(operation, entry.topic, metadata.partition, metadata.offset, producer=delivery.stamp)
         self._pending -= 1
         self._room.set()
 
@@ -220,8 +229,9 @@ class ProducerApp:
 class ConsumerApp:
     """Reads everything, from the beginning, again after each start."""
 
-    def __init__(self, world: World, node: str, topics: tuple[str, ...], bootstrap: list[str]) -> None:
+    def __init__(self, world: World, node: str, topics: tuple[str, ...], bootstrap: list[str], ledger: Ledger) -> None:
         self.world = world
+        self.ledger = ledger
         self.node = node
         self.topics = topics
         self.bootstrap = bootstrap
@@ -238,9 +248,10 @@ class ConsumerApp:
         self.world.start(self.node, self._run)
 
     async def _run(self, host: Host, disk: MountedDisk) -> None:
-        while True:
+        for opened in itertools.count(1):
+            history = History(self.ledger.history.append, process=f"{current_process.get()!r}.{opened}")
             try:
-                async with Consumer(self.bootstrap, *self.topics, host=host) as consumer:
+                async with Consumer(self.bootstrap, *self.topics, host=host, history=history) as consumer:
                     self._forget(consumer)
                     async for record in consumer:
                         self._take((record.topic, record.partition), record.offset, record.value or b"")

@@ -31,7 +31,8 @@ def check(
     """Check recorded histories: lost, doubled, reordered or wrongly read records, with the operations around them.
 
     Clients record histories (`History` and `RecordingProducer` in the library; `fencepost workload produce` and `consume`
-    with --history), and so do those of chaos runs. Exit code 0: clean; 1: something is wrong; 2: a history cannot be read.
+    with --history), and so do those of chaos runs and of the simulator (`simulate --seed N --history FILE`). Exit code 0:
+    clean; 1: something is wrong; 2: a history cannot be read.
     """
     from fencepost_cli.history_files import UnreadableHistory
 
