@@ -18,7 +18,7 @@ import pytest
 
 from fencepost import AdminClient
 from fencepost.history import History
-from fencepost_cli.chaos.client import ClientConfig
+from fencepost_cli.chaos.client_config import ClientConfig
 from fencepost_cli.chaos.consuming import consume
 from fencepost_cli.chaos.ending import check_files, read_everything, wait_settled, wait_writable
 from fencepost_cli.chaos.producing import produce

@@ -3,57 +3,24 @@
 It produces or consumes until SIGTERM, finishes what it has begun, and ends. Every line of its history is in the file before
 the client goes on, so that a kill -9 leaves no record in the log of which the history does not know.
 
-Exit codes: 0 finished; 1 an error that no client should get; 3 fenced: another instance has taken the producer's name.
+Exit codes: 0 finished; 1 an error that no client should get; 3 (EXIT_FENCED) another instance has taken the producer's name.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from fencepost.history import History
-
-EXIT_FENCED = 3
-
-
-@dataclass(frozen=True, slots=True)
-class ClientConfig:
-    """What a client process is told by its file."""
-
-    process: str  # its name in the history
-    kind: str  # producer, consumer
-    bootstrap: str
-    topic: str
-    partitions: int
-    history_file: str
-    seed: int
-    rate: float = 0.0  # producers: records a second
-    keys: int = 0  # producers: different keys; every fourth record has none
-    rewinds: bool = False  # consumers: now and then read again what has been read
-    resumed_file: str = ""  # named producers: where to tell what the predecessor got into the log
-    settings: dict[str, Any] | None = None  # of the Producer
-
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
-
-    @staticmethod
-    def read(path: Path) -> ClientConfig:
-        return ClientConfig(**json.loads(path.read_text()))
-
-
-def append_line(path: Path, line: str) -> None:
-    """Written at once, whole."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(f"{line}\n")
+from fencepost_cli.chaos.client_config import ClientConfig
+from fencepost_cli.chaos.consuming import consume
+from fencepost_cli.chaos.producing import produce
 
 
 @contextmanager
@@ -79,9 +46,6 @@ def stop_on_sigterm() -> asyncio.Event:
 
 
 async def _run(config: ClientConfig) -> int:
-    from fencepost_cli.chaos.consuming import consume
-    from fencepost_cli.chaos.producing import produce
-
     stop = stop_on_sigterm()
     with unbuffered_history(Path(config.history_file), config.process) as history:
         return await (produce if config.kind == "producer" else consume)(config, history, stop)

@@ -8,7 +8,7 @@ import random
 
 from fencepost import Consumer, TopicPartition
 from fencepost.history import History
-from fencepost_cli.chaos.client import ClientConfig
+from fencepost_cli.chaos.client_config import ClientConfig
 from fencepost_proto.errors import FencepostError
 
 START_RETRY_S = 0.2

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fencepost_cli.chaos.client import EXIT_FENCED, ClientConfig
+from fencepost_cli.chaos.client_config import EXIT_FENCED, ClientConfig
 from fencepost_cli.chaos.faults import Party
 from fencepost_cli.chaos.tail import AckCounter
 from fencepost_cli.failures import CommandFailed

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fencepost import Producer, RecordingProducer, Resumed
 from fencepost.history import History
-from fencepost_cli.chaos.client import EXIT_FENCED, ClientConfig, append_line
+from fencepost_cli.chaos.client_config import EXIT_FENCED, ClientConfig
 from fencepost_cli.chaos.resumed import NOTHING, Told
 from fencepost_proto.errors import FencepostError, ProducerFenced
 
@@ -75,7 +75,7 @@ async def _resume(config: ClientConfig, producer: Producer, stop: asyncio.Event)
             await asyncio.sleep(START_RETRY_S)
         else:
             told = _told(config.process, partition, resumed, producer)
-            append_line(Path(config.resumed_file), told.to_line())
+            _append_line(Path(config.resumed_file), told.to_line())
             partition += 1
     return True
 
@@ -117,3 +117,9 @@ def _record(config: ClientConfig, number: int, rng: random.Random) -> tuple[byte
     key = b"%s-%d" % (config.process.split(".")[0].encode(), rng.randrange(config.keys)) if keyed else None
     value = b"%s:%d:" % (config.process.encode(), number)
     return key, value.ljust(max(len(value), rng.choice((_MIN_VALUE_BYTES, 100, 400))), b".")
+
+
+def _append_line(path: Path, line: str) -> None:
+    """Written at once, whole."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")

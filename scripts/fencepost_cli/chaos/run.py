@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fencepost import AdminClient
-from fencepost_cli.chaos.client import EXIT_FENCED
+from fencepost_cli.chaos.client_config import EXIT_FENCED
 from fencepost_cli.chaos.cuts import CuttableNetwork, make_network
 from fencepost_cli.chaos.ending import check_files, read_everything, wait_moved, wait_settled, wait_writable
 from fencepost_cli.chaos.faults import Party

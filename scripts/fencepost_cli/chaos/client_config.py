@@ -1,0 +1,35 @@
+"""What a chaos run and its client processes say to each other: a file at the start, an exit code at the end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+EXIT_FENCED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConfig:
+    """What a client process is told by its file."""
+
+    process: str  # its name in the history
+    kind: str  # producer, consumer
+    bootstrap: str
+    topic: str
+    partitions: int
+    history_file: str
+    seed: int
+    rate: float = 0.0  # producers: records a second
+    keys: int = 0  # producers: different keys; every fourth record has none
+    rewinds: bool = False  # consumers: now and then read again what has been read
+    resumed_file: str = ""  # named producers: where to tell what the predecessor got into the log
+    settings: dict[str, Any] | None = None  # of the Producer
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @staticmethod
+    def read(path: Path) -> ClientConfig:
+        return ClientConfig(**json.loads(path.read_text()))
