@@ -72,6 +72,14 @@ class ModelHistory:
                 self._read(CONSUMERS[0], partition, 0, len(self.logs[partition]))
         return self.operations
 
+    def poll_of_three(self) -> None:
+        """Three records are sent, stored and committed, and a consumer gets them at once."""
+        while len(self.logs[0]) < 3:
+            self._send()
+            self._append()
+        self._committed[0] = len(self.logs[0])
+        self._read(CONSUMERS[0], 0, 0, len(self.logs[0]))
+
     def _tell(self, process: str, kind: OperationType, op: str, partition: int = -1, **fields: object) -> None:
         base = Operation(process, len(self.operations) + 1, kind, op, 0, TOPIC, partition)  # type: ignore[arg-type]
         self.operations.append(base._replace(**fields))  # type: ignore[arg-type]
