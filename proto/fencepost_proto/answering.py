@@ -6,7 +6,9 @@ UNKNOWN_SERVER_ERROR: it concerns that request only. A broken invariant concerns
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
@@ -53,6 +55,11 @@ class Answering:
             await work
         except Exception as caught:  # noqa: BLE001  # as above
             error = _gravest(caught)
+            if sys.version_info >= (
+                3,
+                13,
+            ):  # there a task group hands a cancellation on to the next await: let it be this one
+                await asyncio.sleep(0)
             if isinstance(error, _STREAM_IS_OVER):
                 raise error from None
             foreseen = isinstance(error, errors.FencepostError)
