@@ -35,6 +35,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 # It takes these itself. And a request that could not be read, which the server's interceptor answers.
 _STREAM_IS_OVER = (grpc.aio.BaseError, DecodeError)
 
+# From Python 3.13 on a task group that ends with errors in a cancelled task has the task's next await raise
+# CancelledError. That is to be one of ours: gRPC takes a handler that is cancelled for what it is, and where one of its
+# own awaits is hit it reports a fault.
+_CANCELLATION_IS_HANDED_ON = sys.version_info >= (3, 13)
+
 
 class Answering:
     """Shared by the services of one process."""
@@ -55,10 +60,7 @@ class Answering:
             await work
         except Exception as caught:  # noqa: BLE001  # as above
             error = _gravest(caught)
-            if sys.version_info >= (
-                3,
-                13,
-            ):  # there a task group hands a cancellation on to the next await: let it be this one
+            if _CANCELLATION_IS_HANDED_ON:
                 await asyncio.sleep(0)
             if isinstance(error, _STREAM_IS_OVER):
                 raise error from None

@@ -42,7 +42,6 @@ EXIT_CANNOT_RUN: Final = 2
 EXIT_FAULT: Final = 70
 LOCK_FILE: Final = ".lock"
 PROCESS_FILE: Final = "process.json"
-GRPC_LOGGER: Final = "grpc._cython.cygrpc"
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +178,6 @@ def main(program: Program[C]) -> int:
         format=f"%(asctime)s %(levelname)s {program.label(config)} %(name)s %(message)s",
         stream=sys.stderr,
     )
-    logging.getLogger(GRPC_LOGGER).addFilter(is_no_cancellation)
     try:
         lock = _hold(config.data_dir)
     except OSError as error:
@@ -203,12 +201,6 @@ def _hold(data_dir: str) -> int:
         os.close(descriptor)
         raise OSError(f"data folder {data_dir!r} is in use by another process") from None
     return descriptor
-
-
-def is_no_cancellation(record: logging.LogRecord) -> bool:
-    """gRPC reports a call that is cancelled before its handler has begun, as happens while a server stops, as an error
-    with a traceback. It is none."""
-    return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
 
 
 def _allow_open_files() -> None:

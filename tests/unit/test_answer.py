@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from typing import Any, NoReturn, cast
 
@@ -109,3 +111,35 @@ def test_a_server_that_stops_is_no_failure_of_its_streams(caplog: pytest.LogCapt
     aborted, failures, raised = stream(ExceptionGroup("", [ServerStopped("Server already stopped.")]))
     assert (aborted, failures, raised) == (None, [], ServerStopped)
     assert not caplog.records
+
+
+def test_a_cancellation_that_a_task_group_hands_on_meets_no_await_of_grpcs_own() -> None:
+    """A stream is cancelled, and its writer fails at the same moment. (The group does that from Python 3.13 on.)"""
+
+    async def writer(blocked: asyncio.Event) -> None:
+        blocked.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            raise grpc.aio.UsageError("RPC already finished.")
+
+    async def work(blocked: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(writer(blocked))
+            await asyncio.sleep(60)
+
+    async def rpc(blocked: asyncio.Event) -> str:
+        """As gRPC does: serve, take what comes out, and send the status."""
+        with contextlib.suppress(asyncio.CancelledError, grpc.aio.UsageError):
+            await Answering(lambda _: None).stream(work(blocked), cast(Context, RecordingContext()))
+        await asyncio.sleep(0)
+        return "status sent"
+
+    async def main() -> str:
+        blocked = asyncio.Event()
+        call = asyncio.create_task(rpc(blocked))
+        await blocked.wait()
+        call.cancel()
+        return await call
+
+    assert run(main()) == "status sent"

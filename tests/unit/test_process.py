@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from process_of_nothing import CannotBe, Nothing, NothingConfig, program
 
 from fencepost_proto.errors import InvariantBroken
 from fencepost_proto.failure import Failure
-from fencepost_proto.process import GRPC_LOGGER, Ending, is_no_cancellation, live
+from fencepost_proto.process import Ending, live
 
 WAIT_S = 20.0
 
@@ -232,11 +231,3 @@ def test_a_failure_is_told_to_everybody_who_waits_even_where_one_of_them_has_lef
                 await waiting
 
     run(test())
-
-
-@pytest.mark.parametrize(("error", "told"), [(asyncio.CancelledError(), False), (ValueError("wrong"), True)])
-def test_grpc_reports_no_cancelled_call_as_an_error(error: BaseException, told: bool) -> None:
-    exc_info = (type(error), error, None)
-    record = logging.LogRecord(GRPC_LOGGER, logging.ERROR, __file__, 1, "not handled", None, exc_info)
-    assert is_no_cancellation(record) is told
-    assert is_no_cancellation(logging.LogRecord(GRPC_LOGGER, logging.ERROR, __file__, 1, "no error", None, None))
