@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from fencepost_node.log.log import Log
 from fencepost_node.replication.leadership import Leadership
@@ -21,6 +21,8 @@ from fencepost_proto.errors import FencepostError
 from fencepost_proto.metadata import MetadataImage, Partition, PartitionKey, Topic
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class ReplicaOwner(Protocol):
@@ -165,10 +167,13 @@ class Replica:
         self.owner.role_changed(self)
         self.owner.replica_failed()
 
-    def read_failed(self, leadership: Leadership, error: errors.StorageError) -> None:
-        """The log cannot be read. Another replica in sync takes over; the last one goes on with what it can read."""
-        if self.role is leadership and len(self._partition.isr) > 1:
+    async def on_disk(self, work: Callable[[], T]) -> T:
+        """Do `work` on the log in a thread. Raises StorageError; the replica has failed then."""
+        try:
+            return await asyncio.to_thread(work)
+        except errors.StorageError as error:
             self.fail(str(error))
+            raise
 
     # ---- Following ----
 
@@ -255,14 +260,7 @@ class Replica:
         end_offset = leadership.high_watermark
         if offset >= end_offset:
             return b""
-        records = leadership.tail.read(offset, max_bytes, end_offset)
-        if records is not None:
-            return records
-        try:
-            records = await asyncio.to_thread(self.log.read, offset, max_bytes, end_offset)
-        except errors.StorageError as error:
-            self.read_failed(leadership, error)
-            raise
+        records = await leadership.read(offset, max_bytes, end_offset)
         if self.role is not leadership:
             raise self._not_leader(f"the leadership of {self.topic.name}-{self.key[1]} ended during the read")
         return records

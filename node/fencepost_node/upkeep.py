@@ -6,6 +6,7 @@ What the disk refuses makes the replica fail; it is the controller's to see to t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -48,9 +49,8 @@ class Upkeep:
                 and role.state.durable_end_offset < replica.log.log_end_offset
             ):
                 try:
-                    end_offset = await asyncio.to_thread(replica.log.sync)
-                except errors.StorageError as error:
-                    replica.fail(str(error))
+                    end_offset = await replica.on_disk(replica.log.sync)
+                except errors.StorageError:
                     return
                 if replica.role is role:
                     role.durable(end_offset)
@@ -75,7 +75,5 @@ class Upkeep:
     async def _on_log(self, replica: Replica, work: Callable[[], None]) -> None:
         if replica.failure or self._replicas.get(replica.key) is not replica:
             return
-        try:
-            await asyncio.to_thread(work)
-        except errors.StorageError as error:
-            replica.fail(str(error))
+        with contextlib.suppress(errors.StorageError):
+            await replica.on_disk(work)

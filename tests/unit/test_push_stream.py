@@ -20,11 +20,11 @@ def one_batch() -> bytes:
 
 
 def subscribed(stream: PushStream, topic_id: str, read: Any) -> Subscription:
-    """A subscription to a partition whose log is read by `read`, with one record to send from the disk."""
+    """A subscription to a partition whose log is read by `read`, in a thread, with one record to send."""
     leadership = SimpleNamespace(
         high_watermark=0,
-        tail=SimpleNamespace(read=lambda *_: None),
-        replica=SimpleNamespace(log=SimpleNamespace(log_end_offset=1, log_start_offset=0, read=read)),
+        read=lambda *asked: asyncio.to_thread(read, *asked),
+        replica=SimpleNamespace(log=SimpleNamespace(log_end_offset=1, log_start_offset=0)),
         remove_subscription=lambda _: None,
     )
     subscription = Subscription((topic_id, 0), 1, cast(Leadership, leadership), stream, sent_offset=0, acked_offset=0)

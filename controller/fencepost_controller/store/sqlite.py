@@ -25,13 +25,13 @@ from collections.abc import Callable, Sequence
 from google.protobuf.message import DecodeError
 
 from fencepost_controller.store import CommitFailed, StoreError, VersionMismatch
+from fencepost_proto.medium import write_again
 from fencepost_proto.metadata import Changes, Entity, from_proto, to_proto
 from fencepost_proto.v1 import common_pb2
 
 APPLICATION_ID = 0x46504D44  # "FPMD"
 SCHEMA_VERSION = 1
 CACHED_STATEMENTS = 16
-COPY_BYTES = 1024 * 1024
 
 
 def connect(path: str) -> sqlite3.Connection:
@@ -40,7 +40,7 @@ def connect(path: str) -> sqlite3.Connection:
     Raises StoreError where the write-ahead log cannot be put on the medium.
     """
     try:
-        _write_again(f"{path}-wal")
+        _sync_again(f"{path}-wal")
     except OSError as error:
         raise StoreError(f"metadata store {path!r}: {error}") from error
     return sqlite3.connect(
@@ -48,16 +48,14 @@ def connect(path: str) -> sqlite3.Connection:
     )
 
 
-def _write_again(path: str) -> None:
-    """All of the file, as it is, and sync it; no process has it open. Raises OSError."""
+def _sync_again(path: str) -> None:
+    """Put all of the file on the medium, as it is; no process has it open. Raises OSError."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return
     try:
-        position = 0
-        while data := os.pread(descriptor, COPY_BYTES, position):
-            position += os.pwrite(descriptor, data, position)
+        write_again(descriptor)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

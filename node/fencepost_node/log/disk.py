@@ -15,9 +15,9 @@ import shutil
 from pathlib import Path
 from typing import Protocol
 
-Buffer = bytes | bytearray | memoryview
+from fencepost_proto.medium import write_again
 
-_COPY_BYTES = 1024 * 1024
+Buffer = bytes | bytearray | memoryview
 
 
 class File(Protocol):
@@ -131,8 +131,7 @@ class RealFile:
         self._size = size
 
     def write_again(self, position: int) -> None:
-        while data := os.pread(self._descriptor, _COPY_BYTES, position):
-            position += os.pwrite(self._descriptor, data, position)
+        write_again(self._descriptor, position)
 
     def sync(self) -> None:
         os.fdatasync(self._descriptor)

@@ -169,9 +169,8 @@ class FollowerLink:
                 continue
             if followed.replica.topic.config.flush_always:
                 try:
-                    await asyncio.to_thread(followed.replica.log.sync)
-                except errors.StorageError as error:
-                    followed.replica.fail(str(error))
+                    await followed.replica.on_disk(followed.replica.log.sync)
+                except errors.StorageError:
                     continue
             followed.synced = True
 
@@ -264,9 +263,8 @@ class FollowerLink:
             end_offset = replica.log.log_end_offset
             if replica.topic.config.flush_always:
                 try:
-                    end_offset = await asyncio.to_thread(replica.log.sync)
-                except errors.StorageError as error:
-                    replica.fail(str(error))
+                    end_offset = await replica.on_disk(replica.log.sync)
+                except errors.StorageError:
                     continue
             if subscription and followed.subscription == subscription and self._followed.get(replica.key) is followed:
                 self._to_ack[replica.key] = end_offset

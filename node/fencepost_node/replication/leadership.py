@@ -154,6 +154,25 @@ class Leadership:
             f"appended, and {self.replica.topic.name}-{self.replica.key[1]} has only {in_sync} of {needed} replicas"
         )
 
+    # ---- Reading ----
+
+    async def read(self, offset: int, max_bytes: int, end_offset: int) -> bytes:
+        """Whole batches below `end_offset`, from the one that holds `offset`: out of memory, or from the disk.
+
+        Raises OffsetOutOfRange, StorageError. Where the disk refuses, another replica in sync takes over; the last one
+        goes on with what it can read.
+        """
+        records = self.tail.read(offset, max_bytes, end_offset)
+        if records is not None:
+            return records
+        replica = self.replica
+        try:
+            return await asyncio.to_thread(replica.log.read, offset, max_bytes, end_offset)
+        except errors.StorageError as error:
+            if replica.role is self and len(replica.partition.isr) > 1:
+                replica.fail(str(error))
+            raise
+
     # ---- Followers ----
 
     def add_subscription(self, subscription: Subscriber, end_offset: int) -> None:

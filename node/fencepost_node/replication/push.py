@@ -257,10 +257,9 @@ class PushStream:
         while self._dirty and room > 0:
             subscription = next(iter(self._dirty))
             try:
-                records = await self._read(subscription, room)
+                log_end_offset = subscription.leadership.replica.log.log_end_offset
+                records = await subscription.leadership.read(subscription.sent_offset, room, log_end_offset)
             except FencepostError as error:  # retention has passed the follower, or the disk refuses: it is to ask anew
-                if isinstance(error, errors.StorageError):
-                    subscription.leadership.replica.read_failed(subscription.leadership, error)
                 self._end(subscription, error)
                 continue
             if subscription not in self._dirty:
@@ -277,14 +276,6 @@ class PushStream:
                     pushes.append(self._push(subscription, b""))
             self._stale_high_watermark.clear()
         return pb.ReplicateResponse(pushes=pushes) if pushes else None
-
-    async def _read(self, subscription: Subscription, max_bytes: int) -> bytes:
-        leadership = subscription.leadership
-        end_offset = leadership.replica.log.log_end_offset
-        records = leadership.tail.read(subscription.sent_offset, max_bytes, end_offset)
-        if records is not None:
-            return records
-        return await asyncio.to_thread(leadership.replica.log.read, subscription.sent_offset, max_bytes, end_offset)
 
     def _push(self, subscription: Subscription, records: bytes) -> pb.PartitionPush:
         leadership = subscription.leadership
