@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +15,7 @@ import pytest
 from command_line import Shell
 from test_demo import processes_of
 
-from fencepost_cli.chaos.cuts import CuttableNetwork
 from fencepost_cli.chaos.network import Network, NetworkUnavailable
-from fencepost_cli.chaos.switches import SwitchedNetwork
-from fencepost_cli.local_cluster import CONTROLLER, PLACE_PORT, LocalCluster, Node
-from fencepost_cli.processes import Place
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 DEADLINE_S = 60.0
@@ -154,194 +147,3 @@ def test_without_namespaces_links_are_cut_by_fault_switches(tmp_path: Path) -> N
     assert told["network_cuts_by"] == "fault switches (network namespaces need the command ip (iproute2))"
     assert {kind for kind in told["faults_by_kind"] if "cut" in kind or "isolate" in kind or kind == "split"}
     assert "fault switch on" in (report / "logs" / "broker-1.log").read_text()
-
-
-# ---- The network ----
-
-Networks = Callable[[Sequence[str]], Coroutine[Any, Any, CuttableNetwork]]
-PARTIES = ("one", "other", "third")
-
-
-async def of_namespaces(parties: Sequence[str]) -> CuttableNetwork:
-    try:
-        return await asyncio.to_thread(Network.make, parties)
-    except NetworkUnavailable as unavailable:
-        pytest.skip(str(unavailable))
-
-
-async def of_switches(parties: Sequence[str]) -> CuttableNetwork:
-    try:
-        return await SwitchedNetwork.make(parties, parties)
-    except NetworkUnavailable as unavailable:
-        pytest.skip(str(unavailable))
-
-
-@asynccontextmanager
-async def network_of_three(make: Networks) -> AsyncIterator[CuttableNetwork]:
-    before = namespaces()
-    network = await make(PARTIES)
-    try:
-        yield network
-    finally:
-        network.close()
-    if isinstance(network, Network):
-        assert not [name for name in namespaces() - before if name.startswith(f"{network.name}-")]
-
-
-class Echo:
-    """A server at one place and a client at another that asks it again and again over one connection."""
-
-    SERVER = """
-import socket, sys
-listening = socket.create_server((sys.argv[1], int(sys.argv[2])))
-print(flush=True)
-connection, _ = listening.accept()
-while data := connection.recv(100):
-    connection.sendall(data)
-"""
-    CLIENT = """
-import os, socket, sys
-port = os.environ.get("FENCEPOST_FAULT_PORT", sys.argv[2])
-connection = socket.create_connection((sys.argv[1], int(port)))
-for line in sys.stdin:
-    connection.settimeout(float(line))
-    try:
-        connection.sendall(b"x")
-        print("answered" if connection.recv(100) else "closed", flush=True)
-    except TimeoutError:
-        print("silence", flush=True)
-    except OSError:
-        print("broken", flush=True)
-"""
-
-    def __init__(self, network: CuttableNetwork, client: str, server: str) -> None:
-        at = (network.place(server).host, str(PLACE_PORT))
-        self.server = self._start(network.place(server), self.SERVER, *at)
-        assert self.server.stdout is not None
-        self.server.stdout.readline()
-        self._client = self._start(network.place(client), self.CLIENT, *at)
-
-    @staticmethod
-    def _start(place: Place, program: str, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*place.prefix, sys.executable, "-I", "-c", program, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **place.environment},
-        )
-
-    async def ask(self, timeout_s: float) -> str:
-        client = self._client
-
-        def answer() -> str:
-            assert client.stdin is not None
-            assert client.stdout is not None
-            client.stdin.write(f"{timeout_s}\n")
-            client.stdin.flush()
-            return client.stdout.readline().strip()
-
-        return await asyncio.to_thread(answer)
-
-    def close(self) -> None:
-        for process in (self._client, self.server):
-            process.kill()
-            process.communicate()
-
-
-each_network = pytest.mark.parametrize("make", [of_namespaces, of_switches])
-
-
-@each_network
-@pytest.mark.parametrize("cut", [("one", "other"), ("other", "one")])
-def test_a_link_is_cut_in_one_direction_without_a_word_and_mended(
-    run: Run, make: Networks, cut: tuple[str, str]
-) -> None:
-    async def scenario() -> None:
-        async with network_of_three(make) as network:
-            echo, beside = Echo(network, "one", "other"), Echo(network, "one", "third")
-            try:
-                assert await echo.ask(10) == "answered"
-                await network.cut([cut])
-                assert await echo.ask(0.3) == "silence"
-                assert await beside.ask(10) == "answered", "other links work"
-                await network.cut([cut])
-                await network.mend([cut])
-                assert await echo.ask(0.3) == "silence", "another cut still holds it"
-                await network.mend([cut])
-                assert await echo.ask(10) == "answered", "the connection itself has survived"
-            finally:
-                echo.close()
-                beside.close()
-
-    run(scenario())
-
-
-@each_network
-def test_a_death_behind_a_cut_is_not_heard_of_before_it_is_mended(run: Run, make: Networks) -> None:
-    async def scenario() -> None:
-        async with network_of_three(make) as network:
-            echo = Echo(network, "one", "other")
-            try:
-                assert await echo.ask(10) == "answered"
-                await network.cut([("other", "one")])
-                echo.server.kill()
-                echo.server.wait()
-                assert await echo.ask(0.3) == "silence"
-                await network.mend([("other", "one")])
-                assert await echo.ask(10) in ("answered", "closed", "broken")
-                assert await echo.ask(10) in ("closed", "broken")
-            finally:
-                echo.close()
-
-    run(scenario())
-
-
-@each_network
-def test_networks_do_not_meet(run: Run, make: Networks) -> None:
-    async def scenario() -> None:
-        async with network_of_three(make) as network:
-            other = await make(PARTIES[:2])
-            assert other.place("one").host != network.place("one").host
-            echo = Echo(network, "one", "other")
-            try:
-                await other.cut([("one", "other")])
-                other.close()
-                assert await echo.ask(10) == "answered"
-            finally:
-                echo.close()
-
-    run(scenario())
-
-
-def test_a_process_that_is_cut_off_does_not_wait_for_tcp(run: Run, tmp_path: Path) -> None:
-    """TCP tries again at intervals that double: once mended, a cut would last for as long again."""
-    nodes: dict[Node, str] = {CONTROLLER: "controller", 1: "broker-1"}
-
-    async def scenario() -> None:
-        network = await of_namespaces(list(nodes.values()))
-        try:
-            cluster = LocalCluster.create(
-                tmp_path / "cluster",
-                brokers=1,
-                controller_overrides={"heartbeat_interval_ms": 100},
-                places={node: network.place(party) for node, party in nodes.items()},
-            )
-            async with cluster:
-                assert "no session" not in cluster.log(1).partition("registered")[2]
-                await network.cut([("broker-1", "controller"), ("controller", "broker-1")])
-                noticed_by = time.monotonic() + 4.0
-                while "no session" not in cluster.log(1).partition("registered")[2]:
-                    assert time.monotonic() < noticed_by, "the broker still waits for an answer to what it sent"
-                    await asyncio.sleep(0.05)
-                await network.mend([("broker-1", "controller"), ("controller", "broker-1")])
-        finally:
-            network.close()
-
-    run(scenario())
-
-
-def test_where_the_network_cannot_be_cut_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(NetworkUnavailable, match=r"iproute2|Linux|root"):
-        Network.make(["one", "other"])

@@ -131,6 +131,8 @@ class SwitchedNetwork:
         try:
             while data := await reader.read(_CHUNK_BYTES):
                 await self._wait_whole(link)
+                if writer.is_closing():  # the receiver has gone meanwhile; uvloop would raise no OSError
+                    return
                 writer.write(data)
                 await writer.drain()
         except OSError:
