@@ -1,7 +1,8 @@
 """The folders of a broker's partitions, `<topic>-<partition>` in the data folder: each holds one log.
 
 A folder on its way out is renamed before it is removed, so a deletion is never visible half done; what a start finds of
-one it finishes. A damaged log's folder is set aside, for whoever wants to look at it, when a new log takes its place.
+one it finishes. A damaged log's folder is set aside, for whoever wants to look at it, when a new log takes its place. One
+that the disk refuses to read at the start stays as it is until the next start: `open` makes no log over what it holds.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import re
 
 from fencepost_node.config import BrokerConfig
 from fencepost_node.log.disk import Disk
-from fencepost_node.log.log import CorruptLog, Log, LogConfig, read_topic_id
+from fencepost_node.log.log import CorruptLog, Log, LogConfig
+from fencepost_node.log.names import PARTITION_METADATA, TEMPORARY_SUFFIX, read_topic_id
+from fencepost_proto.errors import StorageError
 from fencepost_proto.host import Host
 from fencepost_proto.metadata import PartitionKey, Topic
 
@@ -23,6 +26,7 @@ RECOVERY_THREADS = 2
 _FOLDER = re.compile(r"(?P<topic>.+)-(?P<partition>\d+)")
 _DELETED_SUFFIX = ".deleted"
 _DAMAGED_SUFFIX = ".damaged"
+_OF_A_NEW_LOG = {PARTITION_METADATA, PARTITION_METADATA + TEMPORARY_SUFFIX}  # what a start that was killed may leave
 
 
 class PartitionFolders:
@@ -36,7 +40,7 @@ class PartitionFolders:
         self._config = config
 
     async def recover(self, *, power_lost: bool) -> None:
-        """Open every log in the data folder. Raises OSError, StorageError where the disk cannot be read.
+        """Open every log that the disk lets us read. Raises OSError where it does not let us see which there are.
 
         `power_lost`: the machine may have gone down with unsynced data. Otherwise a log may only lack an unfinished append;
         one that lacks more is damaged, since its replica counts as in sync.
@@ -44,28 +48,32 @@ class PartitionFolders:
         data_dir = self._config.data_dir
         limit = asyncio.Semaphore(RECOVERY_THREADS)
 
-        async def recover(folder: str, topic_id: str, partition: int) -> None:
+        async def recover(folder: str, partition: int) -> None:
+            topic_id = ""
             async with limit:
                 try:
-                    self.recovered[(topic_id, partition)] = await asyncio.to_thread(
-                        Log.open,
-                        self._disk,
-                        folder,
-                        self._log_config(topic_id, None),
-                        self._host.wall_clock_ms(),
-                        power_lost=power_lost,
-                    )
+                    if topic_id := read_topic_id(self._disk, folder):
+                        self.recovered[(topic_id, partition)] = await asyncio.to_thread(
+                            Log.open,
+                            self._disk,
+                            folder,
+                            self._log_config(topic_id, None),
+                            self._host.wall_clock_ms(),
+                            power_lost=power_lost,
+                        )
                 except CorruptLog as error:
                     log.error("log is damaged folder=%s error=%s", folder, error)
                     self.damaged[(topic_id, partition)] = folder
+                except (OSError, StorageError) as error:
+                    log.error("log cannot be read folder=%s error=%s", folder, error)
 
         async with asyncio.TaskGroup() as group:
             for name in self._disk.list(data_dir):
                 folder = f"{data_dir}/{name}"
                 if name.endswith(_DELETED_SUFFIX):
                     await asyncio.to_thread(self._disk.remove_tree, folder)
-                elif (match := _FOLDER.fullmatch(name)) and (topic_id := read_topic_id(self._disk, folder)):
-                    group.create_task(recover(folder, topic_id, int(match["partition"])))
+                elif match := _FOLDER.fullmatch(name):
+                    group.create_task(recover(folder, int(match["partition"])))
 
     def take(self, key: PartitionKey, topic: Topic) -> Log:
         """One of the recovered logs, with its topic's settings."""
@@ -74,13 +82,12 @@ class PartitionFolders:
         return recovered
 
     async def open(self, partition: int, topic: Topic) -> Log:
-        """The partition's log, a new one where there is none or a damaged one. Raises OSError, StorageError."""
+        """A new log, where the partition has none or a damaged one. Raises OSError, StorageError."""
         folder = f"{self._config.data_dir}/{topic.name}-{partition}"
         key = (topic.topic_id, partition)
         if key in self.damaged:
             await asyncio.to_thread(self._set_aside, self.damaged.pop(key), _DAMAGED_SUFFIX)
-        config = self._log_config(topic.topic_id, topic)
-        return await asyncio.to_thread(Log.open, self._disk, folder, config, self._host.wall_clock_ms())
+        return await asyncio.to_thread(self._create, folder, self._log_config(topic.topic_id, topic))
 
     async def delete(self, opened: Log) -> None:
         """Close the log, where it is still open, and remove its folder."""
@@ -100,6 +107,14 @@ class PartitionFolders:
         """Close the logs that nobody has taken."""
         for recovered in self.recovered.values():
             await asyncio.to_thread(recovered.close, clean)
+
+    def _create(self, folder: str, config: LogConfig) -> Log:
+        self._disk.make_directory(folder)
+        if held := set(self._disk.list(folder)) - _OF_A_NEW_LOG:
+            raise StorageError(
+                f"{folder} holds {min(held)!r}, and no log of topic id {config.topic_id} could be read there at the start"
+            )
+        return Log.open(self._disk, folder, config, self._host.wall_clock_ms())
 
     def _set_aside(self, folder: str, suffix: str) -> str:
         number = 0

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable, Coroutine, Generator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.simulation.cluster import ClusterSettings, SimCluster, broker_node
 from tests.simulation.disk import Fault, MountedDisk
 from tests.simulation.loop import collector_off
+from tests.simulation.process import SimProcess
 from tests.simulation.world import World
 
 from fencepost import Consumer, Producer
@@ -46,6 +48,12 @@ async def all_in_sync(cluster: SimCluster) -> None:
             await asyncio.sleep(0.05)
 
 
+async def ended(process: SimProcess) -> None:
+    async with asyncio.timeout(60):
+        while process.alive:  # noqa: ASYNC110 - a process has no event for its end
+            await asyncio.sleep(0.05)
+
+
 def test_every_broker_stops_clean_while_it_leads_and_follows(cluster: SimCluster) -> None:
     async def story() -> None:
         await create_topic(cluster, "orders", partitions=3)
@@ -55,9 +63,7 @@ def test_every_broker_stops_clean_while_it_leads_and_follows(cluster: SimCluster
             process = cluster.world.machine(node).process
             assert process is not None
             cluster.stop(node)
-            async with asyncio.timeout(10):
-                while process.alive:  # noqa: ASYNC110 - a process has no event for its end
-                    await asyncio.sleep(0.05)
+            await ended(process)
             cluster.start(node)
             await all_in_sync(cluster)
         assert cluster.exits == {"stopped": 3}
@@ -91,9 +97,7 @@ def test_a_producer_closes_though_its_streams_break_at_that_very_moment(cluster:
         await asyncio.sleep(0.1)
         close.set()
         world.resume("app")
-        async with asyncio.timeout(60):
-            while process.alive:  # noqa: ASYNC110 - a process has no event for its end
-                await asyncio.sleep(0.05)
+        await ended(process)
 
     play(cluster, story())
 
@@ -112,9 +116,7 @@ def test_an_end_is_not_clean_where_a_replica_had_failed(cluster: SimCluster) -> 
         await all_in_sync(cluster)
         medium.faults.append(Fault(("append",), errno.EIO, "orders-0"))
         process = cluster.world.start("app", application)
-        async with asyncio.timeout(60):
-            while process.alive:  # noqa: ASYNC110 - a process has no event for its end
-                await asyncio.sleep(0.05)
+        await ended(process)
         assert cluster.brokers[1].manager.failed_replicas
         cluster.kept_down[broker_node(1)] = None
         cluster.stop(broker_node(1))
@@ -142,9 +144,7 @@ def test_what_a_failed_sync_lost_is_in_the_log_after_a_power_failure(broker_id: 
 
         async def produce() -> None:
             process = world.start("app", application)
-            async with asyncio.timeout(60):
-                while process.alive:  # noqa: ASYNC110 - a process has no event for its end
-                    await asyncio.sleep(0.05)
+            await ended(process)
             await asyncio.sleep(1)  # snapshots are written meanwhile
             judge.sweep(cluster.replicas())
 
@@ -193,9 +193,7 @@ def test_a_damaged_log_does_not_outlive_its_topic(cluster: SimCluster) -> None:
         await create_topic(cluster, "orders")
         await all_in_sync(cluster)
         process = world.start("app", application)
-        async with asyncio.timeout(30):
-            while process.alive:  # noqa: ASYNC110 - a process has no event for its end
-                await asyncio.sleep(0.05)
+        await ended(process)
         world.kill(broker_node(3))
         world.machine(broker_node(3)).disk.corrupt("/data/orders-0/00000000000000000000.log", 70)
         assert await cluster.ask_admin("DeleteTopic", controller_pb2.DeleteTopicRequest(name="orders")) == "ok"
@@ -203,6 +201,71 @@ def test_a_damaged_log_does_not_outlive_its_topic(cluster: SimCluster) -> None:
         await create_topic(cluster, "orders")
         await all_in_sync(cluster)
         assert any("log is damaged" in line for line in world.trace)
+
+    play(cluster, story())
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(("read",), errno.EIO, "orders-1/partition.metadata"),
+        Fault(("open",), errno.EIO, "orders-1/00000000000000000000.log"),
+    ],
+)
+def test_a_log_that_cannot_be_read_at_the_start_is_left_alone_until_the_next(cluster: SimCluster, fault: Fault) -> None:
+    """The broker's other logs are served. The disk is well again when the replica is to be made, and none is made."""
+    world, judge, node = cluster.world, cluster.judge, broker_node(3)
+    medium = world.machine(node).disk
+
+    async def application(host: Host, disk: MountedDisk) -> None:
+        async with Producer(cluster.bootstrap, host=host) as producer:
+            for number in range(20):
+                await producer.send_and_wait("orders", b"value", partition=number % 2)
+
+    def folder(partition: int) -> list[tuple[str, bytes]]:
+        return [(path, bytes(file.content)) for path, file in medium.files() if f"/orders-{partition}/" in path]
+
+    async def story() -> None:
+        await create_topic(cluster, "orders", partitions=2)
+        await all_in_sync(cluster)
+        await ended(world.start("app", application))
+        world.kill(node)
+        held = folder(1)
+        medium.faults.append(replace(fault))
+        cluster.start(node)
+        await asyncio.sleep(10)
+        assert [index for _, index in cluster.brokers[3].manager.failed_replicas] == [1]
+        assert [3 in partition.isr for partition in judge.image.partitions.values()] == [True, False]
+        assert folder(1) == held
+        assert not [line for line in world.trace if "isr refused" in line], "nobody proposes what does not follow"
+        world.kill(node)
+        cluster.start(node)
+        await asyncio.sleep(1)
+        await all_in_sync(cluster)
+        judge.sweep(cluster.replicas())
+
+    play(cluster, story())
+
+
+def test_a_log_whose_topic_cannot_be_told_is_not_taken_for_a_new_one(cluster: SimCluster) -> None:
+    """Its `partition.metadata` is damaged: its records may be those of a topic of that name that is no more."""
+    world, node = cluster.world, broker_node(3)
+    medium = world.machine(node).disk
+
+    async def application(host: Host, disk: MountedDisk) -> None:
+        async with Producer(cluster.bootstrap, host=host) as producer:
+            await producer.send_and_wait("orders", b"value")
+
+    async def story() -> None:
+        await create_topic(cluster, "orders")
+        await all_in_sync(cluster)
+        await ended(world.start("app", application))
+        world.kill(node)
+        medium.file("/data/orders-0/partition.metadata").content[:] = bytes(50)
+        cluster.start(node)
+        await asyncio.sleep(10)
+        assert cluster.brokers[3].manager.failed_replicas
+        assert any("no log of topic id" in line for line in world.trace)
 
     play(cluster, story())
 
@@ -227,9 +290,7 @@ def test_a_leader_that_cannot_read_its_log_hands_over_to_one_that_can() -> None:
 
         async def run(main: Callable[[Host, MountedDisk], Coroutine[Any, Any, None]]) -> None:
             process = world.start("app", main)
-            async with asyncio.timeout(30):
-                while process.alive:  # noqa: ASYNC110 - a process has no event for its end
-                    await asyncio.sleep(0.05)
+            await ended(process)
 
         async def story() -> None:
             await create_topic(cluster, "orders")

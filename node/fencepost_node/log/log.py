@@ -59,7 +59,7 @@ from fencepost_node.producer_state import ProducerState
 from fencepost_proto.errors import CorruptMessage, FencepostError, InvariantBroken, OffsetOutOfRange, StorageError
 from fencepost_proto.record_batch import BatchHeader, iter_batches, stamp
 
-__all__ = ["CorruptLog", "Log", "LogConfig", "read_topic_id"]
+__all__ = ["CorruptLog", "Log", "LogConfig"]
 
 log = logging.getLogger(__name__)
 

@@ -80,7 +80,7 @@ class IsrProposals:
         if self._owner.broker_epoch < 0:
             return
         brokers = self._owner.image.brokers.values()
-        eligible = frozenset(b.id for b in brokers if not b.fenced and not b.shutting_down)
+        eligible = leadership.subscribers.intersection(b.id for b in brokers if not b.fenced and not b.shutting_down)
         proposal = leadership.state.propose(eligible, self._lag_max_s, asyncio.get_running_loop().time())
         if proposal is not None:
             self._tasks.spawn(self._ask(leadership, proposal), f"alter-partition-{leadership.replica.key}")

@@ -8,8 +8,8 @@ committed. The high watermark never goes back.
 **Proposals** (AlterPartition, compare-and-set on the partition epoch). At most one is open. It is closed by metadata with
 a higher partition epoch, or by a definite refusal; not by a lost answer, since then it may have been applied.
 
-- A follower joins when it has all that is committed: its end has reached the high watermark and the start of this
-  leader's epoch (KIP-497).
+- A follower joins when it follows and has all that is committed: its end has reached the high watermark and the start
+  of this leader's epoch (KIP-497).
 - A follower leaves when it has not caught up for `lag_max_s`. It has caught up at the latest moment at which its end was
   at least the leader's end of that moment; one that has everything never lags, however long nothing happens.
 """
@@ -156,7 +156,7 @@ class LeaderState:
     def propose(self, eligible: frozenset[int], lag_max_s: float, now: float) -> Proposal | None:
         """Open a proposal where the in-sync set should change; None where it should not, or one is open.
 
-        `eligible`: brokers that the controller would accept (live, not shutting down).
+        `eligible`: brokers that follow now and that the controller would accept (live, not shutting down).
         """
         if self.proposal is not None:
             return None

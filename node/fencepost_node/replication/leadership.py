@@ -175,6 +175,11 @@ class Leadership:
 
     # ---- Followers ----
 
+    @property
+    def subscribers(self) -> frozenset[int]:
+        """Brokers that follow now."""
+        return frozenset(subscription.broker_id for subscription in self._subscriptions)
+
     def add_subscription(self, subscription: Subscriber, end_offset: int) -> None:
         broker_id, broker_epoch = subscription.broker_id, subscription.broker_epoch
         for other in [s for s in self._subscriptions if s.broker_id == broker_id]:
