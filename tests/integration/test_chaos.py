@@ -68,6 +68,7 @@ def test_a_minute_of_chaos_is_exact(tmp_path: Path) -> None:
     )
     assert checked["stamped"] >= checked["acked"] == told["acknowledged"]
     assert processes_of(report) == []
+    assert logs_with_tracebacks(report) == []
 
 
 @pytest.mark.slow
@@ -147,3 +148,9 @@ def test_without_namespaces_links_are_cut_by_fault_switches(tmp_path: Path) -> N
     assert told["network_cuts_by"] == "fault switches (network namespaces need the command ip (iproute2))"
     assert {kind for kind in told["faults_by_kind"] if "cut" in kind or "isolate" in kind or kind == "split"}
     assert "fault switch on" in (report / "logs" / "broker-1.log").read_text()
+    assert logs_with_tracebacks(report) == []
+
+
+def logs_with_tracebacks(report: Path) -> list[str]:
+    """Whatever is done to a process, it meets nothing that nobody foresaw."""
+    return [log.name for log in (report / "logs").iterdir() if "Traceback" in log.read_text()]
