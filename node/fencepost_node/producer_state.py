@@ -21,9 +21,10 @@ log) on any replica at any time. Two questions are asked of it:
     base sequence = last + 1 (0 after 2^31-1)               append
     anything else: a gap, or an overlap in part             OutOfOrderSequenceNumber
 
-`record` is more lenient in one place only. Replicas expire idle producers each by its own clock, so a leader may have
-forgotten a producer that this replica still knows, and then accepts base sequence 0 from it anew: such a batch starts
-the entry afresh. And a replica that has forgotten a producer which its leader still knows takes any sequence.
+`record` is more lenient in one place only. Replicas expire idle producers each by its own clock and its own log, so a
+leader may have forgotten a producer that this replica still knows, and then accepts base sequence 0 from it anew: such a
+batch starts the entry afresh. And a replica that has forgotten a producer which its leader still knows (one that lags may
+not have got its next batch yet) takes any sequence.
 
 Expiry. A producer is forgotten when its last batch is committed and it has been idle for the expiration time. Idle is
 measured from the later of that batch's timestamp (the client's, so it may lie far in the past) and the last moment at

@@ -66,7 +66,8 @@ class Record:
     committed: list[Batch] = field(default_factory=list)  # for ever, from offset 0
     fold: ProducerFold = field(default_factory=ProducerFold)  # of all that is committed
     appended: dict[tuple[int, int], Batch] = field(default_factory=dict)  # by (leader epoch, base offset)
-    appended_at: dict[Batch, float] = field(default_factory=dict)  # when it was first seen
+    appended_at: dict[Batch, float] = field(default_factory=dict)  # when it was first seen …
+    stored_at: dict[Batch, float] = field(default_factory=dict)  # … and when the last replica to get it had got it
     fences: list[Fence] = field(default_factory=list)
     tainted: str = ""
     verified: dict[int, tuple[int, int]] = field(default_factory=dict)  # broker -> (rebuilds, batches compared)
@@ -184,6 +185,7 @@ class Judge:
 
     def _appended(self, record: Record, broker_id: int, batch: Batch) -> None:
         record.appended_at.setdefault(batch, self.world.now)
+        record.stored_at[batch] = self.world.now
         if (broker_id, record.key) in self.damaged:
             return  # nobody has appended these bytes
         known = record.appended.setdefault((batch.leader_epoch, batch.base_offset), batch)
@@ -341,12 +343,14 @@ class Judge:
         self, record: Record, batches: tuple[Batch, ...], found: tuple[int, tuple[tuple[int, int, int], ...]] | None
     ) -> tuple[Batch, ...]:
         """Of a producer's last batches those that the replica has to know, given what it does know: it may have forgotten
-        the producer whenever that had been idle for the expiration time, and it then knows only what came after."""
+        the producer whenever that had been idle for the expiration time, and it then knows only what came after. Idle is
+        what a replica sees: one that lags may forget a producer whose next batch it has not got yet, and those that start
+        over from its snapshot know no more than it does."""
         kept = min(len(found[1]), len(batches)) if found is not None else 0
         if kept == len(batches):
             return batches
         last = batches[-kept - 1]  # of those that it does not know
-        until = record.appended_at[batches[-kept]] if kept else self.world.now
+        until = record.stored_at[batches[-kept]] if kept else self.world.now
         if last.end_offset > record.committed_end or not self.may_have_expired(until - record.appended_at[last]):
             return batches
         self.count("expired producers met")
