@@ -480,6 +480,8 @@ class Judge:
         self._fence(answer.producer_id, answer.producer_epoch)
         entity = self.image.producers.get(request.name)
         for retired in entity.retired_ids if entity is not None else ():
+            if retired == answer.producer_id:
+                break  # somebody has taken over, and that fence may not stand yet
             self.count("fences of used-up producer ids")
             self._fence(retired, RETIRED_EPOCH)
 
