@@ -49,23 +49,8 @@ class PartitionFolders:
         limit = asyncio.Semaphore(RECOVERY_THREADS)
 
         async def recover(folder: str, partition: int) -> None:
-            topic_id = ""
             async with limit:
-                try:
-                    if topic_id := read_topic_id(self._disk, folder):
-                        self.recovered[(topic_id, partition)] = await asyncio.to_thread(
-                            Log.open,
-                            self._disk,
-                            folder,
-                            self._log_config(topic_id, None),
-                            self._host.wall_clock_ms(),
-                            power_lost=power_lost,
-                        )
-                except CorruptLog as error:
-                    log.error("log is damaged folder=%s error=%s", folder, error)
-                    self.damaged[(topic_id, partition)] = folder
-                except (OSError, StorageError) as error:
-                    log.error("log cannot be read folder=%s error=%s", folder, error)
+                await self._recover(folder, partition, power_lost)
 
         async with asyncio.TaskGroup() as group:
             for name in self._disk.list(data_dir):
@@ -74,6 +59,21 @@ class PartitionFolders:
                     await asyncio.to_thread(self._disk.remove_tree, folder)
                 elif match := _FOLDER.fullmatch(name):
                     group.create_task(recover(folder, int(match["partition"])))
+
+    async def _recover(self, folder: str, partition: int, power_lost: bool) -> None:
+        topic_id = ""
+        try:
+            topic_id = read_topic_id(self._disk, folder)
+            if topic_id:
+                config, now_ms = self._log_config(topic_id, None), self._host.wall_clock_ms()
+                self.recovered[(topic_id, partition)] = await asyncio.to_thread(
+                    Log.open, self._disk, folder, config, now_ms, power_lost=power_lost
+                )
+        except CorruptLog as error:
+            log.error("log is damaged folder=%s error=%s", folder, error)
+            self.damaged[(topic_id, partition)] = folder
+        except (OSError, StorageError) as error:
+            log.error("log cannot be read folder=%s error=%s", folder, error)
 
     def take(self, key: PartitionKey, topic: Topic) -> Log:
         """One of the recovered logs, with its topic's settings."""
@@ -109,8 +109,7 @@ class PartitionFolders:
             await asyncio.to_thread(recovered.close, clean)
 
     def _create(self, folder: str, config: LogConfig) -> Log:
-        self._disk.make_directory(folder)
-        if held := set(self._disk.list(folder)) - _OF_A_NEW_LOG:
+        if self._disk.exists(folder) and (held := set(self._disk.list(folder)) - _OF_A_NEW_LOG):
             raise StorageError(
                 f"{folder} holds {min(held)!r}, and no log of topic id {config.topic_id} could be read there at the start"
             )

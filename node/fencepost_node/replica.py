@@ -220,11 +220,7 @@ class Replica:
             raise self._not_leader(f"{self.key} does not follow under epoch {following.epoch} any more")
         self._operation = asyncio.get_running_loop().run_in_executor(None, operation)
         self._operation.add_done_callback(self._operated)
-        try:
-            await asyncio.shield(self._operation)
-        except errors.StorageError as error:
-            self.fail(str(error))
-            raise
+        await asyncio.shield(self._operation)
 
     def _operated(self, operation: asyncio.Future[None]) -> None:
         self._operation = None
