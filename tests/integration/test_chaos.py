@@ -7,9 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command_line import Shell
@@ -17,7 +16,6 @@ from test_demo import processes_of
 
 from fencepost_cli.chaos.network import Network, NetworkUnavailable
 
-Run = Callable[[Coroutine[Any, Any, None]], None]
 DEADLINE_S = 60.0
 
 

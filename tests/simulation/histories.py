@@ -15,7 +15,7 @@ from tests.simulation.workload import Ledger
 from fencepost import ConsumerRecord
 from fencepost.history import History
 from fencepost.history_format import Operation, from_line
-from fencepost_cli.history_check import Anomaly, HistoryCheck, Verdict
+from fencepost_cli.history_check import Anomaly
 from fencepost_proto.metadata import PartitionKey
 from fencepost_proto.records import Record
 
@@ -57,11 +57,3 @@ def told_of(ledger: Ledger, topics: Mapping[str, str], tainted: Sequence[Partiti
     deleted = {entry.topic for entry in ledger.entries.values() if entry.topic_id not in ("", topics.get(entry.topic))}
     left_out = deleted | {name for name, topic_id in topics.items() if topic_id in lost}
     return [operation for operation in map(from_line, ledger.history) if operation.topic not in left_out]
-
-
-def check(operations: Sequence[Operation]) -> Verdict:
-    """What the checker says of them."""
-    checking = HistoryCheck()
-    for operation in operations:
-        checking.feed(operation)
-    return checking.finish()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Coroutine, Generator
 from dataclasses import replace
 from typing import Any
 
@@ -48,10 +48,23 @@ async def all_in_sync(cluster: SimCluster) -> None:
             await asyncio.sleep(0.05)
 
 
-async def ended(process: SimProcess) -> None:
-    async with asyncio.timeout(60):
+async def ended(process: SimProcess, within_s: float) -> None:
+    async with asyncio.timeout(within_s):
         while process.alive:  # noqa: ASYNC110 - a process has no event for its end
             await asyncio.sleep(0.05)
+
+
+async def produce(
+    cluster: SimCluster, count: int = 1, value: bytes = b"value", partitions: int = 1, within_s: float = 30
+) -> None:
+    """An application sends records to `orders`, each when the one before is acknowledged, and ends."""
+
+    async def application(host: Host, disk: MountedDisk) -> None:
+        async with Producer(cluster.bootstrap, host=host) as producer:
+            for number in range(count):
+                await producer.send_and_wait("orders", value, partition=number % partitions)
+
+    await ended(cluster.world.start("app", application), within_s)
 
 
 def test_every_broker_stops_clean_while_it_leads_and_follows(cluster: SimCluster) -> None:
@@ -63,7 +76,7 @@ def test_every_broker_stops_clean_while_it_leads_and_follows(cluster: SimCluster
             process = cluster.world.machine(node).process
             assert process is not None
             cluster.stop(node)
-            await ended(process)
+            await ended(process, within_s=10)
             cluster.start(node)
             await all_in_sync(cluster)
         assert cluster.exits == {"stopped": 3}
@@ -97,7 +110,7 @@ def test_a_producer_closes_though_its_streams_break_at_that_very_moment(cluster:
         await asyncio.sleep(0.1)
         close.set()
         world.resume("app")
-        await ended(process)
+        await ended(process, within_s=60)
 
     play(cluster, story())
 
@@ -106,17 +119,11 @@ def test_an_end_is_not_clean_where_a_replica_had_failed(cluster: SimCluster) -> 
     """What its log holds was not synced: after a power failure its tail may be gone, and the controller has to know."""
     medium = cluster.world.machine(broker_node(1)).disk
 
-    async def application(host: Host, disk: MountedDisk) -> None:
-        async with Producer(cluster.bootstrap, host=host) as producer:
-            for number in range(6):
-                await (await producer.send("orders", b"value", partition=number % 3))
-
     async def story() -> None:
         await create_topic(cluster, "orders", partitions=3)
         await all_in_sync(cluster)
         medium.faults.append(Fault(("append",), errno.EIO, "orders-0"))
-        process = cluster.world.start("app", application)
-        await ended(process)
+        await produce(cluster, 6, partitions=3, within_s=60)
         assert cluster.brokers[1].manager.failed_replicas
         cluster.kept_down[broker_node(1)] = None
         cluster.stop(broker_node(1))
@@ -137,14 +144,8 @@ def test_what_a_failed_sync_lost_is_in_the_log_after_a_power_failure(broker_id: 
         judge, node = cluster.judge, broker_node(broker_id)
         medium = world.machine(node).disk
 
-        async def application(host: Host, disk: MountedDisk) -> None:
-            async with Producer(cluster.bootstrap, host=host) as producer:
-                for _ in range(40):
-                    await (await producer.send("orders", bytes(100)))
-
-        async def produce() -> None:
-            process = world.start("app", application)
-            await ended(process)
+        async def produce_more() -> None:
+            await produce(cluster, 40, bytes(100), within_s=60)
             await asyncio.sleep(1)  # snapshots are written meanwhile
             judge.sweep(cluster.replicas())
 
@@ -155,7 +156,7 @@ def test_what_a_failed_sync_lost_is_in_the_log_after_a_power_failure(broker_id: 
             await create_topic(cluster, "orders")
             await all_in_sync(cluster)
             medium.faults.append(Fault(("sync",), errno.EIO, ".log"))
-            await produce()
+            await produce_more()
             assert medium.counters.faults == {"EIO on sync": 1}
             assert cluster.brokers[broker_id].manager.failed_replicas
             before = snapshots()
@@ -163,7 +164,7 @@ def test_what_a_failed_sync_lost_is_in_the_log_after_a_power_failure(broker_id: 
             cluster.start(node)
             await asyncio.sleep(1)
             await all_in_sync(cluster)
-            await produce()
+            await produce_more()
             assert snapshots() > before
             world.power_failure(node)
             judge.lost_power([broker_id])
@@ -185,15 +186,10 @@ def test_a_damaged_log_does_not_outlive_its_topic(cluster: SimCluster) -> None:
     """A topic of the same name finds no folder in its way."""
     world = cluster.world
 
-    async def application(host: Host, disk: MountedDisk) -> None:
-        async with Producer(cluster.bootstrap, host=host) as producer:
-            await producer.send_and_wait("orders", b"value")
-
     async def story() -> None:
         await create_topic(cluster, "orders")
         await all_in_sync(cluster)
-        process = world.start("app", application)
-        await ended(process)
+        await produce(cluster)
         world.kill(broker_node(3))
         world.machine(broker_node(3)).disk.corrupt("/data/orders-0/00000000000000000000.log", 70)
         assert await cluster.ask_admin("DeleteTopic", controller_pb2.DeleteTopicRequest(name="orders")) == "ok"
@@ -217,18 +213,13 @@ def test_a_log_that_cannot_be_read_at_the_start_is_left_alone_until_the_next(clu
     world, judge, node = cluster.world, cluster.judge, broker_node(3)
     medium = world.machine(node).disk
 
-    async def application(host: Host, disk: MountedDisk) -> None:
-        async with Producer(cluster.bootstrap, host=host) as producer:
-            for number in range(20):
-                await producer.send_and_wait("orders", b"value", partition=number % 2)
-
     def folder(partition: int) -> list[tuple[str, bytes]]:
         return [(path, bytes(file.content)) for path, file in medium.files() if f"/orders-{partition}/" in path]
 
     async def story() -> None:
         await create_topic(cluster, "orders", partitions=2)
         await all_in_sync(cluster)
-        await ended(world.start("app", application))
+        await produce(cluster, 20, partitions=2)
         world.kill(node)
         held = folder(1)
         medium.faults.append(replace(fault))
@@ -252,14 +243,10 @@ def test_a_log_whose_topic_cannot_be_told_is_not_taken_for_a_new_one(cluster: Si
     world, node = cluster.world, broker_node(3)
     medium = world.machine(node).disk
 
-    async def application(host: Host, disk: MountedDisk) -> None:
-        async with Producer(cluster.bootstrap, host=host) as producer:
-            await producer.send_and_wait("orders", b"value")
-
     async def story() -> None:
         await create_topic(cluster, "orders")
         await all_in_sync(cluster)
-        await ended(world.start("app", application))
+        await produce(cluster)
         world.kill(node)
         medium.file("/data/orders-0/partition.metadata").content[:] = bytes(50)
         cluster.start(node)
@@ -275,11 +262,6 @@ def test_a_leader_that_cannot_read_its_log_hands_over_to_one_that_can() -> None:
         cluster = SimCluster(world, ClusterSettings(tail_bytes=0))
         read: list[int] = []
 
-        async def produce(host: Host, disk: MountedDisk) -> None:
-            async with Producer(cluster.bootstrap, host=host) as producer:
-                for _ in range(20):
-                    await (await producer.send("orders", b"value"))
-
         async def consume(host: Host, disk: MountedDisk) -> None:
             async with Consumer(cluster.bootstrap, host=host) as consumer:
                 await consumer.assign([("orders", 0)])
@@ -288,18 +270,14 @@ def test_a_leader_that_cannot_read_its_log_hands_over_to_one_that_can() -> None:
                     if len(read) == 20:
                         return
 
-        async def run(main: Callable[[Host, MountedDisk], Coroutine[Any, Any, None]]) -> None:
-            process = world.start("app", main)
-            await ended(process)
-
         async def story() -> None:
             await create_topic(cluster, "orders")
             await all_in_sync(cluster)
-            await run(produce)
+            await produce(cluster, 20)
             (partition,) = cluster.judge.image.partitions.values()
             medium = world.machine(broker_node(partition.leader)).disk
             medium.faults.append(Fault(("read",), errno.EIO, "orders-0", count=1_000_000))
-            await run(consume)
+            await ended(world.start("app", consume), within_s=30)
             assert read == list(range(20))
             assert medium.counters.faults["EIO on read"] < 10
             (later,) = cluster.judge.image.partitions.values()

@@ -8,10 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from tests.simulation import histories
 from tests.simulation.simulation import simulate
 
-from fencepost_cli.history_check import Anomaly
+from fencepost_cli.history_check import Anomaly, check_history
 
 SEEDS = range(32)  # about a second and a half of one core each
 DIGEST = """
@@ -41,8 +40,8 @@ def test_one_seed_is_one_trace_whatever_the_hash_seed_of_the_interpreter(seed: i
 def test_the_checker_of_histories_judges_what_a_runs_clients_recorded() -> None:
     """It found this run clean; with a record that nobody reads any more it says which is lost."""
     history = simulate(3).history
-    assert histories.check(history).clean
+    assert check_history(history).clean
     acked = next(told for told in history if (told.op, told.type) == ("send", "ok"))
     place = (acked.topic, acked.partition, acked.offset)
     without = [told for told in history if told.op != "poll" or (told.topic, told.partition, told.offset) != place]
-    assert histories.check(without).counts[Anomaly.LOST_WRITE] == 1
+    assert check_history(without).counts[Anomaly.LOST_WRITE] == 1

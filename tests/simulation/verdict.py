@@ -13,6 +13,7 @@ from tests.simulation.world import World
 
 from fencepost.history import History
 from fencepost.history_format import Operation
+from fencepost_cli.history_check import check_history
 from fencepost_proto import records
 
 
@@ -68,7 +69,7 @@ class Verdict:
         topics = {topic.name: topic.topic_id for topic in self._judge.image.topics.values()}
         tainted = [record.key for record in self._judge.records.values() if record.tainted]
         self.history = histories.told_of(self._ledger, topics, tainted)
-        verdict = histories.check(self.history)
+        verdict = check_history(self.history)
         self._judge.count("operations in histories", verdict.lines)
         if not verdict.clean:
             first = verdict.findings[0]
