@@ -1,20 +1,34 @@
 """The folders of a broker's partitions, `<topic>-<partition>` in the data folder: each holds one log.
 
-A folder on its way out is renamed before it is removed, so a deletion is never visible half done; what a start finds of
-one it finishes. A damaged log's folder is set aside, for whoever wants to look at it, when a new log takes its place. One
-that the disk refuses to read at the start stays as it is until the next start: `open` makes no log over what it holds.
+**Whose log is it?** `partition.metadata` in the folder names topic, topic id and partition. A folder is opened only where
+that agrees with the folder's own name; one of version 0 has the topic id alone, so its name is compared once the topic's
+name is known. Everything else in the data folder (copies, links, files, folders of other programs) is a stranger: named
+in a warning, never opened, never removed.
+
+**On its way out** a folder is renamed before it is removed, so a deletion is never visible half done; what a start finds of
+one it finishes, and where it cannot, goes on without. A damaged log's folder is set aside, for whoever wants to look at it,
+when a new log takes its place. One that the disk refuses to read at the start stays as it is until the next start: `open`
+makes no log over what it holds. `aside_name` is the one place where names of folders that are set aside are made.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import re
+from dataclasses import dataclass
 
 from fencepost_node.config import BrokerConfig
 from fencepost_node.log.disk import Disk
 from fencepost_node.log.log import CorruptLog, Log, LogConfig
-from fencepost_node.log.names import PARTITION_METADATA, TEMPORARY_SUFFIX, read_topic_id
+from fencepost_node.log.names import (
+    PARTITION_METADATA,
+    TEMPORARY_SUFFIX,
+    UNKNOWN_PARTITION,
+    PartitionIdentity,
+    read_identity,
+)
 from fencepost_proto.errors import StorageError
 from fencepost_proto.host import Host
 from fencepost_proto.metadata import PartitionKey, Topic
@@ -22,11 +36,41 @@ from fencepost_proto.metadata import PartitionKey, Topic
 log = logging.getLogger(__name__)
 
 RECOVERY_THREADS = 2
+MAX_FILE_NAME = 255  # bytes; what file systems take
 
-_FOLDER = re.compile(r"(?P<topic>.+)-(?P<partition>\d+)")
-_DELETED_SUFFIX = ".deleted"
-_DAMAGED_SUFFIX = ".damaged"
+DELETED_SUFFIX = ".deleted"  # on its way out
+DAMAGED_SUFFIX = ".damaged"  # kept for whoever wants to look at it
+
+_FOLDER = re.compile(r"(?P<topic>.+)-(?P<partition>0|[1-9][0-9]{0,8})")
+_SET_ASIDE = re.compile(r".+\.[0-9]+\.[a-z]+")
+_DIGEST_BYTES = 8
 _OF_A_NEW_LOG = {PARTITION_METADATA, PARTITION_METADATA + TEMPORARY_SUFFIX}  # what a start that was killed may leave
+
+
+def aside_name(name: str, number: int, suffix: str) -> str:
+    """`<name>.<number><suffix>`, for a partition's folder that is set aside.
+
+    Where that is more than a file system takes, the folder's name is cut and a digest of it stands for the rest, behind a
+    `~`, which no topic's name has.
+    """
+    ending = f".{number}{suffix}"
+    if len(name) + len(ending) <= MAX_FILE_NAME:
+        return name + ending
+    ending = f"~{hashlib.blake2b(name.encode(), digest_size=_DIGEST_BYTES).hexdigest()}{ending}"
+    return name[: MAX_FILE_NAME - len(ending)] + ending
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A folder that says whose log it holds."""
+
+    folder: str
+    identity: PartitionIdentity
+    partition: int
+
+    @property
+    def key(self) -> PartitionKey:
+        return self.identity.topic_id, self.partition
 
 
 class PartitionFolders:
@@ -35,6 +79,7 @@ class PartitionFolders:
     def __init__(self, host: Host, disk: Disk, config: BrokerConfig) -> None:
         self.recovered: dict[PartitionKey, Log] = {}  # at start; whoever takes one closes it
         self.damaged: dict[PartitionKey, str] = {}  # folders of logs that are broken below their end
+        self._unclear: dict[PartitionKey, tuple[list[str], bool]] = {}  # folders of one log, and whether power was lost
         self._host = host
         self._disk = disk
         self._config = config
@@ -45,49 +90,108 @@ class PartitionFolders:
         `power_lost`: the machine may have gone down with unsynced data. Otherwise a log may only lack an unfinished append;
         one that lacks more is damaged, since its replica counts as in sync.
         """
-        data_dir = self._config.data_dir
+        found = await asyncio.to_thread(self._scan)
+        claims: dict[PartitionKey, list[_Found]] = {}
+        for each in found:
+            claims.setdefault(each.key, []).append(each)
         limit = asyncio.Semaphore(RECOVERY_THREADS)
 
-        async def recover(folder: str, partition: int) -> None:
+        async def recover(one: _Found) -> None:
             async with limit:
-                await self._recover(folder, partition, power_lost)
+                await self._recover(one, power_lost)
 
         async with asyncio.TaskGroup() as group:
-            for name in self._disk.list(data_dir):
-                folder = f"{data_dir}/{name}"
-                if name.endswith(_DELETED_SUFFIX):
-                    await asyncio.to_thread(self._disk.remove_tree, folder)
-                elif match := _FOLDER.fullmatch(name):
-                    group.create_task(recover(folder, int(match["partition"])))
+            for key, claim in claims.items():
+                if len(claim) == 1:
+                    group.create_task(recover(claim[0]))
+                else:
+                    folders = [each.folder for each in claim]
+                    log.error("partition has several folders topic_id=%s partition=%d folders=%s", *key, folders)
+                    self._unclear[key] = (folders, power_lost)
 
-    async def _recover(self, folder: str, partition: int, power_lost: bool) -> None:
-        topic_id = ""
+    def _scan(self) -> list[_Found]:
+        """[thread] The folders that are to be opened. Finishes deletions. Raises OSError."""
+        found = []
+        for name in self._disk.list(self._config.data_dir):
+            folder = f"{self._config.data_dir}/{name}"
+            if _SET_ASIDE.fullmatch(name):
+                if name.endswith(DELETED_SUFFIX):
+                    self._finish_deletion(folder)
+            elif (one := self._identify(name, folder)) is not None:
+                found.append(one)
+        return found
+
+    def _finish_deletion(self, folder: str) -> None:
         try:
-            topic_id = read_topic_id(self._disk, folder)
-            if topic_id:
-                config, now_ms = self._log_config(topic_id, None), self._host.wall_clock_ms()
-                self.recovered[(topic_id, partition)] = await asyncio.to_thread(
-                    Log.open, self._disk, folder, config, now_ms, power_lost=power_lost
-                )
-        except CorruptLog as error:
-            log.error("log is damaged folder=%s error=%s", folder, error)
-            self.damaged[(topic_id, partition)] = folder
-        except (OSError, StorageError) as error:
+            if self._disk.is_folder(folder):
+                self._disk.remove_tree(folder)
+            else:
+                log.warning("left alone path=%s because=it is no folder", folder)
+        except OSError as error:
+            log.warning("a deleted folder cannot be removed folder=%s error=%s", folder, error)
+
+    def _identify(self, name: str, folder: str) -> _Found | None:
+        """None: no folder of a partition, or none that may be opened, which is logged. Raises OSError."""
+        match = _FOLDER.fullmatch(name)
+        if not self._disk.is_folder(folder):
+            if match:
+                log.warning("left alone path=%s because=it is no folder, or a link to one", folder)
+            return None
+        try:
+            identity = read_identity(self._disk, folder)
+        except OSError as error:
             log.error("log cannot be read folder=%s error=%s", folder, error)
+            return None
+        if identity is None:
+            log.warning("left alone folder=%s because=no %s says whose log it is", folder, PARTITION_METADATA)
+            return None
+        own_name = identity.folder_name
+        if match is None or (own_name and own_name != name):
+            owner = f"{self._config.data_dir}/{own_name}" if own_name else f"topic id {identity.topic_id}"
+            log.warning("left alone folder=%s because=it holds a copy of the log of %s", folder, owner)
+            return None
+        return _Found(folder, identity, int(match["partition"]))
+
+    async def _recover(self, found: _Found, power_lost: bool) -> None:
+        config, now_ms = self._log_config(found.identity.topic_id, None), self._host.wall_clock_ms()
+        try:
+            self.recovered[found.key] = await asyncio.to_thread(
+                Log.open, self._disk, found.folder, config, now_ms, power_lost=power_lost
+            )
+        except CorruptLog as error:
+            log.error("log is damaged folder=%s error=%s", found.folder, error)
+            self.damaged[found.key] = found.folder
+        except (OSError, StorageError) as error:
+            log.error("log cannot be read folder=%s error=%s", found.folder, error)
 
     def take(self, key: PartitionKey, topic: Topic) -> Log:
-        """One of the recovered logs, with its topic's settings."""
+        """One of the recovered logs, with its topic's settings.
+
+        Raises StorageError where it lies under another name than it should: it may be a copy. Then it stays here.
+        """
+        folder = self._folder(topic, key[1])
+        if self.recovered[key].directory != folder:
+            raise StorageError(
+                f"the log of {topic.name}-{key[1]} is in {self.recovered[key].directory}, not in {folder}"
+            )
         recovered = self.recovered.pop(key)
-        recovered.config = self._log_config(topic.topic_id, topic)
+        recovered.config = self._log_config(topic.topic_id, topic, key[1])
         return recovered
 
     async def open(self, partition: int, topic: Topic) -> Log:
         """A new log, where the partition has none or a damaged one. Raises OSError, StorageError."""
-        folder = f"{self._config.data_dir}/{topic.name}-{partition}"
+        folder = self._folder(topic, partition)
         key = (topic.topic_id, partition)
         if key in self.damaged:
-            await asyncio.to_thread(self._set_aside, self.damaged.pop(key), _DAMAGED_SUFFIX)
-        return await asyncio.to_thread(self._create, folder, self._log_config(topic.topic_id, topic))
+            await asyncio.to_thread(self.set_aside, self.damaged.pop(key), DAMAGED_SUFFIX)
+        config = self._log_config(topic.topic_id, topic, partition)
+        if key in self._unclear:
+            folders, power_lost = self._unclear[key]
+            if folder not in folders:
+                raise StorageError(f"the log of {topic.name}-{partition} is in one of {folders}, and not in {folder}")
+            now_ms = self._host.wall_clock_ms()
+            return await asyncio.to_thread(Log.open, self._disk, folder, config, now_ms, power_lost=power_lost)
+        return await asyncio.to_thread(self._create, folder, config)
 
     async def delete(self, opened: Log) -> None:
         """Close the log, where it is still open, and remove its folder."""
@@ -98,7 +202,7 @@ class PartitionFolders:
         """The folder of a closed log, or of one that was never opened."""
         log.info("deleting folder=%s", folder)
         try:
-            aside = await asyncio.to_thread(self._set_aside, folder, _DELETED_SUFFIX)
+            aside = await asyncio.to_thread(self.set_aside, folder, DELETED_SUFFIX)
             await asyncio.to_thread(self._disk.remove_tree, aside)
         except OSError as error:
             log.error("folder cannot be deleted folder=%s error=%s", folder, error)
@@ -115,19 +219,26 @@ class PartitionFolders:
             )
         return Log.open(self._disk, folder, config, self._host.wall_clock_ms())
 
-    def _set_aside(self, folder: str, suffix: str) -> str:
+    def set_aside(self, folder: str, suffix: str) -> str:
+        """[thread] Rename a partition's folder to an `aside_name` that is free, and return its new path. Raises OSError."""
+        parent, _, name = folder.rpartition("/")
         number = 0
-        while self._disk.exists(aside := f"{folder}.{number}{suffix}"):
+        while self._disk.exists(aside := f"{parent}/{aside_name(name, number, suffix)}"):
             number += 1
         self._disk.rename(folder, aside)
-        self._disk.sync_directory(self._config.data_dir)
+        self._disk.sync_directory(parent)
         return aside
 
-    def _log_config(self, topic_id: str, topic: Topic | None) -> LogConfig:
+    def _folder(self, topic: Topic, partition: int) -> str:
+        return f"{self._config.data_dir}/{topic.name}-{partition}"
+
+    def _log_config(self, topic_id: str, topic: Topic | None, partition: int = UNKNOWN_PARTITION) -> LogConfig:
         """The log's settings; the defaults of topics until the metadata is there."""
         settings = topic.config if topic else Topic(topic_id, "").config
         return LogConfig(
             topic_id=topic_id,
+            topic=topic.name if topic else "",
+            partition=partition,
             segment_bytes=settings.segment_bytes,
             retention_ms=settings.retention_ms,
             retention_bytes=settings.retention_bytes,

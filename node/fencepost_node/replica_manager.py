@@ -167,9 +167,8 @@ class ReplicaManager:
             if replica is not None:
                 if old.partitions.get(key) is not partition:
                     replica.apply(partition)
-            elif key in self._folders.recovered:
-                topic = image.topics[key[0]]
-                self._add(partition, topic, self._folders.take(key, topic))
+            elif key in self._folders.recovered and key not in self.unopened:
+                self._take(partition, image.topics[key[0]])
             elif key not in self._expected and key not in self.unopened:
                 self._expected.add(key)
                 self._work.put_nowait(partial(self._create, key))
@@ -177,6 +176,20 @@ class ReplicaManager:
 
     def _hosts(self, partition: Partition | None) -> bool:
         return partition is not None and self.broker_id in partition.replicas
+
+    def _take(self, partition: Partition, topic: Topic) -> None:
+        """The role of a log that was recovered at the start."""
+        try:
+            opened = self._folders.take(partition.id, topic)
+        except errors.StorageError as error:
+            self._cannot_open(partition, topic, str(error))
+        else:
+            self._add(partition, topic, opened)
+
+    def _cannot_open(self, partition: Partition, topic: Topic, reason: str) -> None:
+        log.error("log cannot be opened topic=%s partition=%d error=%s", topic.name, partition.index, reason)
+        self.unopened[partition.id] = reason
+        self.on_failed_replica()
 
     def _add(self, partition: Partition, topic: Topic, opened: Log) -> None:
         if partition.id in self.replicas:
@@ -210,9 +223,7 @@ class ReplicaManager:
         try:
             opened = await self._folders.open(partition.index, topic)
         except (OSError, errors.StorageError) as error:
-            log.error("log cannot be opened topic=%s partition=%d error=%s", topic.name, partition.index, error)
-            self.unopened[key] = str(error)
-            self.on_failed_replica()
+            self._cannot_open(partition, topic, str(error))
             return
         partition = self.image.partitions.get(key)
         if partition is not None and self._hosts(partition):

@@ -386,6 +386,10 @@ class MountedDisk:
         self._step("stat", path)
         return self._disk.find(path) is not None
 
+    def is_folder(self, path: str) -> bool:
+        self._step("stat", path)
+        return isinstance(self._disk.find(path), FolderNode)
+
     def list(self, path: str) -> list[str]:
         self._step("list", path)
         return sorted(self._disk.folder(path).entries)

@@ -69,6 +69,10 @@ class Disk(Protocol):
 
     def exists(self, path: str) -> bool: ...
 
+    def is_folder(self, path: str) -> bool:
+        """A folder itself, not a link to one. False where there is nothing."""
+        ...
+
     def list(self, path: str) -> list[str]:
         """Names in the folder, sorted."""
         ...
@@ -164,6 +168,9 @@ class RealDisk:
 
     def exists(self, path: str) -> bool:
         return os.path.exists(path)
+
+    def is_folder(self, path: str) -> bool:
+        return os.path.isdir(path) and not os.path.islink(path)
 
     def list(self, path: str) -> list[str]:
         return sorted(os.listdir(path))

@@ -33,8 +33,9 @@ from fencepost_node.log.leader_epochs import LeaderEpochs
 from fencepost_node.log.names import (
     EPOCH_CHECKPOINT,
     CorruptLog,
-    read_topic_id,
-    write_topic_id,
+    PartitionIdentity,
+    read_identity,
+    write_identity,
 )
 from fencepost_node.log.recovery import (
     Recovered,
@@ -102,11 +103,11 @@ class Log:
 
         Raises CorruptLog for damage below what was synced before, or, unless `power_lost`, for any that a killed process
         does not leave; StorageError where the disk refuses or the folder is
-        another topic's.
+        another topic's or partition's.
         """
         with _disk_errors(f"log {directory} cannot be opened"):
             disk.make_directory(directory)
-            _claim(disk, directory, config.topic_id)
+            _claim(disk, directory, PartitionIdentity(config.topic_id, config.topic, config.partition))
             return Log(disk, directory, config, recover(disk, directory, config, power_lost=power_lost), now_ms)
 
     # ---- What it holds ----
@@ -545,13 +546,15 @@ class Log:
                 self._row.retire(self._row.all)
 
 
-def _claim(disk: Disk, directory: str, topic_id: str) -> None:
-    """Make the folder that topic's. Raises StorageError where it is another's, OSError."""
-    found = read_topic_id(disk, directory)
-    if not found:
-        write_topic_id(disk, directory, topic_id)
-    elif topic_id and found != topic_id:
-        raise StorageError(f"{directory} belongs to topic id {found}, not {topic_id}")
+def _claim(disk: Disk, directory: str, identity: PartitionIdentity) -> None:
+    """Make the folder that log's. Raises StorageError where it is another's, OSError."""
+    found = read_identity(disk, directory)
+    if found is None:
+        write_identity(disk, directory, identity)
+    elif identity.topic_id and found.topic_id != identity.topic_id:
+        raise StorageError(f"{directory} belongs to topic id {found.topic_id}, not {identity.topic_id}")
+    elif identity.folder_name and found.folder_name and found.folder_name != identity.folder_name:
+        raise StorageError(f"{directory} holds the log of {found.folder_name}, not of {identity.folder_name}")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from fencepost_node.log.disk import Disk
 from fencepost_proto.errors import StorageError
@@ -18,6 +19,9 @@ PARTITION_METADATA = "partition.metadata"
 SYNC_BEGUN = "sync-begun"  # see sync_mark
 RESET = "reset"  # a snapshot from which the log is to start over; see recovery.finish_reset
 
+UNKNOWN_PARTITION = -1
+
+_NUMBER = re.compile(r"0|[1-9]\d{0,8}")  # as str(int) writes it
 _OFFSET_NAME = re.compile(r"(\d{20})(\.[a-z]+)")
 
 
@@ -43,14 +47,51 @@ def offsets_with(names: list[str], suffix: str) -> list[int]:
     return sorted(int(match[1]) for match in matches if match and match[2] == suffix)
 
 
+@dataclass(frozen=True, slots=True)
+class PartitionIdentity:
+    """Whose log a folder holds: the content of `partition.metadata`.
+
+    Version 1 names topic, topic id and partition. Version 0 has the topic id alone: topic "", partition -1.
+    """
+
+    topic_id: str
+    topic: str = ""
+    partition: int = UNKNOWN_PARTITION
+
+    @property
+    def folder_name(self) -> str:
+        """The one name that this log's folder may have; empty where version 0 does not tell."""
+        return f"{self.topic}-{self.partition}" if self.topic and self.partition >= 0 else ""
+
+    def encode(self) -> bytes:
+        if not self.folder_name:
+            return f"version=0\ntopic_id={self.topic_id}\n".encode()
+        return f"version=1\ntopic_id={self.topic_id}\ntopic={self.topic}\npartition={self.partition}\n".encode()
+
+    @staticmethod
+    def decode(data: bytes) -> PartitionIdentity | None:
+        """None: nothing that `encode` writes."""
+        lines = data.decode(errors="replace").splitlines()
+        pairs = dict(line.split("=", 1) for line in lines if "=" in line)
+        topic_id, partition = pairs.get("topic_id", "").strip(), pairs.get("partition", "")
+        if pairs.get("version") == "0" and topic_id:
+            return PartitionIdentity(topic_id)
+        if pairs.get("version") == "1" and topic_id and pairs.get("topic") and _NUMBER.fullmatch(partition):
+            return PartitionIdentity(topic_id, pairs["topic"], int(partition))
+        return None
+
+
+def read_identity(disk: Disk, directory: str) -> PartitionIdentity | None:
+    """What `partition.metadata` says; None where there is none, or none that can be understood. Raises OSError."""
+    path = f"{directory}/{PARTITION_METADATA}"
+    return PartitionIdentity.decode(disk.read_bytes(path)) if disk.exists(path) else None
+
+
 def read_topic_id(disk: Disk, directory: str) -> str:
     """The topic id in `partition.metadata`; empty where the folder has none. Raises OSError."""
-    path = f"{directory}/{PARTITION_METADATA}"
-    if not disk.exists(path):
-        return ""
-    lines = disk.read_bytes(path).decode(errors="replace").splitlines()
-    return next((line.removeprefix("topic_id=").strip() for line in lines if line.startswith("topic_id=")), "")
+    identity = read_identity(disk, directory)
+    return identity.topic_id if identity else ""
 
 
-def write_topic_id(disk: Disk, directory: str, topic_id: str) -> None:
-    disk.write_atomically(f"{directory}/{PARTITION_METADATA}", f"version=0\ntopic_id={topic_id}\n".encode())
+def write_identity(disk: Disk, directory: str, identity: PartitionIdentity) -> None:
+    disk.write_atomically(f"{directory}/{PARTITION_METADATA}", identity.encode())

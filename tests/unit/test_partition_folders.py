@@ -1,0 +1,248 @@
+"""The folders of partitions: whose log each holds, which are strangers, and how they leave."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import logs
+import pytest
+
+from fencepost_node.config import BrokerConfig
+from fencepost_node.log.disk import RealDisk
+from fencepost_node.log.log import Log
+from fencepost_node.log.names import PARTITION_METADATA, PartitionIdentity
+from fencepost_node.partition_folders import DELETED_SUFFIX, MAX_FILE_NAME, PartitionFolders, aside_name
+from fencepost_proto.errors import StorageError
+from fencepost_proto.host import Host
+from fencepost_proto.metadata import MAX_TOPIC_NAME, Topic
+
+ORDERS = Topic("T", "orders")
+KEY = ("T", 0)
+RECORDS = 6
+
+
+def folders_in(path: Path) -> PartitionFolders:
+    return PartitionFolders(Host(), RealDisk(), BrokerConfig(broker_id=1, data_dir=str(path), controller="localhost:1"))
+
+
+def recovered_in(path: Path) -> PartitionFolders:
+    folders = folders_in(path)
+    asyncio.run(folders.recover(power_lost=False))
+    return folders
+
+
+def close(folders: PartitionFolders) -> None:
+    asyncio.run(folders.close(False))
+
+
+def make_log(path: Path, records: int = RECORDS, partition: int = 0, topic: Topic = ORDERS) -> Path:
+    """A closed log. Returns its folder."""
+    log = asyncio.run(folders_in(path).open(partition, topic))
+    for _ in range(records):
+        logs.produce(log)
+    log.close(True)
+    return Path(log.directory)
+
+
+def as_version_0(folder: Path) -> None:
+    (folder / PARTITION_METADATA).write_text("version=0\ntopic_id=T\n")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+    caplog.set_level(logging.WARNING)
+    return lambda: caplog.text
+
+
+# ---- Whose log it is ----
+
+
+def test_a_new_log_says_whose_it_is(tmp_path: Path) -> None:
+    folder = make_log(tmp_path, partition=7)
+    told = (folder / PARTITION_METADATA).read_bytes()
+    assert told == b"version=1\ntopic_id=T\ntopic=orders\npartition=7\n"
+    assert PartitionIdentity.decode(told) == PartitionIdentity("T", "orders", 7)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        b"",
+        b"\xff\xfe",
+        b"version=1\ntopic_id=T\n",
+        b"version=1\ntopic_id=T\ntopic=orders\npartition=-1\n",
+        b"version=1\ntopic_id=T\ntopic=orders\npartition=01\n",
+        b"version=1\ntopic_id=\ntopic=orders\npartition=1\n",
+        b"version=2\ntopic_id=T\ntopic=orders\npartition=1\n",
+        b"topic_id=T\n",
+    ],
+)
+def test_what_cannot_be_understood_tells_nothing(told: bytes) -> None:
+    assert PartitionIdentity.decode(told) is None
+
+
+def test_a_log_is_not_opened_as_another_partitions(tmp_path: Path) -> None:
+    folder = make_log(tmp_path, partition=2)
+    with pytest.raises(StorageError, match="holds the log of orders-2, not of orders-1"):
+        Log.open(RealDisk(), str(folder), logs.settings(topic="orders", partition=1), logs.NOW_MS)
+    with pytest.raises(StorageError, match="holds the log of orders-2, not of payments-2"):
+        Log.open(RealDisk(), str(folder), logs.settings(topic="payments", partition=2), logs.NOW_MS)
+
+
+# ---- Strangers ----
+
+
+@pytest.mark.parametrize(
+    "name", ["orders-copy-0", "orders-1", "orders-2-2026-12-01", "orders-0.bak", "orders-00", "orders-0 (copy)"]
+)
+def test_a_copy_is_left_alone_and_the_warning_names_both(
+    tmp_path: Path, name: str, warnings: Callable[[], str]
+) -> None:
+    folder = make_log(tmp_path)
+    copy = tmp_path / name
+    shutil.copytree(folder, copy)
+    held = content(copy)
+    folders = recovered_in(tmp_path)
+    assert list(folders.recovered) == [KEY]
+    assert folders.recovered[KEY].directory == str(folder)
+    assert content(copy) == held
+    assert f"left alone folder={copy} because=it holds a copy of the log of {folder}" in warnings()
+    close(folders)
+
+
+def test_a_copy_that_is_in_the_partitions_place_is_not_opened_over(tmp_path: Path) -> None:
+    copy = tmp_path / "orders-1"
+    shutil.copytree(make_log(tmp_path), copy)
+    held = content(copy)
+    folders = recovered_in(tmp_path)
+    with pytest.raises(StorageError, match="no log of topic id T could be read there"):
+        asyncio.run(folders.open(1, ORDERS))
+    assert content(copy) == held
+    close(folders)
+
+
+@pytest.mark.parametrize("kind", ["link to a log", "file", "folder of others", "link to nothing"])
+def test_other_things_in_the_data_folder_are_left_alone(tmp_path: Path, kind: str, warnings: Callable[[], str]) -> None:
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    data.mkdir()
+    elsewhere.mkdir()
+    stranger = data / "payments-3"
+    match kind:
+        case "link to a log":
+            stranger.symlink_to(make_log(elsewhere, partition=3, topic=Topic("P", "payments")))
+        case "link to nothing":
+            stranger.symlink_to(elsewhere / "gone")
+        case "file":
+            stranger.write_text("x")
+        case _:
+            stranger.mkdir()
+            (stranger / "note").write_text("x")
+    held = content(elsewhere)
+    folders = recovered_in(data)
+    assert (folders.recovered, folders.damaged) == ({}, {})
+    assert f"{stranger} because=" in warnings()
+    assert stranger.is_symlink() or stranger.exists()
+    assert content(elsewhere) == held
+
+
+# ---- Version 0: the topic id alone ----
+
+
+def test_a_log_of_version_0_is_read_under_its_name(tmp_path: Path) -> None:
+    as_version_0(make_log(tmp_path))
+    folders = recovered_in(tmp_path)
+    assert folders.take(KEY, ORDERS).log_end_offset == RECORDS
+    close(folders)
+
+
+def test_of_two_folders_for_one_partition_the_one_with_the_topics_name_is_opened(
+    tmp_path: Path, warnings: Callable[[], str]
+) -> None:
+    folder = make_log(tmp_path)
+    as_version_0(folder)
+    copy = tmp_path / "orders-copy-0"
+    shutil.copytree(folder, copy)
+    held = content(copy)
+    folders = recovered_in(tmp_path)
+    assert (folders.recovered, folders.damaged) == ({}, {})
+    assert f"several folders topic_id=T partition=0 folders={[str(folder), str(copy)]}" in warnings()
+    opened = asyncio.run(folders.open(0, ORDERS))
+    assert (opened.directory, opened.log_end_offset) == (str(folder), RECORDS)
+    opened.close(False)
+    assert content(copy) == held
+
+
+def test_a_log_of_version_0_under_a_wrong_name_is_refused_and_no_empty_one_made_for_it(tmp_path: Path) -> None:
+    folder = make_log(tmp_path)
+    as_version_0(folder)
+    folder.rename(tmp_path / "orders-old-0")
+    folders = recovered_in(tmp_path)
+    with pytest.raises(StorageError, match=r"the log of orders-0 is in .*orders-old-0, not in .*orders-0"):
+        folders.take(KEY, ORDERS)
+    assert not folder.exists()
+    close(folders)
+
+
+# ---- The way out ----
+
+
+@pytest.mark.parametrize("length", [1, 243, 244, MAX_TOPIC_NAME])
+@pytest.mark.parametrize("partition", [0, 999])
+def test_every_topic_can_be_deleted_and_made_again(tmp_path: Path, length: int, partition: int) -> None:
+    folders = folders_in(tmp_path)
+    for topic_id in ("T", "T2"):
+        opened = asyncio.run(folders.open(partition, Topic(topic_id, "n" * length)))
+        asyncio.run(folders.delete(opened))
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_folders_that_are_set_aside_differ_and_fit() -> None:
+    folders = [f"{'n' * length}-{partition}" for length in (1, 243, 248, 249) for partition in (0, 1, 999)]
+    names = {aside_name(name, number, ".deleted") for name in folders for number in (0, 1, 1_000_000)}
+    assert len(names) == 3 * len(folders)
+    assert max(len(name) for name in names) == MAX_FILE_NAME
+    assert aside_name("orders-0", 3, ".deleted") == "orders-0.3.deleted"
+
+
+@pytest.mark.parametrize("name", ["orders-0", "n" * MAX_TOPIC_NAME + "-0"])
+def test_a_deletion_that_a_kill_interrupted_is_finished_by_the_next_start(tmp_path: Path, name: str) -> None:
+    folder = make_log(tmp_path, topic=Topic("T", name.rpartition("-")[0]))
+    assert folder.name == name
+    folders_in(tmp_path).set_aside(str(folder), DELETED_SUFFIX)
+    folders = recovered_in(tmp_path)
+    assert (folders.recovered, list(tmp_path.iterdir())) == ({}, [])
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "folder that cannot be emptied"])
+def test_a_leftover_that_cannot_be_removed_does_not_keep_a_broker_from_starting(
+    tmp_path: Path, kind: str, warnings: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    folder = make_log(data)
+    leftover = data / "payments-0.0.deleted"
+    match kind:
+        case "link":
+            leftover.symlink_to(tmp_path)
+        case "file":
+            leftover.write_text("x")
+        case _:
+            leftover.mkdir()
+            (leftover / "file").write_text("x")
+
+            def refuse(self: RealDisk, path: str) -> None:
+                raise PermissionError(13, "refused", path)
+
+            monkeypatch.setattr(RealDisk, "remove_tree", refuse)
+    folders = recovered_in(data)
+    assert folders.recovered[KEY].directory == str(folder)
+    assert leftover.is_symlink() or leftover.exists()
+    assert str(leftover) in warnings()
+    close(folders)
