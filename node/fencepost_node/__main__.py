@@ -10,13 +10,20 @@ from fencepost_node.broker import Broker
 from fencepost_node.config import BrokerConfig
 from fencepost_node.data_folder import DataFolderError
 from fencepost_node.log.disk import RealDisk
+from fencepost_node.log.open_files import open_files_for, raise_file_limit
 from fencepost_node.session import REFUSALS
+from fencepost_proto.config import ConfigError
 from fencepost_proto.host import Host
 from fencepost_proto.process import Program, main
 
 
 def _broker(config: BrokerConfig) -> Broker:
-    return Broker(replace(config, data_dir=os.path.abspath(config.data_dir)), Host(), RealDisk())
+    raise_file_limit()
+    try:
+        disk = RealDisk(open_files_for(config.max_open_files))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return Broker(replace(config, data_dir=os.path.abspath(config.data_dir)), Host(), disk)
 
 
 PROGRAM = Program(
@@ -30,7 +37,7 @@ PROGRAM = Program(
     config=BrokerConfig,
     id_of=lambda config: config.broker_id,
     make=_broker,
-    cannot_start=(DataFolderError,),
+    cannot_start=(DataFolderError, ConfigError),
     refusals=REFUSALS,
 )
 

@@ -31,6 +31,7 @@ class BrokerConfig:
     snapshot_interval_bytes: int = setting(64 * MIB, minimum=1)  # appended between snapshots: bounds recovery time
     producer_expiration_ms: int = setting(7 * DAY_MS, minimum=1)  # an idle producer's state is forgotten after this
     retention_check_interval_ms: int = setting(30_000, minimum=10)
+    max_open_files: int = setting(0, minimum=0)  # of logs, at a time; 0: by what the system allows (ulimit -n)
 
     # Clients
     max_request_bytes: int = setting(8 * MIB, minimum=1 * KIB, maximum=MAX_MESSAGE_BYTES)  # one ProduceRequest

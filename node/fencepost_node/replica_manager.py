@@ -48,10 +48,11 @@ class ReplicaManager:
         self.on_failed_replica: Callable[[], None] = lambda: None  # set by the session: a heartbeat is due now
         self.config = config
         self._host = host
+        self._disk = disk
         self._tasks = Tasks(on_failure)
         self._folders = PartitionFolders(host, disk, config)
         self._isr_proposals = IsrProposals(self, controller, self._tasks, config.replica_lag_time_max_ms)
-        self._upkeep = Upkeep(host, self.replicas, self._tasks, config.retention_check_interval_ms)
+        self._upkeep = Upkeep(host, disk, self.replicas, self._tasks, config.retention_check_interval_ms)
         self._links: dict[int, tuple[FollowerLink, asyncio.Task[None]]] = {}
         # At most one entry for each replica that appears or goes.
         self._work: asyncio.Queue[Callable[[], Coroutine[object, object, None]]] = asyncio.Queue()
@@ -221,6 +222,7 @@ class ReplicaManager:
         if topic is None or partition is None or not self._hosts(partition):
             return  # deleted meanwhile
         try:
+            self._check_room(topic, partition)
             opened = await self._folders.open(partition.index, topic)
         except (OSError, errors.StorageError) as error:
             self._cannot_open(partition, topic, str(error))
@@ -230,6 +232,15 @@ class ReplicaManager:
             self._add(partition, topic, opened)
         else:
             await self._folders.delete(opened)
+
+    def _check_room(self, topic: Topic, partition: Partition) -> None:
+        """Raises StorageError where one more log is one too many."""
+        most = self._disk.most_logs()
+        if len(self.replicas) >= most:
+            raise errors.StorageError(
+                f"{topic.name}-{partition.index} would be one more than {most} logs, the most that broker "
+                f"{self.broker_id} can keep with its budget of open files: raise 'ulimit -n' or max_open_files"
+            )
 
     async def _close_and_delete(self, replica: Replica) -> None:
         await replica.close(clean=False)

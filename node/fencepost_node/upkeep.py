@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from fencepost_node.log.disk import Disk
 from fencepost_node.replica import Replica
 from fencepost_node.replication.leadership import Leadership
 from fencepost_proto import errors
@@ -24,9 +25,15 @@ class Upkeep:
     """Of the logs of these replicas, whichever they are at the time. `tasks` owns what it starts."""
 
     def __init__(
-        self, host: Host, replicas: Mapping[PartitionKey, Replica], tasks: Tasks, retention_check_interval_ms: int
+        self,
+        host: Host,
+        disk: Disk,
+        replicas: Mapping[PartitionKey, Replica],
+        tasks: Tasks,
+        retention_check_interval_ms: int,
     ) -> None:
         self._host = host
+        self._disk = disk
         self._replicas = replicas
         self._tasks = tasks
         self._retention_check_interval_s = retention_check_interval_ms / 1000
@@ -58,12 +65,17 @@ class Upkeep:
             self._syncing.discard(replica.key)
 
     async def _maintain(self) -> None:
-        """Snapshots and syncs that the logs have due."""
+        """Snapshots and syncs that the logs have due, and syncs of those whose unsynced files crowd the others out."""
         while True:
             await asyncio.sleep(MAINTENANCE_INTERVAL_S)
+            crowding = frozenset(self._disk.crowding_folders())
             for replica in list(self._replicas.values()):
-                if replica.log.maintenance_due and not replica.failure:
+                if replica.failure:
+                    continue
+                if replica.log.maintenance_due:
                     await self._on_log(replica, replica.log.maintain)
+                elif replica.log.directory in crowding:
+                    await self._on_log(replica, replica.log.sync)
 
     async def _retain(self) -> None:
         while True:
@@ -72,7 +84,7 @@ class Upkeep:
                 now_ms, high_watermark = self._host.wall_clock_ms(), replica.high_watermark
                 await self._on_log(replica, partial(replica.log.apply_retention, now_ms, high_watermark))
 
-    async def _on_log(self, replica: Replica, work: Callable[[], None]) -> None:
+    async def _on_log(self, replica: Replica, work: Callable[[], object]) -> None:
         if replica.failure or self._replicas.get(replica.key) is not replica:
             return
         with contextlib.suppress(errors.StorageError):

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tests.simulation.process import SimProcess
@@ -278,13 +278,14 @@ class SimDisk:
 class MountedFile:
     """One open file of one process. Implements fencepost_node.log.disk.File."""
 
-    __slots__ = ("_closed", "_disk", "_node", "_path", "_process")
+    __slots__ = ("_closed", "_disk", "_held", "_node", "_path", "_process")
 
     def __init__(self, disk: SimDisk, process: SimProcess, path: str, node: FileNode) -> None:
         self._disk = disk
         self._process = process
         self._path = path
         self._node = node
+        self._held = 0
         self._closed = False
 
     def _step(self, kind: str) -> None:
@@ -331,6 +332,12 @@ class MountedFile:
                 self._node.fail_sync()
             raise
         self._node.sync()
+
+    def hold(self) -> None:
+        self._held += 1
+
+    def release(self) -> None:
+        self._held -= 1
 
     def close(self) -> None:
         self._closed = True
@@ -449,6 +456,12 @@ class MountedDisk:
     def boot_id(self) -> str:
         self._step("boot_id", "")
         return f"boot-{self._disk.name}-{self._disk.boot}"
+
+    def crowding_folders(self) -> Sequence[str]:
+        return ()
+
+    def most_logs(self) -> int:
+        return 1_000_000
 
 
 def _parts(path: str) -> list[str]:

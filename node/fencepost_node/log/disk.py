@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from fencepost_proto.medium import write_again
+from fencepost_node.log.open_files import Buffer, OpenFiles, PooledFile, open_files_for
 
-Buffer = bytes | bytearray | memoryview
+LOGS_PER_FILE = 4  # a log that is written to needs one file open, one that is not needs none
 
 
 class File(Protocol):
@@ -50,6 +51,12 @@ class File(Protocol):
         """Return once all that was appended, cut or written again is on the medium (fdatasync). On OSError what was
         written may never get there, though it is read from the cache, and a later `sync` succeeds."""
         ...
+
+    def hold(self) -> None:
+        """Keep the bytes in reach until `release`, whatever removes or renames the file meanwhile."""
+        ...
+
+    def release(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -95,60 +102,23 @@ class Disk(Protocol):
         """Changes whenever the machine starts anew, and with it unsynced data may be gone."""
         ...
 
+    def crowding_folders(self) -> Sequence[str]:
+        """Where files with unsynced data keep more files open than there should be: their folders, to be synced soon."""
+        ...
 
-class RealFile:
-    """A file of the operating system."""
-
-    __slots__ = ("_descriptor", "_size")
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._size = os.fstat(descriptor).st_size
-
-    @property
-    def size(self) -> int:
-        return self._size
-
-    def append(self, data: Buffer) -> None:
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(self._descriptor, view, self._size)
-            self._size += written
-            view = view[written:]
-
-    def read(self, position: int, length: int) -> bytes:
-        data = os.pread(self._descriptor, length, position)
-        if len(data) == length or not data:
-            return data
-        parts = [data]
-        missing = length - len(data)
-        while missing:
-            data = os.pread(self._descriptor, missing, position + length - missing)
-            if not data:
-                break
-            parts.append(data)
-            missing -= len(data)
-        return b"".join(parts)
-
-    def truncate(self, size: int) -> None:
-        os.ftruncate(self._descriptor, size)
-        self._size = size
-
-    def write_again(self, position: int) -> None:
-        write_again(self._descriptor, position)
-
-    def sync(self) -> None:
-        os.fdatasync(self._descriptor)
-
-    def close(self) -> None:
-        os.close(self._descriptor)
+    def most_logs(self) -> int:
+        """How many logs this process can keep: beyond that it would spend its time on opening and closing files."""
+        ...
 
 
 class RealDisk:
-    """The machine's file system."""
+    """The machine's file system. Keeps few files open, whatever the logs have open: see `open_files`."""
+
+    def __init__(self, open_files: OpenFiles | None = None) -> None:
+        self.open_files = open_files or open_files_for()
 
     def open(self, path: str, *, create: bool = False) -> File:
-        return RealFile(os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o644))
+        return PooledFile(self.open_files, path, create=create)
 
     def read_bytes(self, path: str) -> bytes:
         return Path(path).read_bytes()
@@ -197,3 +167,9 @@ class RealDisk:
 
     def boot_id(self) -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+    def crowding_folders(self) -> Sequence[str]:
+        return self.open_files.crowding_folders()
+
+    def most_logs(self) -> int:
+        return self.open_files.budget * LOGS_PER_FILE

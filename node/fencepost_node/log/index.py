@@ -118,6 +118,12 @@ class SparseIndex:
             self._flushed += len(tail)
             self._tail = self._tail[len(tail) :]
 
+    def hold(self) -> File | None:
+        """See `File.hold`: the file that is held, whose `release` is the caller's to call. Raises OSError."""
+        if self._file is not None:
+            self._file.hold()
+        return self._file
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()

@@ -236,12 +236,11 @@ class Log:
             )
         if offset >= limit:
             return b""
-        with row.pinned(segments[number]) as pinned:
+        with _disk_errors(f"{segments[number].path} cannot be read"), row.pinned(segments[number]) as pinned:
             if not pinned:
                 raise self._gone(offset)
             try:
-                with _disk_errors(f"{segments[number].path} cannot be read"):
-                    return segments[number].read(offset, max_bytes, limit)
+                return segments[number].read(offset, max_bytes, limit)
             except CorruptLog:
                 if self._cuts != cuts:
                     raise self._gone(offset) from None
@@ -261,7 +260,7 @@ class Log:
         row = self._row
         for segment in row.all:
             if segment.largest_timestamp_ms >= timestamp_ms:
-                with row.pinned(segment) as pinned, _disk_errors(f"{segment.path} cannot be read"):
+                with _disk_errors(f"{segment.path} cannot be read"), row.pinned(segment) as pinned:
                     header = segment.first_reaching(timestamp_ms) if pinned else None
                 if header is not None:
                     return header.base_offset, header.max_timestamp
@@ -507,6 +506,10 @@ class Log:
             )
         with self._maintenance, self._syncing:
             self._require_usable()
+            with self._lock:
+                old_row = self._row
+                self._cuts += 1
+            old_row.retire(old_row.all)  # before other files stand under their names
             try:
                 begin_reset(self._disk, self.directory, producer_snapshot)
                 finish_reset(self._disk, self.directory)
@@ -516,10 +519,7 @@ class Log:
                 raise StorageError(self.failure) from error
             recovered.producers.carry_from(self.producers)
             with self._lock:
-                old_row = self._row
-                self._cuts += 1
                 self._take(recovered)
-            old_row.retire(old_row.all)
             log.info("log reset directory=%s start=%d", self.directory, start_offset)
 
     # ---- The end ----

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from fencepost_node.log.disk import Disk, File
@@ -292,6 +293,14 @@ class Segment:
         """Raises OSError."""
         self.offset_index.flush()
         self.time_index.flush()
+
+    def hold(self, stack: ExitStack) -> None:
+        """Keep its files in reach until the stack is closed, though they be removed meanwhile. Raises OSError."""
+        self.file.hold()
+        stack.callback(self.file.release)
+        for index in (self.offset_index, self.time_index):
+            if (held := index.hold()) is not None:
+                stack.callback(held.release)
 
     def close(self) -> None:
         self.file.close()

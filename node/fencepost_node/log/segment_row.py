@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from fencepost_node.log.segment import Segment
 
@@ -61,13 +61,27 @@ class SegmentRow:
 
     @contextmanager
     def pinned(self, *segments: Segment) -> Iterator[list[Segment]]:
-        """Those of the segments that are not retired; they stay open inside."""
+        """Those of the segments that are not retired; they stay open inside. Raises OSError where one cannot be opened.
+
+        Files of a retired segment may be gone, or others may stand under their names: what was opened counts only if the
+        segment is still not retired after that.
+        """
         with self._lock:
             pinned = [segment for segment in segments if not segment.retired]
             for segment in pinned:
                 segment.pins += 1
         try:
-            yield pinned
+            with ExitStack() as held:
+                usable = []
+                for segment in pinned:
+                    try:
+                        segment.hold(held)
+                    except OSError:
+                        if not segment.retired:
+                            raise
+                    if not segment.retired:
+                        usable.append(segment)
+                yield usable
         finally:
             with self._lock:
                 for segment in pinned:
