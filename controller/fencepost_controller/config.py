@@ -18,6 +18,7 @@ class ControllerConfig:
     session_timeout_ms: int = setting(3_000, minimum=100, maximum=300_000)  # silence that means dead
     heartbeat_interval_ms: int = setting(500, minimum=10)  # what brokers are asked for
     preferred_leader_interval_ms: int = setting(10_000, minimum=10)  # between rounds that restore preferred leaders
+    min_segment_bytes: int = setting(16 * 1024, minimum=256)  # that a topic may ask for; less is for tests
 
     def __post_init__(self) -> None:
         check_settings(self)

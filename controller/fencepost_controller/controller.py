@@ -102,7 +102,7 @@ class Controller:
     def _add_services(self, server: grpc.aio.Server) -> None:
         answering = Answering(self.failure.report)
         service = ControllerService(self._commands, self._sessions, self._fences, answering)
-        admin = AdminService(self._commands, self._host.random, answering)
+        admin = AdminService(self._commands, self._host.random, self.config.min_segment_bytes, answering)
         controller_pb2_grpc.add_ControllerServicer_to_server(service, server)
         controller_pb2_grpc.add_AdminServicer_to_server(admin, server)
 

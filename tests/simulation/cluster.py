@@ -155,6 +155,7 @@ class SimCluster:
             session_timeout_ms=settings.session_timeout_ms,
             heartbeat_interval_ms=settings.heartbeat_interval_ms,
             preferred_leader_interval_ms=settings.preferred_leader_interval_ms,
+            min_segment_bytes=256,  # a run is short
         )
         process = current_process.get()
         assert isinstance(process, SimProcess)

@@ -108,7 +108,7 @@ def test_the_followers_of_one_leader_rotate() -> None:
         ({"config": TopicConfig(min_insync_replicas=-1)}, errors.InvalidConfig, "min_insync_replicas=-1"),
         ({"config": TopicConfig(retention_ms=-2)}, errors.InvalidConfig, "retention_ms=-2"),
         ({"config": TopicConfig(retention_bytes=-7)}, errors.InvalidConfig, "retention_bytes=-7"),
-        ({"config": TopicConfig(segment_bytes=10)}, errors.InvalidConfig, "segment_bytes=10"),
+        ({"config": TopicConfig(segment_bytes=16_383)}, errors.InvalidConfig, "segment_bytes=16383: must be 16384 to"),
         ({"config": TopicConfig(segment_bytes=2**31)}, errors.InvalidConfig, "segment_bytes=2147483648"),
         ({"config": TopicConfig(max_message_bytes=1)}, errors.InvalidConfig, "max_message_bytes=1"),
         ({"config": TopicConfig(max_message_bytes=2**24)}, errors.InvalidConfig, "max_message_bytes=16777216"),

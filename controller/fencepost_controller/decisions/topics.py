@@ -23,7 +23,7 @@ from fencepost_proto.metadata import Partition, Topic, TopicConfig, check_topic_
 MAX_TOPICS = 2_000
 MAX_PARTITIONS_PER_TOPIC = 1_000
 MAX_PARTITIONS = 10_000
-MIN_SEGMENT_BYTES = 256
+MIN_SEGMENT_BYTES = 16 * 1024  # each costs files, descriptors and a snapshot; a controller's setting may say otherwise
 MAX_SEGMENT_BYTES = 1024 * 1024 * 1024  # positions in an index are 32 bits wide
 MIN_MAX_MESSAGE_BYTES = 128
 MAX_MAX_MESSAGE_BYTES = 8 * 1024 * 1024 - 64 * 1024  # a batch fits one request with room for the rest of it
@@ -38,6 +38,7 @@ class CreateTopic(Command[Topic]):
     replication_factor: int = 0
     config: TopicConfig = field(default_factory=TopicConfig)
     assignments: tuple[tuple[int, ...], ...] = ()  # manual, instead of the two counts
+    min_segment_bytes: int = MIN_SEGMENT_BYTES
 
     def decide(self, draft: Draft) -> Topic:
         check_topic_name(self.name)
@@ -48,7 +49,7 @@ class CreateTopic(Command[Topic]):
         if len(draft.image.topics) >= MAX_TOPICS:
             raise InvalidPartitions(f"topic {self.name!r} would be one more than {MAX_TOPICS} topics")
         assignments = self._assigned(draft) if self.assignments else self._placed(draft)
-        check_config(self.config, len(assignments[0]))
+        check_config(self.config, len(assignments[0]), self.min_segment_bytes)
         topic = Topic(self.topic_id, self.name, self.config)
         draft.put(topic)
         for index, replicas in enumerate(assignments):
@@ -99,13 +100,13 @@ class CreateTopic(Command[Topic]):
         return list(self.assignments)
 
 
-def check_config(config: TopicConfig, replication_factor: int) -> None:
+def check_config(config: TopicConfig, replication_factor: int, min_segment_bytes: int) -> None:
     """Raises InvalidConfig naming key and value."""
     limits = {
         "min_insync_replicas": (1, replication_factor),
         "retention_ms": (1, MAX_INT64),
         "retention_bytes": (1, MAX_INT64),
-        "segment_bytes": (MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES),
+        "segment_bytes": (min_segment_bytes, MAX_SEGMENT_BYTES),
         "max_message_bytes": (MIN_MAX_MESSAGE_BYTES, MAX_MAX_MESSAGE_BYTES),
     }
     unlimited = ("retention_ms", "retention_bytes")

@@ -27,7 +27,9 @@ def random_id(random: Random) -> str:
             return text
 
 
-async def create_topic(commands: Commands, random: Random, request: pb.CreateTopicRequest) -> pb.CreateTopicResponse:
+async def create_topic(
+    commands: Commands, random: Random, request: pb.CreateTopicRequest, min_segment_bytes: int
+) -> pb.CreateTopicResponse:
     topic_id = random_id(random)
     while topic_id in commands.image.topics:
         topic_id = random_id(random)
@@ -39,6 +41,7 @@ async def create_topic(commands: Commands, random: Random, request: pb.CreateTop
             replication_factor=request.replication_factor,
             config=config_from_proto(request.config),
             assignments=tuple(tuple(assignment.replicas) for assignment in request.assignments),
+            min_segment_bytes=min_segment_bytes,
         )
     )
     return pb.CreateTopicResponse(topic_id=topic_id, version=committed.version)

@@ -60,10 +60,11 @@ class AdminService(controller_pb2_grpc.AdminServicer):
 
     commands: Commands
     random: Random
+    min_segment_bytes: int
     answering: Answering
 
     async def CreateTopic(self, request: pb.CreateTopicRequest, context: Context) -> pb.CreateTopicResponse:
-        work = create_topic(self.commands, self.random, request)
+        work = create_topic(self.commands, self.random, request, self.min_segment_bytes)
         return await self.answering.unary(pb.CreateTopicResponse, work)
 
     async def DeleteTopic(self, request: pb.DeleteTopicRequest, context: Context) -> pb.DeleteTopicResponse:

@@ -70,7 +70,9 @@ def create(
     retention_bytes: Annotated[
         int | None, typer.Option(help="Of a partition; -1: no limit.", show_default="-1")
     ] = None,
-    segment_bytes: Annotated[int | None, typer.Option(help="Of a segment file.", show_default="128 MB")] = None,
+    segment_bytes: Annotated[
+        int | None, typer.Option(help="Of a segment file; 16384 at least.", show_default="128 MB")
+    ] = None,
     max_message_bytes: Annotated[int | None, typer.Option(help="Of one batch.", show_default="4 MB")] = None,
     flush_always: Annotated[
         bool, typer.Option("--flush-always", help="Acknowledge only what is synced to disk.")
