@@ -10,19 +10,28 @@ object alone: there are no consumer groups.
 
 One application task reads (`poll` or `async for`); all methods belong to one event loop. An error that the consumer
 cannot mend (OffsetOutOfRange under the policy "error", a topic that was deleted, bytes that stay unreadable) is raised
-by reading, once what came before it has been handed out, and again until the application seeks or assigns.
+by reading, once what came before it has been handed out, and again until the application seeks or assigns. The position
+stays where it was.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar, get_args
 
 from fencepost.cluster import Cluster
-from fencepost.consumer_core import MAX_BUFFERED_BYTES, ConsumerCore, LargeBatch, ResetPolicy, StartPolicy
+from fencepost.consumer_core import (
+    MAX_BUFFERED_BYTES,
+    ConsumerCore,
+    LargeBatch,
+    ResetPolicy,
+    StartPolicy,
+    UnreadablePolicy,
+)
 from fencepost.consumer_fetch import Router, first_record_from, list_offset
 from fencepost.consumer_partition import EARLIEST, LATEST, UNRESOLVED, ConsumerRecord, TopicPartition
 from fencepost.history import History
@@ -35,7 +44,9 @@ from fencepost_proto.errors import (
 )
 from fencepost_proto.host import Host
 from fencepost_proto.metadata import PartitionKey
-from fencepost_proto.records import Record
+from fencepost_proto.records import MAX_DECOMPRESSED_BYTES, Record
+
+log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 30.0  # for answers about offsets, through elections
 ITERATION_RECORDS = 1_000  # decoded at once by `async for`
@@ -56,7 +67,11 @@ class Consumer:
 
     `topics`: read all their partitions, as `subscribe` does. `start`: where a partition without a position begins.
     `reset`: how to go on where retention has removed the next record: at the log's new start ("earliest"), at its end
-    ("latest"), or with OffsetOutOfRange ("error"). `history`: tell it what is read.
+    ("latest"), or with OffsetOutOfRange ("error"). `unreadable`: at a batch that nobody can read (its producer sent what
+    is no batch inside, or more than the next setting allows), raise CorruptMessage and stay there ("error"), or go on
+    behind it ("skip"): each one is logged and counted in `skipped_batches` and `skipped_records`.
+    `max_decompressed_bytes`: what one compressed batch may open to; the rest of it is never opened. `history`: tell it
+    what is read.
     """
 
     def __init__(
@@ -65,6 +80,8 @@ class Consumer:
         *topics: str,
         start: StartPolicy = "earliest",
         reset: ResetPolicy = "earliest",
+        unreadable: UnreadablePolicy = "error",
+        max_decompressed_bytes: int = MAX_DECOMPRESSED_BYTES,
         history: History | None = None,
         host: Host | None = None,
     ) -> None:
@@ -72,10 +89,16 @@ class Consumer:
             raise InvalidConfig(f"start={start!r} is not one of {', '.join(get_args(StartPolicy))}")
         if reset not in get_args(ResetPolicy):
             raise InvalidConfig(f"reset={reset!r} is not one of {', '.join(get_args(ResetPolicy))}")
+        if unreadable not in get_args(UnreadablePolicy):
+            raise InvalidConfig(f"unreadable={unreadable!r} is not one of {', '.join(get_args(UnreadablePolicy))}")
+        if not isinstance(max_decompressed_bytes, int) or max_decompressed_bytes < 1:
+            raise InvalidConfig(f"max_decompressed_bytes={max_decompressed_bytes!r}: a number of 1 or more")
+        self.skipped_batches = 0  # that nobody could read, under unreadable="skip"
+        self.skipped_records = 0
         self._topics = topics
         self._start: StartPolicy = start
         self._cluster = Cluster(bootstrap, host or Host())
-        self._core = ConsumerCore(reset)
+        self._core = ConsumerCore(reset, unreadable, max_decompressed_bytes)
         self._arrived = asyncio.Event()  # set with every change that reading or `position` may wait for
         self._router = Router(self._core, self._cluster, self._arrived.set, self._on_resolved)
         self._connected = False  # between start and close
@@ -283,6 +306,7 @@ class Consumer:
     def _hand_out(self, max_records: int) -> list[ConsumerRecord]:
         was_full = self._core.buffered_bytes >= MAX_BUFFERED_BYTES
         records = self._core.hand_out(max_records)
+        self._note_skipped()
         if was_full and self._core.buffered_bytes < MAX_BUFFERED_BYTES:
             self._router.wake()
         if not records:  # bytes that could not be read are fetched again
@@ -296,7 +320,19 @@ class Consumer:
         except CorruptMessage as error:
             opened = error
         self._core.put_opened(large, opened)
+        self._note_skipped()
         self._router.look()
+
+    def _note_skipped(self) -> None:
+        while self._core.skipped:
+            tp, offset, end_offset, error = self._core.skipped.popleft()
+            self.skipped_batches += 1
+            self.skipped_records += end_offset - offset
+            log.error(
+                "unreadable batch skipped topic=%s partition=%d offset=%d records=%d reason=%s",
+                tp.topic, tp.partition, offset, end_offset - offset, error.message,
+            )  # fmt: skip
+            self._on_resolved(tp, end_offset)
 
     def _check_connected(self) -> None:
         if not self._connected:

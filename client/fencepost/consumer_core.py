@@ -4,6 +4,10 @@ An answer counts only if it answers what would be asked now: same generation (a 
 an answer that comes late, twice, or after a seek changes nothing, and whoever leads, records follow each other without
 a gap or a repeat.
 
+A batch that cannot be read (its producer sent what is no batch inside, or more than the limit when it is opened, or its
+bytes are damaged) is fetched again a few times, since another leader may have it whole. Then the `unreadable` policy
+decides: the partition fails at the batch's offset, or goes on behind the batch, which is counted.
+
 A leader that refuses a position as out of range makes the core ask where the log starts. A start above the position means
 that retention has removed what came next: the `reset` policy says how to go on. A position above the log's end is never
 explained by retention: it is an error whatever the policy.
@@ -22,6 +26,7 @@ from typing import Literal, NamedTuple
 from fencepost.consumer_partition import (
     EARLIEST,
     LATEST,
+    MAX_INLINE_BYTES,
     UNRESOLVED,
     AssignedPartition,
     ConsumerRecord,
@@ -29,6 +34,7 @@ from fencepost.consumer_partition import (
     is_large,
     open_batch,
 )
+from fencepost_proto.decompression import DecompressedTooLarge
 from fencepost_proto.errors import (
     CorruptMessage,
     CurrentLeader,
@@ -40,7 +46,7 @@ from fencepost_proto.errors import (
     from_proto,
 )
 from fencepost_proto.metadata import PartitionKey
-from fencepost_proto.records import Record
+from fencepost_proto.records import MAX_DECOMPRESSED_BYTES, Record
 from fencepost_proto.v1 import broker_pb2
 
 MAX_BUFFERED_BYTES = 16 * 1024 * 1024  # nothing is asked while so much waits for the application
@@ -55,6 +61,7 @@ HAND_OUT_BYTES = 512 * 1024  # of batches opened at once
 
 StartPolicy = Literal["earliest", "latest"]
 ResetPolicy = Literal["earliest", "latest", "error"]
+UnreadablePolicy = Literal["error", "skip"]
 
 
 class Route(NamedTuple):
@@ -97,17 +104,35 @@ class LargeBatch(NamedTuple):
     generation: int
     batch: bytes
     position: int
+    max_decompressed_bytes: int
 
     def open(self) -> Iterator[Record]:
         """Safe in any thread. Raises CorruptMessage."""
-        return open_batch(self.batch, self.position)
+        return open_batch(self.batch, self.position, self.max_decompressed_bytes)
+
+
+class Skipped(NamedTuple):
+    """Records of one batch that nobody can read, and that a consumer has gone past."""
+
+    tp: TopicPartition
+    offset: int
+    end_offset: int
+    error: CorruptMessage
 
 
 class ConsumerCore:
     """The state of one consumer. `routes_version` rises with every change that `routes` may answer differently for."""
 
-    def __init__(self, reset: ResetPolicy) -> None:
+    def __init__(
+        self,
+        reset: ResetPolicy,
+        unreadable: UnreadablePolicy = "error",
+        max_decompressed_bytes: int = MAX_DECOMPRESSED_BYTES,
+    ) -> None:
+        self.skipped: deque[Skipped] = deque()  # for the caller to take out
         self._reset = reset
+        self._unreadable = unreadable
+        self._max_decompressed_bytes = max_decompressed_bytes
         self._assigned: dict[TopicPartition, AssignedPartition] = {}
         self._by_key: dict[PartitionKey, AssignedPartition] = {}
         self._ready: deque[AssignedPartition] = deque()  # those with something buffered, in turn
@@ -220,8 +245,15 @@ class ConsumerCore:
             )
         return Ask(partitions, asked, wait_s)
 
-    def take(self, asked: Mapping[PartitionKey, Asked], answer: broker_pb2.FetchedPartition, now_s: float) -> None:
-        """One partition of a leader's answer. A refusal's hint at another leader is the caller's to learn."""
+    def take(
+        self,
+        asked: Mapping[PartitionKey, Asked],
+        answer: broker_pb2.FetchedPartition,
+        now_s: float,
+        source: str = "",
+    ) -> None:
+        """One partition of a leader's answer, from the broker at `source`. A refusal's hint at another leader is the
+        caller's to learn."""
         key = (answer.topic_id, answer.partition)
         p = self._by_key.get(key)
         question = asked.get(key)
@@ -242,6 +274,7 @@ class ConsumerCore:
                 self.fail(p.tp, p.generation, error)
         else:
             p.high_watermark = max(p.high_watermark, answer.high_watermark)
+            p.source = source
             if answer.records:
                 self._take_records(p, answer)
 
@@ -250,7 +283,7 @@ class ConsumerCore:
         try:
             p.put(answer.records, answer.high_watermark)
         except CorruptMessage as error:
-            self._corrupt(p, error)
+            self._corrupt(p, error, None)
             return
         if not was_ready:
             self._ready.append(p)
@@ -289,8 +322,8 @@ class ConsumerCore:
         if self._ready and self._ready[0].opened is None:
             p = self._ready[0]
             batch = p.next_batch()
-            if is_large(batch):
-                return LargeBatch(p.tp, p.generation, batch, p.position)
+            if p.large or is_large(batch):
+                return LargeBatch(p.tp, p.generation, batch, p.position, self._max_decompressed_bytes)
         return None
 
     def put_opened(self, large: LargeBatch, records: Iterator[Record] | CorruptMessage) -> None:
@@ -299,7 +332,7 @@ class ConsumerCore:
         if p is None or p.generation != large.generation or p.opened is not None or p.position != large.position:
             return
         if isinstance(records, CorruptMessage):
-            self._corrupt(p, records)
+            self._corrupt(p, records, p.end_of_unreadable())
         else:
             p.put_opened(large.batch, records)
 
@@ -313,13 +346,16 @@ class ConsumerCore:
             try:
                 if p.opened is None:
                     batch = p.next_batch()
-                    if opened_bytes >= HAND_OUT_BYTES or is_large(batch):
+                    if opened_bytes >= HAND_OUT_BYTES or p.large or is_large(batch):
                         break
                     opened_bytes += len(batch)
-                    p.put_opened(batch, open_batch(batch, p.position))
+                    p.put_opened(batch, open_batch(batch, p.position, MAX_INLINE_BYTES))
                 p.read(room - len(handed), handed)
+            except DecompressedTooLarge:
+                p.large = True
+                break
             except CorruptMessage as error:
-                self._corrupt(p, error)
+                self._corrupt(p, error, p.end_of_unreadable())
                 continue
             if p.between_answers:  # the next partition's turn
                 self._ready.popleft()
@@ -346,10 +382,18 @@ class ConsumerCore:
             self._ready.remove(p)
         self.routes_version += 1
 
-    def _corrupt(self, p: AssignedPartition, error: CorruptMessage) -> None:
-        """Bytes that cannot be read: fetch them again from the position, a bounded number of times."""
-        count = p.corrupt + 1
-        self._move(p, p.position)
+    def _corrupt(self, p: AssignedPartition, error: CorruptMessage, end_offset: int | None) -> None:
+        """Bytes that cannot be read: fetch them again from the position, a bounded number of times; then give up, or go
+        on at `end_offset` where that is the policy and the end is certain."""
+        count, position = p.corrupt + 1, p.position
+        self._move(p, position)
         p.corrupt = count
-        if count >= MAX_CORRUPT_FETCHES:
-            self.fail(p.tp, p.generation, error)
+        if count < MAX_CORRUPT_FETCHES:
+            return
+        where = f"{p.tp.topic}-{p.tp.partition} at offset {position}, as broker {p.source} sent it: {error.message}"
+        if self._unreadable == "skip" and end_offset is not None and end_offset > position:
+            self._move(p, end_offset)
+            self.skipped.append(Skipped(p.tp, position, end_offset, CorruptMessage(where)))
+            return
+        onward = f" (the next batch begins at offset {end_offset})" if end_offset is not None else ""
+        self.fail(p.tp, p.generation, CorruptMessage(where + onward))

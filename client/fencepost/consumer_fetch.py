@@ -166,7 +166,7 @@ class FetchStream:
     async def _take(self, ask: Ask, answer: broker_pb2.FetchResponse) -> None:
         loop = asyncio.get_running_loop()
         for fetched in answer.partitions:
-            self._core.take(ask.asked, fetched, loop.time())
+            self._core.take(ask.asked, fetched, loop.time(), self._address)
             self._taken(learn_from(self._cluster, fetched))
             await asyncio.sleep(0)  # a large answer must not hold the loop
 

@@ -24,14 +24,15 @@ from fencepost_proto.errors import (
     UnsupportedForMessageFormat,
 )
 from fencepost_proto.metadata import PartitionKey
-from fencepost_proto.record_batch import HEADER_BYTES, LENGTH_END
-from fencepost_proto.records import Headers, Record, read_records
+from fencepost_proto.record_batch import HEADER_BYTES, LENGTH_END, check_batch
+from fencepost_proto.records import MAX_DECOMPRESSED_BYTES, Headers, Record, read_records
 
 LATEST = -1  # timestamps with a meaning in ListOffsets
 EARLIEST = -2
 UNRESOLVED = -1  # a position that a ListOffsets answer will set
 
-LARGE_COMPRESSED_BYTES = 32 * 1024  # a compressed batch from this size on is opened in a thread
+LARGE_COMPRESSED_BYTES = 32 * 1024  # a compressed batch from this size on is opened in a thread …
+MAX_INLINE_BYTES = 1024 * 1024  # … and so is one that turns out to open to more than this
 
 _BATCH = struct.Struct(">qi11xi")  # base offset, length, …, last offset delta
 _ATTRIBUTES_LOW = 22  # the low byte of the attributes
@@ -57,16 +58,18 @@ class ConsumerRecord(NamedTuple):
     headers: Headers
 
 
-def open_batch(batch: bytes, position: int) -> Iterator[Record]:
+def open_batch(batch: bytes, position: int, max_decompressed_bytes: int = MAX_DECOMPRESSED_BYTES) -> Iterator[Record]:
     """The batch's records from `position` on: checked and decompressed now, decoded as they are taken.
 
-    Raises CorruptMessage, now or while records are taken.
+    Raises CorruptMessage, now or while records are taken; DecompressedTooLarge above the limit.
     """
-    records = read_records(batch)
+    records = read_records(batch, max_decompressed_bytes)
     try:
-        first = next(records)
+        first = next(records, None)
     except (InvalidRecord, UnsupportedForMessageFormat) as error:  # no leader stores such a batch: it was damaged
         raise CorruptMessage(error.message) from error
+    if first is None:
+        raise CorruptMessage(f"{len(batch)} bytes hold no record")
     whole = chain((first,), records)
     return whole if first.offset >= position else dropwhile(lambda record: record.offset < position, whole)
 
@@ -120,6 +123,8 @@ class AssignedPartition:
     refused_epoch: int = -1
     served: int = 0  # number of the last answer that brought records: whoever waited longest is asked for first
     corrupt: int = 0  # fetches in a row whose bytes could not be read
+    source: str = ""  # address of the broker whose answer came last
+    large: bool = False  # the next batch has turned out to need a thread
     failure: FencepostError | None = None
     opened: Iterator[Record] | None = None  # what is left of the batch that is being handed out
     _opened_end: int = 0  # its end offset
@@ -158,7 +163,7 @@ class AssignedPartition:
 
     def drop_buffer(self) -> None:
         self._answers.clear()
-        self._at, self.opened = 0, None
+        self._at, self.opened, self.large = 0, None, False
 
     # ---- Handing out ----
 
@@ -172,10 +177,32 @@ class AssignedPartition:
         """`records` are those of `next_batch`."""
         base_offset, _, last_delta = _BATCH.unpack_from(batch)
         self.opened, self._opened_end, self._opened_bytes = records, base_offset + last_delta + 1, len(batch)
+        self.large = False
         self._at += len(batch)
         if self._at == len(self._answers[0]):
             self._answers.popleft()
             self._at = 0
+
+    def end_of_unreadable(self) -> int | None:
+        """The end offset of the batch that could not be opened, or read to its end; None: where it ends is not certain.
+
+        It is where the CRC covers it (the bytes are the producer's, whatever he has sent), or where the next batch of
+        the same answer begins there.
+        """
+        if self.opened is not None:
+            return self._opened_end
+        if not self._answers:
+            return None
+        batch = self.next_batch()
+        base_offset, _, last_delta = _BATCH.unpack_from(batch)
+        if self._at + len(batch) == len(self._answers[0]):
+            try:
+                check_batch(batch)
+            except InvalidRecord:  # its CRC is right, and its count is not
+                pass
+            except (CorruptMessage, UnsupportedForMessageFormat):
+                return None
+        return int(base_offset + last_delta + 1)
 
     def read(self, max_records: int, into: list[ConsumerRecord]) -> None:
         """Move up to so many records of the opened batch into a list, and the position with them.

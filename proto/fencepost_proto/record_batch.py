@@ -36,6 +36,9 @@ MAGIC = 2
 NO_PRODUCER_ID = -1
 MAX_SEQUENCE = 2**31 - 1
 MAX_EPOCH = 2**15 - 1
+MIN_RECORD_BYTES = 7  # length, attributes, two deltas, key and value lengths, header count: a byte each at least
+MAX_RECORDS_RATIO = 1_024  # bytes of records that a byte of compressed content may stand for: more than they can
+COMPRESSION_MASK = 0x07  # of the attributes
 
 _HEADER = struct.Struct(">qiibIhiqqqhii")
 _OFFSET_LENGTH = struct.Struct(">qi")
@@ -45,6 +48,7 @@ _CRC = struct.Struct(">I")
 _CRC_AT = 17
 _PRODUCER_AT = 43
 _CRC_START = 21
+_ATTRIBUTES_LOW = 22  # the low byte of the attributes
 _STAMP_END = 16
 _MAGIC_AT = 16
 _TRANSACTIONAL = 0x10
@@ -145,6 +149,7 @@ def check_produced(buffer: Buffer) -> BatchHeader:
     unknown = header.attributes & ~_KNOWN_ATTRIBUTES
     if unknown or header.attributes & _KNOWN_ATTRIBUTES > _MAX_COMPRESSION:
         raise InvalidRecord(f"attributes {header.attributes:#06x} are not supported: compression 0 to 4 is")
+    _check_count(header)
     if header.idempotent:
         if header.producer_id < 0:
             raise InvalidRecord(f"producer id {header.producer_id} is negative")
@@ -157,6 +162,18 @@ def check_produced(buffer: Buffer) -> BatchHeader:
             f"base sequence {header.base_sequence} and producer epoch {header.producer_epoch} without a producer id"
         )
     return header
+
+
+def _check_count(header: BatchHeader) -> None:
+    """Raises InvalidRecord for more records than the batch's bytes can hold, compressed as well as may be.
+
+    Each record has an offset of its own, so that no two are the same bytes: the codecs' own greatest ratios (1,032 and
+    far more) are not reached by records.
+    """
+    content_bytes = header.size_bytes - HEADER_BYTES
+    ratio = MAX_RECORDS_RATIO if header.attributes & COMPRESSION_MASK else 1
+    if header.record_count * MIN_RECORD_BYTES > content_bytes * ratio:
+        raise InvalidRecord(f"record count {header.record_count}: more than {content_bytes} bytes of records can hold")
 
 
 def iter_batches(buffer: Buffer) -> Iterator[tuple[int, BatchHeader]]:
@@ -182,6 +199,13 @@ def stamp(batch: Buffer, base_offset: int, leader_epoch: int) -> bytes:
     """A copy of the batch with its two leader's fields set; the CRC does not cover them."""
     _, length = _OFFSET_LENGTH.unpack_from(batch)
     return b"".join((_STAMP.pack(base_offset, length, leader_epoch), memoryview(batch)[_STAMP_END:]))
+
+
+def without_compression(header: bytes) -> bytes:
+    """A header for the same batch's records once they are decompressed. Its length and CRC are still the old ones."""
+    copy = bytearray(header)
+    copy[_ATTRIBUTES_LOW] &= ~COMPRESSION_MASK & 0xFF
+    return bytes(copy)
 
 
 def restamp(batch: Buffer, producer_id: int, producer_epoch: int, base_sequence: int) -> bytes:

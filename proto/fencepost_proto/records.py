@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
-from enum import IntEnum
 from typing import NamedTuple, cast
 
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 
+from fencepost_proto.decompression import Compression, decompress
 from fencepost_proto.errors import CorruptMessage
-from fencepost_proto.record_batch import MAGIC, iter_batches
+from fencepost_proto.record_batch import (
+    COMPRESSION_MASK,
+    HEADER_BYTES,
+    MAGIC,
+    MIN_RECORD_BYTES,
+    BatchHeader,
+    iter_batches,
+    without_compression,
+)
+
+__all__ = ["MAX_DECOMPRESSED_BYTES", "BatchBuilder", "Compression", "Headers", "Record", "read_records"]
 
 Headers = list[tuple[str, bytes | None]]
 
-# What the compiled reader and the codecs raise for bytes that are not records.
-_UNREADABLE = (CorruptRecordException, ValueError, IndexError, TypeError, RuntimeError, AssertionError)
+MAX_DECOMPRESSED_BYTES = 64 * 1024 * 1024  # of one batch: eight times the largest that this project's producers make
 
-
-class Compression(IntEnum):
-    """Codec numbers of the batch's attributes."""
-
-    NONE = 0
-    GZIP = 1
-    SNAPPY = 2
-    LZ4 = 3
-    ZSTD = 4
+# What the compiled reader raises for bytes that are not records.
+_UNREADABLE = (
+    CorruptRecordException, ValueError, IndexError, TypeError, RuntimeError, AssertionError, OverflowError, MemoryError,
+    struct.error,
+)  # fmt: skip
 
 
 class Record(NamedTuple):
@@ -69,15 +75,36 @@ class BatchBuilder:
         return bytes(self._builder.build())
 
 
-def read_records(batches: bytes) -> Iterator[Record]:
+def read_records(batches: bytes, max_decompressed_bytes: int = MAX_DECOMPRESSED_BYTES) -> Iterator[Record]:
     """Every record of the whole batches in `batches`, in offset order.
 
-    Raises CorruptMessage where a batch's length, CRC or content is wrong.
+    A batch may open to `max_decompressed_bytes`; the rest of it is not opened. Raises CorruptMessage
+    (DecompressedTooLarge) where a batch's length, CRC, count or content is wrong, and nothing else for any bytes.
     """
     for position, header in iter_batches(batches):
-        batch = DefaultRecordBatch(batches[position : position + header.size_bytes])
+        whole = memoryview(batches)[position : position + header.size_bytes]
         try:
-            for record in batch:
+            for record in _open(whole, header, max_decompressed_bytes):
                 yield Record(record.offset, record.timestamp, record.key, record.value, cast(Headers, record.headers))
         except _UNREADABLE as error:
             raise CorruptMessage(f"batch at offset {header.base_offset} cannot be read: {error}") from error
+
+
+def _open(batch: memoryview, header: BatchHeader, max_decompressed_bytes: int) -> DefaultRecordBatch:
+    """The reader of one batch, decompressed. Raises CorruptMessage where its records cannot be as many as it says."""
+    number = header.attributes & COMPRESSION_MASK
+    if number > max(Compression):
+        raise CorruptMessage(f"batch at offset {header.base_offset}: compression {number} is not known")
+    codec = Compression(number)
+    content: bytes | bytearray
+    if codec is Compression.NONE:
+        content = bytes(batch)
+    else:
+        opened_header = without_compression(bytes(batch[:HEADER_BYTES]))
+        content = decompress(codec, batch[HEADER_BYTES:], max_decompressed_bytes, behind=opened_header)
+    records_bytes = len(content) - HEADER_BYTES
+    if header.record_count * MIN_RECORD_BYTES > records_bytes:
+        raise CorruptMessage(
+            f"batch at offset {header.base_offset} says it holds {header.record_count} records, in {records_bytes} bytes"
+        )
+    return DefaultRecordBatch(content)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
+from struct import pack_into
 
+import cramjam
 import pytest
+from batches import batch, with_field
 from fake_broker_read import FakeCluster, batch_of, fake_cluster, run, until
 
 from fencepost import cluster as cluster_module
@@ -24,9 +27,17 @@ from fencepost_proto.errors import (
     UnknownTopicOrPartition,
 )
 from fencepost_proto.metadata import PartitionKey
+from fencepost_proto.record_batch import HEADER_BYTES
 from fencepost_proto.records import Compression
 
 T0 = TopicPartition("orders", 0)
+
+
+def with_content(content: bytes, codec: Compression) -> bytes:
+    """A batch of three records, as a hostile producer makes one: only its header is right."""
+    data = bytearray(batch(3)[:HEADER_BYTES] + content)
+    pack_into(">i", data, 8, len(data) - 12)
+    return with_field(bytes(data), 21, ">h", int(codec))
 
 
 def write(fake: FakeCluster, key: PartitionKey, count: int, compression: Compression = Compression.NONE) -> None:
@@ -303,6 +314,41 @@ def test_damaged_bytes_are_fetched_again_and_raised_when_they_stay_damaged() -> 
                 write(fake, key, 1)
                 with pytest.raises(CorruptMessage):
                     await read(consumer, 1)
+
+    run(test())
+
+
+def test_a_batch_that_nobody_can_read_is_raised_with_its_place_or_skipped_logged_and_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test() -> None:
+        async with fake_cluster() as fake:
+            key = (fake.add_topic("orders", 1), 0)
+            write(fake, key, 3)
+            content = bytes(cramjam.zstd.compress(bytes(3_000_000)))
+            fake.logs[key].append(with_content(content, Compression.ZSTD), fake.image.partitions[key].leader_epoch)
+            write(fake, key, 2)
+            async with Consumer(fake.bootstrap, "orders", max_decompressed_bytes=2_000_000) as consumer:
+                check_in_order(await read(consumer, 3))
+                for _ in range(2):
+                    with pytest.raises(CorruptMessage, match=r"orders-0 at offset 3, as broker .*limit of 2000000"):
+                        await consumer.poll(10, 5_000)
+                assert await consumer.position(T0) == 3
+            lines: list[str] = []
+            async with Consumer(
+                fake.bootstrap,
+                "orders",
+                unreadable="skip",
+                max_decompressed_bytes=2_000_000,
+                history=History(lines.append, process="reader"),
+            ) as consumer:
+                records = await read(consumer, 5)
+                assert [record.offset for record in records] == [0, 1, 2, 6, 7]
+                assert (consumer.skipped_batches, consumer.skipped_records) == (1, 3)
+            moves = [json.loads(line) for line in lines if '"seek"' in line]
+            assert [move["offset"] for move in moves][-1] == 6
+            (told,) = [line for line in caplog.messages if "unreadable batch skipped" in line]
+            assert "topic=orders partition=0 offset=3 records=3" in told
 
     run(test())
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from random import Random
+from struct import pack_into
 
+import cramjam
 import pytest
+from batches import batch, with_field
 from fake_broker_read import Log, batch_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,10 +23,12 @@ from fencepost.consumer_core import (
     Ask,
     ConsumerCore,
     ResetPolicy,
+    UnreadablePolicy,
 )
 from fencepost.consumer_partition import (
     LARGE_COMPRESSED_BYTES,
     LATEST,
+    MAX_INLINE_BYTES,
     UNRESOLVED,
     ConsumerRecord,
     TopicPartition,
@@ -32,7 +37,7 @@ from fencepost.consumer_partition import (
 from fencepost_proto import errors
 from fencepost_proto.errors import CorruptMessage, CurrentLeader, InvalidRequest, OffsetOutOfRange
 from fencepost_proto.metadata import PartitionKey
-from fencepost_proto.record_batch import read_header, stamp
+from fencepost_proto.record_batch import HEADER_BYTES, read_header, stamp
 from fencepost_proto.records import Compression
 from fencepost_proto.v1 import broker_pb2
 
@@ -69,8 +74,10 @@ class World:
         return fetched
 
 
-def core_at(*positions: int, reset: ResetPolicy = "earliest") -> ConsumerCore:
-    core = ConsumerCore(reset)
+def core_at(
+    *positions: int, reset: ResetPolicy = "earliest", unreadable: UnreadablePolicy = "error", limit: int = 10**6
+) -> ConsumerCore:
+    core = ConsumerCore(reset, unreadable, limit)
     tps = [T0, T1][: len(positions)]
     core.assign({tp: KEYS[tp] for tp in tps}, dict(zip(tps, positions, strict=True)))
     return core
@@ -83,7 +90,7 @@ def ask(core: ConsumerCore, now_s: float = 0.0) -> Ask:
 def fetch(core: ConsumerCore, world: World, now_s: float = 0.0) -> None:
     asked = ask(core, now_s)
     for partition in asked.partitions:
-        core.take(asked.asked, world.answer(partition), now_s)
+        core.take(asked.asked, world.answer(partition), now_s, "leader:1")
 
 
 def resolve(core: ConsumerCore, world: World) -> None:
@@ -99,7 +106,10 @@ def hand_out_all(core: ConsumerCore, at_once: int = 100) -> list[ConsumerRecord]
     while core.readable:
         large = core.large_batch()
         if large is not None:
-            core.put_opened(large, large.open())
+            try:
+                core.put_opened(large, large.open())
+            except CorruptMessage as error:
+                core.put_opened(large, error)
         handed += core.hand_out(at_once)
     return handed
 
@@ -277,6 +287,96 @@ def test_damaged_bytes_are_fetched_again_and_given_up_after_a_bounded_number_of_
     core.seek(T0, 0)
     fetch(core, world)
     assert [r.offset for r in hand_out_all(core)] == [0, 1, 2]
+
+
+def poison(codec: Compression, content: bytes, count: int = 3) -> bytes:
+    """A batch as a hostile producer makes one: header and CRC are right, the content is anything."""
+    data = bytearray(batch(count)[:HEADER_BYTES] + content)
+    pack_into(">i", data, 8, len(data) - 12)
+    return with_field(bytes(data), 21, ">h", int(codec))
+
+
+def read_all(core: ConsumerCore, world: World) -> list[int]:
+    offsets = []
+    for _ in range(4 * MAX_CORRUPT_FETCHES):
+        fetch(core, world)
+        offsets += [record.offset for record in hand_out_all(core)]
+    return offsets
+
+
+POISON = {
+    "no gzip": poison(Compression.GZIP, b"\x07" * 100),
+    "no zstd, and large": poison(Compression.ZSTD, b"\x07" * 2 * LARGE_COMPRESSED_BYTES),
+    "a bomb": poison(Compression.ZSTD, bytes(cramjam.zstd.compress(bytes(2_000_000)))),
+    "no such codec": with_field(poison(Compression.NONE, b"\x07" * 100), 21, ">h", 5),
+    "garbage": poison(Compression.NONE, b"\x07" * 100),
+    "fewer records than it says": poison(Compression.NONE, batch(2)[HEADER_BYTES:]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", POISON)
+def test_a_batch_that_nobody_can_read_is_an_error_at_its_offset_or_skipped_and_told(name: str) -> None:
+    world = World()
+    world.append(T0, 2)
+    world.logs[T0].append(POISON[name])
+    world.append(T0, 4)
+    core = core_at(0)
+    assert read_all(core, world) == [0, 1]
+    (failure,) = core.failures()
+    assert isinstance(failure, CorruptMessage)
+    assert "orders-0 at offset 2, as broker leader:1 sent it: " in failure.message
+    assert "the next batch begins at offset 5" in failure.message
+    assert core.position(T0) == 2
+    assert not core.skipped
+
+    core = core_at(0, unreadable="skip")
+    assert read_all(core, world) == [0, 1, 5, 6, 7, 8]
+    assert core.failures() == []
+    assert [(s.tp, s.offset, s.end_offset) for s in core.skipped] == [(T0, 2, 5)]
+    assert "orders-0 at offset 2" in core.skipped[0].error.message
+
+
+def test_a_batch_that_opens_to_much_is_opened_apart_up_to_the_limit() -> None:
+    world = World()
+    world.logs[T0].append(batch_of([bytes(MAX_INLINE_BYTES)], compression=Compression.GZIP))
+    core = core_at(0, limit=2 * MAX_INLINE_BYTES)
+    fetch(core, world)
+    assert core.large_batch() is None  # by its compressed size it is small
+    assert core.hand_out(10) == []
+    assert core.large_batch() is not None
+    assert [r.offset for r in hand_out_all(core)] == [0]
+    core = core_at(0, limit=MAX_INLINE_BYTES)
+    assert read_all(core, world) == []
+    assert f"more than the limit of {MAX_INLINE_BYTES}" in str(core.failures()[0])
+
+
+@pytest.mark.parametrize("followed", [True, False])
+def test_a_damaged_batch_is_skipped_only_where_its_end_is_certain(followed: bool) -> None:
+    """The CRC does not cover a header that is damaged: what it says of its end may be damage too."""
+    world = World()
+    world.append(T0, 2)
+    bad = bytearray(batch_of([b"a", b"b"], compression=Compression.NONE))
+    bad[-1] ^= 1
+    world.logs[T0].append(bytes(bad))
+    if followed:
+        world.append(T0, 1)
+    core = core_at(0, unreadable="skip")
+    assert read_all(core, world) == ([0, 1, 4] if followed else [0, 1])
+    assert len(core.failures()) == (not followed)
+    assert len(core.skipped) == followed
+
+
+def test_answers_that_are_no_batches_are_never_skipped() -> None:
+    world, core = World(), core_at(0, unreadable="skip")
+    world.append(T0, 3)
+    for _ in range(MAX_CORRUPT_FETCHES):
+        asked = ask(core)
+        answer = world.answer(asked.partitions[0])
+        answer.records = answer.records + b"more"
+        core.take(asked.asked, answer, 0.0)
+    assert [type(error) for error in core.failures()] == [CorruptMessage]
+    assert not core.skipped
+    assert core.position(T0) == 0
 
 
 def test_a_large_compressed_batch_is_opened_apart_and_a_seek_meanwhile_wins() -> None:

@@ -189,8 +189,21 @@ def headers_of(headers: object) -> Headers:
     for name, value in pairs:
         if not isinstance(name, str) or not (value is None or isinstance(value, bytes)):
             raise InvalidRecord(f"header {name!r}={value!r}: a name and bytes are expected")
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InvalidRecord(f"header name {name!r} cannot be encoded as UTF-8") from None
     return pairs
 
 
 def size_of_headers(headers: Headers) -> int:
-    return sum(len(name) + len(value or b"") for name, value in headers)
+    """Bytes of the headers in a record, as they are sent: names in UTF-8, and the lengths in front."""
+    return sum(
+        _sized(len(name) if name.isascii() else len(name.encode())) + (_sized(len(value)) if value else 1)
+        for name, value in headers
+    )
+
+
+def _sized(length: int) -> int:
+    """A length and what it stands for: the length is a zigzag varint, with seven bits in each byte."""
+    return length + (length.bit_length() + 7) // 7

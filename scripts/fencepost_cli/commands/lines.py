@@ -133,6 +133,12 @@ def consume(
     latest: Annotated[bool, typer.Option("--latest", help="Begin at the end instead of the beginning.")] = False,
     count: Annotated[int, typer.Option(min=0, help="Records to read; 0: no limit.")] = 0,
     until_end: Annotated[bool, typer.Option("--until-end", help="Stop at what is the end now.")] = False,
+    skip_unreadable: Annotated[
+        bool,
+        typer.Option(
+            "--skip-unreadable", help="Go past batches that nobody can read, and say so, instead of ending there."
+        ),
+    ] = False,
     bootstrap: Bootstrap = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -145,7 +151,11 @@ def consume(
     async def work() -> None:
         from fencepost import Consumer, TopicPartition
 
-        async with Consumer(brokers, start="latest" if latest else "earliest") as consumer:
+        async with Consumer(
+            brokers,
+            start="latest" if latest else "earliest",
+            unreadable="skip" if skip_unreadable else "error",
+        ) as consumer:
             if partition:
                 await consumer.assign(TopicPartition(topic, number) for number in partition)
             else:
@@ -164,6 +174,9 @@ def consume(
                     left = {tp for tp in left if await consumer.position(tp) < ends[tp]}
                 await asyncio.to_thread(_write, records, separator)
                 written += len(records)
+            if consumer.skipped_batches:
+                batches, skipped = consumer.skipped_batches, consumer.skipped_records
+                typer.echo(f"{skipped} records of {batches} unreadable batches were skipped", err=True)
 
     run(work())
 
