@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fencepost_proto.config import LOG_LEVELS, check_settings, setting
-from fencepost_proto.wire import MAX_MESSAGE_BYTES
+from fencepost_proto.request_limits import MAX_MESSAGE_BYTES
 
 KIB = 1024
 MIB = 1024 * KIB

@@ -18,11 +18,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from fencepost_proto.malformed import RefuseMalformed
+from fencepost_proto.request_limits import MAX_MESSAGE_BYTES
 
 log = logging.getLogger(__name__)
 
 FAULT_PORT = "FENCEPOST_FAULT_PORT"  # of the environment; see GrpcWire
-MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # of one gRPC message, either way; batches and fetches are bounded well below
 MAX_CONCURRENT_STREAMS = 4096  # of one connection
 
 _COMMON_OPTIONS: list[tuple[str, int]] = [

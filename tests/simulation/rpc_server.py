@@ -25,7 +25,8 @@ from tests.simulation.network import Connection, End, Network, Pipe, Status
 from tests.simulation.process import SimProcess
 from tests.simulation.rpc_client import CANCEL, HALF_CLOSE, Start
 
-from fencepost_proto.wire import MAX_MESSAGE_BYTES
+from fencepost_proto.malformed import refusing
+from fencepost_proto.request_limits import MAX_MESSAGE_BYTES
 
 CANCEL_DELAY_S = 0.000_3  # at most, between a read's end of stream and the handler's cancellation
 
@@ -362,11 +363,11 @@ class SimServer:
 
     def _handler(self, method: str) -> Any:
         if method in self._registered:
-            return self._registered[method]
+            return refusing(method, self._registered[method])
         details = SimpleNamespace(method=method, invocation_metadata=())
         for generic in self._generic:
             if (handler := generic.service(details)) is not None:
-                return handler
+                return refusing(method, handler)
         return None
 
     async def _run(self, stream: ServerStream, handler: Any) -> None:

@@ -32,7 +32,7 @@ from fencepost_proto.metadata import (
     TopicConfig,
     delta_to_proto,
 )
-from fencepost_proto.wire import MAX_MESSAGE_BYTES
+from fencepost_proto.request_limits import MAX_MESSAGE_BYTES
 
 
 def test_a_topic_begins_with_all_its_live_replicas_in_sync_and_its_preferred_leaders() -> None:

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 RECONNECT_DELAY_S = 0.05  # first; doubles
 RECONNECT_DELAY_MAX_S = 0.5
 _WRITE_ENDS = (grpc.aio.AioRpcError, asyncio.InvalidStateError)  # what a write on a call that has ended raises
+MAX_IN_A_REQUEST = 1_000  # subscriptions, acknowledgements, partitions given up: each; the rest goes in the next one
 RESUBSCRIBE_DELAY_S = 0.02  # after a refusal: the leader may not have heard of its leadership yet
 
 
@@ -176,10 +177,12 @@ class FollowerLink:
 
     def _next_request(self) -> pb.ReplicateRequest | None:
         request = pb.ReplicateRequest()
-        for key in self._to_unsubscribe:
+        for key in self._to_unsubscribe[:MAX_IN_A_REQUEST]:
             request.unsubscribe.add(topic_id=key[0], partition=key[1])
-        self._to_unsubscribe.clear()
-        ready = [key for key in self._to_subscribe if self._followed[key].synced]
+        del self._to_unsubscribe[:MAX_IN_A_REQUEST]
+        ready: list[PartitionKey] = []
+        if not self._to_unsubscribe:  # what has been given up and is followed again is told in that order
+            ready = [key for key in self._to_subscribe if self._followed[key].synced][:MAX_IN_A_REQUEST]
         for key in ready:
             followed = self._followed[key]
             followed.synced = False
@@ -196,14 +199,16 @@ class FollowerLink:
                 last_epoch=replica_log.last_epoch,
             )
             self._to_ack.pop(key, None)
-        for key, end_offset in self._to_ack.items():
+        for key in list(self._to_ack)[:MAX_IN_A_REQUEST]:
+            end_offset = self._to_ack.pop(key)
             request.acks.add(
                 topic_id=key[0],
                 partition=key[1],
                 subscription=self._followed[key].subscription,
                 log_end_offset=end_offset,
             )
-        self._to_ack.clear()
+        if self._to_unsubscribe or self._to_ack or len(ready) == MAX_IN_A_REQUEST:
+            self._wake.set()
         return request if request.ByteSize() else None
 
     # ---- What the leader pushes ----

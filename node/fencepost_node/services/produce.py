@@ -11,7 +11,7 @@ UNKNOWN_PRODUCER_ID, DUPLICATE_SEQUENCE_NUMBER, KAFKA_STORAGE_ERROR: nothing was
 REQUEST_TIMED_OUT and NOT_ENOUGH_REPLICAS_AFTER_APPEND: it was, and may yet be committed or cut.
 
 Limits: MAX_PENDING results on one stream, then reading pauses; a message of more than `max_request_bytes` of records is
-refused whole (RECORD_LIST_TOO_LARGE).
+refused whole (RECORD_LIST_TOO_LARGE), one of more batches than `request_limits.py` allows ends the stream.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from fencepost_proto.v1 import broker_pb2 as pb
 
 MAX_PENDING = 4_096  # batches of one stream that are appended or refused and not yet answered
 MAX_RESULTS = 1_024  # in one response
+BATCHES_IN_A_TURN = 64  # appended before others get a turn on the loop: a millisecond or two
 MAX_TIMEOUT_MS = 600_000
 
 
@@ -43,7 +44,7 @@ async def produce(manager: ReplicaManager, requests: AsyncIterator[pb.ProduceReq
     async with asyncio.TaskGroup() as group:
         writer = group.create_task(stream.write_results(context))
         async for request in requests:
-            stream.take(request)
+            await stream.take(request)
             await stream.room()
         stream.finish()
         await writer
@@ -59,20 +60,31 @@ class _ProduceStream:
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
 
-    def take(self, request: pb.ProduceRequest) -> None:
-        limit = self._manager.config.max_request_bytes
+    async def take(self, request: pb.ProduceRequest) -> None:
         self._pending += len(request.batches)
-        if (size := sum(len(batch.records) for batch in request.batches)) > limit:
-            error = errors.RecordListTooLarge(f"request with {size} bytes of records; at most {limit} are taken")
-            for batch in request.batches:
-                self._refuse(batch.correlation_id, error)
-            return
-        now = self._loop.time()
-        for batch in request.batches:
-            try:
-                self._append(batch, now)
-            except FencepostError as refusal:
+        refusal = self._too_large(request)
+        for number, batch in enumerate(request.batches, 1):
+            if refusal is not None:
                 self._refuse(batch.correlation_id, refusal)
+            else:
+                self._take(batch)
+            if number % BATCHES_IN_A_TURN == 0:
+                await asyncio.sleep(0)
+
+    def _too_large(self, request: pb.ProduceRequest) -> FencepostError | None:
+        limit = self._manager.config.max_request_bytes
+        if request.ByteSize() <= limit:
+            return None  # so are the records in it; to look at each would copy it
+        size = sum(len(batch.records) for batch in request.batches)
+        if size <= limit:
+            return None
+        return errors.RecordListTooLarge(f"request with {size} bytes of records; at most {limit} are taken")
+
+    def _take(self, batch: pb.ProduceBatch) -> None:
+        try:
+            self._append(batch, self._loop.time())
+        except FencepostError as refusal:
+            self._refuse(batch.correlation_id, refusal)
 
     def _append(self, batch: pb.ProduceBatch, now: float) -> None:
         if batch.acks not in (ALL_ACKS, 0, 1):

@@ -20,6 +20,8 @@ from fencepost_proto import errors
 from fencepost_proto.errors import FencepostError
 from fencepost_proto.v1 import replication_pb2 as pb
 
+PARTITIONS_IN_A_TURN = 128  # of one message: a millisecond or two
+
 
 class ReplicateContext(Protocol):
     """What this needs of a gRPC servicer context."""
@@ -74,11 +76,14 @@ async def _write(stream: PushStream, context: ReplicateContext) -> None:
 
 
 async def _take(manager: ReplicaManager, stream: PushStream, request: pb.ReplicateRequest) -> None:
-    for gone in request.unsubscribe:
+    for number, gone in enumerate(request.unsubscribe, 1):
         stream.unsubscribe((gone.topic_id, gone.partition))
-    for ack in request.acks:
+        await _turn(number)
+    for number, ack in enumerate(request.acks, 1):
         stream.acked(ack)
-    for wanted in request.subscribe:
+        await _turn(number)
+    for number, wanted in enumerate(request.subscribe, 1):
+        await _turn(number)
         try:
             leadership = manager.leader(wanted.topic_id, wanted.partition, wanted.leader_epoch).leadership()
             if not leadership.state.follows(stream.broker_id):
@@ -88,3 +93,9 @@ async def _take(manager: ReplicaManager, stream: PushStream, request: pb.Replica
             await stream.subscribe(leadership, wanted)
         except FencepostError as error:
             stream.refuse((wanted.topic_id, wanted.partition), wanted.subscription, error)
+
+
+async def _turn(number: int) -> None:
+    """Let others have the loop, after so many."""
+    if number % PARTITIONS_IN_A_TURN == 0:
+        await asyncio.sleep(0)
