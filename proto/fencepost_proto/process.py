@@ -37,6 +37,7 @@ import uvloop
 from fencepost_proto.config import ConfigError, load
 from fencepost_proto.errors import StorageError
 from fencepost_proto.failure import Failure
+from fencepost_proto.standard_streams import ensure_standard_streams
 
 EXIT_CANNOT_RUN: Final = 2
 EXIT_FAULT: Final = 70
@@ -161,6 +162,7 @@ async def _stop(component: Component, clean: bool) -> BaseException | None:
 
 def main(program: Program[C]) -> int:
     """Run the program that the command line configures. The exit code."""
+    ensure_standard_streams()
     parser = argparse.ArgumentParser(
         prog=f"python -m {program.package}",
         description=f"{program.description} It logs to standard error; SIGTERM shuts it down cleanly.",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from typing import Annotated
 
 import typer
 
 from fencepost_cli.commands import bench, chaos, check, cluster, demo, dump_log, lines, producers, topic, workload
-from fencepost_cli.terminal import quiet_grpc
+from fencepost_cli.terminal import EXIT_FAILED, quiet_grpc
+from fencepost_proto.standard_streams import ensure_standard_streams
 
 
 def _show_version(asked: bool) -> None:
@@ -54,5 +58,22 @@ def fencepost(
 
 
 def main() -> None:
+    """Run the command line. What cannot be written to standard output is an error like any other; a reader that has
+    gone is none."""
+    ensure_standard_streams()
     quiet_grpc()
-    app()
+    code: int | str | None = 0
+    try:
+        try:
+            app()
+        except SystemExit as ending:
+            code = ending.code
+        sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF):
+            raise
+        if error.errno != errno.EPIPE:
+            print(f"fencepost: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        code = code or EXIT_FAILED
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more
+    sys.exit(code)
