@@ -28,7 +28,7 @@ class ClusterFile:
         """Raises ClusterError where it is missing or cannot be used."""
         path = root / STATE_FILE
         try:
-            state = json.loads(path.read_text())
+            state = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ClusterError(f"no cluster in {root}: start one with 'fencepost cluster up'") from None
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -47,7 +47,9 @@ class ClusterFile:
             node: Node = CONTROLLER if said["node"] == CONTROLLER else int(said["node"])
             member = Member(node, root / folder_of(node), int(said["port"]))
             if said["pid"]:
-                member.process = ProcessRef(int(said["pid"]), float(said["create_time_s"]), str(member.config_file))
+                started = str(said.get("started", ""))  # not in files of older versions
+                config_file = str(member.config_file)
+                member.process = ProcessRef(int(said["pid"]), float(said["create_time_s"]), config_file, started)
             members[node] = member
         return cls(members, state["controller_overrides"], state["broker_overrides"])
 
@@ -63,6 +65,7 @@ class ClusterFile:
                     "port": member.port,
                     "pid": member.process.pid if member.process else 0,
                     "create_time_s": member.process.create_time_s if member.process else 0.0,
+                    "started": member.process.started if member.process else "",
                 }
                 for member in self.members.values()
             ],
@@ -70,5 +73,5 @@ class ClusterFile:
             "broker_overrides": self.broker_overrides,
         }
         draft = root / f".{STATE_FILE}.{os.getpid()}"
-        draft.write_text(json.dumps(state, indent=1) + "\n")
+        draft.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
         draft.replace(root / STATE_FILE)

@@ -41,6 +41,7 @@ from fencepost_cli.member import (
     log_tail,
     name_of,
     to_toml,
+    usable_folder,
 )
 from fencepost_cli.ports import PortReservation, reserve_ports
 from fencepost_cli.processes import Place, Watchdog, spawn
@@ -59,6 +60,7 @@ __all__ = [
 ]
 
 READY_TIMEOUT_S = 20.0
+UNDO_TIMEOUT_S = 5.0  # for a clean end of what a failed start has started
 STOP_TIMEOUT_S = 30.0
 MAX_BROKERS = 64  # on one machine
 PLACE_PORT = 9092  # of every process that has an address of its own
@@ -98,7 +100,7 @@ class LocalCluster:
         `places`: where each process is to run, all of them or none; only of an owned cluster, for its folder does not
         remember them.
         """
-        root = Path(directory).absolute()
+        root = usable_folder(directory)
         if not 1 <= brokers <= MAX_BROKERS:
             raise ClusterError(f"{brokers} brokers: from 1 to {MAX_BROKERS} can run on one machine")
         if (root / STATE_FILE).exists():
@@ -129,15 +131,14 @@ class LocalCluster:
             _reservations=reservations,
         )
         for member in members.values():
-            member.directory.mkdir(exist_ok=True)
-            cluster._write_config(member)
+            cluster._prepare(member)
         cluster._save()
         return cluster
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> LocalCluster:
         """The cluster that `create` made there, as its last command left it; not owned."""
-        root = Path(directory).absolute()
+        root = usable_folder(directory)
         found = ClusterFile.read(root)
         return cls(root, found.members, found.controller_overrides, found.broker_overrides, owned=False)
 
@@ -151,7 +152,7 @@ class LocalCluster:
         else:
             settings |= {"broker_id": member.node, "controller": self.members[CONTROLLER].address}
             settings |= self.broker_overrides
-        member.config_file.write_text(to_toml(settings))
+        member.config_file.write_text(to_toml(settings), encoding="utf-8")
 
     # ---- Looking ----
 
@@ -196,61 +197,97 @@ class LocalCluster:
     # ---- Starting ----
 
     async def up(self, *, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Start every member that does not run, and wait until all brokers have registered."""
+        """Start every member that does not run, and wait until all brokers have registered.
+
+        Raises ClusterError where one does not; what was started here has ended then.
+        """
+        down = [node for node in self.members if not self.running(node)]
         await self.start(self.members, timeout_s=timeout_s)
-        await self.wait_registered(timeout_s=timeout_s)
+        try:
+            await self.wait_registered(self.broker_ids, timeout_s=timeout_s)
+        except BaseException:
+            await self._undo_start(down)
+            raise
 
     async def start(self, nodes: Iterable[Node] | Node, *, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Start those of the nodes that do not run, at the same time, and wait until each listens.
 
-        Raises ClusterError, with the end of its log, for a process that ends or is not ready in time.
+        Raises ClusterError, with the end of its log, for a process that ends or is not ready in time, and
+        WatchdogFailed; what was started here has ended then.
         """
         if not self._reservations and not self.any_running():
             self._reserve_ports()
         wanted = [nodes] if isinstance(nodes, int | str) else list(nodes)
         members = [self.member(node) for node in wanted]
         started = [member for member in members if not member.running()]
-        for member in started:
-            await member.wait_gone()
-            self._spawn(member)
+        try:
+            for member in started:
+                await member.wait_gone()
+                self._spawn(member)
+            self._save()
+            if self._watchdog is not None:
+                await asyncio.to_thread(self._watchdog.confirm)
+            deadline = time.monotonic() + timeout_s
+            for member in members:
+                await member.wait_ready(deadline)
+        except BaseException:
+            await self._undo_start([member.node for member in started])
+            raise
+
+    async def _undo_start(self, nodes: Iterable[Node]) -> None:
+        """End what a start that failed has started: cleanly where that is quick."""
+        running = [node for node in nodes if self.running(node)]
+        for node in running:
+            with contextlib.suppress(ClusterError):  # it ended meanwhile
+                self.terminate(node)
+        for node in running:
+            try:
+                await self.wait_gone(node, timeout_s=UNDO_TIMEOUT_S)
+            except ClusterError:
+                with contextlib.suppress(ClusterError):
+                    self.kill(node)
+                await self.wait_gone(node)
         self._save()
-        deadline = time.monotonic() + timeout_s
-        for member in members:
-            await member.wait_ready(deadline)
 
     def _reserve_ports(self) -> None:
         """While a whole cluster was down its ports may have gone to others: then it moves."""
-        moved = False
         for member in self.members.values():
             if member.place is not None:  # nobody else has its address
                 continue
             try:
                 reservation = PortReservation(member.port)
             except OSError:
-                reservation, moved = PortReservation(), True
+                reservation = PortReservation()
                 member.port = reservation.port
             self._reservations.append(reservation)
-        if moved:
-            for member in self.members.values():
-                self._write_config(member)
+
+    def _prepare(self, member: Member) -> None:
+        """Write its configuration from where the folder is now: it may have been copied or moved since."""
+        try:
+            member.directory.mkdir(exist_ok=True)
+            self._write_config(member)
+            member.ready_file.unlink(missing_ok=True)
+        except OSError as error:
+            raise ClusterError(f"{member.directory} cannot hold {name_of(member.node)}: {error.strerror}") from error
 
     def _spawn(self, member: Member) -> None:
-        member.directory.mkdir(exist_ok=True)
-        member.ready_file.unlink(missing_ok=True)
+        self._prepare(member)
         if self.owned and self._watchdog is None:
             self._watchdog = Watchdog()
         member.process, member.child = spawn(["-m", member.module], member.config_file, member.log_file, member.place)
         if self._watchdog is not None:
             self._watchdog.watch(member.process)
 
-    async def wait_registered(self, *, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Return once a running broker's metadata shows every running broker as registered and serving.
+    async def wait_registered(self, brokers: Iterable[int] = (), *, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Return once the metadata of every one of `brokers`, and of all others that run, shows all of them as
+        registered and serving. A paused one is not waited for: it says nothing before it is resumed.
 
-        A paused one is not waited for: it says nothing before it is resumed.
+        Raises ClusterError, with the end of its log, where one of them has ended or is not registered in time.
         """
         from fencepost_cli.metadata import read_image
 
-        wanted = {broker for broker in self.broker_ids if self.running(broker) and not self.paused(broker)}
+        expected = {*brokers, *(broker for broker in self.broker_ids if self.running(broker))}
+        wanted = {broker for broker in expected if not self.paused(broker)}
         deadline = time.monotonic() + timeout_s
         serving: set[int] = set()
         while not wanted <= serving:
@@ -338,8 +375,9 @@ class LocalCluster:
 
     def remove(self) -> None:
         """Delete the data and the state of a cluster that is down, and nothing else that is in its folder."""
-        if self.any_running():
-            raise ClusterError(f"the cluster in {self.directory} still runs")
+        for member in self.members.values():
+            if member.running() or member.in_use():
+                raise ClusterError(f"{name_of(member.node)} of the cluster in {self.directory} still runs")
         for member in self.members.values():
             shutil.rmtree(member.directory, ignore_errors=True)
         (self.directory / STATE_FILE).unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ Settings = Mapping[str, Setting]
 CONTROLLER: Controller = "controller"
 GONE_TIMEOUT_S = 10.0
 POLL_S = 0.01
+MAX_FOLDER_BYTES = 480  # of its path: SQLite opens a file by a path of at most 512
 _LOG_TAIL_LINES = 12
 _LOG_TAIL_BYTES = 16 * 1024
 
@@ -81,6 +83,22 @@ class Member:
     def paused(self) -> bool:
         return self.process is not None and self.process.paused()
 
+    def in_use(self) -> bool:
+        """Whether some process holds the lock of its folder (`fencepost_proto.process`), known to us or not."""
+        from fencepost_proto.process import LOCK_FILE
+
+        try:
+            lock = os.open(self.directory / LOCK_FILE, os.O_RDONLY)
+        except OSError:
+            return False  # no process has ever run on it, or it may not be looked at
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
     def running_process(self) -> ProcessRef:
         """Raises ClusterError where it does not run."""
         if self.process is None or not self.running():
@@ -120,8 +138,13 @@ def name_of(node: Node) -> str:
 
 
 def to_toml(settings: Settings) -> str:
-    """A flat TOML document. JSON's strings, numbers and booleans are TOML's too."""
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+    """A flat TOML document. JSON's numbers and booleans are TOML's too, and so are its strings where no character is
+    written as two surrogates and DEL is escaped."""
+    return "".join(f"{key} = {_toml_value(value)}\n" for key, value in settings.items())
+
+
+def _toml_value(value: Setting) -> str:
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def log_tail(path: Path) -> str:
@@ -134,6 +157,20 @@ def log_tail(path: Path) -> str:
     except FileNotFoundError:
         lines = []
     return "\n".join(f"    {line}" for line in lines) or "    (nothing)"
+
+
+def usable_folder(directory: str | os.PathLike[str]) -> Path:
+    """The absolute path of a cluster's folder. Raises ClusterError for one that its processes cannot use."""
+    root = Path(directory).absolute()
+    try:
+        size = len(str(root).encode())
+    except UnicodeEncodeError:
+        raise ClusterError(f"{str(root)!r} cannot hold a cluster: its name is not UTF-8") from None
+    if size > MAX_FOLDER_BYTES:
+        raise ClusterError(
+            f"{root} cannot hold a cluster: its path has {size} bytes, and {MAX_FOLDER_BYTES} is the most"
+        )
+    return root
 
 
 def folder_of(node: Node) -> str:

@@ -1,24 +1,25 @@
-"""Run as a program by `processes.Watchdog`: one line of standard input names one process to watch ("pid create-time
-config-file"). When the input ends, because the owner closed it or died, those that still run are killed.
+"""Run as a program by `processes.Watchdog`: each line of standard input is a process to watch, a ProcessRef in JSON. When
+the input ends, because the owner closed it or died, those that still run are killed.
+
+All that this needs is imported before it says that it watches: later the packages may be gone.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import sys
+
+from fencepost_cli.processes import READY, ProcessRef
 
 
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):  # they are meant for the owner
         signal.signal(number, signal.SIG_IGN)
-    watched = sys.stdin.read().splitlines()
-    if not watched:
-        return
-    from fencepost_cli.processes import ProcessRef
-
-    for line in watched:
-        pid, create_time_s, config_file = line.split(" ", 2)
-        ProcessRef(int(pid), float(create_time_s), config_file).send(signal.SIGKILL)
+    os.write(sys.stdout.fileno(), READY)
+    for line in sys.stdin.read().splitlines():
+        ProcessRef(**json.loads(line)).send(signal.SIGKILL)
 
 
 if __name__ == "__main__":

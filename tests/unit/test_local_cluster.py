@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import textwrap
 import time
+import tomllib
 from pathlib import Path
 
 import psutil
 import pytest
 
-from fencepost_cli import local_cluster
+from fencepost_cli import local_cluster, processes
 from fencepost_cli.local_cluster import ClusterError, LocalCluster, Settings, to_toml
 from fencepost_cli.ports import PortReservation
-from fencepost_cli.processes import Place, ProcessRef, spawn
+from fencepost_cli.processes import Place, ProcessRef, WatchdogFailed, spawn
 
 STAND_IN = """
     import json, os, signal, sys, tomllib
     config = tomllib.load(open(sys.argv[-1], "rb"))
     if config.get("log_level") == "broken":
         sys.exit("log_level: broken is not a level")
+    refused = config.get("log_level") == "refused"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     path = os.path.join(config["data_dir"], "process.json")
     with open(path + ".tmp", "w") as file:
         json.dump({"pid": os.getpid(), "address": config["listen"], "kind": "broker", "id": 1}, file)
     os.replace(path + ".tmp", path)
+    if refused:
+        sys.exit("the controller refused this broker")
     while True:
         signal.pause()
 """
@@ -69,9 +75,8 @@ def wait_until_gone(pids: list[int]) -> None:
 
 
 def test_settings_are_written_as_toml() -> None:
-    import tomllib
-
-    settings: Settings = {"path": 'C:\\a "quoted" folder/ü', "count": -3, "share": 0.5, "on": True}
+    path = 'C:\\a "quoted" folder/ü 🚀\n\x7f\x01'
+    settings: Settings = {"path": path, "count": -3, "share": 0.5, "on": True}
     assert tomllib.loads(to_toml(settings)) == settings
 
 
@@ -90,6 +95,119 @@ def test_started_processes_are_ready_and_known_to_the_next_command(tmp_path: Pat
     finally:
         asyncio.run(cluster.down())
     assert not LocalCluster.load(tmp_path / "c").any_running()
+
+
+def test_folders_that_the_processes_could_not_use_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="its name is not UTF-8"):
+        LocalCluster.create(tmp_path / "\udcff")
+    with pytest.raises(ClusterError, match="and 480 is the most"):
+        LocalCluster.create(tmp_path / ("d" * 200) / ("d" * 200) / ("d" * 200))
+    (tmp_path / "file").write_text("")
+    with pytest.raises((ClusterError, OSError), match="file"):
+        LocalCluster.create(tmp_path / "file" / "c")
+
+
+@pytest.mark.parametrize("name", ["a 🚀", "[red]x[/red]", "two\nlines", "100% $HOME #1", 'my "own" data\'s'])
+def test_a_folder_may_have_any_name_that_is_text(tmp_path: Path, name: str) -> None:
+    cluster = LocalCluster.create(tmp_path / name, brokers=1)
+    try:
+        start_all(cluster)
+        assert cluster.running(1)
+    finally:
+        cluster.close()
+    assert not cluster.any_running()
+
+
+def test_copied_cluster_folder(tmp_path: Path) -> None:
+    """yugabyte-db issue 3753: a folder that was copied, or moved, works on the data of the original."""
+    original = LocalCluster.create(tmp_path / "a", brokers=1, owned=False)
+    start_all(original)
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    copy = LocalCluster.load(tmp_path / "copy")
+    try:
+        assert not copy.any_running()  # the processes that its file remembers are the original's
+        start_all(copy)
+        assert tomllib.loads(copy.member(1).config_file.read_text())["data_dir"] == str(tmp_path / "copy/broker-1")
+        assert {copy.pid(1), copy.pid("controller")}.isdisjoint({original.pid(1), original.pid("controller")})
+        asyncio.run(copy.down())
+        assert original.running(1)
+    finally:
+        copy.kill_all()
+        asyncio.run(original.down())
+    (tmp_path / "a").rename(tmp_path / "moved")
+    moved = LocalCluster.load(tmp_path / "moved")
+    try:
+        start_all(moved)
+        assert json.loads((tmp_path / "moved/broker-1/process.json").read_text())["pid"] == moved.pid(1)
+        assert not (tmp_path / "a").exists()
+    finally:
+        asyncio.run(moved.down())
+
+
+def test_clock_step(tmp_path: Path) -> None:
+    """psutil issues 2526 and 1724: creation times since 1970 move when the clock is set; processes counted as gone, and
+    their data were removed."""
+    cluster = LocalCluster.create(tmp_path / "c", brokers=1, owned=False)
+    start_all(cluster)
+    state = json.loads((tmp_path / "c/cluster.json").read_text())
+    for member in state["members"]:
+        member["create_time_s"] -= 3600
+    (tmp_path / "c/cluster.json").write_text(json.dumps(state))
+    try:
+        later = LocalCluster.load(tmp_path / "c")
+        assert later.running(1)
+        with pytest.raises(ClusterError, match=r"controller of the cluster in .* still runs"):
+            later.remove()
+    finally:
+        asyncio.run(cluster.down())
+
+
+def test_a_folder_that_an_unknown_process_holds_is_not_removed(tmp_path: Path) -> None:
+    cluster = LocalCluster.create(tmp_path / "c", brokers=1)
+    lock = os.open(tmp_path / "c/broker-1/.lock", os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ClusterError, match=r"broker 1 of the cluster in .* still runs"):
+            cluster.remove()
+        assert (tmp_path / "c/controller").exists()
+    finally:
+        os.close(lock)
+        cluster.close()
+    cluster.remove()
+    assert not (tmp_path / "c/broker-1").exists()
+
+
+def test_a_start_that_fails_leaves_nothing_running_that_it_started(tmp_path: Path) -> None:
+    cluster = LocalCluster.create(tmp_path / "c", brokers=2, owned=False)
+    asyncio.run(cluster.start("controller"))
+    try:
+        cluster.broker_overrides["log_level"] = "broken"
+        with pytest.raises(ClusterError, match="broker 1 ended with exit code 1"):
+            start_all(cluster)
+        assert [node for node in cluster.nodes if cluster.running(node)] == ["controller"]  # it ran before
+    finally:
+        asyncio.run(cluster.down())
+
+
+def test_up_without_brokers(tmp_path: Path) -> None:
+    """strimzi-kafka-operator issue 9108: "up" was reported though every broker had ended by then."""
+    cluster = LocalCluster.create(tmp_path / "c", brokers=2, broker_overrides={"log_level": "refused"}, owned=False)
+
+    with pytest.raises(ClusterError, match=r"(?s)broker [12] ended.*the controller refused this broker"):
+        asyncio.run(cluster.up())
+    assert not cluster.any_running()
+
+
+def test_watchdog_cannot_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """rules_python PR 863: where packages come by PYTHONPATH only, the watchdog ended at its start, unnoticed."""
+    cluster = LocalCluster.create(tmp_path / "c", brokers=1)
+    monkeypatch.setattr(processes, "import_path", lambda: str(tmp_path))
+    monkeypatch.setattr(sys, "executable", sys._base_executable)  # type: ignore[attr-defined] # without our packages
+    with pytest.raises(
+        WatchdogFailed, match="the watchdog that ends processes with their owner ended with exit code 1"
+    ):
+        start_all(cluster)
+    assert not cluster.any_running()
 
 
 def test_ports_stay_the_same_over_a_kill_and_a_restart(tmp_path: Path) -> None:

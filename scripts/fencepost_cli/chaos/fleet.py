@@ -108,6 +108,7 @@ class Fleet:
         """The role's next incarnation. Returns at once."""
         if self._watchdog is None:
             self._watchdog = Watchdog()
+            self._watchdog.confirm()
         number = 1 + sum(process.role.party == role.party for process in self.processes)
         name = f"{role.party}.{number}"
         config = ClientConfig(

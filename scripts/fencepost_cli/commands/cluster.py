@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 DEFAULT_BROKERS = 3
 _LEADER_PREFIX = "leader:"
 _METADATA_TIMEOUT_S = 2.0
+UP_TIMEOUT_S = 120.0  # brokers may have to check what they appended last; one that has ended is reported at once
 
 app = typer.Typer(
     help="Run a local cluster that stays up between commands.",
@@ -148,7 +149,7 @@ def up(
 
         async def start() -> list[str]:
             try:
-                await cluster.up()
+                await cluster.up(timeout_s=UP_TIMEOUT_S)
             except BaseException:
                 if new:  # what never came up is not left half running
                     cluster.close()
@@ -194,12 +195,12 @@ def restart(targets: Targets, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
         async def restart_all() -> None:
             nodes = dict.fromkeys([await _resolve(cluster, target) for target in targets])
             for node in sorted(nodes, key=lambda node: node != CONTROLLER):  # brokers need it
-                await cluster.restart(node)
+                await cluster.restart(node, timeout_s=UP_TIMEOUT_S)
                 absent = "paused" if cluster.paused(CONTROLLER) else "" if cluster.running(CONTROLLER) else "down"
                 if absent:
                     typer.echo(f"{name_of(node)} restarted; it serves once the controller does, which is {absent}")
                 else:
-                    await cluster.wait_registered()
+                    await cluster.wait_registered([] if node == CONTROLLER else [node])
                     typer.echo(f"{name_of(node)} restarted")
 
         run(restart_all())
