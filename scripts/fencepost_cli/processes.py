@@ -34,6 +34,7 @@ _LOOK_AGAIN_S = 0.002
 
 READY = b"watching\n"  # what a watchdog writes once it can do its work
 WATCHDOG_TIMEOUT_S = 20.0
+_ENDING_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +180,10 @@ class Watchdog:
         self._confirmed = True
 
     def _failure(self) -> WatchdogFailed:
-        code = self._child.poll()
-        ended = "does not answer" if code is None else f"ended with exit code {code}"
+        try:  # one that has closed its output is about to end
+            ended = f"ended with exit code {self._child.wait(_ENDING_S)}"
+        except subprocess.TimeoutExpired:
+            ended = "does not answer"
         return WatchdogFailed(
             f"the watchdog that ends processes with their owner {ended}: {sys.executable} -m fencepost_cli.watchdog"
         )
