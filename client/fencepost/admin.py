@@ -27,9 +27,11 @@ from fencepost.descriptions import (
     Reassignment,
     TopicDescription,
 )
+from fencepost.draining import plan_draining
 from fencepost.rpc import Answer
 from fencepost.unclean_election import candidates
 from fencepost_proto.errors import (
+    BrokerIdNotRegistered,
     CurrentLeader,
     ElectionNotNeeded,
     EligibleLeadersNotAvailable,
@@ -55,6 +57,7 @@ RETRY_BACKOFF_S = 0.1
 COMMIT_TIMEOUT_MS = 2_500  # for what one leader tells of its producers to be committed, before asking who leads
 REPLICAS_TIMEOUT_S = 3.0  # for one broker's answer about its replicas, through failures
 ANY_PRODUCER = -1
+MAX_REASSIGNED = 500  # partitions of one request of drain_broker
 
 
 class Changed(Answer, Protocol):
@@ -311,6 +314,36 @@ class AdminClient:
                 if p.topic_id in image.topics and (p.adding or p.removing)
             ),
             key=lambda reassignment: (reassignment.topic, reassignment.partition),
+        )
+
+    # ---- Brokers ----
+
+    async def drain_broker(self, broker_id: int) -> int:
+        """Begin to move every replica of a broker to other live brokers (`draining.py` says to which).
+
+        Returns how many partitions still have a replica there, those that were on their way before among them: 0 once all
+        have moved. Call it again to see how far it is; only what nothing moves yet is moved. Raises
+        InvalidReplicaAssignment where there are too few other live brokers.
+        """
+        image = self._cluster.image
+        for topic, targets in plan_draining(image, broker_id).items():
+            numbers = sorted(targets)
+            for first in range(0, len(numbers), MAX_REASSIGNED):
+                part = numbers[first : first + MAX_REASSIGNED]
+                await self._reassign(topic, {number: targets[number] for number in part})
+        return sum(broker_id in p.replicas for p in self._cluster.image.partitions.values())
+
+    async def unregister_broker(self, broker_id: int) -> None:
+        """Make the cluster forget a broker that is down and holds no replica; its id is free again.
+
+        Raises BrokerIdNotRegistered, or InvalidRequest where it is live or holds replicas.
+        """
+        request = controller_pb2.UnregisterBrokerRequest(broker_id=broker_id)
+        await self._change(
+            lambda admin: admin.UnregisterBroker,
+            request,
+            BrokerIdNotRegistered,
+            lambda image: broker_id not in image.brokers,
         )
 
     # ---- Inside ----

@@ -106,7 +106,9 @@ class Sessions:
         return {
             broker_id: session.applied_version
             for broker_id, session in self._sessions.items()
-            if not session.over and self._image.brokers[broker_id].broker_epoch == session.broker_epoch
+            if not session.over
+            and broker_id in self._image.brokers
+            and self._image.brokers[broker_id].broker_epoch == session.broker_epoch
         }
 
     def settled(self) -> frozenset[int]:
@@ -125,11 +127,15 @@ class Sessions:
         for session in self._sessions.values():
             for delta in deltas:
                 session.publish(delta)
-        live = [i for i in self._sessions if not self._image.brokers[i].fenced]
+        live = [i for i in self._sessions if i in self._image.brokers and not self._image.brokers[i].fenced]
         self._liveness.published(self._image.version, live, self._loop.time())
         changed = {entity.broker.id for delta in deltas for entity in delta.changed if entity.HasField("broker")}
-        for broker_id in sorted(changed):
+        for broker_id in sorted(changed & self._image.brokers.keys()):
             self._broker_changed(self._image.brokers[broker_id])
+        removed = {key for delta in deltas for key in delta.deleted_keys if key.startswith("brokers/")}
+        for broker_id in sorted(int(key.removeprefix("brokers/")) for key in removed):
+            if broker_id not in self._image.brokers:
+                self._broker_removed(broker_id)
 
     def _broker_changed(self, broker: Broker) -> None:
         if broker.fenced:
@@ -139,6 +145,14 @@ class Sessions:
         if broker.id not in self._sessions and not self._liveness.watches(broker.id):
             self._liveness.expect(broker.id, self._loop.time())
             self._miss(broker)
+
+    def _broker_removed(self, broker_id: int) -> None:
+        """Only one that is fenced can be; it may just be registering all the same."""
+        session = self._sessions.pop(broker_id, None)
+        if session is not None:
+            session.end(errors.BrokerIdNotRegistered(f"broker {broker_id} has been removed from the cluster"))
+        self._liveness.forget(broker_id)
+        self._live_since.pop(broker_id, None)
 
     def end_all(self, error: errors.FencepostError) -> None:
         """The controller stops. Nobody is declared dead for the streams that end now."""
@@ -162,6 +176,8 @@ class Sessions:
         )
         command.check(self._image)
         broker = await self._register(command)
+        if broker.id not in self._image.brokers:  # removed in the moment since
+            raise errors.NetworkException(f"broker {broker.id} has been removed while it registered")
         before = self._sessions.get(broker.id)
         if before is not None:
             before.end(errors.NetworkException(f"broker {broker.id} has begun another session"))
@@ -250,7 +266,9 @@ class Sessions:
             except errors.RetriableError:
                 session.replicas_failed = True
                 raise
-        broker = self._image.brokers[session.broker_id]
+        broker = self._image.brokers.get(session.broker_id)
+        if broker is None:  # it has been removed, and its session has ended by that
+            return
         if session.wants_shutdown:
             if not broker.fenced and not broker.shutting_down:
                 await self._commands.submit(BeginShutdown(*who))
@@ -298,7 +316,9 @@ class Sessions:
                 await asyncio.sleep(next(pauses))
 
     def _is_missed(self, broker: Broker) -> bool:
-        now = self._image.brokers[broker.id]
+        now = self._image.brokers.get(broker.id)
+        if now is None:
+            return False
         is_same = now.broker_epoch == broker.broker_epoch and not now.fenced
         return is_same and broker.id not in self._sessions and not self._closing
 
@@ -316,7 +336,8 @@ class Sessions:
             return
         finally:
             self._being_declared_dead.discard(broker.id)
-        if broker.id not in self._sessions and self._image.brokers[broker.id].fenced:
+        now = self._image.brokers.get(broker.id)
+        if broker.id not in self._sessions and (now is None or now.fenced):
             self._liveness.forget(broker.id)
         if committed.answer:
             log.info("broker fenced broker=%d broker_epoch=%d reason=%s", broker.id, broker.broker_epoch, reason)

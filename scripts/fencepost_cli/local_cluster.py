@@ -154,6 +154,32 @@ class LocalCluster:
             settings |= self.broker_overrides
         member.config_file.write_text(to_toml(settings), encoding="utf-8")
 
+    # ---- More brokers, fewer brokers ----
+
+    def add_broker(self) -> int:
+        """A place for one more broker, with the lowest free id, which it returns. It is not started."""
+        if len(self.broker_ids) >= MAX_BROKERS:
+            raise ClusterError(f"{MAX_BROKERS} brokers run on this machine already, which is the most")
+        broker = next(number for number in range(1, MAX_BROKERS + 1) if number not in self.members)
+        folder = self.directory / folder_of(broker)
+        if folder.exists() and any(folder.iterdir()):
+            raise ClusterError(f"{folder} holds data already, of a broker that this cluster does not know")
+        reservation = PortReservation()
+        self._reservations.append(reservation)
+        self.members[broker] = Member(broker, folder, reservation.port)
+        self._prepare(self.members[broker])
+        self._save()
+        return broker
+
+    def drop_broker(self, broker: int) -> None:
+        """Forget a broker that is down, and delete its folder."""
+        member = self.member(broker)
+        if member.running() or member.in_use():
+            raise ClusterError(f"broker {broker} still runs")
+        del self.members[broker]
+        self._save()
+        shutil.rmtree(member.directory, ignore_errors=True)
+
     # ---- Looking ----
 
     @property

@@ -9,7 +9,19 @@ from typing import Annotated
 
 import typer
 
-from fencepost_cli.commands import bench, chaos, check, cluster, demo, dump_log, lines, producers, topic, workload
+from fencepost_cli.commands import (
+    bench,
+    broker,
+    chaos,
+    check,
+    cluster,
+    demo,
+    dump_log,
+    lines,
+    producers,
+    topic,
+    workload,
+)
 from fencepost_cli.terminal import EXIT_FAILED, quiet_grpc
 from fencepost_proto.standard_streams import ensure_standard_streams
 
@@ -32,6 +44,7 @@ app = typer.Typer(
 )
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(topic.app, name="topic")
+app.add_typer(broker.app, name="broker")
 app.add_typer(workload.app, name="workload")
 app.command(epilog="Example: printf 'k1:v1\\nk2:v2\\n' | fencepost produce orders --key-separator :")(lines.produce)
 app.command(epilog="Example: fencepost consume orders --key-separator : --until-end")(lines.consume)

@@ -306,6 +306,12 @@ class FakeBroker(broker_pb2_grpc.BrokerServicer, controller_pb2_grpc.AdminServic
         )
         return answer
 
+    async def UnregisterBroker(self, request: Any, context: Any) -> controller_pb2.UnregisterBrokerResponse:
+        answer: controller_pb2.UnregisterBrokerResponse = await self.cluster.answer_admin(
+            self, "UnregisterBroker", request, context
+        )
+        return answer
+
     async def Produce(self, request_iterator: Any, context: Any) -> AsyncIterator[broker_pb2.ProduceResponse]:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this fake is for readers")
         yield broker_pb2.ProduceResponse()

@@ -191,6 +191,12 @@ class FakeController(controller_pb2_grpc.ControllerServicer, controller_pb2_grpc
         answer: controller_pb2.ElectLeaderResponse = await self._answer("ElectLeader", request, context)
         return answer
 
+    async def UnregisterBroker(
+        self, request: controller_pb2.UnregisterBrokerRequest, context: Context
+    ) -> controller_pb2.UnregisterBrokerResponse:
+        answer: controller_pb2.UnregisterBrokerResponse = await self._answer("UnregisterBroker", request, context)
+        return answer
+
 
 @asynccontextmanager
 async def fake_controller(

@@ -14,6 +14,7 @@ from fencepost_controller.decisions.brokers import (
     FenceBroker,
     RegisterBroker,
     UnfenceBroker,
+    UnregisterBroker,
 )
 from fencepost_proto import errors
 from fencepost_proto.metadata import NO_LEADER, TopicConfig
@@ -369,3 +370,36 @@ def test_an_offline_partition_is_no_ones_until_its_last_member_is_back() -> None
     story.does(UnfenceBroker(1, story.epoch(1)))
     assert story.image.partitions[A].leader == NO_LEADER
     assert story.image.partitions[A].isr == (2,)
+
+
+def test_a_broker_that_is_down_and_holds_nothing_can_be_removed_and_its_id_is_free_again() -> None:
+    story = Story().cluster(1, 2, 3).topic("a", (1, 2))
+    with pytest.raises(errors.InvalidRequest, match="broker 3 is live"):
+        story.does(UnregisterBroker(3))
+    story.dies(3)
+    story.does(UnregisterBroker(3))
+    assert sorted(story.image.brokers) == [1, 2]
+    with pytest.raises(errors.BrokerIdNotRegistered, match="broker 3"):
+        story.does(UnregisterBroker(3))
+    story.starts(3, new_folder=True)
+    story.is_ready(3)
+    assert not story.image.brokers[3].fenced
+
+
+def test_a_broker_that_holds_replicas_is_not_removed() -> None:
+    story = Story().cluster(1, 2, 3).topic("a", (1, 2), (2, 3), (2, 1), (2, 1), (2, 1))
+    story.dies(2)
+    with pytest.raises(
+        errors.InvalidRequest, match="still holds replicas of a-0, a-1, a-2 and 2 more: move them first"
+    ):
+        story.does(UnregisterBroker(2))
+
+
+def test_a_removed_broker_frees_a_place() -> None:
+    story = Story()
+    for broker_id in range(MAX_BROKERS):
+        story.does(story.registration(broker_id))
+    with pytest.raises(errors.InvalidRequest, match=f"one more than {MAX_BROKERS}"):
+        story.does(story.registration(MAX_BROKERS))
+    story.does(UnregisterBroker(7))
+    story.does(story.registration(MAX_BROKERS))

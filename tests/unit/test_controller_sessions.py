@@ -60,6 +60,27 @@ def test_a_session_begins_with_the_registration_and_an_image_and_goes_on_in_vers
     run(test())
 
 
+def test_a_broker_that_is_removed_while_it_registers_is_told_and_the_controller_goes_on() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers:
+            (one,) = await brokers.live(1)
+            two = await brokers.new(2)
+            two.ready = False
+            await two.connect(controller)
+            async with stubs(controller) as (_, admin):
+                answer = await admin.UnregisterBroker(controller_pb2.UnregisterBrokerRequest(broker_id=1))
+                assert answer.error.code == errors.InvalidRequest.code
+                answer = await admin.UnregisterBroker(controller_pb2.UnregisterBrokerRequest(broker_id=2))
+                assert not answer.error.code
+            await until(lambda: two.error is not None, "its session has ended")
+            assert "broker 2 has been removed" in str(two.error)
+            await create_topic(controller, "a", (1,))
+            await until(lambda: one.image == controller.image, "broker 1 has all metadata")
+            assert 2 not in one.image.brokers
+
+    run(test())
+
+
 def test_heartbeats_write_nothing() -> None:
     async def test() -> None:
         async with running() as controller, cluster(controller) as brokers:

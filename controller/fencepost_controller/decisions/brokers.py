@@ -37,6 +37,7 @@ from fencepost_proto.metadata import Broker, MetadataImage, PartitionKey
 MAX_BROKERS = 1_000
 MAX_ADDRESS_LENGTH = 255
 MAX_INCARNATION_LENGTH = 64
+MAX_NAMED = 3  # partitions in one error message
 NO_EPOCH = 0  # below every broker epoch: there was no registration
 
 
@@ -108,6 +109,27 @@ class RegisterBroker(Command[Broker]):
             if folder_is_new or (self.may_have_lost_tail and not synced) or partition.id in damaged:
                 others = tuple(b for b in partition.isr if b != self.broker_id)
                 settle(draft, partition, replace(partition, isr=others, last_known_isr=partition.isr))
+
+
+@dataclass(frozen=True, slots=True)
+class UnregisterBroker(Command[None]):
+    """Forget a broker that does not come back: its id and its place among MAX_BROKERS are free again."""
+
+    broker_id: int
+
+    def decide(self, draft: Draft) -> None:
+        """Raises BrokerIdNotRegistered, or InvalidRequest where it is live or still holds replicas."""
+        broker = draft.broker(self.broker_id)
+        if broker is None:
+            raise BrokerIdNotRegistered(f"broker {self.broker_id} is not registered")
+        if not broker.fenced:
+            raise InvalidRequest(f"broker {self.broker_id} is live: shut it down before it is removed")
+        held = sorted(draft.partitions_on(self.broker_id), key=lambda p: p.id)
+        if held:
+            names = ", ".join(f"{draft.image.topics[p.topic_id].name}-{p.index}" for p in held[:MAX_NAMED])
+            more = f" and {len(held) - MAX_NAMED} more" if len(held) > MAX_NAMED else ""
+            raise InvalidRequest(f"broker {self.broker_id} still holds replicas of {names}{more}: move them first")
+        draft.delete(broker)
 
 
 @dataclass(frozen=True, slots=True)

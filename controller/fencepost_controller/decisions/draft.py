@@ -54,6 +54,11 @@ class Draft:
         partitions = (self._partitions.get(key, p) for key, p in self.image.partitions.items())
         return [p for p in partitions if broker_id in p.isr]
 
+    def partitions_on(self, broker_id: int) -> list[Partition]:
+        """Those with a replica on this broker."""
+        partitions = (self._partitions.get(key, p) for key, p in self.image.partitions.items())
+        return [p for p in partitions if broker_id in p.replicas]
+
     def serving_brokers(self) -> list[int]:
         """Those that may get replicas, in order."""
         brokers = {**self.image.brokers, **self._brokers}
@@ -80,7 +85,7 @@ class Draft:
         elif isinstance(entity, Partition):
             self._partitions[entity.id] = entity
 
-    def delete(self, entity: Topic | Partition) -> None:
+    def delete(self, entity: Broker | Topic | Partition) -> None:
         self._changes[entity.key] = None
 
 

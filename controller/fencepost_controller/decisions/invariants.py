@@ -35,6 +35,8 @@ def check_invariants(before: MetadataImage, after: MetadataImage, changes: Chang
                 _require(entity.next_id > before.next_producer_id, key, f"next producer id goes to {entity.next_id}")
             case Topic():
                 _require(after.topic_ids.get(entity.name) == entity.topic_id, key, f"name {entity.name!r} is another's")
+            case None:
+                _check_deleted(key, after)
             case _:
                 pass
 
@@ -94,6 +96,13 @@ def _check_broker(before: Broker | None, broker: Broker, after: MetadataImage) -
     if broker.fenced:
         led = [p.key for p in after.partitions.values() if p.leader != NO_LEADER and broker.id in p.isr]
         _require(not led, broker.key, f"fenced, and in sync beside a leader for {led[:3]}")
+
+
+def _check_deleted(key: str, after: MetadataImage) -> None:
+    kind, _, name = key.partition("/")
+    if kind == "brokers":
+        held = [p.key for p in after.partitions.values() if int(name) in p.replicas]
+        _require(not held, key, f"not registered any more, and a replica of {held[:3]}")
 
 
 def _check_producer(before: NamedProducer | None, producer: NamedProducer, after: MetadataImage) -> None:

@@ -1,7 +1,7 @@
-"""CreateTopic, DeleteTopic, AlterPartitionReassignments and ElectLeader: what operators ask for.
+"""CreateTopic, DeleteTopic, AlterPartitionReassignments, ElectLeader and UnregisterBroker: what operators ask for.
 
 Each answers the metadata version that carries the change; brokers learn of it a moment later. The rules and errors are in
-`decisions/topics.py`, `reassignment.py` and `elections.py`.
+`decisions/topics.py`, `reassignment.py`, `elections.py` and `brokers.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import base64
 from random import Random
 
 from fencepost_controller.commands import Commands
+from fencepost_controller.decisions.brokers import UnregisterBroker
 from fencepost_controller.decisions.elections import ElectPreferredLeader, ElectUncleanLeader
 from fencepost_controller.decisions.reassignment import ReassignPartitions
 from fencepost_controller.decisions.topics import CreateTopic, DeleteTopic
@@ -67,3 +68,8 @@ async def elect_leader(commands: Commands, request: pb.ElectLeaderRequest) -> pb
     else:
         committed = await commands.submit(ElectPreferredLeader(*where))
     return pb.ElectLeaderResponse(version=committed.version)
+
+
+async def unregister_broker(commands: Commands, request: pb.UnregisterBrokerRequest) -> pb.UnregisterBrokerResponse:
+    committed = await commands.submit(UnregisterBroker(request.broker_id))
+    return pb.UnregisterBrokerResponse(version=committed.version)

@@ -13,6 +13,7 @@ from fencepost_controller.services.admin import (
     create_topic,
     delete_topic,
     elect_leader,
+    unregister_broker,
 )
 from fencepost_controller.services.partitions import alter_partition
 from fencepost_controller.services.producers import allocate_producer_ids, init_producer_id
@@ -78,3 +79,8 @@ class AdminService(controller_pb2_grpc.AdminServicer):
 
     async def ElectLeader(self, request: pb.ElectLeaderRequest, context: Context) -> pb.ElectLeaderResponse:
         return await self.answering.unary(pb.ElectLeaderResponse, elect_leader(self.commands, request))
+
+    async def UnregisterBroker(
+        self, request: pb.UnregisterBrokerRequest, context: Context
+    ) -> pb.UnregisterBrokerResponse:
+        return await self.answering.unary(pb.UnregisterBrokerResponse, unregister_broker(self.commands, request))

@@ -1,4 +1,4 @@
-"""Admin: CreateTopic, DeleteTopic, AlterPartitionReassignments and ElectLeader, relayed to the controller.
+"""Admin: changes of the metadata that operators ask for, relayed to the controller.
 
 Supports: whatever the controller does; neither side of the relay looks inside. So a client needs only brokers' addresses.
 
@@ -22,6 +22,7 @@ R = TypeVar(
     controller_pb2.DeleteTopicResponse,
     controller_pb2.AlterPartitionReassignmentsResponse,
     controller_pb2.ElectLeaderResponse,
+    controller_pb2.UnregisterBrokerResponse,
 )
 
 
@@ -52,6 +53,11 @@ class AdminRelay(controller_pb2_grpc.AdminServicer):
         self, request: controller_pb2.ElectLeaderRequest, context: Context
     ) -> controller_pb2.ElectLeaderResponse:
         return await self._relay("ElectLeader", request, controller_pb2.ElectLeaderResponse, context)
+
+    async def UnregisterBroker(
+        self, request: controller_pb2.UnregisterBrokerRequest, context: Context
+    ) -> controller_pb2.UnregisterBrokerResponse:
+        return await self._relay("UnregisterBroker", request, controller_pb2.UnregisterBrokerResponse, context)
 
     async def _relay(self, method_name: str, request: Message, response: type[R], context: Context) -> R:
         return await self._answering.unary(response, self._ask(method_name, request, response, context))

@@ -259,6 +259,11 @@ class AdminStub:
                 request_serializer=fencepost_dot_v1_dot_controller__pb2.ElectLeaderRequest.SerializeToString,
                 response_deserializer=fencepost_dot_v1_dot_controller__pb2.ElectLeaderResponse.FromString,
                 _registered_method=True)
+        self.UnregisterBroker = channel.unary_unary(
+                '/fencepost.v1.Admin/UnregisterBroker',
+                request_serializer=fencepost_dot_v1_dot_controller__pb2.UnregisterBrokerRequest.SerializeToString,
+                response_deserializer=fencepost_dot_v1_dot_controller__pb2.UnregisterBrokerResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -289,6 +294,12 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UnregisterBroker(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -311,6 +322,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ElectLeader,
                     request_deserializer=fencepost_dot_v1_dot_controller__pb2.ElectLeaderRequest.FromString,
                     response_serializer=fencepost_dot_v1_dot_controller__pb2.ElectLeaderResponse.SerializeToString,
+            ),
+            'UnregisterBroker': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnregisterBroker,
+                    request_deserializer=fencepost_dot_v1_dot_controller__pb2.UnregisterBrokerRequest.FromString,
+                    response_serializer=fencepost_dot_v1_dot_controller__pb2.UnregisterBrokerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -422,6 +438,33 @@ class Admin:
             '/fencepost.v1.Admin/ElectLeader',
             fencepost_dot_v1_dot_controller__pb2.ElectLeaderRequest.SerializeToString,
             fencepost_dot_v1_dot_controller__pb2.ElectLeaderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnregisterBroker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fencepost.v1.Admin/UnregisterBroker',
+            fencepost_dot_v1_dot_controller__pb2.UnregisterBrokerRequest.SerializeToString,
+            fencepost_dot_v1_dot_controller__pb2.UnregisterBrokerResponse.FromString,
             options,
             channel_credentials,
             insecure,

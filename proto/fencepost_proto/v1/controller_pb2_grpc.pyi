@@ -93,6 +93,7 @@ class AdminStub:
     DeleteTopic: _grpc.UnaryUnaryMultiCallable[_controller_pb2.DeleteTopicRequest, _controller_pb2.DeleteTopicResponse]
     AlterPartitionReassignments: _grpc.UnaryUnaryMultiCallable[_controller_pb2.AlterPartitionReassignmentsRequest, _controller_pb2.AlterPartitionReassignmentsResponse]
     ElectLeader: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ElectLeaderRequest, _controller_pb2.ElectLeaderResponse]
+    UnregisterBroker: _grpc.UnaryUnaryMultiCallable[_controller_pb2.UnregisterBrokerRequest, _controller_pb2.UnregisterBrokerResponse]
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -103,6 +104,7 @@ class AdminAsyncStub(AdminStub):
     DeleteTopic: _aio.UnaryUnaryMultiCallable[_controller_pb2.DeleteTopicRequest, _controller_pb2.DeleteTopicResponse]  # type: ignore[assignment]
     AlterPartitionReassignments: _aio.UnaryUnaryMultiCallable[_controller_pb2.AlterPartitionReassignmentsRequest, _controller_pb2.AlterPartitionReassignmentsResponse]  # type: ignore[assignment]
     ElectLeader: _aio.UnaryUnaryMultiCallable[_controller_pb2.ElectLeaderRequest, _controller_pb2.ElectLeaderResponse]  # type: ignore[assignment]
+    UnregisterBroker: _aio.UnaryUnaryMultiCallable[_controller_pb2.UnregisterBrokerRequest, _controller_pb2.UnregisterBrokerResponse]  # type: ignore[assignment]
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     """Served by the controller and, as a relay to it, by every broker."""
@@ -134,5 +136,12 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _controller_pb2.ElectLeaderRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_controller_pb2.ElectLeaderResponse, _abc.Awaitable[_controller_pb2.ElectLeaderResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def UnregisterBroker(
+        self,
+        request: _controller_pb2.UnregisterBrokerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.UnregisterBrokerResponse, _abc.Awaitable[_controller_pb2.UnregisterBrokerResponse]]: ...
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -221,6 +221,62 @@ def stop(targets: Targets, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
         run(stop_all())
 
 
+@app.command(epilog="Example: fencepost cluster add-broker")
+def add_broker(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Start one more broker, with the lowest free id. It gets replicas of new topics, and what 'topic reassign' moves."""
+    with _locked(data_dir):
+        cluster = _load(data_dir)
+
+        async def add() -> int:
+            broker = cluster.add_broker()
+            try:
+                await cluster.start(broker, timeout_s=UP_TIMEOUT_S)
+                await cluster.wait_registered([broker])
+            except BaseException:  # it has no place where it never came up
+                if cluster.running(broker):
+                    cluster.kill(broker)
+                    await cluster.wait_gone(broker)
+                cluster.drop_broker(broker)
+                raise
+            return broker
+
+        broker = run(add())
+    typer.echo(f"broker {broker} is up; bootstrap {cluster.bootstrap}")
+
+
+@app.command(epilog="Example: fencepost cluster remove-broker 4")
+def remove_broker(
+    broker: Annotated[int, typer.Argument(min=0, help="The broker's id.")], data_dir: DataDir = DEFAULT_DATA_DIR
+) -> None:
+    """Move all replicas of a broker to the others, shut it down, and delete it with its folder.
+
+    Broken off, it can be run again: it goes on where it was.
+    """
+    from fencepost_cli.commands.broker import drain_and_wait
+
+    with _locked(data_dir):
+        cluster = _load(data_dir)
+
+        async def remove() -> None:
+            from fencepost import AdminClient
+            from fencepost_proto.errors import BrokerIdNotRegistered
+
+            cluster.member(broker)
+            others = [cluster.member(b).address for b in cluster.broker_ids if b != broker and cluster.running(b)]
+            if not others:
+                raise ClusterError(f"broker {broker} is the only one that runs: nothing can take its replicas")
+            async with AdminClient(others) as admin:
+                await drain_and_wait(admin, broker)
+                if cluster.running(broker):
+                    await cluster.stop(broker)
+                with contextlib.suppress(BrokerIdNotRegistered):  # it was removed before this was broken off
+                    await admin.unregister_broker(broker)
+            cluster.drop_broker(broker)
+
+        run(remove())
+    typer.echo(f"broker {broker} is removed; bootstrap {cluster.bootstrap}")
+
+
 @app.command(epilog="Example: fencepost cluster down --remove")
 def down(
     remove: Annotated[
