@@ -17,10 +17,12 @@ from typing import Protocol, TypeVar
 from fencepost_node.log.log import Log
 from fencepost_node.replication.leadership import Leadership
 from fencepost_proto import errors
-from fencepost_proto.errors import FencepostError
+from fencepost_proto.errors import FencepostError, InvariantBroken
 from fencepost_proto.metadata import MetadataImage, Partition, PartitionKey, Topic
 
 log = logging.getLogger(__name__)
+
+CONTRADICTION = "this log contradicts "  # begins the failure of a replica that other processes do not agree with
 
 T = TypeVar("T")
 
@@ -121,8 +123,10 @@ class Replica:
             now = asyncio.get_running_loop().time()
             try:
                 self.log.assign_epoch(partition.leader_epoch)
-            except errors.StorageError as error:
-                self.fail(str(error))
+            except (errors.StorageError, InvariantBroken) as error:
+                self.fail(
+                    f"{CONTRADICTION}its new leadership: {error}" if isinstance(error, InvariantBroken) else str(error)
+                )
                 return
             self.role = leadership = Leadership(self, partition, now)
             self.high_watermark = leadership.high_watermark
@@ -175,10 +179,19 @@ class Replica:
             self.fail(str(error))
             raise
 
+    @property
+    def being_cut(self) -> bool:
+        """A thread is truncating the log, or starting it over."""
+        return self._operation is not None
+
     # ---- Following ----
 
     def append_as_follower(self, following: Following, base_offset: int, records: bytes) -> None:
-        """Store what the leader pushed. Raises FencepostError where it is not what comes next."""
+        """Store what the leader pushed. Raises FencepostError where it is not what comes next.
+
+        Batches that contradict the log (offsets, epochs or sequences that do not follow what it holds) fail this replica
+        alone: nobody knows which of the two logs is wrong, and a broker that ended here would end again at every start.
+        """
         if self.role is not following:
             raise self._not_leader(f"{self.key} does not follow under epoch {following.epoch} any more")
         if base_offset != self.log.log_end_offset:
@@ -188,6 +201,9 @@ class Replica:
         except errors.StorageError as error:
             self.fail(str(error))
             raise
+        except InvariantBroken as contradiction:
+            self.fail(f"{CONTRADICTION}what broker {following.leader} pushed: {contradiction}")
+            raise errors.StorageError(self.failure) from contradiction
 
     def leader_told(self, following: Following, high_watermark: int) -> None:
         """The high watermark of a follower is the leader's, as far as its own log reaches; it never goes back."""
@@ -196,35 +212,40 @@ class Replica:
 
     async def truncate(self, following: Following, offset: int) -> None:
         """Cut what the leader's history does not have."""
-        if offset < self.high_watermark:
-            # Only an unclean election, which an operator ordered, can ask for this.
-            log.error(
-                "truncating below the high watermark topic=%s partition=%d leader=%d epoch=%d high_watermark=%d to=%d",
-                self.topic.name, self.key[1], following.leader, following.epoch, self.high_watermark, offset,
-            )  # fmt: skip
-            self.high_watermark = offset
+        operation = self._operate(following, offset, lambda: self.log.truncate_to(offset))
         log.info("truncating topic=%s partition=%d from=%d to=%d", self.topic.name, self.key[1],
                  self.log.log_end_offset, offset)  # fmt: skip
-        await self._operate(following, lambda: self.log.truncate_to(offset))
+        await asyncio.shield(operation)
 
     async def start_over(self, following: Following, start_offset: int, producer_snapshot: bytes) -> None:
         """Begin again, empty, where the leader's log starts."""
+        operation = self._operate(following, start_offset, lambda: self.log.reset_to(start_offset, producer_snapshot))
         log.info("starting over topic=%s partition=%d end=%d at=%d", self.topic.name, self.key[1],
                  self.log.log_end_offset, start_offset)  # fmt: skip
-        await self._operate(following, lambda: self.log.reset_to(start_offset, producer_snapshot))
-        self.high_watermark = max(self.high_watermark, start_offset)
+        await asyncio.shield(operation)
 
-    async def _operate(self, following: Following, operation: Callable[[], None]) -> None:
-        """Carry out `operation` in a thread while nothing else touches the log, to its end even if we are cancelled."""
+    def _operate(self, following: Following, end_offset: int, operation: Callable[[], None]) -> asyncio.Future[None]:
+        """Begin a cut or a reset to `end_offset` in a thread. Nothing else touches the log until it has ended."""
         if self.role is not following or self._operation is not None:
             raise self._not_leader(f"{self.key} does not follow under epoch {following.epoch} any more")
+        if end_offset < self.high_watermark:
+            # Only an unclean election, which an operator ordered, can ask for this.
+            log.error(
+                "truncating below the high watermark topic=%s partition=%d leader=%d epoch=%d high_watermark=%d to=%d",
+                self.topic.name, self.key[1], following.leader, following.epoch, self.high_watermark, end_offset,
+            )  # fmt: skip
+            self.high_watermark = end_offset
         self._operation = asyncio.get_running_loop().run_in_executor(None, operation)
         self._operation.add_done_callback(self._operated)
-        await asyncio.shield(self._operation)
+        return self._operation
 
     def _operated(self, operation: asyncio.Future[None]) -> None:
         self._operation = None
-        if not operation.cancelled() and (error := operation.exception()) is not None:
+        # A cut may have ended below what was asked, at a border of batches; a log that has been started over has
+        # everything below its start committed. So the high watermark lies within the log, and goes on from there.
+        self.high_watermark = min(max(self.high_watermark, self.log.log_start_offset), self.log.log_end_offset)
+        error = None if operation.cancelled() else operation.exception()
+        if error is not None and not isinstance(error, errors.CorruptMessage):  # of a snapshot that was not taken
             self.fail(str(error))
         if self.role is None:
             self._begin_role()

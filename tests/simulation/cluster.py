@@ -26,7 +26,7 @@ from fencepost_controller.store import StoreError
 from fencepost_node.broker import Broker
 from fencepost_node.config import BrokerConfig
 from fencepost_node.data_folder import DataFolderError
-from fencepost_node.replica import Replica
+from fencepost_node.replica import CONTRADICTION, Replica
 from fencepost_node.session import REFUSALS
 from fencepost_proto.errors import InvariantBroken, StorageError
 from fencepost_proto.host import Host
@@ -212,6 +212,7 @@ class SimCluster:
 
     def replicas(self) -> list[Leader]:
         """Every replica of every living broker."""
+        self._look_for_contradictions()
         return [
             Leader(
                 broker_id,
@@ -221,12 +222,20 @@ class SimCluster:
                 replica.high_watermark,
                 replica.log.log_end_offset,
                 partial(_producers, replica),
+                replica.being_cut,
             )
             for broker_id, broker in self.brokers.items()
             if self.alive(broker_id)
             for key, replica in broker.manager.replicas.items()
             if not replica.failure
         ]
+
+    def _look_for_contradictions(self) -> None:
+        """A replica that fails because other processes contradict its log is a fault in the protocol, not in a disk."""
+        for broker_id, broker in self.brokers.items():
+            for replica in broker.manager.replicas.values():
+                if self.alive(broker_id) and replica.failure.startswith(CONTRADICTION):
+                    self.judge.fail("invariant", f"{broker_node(broker_id)} {replica.topic.name}: {replica.failure}")
 
 
 def _producers(replica: Replica) -> Producers:

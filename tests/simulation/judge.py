@@ -89,6 +89,7 @@ class Leader:
     high_watermark: int
     log_end_offset: int
     producers: Callable[[], Producers]  # live producer state at the log's end
+    being_cut: bool = False  # a thread is at work on its log
 
 
 class Judge:
@@ -300,6 +301,12 @@ class Judge:
                     self.fail("G1", f"{record.name}: broker {replica.broker_id} leads with a damaged log")
             if record is None or record.tainted or (replica.broker_id, replica.key) in self.damaged:
                 continue
+            if replica.high_watermark > replica.log_end_offset and not replica.being_cut:
+                self.fail(
+                    "G6",
+                    f"{record.name}: the high watermark {replica.high_watermark} of broker {replica.broker_id} is above "
+                    f"its log's end {replica.log_end_offset}",
+                )
             if replica.leads:
                 self.committed(record, replica.broker_id, replica.high_watermark, "G6", "its high watermark is")
             else:

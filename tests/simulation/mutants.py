@@ -26,7 +26,7 @@ from fencepost_node.log import recovery, segment, snapshot
 from fencepost_node.log.log import Log
 from fencepost_node.producer_state import APPEND, ProducerState
 from fencepost_node.replica import Replica
-from fencepost_node.replication import push
+from fencepost_node.replication import push, reconciliation
 from fencepost_node.replication.leader_state import LeaderState
 from fencepost_node.replication.leadership import Leadership
 from fencepost_proto.errors import (
@@ -251,12 +251,12 @@ def new_leader_tells_an_old_high_watermark(replace: Any) -> None:
 
 @mutant("G4", "invariant", kinds=("isolate broker", "pause broker", "kill leader"))
 def no_truncation(replace: Any) -> None:
-    original = push.answer_subscribe
+    original = reconciliation.answer_subscribe
 
     def answer(follower: Any, epochs: Any, start: int, end: int) -> Any:
         answered = original(follower, epochs, start, end)
         fits = follower.log_end_offset <= end
-        return push.Push() if isinstance(answered, push.Truncate) and fits else answered
+        return reconciliation.Push() if isinstance(answered, reconciliation.Truncate) and fits else answered
 
     replace(push, "answer_subscribe", answer)
 

@@ -154,7 +154,12 @@ def test_a_reset_log_is_empty_and_has_the_leaders_state() -> None:
     fill(log, 70, seed=3)
     log.maintain()
     log.reset_to(start, leader.snapshot_at_log_start())
-    assert (log.log_start_offset, log.log_end_offset, log.size_bytes, log.last_epoch) == (start, start, 0, -1)
+    assert (log.log_start_offset, log.log_end_offset, log.size_bytes, log.last_epoch) == (
+        start,
+        start,
+        0,
+        leader.leader_epochs.epoch_before(start),
+    )
     assert log.ever_held_records
     assert_lawful(log)
     for again in (False, True):

@@ -158,7 +158,7 @@ class ProducerStateLaw(RuleBasedStateMachine):
     def reload(self) -> None:
         end = self.end_offset()
         self.snapshots = [data for data in self.snapshots if decode_snapshot(data).offset <= end]
-        start, self.state = decode_snapshot(self.snapshots[-1]) if self.snapshots else (0, ProducerState())
+        start, self.state, _ = decode_snapshot(self.snapshots[-1]) if self.snapshots else Snapshot(0, ProducerState())
         for batch in self.log:
             if batch.base_offset >= start:
                 self.state.record(self.header(batch), batch.base_offset)

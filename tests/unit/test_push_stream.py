@@ -6,10 +6,17 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
+from batches import batch
+from replicas import open_replica
+
+from fencepost_node.log.snapshot import Snapshot, decode_snapshot, encode_snapshot
+from fencepost_node.producer_state import ProducerEntry, ProducerState, RememberedBatch
 from fencepost_node.replication.leadership import Leadership
 from fencepost_node.replication.push import PushStream, Subscription
 from fencepost_proto.errors import ErrorCode, OffsetOutOfRange
+from fencepost_proto.metadata import Broker, MetadataImage, Partition
 from fencepost_proto.records import BatchBuilder, Compression
+from fencepost_proto.request_limits import MAX_MESSAGE_BYTES
 from fencepost_proto.v1 import replication_pb2 as pb
 
 
@@ -53,3 +60,113 @@ def test_where_retention_has_passed_a_follower_only_that_subscription_ends() -> 
     by_topic = {push.topic_id: push for push in asyncio.run(story())}
     assert by_topic["passed"].error.code == ErrorCode.OFFSET_OUT_OF_RANGE
     assert by_topic["there"].records == one_batch()
+
+
+# ---- Who may subscribe ----
+
+
+def ask(end: int, **changes: Any) -> pb.Subscribe:
+    fields: dict[str, Any] = {"topic_id": "T", "subscription": 1, "leader_epoch": 0, "last_epoch": 0}
+    return pb.Subscribe(log_end_offset=end, **fields | changes)
+
+
+def leader_of_ten() -> Leadership:
+    leadership = open_replica(leader=1).leadership()
+    for sequence in range(10):
+        leadership.append(batch(1, producer_id=7, epoch=0, sequence=sequence), 1, 0.0)
+    return leadership
+
+
+def test_what_a_followers_earlier_process_says_late_does_not_count() -> None:
+    async def story() -> None:
+        leadership = leader_of_ten()
+        new, old = PushStream(2, 9, 65_536), PushStream(2, 4, 65_536)
+        await new.subscribe(leadership, ask(5))
+        await old.subscribe(leadership, ask(10))
+        assert leadership.high_watermark == 5
+        assert leadership.state.broker_epoch_of(2) == 9
+        assert leadership.subscribers == {2}
+        (refusal,) = (await anext(old.messages())).pushes
+        assert refusal.error.code == ErrorCode.STALE_BROKER_EPOCH
+        assert "broker epoch 4 of follower 2 is older than 9" in refusal.error.message
+        for stream in (new, old):
+            stream.close()
+
+    asyncio.run(story())
+
+
+def test_a_process_that_is_known_to_have_a_successor_does_not_count_before_that_one_has_subscribed() -> None:
+    async def story() -> None:
+        leadership = leader_of_ten()
+        registered = Broker(2, "broker-2:1", 9, "incarnation", fenced=True)
+        image = MetadataImage().with_changes(1, {registered.key: registered})
+        cast(Any, leadership.replica.owner).image = image
+        old = PushStream(2, 4, 65_536)
+        await old.subscribe(leadership, ask(10))
+        assert leadership.high_watermark == 0
+        assert leadership.subscribers == frozenset()
+        old.close()
+
+    asyncio.run(story())
+
+
+# ---- Resets ----
+
+
+def full_state(producers: int) -> ProducerState:
+    five = tuple(RememberedBatch(n, n, n, 1_700_000_000_000) for n in range(5))
+    return ProducerState({n: ProducerEntry(0, False, five) for n in range(producers)})
+
+
+def test_answers_go_out_in_as_many_messages_as_they_need() -> None:
+    async def story() -> list[pb.ReplicateResponse]:
+        stream = PushStream(2, 1, 65_536)
+        snapshot = encode_snapshot(Snapshot(100, full_state(45_000)))
+        assert len(snapshot) < MAX_MESSAGE_BYTES < 3 * len(snapshot)
+        for partition in range(3):
+            push = pb.PartitionPush(topic_id="T", partition=partition, subscription=1)
+            push.reset.start_offset = 100
+            push.reset.producer_snapshot = snapshot
+            stream.answer(push)
+        for partition in range(3, 1_000):
+            stream.refuse(("T", partition), 1, OffsetOutOfRange("retention has passed the follower"))
+        messages: list[pb.ReplicateResponse] = []
+        async with asyncio.timeout(10):
+            async for message in stream.messages():
+                messages.append(message)
+                if sum(len(m.pushes) for m in messages) == 1_000:
+                    break
+        return messages
+
+    messages = asyncio.run(story())
+    assert all(message.ByteSize() <= MAX_MESSAGE_BYTES for message in messages)
+    assert [push.partition for message in messages for push in message.pushes] == list(range(1_000))
+
+
+def test_a_snapshot_is_read_when_its_turn_has_come_and_goes_with_the_epoch_before_the_start() -> None:
+    async def story() -> None:
+        leadership = leader_of_ten()
+        log = leadership.replica.log
+        log.close(clean=True)
+        leadership = open_replica(leader=1, epoch=6, segment_bytes=300, retention_bytes=400).leadership()
+        replica, log = leadership.replica, leadership.replica.log
+        for sequence in range(20):
+            leadership.append(batch(1, producer_id=7, epoch=0, sequence=sequence), 1, 0.0)
+        log.apply_retention(1_000, 20)
+        start = log.log_start_offset
+        assert start > 0
+        stream = PushStream(2, 1, 65_536)
+        await stream.subscribe(leadership, ask(0, last_epoch=-1, leader_epoch=6))
+        reads = log.snapshot_at_log_start
+        (answer,) = (await anext(stream.messages())).pushes
+        assert answer.reset.producer_snapshot == reads()
+        told = decode_snapshot(answer.reset.producer_snapshot)
+        assert (told.offset, told.last_epoch) == (start, 6)
+
+        await stream.subscribe(leadership, ask(0, last_epoch=-1, leader_epoch=6))
+        replica.apply(Partition("T", 0, (1, 2), (1, 2), 2, 7, 2))
+        (answer,) = (await anext(stream.messages())).pushes
+        assert answer.error.code == ErrorCode.OFFSET_NOT_AVAILABLE, "its leader does not lead any more"
+        stream.close()
+
+    asyncio.run(story())

@@ -5,6 +5,10 @@ epoch begins at the first batch that carries it. An epoch without a batch is not
 write cannot differ. Two logs that both hold epoch e hold the same batches of it up to where the shorter e ends, since one
 leader wrote them (KIP-101, KIP-279).
 
+A log that starts above 0 also knows the epoch of the last batch before its start, though that batch is gone: retention keeps
+the entry, and a producer snapshot carries it to a replica that starts over. So the *tip* of a log, (epoch of its last batch,
+end offset), says for an empty log, too, which history it continues.
+
 The file `leader-epoch-checkpoint` is text: a version, a count, then one `epoch start_offset` a line. It is written
 before each snapshot, so it is right for all below the newest snapshot; what it says beyond is derived from the batches.
 """
@@ -41,6 +45,13 @@ class LeaderEpochs:
 
     __hash__ = None  # type: ignore[assignment]
 
+    @staticmethod
+    def before(log_start_offset: int, epoch: int) -> LeaderEpochs:
+        """The history of an empty log: `epoch` is that of the batch that ends at `log_start_offset`; -1: not known."""
+        if epoch < 0 or log_start_offset <= 0:
+            return LeaderEpochs()
+        return LeaderEpochs((EpochStart(epoch, log_start_offset - 1),))
+
     @property
     def entries(self) -> tuple[EpochStart, ...]:
         return self._entries
@@ -61,6 +72,10 @@ class LeaderEpochs:
         if epoch < last_epoch or epoch < 0:
             raise InvariantBroken(f"batch at offset {base_offset} has leader epoch {epoch} after {last_epoch}")
         self._entries = (*self._entries, EpochStart(epoch, base_offset))
+
+    def epoch_before(self, offset: int) -> int:
+        """Leader epoch of the batch that ends at `offset`; -1 where that is not known."""
+        return next((entry.epoch for entry in reversed(self._entries) if entry.start_offset < offset), NO_EPOCH)
 
     def end_offset_for(self, epoch: int, log_end_offset: int) -> tuple[int, int]:
         """(the largest epoch <= `epoch` in this history, the offset where it ends); (-1, -1) where there is none."""

@@ -118,7 +118,7 @@ class Log:
 
     @property
     def last_epoch(self) -> int:
-        """Leader epoch of the last batch; -1 where there is none."""
+        """Leader epoch of the last batch, which may be gone; -1 where there never was one, or it is not known."""
         return self.leader_epochs.last_epoch
 
     def assign_epoch(self, leader_epoch: int) -> None:
@@ -201,7 +201,7 @@ class Log:
         return segment
 
     def _capture(self) -> Snapshot:
-        return Snapshot(self.log_end_offset, self.producers.copy())
+        return Snapshot(self.log_end_offset, self.producers.copy(), self.leader_epochs.last_epoch)
 
     def _cut_back(self, segment: Segment, cause: OSError) -> None:
         try:
@@ -342,7 +342,7 @@ class Log:
         self._snapshots.keep(snapshots_to_keep(self._snapshots.offsets, bases, self.log_start_offset))
 
     def snapshot_at_log_start(self) -> bytes:
-        """[thread] The producer state at log_start_offset, in the snapshot file's format.
+        """[thread] The producer state at log_start_offset and the epoch before it, in the snapshot file's format.
 
         Raises CorruptLog where the file is damaged, StorageError.
         """
@@ -353,6 +353,8 @@ class Log:
             if snapshot is None:
                 path = self._snapshots.path(self.log_start_offset)
                 raise CorruptLog(path, 0, self.log_start_offset, "the snapshot at the log's start cannot be read")
+            if snapshot.last_epoch < 0:  # of an older version of this file
+                snapshot = snapshot._replace(last_epoch=self.leader_epochs.epoch_before(snapshot.offset))
             return encode_snapshot(snapshot)
 
     # ---- Retention ----
@@ -449,7 +451,7 @@ class Log:
         snapshot = self._snapshots.newest(self.log_start_offset, end_offset)
         for captured in self._pending:
             if snapshot.offset < captured.offset <= end_offset:
-                snapshot = Snapshot(captured.offset, captured.producers.copy())
+                snapshot = captured._replace(producers=captured.producers.copy())
         producers, folded_bytes = snapshot.producers, 0
         for segment in self._row.all:
             if segment.end_offset <= snapshot.offset or segment.base_offset >= end_offset:
@@ -494,7 +496,7 @@ class Log:
             self._row.active.truncate(position, end_offset)
 
     def reset_to(self, start_offset: int, producer_snapshot: bytes) -> None:
-        """[thread, appends stopped] Become an empty log that starts at `start_offset` with that producer state.
+        """[thread, appends stopped] Become an empty log that starts at `start_offset`, with that producer state and tip.
 
         After a crash at any moment the old log is there, whole, or the new one. Raises CorruptMessage for bytes that are
         not the snapshot at that offset, StorageError.

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 
 from fencepost_node.log.config import LogConfig
 from fencepost_node.log.disk import Disk, File
-from fencepost_node.log.leader_epochs import LeaderEpochs
+from fencepost_node.log.leader_epochs import NO_EPOCH, LeaderEpochs
 from fencepost_node.log.names import (
     DELETED_SUFFIX,
     EPOCH_CHECKPOINT,
@@ -117,7 +117,7 @@ class _Recovery:
         self._take_synced(self._segments[first], start.offset)
         if self._disk.exists(f"{self._directory}/{SYNC_BEGUN}"):
             self._write_again(self._segments[first:])
-        self._epochs = self._load_epochs(self._segments[: first + 1], start.offset)
+        self._epochs = self._load_epochs(self._segments[: first + 1], start)
         checked_bytes = self._check_from(first)
         last = self._segments[-1]
         if last.end_offset < self._synced_below:
@@ -165,8 +165,11 @@ class _Recovery:
                 segment.path, segment.size, segment.end_offset, f"no batch ends at {until}; {self._lost()}"
             )
 
-    def _load_epochs(self, segments: list[Segment], start_offset: int) -> LeaderEpochs:
-        """The checkpoint, as far as the snapshot vouches for it; from the headers where it is missing or damaged."""
+    def _load_epochs(self, segments: list[Segment], start: Snapshot) -> LeaderEpochs:
+        """The checkpoint, as far as the snapshot vouches for it; from the headers where it is missing or damaged.
+
+        A log that has been started over has none: the snapshot at its start knows the epoch before it.
+        """
         path = f"{self._directory}/{EPOCH_CHECKPOINT}"
         epochs = LeaderEpochs()
         try:
@@ -175,8 +178,10 @@ class _Recovery:
             log.debug("no leader epoch checkpoint path=%s", path)
         except ValueError as error:
             log.warning("leader epoch checkpoint damaged path=%s error=%s", path, error)
-        epochs.truncate_to(start_offset)
-        if not epochs.entries:
+        epochs.truncate_to(start.offset)
+        if not epochs.entries or start.last_epoch not in (NO_EPOCH, epochs.last_epoch):
+            at_start = start if start.offset == self._log_start_offset else self._snapshots.load(self._log_start_offset)
+            epochs = LeaderEpochs.before(self._log_start_offset, at_start.last_epoch if at_start else NO_EPOCH)
             for segment in segments:
                 for position, header in walk(segment.file, segment.path, 0, segment.size, segment.base_offset):
                     try:
@@ -203,7 +208,7 @@ class _Recovery:
             segment = self._segments[number]
             if number > first:
                 segment.drop_index()
-                self._missing.append(Snapshot(segment.base_offset, self._producers.copy()))
+                self._missing.append(Snapshot(segment.base_offset, self._producers.copy(), self._epochs.last_epoch))
             start = segment.size
             problem = self._check(segment)
             checked_bytes += segment.size - start

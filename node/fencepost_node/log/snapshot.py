@@ -6,10 +6,13 @@ synced, so its mere existence also says: the log below N is on the medium. Recov
 Layout (big-endian)::
 
     0  magic      4 bytes  "FPPS"
-    4  version    int16    1
+    4  version    int16    2
     6  CRC-32C    uint32   of everything from 10 to the end
    10  offset     int64
-   18  producers           as ProducerState.encode gives them, all five batches of each
+   18  last epoch int32    leader epoch of the batch that ends at the offset; -1: not known, or there is none
+   22  producers           as ProducerState.encode gives them, all five batches of each
+
+Version 1 has no last epoch, and is still read.
 
 The same bytes travel to a follower that starts over at a leader's log start.
 """
@@ -23,6 +26,7 @@ from typing import NamedTuple
 from crc32c import crc32c
 
 from fencepost_node.log.disk import Disk
+from fencepost_node.log.leader_epochs import NO_EPOCH
 from fencepost_node.log.names import SNAPSHOT_SUFFIX, CorruptLog, file_name
 from fencepost_node.producer_state import ProducerState
 from fencepost_proto.errors import CorruptMessage
@@ -30,20 +34,23 @@ from fencepost_proto.errors import CorruptMessage
 log = logging.getLogger(__name__)
 
 _MAGIC = b"FPPS"
-_VERSION = 1
+_VERSION = 2
+_VERSION_WITHOUT_EPOCH = 1
 _HEADER = struct.Struct(">4shI")
 _OFFSET = struct.Struct(">q")
+_OFFSET_AND_EPOCH = struct.Struct(">qi")
 
 
 class Snapshot(NamedTuple):
-    """The producer state at one offset."""
+    """The producer state at one offset, and the leader epoch of the batch that ends there (-1: not known)."""
 
     offset: int
     producers: ProducerState
+    last_epoch: int = NO_EPOCH
 
 
 def encode_snapshot(snapshot: Snapshot) -> bytes:
-    content = _OFFSET.pack(snapshot.offset) + snapshot.producers.encode()
+    content = _OFFSET_AND_EPOCH.pack(snapshot.offset, snapshot.last_epoch) + snapshot.producers.encode()
     return _HEADER.pack(_MAGIC, _VERSION, crc32c(content)) + content
 
 
@@ -52,15 +59,18 @@ def decode_snapshot(data: bytes) -> Snapshot:
     if len(data) < _HEADER.size + _OFFSET.size:
         raise CorruptMessage(f"{len(data)} bytes are no producer snapshot")
     magic, version, crc = _HEADER.unpack_from(data)
-    if magic != _MAGIC or version != _VERSION:
+    if magic != _MAGIC or version not in (_VERSION, _VERSION_WITHOUT_EPOCH):
         raise CorruptMessage(f"magic {magic!r} version {version}: a producer snapshot has {_MAGIC!r} and {_VERSION}")
     content = data[_HEADER.size :]
     if (actual := crc32c(content)) != crc:
         raise CorruptMessage(f"CRC {actual:#010x} of the producer snapshot is not {crc:#010x} as its header says")
-    (offset,) = _OFFSET.unpack_from(content)
-    if offset < 0:
-        raise CorruptMessage(f"offset {offset} of a producer snapshot is negative")
-    return Snapshot(offset, ProducerState.decode(content[_OFFSET.size :]))
+    layout = _OFFSET if version == _VERSION_WITHOUT_EPOCH else _OFFSET_AND_EPOCH
+    if len(content) < layout.size:
+        raise CorruptMessage(f"{len(data)} bytes are no producer snapshot of version {version}")
+    offset, last_epoch = (*layout.unpack_from(content), NO_EPOCH)[:2]
+    if offset < 0 or last_epoch < NO_EPOCH:
+        raise CorruptMessage(f"offset {offset} or leader epoch {last_epoch} of a producer snapshot is negative")
+    return Snapshot(offset, ProducerState.decode(content[layout.size :]), last_epoch)
 
 
 def empty_snapshot(offset: int = 0) -> bytes:

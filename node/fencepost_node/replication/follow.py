@@ -2,10 +2,12 @@
 
 One task keeps a stream to the leader broker, subscribes every replica that follows it, stores what is pushed, and
 acknowledges. Three things may happen to a subscription instead of records: the leader asks to truncate, asks to start
-over, or refuses. After each, the replica subscribes again for as long as the controller says that it follows there.
+over, or refuses. After each, the replica subscribes again for as long as the controller says that it follows there: at once
+while the two logs are being reconciled (`reconciliation.py` shows that this ends), else after pauses that grow.
 
 What may fail between any two lines: the stream breaks (subscribe again, from the log's end as it then is); the role ends
-(what still arrives names an old subscription and is dropped); the disk refuses (the replica gives up).
+(what still arrives names an old subscription and is dropped); the disk refuses, or what is pushed contradicts what the log
+holds (the replica gives up, alone).
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from typing import Protocol
 import grpc
 
 from fencepost_node.replica import Following, Replica
+from fencepost_node.replication.reconciliation import Truncate, cut_for
 from fencepost_proto import errors
 from fencepost_proto.cancellation import CallCancelled, own_cancellation_only
-from fencepost_proto.errors import ErrorCode, FencepostError, InvariantBroken
+from fencepost_proto.errors import ErrorCode, FencepostError
 from fencepost_proto.host import Host
 from fencepost_proto.metadata import MetadataImage, PartitionKey
 from fencepost_proto.v1 import replication_pb2 as pb
@@ -32,7 +35,9 @@ RECONNECT_DELAY_S = 0.05  # first; doubles
 RECONNECT_DELAY_MAX_S = 0.5
 _WRITE_ENDS = (grpc.aio.AioRpcError, asyncio.InvalidStateError)  # what a write on a call that has ended raises
 MAX_IN_A_REQUEST = 1_000  # subscriptions, acknowledgements, partitions given up: each; the rest goes in the next one
-RESUBSCRIBE_DELAY_S = 0.02  # after a refusal: the leader may not have heard of its leadership yet
+RESUBSCRIBE_DELAY_S = 0.02  # after a refusal: the leader may not have heard of its leadership yet; doubles
+RESUBSCRIBE_DELAY_MAX_S = 1.0
+RECONCILING_ROUNDS = 50  # answers of cuts and resets in a row that are obeyed without a pause: an exchange needs a few
 
 
 class LinkOwner(Protocol):
@@ -56,6 +61,10 @@ class _Followed:
     following: Following
     subscription: int = 0  # the current one's number; 0: none
     synced: bool = False  # with flush=always: since it was last to be subscribed, so that its end counts
+    nothing_agrees: bool = False  # a divergence has shown that the log is to be started over
+    rounds: int = 0  # cuts and resets since records or a high watermark were last taken
+    refusals: int = 0  # and refusals, and pushes that could not be taken
+    refused_with: int = ErrorCode.NONE  # the last of these refusals
 
 
 class FollowerLink:
@@ -197,6 +206,7 @@ class FollowerLink:
                 leader_epoch=followed.following.epoch,
                 log_end_offset=replica_log.log_end_offset,
                 last_epoch=replica_log.last_epoch,
+                nothing_agrees=followed.nothing_agrees,
             )
             self._to_ack.pop(key, None)
         for key in list(self._to_ack)[:MAX_IN_A_REQUEST]:
@@ -226,7 +236,7 @@ class FollowerLink:
                     "push not taken topic=%s partition=%d leader=%d error=%s",
                     followed.replica.topic.name, push.partition, self._leader, error,
                 )  # fmt: skip
-                self._subscribe_again(followed)
+                self._refused(followed)
             else:
                 if push.records:
                     stored.append(followed)
@@ -235,30 +245,44 @@ class FollowerLink:
     async def _take_push(self, followed: _Followed, push: pb.PartitionPush) -> None:
         replica, following = followed.replica, followed.following
         if push.error.code != ErrorCode.NONE:
-            log.info(
+            error = errors.from_proto(push.error)
+            log.log(
+                logging.INFO if push.error.code != followed.refused_with else logging.DEBUG,  # a refusal is told once
                 "subscription refused topic=%s partition=%d epoch=%d leader=%d error=%s",
-                replica.topic.name, push.partition, following.epoch, self._leader, errors.from_proto(push.error),
+                replica.topic.name, push.partition, following.epoch, self._leader, error,
             )  # fmt: skip
-            self._subscribe_again(followed)
+            followed.refused_with = push.error.code
+            self._refused(followed)
         elif push.HasField("divergence"):
-            await replica.truncate(following, self._cut(replica, push.divergence))
-            self._subscribe_again(followed, delay_s=0)
+            cut = self._cut(replica, push.divergence)
+            if cut is None:
+                followed.nothing_agrees = True
+            else:
+                await replica.truncate(following, cut)
+            self._reconcile(followed)
         elif push.HasField("reset"):
             await replica.start_over(following, push.reset.start_offset, push.reset.producer_snapshot)
-            self._subscribe_again(followed, delay_s=0)
+            followed.nothing_agrees = False
+            self._reconcile(followed)
         else:
             if push.records:
                 replica.append_as_follower(following, push.base_offset, push.records)
             replica.leader_told(following, push.high_watermark)
+            followed.rounds = followed.refusals = 0
+            followed.refused_with = ErrorCode.NONE
 
     @staticmethod
-    def _cut(replica: Replica, divergence: pb.Divergence) -> int:
-        """Where to truncate: the end of the newest epoch that both have, in whichever log it ends first (KIP-279)."""
-        own_epoch, own_end = replica.log.leader_epochs.end_offset_for(divergence.epoch, replica.log.log_end_offset)
-        cut = min(divergence.end_offset, own_end) if own_epoch >= 0 else replica.log.log_start_offset
-        if cut >= replica.log.log_end_offset:
-            raise InvariantBroken(f"divergence {divergence} of {replica.key} cuts nothing: our history is {own_epoch}")
-        return int(max(cut, replica.log.log_start_offset))
+    def _cut(replica: Replica, divergence: pb.Divergence) -> int | None:
+        """Where to truncate; None: nothing that the log holds agrees. Raises InvalidRequest for a cut that cuts nothing."""
+        replica_log = replica.log
+        answer = Truncate(divergence.epoch, divergence.end_offset)
+        cut = cut_for(answer, replica_log.leader_epochs, replica_log.log_start_offset, replica_log.log_end_offset)
+        if cut is not None and cut >= replica_log.log_end_offset:
+            raise errors.InvalidRequest(
+                f"{answer} of {replica.key} cuts nothing: the log ends at {replica_log.log_end_offset}, "
+                f"its history is {replica_log.leader_epochs}"
+            )
+        return cut
 
     async def _acknowledge(self, stored: list[_Followed]) -> None:
         """Acknowledge what was stored; where the topic says flush=always, only what is synced."""
@@ -276,7 +300,22 @@ class FollowerLink:
         if self._to_ack:
             self._wake.set()
 
-    def _subscribe_again(self, followed: _Followed, delay_s: float = RESUBSCRIBE_DELAY_S) -> None:
+    def _reconcile(self, followed: _Followed) -> None:
+        """Go on with the exchange that finds where the logs agree."""
+        followed.rounds += 1
+        if followed.rounds <= RECONCILING_ROUNDS:
+            self._subscribe_again(followed, 0)
+        else:
+            self._refused(followed)
+
+    def _refused(self, followed: _Followed) -> None:
+        """Try again after a pause that grows with each refusal in a row."""
+        delay_s = min(RESUBSCRIBE_DELAY_S * 2**followed.refusals, RESUBSCRIBE_DELAY_MAX_S)
+        if delay_s < RESUBSCRIBE_DELAY_MAX_S:
+            followed.refusals += 1
+        self._subscribe_again(followed, delay_s * (0.5 + self._host.random.random()))
+
+    def _subscribe_again(self, followed: _Followed, delay_s: float) -> None:
         """As long as it still follows here."""
         followed.subscription = 0
         key = followed.replica.key

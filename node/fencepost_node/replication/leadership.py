@@ -180,6 +180,16 @@ class Leadership:
         """Brokers that follow now."""
         return frozenset(subscription.broker_id for subscription in self._subscriptions)
 
+    def check_incarnation(self, broker_id: int, broker_epoch: int) -> None:
+        """Raises StaleBrokerEpoch for what a follower's earlier process has said, where a later one is known.
+
+        What that one holds is not known to be held by the later one, whose machine may have lost it.
+        """
+        registered = self.replica.owner.image.brokers.get(broker_id)
+        known = max(self.state.broker_epoch_of(broker_id), registered.broker_epoch if registered else -1)
+        if broker_epoch < known:
+            raise errors.StaleBrokerEpoch(f"broker epoch {broker_epoch} of follower {broker_id} is older than {known}")
+
     def add_subscription(self, subscription: Subscriber, end_offset: int) -> None:
         broker_id, broker_epoch = subscription.broker_id, subscription.broker_epoch
         for other in [s for s in self._subscriptions if s.broker_id == broker_id]:

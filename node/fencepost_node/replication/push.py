@@ -1,7 +1,7 @@
 """The leader's side of one Replicate stream: one follower broker, many partitions.
 
-The follower subscribes partitions; the leader compares histories once (`answer_subscribe`, pure) and from then on pushes
-what is appended, with its high watermark, several partitions to a message. Acknowledgements come back on the same
+The follower subscribes partitions; the leader compares histories (`reconciliation.py`, pure) and from then on pushes what
+is appended, with its high watermark, several partitions to a message. Acknowledgements come back on the same
 stream. At most `window_bytes` are on their way unacknowledged, so a slow follower costs no memory.
 
 A subscription ends when the leadership does, when the follower says so, or when the stream breaks; the follower then
@@ -16,8 +16,14 @@ from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from fencepost_node.log.leader_epochs import LeaderEpochs
 from fencepost_node.replication.leadership import Leadership
+from fencepost_node.replication.reconciliation import (
+    FollowerPosition,
+    Push,
+    StartOver,
+    Truncate,
+    answer_subscribe,
+)
 from fencepost_proto import errors
 from fencepost_proto.errors import FencepostError
 from fencepost_proto.metadata import PartitionKey
@@ -29,50 +35,6 @@ log = logging.getLogger(__name__)
 MESSAGE_BYTES = 1024 * 1024  # of records in one message; one larger batch still goes alone
 HIGH_WATERMARK_DELAY_S = 0.05  # a high watermark that no batch carries is pushed this much later
 MAX_SUBSCRIPTIONS = 100_000  # of one stream
-
-
-@dataclass(frozen=True, slots=True)
-class FollowerPosition:
-    """Where a follower's log ends: (end offset, leader epoch of its last batch; -1: it is empty)."""
-
-    log_end_offset: int
-    last_epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Push:
-    """The logs agree up to the follower's end: push from there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Truncate:
-    """The follower holds what the leader's history does not: cut to at most `end_offset`, ask again (KIP-101, KIP-279)."""
-
-    epoch: int
-    end_offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class StartOver:
-    """The follower ends below the leader's log start: nothing to continue from."""
-
-
-def answer_subscribe(
-    follower: FollowerPosition, epochs: LeaderEpochs, log_start_offset: int, log_end_offset: int
-) -> Push | Truncate | StartOver:
-    """Where the follower's log and the leader's agree."""
-    if follower.log_end_offset < log_start_offset:
-        return StartOver()
-    if follower.last_epoch < 0:
-        # An empty log, perhaps one that was started over at an offset: it disagrees with nothing below our end.
-        return Push() if follower.log_end_offset <= log_end_offset else StartOver()
-    epoch, end_offset = epochs.end_offset_for(follower.last_epoch, log_end_offset)
-    if epoch < 0:
-        # All of our history is newer than the follower's: nothing that it holds is known to be ours.
-        return StartOver()
-    if epoch < follower.last_epoch or end_offset < follower.log_end_offset:
-        return Truncate(epoch, end_offset)
-    return Push()
 
 
 @dataclass(slots=True, eq=False)
@@ -106,6 +68,14 @@ class Subscription:
         self.stream.leadership_ended(self, error)
 
 
+@dataclass(frozen=True, slots=True)
+class _Reset:
+    """A subscription whose answer is to start over. The snapshot is read when there is room for it on the stream."""
+
+    number: int
+    leadership: Leadership
+
+
 class PushStream:
     """One stream's subscriptions and what is to be sent on it."""
 
@@ -118,20 +88,26 @@ class PushStream:
         self._dirty: dict[Subscription, None] = {}  # has batches to send, oldest first
         self._stale_high_watermark: dict[Subscription, None] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._answers: list[pb.PartitionPush] = []  # errors, divergences, resets: at most one for each subscription
+        self._answers: deque[pb.PartitionPush] = deque()  # errors, divergences: at most one for each subscription
+        self._resets: dict[PartitionKey, _Reset] = {}  # oldest first
         self._wake = asyncio.Event()
 
     # ---- From the follower ----
 
     async def subscribe(self, leadership: Leadership, request: pb.Subscribe) -> None:
-        """Answer a subscription. Raises FencepostError where the follower's numbers are impossible."""
+        """Answer a subscription. Raises InvalidRequest where the follower's numbers are impossible."""
         key = (request.topic_id, request.partition)
         self.unsubscribe(key)
-        if len(self._subscriptions) >= MAX_SUBSCRIPTIONS:
+        if len(self._subscriptions) + len(self._resets) >= MAX_SUBSCRIPTIONS:
             raise errors.InvalidRequest(f"more than {MAX_SUBSCRIPTIONS} subscriptions on one stream")
+        try:
+            leadership.check_incarnation(self.broker_id, self.broker_epoch)
+        except errors.StaleBrokerEpoch as error:
+            self.refuse(key, request.subscription, error)
+            return
         replica_log = leadership.replica.log
         answer = answer_subscribe(
-            FollowerPosition(request.log_end_offset, request.last_epoch),
+            FollowerPosition(request.log_end_offset, request.last_epoch, request.nothing_agrees),
             replica_log.leader_epochs,
             replica_log.log_start_offset,
             replica_log.log_end_offset,
@@ -143,13 +119,8 @@ class PushStream:
                 push.divergence.end_offset = end_offset
                 self.answer(push)
             case StartOver():
-                start_offset = replica_log.log_start_offset
-                snapshot = await asyncio.to_thread(replica_log.snapshot_at_log_start)
-                if replica_log.log_start_offset != start_offset:
-                    raise errors.OffsetNotAvailable(f"log start moved on from {start_offset} meanwhile")
-                push.reset.start_offset = start_offset
-                push.reset.producer_snapshot = snapshot
-                self.answer(push)
+                self._resets[key] = _Reset(request.subscription, leadership)
+                self._wake.set()
             case Push():
                 subscription = Subscription(
                     key,
@@ -169,6 +140,7 @@ class PushStream:
         )  # fmt: skip
 
     def unsubscribe(self, key: PartitionKey) -> None:
+        self._resets.pop(key, None)
         subscription = self._subscriptions.pop(key, None)
         if subscription is not None:
             self._forget(subscription)
@@ -252,8 +224,11 @@ class PushStream:
                 yield message
 
     async def _next_message(self) -> pb.ReplicateResponse | None:
-        pushes, self._answers = self._answers, []
-        room = min(MESSAGE_BYTES, self._window_bytes - self._in_flight_bytes)
+        pushes, size = self._take_answers()
+        if self._resets:
+            pushes.append(await self._next_reset())
+            size += pushes[-1].ByteSize()
+        room = min(MESSAGE_BYTES - size, self._window_bytes - self._in_flight_bytes)
         while self._dirty and room > 0:
             subscription = next(iter(self._dirty))
             try:
@@ -276,6 +251,33 @@ class PushStream:
                     pushes.append(self._push(subscription, b""))
             self._stale_high_watermark.clear()
         return pb.ReplicateResponse(pushes=pushes) if pushes else None
+
+    def _take_answers(self) -> tuple[list[pb.PartitionPush], int]:
+        """As many of the answers as fit a message, one at least, and their size."""
+        taken: list[pb.PartitionPush] = []
+        size = 0
+        while self._answers and (not taken or size + self._answers[0].ByteSize() <= MESSAGE_BYTES):
+            taken.append(self._answers.popleft())
+            size += taken[-1].ByteSize()
+        return taken, size
+
+    async def _next_reset(self) -> pb.PartitionPush:
+        """The answer to the oldest reset: one to a message, of which its snapshot may take most; or an error."""
+        key = next(iter(self._resets))
+        reset = self._resets.pop(key)
+        replica = reset.leadership.replica
+        push = pb.PartitionPush(topic_id=key[0], partition=key[1], subscription=reset.number)
+        try:
+            start_offset = replica.log.log_start_offset
+            snapshot = await asyncio.to_thread(replica.log.snapshot_at_log_start)
+            if replica.role is not reset.leadership or replica.log.log_start_offset != start_offset:
+                raise errors.OffsetNotAvailable(f"the log that starts at {start_offset} has changed meanwhile")
+        except FencepostError as error:
+            push.error.CopyFrom(errors.to_proto(error))
+        else:
+            push.reset.start_offset = start_offset
+            push.reset.producer_snapshot = snapshot
+        return push
 
     def _push(self, subscription: Subscription, records: bytes) -> pb.PartitionPush:
         leadership = subscription.leadership

@@ -29,6 +29,7 @@ class Subscribe(_message.Message):
     LEADER_EPOCH_FIELD_NUMBER: _builtins.int
     LOG_END_OFFSET_FIELD_NUMBER: _builtins.int
     LAST_EPOCH_FIELD_NUMBER: _builtins.int
+    NOTHING_AGREES_FIELD_NUMBER: _builtins.int
     topic_id: _builtins.str
     partition: _builtins.int
     subscription: _builtins.int
@@ -38,7 +39,9 @@ class Subscribe(_message.Message):
     log_end_offset: _builtins.int
     """where the follower's log ends"""
     last_epoch: _builtins.int
-    """leader epoch of its last batch; -1: it has none"""
+    """leader epoch of its last batch, which may be gone; -1: not known, or it never had one"""
+    nothing_agrees: _builtins.bool
+    """after a divergence: none of what it holds is the leader's; it is to be answered with a reset"""
     def __init__(
         self,
         *,
@@ -48,10 +51,11 @@ class Subscribe(_message.Message):
         leader_epoch: _builtins.int = ...,
         log_end_offset: _builtins.int = ...,
         last_epoch: _builtins.int = ...,
+        nothing_agrees: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_epoch", b"last_epoch", "leader_epoch", b"leader_epoch", "log_end_offset", b"log_end_offset", "partition", b"partition", "subscription", b"subscription", "topic_id", b"topic_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_epoch", b"last_epoch", "leader_epoch", b"leader_epoch", "log_end_offset", b"log_end_offset", "nothing_agrees", b"nothing_agrees", "partition", b"partition", "subscription", b"subscription", "topic_id", b"topic_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -162,7 +166,7 @@ class Reset(_message.Message):
     PRODUCER_SNAPSHOT_FIELD_NUMBER: _builtins.int
     start_offset: _builtins.int
     producer_snapshot: _builtins.bytes
-    """the producer state at start_offset, in the snapshot file's own format"""
+    """producer state and leader epoch before start_offset, in the snapshot file's own format"""
     def __init__(
         self,
         *,

@@ -1,0 +1,159 @@
+"""The follower's side of a replication stream: what it does with each answer, and how soon it asks again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any, cast
+
+import pytest
+from batches import batch
+from replicas import following, open_replica
+
+from fencepost_node.replica import Replica
+from fencepost_node.replication import follow
+from fencepost_node.replication.follow import FollowerLink
+from fencepost_proto import errors
+from fencepost_proto.errors import ErrorCode
+from fencepost_proto.host import Host
+from fencepost_proto.v1 import replication_pb2 as pb
+
+
+class _Half(random.Random):
+    """No pause is longer or shorter than it is on average."""
+
+    def random(self) -> float:
+        return 0.5
+
+
+class Link:
+    """A link without a stream: the test is the leader."""
+
+    def __init__(self, replica: Replica) -> None:
+        host = Host(random=_Half())
+        self.replica = replica
+        self.link = FollowerLink(host, cast(Any, replica.owner), leader=2)
+        self.link.follow(replica, following(replica))
+
+    async def subscription(self) -> pb.Subscribe:
+        """The next one, as it is to be written."""
+        async with asyncio.timeout(10):
+            while True:
+                await self.link._wake.wait()
+                self.link._wake.clear()
+                await self.link._sync_subscribers()
+                request = self.link._next_request()
+                if request is not None and request.subscribe:
+                    return request.subscribe[0]
+
+    async def answer(self, **fields: Any) -> pb.Subscribe:
+        """Answer the subscription that is asked for now; returns the one after it."""
+        number = self.link._followed[self.replica.key].subscription
+        push = pb.PartitionPush(topic_id="T", partition=0, subscription=number, **fields)
+        await self.link._take(pb.ReplicateResponse(pushes=[push]))
+        return await self.subscription()
+
+
+def follower() -> Replica:
+    """Of broker 2 under epoch 4, with ten records of leader epoch 3."""
+    replica = open_replica(leader=2, epoch=4)
+    replica.log.append_as_follower(b"".join(batch(1, base_offset=n, leader_epoch=3) for n in range(10)))
+    return replica
+
+
+def test_a_divergence_is_cut_and_where_nothing_agrees_the_leader_is_asked_for_a_reset() -> None:
+    async def story() -> None:
+        link = Link(follower())
+        asked = await link.subscription()
+        assert (asked.log_end_offset, asked.last_epoch, asked.nothing_agrees) == (10, 3, False)
+        asked = await link.answer(divergence=pb.Divergence(epoch=3, end_offset=6))
+        assert (asked.log_end_offset, asked.last_epoch, asked.nothing_agrees) == (6, 3, False)
+        asked = await link.answer(divergence=pb.Divergence(epoch=2, end_offset=6))
+        assert (asked.log_end_offset, asked.nothing_agrees) == (6, True), "the log is kept until there is another"
+        reset = pb.Reset(start_offset=0, producer_snapshot=link.replica.log.snapshot_at_log_start())
+        asked = await link.answer(reset=reset)
+        assert (asked.log_end_offset, asked.last_epoch, asked.nothing_agrees) == (0, -1, False)
+
+    asyncio.run(story())
+
+
+def test_a_cut_that_would_cut_nothing_is_not_obeyed() -> None:
+    async def story() -> None:
+        link = Link(follower())
+        await link.subscription()
+        asked = await link.answer(divergence=pb.Divergence(epoch=3, end_offset=10))
+        assert asked.log_end_offset == link.replica.log.log_end_offset == 10
+        assert not link.replica.failure
+
+    asyncio.run(story())
+
+
+def pauses_of(monkeypatch: pytest.MonkeyPatch, answers: list[dict[str, Any]]) -> list[float]:
+    """How long the link waits after each answer, in units of the first delay and without chance."""
+    monkeypatch.setattr(follow, "RESUBSCRIBE_DELAY_S", 0.001)
+    monkeypatch.setattr(follow, "RESUBSCRIBE_DELAY_MAX_S", 0.008)
+    found: list[float] = []
+
+    async def story() -> None:
+        link = Link(follower())
+        await link.subscription()
+        again = link.link._subscribe_again
+
+        def noted(followed: Any, delay_s: float) -> None:
+            found.append(delay_s * 1_000)
+            again(followed, delay_s)
+
+        link.link._subscribe_again = noted  # type: ignore[method-assign]
+        for answer in answers:
+            if "high_watermark" in answer:
+                number = link.link._followed[link.replica.key].subscription
+                push = pb.PartitionPush(topic_id="T", partition=0, subscription=number, **answer)
+                await link.link._take(pb.ReplicateResponse(pushes=[push]))
+            else:
+                await link.answer(**answer)
+
+    asyncio.run(story())
+    return found
+
+
+REFUSED = {"error": errors.to_proto(errors.UnknownLeaderEpoch("not yet"))}
+OUT_OF_PLACE = {"base_offset": 3, "records": batch(1, base_offset=3, leader_epoch=4)}
+CUTS_NOTHING = {"divergence": pb.Divergence(epoch=3, end_offset=10)}
+
+
+@pytest.mark.parametrize("answer", [REFUSED, OUT_OF_PLACE, CUTS_NOTHING], ids=["refused", "out-of-place", "no-cut"])
+def test_after_each_refusal_in_a_row_the_pause_is_twice_as_long_up_to_a_bound(
+    monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any]
+) -> None:
+    assert pauses_of(monkeypatch, [answer] * 6) == [1, 2, 4, 8, 8, 8]
+
+
+def test_what_is_taken_ends_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pauses_of(monkeypatch, [REFUSED, REFUSED, {"high_watermark": 4}, REFUSED]) == [1, 2, 1]
+
+
+def test_an_exchange_that_does_not_end_pauses_like_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No history leads to it. A leader with a fault of its own might."""
+    monkeypatch.setattr(follow, "RECONCILING_ROUNDS", 3)
+    reset = {"reset": pb.Reset(start_offset=0, producer_snapshot=empty_snapshot_bytes())}
+    assert pauses_of(monkeypatch, [reset] * 6) == [0, 0, 0, 1, 2, 4]
+
+
+def empty_snapshot_bytes() -> bytes:
+    async def snapshot() -> bytes:
+        return follower().log.snapshot_at_log_start()
+
+    return asyncio.run(snapshot())
+
+
+def test_a_refusal_is_in_the_log_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        link = Link(follower())
+        await link.subscription()
+        for _ in range(4):
+            await link.answer(**REFUSED)
+        assert link.link._followed[link.replica.key].refused_with == ErrorCode.UNKNOWN_LEADER_EPOCH
+
+    with caplog.at_level("INFO"):
+        asyncio.run(story())
+    assert caplog.text.count("subscription refused") == 1

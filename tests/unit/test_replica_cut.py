@@ -1,0 +1,135 @@
+"""A follower's log is cut or started over: its high watermark lies within it; a contradiction fails the replica alone."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from batches import batch
+from replicas import Owner, following, open_replica
+
+from fencepost_node.log.snapshot import Snapshot, encode_snapshot
+from fencepost_node.producer_state import ProducerState
+from fencepost_node.replica import CONTRADICTION, Replica
+from fencepost_proto.errors import CorruptMessage, StorageError
+from fencepost_proto.metadata import Partition
+
+
+def follower_of(counts: list[int], *, leader_epoch: int = 3) -> Replica:
+    """Of broker 2 under epoch 4, with one batch for each count, all below its high watermark."""
+    replica = open_replica(leader=2, epoch=4)
+    for count in counts:
+        end = replica.log.log_end_offset
+        data = batch(count, base_offset=end, leader_epoch=leader_epoch)
+        replica.append_as_follower(following(replica), end, data)
+    replica.leader_told(following(replica), replica.log.log_end_offset)
+    return replica
+
+
+def snapshot_at(offset: int, last_epoch: int = 2) -> bytes:
+    return encode_snapshot(Snapshot(offset, ProducerState(), last_epoch))
+
+
+def test_a_log_that_starts_over_below_its_high_watermark_does_not_keep_it() -> None:
+    async def story() -> None:
+        replica = follower_of([5, 5])
+        assert replica.high_watermark == 10
+        await replica.start_over(following(replica), 4, snapshot_at(4))
+        assert (replica.log.log_start_offset, replica.log.log_end_offset, replica.high_watermark) == (4, 4, 4)
+        assert replica.log.last_epoch == 2
+        replica.leader_told(following(replica), 10)
+        assert replica.high_watermark == 4
+
+    asyncio.run(story())
+
+
+def test_a_log_that_starts_over_above_its_end_has_all_below_its_start_committed() -> None:
+    async def story() -> None:
+        replica = follower_of([5])
+        await replica.start_over(following(replica), 40, snapshot_at(40))
+        assert (replica.log.log_end_offset, replica.high_watermark) == (40, 40)
+
+    asyncio.run(story())
+
+
+def test_a_cut_within_a_batch_takes_the_high_watermark_to_the_border_below_it() -> None:
+    async def story() -> None:
+        replica = follower_of([5, 5])
+        await replica.truncate(following(replica), 7)
+        assert (replica.log.log_end_offset, replica.high_watermark) == (5, 5)
+
+    asyncio.run(story())
+
+
+def test_a_cut_that_is_refused_leaves_the_high_watermark() -> None:
+    async def story() -> None:
+        replica = follower_of([5, 5])
+        role = following(replica)
+        replica.apply(Partition("T", 0, (1, 2), (1, 2), 3, 5, 2))  # another leader meanwhile
+        with pytest.raises(Exception, match="does not follow under epoch 4"):
+            await replica.truncate(role, 5)
+        assert replica.high_watermark == 10
+
+    asyncio.run(story())
+
+
+def test_who_leads_next_takes_over_the_high_watermark_after_a_cut_that_was_under_way() -> None:
+    async def story() -> None:
+        replica = follower_of([5, 5])
+        cut = asyncio.ensure_future(replica.truncate(following(replica), 7))
+        await asyncio.sleep(0)
+        replica.apply(Partition("T", 0, (1, 2), (1,), 1, 5, 2))
+        await cut
+        assert replica.is_leader
+        assert replica.high_watermark == replica.leadership().high_watermark == 5
+
+    asyncio.run(story())
+
+
+def test_a_snapshot_that_cannot_be_read_changes_nothing() -> None:
+    async def story() -> None:
+        replica = follower_of([5])
+        with pytest.raises(CorruptMessage):
+            await replica.start_over(following(replica), 7, snapshot_at(7)[:-1] + b"?")
+        assert not replica.failure
+        assert replica.log.log_end_offset == 5
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("pushed", "told"),
+    [
+        pytest.param(batch(1, base_offset=6, leader_epoch=2), "leader epoch 2 after 3", id="older-leader-epoch"),
+        pytest.param(batch(3, base_offset=4, leader_epoch=4), "base offset 4", id="begins-within-a-batch"),
+        pytest.param(
+            batch(1, base_offset=6, leader_epoch=4, producer_id=7, sequence=9), "sequence 9", id="gap-in-sequences"
+        ),
+    ],
+)
+def test_a_push_that_contradicts_the_log_fails_this_replica_and_says_why(pushed: bytes, told: str) -> None:
+    async def story() -> None:
+        replica = follower_of([5])
+        first = batch(1, base_offset=5, leader_epoch=3, producer_id=7, sequence=0)
+        replica.append_as_follower(following(replica), 5, first)
+        end = replica.log.log_end_offset
+        with pytest.raises(StorageError, match=told):
+            replica.append_as_follower(following(replica), end, pushed)
+        assert replica.failure.startswith(CONTRADICTION)
+        assert "broker 2" in replica.failure
+        assert isinstance(replica.owner, Owner)
+        assert replica.owner.failures == 1
+        assert replica.log.log_end_offset == end
+        assert replica.role is None
+
+    asyncio.run(story())
+
+
+def test_a_leadership_older_than_the_log_fails_this_replica_and_says_why() -> None:
+    async def story() -> None:
+        replica = follower_of([5], leader_epoch=4)
+        replica.apply(Partition("T", 0, (1, 2), (1,), 1, 3, 9))
+        assert not replica.is_leader
+        assert "leader epoch 3 is older than 4" in replica.failure
+
+    asyncio.run(story())
