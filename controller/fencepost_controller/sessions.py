@@ -173,6 +173,8 @@ class Sessions:
             address=register.address,
             may_have_lost_tail=register.may_have_lost_tail,
             damaged=tuple((ref.topic_id, ref.partition) for ref in register.damaged_replicas),
+            folder_epoch=register.folder_epoch,
+            folder_is_copy=register.folder_is_copy,
         )
         command.check(self._image)
         broker = await self._register(command)
@@ -211,10 +213,23 @@ class Sessions:
     async def _register(self, command: RegisterBroker) -> Broker:
         while True:
             replaces = await self._replaceable(command)
+            known = self._image.brokers.get(command.broker_id)
             try:
-                return (await self._commands.submit(replace(command, replaces=replaces))).answer
+                broker = (await self._commands.submit(replace(command, replaces=replaces))).answer
             except errors.DuplicateBrokerRegistration as error:  # another one came before it, which may be dead by now
                 log.info("registration again reason=%s", error)
+                continue
+            if (
+                known is not None
+                and known.incarnation != command.incarnation
+                and (problem := command.folder_problem(known))
+            ):
+                log.warning(
+                    "data folder may lack acknowledged records, broker leaves every in-sync set broker=%d because=%s",
+                    broker.id,
+                    problem,
+                )
+            return broker
 
     def heartbeat(self, session: Session, heartbeat: controller_pb2.Heartbeat) -> None:
         """Raises InvalidRequest for what cannot be."""

@@ -46,6 +46,7 @@ from fencepost_proto.wire import RunningServer, incarnation_service, serve
 
 log = logging.getLogger(__name__)
 
+MARK_INTERVAL_S = 1.0  # between renewals of the data folder's origin mark: copies that are older are told apart
 STOP_GRACE_S = 0.2  # for answers under way; long-lived streams never end by themselves
 
 _SERVICES = [
@@ -97,10 +98,11 @@ class Broker:
         self._server = await serve(self._host.wire, self.config.listen, _SERVICES, self._add_services)
         self.address = self._server.address
         log.info(
-            "started address=%s clean=%s may_have_lost_tail=%s recovery_s=%.3f",
+            "started address=%s clean=%s may_have_lost_tail=%s copy=%s recovery_s=%.3f",
             self.address,
             self._folder.was_clean,
             self._folder.may_have_lost_tail,
+            self._folder.is_copy,
             self.recovery_seconds,
         )
         self._session = Session(
@@ -117,12 +119,24 @@ class Broker:
             incarnation_service(self._session.incarnation), health_pb2.HealthCheckResponse.SERVING
         )
         self._tasks.spawn(self._session.run(), "session")
+        self._tasks.spawn(self._renew_mark(), "origin-mark")
 
     async def wait_ready(self) -> None:
         """Returns once the broker has registered and applied metadata; it may take as long as the controller is away."""
         if self._session is None:
             raise InvariantBroken("wait_ready before start")
         await self._session.was_ready.wait()
+
+    async def _renew_mark(self) -> None:
+        trouble = ""
+        while True:
+            await asyncio.sleep(MARK_INTERVAL_S)
+            try:
+                await asyncio.to_thread(self._folder.renew_mark)
+            except OSError as error:
+                if str(error) != trouble:
+                    trouble = str(error)
+                    log.warning("origin mark cannot be renewed folder=%s error=%s", self.config.data_dir, error)
 
     def _add_services(self, server: grpc.aio.Server) -> None:
         answering = Answering(self.failure.report)
@@ -166,5 +180,6 @@ class Broker:
             else:
                 await asyncio.to_thread(self._folder.mark_clean)
                 log.info("stopped clean")
+        self._folder.close()
         await self._link.close()
         self.stopped = True

@@ -169,6 +169,8 @@ class Session:
             address=self._address,
             may_have_lost_tail=self._folder.may_have_lost_tail,
             damaged_replicas=_references(sorted(self._replicas.damaged)),
+            folder_epoch=self._folder.broker_epoch,
+            folder_is_copy=self._folder.is_copy,
         )
         await _write(call, controller_pb2.SessionRequest(register=register))
         answer = await _read(call)
@@ -177,12 +179,13 @@ class Session:
         if answer.WhichOneof("kind") != "registered":
             raise SessionBroken(f"{answer.WhichOneof('kind')!r} in answer to the registration")
         registered = answer.registered
-        # On disk before its first use: from here on this folder belongs to that cluster.
-        await asyncio.to_thread(self._folder.registered, registered.cluster_id)
         if registered.broker_epoch < self._link.broker_epoch:
             raise errors.InvariantBroken(
                 f"broker epoch went back from {self._link.broker_epoch} to {registered.broker_epoch}"
             )
+        # On disk before its first use: from here on this folder belongs to that cluster, and holds what is done under that
+        # epoch.
+        await asyncio.to_thread(self._folder.registered, registered.cluster_id, registered.broker_epoch)
         self._link.broker_epoch = registered.broker_epoch
         self._registered = True
         self._trouble = ""

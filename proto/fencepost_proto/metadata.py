@@ -50,6 +50,7 @@ class Broker:
     incarnation: str
     fenced: bool
     shutting_down: bool = False
+    served_epoch: int = 0  # newest broker epoch under which it was unfenced; 0: it never was
 
     @property
     def key(self) -> str:
@@ -147,6 +148,7 @@ def to_proto(entity: Entity) -> common_pb2.Entity:
                     incarnation=entity.incarnation,
                     fenced=entity.fenced,
                     shutting_down=entity.shutting_down,
+                    served_epoch=entity.served_epoch,
                 )
             )
         case Topic():
@@ -194,7 +196,7 @@ def from_proto(message: common_pb2.Entity) -> Entity:
             return Cluster(message.cluster.cluster_id)
         case "broker":
             b = message.broker
-            return Broker(b.id, b.address, b.broker_epoch, b.incarnation, b.fenced, b.shutting_down)
+            return Broker(b.id, b.address, b.broker_epoch, b.incarnation, b.fenced, b.shutting_down, b.served_epoch)
         case "topic":
             return Topic(message.topic.topic_id, message.topic.name, config_from_proto(message.topic.config))
         case "partition":

@@ -43,12 +43,13 @@ class Fault:
 class FileNode:
     """One file: what readers see, and what would be left after a power failure."""
 
-    __slots__ = ("_again_from", "_clean_bytes", "_lost", "_old_tail", "content", "cuts", "name")
+    __slots__ = ("_again_from", "_clean_bytes", "_lost", "_old_tail", "content", "cuts", "name", "origin")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.content = bytearray()
         self.cuts = 0  # how often anything but an append changed it
+        self.origin = 0  # the number of its last origin mark, which no copy of the file has
         self._clean_bytes = 0  # content below this is on the medium …
         self._old_tail = b""  # … and after it, on the medium, this
         self._lost: list[tuple[int, int]] = []  # ranges that a failed sync threw away …
@@ -169,6 +170,7 @@ class SimDisk:
         self.faults: list[Fault] = []
         self.counters = DiskCounters()
         self.boot = 1
+        self.origin_marks = 0
         self.operations = 0
         self.crash_at_operation = 0  # 0: never; else the process dies in the middle of that operation
         self.on_crash: Callable[[], None] = lambda: None
@@ -343,6 +345,33 @@ class MountedFile:
         self._closed = True
 
 
+class MountedOriginMark:
+    """Implements fencepost_node.log.disk.OriginMark."""
+
+    def __init__(self, disk: SimDisk, process: SimProcess, path: str, node: FileNode) -> None:
+        self._disk = disk
+        self._process = process
+        self._path = path
+        self._node = node
+        self.renew()
+
+    def renew(self) -> None:
+        self._disk.step(self._process)
+        self._disk.check("append", self._path)
+        self._disk.origin_marks += 1
+        self._node.origin = self._disk.origin_marks
+        self._node.truncate(0)
+        self._node.append(b"%020d\n" % self._node.origin)
+
+    def sync(self) -> None:
+        self._disk.step(self._process)
+        self._disk.check("sync", self._path)
+        self._node.sync()
+
+    def close(self) -> None:
+        pass
+
+
 class MountedDisk:
     """The disk as one process sees it. Implements fencepost_node.log.disk.Disk."""
 
@@ -452,6 +481,22 @@ class MountedDisk:
                 self.remove(child)
         parent, name = _split(path)
         self._disk.folder(parent).put({name: None})
+
+    def mark_origin(self, path: str) -> MountedOriginMark:
+        self._step("open", path)
+        parent, name = _split(path)
+        folder = self._disk.folder(parent)
+        if name not in folder.entries:
+            if self._disk.room(1) == 0:
+                self._disk.note("ENOSPC on create")
+                raise OSError(errno.ENOSPC, "no space left on the simulated disk", path)
+            folder.put({name: FileNode(name)})
+        return MountedOriginMark(self._disk, self._process, path, self._disk.file(path))
+
+    def is_original(self, path: str) -> bool:
+        self._step("read", path)
+        node = self._disk.find(path)
+        return isinstance(node, FileNode) and node.origin > 0 and node.content == b"%020d\n" % node.origin
 
     def boot_id(self) -> str:
         self._step("boot_id", "")

@@ -140,12 +140,14 @@ class FakeBroker:
         self._channel = GrpcWire().connect(controller.address)
         stub: controller_pb2_grpc.ControllerAsyncStub = controller_pb2_grpc.ControllerStub(self._channel)
         self._call = stub.Session()
+        known = controller.image.brokers.get(self.broker_id)
         register = controller_pb2.Register(
             broker_id=self.broker_id,
             incarnation=self.incarnation,
             cluster_id=self.cluster_id,
             address=self.address,
             may_have_lost_tail=self.may_have_lost_tail,
+            folder_epoch=known.broker_epoch if known is not None else 0,
         )
         await self._call.write(controller_pb2.SessionRequest(register=register))
         self._tasks = [asyncio.create_task(self._receive())]

@@ -95,8 +95,10 @@ class Story:
         lost_tail: bool = False,
         new_folder: bool = False,
         damaged: tuple[PartitionKey, ...] = (),
+        folder_epoch: int | None = None,
+        copy: bool = False,
     ) -> RegisterBroker:
-        """Of a new incarnation, after the one before it was found dead."""
+        """Of a new incarnation, after the one before it was found dead. `folder_epoch` None: of the last registration."""
         self.lives[broker_id] = self.lives.get(broker_id, 0) + 1
         known = self.image.brokers.get(broker_id)
         return RegisterBroker(
@@ -107,6 +109,8 @@ class Story:
             replaces=known.broker_epoch if known else NO_EPOCH,
             may_have_lost_tail=lost_tail,
             damaged=damaged,
+            folder_epoch=(known.broker_epoch if known else NO_EPOCH) if folder_epoch is None else folder_epoch,
+            folder_is_copy=copy,
         )
 
     def starts(self, broker_id: int, *, lost_tail: bool = False, new_folder: bool = False) -> None:

@@ -133,6 +133,64 @@ def test_an_empty_folder_under_a_known_id_has_lost_everything_synced_or_not() ->
     """)
 
 
+def test_an_older_folder_has_lost_everything_synced_or_not() -> None:
+    """Broker 1 was the last in sync; its folder is put back from before."""
+    story = Story().cluster(1, 2).topic("a", (1, 2)).topic("synced", (1, 2), config=TopicConfig(flush_always=True))
+    old = story.epoch(1)
+    story.does(story.registration(1))
+    story.does(UnfenceBroker(1, story.epoch(1)))
+    story.does(story.proposal(2, A, 1, 2))
+    story.does(story.proposal(2, ("synced-id", 0), 1, 2))
+    story.dies(2)
+    story.tell("broker 1 starts with an older folder", story.registration(1, folder_epoch=old))
+    story.is_ready(1)
+    story.tell("broker 1 starts with the same folder again", story.registration(1, folder_epoch=old))
+    story.reads("""
+        broker 2 dies
+            broker 2: fenced
+            a-0: leader 1 epoch 2, in sync 1 of 1 2, change 3
+            synced-0: leader 1 epoch 2, in sync 1 of 1 2, change 3
+        broker 1 starts with an older folder
+            broker 1: fenced
+            a-0: offline epoch 3, in sync nobody of 1 2, change 5, last in sync 1
+            synced-0: offline epoch 3, in sync nobody of 1 2, change 5, last in sync 1
+        broker 1 is ready
+            broker 1: live
+        broker 1 starts with the same folder again
+            broker 1: fenced
+    """)
+
+
+def test_a_copy_of_a_folder_that_was_in_use_has_lost_everything() -> None:
+    story = Story().cluster(1).topic("a", (1,))
+    story.tell("broker 1 starts with a copy", story.registration(1, copy=True))
+    story.reads("""
+        broker 1 starts with a copy
+            broker 1: fenced
+            a-0: offline epoch 1, in sync nobody of 1, change 2, last in sync 1
+    """)
+
+
+def test_a_broker_that_was_killed_before_it_wrote_its_epoch_lacks_nothing() -> None:
+    """Three times registered, and killed; only the first time was it unfenced."""
+    story = Story().cluster(1).topic("a", (1,))
+    written = story.epoch(1)
+    for _ in range(2):
+        story.does(story.registration(1, folder_epoch=written))
+        assert story.epoch(1) > written
+    story.tell("broker 1 starts", story.registration(1, folder_epoch=written))
+    story.is_ready(1)
+    story.reads("""
+        broker 1 starts
+            broker 1: fenced
+        broker 1 is ready
+            broker 1: live
+            a-0: leader 1 epoch 2, in sync 1 of 1, change 2
+    """)
+    story.does(story.registration(1, folder_epoch=written))
+    assert story.image.partitions[A].isr == ()
+
+
 def test_a_damaged_replica_leaves_its_in_sync_set_even_as_the_last_member() -> None:
     story = Story().cluster(1).topic("a", (1,)).topic("b", (1,))
     story.tell("broker 1 starts with a damaged a-0", story.registration(1, damaged=(A,)))

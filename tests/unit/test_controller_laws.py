@@ -50,6 +50,8 @@ class Cluster(RuleBasedStateMachine):
         self.images: list[MetadataImage] = [self.story.image]
         self.ids: list[int] = []
         self.leaders: dict[tuple[PartitionKey, int], int] = {}  # G7: one leader for one leader epoch
+        self.written = {broker: [self.story.epoch(broker)] for broker in (1, 2, 3)}  # epochs that folders have carried
+        self.served = {broker: self.story.epoch(broker) for broker in (1, 2, 3)}  # the newest that was ever unfenced
 
     def does(self, command: Command[object]) -> object:
         """The answer, or the error that it was refused with; a refusal changes nothing by construction."""
@@ -66,10 +68,22 @@ class Cluster(RuleBasedStateMachine):
     def image(self) -> MetadataImage:
         return self.story.image
 
-    @rule(broker=BROKERS, lost_tail=st.booleans(), new_folder=st.booleans(), found_dead=st.booleans())
-    def starts(self, broker: int, lost_tail: bool, new_folder: bool, found_dead: bool) -> None:
+    @rule(
+        broker=BROKERS,
+        lost_tail=st.booleans(),
+        new_folder=st.booleans(),
+        found_dead=st.booleans(),
+        older=st.integers(0, 3),
+        killed_at_once=st.booleans(),
+    )
+    def starts(
+        self, *, broker: int, lost_tail: bool, new_folder: bool, found_dead: bool, older: int, killed_at_once: bool
+    ) -> None:
+        """With one of the folders that it ever had; killed at once: before it can write the new epoch into it."""
         self.lives += 1
-        self.does(
+        before, written = self.image, self.written.get(broker, [0])
+        folder_epoch = written[-1 - min(older, len(written) - 1)]
+        answer = self.does(
             RegisterBroker(
                 broker,
                 f"another {self.lives}",
@@ -77,8 +91,18 @@ class Cluster(RuleBasedStateMachine):
                 f"host-{broker}:{self.lives}",
                 self.story.epoch(broker) if found_dead else 0,
                 lost_tail,
+                folder_epoch=folder_epoch,
             )
         )
+        if isinstance(answer, FencepostError):
+            return
+        lacks_records = folder_epoch < self.served.get(broker, 0)
+        for key, partition in self.image.partitions.items():
+            if lacks_records:
+                assert broker not in partition.isr, "an older folder counts as in sync"
+            elif not lost_tail and not new_folder and before.partitions[key].isr == (broker,):
+                assert partition.isr == (broker,), "a folder that lacks nothing does not count as in sync"
+        self.written[broker] = [*written, folder_epoch if killed_at_once else self.story.epoch(broker)]
 
     @rule(broker=BROKERS)
     def registers_again(self, broker: int) -> None:
@@ -94,7 +118,10 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(broker=BROKERS)
     def is_ready(self, broker: int) -> None:
-        self.does(UnfenceBroker(broker, self.story.epoch(broker)))
+        """Which it says only after it has written its epoch."""
+        epoch = self.story.epoch(broker)
+        if epoch and self.written[broker][-1] == epoch and self.does(UnfenceBroker(broker, epoch)) is True:
+            self.served[broker] = epoch
 
     @rule(broker=BROKERS)
     def shuts_down(self, broker: int) -> None:

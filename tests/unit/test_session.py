@@ -13,8 +13,9 @@ import pytest
 from fake_controller import CLUSTER_ID, FakeController, fake_controller, run, until
 
 from fencepost_node.controller_link import ControllerLink
-from fencepost_node.data_folder import DataFolder
+from fencepost_node.data_folder import ORIGIN_MARK, DataFolder
 from fencepost_node.log.disk import RealDisk
+from fencepost_node.log.origin_mark import TOLERANCE_NS
 from fencepost_node.metadata_feed import MetadataFeed
 from fencepost_node.session import Session, SessionBroken
 from fencepost_proto.errors import (
@@ -100,12 +101,43 @@ def test_it_registers_with_what_the_data_folder_knows_and_records_the_cluster_be
             assert stream.registration.address == ADDRESS
             assert stream.registration.incarnation == node.session.incarnation
             assert stream.registration.may_have_lost_tail  # an empty folder holds nothing of what it once promised
+            assert (stream.registration.folder_epoch, stream.registration.folder_is_copy) == (0, False)
             await stream.registered(5)
             await stream.image(5, me(5))
             await stream.acknowledged(5)
             assert node.folder.cluster_id == CLUSTER_ID
             assert b"cluster.id=cluster-of-the-test\n" in (tmp_path / "meta.properties").read_bytes()
             assert node.link.broker_epoch == 5
+
+    run(test())
+
+
+def test_the_broker_epoch_is_in_the_data_folder_before_the_first_heartbeat_and_told_with_the_next_registration(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        async with fake_controller() as controller:
+            for epoch_before, epoch, copy in ((0, 5, False), (5, 9, False), (9, 12, True)):
+                if copy:
+                    content = (tmp_path / ORIGIN_MARK).read_bytes()
+                    (tmp_path / ORIGIN_MARK).unlink()
+                    await asyncio.sleep(2 * TOLERANCE_NS / 1e9)
+                    (tmp_path / ORIGIN_MARK).write_bytes(content)
+                node = Node(tmp_path, controller.address)
+                node.folder.open()
+                running = asyncio.create_task(node.session.run())
+                stream = await controller.session(len(controller.sessions))
+                told = stream.registration
+                assert (told.folder_epoch, told.folder_is_copy, told.may_have_lost_tail) == (
+                    epoch_before, copy, copy or not epoch_before
+                )  # fmt: skip
+                await stream.registered(epoch)
+                await until(lambda stream=stream: stream.heartbeats, "a heartbeat")  # type: ignore[misc]
+                assert f"broker.epoch={epoch}\n" in (tmp_path / "meta.properties").read_text()
+                running.cancel()
+                await asyncio.wait([running])
+                await node.link.close()
+                node.folder.close()
 
     run(test())
 
@@ -284,7 +316,7 @@ def test_a_folder_of_another_cluster_is_refused_naming_both_and_left_as_it_was(t
         async with fake_controller() as controller:
             folder = DataFolder(RealDisk(), str(tmp_path), BROKER_ID)
             folder.open()
-            folder.registered("cluster-before")
+            folder.registered("cluster-before", 1)
             folder.mark_clean()
             before = (tmp_path / "meta.properties").read_bytes()
             node = Node(tmp_path, controller.address)

@@ -9,10 +9,18 @@ set but those of which nobody else serves. Where its log is not what it was, it 
 
 - its machine restarted without a clean shutdown: every topic that acknowledges before the disk has synced;
 - its data folder is new (no cluster id, though this broker id was registered before): every topic;
+- its data folder is an older one, put back, or a copy: every topic;
 - it found a log damaged below its end: that partition.
 
 The in-sync set may become empty by that. `last_known_isr` then remembers who was in it, and the partition stays offline
 until an operator commands an unclean election: a shorter log is never made the truth silently (KIP-966).
+
+**Is the folder an older one?** A broker writes the epoch of its registration to its data folder before it does anything
+under it, and tells it at its next registration. The controller keeps the newest epoch under which the broker was unfenced
+(`served_epoch`): only an unfenced broker leads, or is counted for a high watermark. A folder with an earlier epoch lacks
+what was acknowledged since. One with that epoch or a later one lacks nothing, also where the broker was killed before it
+had written the epoch of a registration that the controller knows: it was not unfenced under it. Of two copies with the
+same epoch, of which one was used since, the broker sees the other by itself (`folder_is_copy`).
 
 A **fenced** broker leads nothing, and is in no in-sync set but one of which nobody serves any more. It is unfenced when it
 says that it is ready and has applied the metadata that its session began with; offline partitions that waited for it get it
@@ -64,6 +72,8 @@ class RegisterBroker(Command[Broker]):
     replaces: int = NO_EPOCH  # broker epoch of the registration that was found dead; another one is not replaced
     may_have_lost_tail: bool = False
     damaged: tuple[PartitionKey, ...] = ()
+    folder_epoch: int = NO_EPOCH  # of the last registration that the data folder knows of
+    folder_is_copy: bool = False
 
     def decide(self, draft: Draft) -> Broker:
         self.check(draft.image)
@@ -78,12 +88,25 @@ class RegisterBroker(Command[Broker]):
                 f"broker id {self.broker_id} is in use by the process at {known.address} "
                 f"(incarnation {known.incarnation}, broker epoch {known.broker_epoch})"
             )
-        broker = Broker(self.broker_id, self.address, draft.version, self.incarnation, fenced=True)
+        served_epoch = known.served_epoch if known is not None else NO_EPOCH
+        broker = Broker(
+            self.broker_id, self.address, draft.version, self.incarnation, fenced=True, served_epoch=served_epoch
+        )
         draft.put(broker)
         settle_all_of(draft, self.broker_id)
         if known is not None:
-            self._leave_where_data_may_be_missing(draft)
+            self._leave_where_data_may_be_missing(draft, known)
         return broker
+
+    def folder_problem(self, known: Broker) -> str:
+        """Why any log of the data folder may lack records that this broker has acknowledged; empty: none does."""
+        if not self.cluster_id:
+            return "it is new"
+        if self.folder_is_copy:
+            return "it is a copy, made while the broker was running"
+        if self.folder_epoch < known.served_epoch:
+            return f"it is of broker epoch {self.folder_epoch}, and the broker has served under {known.served_epoch}"
+        return ""
 
     def check(self, image: MetadataImage) -> None:
         """Raises what refuses it whoever else holds the id."""
@@ -100,13 +123,13 @@ class RegisterBroker(Command[Broker]):
         if self.broker_id not in image.brokers and len(image.brokers) >= MAX_BROKERS:
             raise InvalidRequest(f"broker {self.broker_id} would be one more than {MAX_BROKERS}")
 
-    def _leave_where_data_may_be_missing(self, draft: Draft) -> None:
+    def _leave_where_data_may_be_missing(self, draft: Draft, known: Broker) -> None:
         """After `settle`, this broker is only where nobody in sync serves."""
-        folder_is_new = not self.cluster_id
+        all_suspect = bool(self.folder_problem(known))
         damaged = frozenset(self.damaged)
         for partition in draft.partitions_in_sync_on(self.broker_id):
             synced = draft.image.topics[partition.topic_id].config.flush_always
-            if folder_is_new or (self.may_have_lost_tail and not synced) or partition.id in damaged:
+            if all_suspect or (self.may_have_lost_tail and not synced) or partition.id in damaged:
                 others = tuple(b for b in partition.isr if b != self.broker_id)
                 settle(draft, partition, replace(partition, isr=others, last_known_isr=partition.isr))
 
@@ -159,7 +182,7 @@ class UnfenceBroker(Command[bool]):
         broker = check_broker_epoch(draft, self.broker_id, self.broker_epoch)
         if not broker.fenced or broker.shutting_down:
             return False
-        draft.put(replace(broker, fenced=False))
+        draft.put(replace(broker, fenced=False, served_epoch=broker.broker_epoch))
         settle_all_of(draft, self.broker_id)
         return True
 

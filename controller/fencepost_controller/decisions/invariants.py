@@ -89,7 +89,9 @@ def _check_partition(before: Partition | None, p: Partition, after: MetadataImag
 
 def _check_broker(before: Broker | None, broker: Broker, after: MetadataImage) -> None:
     _require(0 < broker.broker_epoch <= after.version, broker.key, f"broker epoch {broker.broker_epoch}")
+    _require(0 <= broker.served_epoch <= broker.broker_epoch, broker.key, f"served epoch {broker.served_epoch}")
     if before is not None:
+        _require(broker.served_epoch >= before.served_epoch, broker.key, f"served epoch falls to {broker.served_epoch}")
         _require(broker.broker_epoch >= before.broker_epoch, broker.key, f"broker epoch falls to {broker.broker_epoch}")
         same = broker.incarnation == before.incarnation
         _require(same == (broker.broker_epoch == before.broker_epoch), broker.key, "an epoch is of one incarnation")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fencepost_node.log.open_files import Buffer, OpenFiles, PooledFile, open_files_for
+from fencepost_node.log.origin_mark import RealOriginMark, is_original
 
 LOGS_PER_FILE = 4  # a log that is written to needs one file open, one that is not needs none
 
@@ -61,6 +62,20 @@ class File(Protocol):
     def close(self) -> None: ...
 
 
+class OriginMark(Protocol):
+    """A file that no copy of it passes for; see `origin_mark`."""
+
+    def renew(self) -> None:
+        """Write it again, so that it differs from all copies of before. On OSError it may not pass any more."""
+        ...
+
+    def sync(self) -> None:
+        """Return once its content is on the medium."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class Disk(Protocol):
     """The files of one machine."""
 
@@ -97,6 +112,14 @@ class Disk(Protocol):
     def remove(self, path: str) -> None: ...
 
     def remove_tree(self, path: str) -> None: ...
+
+    def mark_origin(self, path: str) -> OriginMark:
+        """Make `path` an origin mark, or renew the one that is there. Not synced: it is of no use to another boot."""
+        ...
+
+    def is_original(self, path: str) -> bool:
+        """Whether `path` is an origin mark, and no copy of one."""
+        ...
 
     def boot_id(self) -> str:
         """Changes whenever the machine starts anew, and with it unsynced data may be gone."""
@@ -164,6 +187,12 @@ class RealDisk:
 
     def remove_tree(self, path: str) -> None:
         shutil.rmtree(path)
+
+    def mark_origin(self, path: str) -> OriginMark:
+        return RealOriginMark(path)
+
+    def is_original(self, path: str) -> bool:
+        return is_original(path)
 
     def boot_id(self) -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

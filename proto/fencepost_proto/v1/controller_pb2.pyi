@@ -31,6 +31,8 @@ class Register(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     MAY_HAVE_LOST_TAIL_FIELD_NUMBER: _builtins.int
     DAMAGED_REPLICAS_FIELD_NUMBER: _builtins.int
+    FOLDER_EPOCH_FIELD_NUMBER: _builtins.int
+    FOLDER_IS_COPY_FIELD_NUMBER: _builtins.int
     broker_id: _builtins.int
     incarnation: _builtins.str
     """a fresh random id of this process"""
@@ -39,6 +41,10 @@ class Register(_message.Message):
     address: _builtins.str
     may_have_lost_tail: _builtins.bool
     """the machine rebooted without a clean shutdown: unsynced data may be gone"""
+    folder_epoch: _builtins.int
+    """broker epoch of the last registration that the data folder knows of; 0: of none"""
+    folder_is_copy: _builtins.bool
+    """its files are not those that a process left there: a copy, perhaps of an earlier time"""
     @_builtins.property
     def damaged_replicas(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.PartitionRef]:
         """their logs are broken below the end: in no in-sync set, also as last member"""
@@ -52,10 +58,12 @@ class Register(_message.Message):
         address: _builtins.str = ...,
         may_have_lost_tail: _builtins.bool = ...,
         damaged_replicas: _abc.Iterable[_common_pb2.PartitionRef] | None = ...,
+        folder_epoch: _builtins.int = ...,
+        folder_is_copy: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "broker_id", b"broker_id", "cluster_id", b"cluster_id", "damaged_replicas", b"damaged_replicas", "incarnation", b"incarnation", "may_have_lost_tail", b"may_have_lost_tail"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "broker_id", b"broker_id", "cluster_id", b"cluster_id", "damaged_replicas", b"damaged_replicas", "folder_epoch", b"folder_epoch", "folder_is_copy", b"folder_is_copy", "incarnation", b"incarnation", "may_have_lost_tail", b"may_have_lost_tail"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
