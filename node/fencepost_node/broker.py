@@ -92,7 +92,7 @@ class Broker:
         loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._folder.open)
         began = loop.time()
-        await self._manager.open_logs(power_lost=self._folder.may_have_lost_tail)
+        await self._manager.open_logs(power_lost=self._folder.may_have_lost_tail, was_clean=self._folder.was_clean)
         self.recovery_seconds = loop.time() - began
         self._manager.start()
         self._server = await serve(self._host.wire, self.config.listen, _SERVICES, self._add_services)

@@ -9,6 +9,10 @@ in a warning, never opened, never removed.
 one it finishes, and where it cannot, goes on without. A damaged log's folder is set aside, for whoever wants to look at it,
 when a new log takes its place. One that the disk refuses to read at the start stays as it is until the next start: `open`
 makes no log over what it holds. `aside_name` is the one place where names of folders that are set aside are made.
+
+**A log that is gone** (its folder is not there, or nothing in it says any more whose it is, or a clean end left another end
+of it) is missed by the catalogue of replicas. It counts as damaged: this broker leaves the in-sync set before it makes an
+empty one in its place.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import asyncio
 import hashlib
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fencepost_node.config import BrokerConfig
@@ -29,6 +34,7 @@ from fencepost_node.log.names import (
     PartitionIdentity,
     read_identity,
 )
+from fencepost_node.replica_catalogue import UNKNOWN_EPOCH, UNKNOWN_OFFSET, Entry, ReplicaCatalogue
 from fencepost_proto.errors import StorageError
 from fencepost_proto.host import Host
 from fencepost_proto.metadata import PartitionKey, Topic
@@ -79,16 +85,21 @@ class PartitionFolders:
     def __init__(self, host: Host, disk: Disk, config: BrokerConfig) -> None:
         self.recovered: dict[PartitionKey, Log] = {}  # at start; whoever takes one closes it
         self.damaged: dict[PartitionKey, str] = {}  # folders of logs that are broken below their end
+        # Of those in `damaged`: what is in the log's place does not say that it is that log.
+        self.unidentified: dict[PartitionKey, str] = {}
+        self._unreadable: set[str] = set()
+        self._catalogue = ReplicaCatalogue(disk, config.data_dir)
         self._unclear: dict[PartitionKey, tuple[list[str], bool]] = {}  # folders of one log, and whether power was lost
         self._host = host
         self._disk = disk
         self._config = config
 
-    async def recover(self, *, power_lost: bool) -> None:
+    async def recover(self, *, power_lost: bool, was_clean: bool = False) -> None:
         """Open every log that the disk lets us read. Raises OSError where it does not let us see which there are.
 
         `power_lost`: the machine may have gone down with unsynced data. Otherwise a log may only lack an unfinished append;
-        one that lacks more is damaged, since its replica counts as in sync.
+        one that lacks more is damaged, since its replica counts as in sync. `was_clean`: the last end was, so each log must
+        end where the catalogue says.
         """
         found = await asyncio.to_thread(self._scan)
         claims: dict[PartitionKey, list[_Found]] = {}
@@ -108,6 +119,39 @@ class PartitionFolders:
                     folders = [each.folder for each in claim]
                     log.error("partition has several folders topic_id=%s partition=%d folders=%s", *key, folders)
                     self._unclear[key] = (folders, power_lost)
+        await asyncio.to_thread(self._compare_with_catalogue, was_clean)
+
+    def _compare_with_catalogue(self, was_clean: bool) -> None:
+        """[thread] Miss what is not here, and add what the catalogue lacks. Raises OSError."""
+        self._catalogue.load()
+        for key, entry in self._catalogue.entries.items():
+            folder = f"{self._config.data_dir}/{entry.folder}"
+            found = self.recovered.get(key)
+            if found is not None:
+                end = (found.log_end_offset, found.last_epoch)
+                if was_clean and entry.end_offset >= 0 and end != (entry.end_offset, entry.last_epoch):
+                    log.error(
+                        "log is another than a clean shutdown left folder=%s end=%d last_epoch=%d expected_end=%d "
+                        "expected_last_epoch=%d", folder, *end, entry.end_offset, entry.last_epoch,
+                    )  # fmt: skip
+                    del self.recovered[key]
+                    found.close(False)
+                    self.damaged[key] = folder
+            elif key not in self.damaged and key not in self._unclear and folder not in self._unreadable:
+                log.error("log is missing folder=%s topic_id=%s partition=%d", folder, *key)
+                self.damaged[key] = folder
+                if self._disk.exists(folder):
+                    self.unidentified[key] = folder
+        known = {**self._catalogue.entries}
+        for key, folder in [
+            *((key, opened.directory) for key, opened in self.recovered.items()),
+            *self.damaged.items(),
+        ]:
+            name = folder.rpartition("/")[2]
+            if key not in known or known[key].folder != name:
+                known[key] = Entry(*key, name)
+        if known != self._catalogue.entries:
+            self._catalogue.write(known.values())
 
     def _scan(self) -> list[_Found]:
         """[thread] The folders that are to be opened. Finishes deletions. Raises OSError."""
@@ -141,6 +185,7 @@ class PartitionFolders:
             identity = read_identity(self._disk, folder)
         except OSError as error:
             log.error("log cannot be read folder=%s error=%s", folder, error)
+            self._unreadable.add(folder)
             return None
         if identity is None:
             log.warning("left alone folder=%s because=no %s says whose log it is", folder, PARTITION_METADATA)
@@ -163,6 +208,7 @@ class PartitionFolders:
             self.damaged[found.key] = found.folder
         except (OSError, StorageError) as error:
             log.error("log cannot be read folder=%s error=%s", found.folder, error)
+            self._unreadable.add(found.folder)
 
     def take(self, key: PartitionKey, topic: Topic) -> Log:
         """One of the recovered logs, with its topic's settings.
@@ -183,7 +229,9 @@ class PartitionFolders:
         folder = self._folder(topic, partition)
         key = (topic.topic_id, partition)
         if key in self.damaged:
-            await asyncio.to_thread(self.set_aside, self.damaged.pop(key), DAMAGED_SUFFIX)
+            await asyncio.to_thread(self._clear, folder, self.damaged[key])
+            del self.damaged[key]
+            self.unidentified.pop(key, None)
         config = self._log_config(topic.topic_id, topic, partition)
         if key in self._unclear:
             folders, power_lost = self._unclear[key]
@@ -193,31 +241,62 @@ class PartitionFolders:
             return await asyncio.to_thread(Log.open, self._disk, folder, config, now_ms, power_lost=power_lost)
         return await asyncio.to_thread(self._create, folder, config)
 
+    def _clear(self, *folders: str) -> None:
+        """[thread] Set aside what is in a damaged log's place. Raises OSError."""
+        for folder in dict.fromkeys(folders):
+            if self._disk.exists(folder):
+                self.set_aside(folder, DAMAGED_SUFFIX)
+
     async def delete(self, opened: Log) -> None:
         """Close the log, where it is still open, and remove its folder."""
         await asyncio.to_thread(opened.close, False)
         await self.remove(opened.directory)
 
     async def remove(self, folder: str) -> None:
-        """The folder of a closed log, or of one that was never opened."""
+        """The folder of a closed log, or of one that was never opened. What cannot be told to be that log is kept, aside."""
         log.info("deleting folder=%s", folder)
         try:
-            aside = await asyncio.to_thread(self.set_aside, folder, DELETED_SUFFIX)
-            await asyncio.to_thread(self._disk.remove_tree, aside)
+            await asyncio.to_thread(self._remove, folder)
         except OSError as error:
             log.error("folder cannot be deleted folder=%s error=%s", folder, error)
 
-    async def close(self, clean: bool) -> None:
-        """Close the logs that nobody has taken."""
+    def _remove(self, folder: str) -> None:
+        keys = [key for key, missed in self.unidentified.items() if missed == folder]
+        for key in keys:
+            del self.unidentified[key]
+        if not self._disk.exists(folder):
+            self._catalogue.remove_folder(folder.rpartition("/")[2])
+        elif keys:
+            self.set_aside(folder, DAMAGED_SUFFIX)
+        else:
+            self._disk.remove_tree(self.set_aside(folder, DELETED_SUFFIX))
+
+    async def close(self, clean: bool, others: Sequence[Log] = ()) -> None:
+        """Close the logs that nobody has taken. `others`: those that were taken, and are closed."""
         for recovered in self.recovered.values():
             await asyncio.to_thread(recovered.close, clean)
+        await asyncio.to_thread(self._close_catalogue, clean, [*self.recovered.values(), *others])
+
+    def _close_catalogue(self, clean: bool, closed: Sequence[Log]) -> None:
+        if not clean:
+            return
+        ends = {opened.directory.rpartition("/")[2]: (opened.log_end_offset, opened.last_epoch) for opened in closed}
+        try:
+            self._catalogue.write(
+                Entry(*key, entry.folder, *ends.get(entry.folder, (UNKNOWN_OFFSET, UNKNOWN_EPOCH)))
+                for key, entry in self._catalogue.entries.items()
+            )
+        except OSError as error:
+            log.warning("catalogue cannot be written data_dir=%s error=%s", self._config.data_dir, error)
 
     def _create(self, folder: str, config: LogConfig) -> Log:
         if self._disk.exists(folder) and (held := set(self._disk.list(folder)) - _OF_A_NEW_LOG):
             raise StorageError(
                 f"{folder} holds {min(held)!r}, and no log of topic id {config.topic_id} could be read there at the start"
             )
-        return Log.open(self._disk, folder, config, self._host.wall_clock_ms())
+        made = Log.open(self._disk, folder, config, self._host.wall_clock_ms())
+        self._catalogue.add(Entry(config.topic_id, config.partition, folder.rpartition("/")[2]))
+        return made
 
     def set_aside(self, folder: str, suffix: str) -> str:
         """[thread] Rename a partition's folder to an `aside_name` that is free, and return its new path. Raises OSError."""
@@ -225,6 +304,7 @@ class PartitionFolders:
         number = 0
         while self._disk.exists(aside := f"{parent}/{aside_name(name, number, suffix)}"):
             number += 1
+        self._catalogue.remove_folder(name)
         self._disk.rename(folder, aside)
         self._disk.sync_directory(parent)
         return aside

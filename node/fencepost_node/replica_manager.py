@@ -15,6 +15,7 @@ from functools import partial
 from fencepost_node.config import BrokerConfig
 from fencepost_node.log.disk import Disk
 from fencepost_node.log.log import Log
+from fencepost_node.log.names import PARTITION_METADATA
 from fencepost_node.partition_folders import PartitionFolders
 from fencepost_node.replica import Following, Replica
 from fencepost_node.replication.follow import FollowerLink
@@ -24,7 +25,7 @@ from fencepost_node.upkeep import Upkeep
 from fencepost_proto import errors
 from fencepost_proto.errors import InvariantBroken
 from fencepost_proto.host import Host
-from fencepost_proto.metadata import MetadataImage, Partition, PartitionKey, Topic
+from fencepost_proto.metadata import NO_LEADER, MetadataImage, Partition, PartitionKey, Topic
 from fencepost_proto.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,8 @@ class ReplicaManager:
     @property
     def failed_replicas(self) -> list[PartitionKey]:
         """Replicas that the disk has refused: this broker neither leads nor follows there."""
-        return [*self.unopened, *(replica.key for replica in self.replicas.values() if replica.failure)]
+        unopened = [key for key in self.unopened if not self._waits(key)]
+        return [*unopened, *(replica.key for replica in self.replicas.values() if replica.failure)]
 
     # ---- Services ----
 
@@ -126,9 +128,9 @@ class ReplicaManager:
 
     # ---- Start and end ----
 
-    async def open_logs(self, *, power_lost: bool = True) -> None:
+    async def open_logs(self, *, power_lost: bool = True, was_clean: bool = False) -> None:
         """Recover every log in the data folder; see `PartitionFolders.recover`."""
-        await self._folders.recover(power_lost=power_lost)
+        await self._folders.recover(power_lost=power_lost, was_clean=was_clean)
 
     def start(self) -> None:
         """Begin the work that goes on in the background."""
@@ -142,7 +144,7 @@ class ReplicaManager:
         self._links.clear()
         for replica in self.replicas.values():
             await replica.close(clean)
-        await self._folders.close(clean)
+        await self._folders.close(clean, [replica.log for replica in self.replicas.values()])
 
     # ---- Metadata ----
 
@@ -170,7 +172,7 @@ class ReplicaManager:
                     replica.apply(partition)
             elif key in self._folders.recovered and key not in self.unopened:
                 self._take(partition, image.topics[key[0]])
-            elif key not in self._expected and key not in self.unopened:
+            elif key not in self._expected and (key not in self.unopened or self._can_begin_anew(partition)):
                 self._expected.add(key)
                 self._work.put_nowait(partial(self._create, key))
         self._retarget_links()
@@ -191,6 +193,18 @@ class ReplicaManager:
         log.error("log cannot be opened topic=%s partition=%d error=%s", topic.name, partition.index, reason)
         self.unopened[partition.id] = reason
         self.on_failed_replica()
+
+    def _can_begin_anew(self, partition: Partition) -> bool:
+        """What is in the log's place does not say that it is that log, and now another replica leads."""
+        return partition.id in self._folders.unidentified and self._led_elsewhere(partition)
+
+    def _waits(self, key: PartitionKey) -> bool:
+        """For another replica to lead. Should this one be made leader, it fails: a failure stands until the next start."""
+        partition = self.image.partitions.get(key)
+        return key in self._folders.unidentified and partition is not None and partition.leader != self.broker_id
+
+    def _led_elsewhere(self, partition: Partition) -> bool:
+        return partition.leader not in (NO_LEADER, self.broker_id)
 
     def _add(self, partition: Partition, topic: Topic, opened: Log) -> None:
         if partition.id in self.replicas:
@@ -221,6 +235,14 @@ class ReplicaManager:
         partition, topic = self.image.partitions.get(key), self.image.topics.get(key[0])
         if topic is None or partition is None or not self._hosts(partition):
             return  # deleted meanwhile
+        if (folder := self._folders.unidentified.get(key)) and not self._led_elsewhere(partition):
+            reason = (
+                f"{folder} does not say that it is this log, and no other replica leads, to make it again from. Mend "
+                f"{PARTITION_METADATA} in it, or move it away for an empty log, and start the broker again"
+            )
+            self._cannot_open(partition, topic, reason)
+            return
+        self.unopened.pop(key, None)
         try:
             self._check_room(topic, partition)
             opened = await self._folders.open(partition.index, topic)

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from tests.simulation.process import SimProcess
 
 BLOCK_BYTES = 512
+MAX_NAME_BYTES = 255
 
 Buffer = bytes | bytearray | memoryview
 
@@ -213,6 +214,23 @@ class SimDisk:
         node.cuts += 1
         self.folder(path.rpartition("/")[0]).version += 1
 
+    # ---- Copies ----
+
+    def copy_of(self, path: str) -> FolderNode:
+        """A folder as readers see it now. No copy of a file passes for the file."""
+        return _copy(self.folder(path))
+
+    def put_back(self, path: str, copy: FolderNode) -> None:
+        """A copy in the place of whatever is there, synced."""
+        parent, name = _split(path)
+        folder = self.folder(parent)
+        folder.put({name: _copy(copy)})
+        folder.sync()
+
+    def content(self, path: str) -> dict[str, bytes]:
+        """Every file below `path`."""
+        return {file: bytes(node.content) for file, node in self.files() if file.startswith(f"{path}/")}
+
     # ---- Paths ----
 
     def find(self, path: str) -> FileNode | FolderNode | None:
@@ -242,7 +260,9 @@ class SimDisk:
     # ---- Faults ----
 
     def check(self, kind: str, path: str) -> None:
-        """Raises OSError where a fault is due."""
+        """Raises OSError where a fault is due, and for a name that no file system takes."""
+        if len(path.rpartition("/")[2].encode()) > MAX_NAME_BYTES:
+            raise OSError(errno.ENAMETOOLONG, "file name too long", path)
         for fault in self.faults:
             if kind in fault.kinds and fault.where in path:
                 if fault.skip:
@@ -507,6 +527,20 @@ class MountedDisk:
 
     def most_logs(self) -> int:
         return 1_000_000
+
+
+def _copy(folder: FolderNode) -> FolderNode:
+    copy = FolderNode(folder.name)
+    for name, node in folder.entries.items():
+        if isinstance(node, FolderNode):
+            copy.entries[name] = _copy(node)
+        else:
+            file = FileNode(name)
+            file.append(node.content)
+            file.sync()
+            copy.entries[name] = file
+    copy.sync()
+    return copy
 
 
 def _parts(path: str) -> list[str]:

@@ -105,6 +105,8 @@ class Judge:
         self.counts: dict[str, int] = {}
         self.lost_tail: dict[int, int] = {}  # broker -> broker epoch when its machine last lost power
         self.damaged: dict[tuple[int, PartitionKey], None] = {}  # where recovery is to find out
+        self.put_back_on: dict[PartitionKey, None] = {}  # partitions of which a replica was put back from an older copy
+        self.strangers: list[tuple[int, str, dict[str, bytes]]] = []  # (broker, folder, files): not to be touched
         self.violation: Violation | None = None
         self.leader_epoch_of: Callable[[int, PartitionKey], int] = lambda broker_id, key: -1  # a peephole
         self._broker_of_node = broker_of_node
@@ -402,11 +404,31 @@ class Judge:
             if not any(self.holds_all(record, member) for member in partition.replicas):
                 self.taint(record, f"power failure of {broker_ids}")
 
+    def put_back(self, broker_id: int) -> None:
+        """The folder of this broker, which is down, is an older one from now on. Nothing is asked of it until it has
+        registered with that."""
+        broker = self.image.brokers.get(broker_id)
+        self.lost_tail[broker_id] = broker.broker_epoch if broker is not None else -1
+        for record in self.records.values():
+            if broker_id in self.image.partitions[record.key].replicas:
+                self.put_back_on[record.key] = None
+                lacks = record.committed_end - self.view(record, broker_id).end_offset
+                self.count("committed records that folders lacked when they were put back", max(0, lacks))
+        self.strangers = [stranger for stranger in self.strangers if stranger[0] != broker_id]
+        self.count("folders put back")
+
+    def look_at_strangers(self) -> None:
+        """What somebody has put into a data folder is neither opened nor removed."""
+        for broker_id, folder, files in self.strangers:
+            if self._disks[broker_id].content(folder) != files:
+                self.fail("G4", f"broker {broker_id} has touched {folder}, which is none of its logs")
+        self.count("strangers left alone", len(self.strangers))
+
     def taint(self, record: Record, why: str) -> None:
         """What is committed here is on no disk any more, or on none that will lead."""
         if record.tainted:
             return
-        if record.flush_always:
+        if record.flush_always and record.key not in self.put_back_on:
             self.fail("G1", f"{record.name}: synced before it was acknowledged, and lost: {why}")
         record.tainted = why
         self.count("partitions that lost data to power failures")

@@ -127,7 +127,9 @@ class LogView:
 
     def _is_ours(self, folder: FolderNode) -> bool:
         metadata = folder.entries.get("partition.metadata")
-        return isinstance(metadata, FileNode) and f"topic_id={self.topic_id}\n".encode() in metadata.content
+        partition = self.folder.rpartition("-")[2]
+        said = metadata.content.decode(errors="replace").splitlines() if isinstance(metadata, FileNode) else []
+        return f"topic_id={self.topic_id}" in said and f"partition={partition}" in said
 
     def _parse(self, content: bytearray, position: int) -> int:
         self.damage = ""

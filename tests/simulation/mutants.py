@@ -13,6 +13,7 @@ from dataclasses import replace as changed
 from typing import Any
 from unittest.mock import patch
 
+from tests.simulation.disk import MountedDisk
 from tests.simulation.simulation import Result, simulate
 
 from fencepost.producing.sequencer import Sequencer
@@ -21,9 +22,11 @@ from fencepost_controller.decisions.brokers import RegisterBroker
 from fencepost_controller.decisions.isr import AlterPartition
 from fencepost_controller.decisions.producers import ID_BLOCK_SIZE, AllocateProducerIds
 from fencepost_controller.fences import Fences
-from fencepost_node import producer_state
+from fencepost_node import partition_folders, producer_state
 from fencepost_node.log import recovery, segment, snapshot
 from fencepost_node.log.log import Log
+from fencepost_node.log.names import read_identity
+from fencepost_node.partition_folders import PartitionFolders
 from fencepost_node.producer_state import APPEND, ProducerState
 from fencepost_node.replica import Replica
 from fencepost_node.replication import push, reconciliation
@@ -320,6 +323,36 @@ def acknowledged_before_the_sync(replace: Any) -> None:
 @mutant("G5", "G4", kinds=POWER, seeds=30)
 def recovery_keeps_a_torn_batch(replace: Any) -> None:
     replace(recovery, "scan", segment.walk)
+
+
+# ---- The data folder ----
+
+
+@mutant("G1", "G4", kinds=("older folder put back",), first_seed=2)
+def epoch_of_the_folder_is_not_compared(replace: Any) -> None:
+    replace(RegisterBroker, "folder_problem", lambda self, known: "" if self.cluster_id else "it is new")
+
+
+@mutant("G1", "G4", kinds=("older folder put back",), first_seed=12)
+def copy_passes_for_the_original(replace: Any) -> None:
+    replace(MountedDisk, "is_original", lambda self, path: True)
+
+
+@mutant("G1", "G4", "G6", kinds=("log is lost",), first_seed=2)
+def lost_log_is_not_missed(replace: Any) -> None:
+    replace(PartitionFolders, "_compare_with_catalogue", lambda self, was_clean: None)
+
+
+@mutant("G4", kinds=("log is copied",))
+def copied_log_is_opened(replace: Any) -> None:
+    """By the number in its name, as whose ever it looks; then it is none of this broker's, and goes."""
+
+    def identify(self: PartitionFolders, name: str, folder: str) -> Any:
+        match = partition_folders._FOLDER.fullmatch(name)
+        identity = read_identity(self._disk, folder) if match else None
+        return partition_folders._Found(folder, identity, int(match["partition"])) if match and identity else None
+
+    replace(PartitionFolders, "_identify", identify)
 
 
 # ---- Identity ----

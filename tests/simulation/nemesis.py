@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 
 from tests.simulation.cluster import CONTROLLER, SimCluster, broker_node
 from tests.simulation.disk import Fault
+from tests.simulation.folder_situations import FolderSituations
 from tests.simulation.loop import SimTask
 from tests.simulation.situations import Situations
 from tests.simulation.workload import ProducerApp
@@ -43,7 +44,7 @@ class Nemesis:
         self._topics = topics  # how to make each topic anew
         self.random = chance
         self._running: dict[SimTask[None], None] = {}
-        situations = Situations(self)
+        situations, folders = Situations(self), FolderSituations(self)
         self.kinds: dict[str, tuple[int, Callable[[], Awaitable[None]]]] = {
             "kill broker": (6, self.kill_broker),
             "kill leader": (6, self.kill_leader),
@@ -74,6 +75,9 @@ class Nemesis:
             "successor out of touch": (2, situations.successor_out_of_touch),
             "followers gone for a moment": (2, situations.followers_gone_for_a_moment),
             "replica begins anew": (2, situations.replica_begins_anew),
+            "older folder put back": (2, folders.older_folder_put_back),
+            "log is lost": (1, folders.log_is_lost),
+            "log is copied": (1, folders.log_is_copied),
         }
 
     def only(self, kinds: tuple[str, ...]) -> None:
@@ -111,6 +115,7 @@ class Nemesis:
             task.cancel()
         await asyncio.sleep(0)
         world.tell("nemesis", "heals everything")
+        self.cluster.judge.look_at_strangers()
         world.network.heal_all()
         self.cluster.kept_down.clear()
         self.cluster.database.failing_commits = 0

@@ -238,21 +238,68 @@ def test_a_log_that_cannot_be_read_at_the_start_is_left_alone_until_the_next(clu
     play(cluster, story())
 
 
-def test_a_log_whose_topic_cannot_be_told_is_not_taken_for_a_new_one(cluster: SimCluster) -> None:
-    """Its `partition.metadata` is damaged: its records may be those of a topic of that name that is no more."""
-    world, node = cluster.world, broker_node(3)
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_log_that_cannot_be_told_any_more_is_made_again_once_another_replica_leads(
+    cluster: SimCluster, alone: bool
+) -> None:
+    """Its `partition.metadata` is damaged: its records may be those of a topic of that name that is no more. `alone`: its
+    broker was the last in sync; then it stays as it is until an operator has elected another."""
+    world, judge, node = cluster.world, cluster.judge, broker_node(3)
     medium = world.machine(node).disk
 
     async def story() -> None:
         await create_topic(cluster, "orders")
         await all_in_sync(cluster)
         await produce(cluster)
+        for other in (1, 2) if alone else ():
+            world.kill(broker_node(other))
+        await asyncio.sleep(2)
         world.kill(node)
         medium.file("/data/orders-0/partition.metadata").content[:] = bytes(50)
+        held = sorted(medium.content("/data/orders-0").values())
         cluster.start(node)
         await asyncio.sleep(10)
-        assert cluster.brokers[3].manager.failed_replicas
-        assert any("no log of topic id" in line for line in world.trace)
+        assert any("log is missing folder=/data/orders-0" in line for line in world.trace)
+        if alone:
+            (partition,) = judge.image.partitions.values()
+            assert (partition.leader, partition.isr, partition.last_known_isr) == (-1, (), (3,))
+            assert cluster.brokers[3].manager.unopened
+            assert sorted(medium.content("/data/orders-0").values()) == held
+            cluster.start(broker_node(1))
+            cluster.start(broker_node(2))
+            await asyncio.sleep(5)
+            request = controller_pb2.ElectLeaderRequest(topic_name="orders", partition=0, unclean=True, leader=1)
+            assert await cluster.ask_admin("ElectLeader", request) == "ok"
+        await all_in_sync(cluster)
+        judge.sweep(cluster.replicas())
+        assert sorted(medium.content("/data/orders-0.0.damaged").values()) == held
+        assert not cluster.brokers[3].manager.unopened
+
+    play(cluster, story())
+
+
+def test_a_folder_of_the_last_replica_in_sync_is_not_led_from_where_its_log_is_gone(cluster: SimCluster) -> None:
+    """An empty log in its place would be the truth for the others, who have everything."""
+    world, judge, node = cluster.world, cluster.judge, broker_node(3)
+    medium = world.machine(node).disk
+
+    async def story() -> None:
+        await create_topic(cluster, "orders")
+        await all_in_sync(cluster)
+        await produce(cluster)
+        for other in (1, 2, 3):
+            world.kill(broker_node(other))
+            await asyncio.sleep(2)
+        medium.folder("/data").put({"orders-0": None})
+        for broker_id in (3, 1, 2):
+            cluster.start(broker_node(broker_id))
+            await asyncio.sleep(2)
+        (partition,) = judge.image.partitions.values()
+        assert (partition.leader, partition.isr, partition.last_known_isr) == (-1, (), (3,))
+        request = controller_pb2.ElectLeaderRequest(topic_name="orders", partition=0, unclean=True, leader=1)
+        assert await cluster.ask_admin("ElectLeader", request) == "ok"
+        await all_in_sync(cluster)
+        judge.sweep(cluster.replicas())
 
     play(cluster, story())
 

@@ -15,7 +15,9 @@ from fencepost_node.config import BrokerConfig
 from fencepost_node.log.disk import RealDisk
 from fencepost_node.log.log import Log
 from fencepost_node.log.names import PARTITION_METADATA, PartitionIdentity
+from fencepost_node.log.open_files import PooledFile
 from fencepost_node.partition_folders import DELETED_SUFFIX, MAX_FILE_NAME, PartitionFolders, aside_name
+from fencepost_node.replica_catalogue import CATALOGUE
 from fencepost_proto.errors import StorageError
 from fencepost_proto.host import Host
 from fencepost_proto.metadata import MAX_TOPIC_NAME, Topic
@@ -216,7 +218,9 @@ def test_names_of_folders_that_are_set_aside_differ_and_fit() -> None:
 def test_a_deletion_that_a_kill_interrupted_is_finished_by_the_next_start(tmp_path: Path, name: str) -> None:
     folder = make_log(tmp_path, topic=Topic("T", name.rpartition("-")[0]))
     assert folder.name == name
-    folders_in(tmp_path).set_aside(str(folder), DELETED_SUFFIX)
+    folders = recovered_in(tmp_path)
+    folders.set_aside(str(folder), DELETED_SUFFIX)
+    close(folders)
     folders = recovered_in(tmp_path)
     assert (folders.recovered, list(tmp_path.iterdir())) == ({}, [])
 
@@ -246,3 +250,164 @@ def test_a_leftover_that_cannot_be_removed_does_not_keep_a_broker_from_starting(
     assert leftover.is_symlink() or leftover.exists()
     assert str(leftover) in warnings()
     close(folders)
+
+
+# ---- The catalogue: what has to be here ----
+
+
+def ended(path: Path, *partitions: int, clean: bool = True, records: int = RECORDS) -> None:
+    """A life of the folder in which these logs were made, or go on, up to its end."""
+
+    async def life() -> None:
+        folders = folders_in(path)
+        await folders.recover(power_lost=False)
+        opened = []
+        for partition in partitions:
+            key = ("T", partition)
+            opened.append(
+                folders.take(key, ORDERS) if key in folders.recovered else await folders.open(partition, ORDERS)
+            )
+            for _ in range(records):
+                logs.produce(opened[-1])
+        for log in opened:
+            log.close(clean)
+        await folders.close(clean, opened)
+
+    asyncio.run(life())
+
+
+@pytest.mark.parametrize("clean", [True, False])
+@pytest.mark.parametrize("gone", ["the folder", "partition.metadata", "what partition.metadata says"])
+def test_a_log_that_is_gone_is_missed_and_its_place_made_free(
+    tmp_path: Path, gone: str, clean: bool, warnings: Callable[[], str]
+) -> None:
+    ended(tmp_path, 0, 1, clean=clean)
+    folder = tmp_path / "orders-0"
+    match gone:
+        case "the folder":
+            shutil.rmtree(folder)
+        case "partition.metadata":
+            (folder / PARTITION_METADATA).unlink()
+        case _:
+            (folder / PARTITION_METADATA).write_bytes(bytes(20))
+    held = content(folder) if folder.exists() else {}
+
+    async def story() -> None:
+        folders = folders_in(tmp_path)
+        await folders.recover(power_lost=False, was_clean=clean)
+        assert folders.damaged == {KEY: str(folder)}
+        assert list(folders.unidentified) == ([KEY] if held else [])
+        assert list(folders.recovered) == [("T", 1)]
+        assert f"log is missing folder={folder} topic_id=T partition=0" in warnings()
+        log = await folders.open(0, ORDERS)
+        assert (log.directory, log.log_end_offset, folders.damaged, folders.unidentified) == (str(folder), 0, {}, {})
+        log.close(False)
+        await folders.close(False)
+
+    asyncio.run(story())
+    aside = tmp_path / "orders-0.0.damaged"
+    assert (content(aside) if aside.exists() else {}) == held
+    again = recovered_in(tmp_path)
+    assert (sorted(again.recovered), again.damaged) == ([KEY, ("T", 1)], {})
+    close(again)
+
+
+def test_what_cannot_be_told_to_be_the_log_is_kept_where_the_partition_leaves_the_broker(tmp_path: Path) -> None:
+    ended(tmp_path, 0)
+    folder = tmp_path / "orders-0"
+    (folder / PARTITION_METADATA).unlink()
+    held = content(folder)
+    folders = recovered_in(tmp_path)
+    asyncio.run(folders.remove(folders.damaged.pop(KEY)))
+    assert not folder.exists()
+    assert content(tmp_path / "orders-0.0.damaged") == held
+    close(folders)
+    again = recovered_in(tmp_path)
+    assert (again.recovered, again.damaged) == ({}, {})
+
+
+@pytest.mark.parametrize("later", [0, RECORDS])
+def test_after_a_clean_end_a_log_that_ends_elsewhere_is_damaged(
+    tmp_path: Path, later: int, warnings: Callable[[], str]
+) -> None:
+    """One partition's folder is put back from a backup; the copy of another one is as new as it."""
+    ended(tmp_path, 0, 1)
+    shutil.copytree(tmp_path / "orders-0", tmp_path.parent / "copy")
+    ended(tmp_path, 0, 1, records=later)
+    shutil.rmtree(tmp_path / "orders-0")
+    shutil.move(tmp_path.parent / "copy", tmp_path / "orders-0")
+    folders = folders_in(tmp_path)
+    asyncio.run(folders.recover(power_lost=False, was_clean=True))
+    assert folders.damaged == ({KEY: str(tmp_path / "orders-0")} if later else {})
+    assert ("another than a clean shutdown left" in warnings()) == bool(later)
+    assert ("T", 1) in folders.recovered
+    close(folders)
+
+
+def test_after_a_kill_a_log_may_end_anywhere(tmp_path: Path) -> None:
+    ended(tmp_path, 0)
+    ended(tmp_path, 0, clean=False)
+    folders = recovered_in(tmp_path)
+    assert folders.damaged == {}
+    assert folders.recovered[KEY].log_end_offset == 2 * RECORDS
+    close(folders)
+
+
+def test_a_deleted_log_and_one_that_the_disk_would_not_show_are_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended(tmp_path, 0, 1)
+    folders = recovered_in(tmp_path)
+    asyncio.run(folders.delete(folders.take(("T", 1), ORDERS)))
+    close(folders)
+    read = RealDisk.read_bytes
+
+    def refuse(self: RealDisk, path: str) -> bytes:
+        if path.endswith(PARTITION_METADATA):
+            raise OSError(5, "refused", path)
+        return read(self, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RealDisk, "read_bytes", refuse)
+        folders = recovered_in(tmp_path)
+        assert (folders.recovered, folders.damaged) == ({}, {})
+        close(folders)
+    folders = recovered_in(tmp_path)
+    assert (list(folders.recovered), folders.damaged) == ([KEY], {})
+    close(folders)
+
+
+def test_a_folder_of_before_the_catalogue_gets_one(tmp_path: Path) -> None:
+    make_log(tmp_path)
+    (tmp_path / CATALOGUE).unlink()
+    close(recovered_in(tmp_path))
+    shutil.rmtree(tmp_path / "orders-0")
+    assert list(recovered_in(tmp_path).damaged) == [KEY]
+
+
+def test_lines_that_make_no_sense_are_passed_over(tmp_path: Path, warnings: Callable[[], str]) -> None:
+    ended(tmp_path, 0)
+    with (tmp_path / CATALOGUE).open("ab") as file:
+        file.write(b"\xff\n+ T x 0 0 orders-9\n- T\n+ T 1 -1 -1 orders-1\n+ T 2")
+    folders = recovered_in(tmp_path)
+    assert list(folders.damaged) == [("T", 1)]
+    assert warnings().count("line is passed over") == 4
+    close(folders)
+
+
+def test_a_full_disk_leaves_the_catalogue_behind_and_the_next_start_adds_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: Callable[[], str]
+) -> None:
+    def refuse(self: PooledFile, data: bytes) -> None:
+        raise OSError(28, "no space left")
+
+    folders = folders_in(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(PooledFile, "append", refuse)
+        log = asyncio.run(folders.open(0, ORDERS))
+    assert "catalogue cannot be written" in warnings()
+    log.close(False)
+    close(folders)
+    close(recovered_in(tmp_path))
+    shutil.rmtree(tmp_path / "orders-0")
+    assert list(recovered_in(tmp_path).damaged) == [KEY]
