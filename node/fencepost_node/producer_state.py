@@ -39,8 +39,9 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, ItemsView, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 from fencepost_proto.errors import (
@@ -57,6 +58,7 @@ from fencepost_proto.v1.broker_pb2 import BatchState, ProducerStateInfo
 
 REMEMBERED_BATCHES = 5  # as many as a producer may have in flight
 MAX_PRODUCERS = 50_000  # of one partition: about 50 MB where all have five batches
+PRODUCERS_IN_A_TURN = 256  # encoded or decoded at a time: half a millisecond
 OBSERVATIONS = 16  # how finely the expiration time is divided when idleness is measured
 
 _SEQUENCES = 2**31
@@ -64,6 +66,11 @@ _HALF_OF_SEQUENCES = 2**30
 _COUNT = struct.Struct(">i")
 _ENTRY = struct.Struct(">qhBB")  # producer id, epoch, wrapped, number of batches
 _BATCH = struct.Struct(">iiqq")
+_ENTRY_OF = [struct.Struct(">qhBB" + count * "iiqq") for count in range(REMEMBERED_BATCHES + 1)]  # with its batches
+
+
+def _no_pause() -> None:
+    return
 
 
 class RememberedBatch(NamedTuple):
@@ -304,42 +311,37 @@ class ProducerState:
             entries = [] if entry is None else [(only, entry)]
         else:
             entries = sorted(self._entries.items())
-        return [
-            ProducerStateInfo(
-                producer_id=producer_id,
-                producer_epoch=entry.epoch,
-                batches=[
-                    BatchState(
-                        first_sequence=batch.first_sequence,
-                        last_sequence=batch.last_sequence,
-                        base_offset=batch.base_offset,
-                        timestamp_ms=batch.timestamp_ms,
-                    )
-                    for batch in entry.batches
-                ],
-            )
-            for producer_id, entry in entries
-        ]
+        return [describe_entry(producer_id, entry) for producer_id, entry in entries]
 
-    def encode(self) -> bytes:
+    def items(self) -> ItemsView[int, ProducerEntry]:
+        """(producer id, entry) of every producer, the longest idle first."""
+        return self._entries.items()
+
+    def encode(self, pause: Callable[[], None] = _no_pause) -> bytes:
         """The entries as bytes: a count, then for each its batches (big-endian; see the structs above).
 
-        The order is that of the last batches' offsets, so equal states have equal bytes.
+        The order is that of the last batches' offsets, so equal states have equal bytes. `pause` is called after every
+        PRODUCERS_IN_A_TURN: a thread that encodes many of them lets others run.
         """
         parts = [_COUNT.pack(len(self._entries))]
-        for producer_id, entry in self._entries.items():
-            parts.append(_ENTRY.pack(producer_id, entry.epoch, entry.wrapped, len(entry.batches)))
-            parts.extend(_BATCH.pack(*batch) for batch in entry.batches)
+        for number, (producer_id, entry) in enumerate(self._entries.items(), 1):
+            batches = entry.batches
+            whole = _ENTRY_OF[len(batches)]
+            parts.append(
+                whole.pack(producer_id, entry.epoch, entry.wrapped, len(batches), *chain.from_iterable(batches))
+            )
+            if number % PRODUCERS_IN_A_TURN == 0:
+                pause()
         return b"".join(parts)
 
     @staticmethod
-    def decode(data: bytes) -> ProducerState:
-        """The state that `encode` gave these bytes for. Raises CorruptMessage."""
+    def decode(data: bytes, pause: Callable[[], None] = _no_pause) -> ProducerState:
+        """The state that `encode` gave these bytes for; `pause` is called as there. Raises CorruptMessage."""
         entries: dict[int, ProducerEntry] = {}
         try:
             (count,) = _COUNT.unpack_from(data)
             position = _COUNT.size
-            for _ in range(count):
+            for number in range(1, count + 1):
                 producer_id, epoch, wrapped, batch_count = _ENTRY.unpack_from(data, position)
                 position += _ENTRY.size
                 if not 1 <= batch_count <= REMEMBERED_BATCHES:
@@ -350,6 +352,8 @@ class ProducerState:
                     raise CorruptMessage(f"a producer snapshot ends within producer {producer_id}")
                 entries[producer_id] = ProducerEntry(epoch, bool(wrapped), batches)
                 position = end
+                if number % PRODUCERS_IN_A_TURN == 0:
+                    pause()
         except struct.error as error:
             raise CorruptMessage(f"a producer snapshot of {len(data)} bytes ends too early: {error}") from error
         if position != len(data) or len(entries) != count:
@@ -357,6 +361,22 @@ class ProducerState:
                 f"a producer snapshot of {len(data)} bytes holds {len(entries)} producers, not {count}"
             )
         return ProducerState(entries)
+
+
+def describe_entry(producer_id: int, entry: ProducerEntry) -> ProducerStateInfo:
+    return ProducerStateInfo(
+        producer_id=producer_id,
+        producer_epoch=entry.epoch,
+        batches=[
+            BatchState(
+                first_sequence=batch.first_sequence,
+                last_sequence=batch.last_sequence,
+                base_offset=batch.base_offset,
+                timestamp_ms=batch.timestamp_ms,
+            )
+            for batch in entry.batches
+        ],
+    )
 
 
 def _next_entry(entry: ProducerEntry | None, header: BatchHeader) -> ProducerEntry:

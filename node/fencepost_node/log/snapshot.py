@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import logging
 import struct
+import time
+from bisect import bisect_left, insort
 from typing import NamedTuple
 
 from crc32c import crc32c
@@ -32,6 +34,8 @@ from fencepost_node.producer_state import ProducerState
 from fencepost_proto.errors import CorruptMessage
 
 log = logging.getLogger(__name__)
+
+GIVEN_UP_S = 0.000_2
 
 _MAGIC = b"FPPS"
 _VERSION = 2
@@ -49,13 +53,21 @@ class Snapshot(NamedTuple):
     last_epoch: int = NO_EPOCH
 
 
+def let_others_run() -> None:
+    """Give the interpreter's lock to whoever waits for it. A thread that runs Python code without pause keeps it for 5 ms
+    at a time, and the event loop waits so long after each of its system calls."""
+    time.sleep(GIVEN_UP_S)
+
+
 def encode_snapshot(snapshot: Snapshot) -> bytes:
-    content = _OFFSET_AND_EPOCH.pack(snapshot.offset, snapshot.last_epoch) + snapshot.producers.encode()
+    """Takes a while for many producers: for a thread."""
+    producers = snapshot.producers.encode(let_others_run)
+    content = _OFFSET_AND_EPOCH.pack(snapshot.offset, snapshot.last_epoch) + producers
     return _HEADER.pack(_MAGIC, _VERSION, crc32c(content)) + content
 
 
 def decode_snapshot(data: bytes) -> Snapshot:
-    """Raises CorruptMessage where these are not the whole bytes of a snapshot."""
+    """As `encode_snapshot`, for a thread. Raises CorruptMessage where these are not the whole bytes of a snapshot."""
     if len(data) < _HEADER.size + _OFFSET.size:
         raise CorruptMessage(f"{len(data)} bytes are no producer snapshot")
     magic, version, crc = _HEADER.unpack_from(data)
@@ -70,7 +82,7 @@ def decode_snapshot(data: bytes) -> Snapshot:
     offset, last_epoch = (*layout.unpack_from(content), NO_EPOCH)[:2]
     if offset < 0 or last_epoch < NO_EPOCH:
         raise CorruptMessage(f"offset {offset} or leader epoch {last_epoch} of a producer snapshot is negative")
-    return Snapshot(offset, ProducerState.decode(content[layout.size :]), last_epoch)
+    return Snapshot(offset, ProducerState.decode(content[layout.size :], let_others_run), last_epoch)
 
 
 def empty_snapshot(offset: int = 0) -> bytes:
@@ -111,17 +123,17 @@ class SnapshotFiles:
     def __init__(self, disk: Disk, directory: str, offsets: list[int]) -> None:
         self._disk = disk
         self._directory = directory
-        self.offsets = sorted(offsets)
+        self.offsets = sorted(offsets)  # rising
 
     def write(self, snapshot: Snapshot) -> None:
         """Everything below the snapshot's offset must be synced, with what goes with it."""
-        if snapshot.offset not in self.offsets:
+        if not self._holds(snapshot.offset):
             self._disk.write_atomically(self.path(snapshot.offset), encode_snapshot(snapshot))
-            self.offsets = sorted((*self.offsets, snapshot.offset))
+            insort(self.offsets, snapshot.offset)
 
     def load(self, offset: int) -> Snapshot | None:
         """None where there is none, or none that can be read."""
-        return load_snapshot(self._disk, self._directory, offset) if offset in self.offsets else None
+        return load_snapshot(self._disk, self._directory, offset) if self._holds(offset) else None
 
     def newest(self, log_start_offset: int, end_offset: int | None = None) -> Snapshot:
         """The newest readable one from the log start to `end_offset` (None: any); at offset 0 none is needed.
@@ -140,10 +152,15 @@ class SnapshotFiles:
 
     def keep(self, kept: list[int]) -> None:
         """Remove the others, the newest first."""
-        for offset in reversed(self.offsets):
-            if offset not in kept:
-                self._disk.remove(self.path(offset))
-                self.offsets = [other for other in self.offsets if other != offset]
+        wanted = set(kept)
+        for index in reversed(range(len(self.offsets))):
+            if self.offsets[index] not in wanted:
+                self._disk.remove(self.path(self.offsets[index]))
+                del self.offsets[index]
+
+    def _holds(self, offset: int) -> bool:
+        index = bisect_left(self.offsets, offset)
+        return index < len(self.offsets) and self.offsets[index] == offset
 
     def path(self, offset: int) -> str:
         return f"{self._directory}/{file_name(offset, SNAPSHOT_SUFFIX)}"
