@@ -19,6 +19,7 @@ import logging
 import grpc
 from grpc_health.v1 import health_pb2
 
+from fencepost_node.client_limits import ClientLimits
 from fencepost_node.config import BrokerConfig
 from fencepost_node.controller_link import ControllerLink
 from fencepost_node.data_folder import DataFolder
@@ -28,6 +29,7 @@ from fencepost_node.producer_ids import ProducerIds
 from fencepost_node.replica_manager import ReplicaManager
 from fencepost_node.services.admin import AdminRelay
 from fencepost_node.services.broker_service import BrokerService, ReplicationService
+from fencepost_node.services.describe_producers import ProducerLists
 from fencepost_node.session import Session
 from fencepost_proto.answering import Answering
 from fencepost_proto.errors import InvariantBroken
@@ -72,6 +74,7 @@ class Broker:
         self._link = ControllerLink(host, config.controller, config.broker_id)
         self._ids = ProducerIds(self._link.allocate_producer_ids, self._tasks)
         self._feed = MetadataFeed()
+        self.limits = ClientLimits(config.client_answer_bytes)
         self._manager = ReplicaManager(host, disk, config, self._link, self.failure.report)
         self._manager.on_failed_replica = self._link.request_heartbeat
         self._server: RunningServer | None = None
@@ -148,6 +151,8 @@ class Broker:
             ids=self._ids,
             link=self._link,
             answering=answering,
+            limits=self.limits,
+            lists=ProducerLists(self._tasks, self.limits.answers),
         )
         broker_pb2_grpc.add_BrokerServicer_to_server(service, server)
         replication_pb2_grpc.add_ReplicationServicer_to_server(ReplicationService(self._manager, answering), server)

@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 
 from fencepost_node.log.log import Log
 from fencepost_node.replication.leadership import Leadership
+from fencepost_node.replication.tail import TailBudget
 from fencepost_proto import errors
 from fencepost_proto.errors import FencepostError, InvariantBroken
 from fencepost_proto.metadata import MetadataImage, Partition, PartitionKey, Topic
@@ -37,7 +38,9 @@ class ReplicaOwner(Protocol):
     def broker_id(self) -> int: ...
 
     @property
-    def tail_bytes(self) -> int: ...
+    def tail_bytes(self) -> int:
+        """Of a tail that shares no budget."""
+        ...
 
     def propose_isr(self, leadership: Leadership) -> None:
         """See whether the in-sync set should change, and ask the controller if so."""
@@ -56,6 +59,12 @@ class ReplicaOwner(Protocol):
         ...
 
 
+class Reader(Protocol):
+    """Who waits for a replica's news: an asyncio.Event, or something that remembers which replica it was."""
+
+    def set(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Following:
     """This broker follows `leader` for one leader epoch."""
@@ -67,8 +76,16 @@ class Following:
 class Replica:
     """A log and its role."""
 
-    def __init__(self, owner: ReplicaOwner, partition: Partition, topic: Topic, replica_log: Log) -> None:
+    def __init__(
+        self,
+        owner: ReplicaOwner,
+        partition: Partition,
+        topic: Topic,
+        replica_log: Log,
+        tail_budget: TailBudget | None = None,
+    ) -> None:
         self.owner = owner
+        self.tail_budget = tail_budget  # shared by all replicas of a broker
         self.key: PartitionKey = partition.id
         self.topic = topic
         self.log = replica_log
@@ -79,7 +96,7 @@ class Replica:
         self.deduplicated_batches = 0
         self._partition = partition
         self._operation: asyncio.Future[None] | None = None  # a truncation or reset in a thread
-        self._readers: dict[asyncio.Event, None] = {}
+        self._readers: dict[Reader, None] = {}
         self._closed = False
 
     # ---- Role ----
@@ -263,17 +280,19 @@ class Replica:
             )
         return leadership.high_watermark
 
+    def available(self, offset: int) -> int | None:
+        """How many bytes `read_committed` would give, had it no bound; None: it would read the disk. Raises as it does."""
+        leadership = self.leadership()
+        self._check_within(offset)
+        return leadership.tail.available(offset, leadership.high_watermark)
+
     async def read_committed(self, offset: int, max_bytes: int) -> bytes:
         """Whole batches below the high watermark, from the one that holds `offset`; b"" where there is none yet.
 
         Raises OffsetOutOfRange outside of the log, NotLeaderOrFollower where this broker does not lead.
         """
         leadership = self.leadership()
-        if not self.log.log_start_offset <= offset <= self.log.log_end_offset:
-            raise errors.OffsetOutOfRange(
-                f"offset {offset} of {self.topic.name}-{self.key[1]} is outside of "
-                f"{self.log.log_start_offset} to {self.log.log_end_offset}"
-            )
+        self._check_within(offset)
         end_offset = leadership.high_watermark
         if offset >= end_offset:
             return b""
@@ -281,6 +300,13 @@ class Replica:
         if self.role is not leadership:
             raise self._not_leader(f"the leadership of {self.topic.name}-{self.key[1]} ended during the read")
         return records
+
+    def _check_within(self, offset: int) -> None:
+        if not self.log.log_start_offset <= offset <= self.log.log_end_offset:
+            raise errors.OffsetOutOfRange(
+                f"offset {offset} of {self.topic.name}-{self.key[1]} is outside of "
+                f"{self.log.log_start_offset} to {self.log.log_end_offset}"
+            )
 
     async def wait_committed(self, end_offset: int) -> None:
         """Return once all below `end_offset` is committed. Raises FencepostError when leadership ends before."""
@@ -315,16 +341,20 @@ class Replica:
         if self.role is not leadership:
             raise self._not_leader(f"the leadership of {self.topic.name}-{self.key[1]} ended")
 
-    def add_reader(self, event: asyncio.Event) -> None:
-        """Set `event` when there may be more to read, or the leadership ends."""
-        self._readers[event] = None
+    def add_reader(self, reader: Reader) -> None:
+        """Call its `set` when there may be more to read, or the leadership ends."""
+        self._readers[reader] = None
 
-    def remove_reader(self, event: asyncio.Event) -> None:
-        self._readers.pop(event, None)
+    def remove_reader(self, reader: Reader) -> None:
+        self._readers.pop(reader, None)
+
+    @property
+    def has_readers(self) -> bool:
+        return bool(self._readers)
 
     def notify_readers(self) -> None:
-        for event in self._readers:
-            event.set()
+        for reader in self._readers:
+            reader.set()
 
     # ---- The end ----
 

@@ -21,6 +21,7 @@ from fencepost_node.replica import Following, Replica
 from fencepost_node.replication.follow import FollowerLink
 from fencepost_node.replication.isr_proposals import Controller, IsrProposals
 from fencepost_node.replication.leadership import Leadership
+from fencepost_node.replication.tail import TailBudget
 from fencepost_node.upkeep import Upkeep
 from fencepost_proto import errors
 from fencepost_proto.errors import InvariantBroken
@@ -50,6 +51,7 @@ class ReplicaManager:
         self.config = config
         self._host = host
         self._disk = disk
+        self._tail_budget = TailBudget(config.tail_bytes)
         self._tasks = Tasks(on_failure)
         self._folders = PartitionFolders(host, disk, config)
         self._isr_proposals = IsrProposals(self, controller, self._tasks, config.replica_lag_time_max_ms)
@@ -209,7 +211,7 @@ class ReplicaManager:
     def _add(self, partition: Partition, topic: Topic, opened: Log) -> None:
         if partition.id in self.replicas:
             raise InvariantBroken(f"the log of {topic.name}-{partition.index} was opened twice")
-        replica = self.replicas[partition.id] = Replica(self, partition, topic, opened)
+        replica = self.replicas[partition.id] = Replica(self, partition, topic, opened, self._tail_budget)
         replica.apply(partition)
 
     def _drop(self, key: PartitionKey) -> None:

@@ -6,6 +6,8 @@ client, a traceback in the log. Here it becomes an answer:
 - a unary call whose response has an `error` field is answered INVALID_REQUEST in that field, like any refusal;
 - any other call, and a stream, ends with the status INVALID_ARGUMENT.
 
+Responses may be messages or their encodings.
+
 The bounds are those of `request_limits.py`. They are checked by the deserialiser, so on every message of a stream too. The
 simulated server calls `refusing` as the interceptor of the real one does.
 """
@@ -48,7 +50,7 @@ def refusing(path: str, handler: Handler | None) -> Handler | None:
     if handler is None or handler.request_deserializer is None:
         return handler  # unknown, or one that takes bytes as they are
     method = method_of(path)
-    read, write = _bounded(handler.request_deserializer, method), handler.response_serializer
+    read, write = _bounded(handler.request_deserializer, method), _unless_encoded(handler.response_serializer)
     if handler.unary_unary is not None:
         behaviour = _looked_at(handler.unary_unary, _refusal_type(method))
         return grpc.unary_unary_rpc_method_handler(behaviour, _tolerant(read), write)
@@ -60,6 +62,17 @@ def refusing(path: str, handler: Handler | None) -> Handler | None:
     if handler.stream_stream is not None:
         return grpc.stream_stream_rpc_method_handler(_watched(handler.stream_stream), read, write)
     return handler
+
+
+def _unless_encoded(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes] | None:
+    """A service may hand out a response that it has encoded itself, once for several calls."""
+    if serialize is None:
+        return None
+
+    def write(response: Any) -> bytes:
+        return response if isinstance(response, bytes) else serialize(response)
+
+    return write
 
 
 def _bounded(deserialize: Callable[[bytes], Any], method: MethodDescriptor | None) -> Callable[[bytes], Any]:

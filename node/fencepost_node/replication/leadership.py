@@ -76,7 +76,7 @@ class Leadership:
             # What came as a follower, or was found at the start, may not be synced yet; what is committed is.
             durable_end_offset=replica.high_watermark if replica.topic.config.flush_always else None,
         )
-        self.tail = Tail(replica.log.log_end_offset, replica.owner.tail_bytes)
+        self.tail = Tail(replica.log.log_end_offset, replica.owner.tail_bytes, replica.tail_budget)
         self._waiters: deque[tuple[int, Committed]] = deque()  # by end offset, rising
         self._subscriptions: dict[Subscriber, None] = {}
         self._ended: FencepostError | None = None
@@ -235,6 +235,7 @@ class Leadership:
         waiters, self._waiters = self._waiters, deque()
         for _, done in waiters:
             done(unknown)
+        self.tail.close()
         self.replica.notify_readers()
 
     def _after(self, high_watermark_moved: bool) -> None:

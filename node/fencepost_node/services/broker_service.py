@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from dataclasses import dataclass
+from typing import cast
 
 import grpc
 
+from fencepost_node.client_limits import ClientLimits, TooManyStreams
 from fencepost_node.controller_link import ControllerLink
 from fencepost_node.metadata_feed import MetadataFeed
 from fencepost_node.producer_ids import ProducerIds
 from fencepost_node.replica_manager import ReplicaManager
 from fencepost_node.services.describe_log_dirs import describe_log_dirs
-from fencepost_node.services.describe_producers import describe_producers
+from fencepost_node.services.describe_producers import ProducerLists, describe_producers
 from fencepost_node.services.fetch import fetch
 from fencepost_node.services.init_producer_id import init_producer_id
 from fencepost_node.services.list_offsets import list_offsets
@@ -34,16 +36,18 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
     ids: ProducerIds
     link: ControllerLink
     answering: Answering
+    limits: ClientLimits
+    lists: ProducerLists
 
     async def Produce(  # type: ignore[override]  # writes to the context instead of yielding
         self, request_iterator: AsyncIterator[broker_pb2.ProduceRequest], context: Context
     ) -> None:
-        await self.answering.stream(produce(self.manager, request_iterator, context), context)
+        await self._stream("Produce", produce(self.manager, request_iterator, context), context)
 
     async def Fetch(  # type: ignore[override]  # as above
         self, request_iterator: AsyncIterator[broker_pb2.FetchRequest], context: Context
     ) -> None:
-        await self.answering.stream(fetch(self.manager, request_iterator, context), context)
+        await self._stream("Fetch", fetch(self.manager, request_iterator, context, self.limits.answers), context)
 
     async def ListOffsets(
         self, request: broker_pb2.ListOffsetsRequest, context: Context
@@ -59,7 +63,17 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
     async def WatchMetadata(  # type: ignore[override]  # as above
         self, request: broker_pb2.WatchMetadataRequest, context: Context
     ) -> None:
-        await self.answering.stream(watch_metadata(self.feed, context), context)
+        await self._stream("WatchMetadata", watch_metadata(self.feed, context, self.limits.answers), context)
+
+    async def _stream(self, method: str, work: Coroutine[None, None, None], context: Context) -> None:
+        """Serve it as one of so many."""
+        try:
+            admission = self.limits.admit(method, context.peer())
+        except TooManyStreams as error:
+            work.close()
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        with admission:
+            await self.answering.stream(work, context)
 
     async def InitProducerId(
         self, request: broker_pb2.InitProducerIdRequest, context: Context
@@ -70,8 +84,10 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
     async def DescribeProducers(
         self, request: broker_pb2.DescribeProducersRequest, context: Context
     ) -> broker_pb2.DescribeProducersResponse:
-        work = describe_producers(self.manager, request)
-        return await self.answering.unary(broker_pb2.DescribeProducersResponse, work)
+        work = describe_producers(self.manager, request, context, self.lists)
+        # The message, or its encoding, which the server sends as it is.
+        message = cast(Awaitable[broker_pb2.DescribeProducersResponse], work)
+        return await self.answering.unary(broker_pb2.DescribeProducersResponse, message)
 
     async def DescribeLogDirs(
         self, request: broker_pb2.DescribeLogDirsRequest, context: Context

@@ -7,17 +7,21 @@ Behaviour: answers from what this broker has applied; it may be behind the contr
 Named producers and producer-id blocks are never shown.
 
 Errors: UNAVAILABLE (gRPC) from Metadata while this broker has had no metadata since its start; a watch waits.
-Limits: a watcher with 64 changes unsent gets a fresh image instead of them.
+Limits: an image waits for what `client_limits.AnswerBudget` gives its connection; a watcher with 64 changes unsent gets a
+fresh image instead of them.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
+from fencepost_node.client_limits import AnswerBudget
 from fencepost_node.metadata_feed import MetadataFeed, client_image
 from fencepost_proto.v1 import broker_pb2, common_pb2
 
 FIRST_IMAGE_WAIT_S = 1.0
+ENTITY_BYTES = 100  # about as much as an entity takes
+SMALL_BYTES = 64 * 1024  # a change of this size waits for no memory
 
 
 async def metadata(
@@ -39,11 +43,21 @@ class WatchContext(Protocol):
 
     async def write(self, message: common_pb2.MetadataDelta) -> None: ...
 
+    def peer(self) -> str: ...
 
-async def watch_metadata(feed: MetadataFeed, context: WatchContext) -> None:
+
+async def watch_metadata(feed: MetadataFeed, context: WatchContext, answers: AnswerBudget) -> None:
     """Ends when the broker shuts down."""
     if not await feed.wait_known():
         return
+    peer = context.peer()
     with feed.watch() as watcher:
         while (delta := await watcher.next()) is not None:
-            await context.write(delta)
+            size = len(delta.changed) * ENTITY_BYTES
+            if size > SMALL_BYTES:
+                await answers.wait(peer, size)
+            answers.take(peer, size)
+            try:
+                await context.write(delta)
+            finally:
+                answers.release(peer, size)
