@@ -11,10 +11,11 @@ from typing import Final
 
 from fencepost_controller.config import ControllerConfig
 from fencepost_controller.controller import Controller
+from fencepost_controller.decisions.lineage import MetadataWentBack
 from fencepost_controller.store import StoreError
 from fencepost_controller.store.sqlite import SqliteStore
 from fencepost_proto.host import Host
-from fencepost_proto.process import Program, main
+from fencepost_proto.process import EXIT_WENT_BACK, Program, main
 
 STORE_FILE: Final = "metadata.sqlite"
 
@@ -33,6 +34,7 @@ PROGRAM = Program(
     id_of=None,
     make=_controller,
     cannot_start=(StoreError,),
+    exit_codes=((MetadataWentBack, EXIT_WENT_BACK),),
 )
 
 if __name__ == "__main__":

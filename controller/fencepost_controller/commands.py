@@ -134,6 +134,13 @@ class Commands:
         self._closing = True
         self._wake.set()
 
+    def abandon(self, error: FencepostError) -> None:
+        """Take no more commands, and refuse those that wait."""
+        waiting, self._queue = list(self._queue), deque()
+        for one in waiting:
+            one.fail(error)
+        self.close()
+
     async def _carry_out(self, group: list[_Waiting[object]]) -> None:
         image = self.image
         changes: dict[str, Entity | None] = {}

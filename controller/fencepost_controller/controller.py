@@ -22,6 +22,7 @@ from fencepost_controller.config import ControllerConfig
 from fencepost_controller.decisions.cluster import FormCluster
 from fencepost_controller.decisions.elections import RestorePreferredLeaders
 from fencepost_controller.fences import Fences
+from fencepost_controller.recovery import new_lineage_id
 from fencepost_controller.services.admin import random_id
 from fencepost_controller.services.servicers import AdminService, ControllerService
 from fencepost_controller.sessions import Sessions
@@ -64,6 +65,7 @@ class Controller:
             commands=self._commands,
             failed=failed,
             on_applied=self._check_fences,
+            on_went_back=self._went_back,
             spawn=self._tasks.spawn,
         )
         self._fences = Fences(lambda: self.image, self._sessions.applied)
@@ -84,7 +86,7 @@ class Controller:
         """
         await self._commands.load()
         self._committing = self._tasks.spawn(self._commands.run(), "commands")
-        await self._commands.submit(FormCluster(random_id(self._host.random)))
+        await self._commands.submit(FormCluster(random_id(self._host.random), new_lineage_id(self._host.random)))
         self._sessions.start()
         self._tasks.spawn(self._sessions.watch(), "watch sessions")
         self._tasks.spawn(self._restore_preferred_leaders(), "restore preferred leaders")
@@ -102,7 +104,9 @@ class Controller:
     def _add_services(self, server: grpc.aio.Server) -> None:
         answering = Answering(self.failure.report)
         service = ControllerService(self._commands, self._sessions, self._fences, answering)
-        admin = AdminService(self._commands, self._host.random, self.config.min_segment_bytes, answering)
+        admin = AdminService(
+            self._commands, self._sessions.opening, self._host.random, self.config.min_segment_bytes, answering
+        )
         controller_pb2_grpc.add_ControllerServicer_to_server(service, server)
         controller_pb2_grpc.add_AdminServicer_to_server(admin, server)
 
@@ -119,6 +123,14 @@ class Controller:
                 _log_lost(partition)
         if len(changed) > MAX_LOGGED:
             log.info("more partitions changed count=%d version=%d", len(changed) - MAX_LOGGED, image.version)
+
+    def _went_back(self, error: BaseException) -> None:
+        """Nothing that waits is decided any more, and nobody hears anything but the reason."""
+        reason = NotController(str(error))
+        self._commands.abandon(reason)
+        self._sessions.end_all(reason)
+        self._fences.close(reason)
+        self.failure.report(error)
 
     def _check_fences(self) -> None:
         self._fences.check()

@@ -37,7 +37,9 @@ from fencepost_controller.decisions.brokers import (
     RegisterBroker,
     UnfenceBroker,
 )
+from fencepost_controller.decisions.lineage import MetadataWentBack, check_known_version
 from fencepost_controller.liveness import Liveness
+from fencepost_controller.opening import Opening
 from fencepost_controller.probe import Verdict, pauses_s, probe
 from fencepost_controller.session import Session
 from fencepost_proto import errors
@@ -63,6 +65,7 @@ class Sessions:
         commands: Commands,
         failed: dict[tuple[int, int], frozenset[PartitionKey]],
         on_applied: Callable[[], None],
+        on_went_back: Callable[[BaseException], None],
         spawn: Spawn,
     ) -> None:
         self._wire = wire
@@ -70,8 +73,10 @@ class Sessions:
         self._commands = commands
         self._failed = failed  # shared with the decisions: (broker id, broker epoch) -> its failed replicas
         self._on_applied = on_applied
+        self._on_went_back = on_went_back
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
+        self.opening = Opening()
         self._liveness = Liveness(config.session_timeout_ms / 1000, self._loop.time())
         self._sessions: dict[int, Session] = {}
         self._live_since: dict[int, float] = {}
@@ -89,6 +94,7 @@ class Sessions:
             if not broker.fenced:
                 self._liveness.expect(broker.id, now)
                 self._live_since[broker.id] = now
+        self.opening.start(self._image.brokers.values(), self._config.session_timeout_ms / 1000)
 
     async def watch(self) -> None:
         """Declare dead who is overdue; a task for the controller's life."""
@@ -176,7 +182,12 @@ class Sessions:
             folder_epoch=register.folder_epoch,
             folder_is_copy=register.folder_is_copy,
         )
+        self._check_known(register)
         command.check(self._image)
+        if self._liveness.watches(command.broker_id) and command.broker_id not in self._sessions:
+            self._liveness.expect(command.broker_id, self._loop.time())  # it is there, and waits
+        self.opening.heard(command.broker_id)
+        await self.opening.wait()
         broker = await self._register(command)
         if broker.id not in self._image.brokers:  # removed in the moment since
             raise errors.NetworkException(f"broker {broker.id} has been removed while it registered")
@@ -190,6 +201,8 @@ class Sessions:
             cluster_id=self._image.cluster_id,
             session_timeout_ms=self._config.session_timeout_ms,
             heartbeat_interval_ms=self._config.heartbeat_interval_ms,
+            metadata_version=self._image.version,
+            lineage_id=self._image.lineage.current_id,
         )
         session = Session(broker, self._image.version, greeting)
         session.replicas_failed = (broker.id, broker.broker_epoch) in self._failed  # not all may have been acted on
@@ -209,6 +222,17 @@ class Sessions:
             register.may_have_lost_tail,
         )
         return session
+
+    def _check_known(self, register: controller_pb2.Register) -> None:
+        """Raises NotController where the store has gone back; then this process ends."""
+        try:
+            check_known_version(
+                self._image, register.broker_id, register.cluster_id, register.known_version, register.known_lineage_id
+            )
+        except MetadataWentBack as error:
+            self._closing = True
+            self._on_went_back(error)
+            raise errors.NotController(str(error)) from None
 
     async def _register(self, command: RegisterBroker) -> Broker:
         while True:

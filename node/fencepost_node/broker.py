@@ -23,16 +23,17 @@ from fencepost_node.client_limits import ClientLimits
 from fencepost_node.config import BrokerConfig
 from fencepost_node.controller_link import ControllerLink
 from fencepost_node.data_folder import DataFolder
+from fencepost_node.known_metadata import KnownMetadata
 from fencepost_node.log.disk import Disk
 from fencepost_node.metadata_feed import MetadataFeed
 from fencepost_node.producer_ids import ProducerIds
 from fencepost_node.replica_manager import ReplicaManager
 from fencepost_node.services.admin import AdminRelay
-from fencepost_node.services.broker_service import BrokerService, ReplicationService
+from fencepost_node.services.broker_service import BrokerService, RecoveryService, ReplicationService
 from fencepost_node.services.describe_producers import ProducerLists
 from fencepost_node.session import Session
 from fencepost_proto.answering import Answering
-from fencepost_proto.errors import InvariantBroken
+from fencepost_proto.errors import InvalidRequest, InvariantBroken
 from fencepost_proto.failure import Failure
 from fencepost_proto.host import Host
 from fencepost_proto.tasks import Tasks
@@ -55,6 +56,7 @@ _SERVICES = [
     broker_pb2.DESCRIPTOR.services_by_name["Broker"].full_name,
     replication_pb2.DESCRIPTOR.services_by_name["Replication"].full_name,
     controller_pb2.DESCRIPTOR.services_by_name["Admin"].full_name,
+    controller_pb2.DESCRIPTOR.services_by_name["Recovery"].full_name,
 ]
 
 
@@ -71,7 +73,8 @@ class Broker:
         self.failure = Failure("broker")
         self._tasks = Tasks(self.failure.report)
         self._folder = DataFolder(disk, config.data_dir, config.broker_id)
-        self._link = ControllerLink(host, config.controller, config.broker_id)
+        self._known = KnownMetadata(disk, config.data_dir)
+        self._link = ControllerLink(host, config.controller, config.broker_id, self._known.learn)
         self._ids = ProducerIds(self._link.allocate_producer_ids, self._tasks)
         self._feed = MetadataFeed()
         self.limits = ClientLimits(config.client_answer_bytes)
@@ -94,6 +97,7 @@ class Broker:
         """
         loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._folder.open)
+        await asyncio.to_thread(self._known.open)
         began = loop.time()
         await self._manager.open_logs(power_lost=self._folder.may_have_lost_tail, was_clean=self._folder.was_clean)
         self.recovery_seconds = loop.time() - began
@@ -114,6 +118,7 @@ class Broker:
             address=self.address,
             link=self._link,
             folder=self._folder,
+            known=self._known,
             replicas=self._manager,
             feed=self._feed,
         )
@@ -123,6 +128,7 @@ class Broker:
         )
         self._tasks.spawn(self._session.run(), "session")
         self._tasks.spawn(self._renew_mark(), "origin-mark")
+        self._tasks.spawn(self._known.persist(), "persist metadata")
 
     async def wait_ready(self) -> None:
         """Returns once the broker has registered and applied metadata; it may take as long as the controller is away."""
@@ -156,7 +162,26 @@ class Broker:
         )
         broker_pb2_grpc.add_BrokerServicer_to_server(service, server)
         replication_pb2_grpc.add_ReplicationServicer_to_server(ReplicationService(self._manager, answering), server)
+        recovery = RecoveryService(self._manager, self._known, self._held_head, answering)
+        controller_pb2_grpc.add_RecoveryServicer_to_server(recovery, server)
         controller_pb2_grpc.add_AdminServicer_to_server(AdminRelay(self._link, answering), server)
+
+    def _held_head(self) -> controller_pb2.HeldHead:
+        """Raises InvalidRequest while there is a session with a controller."""
+        if self._session is not None and self._session.registered:
+            raise InvalidRequest(
+                f"broker {self.config.broker_id} has a session with the controller at {self._link.address}: "
+                "nothing is to be recovered"
+            )
+        return controller_pb2.HeldHead(
+            broker_id=self.config.broker_id,
+            cluster_id=self._folder.cluster_id,
+            address=self.address,
+            broker_epoch=self._folder.broker_epoch,
+            known_version=self._known.newest.version,
+            known_lineage_id=self._known.newest.lineage_id,
+            image_version=self._known.image.version,
+        )
 
     # ---- End ----
 
@@ -177,6 +202,9 @@ class Broker:
             await session.goodbye()
         await self._tasks.close()
         await self._manager.close(clean=session is not None)
+        if session is not None:
+            await asyncio.to_thread(self._known.write, self._known.turn())
+        self._known.close()
         if session is not None and not self.failure.happened:
             if self._manager.failed_replicas:  # their logs are not synced
                 log.warning(

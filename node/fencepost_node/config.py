@@ -32,6 +32,7 @@ class BrokerConfig:
     producer_expiration_ms: int = setting(7 * DAY_MS, minimum=1)  # an idle producer's state is forgotten after this
     retention_check_interval_ms: int = setting(30_000, minimum=10)
     max_open_files: int = setting(0, minimum=0)  # of logs, at a time; 0: by what the system allows (ulimit -n)
+    stray_retention_ms: int = setting(7 * DAY_MS, minimum=1)  # of a log that the metadata does not know
 
     # Clients
     max_request_bytes: int = setting(8 * MIB, minimum=1 * KIB, maximum=MAX_MESSAGE_BYTES)  # one ProduceRequest

@@ -35,12 +35,20 @@ R = TypeVar("R", bound=Message)
 class ControllerLink:
     """The channel to the controller, and the questions that go over it."""
 
-    def __init__(self, host: Host, address: str, broker_id: int) -> None:
+    def __init__(
+        self,
+        host: Host,
+        address: str,
+        broker_id: int,
+        learn: Callable[[int, int], None] = lambda version, lineage_id: None,
+    ) -> None:
+        """`learn` is given each metadata version, and its lineage, that an answer rests on, before the answer is used."""
         self.address = address
         self.broker_epoch = NO_BROKER_EPOCH  # of the newest registration; the session sets it
         self.heartbeat_wanted = asyncio.Event()  # the session waits for it
         self.channel = host.wire.connect(address)
         self._broker_id = broker_id
+        self._learn = learn
         self._controller: controller_pb2_grpc.ControllerAsyncStub = controller_pb2_grpc.ControllerStub(self.channel)
         self._admin: controller_pb2_grpc.AdminAsyncStub = controller_pb2_grpc.AdminStub(self.channel)
 
@@ -63,6 +71,7 @@ class ControllerLink:
             raise errors.InvariantBroken(
                 f"the controller allocated {answer.count} producer ids from {answer.first_producer_id}"
             )
+        self._learn(answer.metadata_version, answer.lineage_id)
         return range(answer.first_producer_id, answer.first_producer_id + answer.count)
 
     async def init_producer_id(self, request: broker_pb2.InitProducerIdRequest) -> broker_pb2.InitProducerIdResponse:

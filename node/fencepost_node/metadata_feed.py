@@ -1,6 +1,7 @@
 """Cluster metadata as this broker's clients see it: the newest image, and every change as it is applied here.
 
-Clients do not see named producers and producer-id blocks: there can be very many, and no client needs another's.
+Clients do not see named producers, producer-id blocks and the controller's lineages: there can be very many, and no
+client needs another's.
 A watcher that does not keep up is not waited for: its queue is dropped and it gets one fresh image instead.
 """
 
@@ -17,7 +18,7 @@ from fencepost_proto.v1 import common_pb2
 MAX_QUEUED_DELTAS = 64  # of one watcher
 KEEP_ALIVE_S = 1.0  # a watcher hears from its broker at least this often
 
-_HIDDEN_KINDS = ("producer", "next_producer_id")
+_HIDDEN_KINDS = ("producer", "next_producer_id", "lineage")
 
 
 def client_image(image: MetadataImage, topic_names: Collection[str] = ()) -> common_pb2.MetadataDelta:

@@ -5,6 +5,8 @@ that agrees with the folder's own name; one of version 0 has the topic id alone,
 name is known. Everything else in the data folder (copies, links, files, folders of other programs) is a stranger: named
 in a warning, never opened, never removed.
 
+**Unknown to the metadata**: the log is set aside (`stray_logs`), and deleted only where its deletion was told.
+
 **On its way out** a folder is renamed before it is removed, so a deletion is never visible half done; what a start finds of
 one it finishes, and where it cannot, goes on without. A damaged log's folder is set aside, for whoever wants to look at it,
 when a new log takes its place. One that the disk refuses to read at the start stays as it is until the next start: `open`
@@ -35,6 +37,7 @@ from fencepost_node.log.names import (
     read_identity,
 )
 from fencepost_node.replica_catalogue import UNKNOWN_EPOCH, UNKNOWN_OFFSET, Entry, ReplicaCatalogue
+from fencepost_node.stray_logs import STRAY_SUFFIX, StrayLogs
 from fencepost_proto.errors import StorageError
 from fencepost_proto.host import Host
 from fencepost_proto.metadata import PartitionKey, Topic
@@ -90,6 +93,7 @@ class PartitionFolders:
         self._unreadable: set[str] = set()
         self._catalogue = ReplicaCatalogue(disk, config.data_dir)
         self._unclear: dict[PartitionKey, tuple[list[str], bool]] = {}  # folders of one log, and whether power was lost
+        self.strays = StrayLogs(host, disk, config.data_dir, config.stray_retention_ms, self.set_aside)
         self._host = host
         self._disk = disk
         self._config = config
@@ -161,6 +165,8 @@ class PartitionFolders:
             if _SET_ASIDE.fullmatch(name):
                 if name.endswith(DELETED_SUFFIX):
                     self._finish_deletion(folder)
+                elif name.endswith(STRAY_SUFFIX):
+                    self.strays.found(name)
             elif (one := self._identify(name, folder)) is not None:
                 found.append(one)
         return found
@@ -225,7 +231,10 @@ class PartitionFolders:
         return recovered
 
     async def open(self, partition: int, topic: Topic) -> Log:
-        """A new log, where the partition has none or a damaged one. Raises OSError, StorageError."""
+        """A new log, where the partition has none or a damaged one; else the one that was set aside as unknown.
+
+        Raises OSError, StorageError.
+        """
         folder = self._folder(topic, partition)
         key = (topic.topic_id, partition)
         if key in self.damaged:
@@ -239,6 +248,8 @@ class PartitionFolders:
                 raise StorageError(f"the log of {topic.name}-{partition} is in one of {folders}, and not in {folder}")
             now_ms = self._host.wall_clock_ms()
             return await asyncio.to_thread(Log.open, self._disk, folder, config, now_ms, power_lost=power_lost)
+        if await asyncio.to_thread(self.strays.take_back, key, folder):
+            return await asyncio.to_thread(Log.open, self._disk, folder, config, self._host.wall_clock_ms())
         return await asyncio.to_thread(self._create, folder, config)
 
     def _clear(self, *folders: str) -> None:
@@ -251,6 +262,21 @@ class PartitionFolders:
         """Close the log, where it is still open, and remove its folder."""
         await asyncio.to_thread(opened.close, False)
         await self.remove(opened.directory)
+
+    async def keep_stray(self, opened: Log, key: PartitionKey) -> None:
+        """Close the log, and set its folder aside as a stray one."""
+        try:
+            await asyncio.to_thread(opened.close, True)
+        except StorageError as error:
+            log.error("log could not be synced folder=%s error=%s", opened.directory, error)
+        await self.keep_stray_folder(opened.directory, key)
+
+    async def keep_stray_folder(self, folder: str, key: PartitionKey) -> None:
+        """The same for the folder of a closed log, or of one that was never opened."""
+        try:
+            await asyncio.to_thread(self.strays.set_aside, folder, key)
+        except OSError as error:
+            log.error("folder cannot be set aside folder=%s error=%s", folder, error)
 
     async def remove(self, folder: str) -> None:
         """The folder of a closed log, or of one that was never opened. What cannot be told to be that log is kept, aside."""
@@ -298,10 +324,12 @@ class PartitionFolders:
         self._catalogue.add(Entry(config.topic_id, config.partition, folder.rpartition("/")[2]))
         return made
 
-    def set_aside(self, folder: str, suffix: str) -> str:
-        """[thread] Rename a partition's folder to an `aside_name` that is free, and return its new path. Raises OSError."""
+    def set_aside(self, folder: str, suffix: str, number: int = 0) -> str:
+        """[thread] Rename a partition's folder to an `aside_name` that is free, from that number on. Its new path.
+
+        Raises OSError.
+        """
         parent, _, name = folder.rpartition("/")
-        number = 0
         while self._disk.exists(aside := f"{parent}/{aside_name(name, number, suffix)}"):
             number += 1
         self._catalogue.remove_folder(name)

@@ -150,6 +150,10 @@ class ProducerState:
     def get(self, producer_id: int) -> ProducerEntry | None:
         return self._entries.get(producer_id)
 
+    def ids(self) -> list[int]:
+        """Of every producer that is known."""
+        return list(self._entries)
+
     def copy(self) -> ProducerState:
         """Entries are values, so this costs no more than their references."""
         copied = ProducerState(dict(self._entries))

@@ -90,6 +90,11 @@ class ReplicaManager:
         return self._folders.damaged
 
     @property
+    def recovered(self) -> dict[PartitionKey, Log]:
+        """Logs that wait for the metadata."""
+        return self._folders.recovered
+
+    @property
     def failed_replicas(self) -> list[PartitionKey]:
         """Replicas that the disk has refused: this broker neither leads nor follows there."""
         unopened = [key for key in self.unopened if not self._waits(key)]
@@ -139,6 +144,7 @@ class ReplicaManager:
         self._tasks.spawn(self._work_queue(), "log-folders")
         self._isr_proposals.start()
         self._upkeep.start()
+        self._tasks.spawn(self._folders.strays.watch(), "stray logs")
 
     async def close(self, clean: bool) -> None:
         """End every role and close every log."""
@@ -150,19 +156,31 @@ class ReplicaManager:
 
     # ---- Metadata ----
 
-    def apply(self, image: MetadataImage, broker_epoch: int) -> None:
-        """Take an image, or the next one. Returns with every fence and every role of an open log in place."""
+    def apply(self, image: MetadataImage, broker_epoch: int, *, whole: bool = False) -> None:
+        """Take an image, or the next one. Returns with every fence and every role of an open log in place.
+
+        `whole`: it came as an image, not as changes of the one before. What it does not know was not deleted for all that
+        this broker has been told, and is set aside.
+        """
         old, self.image = self.image, image
         if broker_epoch != self.broker_epoch:
             self.broker_epoch = broker_epoch
             for link, _ in self._links.values():
                 link.reconnect()  # the streams' first message names the broker epoch
         for key in [key for key in self.replicas if not self._hosts(image.partitions.get(key))]:
-            self._drop(key)
+            self._drop(key, delete=not whole)
         for key in [key for key in self._folders.recovered if not self._hosts(image.partitions.get(key))]:
-            self._work.put_nowait(partial(self._folders.delete, self._folders.recovered.pop(key)))
+            opened = self._folders.recovered.pop(key)
+            self._work.put_nowait(
+                partial(self._folders.keep_stray, opened, key) if whole else partial(self._folders.delete, opened)
+            )
         for key in [key for key in self.damaged if not self._hosts(image.partitions.get(key))]:
-            self._work.put_nowait(partial(self._folders.remove, self.damaged.pop(key)))
+            folder = self.damaged.pop(key)
+            self._work.put_nowait(
+                partial(self._folders.keep_stray_folder, folder, key)
+                if whole
+                else partial(self._folders.remove, folder)
+            )
         for key in [key for key in self.unopened if not self._hosts(image.partitions.get(key))]:
             del self.unopened[key]
         for key, partition in image.partitions.items():
@@ -214,10 +232,10 @@ class ReplicaManager:
         replica = self.replicas[partition.id] = Replica(self, partition, topic, opened, self._tail_budget)
         replica.apply(partition)
 
-    def _drop(self, key: PartitionKey) -> None:
+    def _drop(self, key: PartitionKey, *, delete: bool) -> None:
         replica = self.replicas.pop(key)
         self._unfollow(key)
-        self._work.put_nowait(partial(self._close_and_delete, replica))
+        self._work.put_nowait(partial(self._close_and_delete if delete else self._close_and_set_aside, replica))
 
     # ---- Folders: one thing at a time, in the order of the metadata ----
 
@@ -255,7 +273,15 @@ class ReplicaManager:
         if partition is not None and self._hosts(partition):
             self._add(partition, topic, opened)
         else:
-            await self._folders.delete(opened)
+            holds_something = opened.log_end_offset > 0  # it was a stray log, or damage has been healed by it
+            await (self._folders.keep_stray(opened, key) if holds_something else self._folders.delete(opened))
+
+    async def _close_and_set_aside(self, replica: Replica) -> None:
+        try:
+            await replica.close(clean=True)
+        except errors.StorageError as error:
+            log.error("log could not be synced topic_id=%s partition=%d error=%s", *replica.key, error)
+        await self._folders.keep_stray(replica.log, replica.key)
 
     def _check_room(self, topic: Topic, partition: Partition) -> None:
         """Raises StorageError where one more log is one too many."""

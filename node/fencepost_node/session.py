@@ -9,6 +9,10 @@ soon as it can. The controller tells by the incarnation that this is the same pr
 it keep its broker epoch. If it was declared dead meanwhile, the image that follows shows that it leads nothing any more.
 In both cases a whole image comes first, so nothing is missed.
 
+**What the broker was told of** stays in its folder (`known_metadata.py`), and every registration says it: a controller
+whose store has been put back from a backup sees by it that it is behind, and serves nobody. While it is so, or is away,
+the broker goes on as it does with a broken stream.
+
 **When the registration is refused** because another process holds this broker id, or because this is not the cluster
 that the data folder belongs to, no repetition helps: `run` raises, and the process ends. Everything else is retried.
 
@@ -27,6 +31,7 @@ import grpc
 
 from fencepost_node.controller_link import ControllerLink
 from fencepost_node.data_folder import DataFolder
+from fencepost_node.known_metadata import KnownMetadata
 from fencepost_node.metadata_feed import MetadataFeed
 from fencepost_proto import errors
 from fencepost_proto.cancellation import CallCancelled, own_cancellation_only
@@ -59,7 +64,7 @@ class Replicas(Protocol):
     @property
     def damaged(self) -> Mapping[PartitionKey, str]: ...
 
-    def apply(self, image: MetadataImage, broker_epoch: int) -> None: ...
+    def apply(self, image: MetadataImage, broker_epoch: int, *, whole: bool = False) -> None: ...
 
 
 class SessionBroken(errors.RetriableError):
@@ -79,6 +84,7 @@ class Session:
         address: str,
         link: ControllerLink,
         folder: DataFolder,
+        known: KnownMetadata,
         replicas: Replicas,
         feed: MetadataFeed,
     ) -> None:
@@ -90,6 +96,7 @@ class Session:
         self._address = address
         self._link = link
         self._folder = folder
+        self._known = known
         self._replicas = replicas
         self._feed = feed
         self._wants_shutdown = False
@@ -99,6 +106,11 @@ class Session:
         self._stub: controller_pb2_grpc.ControllerAsyncStub = controller_pb2_grpc.ControllerStub(link.channel)
         self._registered = False  # on the present stream
         self._trouble = ""  # why there is no session, as last logged
+
+    @property
+    def registered(self) -> bool:
+        """There is a session with the controller now."""
+        return self._registered
 
     async def run(self) -> None:
         """Hold a session until `goodbye`. Raises one of REFUSALS, or what went wrong in applying metadata."""
@@ -162,6 +174,7 @@ class Session:
             call.cancel()
 
     async def _register(self, call: SessionCall) -> controller_pb2.Registered:
+        known = self._known.newest
         register = controller_pb2.Register(
             broker_id=self._broker_id,
             incarnation=self.incarnation,
@@ -171,6 +184,8 @@ class Session:
             damaged_replicas=_references(sorted(self._replicas.damaged)),
             folder_epoch=self._folder.broker_epoch,
             folder_is_copy=self._folder.is_copy,
+            known_version=known.version,
+            known_lineage_id=known.lineage_id,
         )
         await _write(call, controller_pb2.SessionRequest(register=register))
         answer = await _read(call)
@@ -179,6 +194,11 @@ class Session:
         if answer.WhichOneof("kind") != "registered":
             raise SessionBroken(f"{answer.WhichOneof('kind')!r} in answer to the registration")
         registered = answer.registered
+        if registered.metadata_version < known.version:
+            raise SessionBroken(
+                f"the controller is at metadata version {registered.metadata_version}; "
+                f"broker {self._broker_id} was told of {known.version}"
+            )
         if registered.broker_epoch < self._link.broker_epoch:
             raise errors.InvariantBroken(
                 f"broker epoch went back from {self._link.broker_epoch} to {registered.broker_epoch}"
@@ -186,6 +206,7 @@ class Session:
         # On disk before its first use: from here on this folder belongs to that cluster, and holds what is done under that
         # epoch.
         await asyncio.to_thread(self._folder.registered, registered.cluster_id, registered.broker_epoch)
+        self._known.learn(registered.metadata_version, registered.lineage_id)
         self._link.broker_epoch = registered.broker_epoch
         self._registered = True
         self._trouble = ""
@@ -250,8 +271,9 @@ class Session:
         if delta.version < known or (delta.version == known and not delta.image):
             raise errors.InvariantBroken(f"metadata version {delta.version} came after {known}")
         image = self.image.apply(delta)
+        self._known.applies(image, delta)  # before anything rests on it
         try:
-            self._replicas.apply(image, self._link.broker_epoch)
+            self._replicas.apply(image, self._link.broker_epoch, whole=delta.image)
         except errors.FencepostError as error:  # not a reason to try again: a part of it may stand
             raise errors.InvariantBroken(f"metadata version {delta.version} was not applied: {error}") from error
         self.image = image  # only now: heartbeats acknowledge its version

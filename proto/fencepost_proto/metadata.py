@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from fencepost_proto.errors import CurrentLeader, InvalidTopic
+from fencepost_proto.lineage import Lineage, LineageStart
 from fencepost_proto.v1 import common_pb2
 
 NO_LEADER = -1
@@ -127,7 +128,7 @@ class NextProducerId:
         return "next-producer-id"
 
 
-Entity = Cluster | Broker | Topic | Partition | NamedProducer | NextProducerId
+Entity = Cluster | Broker | Topic | Partition | NamedProducer | NextProducerId | Lineage
 Changes = Mapping[str, Entity | None]  # by key; None: deleted
 
 
@@ -184,6 +185,8 @@ def to_proto(entity: Entity) -> common_pb2.Entity:
             )
         case NextProducerId():
             answer.next_producer_id.next_producer_id = entity.next_id
+        case Lineage():
+            answer.lineage.starts.extend(common_pb2.LineageStart(**start._asdict()) for start in entity.starts)
         case _:
             assert_never(entity)
     return answer
@@ -218,6 +221,8 @@ def from_proto(message: common_pb2.Entity) -> Entity:
             return NamedProducer(n.name, n.producer_id, n.epoch, tuple(n.retired_ids), n.bumped_by_holder)
         case "next_producer_id":
             return NextProducerId(message.next_producer_id.next_producer_id)
+        case "lineage":
+            return Lineage(tuple(LineageStart(s.lineage_id, s.first_version) for s in message.lineage.starts))
         case kind:
             raise ValueError(f"metadata entity of unknown kind {kind!r}")
 
@@ -255,6 +260,7 @@ class MetadataImage:
 
     version: int = 0
     cluster_id: str = ""
+    lineage: Lineage = field(default_factory=Lineage)
     next_producer_id: int = 0
     brokers: Mapping[int, Broker] = field(default_factory=dict)
     topics: Mapping[str, Topic] = field(default_factory=dict)  # by topic id
@@ -267,6 +273,7 @@ class MetadataImage:
         """Everything, in an order in which it can be applied."""
         return [
             *([Cluster(self.cluster_id)] if self.cluster_id else []),
+            *([self.lineage] if self.lineage.starts else []),
             *([NextProducerId(self.next_producer_id)] if self.next_producer_id else []),
             *self.brokers.values(),
             *self.topics.values(),
@@ -319,6 +326,8 @@ class _Draft:
                 self._values["cluster_id"] = entity.cluster_id
             case NextProducerId():
                 self._values["next_producer_id"] = entity.next_id
+            case Lineage():
+                self._values["lineage"] = entity
             case Broker():
                 self._map("brokers")[entity.id] = entity
             case Topic():

@@ -6,6 +6,7 @@ and SIGINT are a clean shutdown. Exit codes:
     0   after a clean shutdown
     2   where it cannot run as it is configured (the configuration, the port, the data folder, …), with one line on
         standard error that says why
+    65  of a controller whose store has gone back: brokers know newer metadata. 'fencepost controller recover' mends it
     70  where it has found a fault in itself. Nothing of that state is written any more: it ends there and then.
 
 In the data folder:
@@ -40,6 +41,7 @@ from fencepost_proto.failure import Failure
 from fencepost_proto.standard_streams import ensure_standard_streams
 
 EXIT_CANNOT_RUN: Final = 2
+EXIT_WENT_BACK: Final = 65
 EXIT_FAULT: Final = 70
 LOCK_FILE: Final = ".lock"
 PROCESS_FILE: Final = "process.json"
@@ -96,6 +98,7 @@ class Program(Generic[C]):
     refusals: tuple[
         type[Exception], ...
     ] = ()  # expected errors at any time: others will not have it as it is configured
+    exit_codes: tuple[tuple[type[Exception], int], ...] = ()  # the same, each with an exit code of its own
 
     def label(self, config: C) -> str:
         return self.kind if self.id_of is None else f"{self.kind}={self.id_of(config)}"
@@ -103,7 +106,8 @@ class Program(Generic[C]):
     def cannot_run(self, ending: Ending) -> bool:
         """Its surroundings are at fault, not the process."""
         cannot_start = (*self.cannot_start, StorageError, OSError)
-        return isinstance(ending.error, self.refusals) or (
+        of_its_own = tuple(kind for kind, _ in self.exit_codes)
+        return isinstance(ending.error, (*self.refusals, *of_its_own)) or (
             not ending.had_started and isinstance(ending.error, cannot_start)
         )
 
@@ -254,4 +258,4 @@ def _announce(program: Program[C], config: C, address: str) -> None:
 
 def _refuse(program: Program[C], reason: BaseException) -> int:
     print(f"{program.package}: {reason}", file=sys.stderr)
-    return EXIT_CANNOT_RUN
+    return next((code for kind, code in program.exit_codes if isinstance(reason, kind)), EXIT_CANNOT_RUN)

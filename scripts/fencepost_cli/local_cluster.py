@@ -230,7 +230,7 @@ class LocalCluster:
         down = [node for node in self.members if not self.running(node)]
         await self.start(self.members, timeout_s=timeout_s)
         try:
-            await self.wait_registered(self.broker_ids, timeout_s=timeout_s)
+            await self.wait_registered(self.broker_ids, timeout_s=timeout_s, needs_controller=True)
         except BaseException:
             await self._undo_start(down)
             raise
@@ -304,7 +304,9 @@ class LocalCluster:
         if self._watchdog is not None:
             self._watchdog.watch(member.process)
 
-    async def wait_registered(self, brokers: Iterable[int] = (), *, timeout_s: float = READY_TIMEOUT_S) -> None:
+    async def wait_registered(
+        self, brokers: Iterable[int] = (), *, timeout_s: float = READY_TIMEOUT_S, needs_controller: bool = False
+    ) -> None:
         """Return once the metadata of every one of `brokers`, and of all others that run, shows all of them as
         registered and serving. A paused one is not waited for: it says nothing before it is resumed.
 
@@ -327,6 +329,8 @@ class LocalCluster:
                 image = await read_image(self.member(broker).address, timeout_s=_METADATA_TIMEOUT_S)
                 serving = {known.id for known in image.brokers.values() if not known.fenced} if image else set()
                 if not wanted <= serving:
+                    if needs_controller:
+                        self.member(CONTROLLER).still_running()
                     break  # each of them is to know all of them
             await asyncio.sleep(POLL_S)
 

@@ -15,6 +15,7 @@ from fencepost_cli.commands import (
     chaos,
     check,
     cluster,
+    controller,
     demo,
     dump_log,
     lines,
@@ -43,6 +44,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cluster.app, name="cluster")
+app.add_typer(controller.app, name="controller")
 app.add_typer(topic.app, name="topic")
 app.add_typer(broker.app, name="broker")
 app.add_typer(workload.app, name="workload")

@@ -35,6 +35,7 @@ from tests.simulation.disk import Fault, FileNode, FolderNode, MountedDisk
 from tests.simulation.judge import BROKER
 from tests.simulation.logview import LogView
 from tests.simulation.loop import SimLoop, collector_off, current_process
+from tests.simulation.metadata_store import MetadataCopy
 from tests.simulation.network import Tap
 from tests.simulation.process import SimProcess
 from tests.simulation.workload import ConsumerApp, Ledger
@@ -358,6 +359,33 @@ class Story:
         await self.until(lambda: not self.partition(partition).isr, f"{partition} has nobody in sync")
         await self.until(lambda: broker_id in self._live(), f"broker {broker_id} is back")
         await self.elect(partition, broker_id)
+
+    # ---- The controller's folder ----
+
+    def put_controller_back(self, copy: MetadataCopy) -> None:
+        """Its process dies, its store is that of the copy, and it is started again."""
+        self.kill(CONTROLLER)
+        self.tell(f"puts the controller's store back to version {copy.image.version}")
+        self.cluster.database.put_back(copy)
+        self.start(CONTROLLER)
+
+    async def controller_refuses(self) -> str:
+        """Returns the reason, once the controller has met a broker that knows more than its store, and has ended."""
+        process = self.world.machine(CONTROLLER).process
+        assert process is not None
+        await self.until(lambda: not process.alive, "the controller has ended")
+        self.cluster.kept_down[CONTROLLER] = None
+        endings = [line for line in self.world.trace if "ended: MetadataWentBack" in line]
+        assert endings, "the controller has ended for another reason"
+        return endings[-1]
+
+    async def recover_controller(self) -> None:
+        """`fencepost controller recover`, and the controller's start."""
+        assert await self.cluster.recover_controller() == "ok"
+        self.start(CONTROLLER)
+        await self.all_live()
+
+    # ---- An operator ----
 
     async def elect(self, partition: str, broker_id: int) -> None:
         """An unclean election, by an operator."""

@@ -22,7 +22,10 @@ from tests.simulation.world import World
 
 from fencepost_controller.config import ControllerConfig
 from fencepost_controller.controller import Controller
-from fencepost_controller.store import StoreError
+from fencepost_controller.decisions.lineage import MetadataWentBack
+from fencepost_controller.decisions.recovery import RecoveryRefused
+from fencepost_controller.recovery import recover_store
+from fencepost_controller.store import CommitFailed, StoreError
 from fencepost_node.broker import Broker
 from fencepost_node.config import BrokerConfig
 from fencepost_node.data_folder import DataFolderError
@@ -37,11 +40,12 @@ from fencepost_proto.v1 import controller_pb2_grpc
 CONTROLLER = "controller"
 CONTROLLER_ADDRESS = "controller:9090"
 NEVER_MS = 604_800_000  # a week: longer than any run
+RECOVERY_WAIT_S = 2.0  # for a broker to answer
 RESTART_DELAY_S = 0.5  # of the supervisor, after a process has ended by itself
 
 
 # What ends a process on a machine whose disk fails, or whose session the controller refuses; None: it was asked to.
-_EXPECTED_ENDS = (NoneType, DataFolderError, StorageError, StoreError, OSError, *REFUSALS)
+_EXPECTED_ENDS = (NoneType, DataFolderError, StorageError, StoreError, MetadataWentBack, OSError, *REFUSALS)
 
 
 def broker_node(broker_id: int) -> str:
@@ -78,11 +82,12 @@ class SimCluster:
         expires_s = settings.producer_expiration_ms / 1000 if settings.producer_expiration_ms < NEVER_MS else math.inf
         self.judge = Judge(world, self._nodes.get, expires_s)
         self.judge.leader_epoch_of = self._leader_epoch
-        self.database = MetadataDatabase(self.judge.metadata)
+        self.database = MetadataDatabase(self.judge.metadata, self.judge.recovered)
         self.brokers: dict[int, Broker] = {}
         self.controller: Controller | None = None
         self.exits: dict[str, int] = {}  # how processes ended, and how often
         self.kept_down: dict[str, None] = {}  # nodes that somebody else will start again
+        self.recovering = False  # an operator is at work on the controller's folder
         self._operators = 0
         self._stop_asked: dict[str, asyncio.Event] = {}
         for node, broker_id in self._nodes.items():
@@ -103,6 +108,8 @@ class SimCluster:
         """Start the component of this node, unless it runs or its machine is off."""
         machine = self.world.machine(node)
         if not machine.powered or (machine.process is not None and machine.process.alive):
+            return None
+        if node == CONTROLLER and self.recovering:
             return None
         self.world.tell("operator", f"start {node}")
         self._stop_asked[node] = asyncio.Event()
@@ -193,6 +200,33 @@ class SimCluster:
             await asyncio.sleep(0.05)
         outcome = answers[0] if answers else "killed"
         self.world.tell("operator", f"{method}: {outcome}")
+        return outcome
+
+    async def recover_controller(self) -> str:
+        """What `fencepost controller recover` does, by an operator who keeps the controller down. What it came to."""
+        outcomes: list[str] = []
+
+        async def main(host: Host, disk: MountedDisk) -> None:
+            process = current_process.get()
+            assert isinstance(process, SimProcess)
+            store = self.database.open(process, recovers=True)
+            try:
+                done = await recover_store(store, host, self.bootstrap, wait_s=RECOVERY_WAIT_S)
+            except (RecoveryRefused, StoreError, CommitFailed) as error:
+                outcomes.append(f"{type(error).__name__}: {error}")
+            else:
+                outcomes.append("ok")
+                for line in done.report:
+                    self.world.tell("operator", line)
+            finally:
+                store.close()
+
+        self._operators += 1
+        process = self.world.start(f"operator-{self._operators}", main)
+        while process.alive:  # noqa: ASYNC110 - a process has no event for its end
+            await asyncio.sleep(0.05)
+        outcome = outcomes[0] if outcomes else "killed"
+        self.world.tell("operator", f"recovers the controller's store: {outcome}")
         return outcome
 
     def can_stop(self, node: str) -> bool:

@@ -44,7 +44,17 @@ class Fault:
 class FileNode:
     """One file: what readers see, and what would be left after a power failure."""
 
-    __slots__ = ("_again_from", "_clean_bytes", "_lost", "_old_tail", "content", "cuts", "name", "origin")
+    __slots__ = (
+        "_again_from",
+        "_clean_bytes",
+        "_lost",
+        "_old_tail",
+        "_overwritten",
+        "content",
+        "cuts",
+        "name",
+        "origin",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -55,6 +65,7 @@ class FileNode:
         self._old_tail = b""  # … and after it, on the medium, this
         self._lost: list[tuple[int, int]] = []  # ranges that a failed sync threw away …
         self._again_from: int | None = None  # … and from where on they were written again since
+        self._overwritten: list[tuple[int, bytes]] = []  # position and old bytes of what was written over since a sync
 
     def append(self, data: Buffer) -> None:
         self.content += data
@@ -70,6 +81,13 @@ class FileNode:
             self.content.extend(bytes(size - len(self.content)))
         self._lost = [(start, min(end, size)) for start, end in self._lost if start < size]
 
+    def overwrite(self, position: int, data: Buffer) -> None:
+        """Over bytes that are there."""
+        self.cuts += 1
+        end = position + len(data)
+        self._overwritten.append((position, bytes(self.content[position:end])))
+        self.content[position:end] = data
+
     def write_again(self, position: int) -> None:
         self._again_from = position if self._again_from is None else min(self._again_from, position)
 
@@ -79,6 +97,7 @@ class FileNode:
             self._lost = [(start, min(end, again_from)) for start, end in self._lost if start < again_from]
         self._clean_bytes = len(self.content)
         self._old_tail = b""
+        self._overwritten = []
 
     def fail_sync(self) -> None:
         self._again_from = None
@@ -98,6 +117,9 @@ class FileNode:
 
     def lose_power(self, chance: random.Random) -> None:
         self.drop_lost_pages()
+        if self._overwritten:
+            for position, old in self._overwritten[chance.randint(0, len(self._overwritten)) :][::-1]:
+                self.content[position : position + len(old)] = old
         unsynced = len(self.content) - self._clean_bytes
         if self._old_tail and chance.random() < 0.5:  # the cut never reached the medium
             self.content[self._clean_bytes :] = self._old_tail
@@ -333,6 +355,10 @@ class MountedFile:
             self._disk.note("ENOSPC on append")
             raise OSError(errno.ENOSPC, "no space left on the simulated disk", self._path)
         self._node.append(data)
+
+    def overwrite(self, position: int, data: Buffer) -> None:
+        self._step("overwrite")
+        self._node.overwrite(position, data)
 
     def read(self, position: int, length: int) -> bytes:
         self._step("read")

@@ -148,6 +148,29 @@ class Judge:
             self.damaged = {damaged: hidden for damaged, hidden in self.damaged.items() if damaged[1] != key}
             self.count("partitions deleted")
 
+    def recovered(self, image: MetadataImage) -> None:
+        """An operator has made the controller's store again. Nothing that a broker has heard of may be missing, and no
+        number may be given out twice."""
+        old = self.image
+        if image.next_producer_id < old.next_producer_id:
+            self.fail(
+                "G8", f"producer ids from {image.next_producer_id} on: those below {old.next_producer_id} are used"
+            )
+        for name, producer in old.producers.items():
+            now = image.producers.get(name)
+            # The same again: of the recovery before this one, which no broker has heard of, and nobody got it.
+            if now is not None and (now.producer_id, now.epoch) < (producer.producer_id, producer.epoch):
+                self.fail("G9", f"after a recovery {producer} is followed by {now}")
+        for broker_id, broker in image.brokers.items():
+            known = old.brokers.get(broker_id)
+            if known is not None and broker.broker_epoch > image.version:
+                self.fail("G7", f"broker epoch {known.broker_epoch} of {broker_id} is followed by {image.version}")
+        for key, record in self.records.items():
+            if record.committed and key in old.partitions and key not in image.partitions:
+                self.fail("G1", f"{record.name} is missing after a recovery")
+        self.count("controllers recovered")
+        self.metadata(image)
+
     def _partition_changed(self, key: PartitionKey, before: Partition | None, partition: Partition) -> None:
         if before is not None:
             if partition.leader_epoch < before.leader_epoch:

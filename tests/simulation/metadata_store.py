@@ -1,7 +1,8 @@
 """The controller's store in a simulated world: the production SQLite store over a database in memory.
 
 The database belongs to the machine and outlives its processes; what is committed is durable. When a process dies, its
-connection is rolled back and closed. Commits can be made to fail, before or (seldom) after they have been made.
+connection is rolled back and closed. Commits can be made to fail, before or (seldom) after they have been made. And the
+database can be put back from a copy: from then on what is committed is not the cluster's metadata, until a recovery.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import itertools
 import sqlite3
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tests.simulation.process import SimProcess
@@ -19,22 +21,54 @@ from fencepost_proto.metadata import Changes, Entity, MetadataImage
 _names = itertools.count()
 
 
+@dataclass(frozen=True, slots=True)
+class MetadataCopy:
+    """A backup."""
+
+    content: sqlite3.Connection
+    image: MetadataImage
+
+
 class MetadataDatabase:
     """One machine's database file."""
 
-    def __init__(self, on_commit: Callable[[MetadataImage], None]) -> None:
+    def __init__(
+        self,
+        on_commit: Callable[[MetadataImage], None],
+        on_recovery: Callable[[MetadataImage], None] = lambda image: None,
+    ) -> None:
+        self.gone_back = False  # put back from a copy, and not recovered
         self.failing_commits = 0  # so many of the next commits fail
         self._uri = f"file:fencepost-simulation-{next(_names)}?mode=memory&cache=shared"
         self._keeper = sqlite3.connect(self._uri, uri=True)
         self._image = MetadataImage()
         self._on_commit = on_commit
+        self._on_recovery = on_recovery
 
-    def open(self, process: SimProcess) -> MetadataStore:
-        return MetadataStore(self, process)
+    def open(self, process: SimProcess, *, recovers: bool = False) -> MetadataStore:
+        return MetadataStore(self, process, recovers)
 
-    def committed(self, version: int, changes: Changes) -> None:
-        self._image = self._image.with_changes(version, changes)
-        self._on_commit(self._image)
+    def committed(self, version: int, changes: Changes, *, recovers: bool) -> None:
+        if recovers:
+            kept = {key: entity for key, entity in changes.items() if entity is not None}
+            self._image = MetadataImage().with_changes(version, kept)
+            self.gone_back = False
+            self._on_recovery(self._image)
+        else:
+            self._image = self._image.with_changes(version, changes)
+            if not self.gone_back:
+                self._on_commit(self._image)
+
+    def back_up(self) -> MetadataCopy:
+        content = sqlite3.connect(":memory:")
+        self._keeper.backup(content)
+        return MetadataCopy(content, self._image)
+
+    def put_back(self, copy: MetadataCopy) -> None:
+        """No process has it open."""
+        copy.content.backup(self._keeper)
+        self.gone_back = copy.image.version < self._image.version or self.gone_back
+        self._image = copy.image
 
     def connect(self, process: SimProcess) -> sqlite3.Connection:
         database = self
@@ -65,8 +99,9 @@ class MetadataDatabase:
 class MetadataStore:
     """Implements fencepost_controller.store.Store: the production store, and the judge looking on."""
 
-    def __init__(self, database: MetadataDatabase, process: SimProcess) -> None:
+    def __init__(self, database: MetadataDatabase, process: SimProcess, recovers: bool) -> None:
         self._database = database
+        self._recovers = recovers
         self._process = process
         self._store = SqliteStore("simulated", lambda _: database.connect(process))
 
@@ -77,7 +112,7 @@ class MetadataStore:
     def commit(self, expected_version: int, version: int, changes: Changes) -> None:
         self._process.check_alive()
         self._store.commit(expected_version, version, changes)
-        self._database.committed(version, changes)
+        self._database.committed(version, changes, recovers=self._recovers)
 
     def close(self) -> None:
         self._process.check_alive()

@@ -44,7 +44,8 @@ class Nemesis:
         self._topics = topics  # how to make each topic anew
         self.random = chance
         self._running: dict[SimTask[None], None] = {}
-        situations, folders = Situations(self), FolderSituations(self)
+        self._situations = situations = Situations(self)
+        folders = FolderSituations(self)
         self.kinds: dict[str, tuple[int, Callable[[], Awaitable[None]]]] = {
             "kill broker": (6, self.kill_broker),
             "kill leader": (6, self.kill_leader),
@@ -78,6 +79,7 @@ class Nemesis:
             "older folder put back": (2, folders.older_folder_put_back),
             "log is lost": (1, folders.log_is_lost),
             "log is copied": (1, folders.log_is_copied),
+            "controller put back": (1, situations.controller_put_back),
         }
 
     def only(self, kinds: tuple[str, ...]) -> None:
@@ -131,6 +133,7 @@ class Nemesis:
             if broker is not None and broker.manager.failed_replicas and self.cluster.alive(broker_id):
                 world.tell("operator", f"restarts {broker_node(broker_id)}: replicas failed on it")
                 world.kill(broker_node(broker_id))
+        await self._situations.recover_controller()
         self.cluster.start_all()
 
     # ---- Who ----

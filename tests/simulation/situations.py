@@ -102,3 +102,38 @@ class Situations:
         await self._nemesis.reassign_to(name, partition, [broker_id for broker_id in everybody if broker_id != victim])
         await asyncio.sleep(self._nemesis.random.uniform(0.5, 2))
         await self._nemesis.reassign_to(name, partition, everybody)
+
+    async def controller_put_back(self) -> None:
+        """The controller dies, and its folder comes back from a copy that was taken a while ago. It is started, meets its
+        brokers, and ends; an operator recovers its store."""
+        copy = self._cluster.database.back_up()
+        await asyncio.sleep(self._nemesis.random.uniform(0.2, MAX_CUT_S))
+        if self._cluster.recovering or self._cluster.database.gone_back:
+            return
+        self._world.tell("nemesis", f"puts the controller's store back to version {copy.image.version}")
+        self._cluster.kept_down[CONTROLLER] = None
+        self._world.kill(CONTROLLER)
+        for broker_id in self._cluster.settings.broker_ids:  # one that nobody reaches does no harm
+            self._world.network.heal(CONTROLLER, broker_node(broker_id))
+            self._world.network.heal(broker_node(broker_id), CONTROLLER)
+        self._cluster.database.put_back(copy)
+        self._cluster.start(CONTROLLER)
+        await asyncio.sleep(self._nemesis.random.choice((0.0, 0.5, 2.0)))
+        await self.recover_controller()
+
+    async def recover_controller(self) -> None:
+        """Until it is done: what stands in its way ends, or is healed in the end."""
+        cluster = self._cluster
+        cluster.recovering = True
+        cluster.kept_down[CONTROLLER] = None
+        while cluster.database.gone_back:
+            self._world.kill(CONTROLLER)
+            for broker_id in cluster.settings.broker_ids:
+                if not self._world.machine(broker_node(broker_id)).powered:
+                    self._world.power_on(broker_node(broker_id))
+                self._world.resume(broker_node(broker_id))
+                cluster.start(broker_node(broker_id))
+            await cluster.recover_controller()
+        cluster.recovering = False
+        cluster.kept_down.pop(CONTROLLER, None)
+        cluster.start(CONTROLLER)

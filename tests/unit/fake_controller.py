@@ -84,6 +84,7 @@ class SessionStream:
             cluster_id=cluster_id,
             session_timeout_ms=3_000,
             heartbeat_interval_ms=HEARTBEAT_INTERVAL_MS,
+            metadata_version=self.registration.known_version,
         )
         await self._context.write(controller_pb2.SessionResponse(registered=answer))
 

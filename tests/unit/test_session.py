@@ -14,6 +14,7 @@ from fake_controller import CLUSTER_ID, FakeController, fake_controller, run, un
 
 from fencepost_node.controller_link import ControllerLink
 from fencepost_node.data_folder import ORIGIN_MARK, DataFolder
+from fencepost_node.known_metadata import KnownMetadata
 from fencepost_node.log.disk import RealDisk
 from fencepost_node.log.origin_mark import TOLERANCE_NS
 from fencepost_node.metadata_feed import MetadataFeed
@@ -42,7 +43,7 @@ class RecordingReplicas:
         self.damaged: Mapping[PartitionKey, str] = {}
         self.apply_error: Exception | None = None
 
-    def apply(self, image: MetadataImage, broker_epoch: int) -> None:
+    def apply(self, image: MetadataImage, broker_epoch: int, *, whole: bool = False) -> None:
         if self.apply_error is not None:
             raise self.apply_error
         self.applied.append((image, broker_epoch))
@@ -60,13 +61,15 @@ class Node:
         self.replicas = RecordingReplicas()
         self.feed = MetadataFeed()
         self.folder = DataFolder(RealDisk(), str(data_dir), BROKER_ID)
-        self.link = ControllerLink(host, controller, BROKER_ID)
+        self.known = KnownMetadata(RealDisk(), str(data_dir))
+        self.link = ControllerLink(host, controller, BROKER_ID, self.known.learn)
         self.session = Session(
             host=host,
             broker_id=BROKER_ID,
             address=ADDRESS,
             link=self.link,
             folder=self.folder,
+            known=self.known,
             replicas=self.replicas,
             feed=self.feed,
         )
@@ -76,6 +79,7 @@ class Node:
 async def node_of(controller: str, data_dir: Path) -> AsyncIterator[tuple[Node, asyncio.Task[None]]]:
     node = Node(data_dir, controller)
     node.folder.open()
+    node.known.open()
     running = asyncio.create_task(node.session.run())
     try:
         yield node, running
@@ -147,6 +151,7 @@ def test_damaged_replicas_are_told_with_the_registration(tmp_path: Path) -> None
         async with fake_controller() as controller:
             node = Node(tmp_path, controller.address)
             node.folder.open()
+            node.known.open()
             node.replicas.damaged = {("b", 2): "x", ("a", 1): "y"}
             running = asyncio.create_task(node.session.run())
             stream = await controller.session(0)
@@ -321,6 +326,7 @@ def test_a_folder_of_another_cluster_is_refused_naming_both_and_left_as_it_was(t
             before = (tmp_path / "meta.properties").read_bytes()
             node = Node(tmp_path, controller.address)
             node.folder.open()
+            node.known.open()
             running = asyncio.create_task(node.session.run())
             stream = await controller.session(0)
             assert stream.registration.cluster_id == "cluster-before"

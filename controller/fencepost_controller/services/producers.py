@@ -24,8 +24,14 @@ MAX_TIMEOUT_MS = 60_000  # of one InitProducerId
 async def allocate_producer_ids(
     commands: Commands, request: pb.AllocateProducerIdsRequest
 ) -> pb.AllocateProducerIdsResponse:
-    ids = (await commands.submit(AllocateProducerIds(request.broker_id, request.broker_epoch))).answer
-    return pb.AllocateProducerIdsResponse(first_producer_id=ids.start, count=len(ids))
+    committed = await commands.submit(AllocateProducerIds(request.broker_id, request.broker_epoch))
+    ids = committed.answer
+    return pb.AllocateProducerIdsResponse(
+        first_producer_id=ids.start,
+        count=len(ids),
+        metadata_version=committed.version,
+        lineage_id=commands.image.lineage.current_id,
+    )
 
 
 async def init_producer_id(

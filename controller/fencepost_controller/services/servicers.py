@@ -1,4 +1,4 @@
-"""The Controller and Admin services: each method is the function of its noun's file."""
+"""The Controller and Admin services: each method is the function of its noun's file, once the controller may decide."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from random import Random
 
 from fencepost_controller.commands import Commands
 from fencepost_controller.fences import Fences
+from fencepost_controller.opening import Opening
 from fencepost_controller.services.admin import (
     alter_partition_reassignments,
     create_topic,
@@ -39,18 +40,21 @@ class ControllerService(controller_pb2_grpc.ControllerServicer):
         await serve_session(self.sessions, lambda: self.commands.image, request_iterator, context, self.answering)
 
     async def AlterPartition(self, request: pb.AlterPartitionRequest, context: Context) -> pb.AlterPartitionResponse:
+        await self.sessions.opening.wait()
         work = alter_partition(self.commands, request)
         return await self.answering.unary(pb.AlterPartitionResponse, work)
 
     async def AllocateProducerIds(
         self, request: pb.AllocateProducerIdsRequest, context: Context
     ) -> pb.AllocateProducerIdsResponse:
+        await self.sessions.opening.wait()
         work = allocate_producer_ids(self.commands, request)
         return await self.answering.unary(pb.AllocateProducerIdsResponse, work)
 
     async def InitProducerId(
         self, request: broker_pb2.InitProducerIdRequest, context: Context
     ) -> broker_pb2.InitProducerIdResponse:
+        await self.sessions.opening.wait()
         work = init_producer_id(self.commands, self.fences, request)
         return await self.answering.unary(broker_pb2.InitProducerIdResponse, work)
 
@@ -60,27 +64,33 @@ class AdminService(controller_pb2_grpc.AdminServicer):
     """What operators ask, by way of a broker or directly."""
 
     commands: Commands
+    opening: Opening
     random: Random
     min_segment_bytes: int
     answering: Answering
 
     async def CreateTopic(self, request: pb.CreateTopicRequest, context: Context) -> pb.CreateTopicResponse:
+        await self.opening.wait()
         work = create_topic(self.commands, self.random, request, self.min_segment_bytes)
         return await self.answering.unary(pb.CreateTopicResponse, work)
 
     async def DeleteTopic(self, request: pb.DeleteTopicRequest, context: Context) -> pb.DeleteTopicResponse:
+        await self.opening.wait()
         return await self.answering.unary(pb.DeleteTopicResponse, delete_topic(self.commands, request))
 
     async def AlterPartitionReassignments(
         self, request: pb.AlterPartitionReassignmentsRequest, context: Context
     ) -> pb.AlterPartitionReassignmentsResponse:
+        await self.opening.wait()
         work = alter_partition_reassignments(self.commands, request)
         return await self.answering.unary(pb.AlterPartitionReassignmentsResponse, work)
 
     async def ElectLeader(self, request: pb.ElectLeaderRequest, context: Context) -> pb.ElectLeaderResponse:
+        await self.opening.wait()
         return await self.answering.unary(pb.ElectLeaderResponse, elect_leader(self.commands, request))
 
     async def UnregisterBroker(
         self, request: pb.UnregisterBrokerRequest, context: Context
     ) -> pb.UnregisterBrokerResponse:
+        await self.opening.wait()
         return await self.answering.unary(pb.UnregisterBrokerResponse, unregister_broker(self.commands, request))

@@ -35,6 +35,10 @@ class File(Protocol):
         counted in `size`; the caller truncates."""
         ...
 
+    def overwrite(self, position: int, data: Buffer) -> None:
+        """Write over bytes that are there, to the page cache: it takes no room on the disk."""
+        ...
+
     def read(self, position: int, length: int) -> bytes:
         """Up to `length` bytes from `position`; fewer only at the end of the file."""
         ...

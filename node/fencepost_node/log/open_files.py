@@ -248,6 +248,16 @@ class PooledFile:
         finally:
             self._pool.release(self)
 
+    def overwrite(self, position: int, data: Buffer) -> None:
+        descriptor = self._pool.acquire(self)
+        try:
+            self._writes += 1
+            written = os.pwrite(descriptor, data, position)
+            if written != len(data):
+                raise OSError(errno.EIO, f"{written} of {len(data)} bytes were written")
+        finally:
+            self._pool.release(self)
+
     def read(self, position: int, length: int) -> bytes:
         descriptor = self._pool.acquire(self)
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,9 +10,11 @@ import grpc
 
 from fencepost_node.client_limits import ClientLimits, TooManyStreams
 from fencepost_node.controller_link import ControllerLink
+from fencepost_node.known_metadata import KnownMetadata
 from fencepost_node.metadata_feed import MetadataFeed
 from fencepost_node.producer_ids import ProducerIds
 from fencepost_node.replica_manager import ReplicaManager
+from fencepost_node.services.describe_held import describe_held
 from fencepost_node.services.describe_log_dirs import describe_log_dirs
 from fencepost_node.services.describe_producers import ProducerLists, describe_producers
 from fencepost_node.services.fetch import fetch
@@ -22,7 +24,15 @@ from fencepost_node.services.metadata import metadata, watch_metadata
 from fencepost_node.services.produce import produce
 from fencepost_node.services.replicate import replicate
 from fencepost_proto.answering import Answering, Context
-from fencepost_proto.v1 import broker_pb2, broker_pb2_grpc, replication_pb2, replication_pb2_grpc
+from fencepost_proto.errors import FencepostError, InvalidRequest, to_proto
+from fencepost_proto.v1 import (
+    broker_pb2,
+    broker_pb2_grpc,
+    controller_pb2,
+    controller_pb2_grpc,
+    replication_pb2,
+    replication_pb2_grpc,
+)
 
 
 @dataclass(slots=True)
@@ -104,3 +114,33 @@ class ReplicationService(replication_pb2_grpc.ReplicationServicer):
         self, request_iterator: AsyncIterator[replication_pb2.ReplicateRequest], context: Context
     ) -> None:
         await self.answering.stream(replicate(self.manager, request_iterator, context), context)
+
+
+@dataclass(slots=True)
+class RecoveryService(controller_pb2_grpc.RecoveryServicer):
+    """For `fencepost controller recover`, while there is no controller."""
+
+    manager: ReplicaManager
+    known: KnownMetadata
+    head: Callable[[], controller_pb2.HeldHead]  # raises FencepostError while there is a session with a controller
+    answering: Answering
+    _busy: bool = False
+
+    async def DescribeHeld(  # type: ignore[override]  # as above
+        self, request: controller_pb2.DescribeHeldRequest, context: Context
+    ) -> None:
+        await self.answering.stream(self._describe(context), context)
+
+    async def _describe(self, context: Context) -> None:
+        if self._busy:
+            error: FencepostError = InvalidRequest("what this broker holds is being told to somebody else")
+            await context.write(controller_pb2.Held(error=to_proto(error)))
+            return
+        self._busy = True
+        try:
+            async for part in describe_held(self.manager, self.known, self.head()):
+                await context.write(part)
+        except FencepostError as refused:
+            await context.write(controller_pb2.Held(error=to_proto(refused)))
+        finally:
+            self._busy = False

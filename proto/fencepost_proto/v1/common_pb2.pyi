@@ -344,6 +344,55 @@ class NextProducerIdEntity(_message.Message):
 Global___NextProducerIdEntity: _TypeAlias = NextProducerIdEntity  # noqa: Y015
 
 @_typing.final
+class LineageStart(_message.Message):
+    """One start of the controller (or one recovery of its store): it begins a lineage, whose versions follow from first_version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINEAGE_ID_FIELD_NUMBER: _builtins.int
+    FIRST_VERSION_FIELD_NUMBER: _builtins.int
+    lineage_id: _builtins.int
+    """random, never 0"""
+    first_version: _builtins.int
+    def __init__(
+        self,
+        *,
+        lineage_id: _builtins.int = ...,
+        first_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_version", b"first_version", "lineage_id", b"lineage_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LineageStart: _TypeAlias = LineageStart  # noqa: Y015
+
+@_typing.final
+class LineageEntity(_message.Message):
+    """Whose versions the metadata's versions are: a store that was put back from a backup goes on under another lineage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STARTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def starts(self) -> _containers.RepeatedCompositeFieldContainer[Global___LineageStart]:
+        """oldest first; of the versions below the first one nothing is known"""
+
+    def __init__(
+        self,
+        *,
+        starts: _abc.Iterable[Global___LineageStart] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["starts", b"starts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LineageEntity: _TypeAlias = LineageEntity  # noqa: Y015
+
+@_typing.final
 class Entity(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -353,6 +402,7 @@ class Entity(_message.Message):
     PARTITION_FIELD_NUMBER: _builtins.int
     PRODUCER_FIELD_NUMBER: _builtins.int
     NEXT_PRODUCER_ID_FIELD_NUMBER: _builtins.int
+    LINEAGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def cluster(self) -> Global___ClusterEntity: ...
     @_builtins.property
@@ -365,6 +415,8 @@ class Entity(_message.Message):
     def producer(self) -> Global___NamedProducerEntity: ...
     @_builtins.property
     def next_producer_id(self) -> Global___NextProducerIdEntity: ...
+    @_builtins.property
+    def lineage(self) -> Global___LineageEntity: ...
     def __init__(
         self,
         *,
@@ -374,12 +426,13 @@ class Entity(_message.Message):
         partition: Global___PartitionEntity | None = ...,
         producer: Global___NamedProducerEntity | None = ...,
         next_producer_id: Global___NextProducerIdEntity | None = ...,
+        lineage: Global___LineageEntity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["broker", b"broker", "cluster", b"cluster", "kind", b"kind", "next_producer_id", b"next_producer_id", "partition", b"partition", "producer", b"producer", "topic", b"topic"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["broker", b"broker", "cluster", b"cluster", "kind", b"kind", "lineage", b"lineage", "next_producer_id", b"next_producer_id", "partition", b"partition", "producer", b"producer", "topic", b"topic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["broker", b"broker", "cluster", b"cluster", "kind", b"kind", "next_producer_id", b"next_producer_id", "partition", b"partition", "producer", b"producer", "topic", b"topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broker", b"broker", "cluster", b"cluster", "kind", b"kind", "lineage", b"lineage", "next_producer_id", b"next_producer_id", "partition", b"partition", "producer", b"producer", "topic", b"topic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["cluster", "broker", "topic", "partition", "producer", "next_producer_id"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["cluster", "broker", "topic", "partition", "producer", "next_producer_id", "lineage"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 

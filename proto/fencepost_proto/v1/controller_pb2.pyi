@@ -33,6 +33,8 @@ class Register(_message.Message):
     DAMAGED_REPLICAS_FIELD_NUMBER: _builtins.int
     FOLDER_EPOCH_FIELD_NUMBER: _builtins.int
     FOLDER_IS_COPY_FIELD_NUMBER: _builtins.int
+    KNOWN_VERSION_FIELD_NUMBER: _builtins.int
+    KNOWN_LINEAGE_ID_FIELD_NUMBER: _builtins.int
     broker_id: _builtins.int
     incarnation: _builtins.str
     """a fresh random id of this process"""
@@ -45,6 +47,10 @@ class Register(_message.Message):
     """broker epoch of the last registration that the data folder knows of; 0: of none"""
     folder_is_copy: _builtins.bool
     """its files are not those that a process left there: a copy, perhaps of an earlier time"""
+    known_version: _builtins.int
+    """newest metadata version that this folder's broker was told of; 0: none"""
+    known_lineage_id: _builtins.int
+    """the lineage of that version; 0: unknown"""
     @_builtins.property
     def damaged_replicas(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.PartitionRef]:
         """their logs are broken below the end: in no in-sync set, also as last member"""
@@ -60,10 +66,12 @@ class Register(_message.Message):
         damaged_replicas: _abc.Iterable[_common_pb2.PartitionRef] | None = ...,
         folder_epoch: _builtins.int = ...,
         folder_is_copy: _builtins.bool = ...,
+        known_version: _builtins.int = ...,
+        known_lineage_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "broker_id", b"broker_id", "cluster_id", b"cluster_id", "damaged_replicas", b"damaged_replicas", "folder_epoch", b"folder_epoch", "folder_is_copy", b"folder_is_copy", "incarnation", b"incarnation", "may_have_lost_tail", b"may_have_lost_tail"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "broker_id", b"broker_id", "cluster_id", b"cluster_id", "damaged_replicas", b"damaged_replicas", "folder_epoch", b"folder_epoch", "folder_is_copy", b"folder_is_copy", "incarnation", b"incarnation", "known_lineage_id", b"known_lineage_id", "known_version", b"known_version", "may_have_lost_tail", b"may_have_lost_tail"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -157,10 +165,16 @@ class Registered(_message.Message):
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
     SESSION_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    METADATA_VERSION_FIELD_NUMBER: _builtins.int
+    LINEAGE_ID_FIELD_NUMBER: _builtins.int
     broker_epoch: _builtins.int
     cluster_id: _builtins.str
     session_timeout_ms: _builtins.int
     heartbeat_interval_ms: _builtins.int
+    metadata_version: _builtins.int
+    """that this answer rests on"""
+    lineage_id: _builtins.int
+    """of that version"""
     def __init__(
         self,
         *,
@@ -168,10 +182,12 @@ class Registered(_message.Message):
         cluster_id: _builtins.str = ...,
         session_timeout_ms: _builtins.int = ...,
         heartbeat_interval_ms: _builtins.int = ...,
+        metadata_version: _builtins.int = ...,
+        lineage_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["broker_epoch", b"broker_epoch", "cluster_id", b"cluster_id", "heartbeat_interval_ms", b"heartbeat_interval_ms", "session_timeout_ms", b"session_timeout_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broker_epoch", b"broker_epoch", "cluster_id", b"cluster_id", "heartbeat_interval_ms", b"heartbeat_interval_ms", "lineage_id", b"lineage_id", "metadata_version", b"metadata_version", "session_timeout_ms", b"session_timeout_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -347,8 +363,14 @@ class AllocateProducerIdsResponse(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     FIRST_PRODUCER_ID_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
+    METADATA_VERSION_FIELD_NUMBER: _builtins.int
+    LINEAGE_ID_FIELD_NUMBER: _builtins.int
     first_producer_id: _builtins.int
     count: _builtins.int
+    metadata_version: _builtins.int
+    """that this answer rests on"""
+    lineage_id: _builtins.int
+    """of that version"""
     @_builtins.property
     def error(self) -> _common_pb2.Error: ...
     def __init__(
@@ -357,10 +379,12 @@ class AllocateProducerIdsResponse(_message.Message):
         error: _common_pb2.Error | None = ...,
         first_producer_id: _builtins.int = ...,
         count: _builtins.int = ...,
+        metadata_version: _builtins.int = ...,
+        lineage_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "error", b"error", "first_producer_id", b"first_producer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "error", b"error", "first_producer_id", b"first_producer_id", "lineage_id", b"lineage_id", "metadata_version", b"metadata_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -663,3 +687,177 @@ class UnregisterBrokerResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnregisterBrokerResponse: _TypeAlias = UnregisterBrokerResponse  # noqa: Y015
+
+@_typing.final
+class DescribeHeldRequest(_message.Message):
+    """---- Recovery of a controller's store ----"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeHeldRequest: _TypeAlias = DescribeHeldRequest  # noqa: Y015
+
+@_typing.final
+class HeldHead(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BROKER_ID_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    BROKER_EPOCH_FIELD_NUMBER: _builtins.int
+    KNOWN_VERSION_FIELD_NUMBER: _builtins.int
+    KNOWN_LINEAGE_ID_FIELD_NUMBER: _builtins.int
+    IMAGE_VERSION_FIELD_NUMBER: _builtins.int
+    broker_id: _builtins.int
+    cluster_id: _builtins.str
+    address: _builtins.str
+    broker_epoch: _builtins.int
+    """of the last registration; 0: none is known"""
+    known_version: _builtins.int
+    """as in Register"""
+    known_lineage_id: _builtins.int
+    image_version: _builtins.int
+    """of the newest image that the broker has; 0: it has none"""
+    def __init__(
+        self,
+        *,
+        broker_id: _builtins.int = ...,
+        cluster_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+        broker_epoch: _builtins.int = ...,
+        known_version: _builtins.int = ...,
+        known_lineage_id: _builtins.int = ...,
+        image_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "broker_epoch", b"broker_epoch", "broker_id", b"broker_id", "cluster_id", b"cluster_id", "image_version", b"image_version", "known_lineage_id", b"known_lineage_id", "known_version", b"known_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeldHead: _TypeAlias = HeldHead  # noqa: Y015
+
+@_typing.final
+class HeldLog(_message.Message):
+    """One log in the broker's folder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPIC_ID_FIELD_NUMBER: _builtins.int
+    TOPIC_NAME_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    LEADER_EPOCH_FIELD_NUMBER: _builtins.int
+    LAST_EPOCH_FIELD_NUMBER: _builtins.int
+    LOG_START_OFFSET_FIELD_NUMBER: _builtins.int
+    LOG_END_OFFSET_FIELD_NUMBER: _builtins.int
+    MAX_PRODUCER_ID_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    LEADS_FIELD_NUMBER: _builtins.int
+    topic_id: _builtins.str
+    topic_name: _builtins.str
+    partition: _builtins.int
+    leader_epoch: _builtins.int
+    """the newest that is known here, of a leadership or of a batch; -1: none"""
+    last_epoch: _builtins.int
+    """of its last batch; -1: it has none"""
+    log_start_offset: _builtins.int
+    log_end_offset: _builtins.int
+    max_producer_id: _builtins.int
+    """-1: none"""
+    failure: _builtins.str
+    """why the log cannot be used; empty: it can"""
+    leads: _builtins.bool
+    """the broker leads this partition now, under leader_epoch"""
+    def __init__(
+        self,
+        *,
+        topic_id: _builtins.str = ...,
+        topic_name: _builtins.str = ...,
+        partition: _builtins.int = ...,
+        leader_epoch: _builtins.int = ...,
+        last_epoch: _builtins.int = ...,
+        log_start_offset: _builtins.int = ...,
+        log_end_offset: _builtins.int = ...,
+        max_producer_id: _builtins.int = ...,
+        failure: _builtins.str = ...,
+        leads: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "last_epoch", b"last_epoch", "leader_epoch", b"leader_epoch", "leads", b"leads", "log_end_offset", b"log_end_offset", "log_start_offset", b"log_start_offset", "max_producer_id", b"max_producer_id", "partition", b"partition", "topic_id", b"topic_id", "topic_name", b"topic_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeldLog: _TypeAlias = HeldLog  # noqa: Y015
+
+@_typing.final
+class HeldEpoch(_message.Message):
+    """The newest epoch of a named producer's id in any log of the broker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRODUCER_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    producer_id: _builtins.int
+    epoch: _builtins.int
+    def __init__(
+        self,
+        *,
+        producer_id: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "producer_id", b"producer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeldEpoch: _TypeAlias = HeldEpoch  # noqa: Y015
+
+@_typing.final
+class Held(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERROR_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    ENTITIES_FIELD_NUMBER: _builtins.int
+    LOGS_FIELD_NUMBER: _builtins.int
+    EPOCHS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def error(self) -> _common_pb2.Error: ...
+    @_builtins.property
+    def head(self) -> Global___HeldHead:
+        """in the first part only"""
+
+    @_builtins.property
+    def entities(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Entity]:
+        """of the image"""
+
+    @_builtins.property
+    def logs(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldLog]: ...
+    @_builtins.property
+    def epochs(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldEpoch]: ...
+    def __init__(
+        self,
+        *,
+        error: _common_pb2.Error | None = ...,
+        head: Global___HeldHead | None = ...,
+        entities: _abc.Iterable[_common_pb2.Entity] | None = ...,
+        logs: _abc.Iterable[Global___HeldLog] | None = ...,
+        epochs: _abc.Iterable[Global___HeldEpoch] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "head", b"head"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entities", b"entities", "epochs", b"epochs", "error", b"error", "head", b"head", "logs", b"logs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Held: _TypeAlias = Held  # noqa: Y015

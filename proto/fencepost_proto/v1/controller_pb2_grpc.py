@@ -474,3 +474,79 @@ class Admin:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class RecoveryStub:
+    """Served by every broker that has no session with a controller: what its folder holds, to make a controller's store from.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.DescribeHeld = channel.unary_stream(
+                '/fencepost.v1.Recovery/DescribeHeld',
+                request_serializer=fencepost_dot_v1_dot_controller__pb2.DescribeHeldRequest.SerializeToString,
+                response_deserializer=fencepost_dot_v1_dot_controller__pb2.Held.FromString,
+                _registered_method=True)
+
+
+class RecoveryServicer:
+    """Served by every broker that has no session with a controller: what its folder holds, to make a controller's store from.
+    """
+
+    def DescribeHeld(self, request, context):
+        """First the head, then the rest in parts of a bounded size.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_RecoveryServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'DescribeHeld': grpc.unary_stream_rpc_method_handler(
+                    servicer.DescribeHeld,
+                    request_deserializer=fencepost_dot_v1_dot_controller__pb2.DescribeHeldRequest.FromString,
+                    response_serializer=fencepost_dot_v1_dot_controller__pb2.Held.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'fencepost.v1.Recovery', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('fencepost.v1.Recovery', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Recovery:
+    """Served by every broker that has no session with a controller: what its folder holds, to make a controller's store from.
+    """
+
+    @staticmethod
+    def DescribeHeld(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fencepost.v1.Recovery/DescribeHeld',
+            fencepost_dot_v1_dot_controller__pb2.DescribeHeldRequest.SerializeToString,
+            fencepost_dot_v1_dot_controller__pb2.Held.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -145,3 +145,34 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_controller_pb2.UnregisterBrokerResponse, _abc.Awaitable[_controller_pb2.UnregisterBrokerResponse]]: ...
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class RecoveryStub:
+    """Served by every broker that has no session with a controller: what its folder holds, to make a controller's store from."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> RecoveryAsyncStub: ...
+    DescribeHeld: _grpc.UnaryStreamMultiCallable[_controller_pb2.DescribeHeldRequest, _controller_pb2.Held]
+    """First the head, then the rest in parts of a bounded size."""
+
+@_typing.type_check_only
+class RecoveryAsyncStub(RecoveryStub):
+    """Served by every broker that has no session with a controller: what its folder holds, to make a controller's store from."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    DescribeHeld: _aio.UnaryStreamMultiCallable[_controller_pb2.DescribeHeldRequest, _controller_pb2.Held]  # type: ignore[assignment]
+    """First the head, then the rest in parts of a bounded size."""
+
+class RecoveryServicer(metaclass=_abc_1.ABCMeta):
+    """Served by every broker that has no session with a controller: what its folder holds, to make a controller's store from."""
+
+    @_abc_1.abstractmethod
+    def DescribeHeld(
+        self,
+        request: _controller_pb2.DescribeHeldRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_controller_pb2.Held], _abc.AsyncIterator[_controller_pb2.Held]]:
+        """First the head, then the rest in parts of a bounded size."""
+
+def add_RecoveryServicer_to_server(servicer: RecoveryServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

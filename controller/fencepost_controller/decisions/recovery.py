@@ -1,0 +1,348 @@
+"""A controller's store made again from what the brokers hold: where it was lost, or put back from a backup.
+
+**What the brokers hold.** Each has the newest metadata that it applied, its logs, and the newest version that it was told
+of. What no broker heard of, nobody rested on: it takes effect only where brokers apply it. The exceptions are made good by
+jumps: every number that may have been given out without a broker's hearing of it is left behind by a wide margin.
+
+**What is made of it** (`recover`):
+
+1. *Sources* are the images of all brokers, and the store as it is now. One whose newest version another one has in its own
+   history is an ancestor of that, and tells nothing more. The others are *heads*: one, or several where a store that had
+   gone back has served some brokers. The heads are united.
+2. A *topic* that a log on a disk belongs to and no head knows: where an ancestor knows it, it was deleted since, and its
+   brokers will set the log aside. Otherwise it is adopted again, with default settings: nothing tells its own.
+3. A *partition* is taken from the head with the highest leader epoch, then partition epoch. Its in-sync set is exact where
+   the leader of that very epoch tells that it leads: nothing is acknowledged beyond that set until there is a controller
+   again. Otherwise a moment may be missing, and of that set those stay whose logs are the longest (last epoch, then end):
+   such a log holds every committed record. A log with a batch of a later epoch than the metadata knows shows that an
+   election is missing; then the longest of all its replicas decide. Where none of the set has told anything, the set stays
+   as it was, and the partition waits for it. A partition that waits for an unclean election goes on waiting.
+4. Every *broker* is fenced and of no incarnation: all register as new ones. What the metadata knows of the epochs under
+   which it has served stays, so that an older folder of a broker is seen as one.
+5. *Jumps*: the metadata version (and with it all broker epochs), leader epochs, partition epochs, producer ids and the
+   epochs of named producers; where a name has no epoch left it goes on under a new id, and the old one is retired.
+6. A new lineage begins, and of older versions nothing is known: whoever knows one of them is merely behind.
+
+Named producers that run are fenced by that, as by a take-over of their names; anonymous ones go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from fencepost_controller.decisions.invariants import check_image
+from fencepost_proto import record_batch
+from fencepost_proto.errors import InvalidTopic
+from fencepost_proto.lineage import Lineage, LineageStart, VersionCheck
+from fencepost_proto.metadata import (
+    NO_LEADER,
+    Broker,
+    Cluster,
+    Entity,
+    MetadataImage,
+    NamedProducer,
+    NextProducerId,
+    Partition,
+    PartitionKey,
+    Topic,
+    check_topic_name,
+)
+
+VERSION_JUMP = 1_000_000
+EPOCH_JUMP = 1_000  # of leader epochs and partition epochs
+PRODUCER_EPOCH_JUMP = 100
+PRODUCER_ID_JUMP = 1_000_000
+MAX_SOUND_PRODUCER_ID = 2**62  # an id in a log above this was never allocated
+NO_INCARNATION = "recovered"  # no process has it
+NO_PRODUCER = -1
+
+
+class RecoveryRefused(Exception):
+    """The store cannot be made from this; the message says what is missing or contradicts."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLog:
+    """One log in a broker's folder."""
+
+    topic_id: str
+    topic_name: str
+    partition: int
+    leads: bool
+    leader_epoch: int  # the newest that the broker knows; -1: none
+    last_epoch: int  # of the last batch; -1: none
+    log_end_offset: int
+    max_producer_id: int = NO_PRODUCER
+    failure: str = ""
+
+    @property
+    def key(self) -> PartitionKey:
+        return self.topic_id, self.partition
+
+    @property
+    def length(self) -> tuple[int, int]:
+        """A log with a greater one holds every committed record of one with a smaller one."""
+        return self.last_epoch, self.log_end_offset
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What one broker holds."""
+
+    broker_id: int
+    cluster_id: str
+    address: str
+    broker_epoch: int
+    known_version: int
+    image: MetadataImage
+    logs: tuple[HeldLog, ...] = ()
+    epochs: Mapping[int, int] = field(default_factory=dict)  # of named producers' ids, in its logs
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    image: MetadataImage
+    report: tuple[str, ...]  # what was done, a line each
+
+
+def recover(store: MetadataImage, told: Sequence[Told], without: Collection[int], lineage_id: int) -> Recovered:
+    """The store as it has to be. `without`: brokers that may be missing. Raises RecoveryRefused."""
+    return _Recovery(store, told, without).image(lineage_id)
+
+
+class _Recovery:
+    def __init__(self, store: MetadataImage, told: Sequence[Told], without: Collection[int]) -> None:
+        self._cluster_id = _cluster_id(store, told)
+        self._store = store if _is_used(store) else MetadataImage()
+        self._told = sorted(told, key=lambda one: one.broker_id)
+        self._logs: dict[PartitionKey, dict[int, HeldLog]] = {}
+        for one in self._told:
+            for held in one.logs:
+                self._logs.setdefault(held.key, {})[one.broker_id] = held
+        sources = [image for image in (self._store, *(one.image for one in self._told)) if image.version]
+        self._heads = heads(sources)
+        self._ancestors = [image for image in sources if not any(image is head for head in self._heads)]
+        self._report: list[str] = []
+        self._check_all_have_told(without)
+
+    def image(self, lineage_id: int) -> Recovered:
+        version = self._version()
+        topics = self._topics()
+        partitions = self._partitions(topics)
+        producers, next_id = self._producers()
+        entities: list[Entity] = [
+            Cluster(self._cluster_id),
+            Lineage((LineageStart(lineage_id, version),)),
+            NextProducerId(next_id),
+            *self._brokers(),
+            *topics,
+            *partitions,
+            *producers,
+        ]
+        image = MetadataImage().with_changes(version, {entity.key: entity for entity in entities})
+        check_image(image)
+        head = [
+            f"cluster {self._cluster_id}: told by brokers {[one.broker_id for one in self._told]}",
+            f"metadata version {version}, which was {self._store.version} in the store; "
+            f"lineage {lineage_id:016x} begins there",
+            f"producer ids from {next_id} on; {len(producers)} named producers; "
+            f"{len(topics)} topics with {len(partitions)} partitions",
+        ]
+        return Recovered(image, (*head, *self._report))
+
+    def _check_all_have_told(self, without: Collection[int]) -> None:
+        if not self._told:
+            raise RecoveryRefused("no broker has told what it holds")
+        known = {broker_id for image in self._heads for broker_id in image.brokers}
+        missing = sorted(known - {one.broker_id for one in self._told} - set(without))
+        if missing:
+            names = ", ".join(map(str, missing))
+            raise RecoveryRefused(
+                f"broker {names} has not told what it holds: it may be the only one that knows of the newest changes, or "
+                f"has acknowledged records. Start it; or go on without it, where it is lost for ever: --without {missing[0]}"
+            )
+        for broker_id in sorted(known & set(without) - {one.broker_id for one in self._told}):
+            self._report.append(f"broker {broker_id} was not asked: what only it knew is not in the store")
+
+    # ---- Numbers ----
+
+    def _version(self) -> int:
+        known = [self._store.version, *(image.version for image in self._heads)]
+        known += [number for one in self._told for number in (one.known_version, one.broker_epoch)]
+        newest_image = max((image.version for image in self._heads), default=0)
+        newest = max(one.known_version for one in self._told)
+        if newest > newest_image:
+            self._report.append(f"versions {newest_image + 1} to {newest} were told to brokers and are in no image")
+        return max(known) + VERSION_JUMP
+
+    def _brokers(self) -> list[Broker]:
+        known: dict[int, Broker] = {}
+        for image in reversed(self._heads):  # the newest last
+            known.update(image.brokers)
+        for one in self._told:
+            before = known.get(one.broker_id, Broker(one.broker_id, "", 1, NO_INCARNATION, fenced=True))
+            epoch = max(one.broker_epoch, before.broker_epoch)
+            known[one.broker_id] = replace(before, address=one.address, broker_epoch=epoch)
+        return [
+            replace(known[broker_id], incarnation=NO_INCARNATION, fenced=True, shutting_down=False)
+            for broker_id in sorted(known)
+        ]
+
+    def _producers(self) -> tuple[list[NamedProducer], int]:
+        """The named ones, and the first id that is free."""
+        ids = [image.next_producer_id for image in self._heads]
+        in_logs = [held.max_producer_id for logs in self._logs.values() for held in logs.values()]
+        ids += [number + 1 for number in in_logs if number <= MAX_SOUND_PRODUCER_ID]
+        if any(number > MAX_SOUND_PRODUCER_ID for number in in_logs):
+            self._report.append(f"a log holds producer id {max(in_logs)}, which was never allocated: it does not count")
+        epochs: dict[int, int] = {}
+        for one in self._told:
+            for producer_id, epoch in one.epochs.items():
+                epochs[producer_id] = max(epoch, epochs.get(producer_id, 0))
+        next_id = max(ids, default=0) + PRODUCER_ID_JUMP
+        producers = []
+        for name in sorted({name for image in self._heads for name in image.producers}):
+            producer = _united([image.producers[name] for image in self._heads if name in image.producers])
+            epoch = max(producer.epoch, epochs.get(producer.producer_id, 0)) + PRODUCER_EPOCH_JUMP
+            if epoch <= record_batch.MAX_EPOCH:
+                producers.append(replace(producer, epoch=epoch, bumped_by_holder=False))
+                continue
+            retired = (*producer.retired_ids, producer.producer_id)
+            producers.append(NamedProducer(name, next_id, 0, retired))
+            next_id += 1
+        return producers, next_id
+
+    # ---- Topics ----
+
+    def _topics(self) -> list[Topic]:
+        topics: dict[str, Topic] = {}
+        names: dict[str, str] = {}  # to ids
+        for image in self._heads:
+            for topic in image.topics.values():
+                if names.setdefault(topic.name, topic.topic_id) == topic.topic_id:
+                    topics[topic.topic_id] = topic
+                else:
+                    self._report.append(
+                        f"topic {topic.name} (id {topic.topic_id}) is not taken: id {names[topic.name]} has its name"
+                    )
+        for topic in self._unknown_topics(topics):
+            if topic.name in names:
+                self._report.append(
+                    f"topic {topic.name} (id {topic.topic_id}), found on disks, is not adopted: "
+                    f"id {names[topic.name]} has its name; its logs will be set aside"
+                )
+                continue
+            names[topic.name] = topic.topic_id
+            topics[topic.topic_id] = topic
+            self._report.append(
+                f"topic {topic.name} (id {topic.topic_id}), found on disks and in no metadata, is adopted with the default "
+                f"settings: compare them with what it had"
+            )
+        return list(topics.values())
+
+    def _unknown_topics(self, known: Mapping[str, Topic]) -> Iterable[Topic]:
+        """Of logs on disks, in order of their names."""
+        names = {held.topic_id: held.topic_name for logs in self._logs.values() for held in logs.values()}
+        for topic_id, name in sorted(names.items(), key=lambda item: (item[1], item[0])):
+            if not topic_id or topic_id in known:
+                continue
+            if any(topic_id in image.topics for image in self._ancestors):
+                self._report.append(
+                    f"topic {name} (id {topic_id}) was deleted: logs of it that are left will be set aside"
+                )
+                continue
+            try:
+                check_topic_name(name)
+            except InvalidTopic as error:
+                self._report.append(f"logs of topic id {topic_id} are not adopted: {error}")
+                continue
+            yield Topic(topic_id, name)
+
+    # ---- Partitions ----
+
+    def _partitions(self, topics: Iterable[Topic]) -> list[Partition]:
+        partitions: list[Partition] = []
+        for topic in topics:
+            keys = {key for image in self._heads for key in image.partitions if key[0] == topic.topic_id}
+            found = {key for key in self._logs if key[0] == topic.topic_id} if not keys else set()
+            partitions += [self._partition(topic, key) for key in sorted(keys)]
+            partitions += [self._adopted(topic, key) for key in sorted(found)]
+        return partitions
+
+    def _partition(self, topic: Topic, key: PartitionKey) -> Partition:
+        versions = [image.partitions[key] for image in self._heads if key in image.partitions]
+        newest = max(versions, key=lambda p: (p.leader_epoch, p.partition_epoch))
+        logs = self._logs.get(key, {})
+        isr = self._in_sync(newest, logs)
+        if isr != newest.isr:
+            self._report.append(
+                f"{topic.name}-{key[1]}: in sync {list(isr)}, by the lengths of their logs; "
+                f"the metadata had {list(newest.isr)}"
+            )
+        epochs = [p.leader_epoch for p in versions]
+        epochs += [epoch for held in logs.values() for epoch in (held.leader_epoch, held.last_epoch)]
+        return replace(
+            newest,
+            isr=isr,
+            leader=NO_LEADER,
+            leader_epoch=max(epochs) + EPOCH_JUMP,
+            partition_epoch=max(p.partition_epoch for p in versions) + EPOCH_JUMP,
+        )
+
+    def _in_sync(self, newest: Partition, logs: Mapping[int, HeldLog]) -> tuple[int, ...]:
+        leader = logs.get(newest.leader)
+        if leader is not None and leader.leads and leader.leader_epoch == newest.leader_epoch:
+            return newest.isr
+        usable = {b: held for b, held in logs.items() if b in newest.replicas and not held.failure}
+        later = any(max(held.last_epoch, held.leader_epoch) > newest.leader_epoch for held in usable.values())
+        candidates = usable if later else {b: held for b, held in usable.items() if b in newest.isr}
+        return _longest(newest.replicas, candidates) if newest.isr and candidates else newest.isr
+
+    def _adopted(self, topic: Topic, key: PartitionKey) -> Partition:
+        """What no metadata tells of: its replicas are those who hold a log, the longest first."""
+        logs = self._logs[key]
+        replicas = tuple(sorted(logs, key=lambda b: (logs[b].failure != "", *(-n for n in logs[b].length), b)))
+        usable = {b: held for b, held in logs.items() if not held.failure}
+        isr = _longest(replicas, usable)
+        epoch = max(max(held.leader_epoch, held.last_epoch) for held in logs.values()) + EPOCH_JUMP
+        return Partition(*key, replicas, isr, NO_LEADER, epoch, EPOCH_JUMP, last_known_isr=() if isr else replicas)
+
+
+def heads(sources: Sequence[MetadataImage]) -> list[MetadataImage]:
+    """Those that are in no other one's history, the newest first."""
+    found: list[MetadataImage] = []
+    for image in sorted(sources, key=lambda image: -image.version):
+        lineage_id = image.lineage.id_at(image.version)
+        if not any(head.lineage.check(image.version, lineage_id, head.version) is VersionCheck.SOUND for head in found):
+            found.append(image)
+    return found
+
+
+def _is_used(store: MetadataImage) -> bool:
+    """Not one that a start has just made where there was none."""
+    return bool(store.brokers or store.topics)
+
+
+def _cluster_id(store: MetadataImage, told: Sequence[Told]) -> str:
+    ids = sorted({one.cluster_id for one in told if one.cluster_id})
+    if len(ids) > 1:
+        of = {one.broker_id: one.cluster_id for one in told}
+        raise RecoveryRefused(f"the brokers belong to different clusters: {of}")
+    if not ids:
+        raise RecoveryRefused("no broker has ever been in a cluster: there is nothing to recover")
+    if _is_used(store) and store.cluster_id != ids[0]:
+        raise RecoveryRefused(f"the store belongs to cluster {store.cluster_id}, the brokers to {ids[0]}")
+    return ids[0]
+
+
+def _longest(order: Iterable[int], logs: Mapping[int, HeldLog]) -> tuple[int, ...]:
+    best = max((held.length for held in logs.values()), default=None)
+    return tuple(b for b in order if b in logs and logs[b].length == best)
+
+
+def _united(producers: Sequence[NamedProducer]) -> NamedProducer:
+    """One name, in several heads: the newest id goes on, the others are retired."""
+    newest = max(producers, key=lambda p: (p.producer_id, p.epoch))
+    others = {number for p in producers for number in (p.producer_id, *p.retired_ids)} - {newest.producer_id}
+    return replace(newest, retired_ids=tuple(sorted(others)))

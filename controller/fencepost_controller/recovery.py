@@ -1,0 +1,140 @@
+"""Recover a controller's store: ask every broker what it holds, decide, write. The rules: `decisions/recovery.py`.
+
+The controller must not run meanwhile; the brokers must, and have no session with one. Everything is written in one
+transaction: where it fails, the store is as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable
+from random import Random
+
+import grpc
+
+from fencepost_controller.decisions.recovery import HeldLog, Recovered, RecoveryRefused, Told, recover
+from fencepost_controller.store import Store
+from fencepost_proto.errors import FencepostError, raise_for
+from fencepost_proto.host import Host
+from fencepost_proto.metadata import Entity, MetadataImage, from_proto
+from fencepost_proto.v1 import controller_pb2, controller_pb2_grpc
+from fencepost_proto.wire import Wire
+
+ANSWER_TIMEOUT_S = 60.0  # of one broker: it reads through what it knows of its producers
+RETRY_S = 0.2
+MAX_PARTS = 10_000  # of one broker's answer
+LINEAGE_ID_BITS = 63
+
+
+def new_lineage_id(random: Random) -> int:
+    return 1 + random.getrandbits(LINEAGE_ID_BITS)
+
+
+async def recover_store(
+    store: Store, host: Host, addresses: Iterable[str], without: Collection[int] = (), wait_s: float = 10.0
+) -> Recovered:
+    """Make the store whole. `addresses`: of brokers; those that they and the store know of are asked too.
+
+    `wait_s`: how long to try to reach one. Raises RecoveryRefused, StoreError, CommitFailed.
+    """
+    loop = asyncio.get_running_loop()
+    version, entities = await loop.run_in_executor(None, store.load)
+    before = MetadataImage().with_changes(version, {entity.key: entity for entity in entities})
+    told, problems = await _ask_all(host.wire, addresses, before, without, wait_s)
+    try:
+        done = recover(before, told, without, new_lineage_id(host.random))
+    except RecoveryRefused as error:
+        raise RecoveryRefused("; ".join((str(error), *problems))) from None
+    changes: dict[str, Entity | None] = {entity.key: None for entity in entities}
+    changes.update({entity.key: entity for entity in done.image.entities()})
+    await loop.run_in_executor(None, store.commit, version, done.image.version, changes)
+    return done
+
+
+async def _ask_all(
+    wire: Wire, addresses: Iterable[str], store: MetadataImage, without: Collection[int], wait_s: float
+) -> tuple[list[Told], list[str]]:
+    """Each broker, and whoever they know of; and why some do not tell. Whether that may be, `recover` decides."""
+    told: dict[int, Told] = {}
+    asked: set[str] = set()
+    problems: list[str] = []
+    waiting = [*addresses, *_addresses(store, told, without)]
+    while waiting := [address for address in dict.fromkeys(waiting) if address not in asked]:
+        asked.update(waiting)
+        answers = await asyncio.gather(*(_ask_until(wire, address, wait_s) for address in waiting))
+        for address, answer in zip(waiting, answers, strict=True):
+            if isinstance(answer, Told):
+                told[answer.broker_id] = answer
+            else:
+                problems.append(f"{address}: {answer}")
+        waiting = [address for one in told.values() for address in _addresses(one.image, told, without)]
+    return [told[broker_id] for broker_id in sorted(told)], problems
+
+
+def _addresses(image: MetadataImage, told: Collection[int], without: Collection[int]) -> list[str]:
+    return [b.address for b in image.brokers.values() if b.id not in told and b.id not in without]
+
+
+async def _ask_until(wire: Wire, address: str, wait_s: float) -> Told | str:
+    """What the broker there holds, or why it does not say."""
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + wait_s
+    while True:
+        try:
+            return await ask(wire, address)
+        except grpc.aio.AioRpcError as error:
+            problem = f"{error.code().name}: {error.details()}"
+        except FencepostError as error:  # it has a session with a controller, which may just have ended
+            problem = str(error)
+        if loop.time() >= give_up_at:
+            return problem
+        await asyncio.sleep(RETRY_S)
+
+
+async def ask(wire: Wire, address: str) -> Told:
+    """One broker. Raises AioRpcError, or the FencepostError with which it refuses."""
+    head = controller_pb2.HeldHead()
+    entities: list[Entity] = []
+    logs: list[HeldLog] = []
+    epochs: dict[int, int] = {}
+    channel = wire.connect(address)
+    try:
+        stub: controller_pb2_grpc.RecoveryAsyncStub = controller_pb2_grpc.RecoveryStub(channel)
+        parts = 0
+        async for part in stub.DescribeHeld(controller_pb2.DescribeHeldRequest(), timeout=ANSWER_TIMEOUT_S):
+            raise_for(part.error)
+            if part.HasField("head"):
+                head = part.head
+            entities += map(from_proto, part.entities)
+            logs += map(_log, part.logs)
+            epochs.update({one.producer_id: one.epoch for one in part.epochs})
+            parts += 1
+            if parts > MAX_PARTS:
+                raise RecoveryRefused(f"the broker at {address} answers with more than {MAX_PARTS} parts")
+    finally:
+        await channel.close()
+    image = MetadataImage().with_changes(head.image_version, {entity.key: entity for entity in entities})
+    return Told(
+        head.broker_id,
+        head.cluster_id,
+        head.address,
+        head.broker_epoch,
+        head.known_version,
+        image,
+        tuple(logs),
+        epochs,
+    )
+
+
+def _log(held: controller_pb2.HeldLog) -> HeldLog:
+    return HeldLog(
+        held.topic_id,
+        held.topic_name,
+        held.partition,
+        held.leads,
+        held.leader_epoch,
+        held.last_epoch,
+        held.log_end_offset,
+        held.max_producer_id,
+        held.failure,
+    )
