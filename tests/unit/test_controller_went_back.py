@@ -69,7 +69,7 @@ def test_after_its_start_the_controller_decides_nothing_before_its_live_brokers_
             async with running(SqliteStore(path)) as second, stubs(second) as (stub, _):
                 version = second.image.version
                 request = controller_pb2.AllocateProducerIdsRequest(broker_id=1, broker_epoch=one.epoch)
-                asked = asyncio.ensure_future(stub.AllocateProducerIds(request))
+                asked = asyncio.ensure_future(stub.AllocateProducerIds(request, wait_for_ready=True))
                 first = asyncio.create_task(one.connect(second))
                 await asyncio.sleep(0.2)
                 assert not asked.done()
