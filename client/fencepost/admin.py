@@ -121,12 +121,18 @@ class AdminClient:
         segment_bytes: int | None = None,
         max_message_bytes: int | None = None,
         flush_always: bool = False,
+        message_timestamp_type: str | None = None,
+        message_timestamp_before_max_ms: int | None = None,
+        message_timestamp_after_max_ms: int | None = None,
     ) -> TopicDescription:
         """Make a topic; returns once every partition has a leader.
 
         `assignments`: the brokers of each partition, the preferred leader first, instead of the two counts. None: the
-        default of TopicConfig; retention -1: no limit. Raises TopicAlreadyExists, InvalidTopic, InvalidPartitions,
-        InvalidReplicationFactor, InvalidReplicaAssignment, InvalidConfig, each naming the value.
+        default of TopicConfig; retention and timestamp bounds -1: no limit. `message_timestamp_type`: "create", the
+        producer's timestamps, within the two bounds around the leader's clock; or "append", the leader's own.
+
+        Raises TopicAlreadyExists, InvalidTopic, InvalidPartitions, InvalidReplicationFactor, InvalidReplicaAssignment,
+        InvalidConfig, each naming the value.
         """
         config = {
             "min_insync_replicas": min_insync_replicas,
@@ -134,6 +140,8 @@ class AdminClient:
             "retention_bytes": retention_bytes,
             "segment_bytes": segment_bytes,
             "max_message_bytes": max_message_bytes,
+            "message_timestamp_before_max_ms": message_timestamp_before_max_ms,
+            "message_timestamp_after_max_ms": message_timestamp_after_max_ms,
         }
         for key, value in config.items():
             if value == 0:  # on the wire 0 means the default: it would be taken for something else than was said
@@ -143,7 +151,9 @@ class AdminClient:
             partitions=0 if assignments else partitions,
             replication_factor=0 if assignments else replication_factor,
             config=common_pb2.TopicConfig(
-                **{key: value for key, value in config.items() if value is not None}, flush_always=flush_always
+                **{key: value for key, value in config.items() if value is not None},
+                flush_always=flush_always,
+                message_timestamp_type=message_timestamp_type or "",
             ),
             assignments=[controller_pb2.ReplicaAssignment(replicas=replicas) for replicas in assignments or ()],
         )

@@ -32,7 +32,7 @@ from fencepost.producing.config import ProducerConfig, ProducerOptions
 from fencepost.producing.delivery import Delivery, RecordMetadata
 from fencepost.producing.resume import Resumed, resume
 from fencepost.producing.sender import ProducerStats, Sender
-from fencepost_proto.errors import InvalidRecord, InvalidRequest, MessageTooLarge
+from fencepost_proto.errors import InvalidRequest
 from fencepost_proto.host import Host
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,6 @@ class Producer:
         self._buffer = self._sender.buffer
         self._topics = self._sender.topics
         self._now_ms = self._host.wall_clock_ms
-        self._max_record = self.config.max_request_size
         self._started = False
         self._loop: asyncio.AbstractEventLoop | None = None  # the one that it belongs to, from the start on
         self._closing = False
@@ -127,8 +126,8 @@ class Producer:
 
         Waits only for the first metadata of a topic and for room in the buffer. The record goes to `partition`, else to
         its key's partition, else to one that changes with every batch. Records of one partition keep their order.
-        Raises UnknownTopicOrPartition, MessageTooLarge, BufferFull, ProducerFenced, ProducerClosed; then nothing was
-        taken.
+        Raises UnknownTopicOrPartition, MessageTooLarge, InvalidTimestamp, BufferFull, ProducerFenced, ProducerClosed;
+        then nothing was taken.
         """
         buffer = self._buffer
         if buffer.used >= buffer.pause_at:
@@ -147,14 +146,12 @@ class Producer:
         if headers:
             pairs = headers_of(headers)
             size += size_of_headers(pairs)
-        if size > self._max_record:
-            raise MessageTooLarge(f"record of {size} bytes for {queue.name}; max_request_size is {self._max_record}")
+        if size > queues.passing_bytes:
+            queues.check_size(queue.name, size, key, value, pairs)
         if timestamp_ms is None:
             timestamp_ms = self._now_ms()
-        elif not isinstance(timestamp_ms, int) or timestamp_ms < 0:
-            raise InvalidRecord(
-                f"timestamp_ms={timestamp_ms!r} of a record for {queue.name}: a whole number, 0 or more"
-            )
+        else:
+            queues.check_timestamp(timestamp_ms, self._now_ms())
         batch = queue.open
         if batch is None or not batch.append(timestamp_ms, key, value, pairs):
             movable = queues if key is None and partition is None else None
@@ -241,7 +238,7 @@ class Producer:
         batch = RecordBatch(
             queue,
             config.codec,
-            config.batch_size,
+            min(config.batch_size, queue.batch_bytes),
             linger_until=now + config.linger_ms / 1000,
             deadline=now + config.delivery_timeout_ms / 1000,
         )

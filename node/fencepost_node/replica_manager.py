@@ -229,6 +229,7 @@ class ReplicaManager:
     def _add(self, partition: Partition, topic: Topic, opened: Log) -> None:
         if partition.id in self.replicas:
             raise InvariantBroken(f"the log of {topic.name}-{partition.index} was opened twice")
+        opened.clock = self._host.wall_clock_ms
         replica = self.replicas[partition.id] = Replica(self, partition, topic, opened, self._tail_budget)
         replica.apply(partition)
 

@@ -34,6 +34,7 @@ class ErrorCode(IntEnum):
     NOT_ENOUGH_REPLICAS = 19
     NOT_ENOUGH_REPLICAS_AFTER_APPEND = 20
     INVALID_REQUIRED_ACKS = 21
+    INVALID_TIMESTAMP = 32
     TOPIC_ALREADY_EXISTS = 36
     INVALID_PARTITIONS = 37
     INVALID_REPLICATION_FACTOR = 38
@@ -209,6 +210,12 @@ class UnsupportedForMessageFormat(FencepostError):
     """Magic 0 or 1."""
 
     code = ErrorCode.UNSUPPORTED_FOR_MESSAGE_FORMAT
+
+
+class InvalidTimestamp(FencepostError):
+    """Further in the past or in the future than the topic allows."""
+
+    code = ErrorCode.INVALID_TIMESTAMP
 
 
 class MessageTooLarge(FencepostError):

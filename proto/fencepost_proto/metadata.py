@@ -17,6 +17,8 @@ from fencepost_proto.v1 import common_pb2
 NO_LEADER = -1
 RETIRED_EPOCH = 2**15  # above every epoch that fits: a retired producer id is refused for good
 MAX_TOPIC_NAME = 249
+CREATE_TIME = "create"  # a topic's message_timestamp_type
+APPEND_TIME = "append"
 
 _TOPIC_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
@@ -60,7 +62,11 @@ class Broker:
 
 @dataclass(frozen=True, slots=True)
 class TopicConfig:
-    """Settings of one topic; fixed when it is created."""
+    """Settings of one topic; fixed when it is created.
+
+    Records carry their producer's timestamps ("create"), which must lie within the two bounds around the leader's clock,
+    or that of the append ("append"). -1: no limit.
+    """
 
     min_insync_replicas: int = 1
     retention_ms: int = 7 * 24 * 3600 * 1000
@@ -68,6 +74,9 @@ class TopicConfig:
     segment_bytes: int = 128 * 1024 * 1024
     max_message_bytes: int = 4 * 1024 * 1024
     flush_always: bool = False
+    message_timestamp_type: str = CREATE_TIME
+    message_timestamp_before_max_ms: int = -1
+    message_timestamp_after_max_ms: int = 3600 * 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +244,9 @@ def config_to_proto(config: TopicConfig) -> common_pb2.TopicConfig:
         segment_bytes=config.segment_bytes,
         max_message_bytes=config.max_message_bytes,
         flush_always=config.flush_always,
+        message_timestamp_type=config.message_timestamp_type,
+        message_timestamp_before_max_ms=config.message_timestamp_before_max_ms,
+        message_timestamp_after_max_ms=config.message_timestamp_after_max_ms,
     )
 
 
@@ -248,6 +260,11 @@ def config_from_proto(message: common_pb2.TopicConfig) -> TopicConfig:
         segment_bytes=message.segment_bytes or default.segment_bytes,
         max_message_bytes=message.max_message_bytes or default.max_message_bytes,
         flush_always=message.flush_always,
+        message_timestamp_type=message.message_timestamp_type or default.message_timestamp_type,
+        message_timestamp_before_max_ms=(
+            message.message_timestamp_before_max_ms or default.message_timestamp_before_max_ms
+        ),
+        message_timestamp_after_max_ms=message.message_timestamp_after_max_ms or default.message_timestamp_after_max_ms,
     )
 
 

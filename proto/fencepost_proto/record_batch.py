@@ -45,6 +45,8 @@ _OFFSET_LENGTH = struct.Struct(">qi")
 _STAMP = struct.Struct(">qii")
 _PRODUCER = struct.Struct(">qhi")
 _CRC = struct.Struct(">I")
+_TIMESTAMP = struct.Struct(">q")
+_MAX_TIMESTAMP_AT = 35
 _CRC_AT = 17
 _PRODUCER_AT = 43
 _CRC_START = 21
@@ -53,7 +55,8 @@ _STAMP_END = 16
 _MAGIC_AT = 16
 _TRANSACTIONAL = 0x10
 _CONTROL = 0x20
-_KNOWN_ATTRIBUTES = 0x07  # compression only: create-time stamps, no transactions, no control batches
+APPEND_TIME_ATTRIBUTE = 0x08
+_KNOWN_ATTRIBUTES = 0x07  # of clients, compression only: create-time stamps, no transactions, no control batches
 _MAX_COMPRESSION = 4
 
 Buffer = bytes | bytearray | memoryview
@@ -199,6 +202,18 @@ def stamp(batch: Buffer, base_offset: int, leader_epoch: int) -> bytes:
     """A copy of the batch with its two leader's fields set; the CRC does not cover them."""
     _, length = _OFFSET_LENGTH.unpack_from(batch)
     return b"".join((_STAMP.pack(base_offset, length, leader_epoch), memoryview(batch)[_STAMP_END:]))
+
+
+def at_append_time(batch: Buffer, now_ms: int) -> tuple[BatchHeader, bytes]:
+    """The header and a copy of a batch whose records all have the leader's time, with its CRC.
+
+    As in Kafka, the attribute says so and the header's max timestamp is that time; the records are as they were sent.
+    """
+    copy = bytearray(batch)
+    copy[_ATTRIBUTES_LOW] |= APPEND_TIME_ATTRIBUTE
+    _TIMESTAMP.pack_into(copy, _MAX_TIMESTAMP_AT, now_ms)
+    _CRC.pack_into(copy, _CRC_AT, crc32c(memoryview(copy)[_CRC_START:]))
+    return read_header(copy), bytes(copy)
 
 
 def without_compression(header: bytes) -> bytes:

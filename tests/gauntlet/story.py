@@ -42,6 +42,7 @@ from tests.simulation.workload import ConsumerApp, Ledger
 from tests.simulation.world import World
 
 from fencepost.producer import Producer
+from fencepost.producing.delivery import Delivery
 from fencepost_node.replica import Replica
 from fencepost_proto.errors import ErrorCode, FencepostError
 from fencepost_proto.host import Host
@@ -146,7 +147,9 @@ class Client:
         assert self.producer is not None
         return self.producer.producer_id, self.producer.epoch
 
-    async def send(self, value: str, partition: int = 0, topic: str = "orders", padding: int = 0) -> Sent:
+    async def send(
+        self, value: str, partition: int = 0, topic: str = "orders", padding: int = 0, timestamp_ms: int | None = None
+    ) -> Sent:
         """Returns when the producer has taken the record, which leaves at once, in a batch of its own.
 
         `padding`: bytes that follow the value's name."""
@@ -155,7 +158,7 @@ class Client:
         sent = Sent(value, f"{topic}-{partition}")
         self.sent.append(sent)
         content = (value + " " * padding).encode()
-        taking = self._process.spawn(self.producer.send(topic, content, partition=partition))
+        taking = self._process.spawn(self.producer.send(topic, content, partition=partition, timestamp_ms=timestamp_ms))
         delivery = await taking
 
         async def settle() -> None:
@@ -167,6 +170,38 @@ class Client:
         self._process.spawn(settle())
         self._process.spawn(self.producer.flush())
         return sent
+
+    async def send_together(self, values: Sequence[str], partition: int = 0, topic: str = "orders") -> list[Sent]:
+        """As many to a batch as go in; returns when the producer has taken them all."""
+        assert self.producer is not None
+        assert self._process is not None
+        together = [Sent(value, f"{topic}-{partition}") for value in values]
+        self.sent += together
+
+        async def one(sent: Sent, delivery: Delivery) -> None:
+            try:
+                sent.offset = (await delivery).offset
+            except FencepostError as error:
+                sent.error = error
+
+        async def take(producer: Producer, process: SimProcess) -> None:
+            for sent in together:
+                delivery = await producer.send(topic, sent.value.encode(), partition=partition)
+                process.spawn(one(sent, delivery))
+            await producer.flush()
+
+        self._process.spawn(take(self.producer, self._process))
+        return list(together)
+
+    async def refusal(self, value: str, partition: int = 0, topic: str = "orders", **options: Any) -> FencepostError:
+        """The error with which the producer does not even take this record."""
+        assert self.producer is not None
+        assert self._process is not None
+        try:
+            await self._process.spawn(self.producer.send(topic, value.encode(), partition=partition, **options))
+        except FencepostError as error:
+            return error
+        raise AssertionError(f"{value} was taken")
 
 
 class Story:

@@ -69,6 +69,7 @@ class ClusterSettings:
     replication_window_bytes: int = 65_536
     retention_check_interval_ms: int = 2_000
     producer_expiration_ms: int = NEVER_MS
+    max_request_bytes: int = 8 * 1024 * 1024
     preferred_leader_interval_ms: int = 10_000
 
 
@@ -149,6 +150,7 @@ class SimCluster:
             replication_window_bytes=settings.replication_window_bytes,
             retention_check_interval_ms=settings.retention_check_interval_ms,
             producer_expiration_ms=settings.producer_expiration_ms,
+            max_request_bytes=settings.max_request_bytes,
         )
         broker = Broker(config, host, disk)
         self.brokers[broker_id] = broker

@@ -52,6 +52,7 @@ class FileNode:
         "_overwritten",
         "content",
         "cuts",
+        "modified_ms",
         "name",
         "origin",
     )
@@ -59,6 +60,7 @@ class FileNode:
     def __init__(self, name: str) -> None:
         self.name = name
         self.content = bytearray()
+        self.modified_ms = 0
         self.cuts = 0  # how often anything but an append changed it
         self.origin = 0  # the number of its last origin mark, which no copy of the file has
         self._clean_bytes = 0  # content below this is on the medium …
@@ -197,6 +199,7 @@ class SimDisk:
         self.operations = 0
         self.crash_at_operation = 0  # 0: never; else the process dies in the middle of that operation
         self.on_crash: Callable[[], None] = lambda: None
+        self.clock: Callable[[], int] = lambda: 0  # the machine's, in ms
         self._random = chance
 
     def mount(self, process: SimProcess) -> MountedDisk:
@@ -350,6 +353,7 @@ class MountedFile:
                 self._node.append(bytes(data)[: self._disk.chance.randint(0, len(data))])
             raise
         room = self._disk.room(len(data))
+        self._node.modified_ms = self._disk.clock()
         if room < len(data):
             self._node.append(bytes(data)[:room])
             self._disk.note("ENOSPC on append")
@@ -471,6 +475,10 @@ class MountedDisk:
     def is_folder(self, path: str) -> bool:
         self._step("stat", path)
         return isinstance(self._disk.find(path), FolderNode)
+
+    def modified_ms(self, path: str) -> int:
+        self._step("stat", path)
+        return self._disk.file(path).modified_ms
 
     def list(self, path: str) -> list[str]:
         self._step("list", path)

@@ -80,8 +80,12 @@ class World:
         machine = self.machines.get(name)
         if machine is None:
             machine = Machine(name, SimDisk(name, self.chance(f"disk/{name}")))
+            machine.disk.clock = lambda: self.wall_clock_ms(machine)
             self.machines[name] = machine
         return machine
+
+    def wall_clock_ms(self, machine: Machine) -> int:
+        return EPOCH_MS + round(self.loop.time() * 1000) + machine.wall_clock_offset_ms
 
     def start(self, name: str, main: Callable[[Host, MountedDisk], Coroutine[Any, Any, None]]) -> SimProcess:
         """Run `main` as a new process on machine `name`. When it returns or raises, the process has ended."""
@@ -95,11 +99,7 @@ class World:
         process = SimProcess(self.loop, name, chance, machine.incarnations)
         machine.process = process
         process.on_end.append(lambda: self.network.process_ended(process, power_failure=not machine.powered))
-
-        def wall_clock_ms() -> int:
-            return EPOCH_MS + round(self.loop.time() * 1000) + machine.wall_clock_offset_ms
-
-        host = Host(SimWire(self.network, process), wall_clock_ms, chance)
+        host = Host(SimWire(self.network, process), lambda: self.wall_clock_ms(machine), chance)
 
         async def run() -> None:
             try:

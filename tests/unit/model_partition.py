@@ -24,7 +24,7 @@ REMEMBERED = 5
 class Entry:
     stamp: Stamp
     count: int
-    label: int  # which batch of the application
+    label: range  # which records of the application
 
 
 @dataclass
@@ -83,7 +83,8 @@ class Route:
 
 
 class ModelPartition:
-    def __init__(self, label_of: Callable[[Attempt], int]) -> None:
+    def __init__(self, label_of: Callable[[Attempt], range]) -> None:
+        self.max_records = 1_000  # of a batch
         self.label_of = label_of
         self.log = ModelLog()
         self.committed = 0
@@ -115,7 +116,8 @@ class ModelPartition:
         if route.leader_epoch == self.leader_epoch:
             self._lead(route, attempt)
         elif route.leader_epoch == self.zombie_epoch and self.zombie is not None and swallow:
-            if self.zombie.check(attempt.stamp, attempt.batch.record_count) is None:
+            count = attempt.batch.record_count
+            if count <= self.max_records and self.zombie.check(attempt.stamp, count) is None:
                 self.zombie.entries.append(self._entry(attempt))
         else:
             self._answer(route, Answer(attempt, errors.NotLeaderOrFollower("deposed")))
@@ -124,6 +126,9 @@ class ModelPartition:
         injected = self.refuse_next.pop() if self.refuse_next else None
         if injected is not None and not injected.may_have_been_appended:
             self._answer(route, Answer(attempt, injected))
+            return
+        if attempt.batch.record_count > self.max_records:
+            self._answer(route, Answer(attempt, errors.MessageTooLarge(f"more than {self.max_records} records")))
             return
         known = self.log.check(attempt.stamp, attempt.batch.record_count)
         if isinstance(known, FencepostError):

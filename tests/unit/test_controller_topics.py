@@ -112,6 +112,21 @@ def test_the_followers_of_one_leader_rotate() -> None:
         ({"config": TopicConfig(segment_bytes=2**31)}, errors.InvalidConfig, "segment_bytes=2147483648"),
         ({"config": TopicConfig(max_message_bytes=1)}, errors.InvalidConfig, "max_message_bytes=1"),
         ({"config": TopicConfig(max_message_bytes=2**24)}, errors.InvalidConfig, "max_message_bytes=16777216"),
+        (
+            {"config": TopicConfig(message_timestamp_type="never")},
+            errors.InvalidConfig,
+            "message_timestamp_type='never': must be 'create' or 'append'",
+        ),
+        (
+            {"config": TopicConfig(message_timestamp_before_max_ms=-2)},
+            errors.InvalidConfig,
+            "message_timestamp_before_max_ms=-2: must be 1 to 9223372036854775807 or -1",
+        ),
+        (
+            {"config": TopicConfig(message_timestamp_after_max_ms=-3)},
+            errors.InvalidConfig,
+            "message_timestamp_after_max_ms=-3",
+        ),
         ({"assignments": ((1, 2), (1,))}, errors.InvalidReplicaAssignment, "new-1: 1 replicas"),
         ({"assignments": ((1, 1),)}, errors.InvalidReplicaAssignment, "twice"),
         ({"assignments": ((1, 9),)}, errors.InvalidReplicaAssignment, "broker 9"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from logs import FOLDER, NOW_MS, Machine, assert_lawful, content, fill, headers, open_log, produce
+from logs import FOLDER, NOW_MS, Machine, assert_lawful, content, fill, headers, open_log, produce, settings
 
 from fencepost_node.log.disk import Disk
 from fencepost_node.log.log import Log
@@ -283,6 +283,7 @@ def test_retention_does_not_pass_the_high_watermark() -> None:
 def test_an_idle_log_empties_by_time_and_remembers_its_epoch() -> None:
     disk = Machine().mount()
     log = open_log(disk, retention_ms=5_000)
+    log.clock = lambda: 1_000
     for epoch in (3, 3, 8):
         produce(log, leader_epoch=epoch, timestamp_ms=1_000)
     end = log.log_end_offset
@@ -297,6 +298,85 @@ def test_an_idle_log_empties_by_time_and_remembers_its_epoch() -> None:
     assert (log.log_start_offset, log.log_end_offset, log.last_epoch) == (end, end, 8)
     produce(log)
     assert_lawful(log)
+
+
+DAY_MS = 24 * 3600 * 1000
+LATER_MS = NOW_MS + 100 * DAY_MS
+
+
+@pytest.mark.parametrize(
+    ("timestamp_ms", "appended_ms", "gone_at_ms"),
+    [
+        (NOW_MS, NOW_MS, NOW_MS + 1_001),
+        (NOW_MS + 300, NOW_MS, NOW_MS + 1_301),  # the producer's clock is a little ahead
+        (1_000, NOW_MS, NOW_MS + 1_001),  # a backfill
+        (2**62, NOW_MS, NOW_MS + 1_001),  # the far future
+        (NOW_MS + 5_000, NOW_MS, NOW_MS + 1_001),  # a future that has not come by then
+        (NOW_MS, -1, NOW_MS + 1_001),
+        (1_000, NOW_MS + DAY_MS, NOW_MS + DAY_MS + 1_001),
+    ],
+)
+def test_retention_counts_from_the_newest_record_or_the_last_append_and_not_from_the_future(
+    timestamp_ms: int, appended_ms: int, gone_at_ms: int
+) -> None:
+    segments = [SegmentFacts(10, 100, timestamp_ms, appended_ms), SegmentFacts(20, 100, LATER_MS, LATER_MS)]
+    assert segments_to_delete(segments, gone_at_ms - 1, 1_000, -1, 20) == 0
+    assert segments_to_delete(segments, gone_at_ms, 1_000, -1, 20) == 1
+    assert segments_to_delete(segments, LATER_MS, 1_000, -1, 20) == 1
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_ms = NOW_MS
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+@pytest.mark.parametrize("timestamp_ms", [1_000, 2**62], ids=["a backfill", "the far future"])
+def test_a_segment_stays_for_its_time_whatever_its_timestamps_say_over_a_restart_too(timestamp_ms: int) -> None:
+    machine, clock = Machine(), Clock()
+    machine.disk.clock = clock
+    disk = machine.mount()
+    log = open_log(disk, retention_ms=5_000)
+    log.clock = clock
+    for _ in range(30):
+        produce(log, timestamp_ms=timestamp_ms)
+    end = log.log_end_offset
+    clock.now_ms += 3_000
+    produce(log)  # the last segment is younger
+    log.apply_retention(clock.now_ms, end + 1)
+    assert log.log_start_offset == 0
+    log.close(clean=True)
+    log = Log.open(disk, FOLDER, settings(retention_ms=5_000), clock.now_ms)
+    log.clock = clock
+    clock.now_ms += 1_999
+    log.apply_retention(clock.now_ms, end + 1)
+    assert log.log_start_offset == 0, "acknowledged five seconds ago, and gone already"
+    clock.now_ms += 2
+    log.apply_retention(clock.now_ms, end + 1)
+    assert 0 < log.log_start_offset < log.log_end_offset
+    assert_lawful(log)
+    clock.now_ms += 5_000
+    log.apply_retention(clock.now_ms, end + 1)
+    assert log.log_start_offset == log.log_end_offset
+
+
+def test_a_clock_that_was_ahead_keeps_segments_no_longer_than_retention_from_then_on() -> None:
+    machine, clock = Machine(), Clock()
+    machine.disk.clock = clock
+    log = open_log(machine.mount(), retention_ms=5_000)
+    log.clock = clock
+    clock.now_ms = NOW_MS + 365 * DAY_MS
+    produce(log)
+    clock.now_ms = NOW_MS
+    for _ in range(2):
+        log.apply_retention(clock.now_ms, 1)
+        assert log.log_start_offset == 0
+        clock.now_ms += 2_500
+    clock.now_ms += 1
+    log.apply_retention(clock.now_ms, 1)
+    assert log.log_start_offset == 1
 
 
 def test_retention_waits_for_a_snapshot_that_can_be_read() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 from fake_broker_read import run, until
@@ -19,6 +21,7 @@ from fencepost.errors import (
     InvalidConfig,
     InvalidRecord,
     InvalidRequest,
+    InvalidTimestamp,
     MessageTooLarge,
     NetworkException,
     ProducerClosed,
@@ -27,9 +30,10 @@ from fencepost.errors import (
 )
 from fencepost.producer import Producer
 from fencepost.producing.config import ProducerConfig, ProducerOptions
-from fencepost.producing.delivery import Delivery
+from fencepost.producing.delivery import Delivery, RecordMetadata
 from fencepost.producing.partitioner import partition_for
 from fencepost_proto import errors
+from fencepost_proto.host import Host
 from fencepost_proto.metadata import NO_LEADER
 from fencepost_proto.record_batch import MAX_EPOCH
 
@@ -380,6 +384,97 @@ def test_a_batch_too_large_for_the_topic_fails_alone() -> None:
             assert [(await d).offset for d in (deliveries[0], *deliveries[2:])] == [0, 1, 2]
             assert producer.stats.records_failed == 1
         assert [value[:1] for value in cluster.values(ORDERS)] == [b"a", b"c", b"d"]
+
+    with_cluster(test)
+
+
+@pytest.mark.parametrize("compression", ["none", "lz4"])
+@pytest.mark.parametrize("acks", ["all", 1])
+def test_batches_that_a_leader_finds_too_large_are_split_and_all_arrive_in_order(
+    acks: Literal["all", 1], compression: str
+) -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        cluster.max_message_bytes = 3_000  # and the metadata says 4 MB
+        chance = random.Random(7)
+        values = [b"%03d" % n + chance.randbytes(900 if n != 57 else 5_000) for n in range(100)]
+        async with Producer(
+            cluster.bootstrap, acks=acks, compression=compression, batch_size=40_000, linger_ms=5
+        ) as producer:
+            deliveries = await send_all(producer, values)
+            waiting = [asyncio.ensure_future(anext_of(delivery)) for delivery in deliveries]
+            await producer.flush()
+            assert all(delivery.done() for delivery in deliveries)
+            outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+            assert producer.stats.split_batches > 5
+            assert producer.stats.records_acked == 99
+            assert producer._buffer.used == 0
+        (failure,) = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        assert isinstance(failure, MessageTooLarge)
+        assert outcomes.index(failure) == 57
+        assert not failure.may_have_been_appended
+        assert [value[:3] for value in cluster.values(ORDERS)] == [b"%03d" % n for n in range(100) if n != 57]
+        offsets = [outcome.offset for outcome in outcomes if not isinstance(outcome, BaseException)]
+        assert offsets == list(range(99))
+        if acks == "all":
+            assert {delivery.stamp is not None for delivery in deliveries} == {True}
+
+    with_cluster(test)
+
+
+async def anext_of(delivery: Delivery) -> RecordMetadata:
+    return await delivery
+
+
+def test_a_batch_refused_as_a_part_of_too_large_a_message_goes_alone_and_is_split_only_then() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        cluster.faults[ORDERS] = [errors.RecordListTooLarge("all together"), errors.RecordListTooLarge("alone, too")]
+        async with Producer(cluster.bootstrap) as producer:
+            for delivery in await send_all(producer, numbered(10)):
+                await delivery
+            assert producer.stats.split_batches == 1
+        assert cluster.values(ORDERS) == numbered(10)
+        assert cluster.batches_appended == 2
+
+    with_cluster(test)
+
+
+def test_batches_are_no_larger_than_the_topic_takes_and_a_record_that_is_fails_at_once_by_itself() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        cluster.max_message_bytes = 2_000
+        topic = cluster.image.topics[ORDERS[0]]
+        cluster.change(replace(topic, config=replace(topic.config, max_message_bytes=2_000)))
+        async with Producer(cluster.bootstrap) as producer:
+            deliveries = await send_all(producer, numbered(500))
+            largest = 2_000 - 61 - 9
+            with pytest.raises(MessageTooLarge, match="a batch of 2001 bytes; the topic takes at most 2000"):
+                await producer.send("orders", b"x" * (largest + 1))
+            with pytest.raises(MessageTooLarge, match="the topic takes at most 2000"):
+                await producer.send("orders", b"x", headers=[("ключ" * 300, b"")])
+            deliveries.append(await producer.send("orders", b"x" * largest))
+            await producer.flush()
+            for delivery in deliveries:
+                await delivery
+            assert (producer.stats.split_batches, producer.stats.records_failed) == (0, 0)
+        assert len(cluster.values(ORDERS)) == 501
+
+    with_cluster(test)
+
+
+def test_a_time_outside_of_the_topics_bounds_is_refused_by_value_before_anything_is_taken() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        topic = cluster.image.topics[ORDERS[0]]
+        config = replace(topic.config, message_timestamp_before_max_ms=60_000, message_timestamp_after_max_ms=60_000)
+        cluster.change(replace(topic, config=config))
+        host = Host(wall_clock_ms=lambda: 1_000_000)
+        async with Producer(cluster.bootstrap, host=host) as producer:
+            for timestamp_ms in (939_999, 1_060_001, 2**62):
+                with pytest.raises(InvalidTimestamp, match=f"timestamp_ms={timestamp_ms} .* it is 1000000 now"):
+                    await producer.send("orders", b"x", timestamp_ms=timestamp_ms)
+            for timestamp_ms in (940_000, 1_060_000):
+                await producer.send("orders", b"x", timestamp_ms=timestamp_ms)
+            assert producer.stats.records_sent == 2
+            await producer.flush()
+        assert [record.timestamp_ms for record in cluster.records(ORDERS)] == [940_000, 1_060_000]
 
     with_cluster(test)
 

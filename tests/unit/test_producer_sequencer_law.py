@@ -39,21 +39,24 @@ class World:
 
     def __init__(self, *, named: bool, epoch: int = 0) -> None:
         self.now = 0.0
-        self.labels: dict[Batch, int] = {}
+        self.labels: dict[Batch, range] = {}  # the numbers of its records
+        self.records = 0
         self.brokers = ModelPartition(lambda attempt: self.labels[attempt.batch])
         self.sequencer = Sequencer("orders-0", PRODUCER_ID, epoch, named=named)
         self.batches: list[Batch] = []
         self.unstamped: deque[Batch] = deque()
         self.outbox: deque[Attempt] = deque()
         self.route: Route | None = None
-        self.resolutions: Counter[int] = Counter()
+        self.resolutions: Counter[Batch] = Counter()
         self.next_id = PRODUCER_ID + 1
+        self.splits = 0
 
     # ---- Events, each with a number that picks ----
 
     def new_batch(self, pick: int) -> None:
-        batch = Batch(1 + pick % 3, self.now + TIMEOUT_S)
-        self.labels[batch] = len(self.batches)
+        batch = Batch(1 + pick % 7, self.now + TIMEOUT_S)
+        self.labels[batch] = range(self.records, self.records + batch.record_count)
+        self.records += batch.record_count
         self.batches.append(batch)
         self.unstamped.append(batch)
         self.pump()
@@ -92,7 +95,20 @@ class World:
             self.count(self.sequencer.acknowledged(answer.attempt, answer.position, answer.duplicate))
         else:
             self.count(self.sequencer.refused(answer.attempt, answer.error, self.now))
+            self.take_pieces(answer.attempt.batch)
         self.pump()
+
+    def take_pieces(self, batch: Batch) -> None:
+        """The sequencer has split it: each piece is a batch of the application's from now on."""
+        start = self.labels[batch].start
+        for piece in batch.pieces:
+            self.labels[piece] = range(start, start + piece.record_count)
+            start += piece.record_count
+        if batch.pieces and batch in self.batches:
+            assert start == self.labels[batch].stop
+            self.splits += 1
+            number = self.batches.index(batch)
+            self.batches[number : number + 1] = batch.pieces
 
     def break_route(self, _: int = 0) -> None:
         """The stream breaks: its answers are lost, its messages may still arrive."""
@@ -136,6 +152,10 @@ class World:
     def refuse_for_now(self, _: int) -> None:
         self.brokers.refuse_next.append(errors.NotEnoughReplicas("for now"))
 
+    def limit_records(self, pick: int) -> None:
+        """Leaders take fewer records in a batch from now on, or more again."""
+        self.brokers.max_records = (1, 2, 3, 1_000)[pick % 4]
+
     def hold(self, _: int) -> None:
         if self.sequencer.named:
             self.sequencer.hold()
@@ -175,7 +195,7 @@ class World:
     def count(self, resolved: list[Batch]) -> None:
         for batch in resolved:
             assert batch.outcome is not None
-            self.resolutions[self.labels[batch]] += 1
+            self.resolutions[batch] += 1
 
     # ---- The end ----
 
@@ -183,9 +203,10 @@ class World:
         """Faults stop; everything must be resolved within the delivery timeout."""
         self.brokers.refuse_next.clear()
         self.connect()
-        for _ in range(400):
+        for _ in range(2_000):
             self.grant()
             self.pump()
+            self.write(3)
             self.write(3)
             for route in self.brokers.routes:
                 while route.inbox:
@@ -196,23 +217,26 @@ class World:
                     self.take(route.outbox.pop(0))
             if not self.unstamped and not self.sequencer.unresolved:
                 return
-            self.now += 0.1
+            self.now += 0.02
             self.count(self.sequencer.expire(self.now))
         raise AssertionError(f"unresolved after the faults stopped: {self.sequencer.unresolved}")
 
     def check(self) -> None:
-        log = self.brokers.log.entries
-        labels = [entry.label for entry in log]
-        assert len(set(labels)) == len(labels), "a batch is in the log twice"
-        assert labels == sorted(labels), "batches are out of order"
-        for label, batch in enumerate(self.batches):
-            assert self.resolutions[label] == 1
+        labels = [entry.label for entry in self.brokers.log.entries]
+        records = [record for label in labels for record in label]
+        assert len(set(records)) == len(records), "a record is in the log twice"
+        assert records == sorted(records), "records are out of order"
+        assert [n for batch in self.batches for n in self.labels[batch]] == list(range(self.records)), "one was dropped"
+        for batch in self.batches:
+            label = self.labels[batch]
+            assert self.resolutions[batch] == 1
             match batch.outcome:
                 case Delivered(offset):
-                    assert label in labels, f"batch {label} was acknowledged and is lost"
-                    assert offset in (-1, labels.index(label))
+                    assert set(label) <= set(records), f"batch {label} was acknowledged and is lost"
+                    assert offset == -1 or labels[offset] == label
                 case Failed(error):
-                    assert error.may_have_been_appended or label not in labels, f"batch {label} is there all the same"
+                    there = set(label) & set(records)
+                    assert error.may_have_been_appended or not there, f"batch {label} is there all the same"
                 case None:
                     raise AssertionError(f"batch {label} was never resolved")
 
@@ -239,6 +263,7 @@ EVENTS: list[Event] = [
     World.expire_state,
     World.pass_time,
     World.inject,
+    World.limit_records,
     World.hold,
     World.grant,
 ]
@@ -249,8 +274,9 @@ def scripts(events: list[Event], size: int) -> st.SearchStrategy[Script]:
     return st.lists(st.tuples(st.sampled_from(events), st.integers(0, 59)), max_size=size)
 
 
-def play(script: Script, *, named: bool = False, epoch: int = 0) -> World:
+def play(script: Script, *, named: bool = False, epoch: int = 0, max_records: int = 1_000) -> World:
     world = World(named=named, epoch=epoch)
+    world.brokers.max_records = max_records
     world.connect()
     for event, pick in script:
         event(world, pick)
@@ -277,20 +303,20 @@ def test_the_same_holds_for_a_named_producer(script: Script) -> None:
 @given(scripts([event for event in EVENTS if event is not World.pass_time], 80))
 def test_used_up_epochs_bring_a_new_producer_id_and_no_duplicate(script: Script) -> None:
     world = play(script, epoch=MAX_EPOCH)
-    labels = [entry.label for entry in world.brokers.log.entries]
-    assert len(set(labels)) == len(labels)
+    records = [record for entry in world.brokers.log.entries for record in entry.label]
+    assert len(set(records)) == len(records)
 
 
 STORIES = 400
 STORY_EVENTS = 150
 
 
-def story(seed: int, events: list[Event], *, named: bool = False) -> World:
+def story(seed: int, events: list[Event], *, named: bool = False, max_records: int = 1_000) -> World:
     """A long script from one number: hypothesis shrinks well, but its scripts are short."""
     chance = random.Random(seed)
     weights = [chance.choice((1, 2, 8)) for _ in events]  # each story has faults of its own
     script = [(event, chance.randrange(60)) for event in chance.choices(events, weights, k=STORY_EVENTS)]
-    return play(script, named=named)
+    return play(script, named=named, max_records=max_records)
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["anonymous", "named"])
@@ -304,6 +330,7 @@ def test_long_stories_keep_the_law_and_reach_what_it_is_about(named: bool) -> No
             raise AssertionError(f"seed {seed}: {failure}") from failure
         reached["retried"] += sum(batch.attempts - 1 for batch in world.batches if batch.attempts)
         reached["recognised"] += world.brokers.recognised
+        reached["split"] += world.splits
         reached["epochs"] += world.sequencer.epoch
         for batch in world.batches:
             match batch.outcome:
@@ -313,7 +340,7 @@ def test_long_stories_keep_the_law_and_reach_what_it_is_about(named: bool) -> No
                     reached["delivered"] += 1
                 case Failed(error):
                     reached["failed, unknown" if error.may_have_been_appended else "failed for certain"] += 1
-    for what in ("retried", "recognised", "epochs", "delivered", "failed, unknown", "failed for certain"):
+    for what in ("retried", "recognised", "epochs", "delivered", "failed, unknown", "failed for certain", "split"):
         assert reached[what] >= 100, reached
 
 
@@ -325,3 +352,15 @@ def test_refusals_lost_answers_and_failovers_alone_fail_nothing_and_hide_no_offs
             assert isinstance(batch.outcome, Delivered), f"seed {seed}"
             assert batch.outcome.base_offset >= 0, f"seed {seed}"
         assert world.sequencer.epoch == 0, f"seed {seed}"
+
+
+def test_batches_that_are_too_large_are_split_and_nothing_fails_or_begins_an_epoch() -> None:
+    splits = 0
+    for seed in range(STORIES):
+        world = story(seed, GENTLE, max_records=1 + seed % 3)
+        world.check()
+        for batch in world.batches:
+            assert isinstance(batch.outcome, Delivered), f"seed {seed}"
+        assert world.sequencer.epoch == 0, f"seed {seed}"
+        splits += world.splits
+    assert splits > STORIES

@@ -13,18 +13,22 @@ from collections import deque
 from collections.abc import Callable
 
 from fencepost.producing.batch import Batch, Stamp
+from fencepost.producing.config import ProducerConfig
 from fencepost.producing.partitioner import partition_for
 from fencepost.producing.sequencer import Sequencer
-from fencepost_proto.errors import InvalidRecord, UnknownTopicOrPartition
-from fencepost_proto.metadata import PartitionKey, Topic
-from fencepost_proto.record_batch import restamp
-from fencepost_proto.records import BatchBuilder, Compression, Headers
+from fencepost_proto.errors import InvalidRecord, InvalidTimestamp, MessageTooLarge, UnknownTopicOrPartition
+from fencepost_proto.metadata import APPEND_TIME, PartitionKey, Topic
+from fencepost_proto.record_batch import HEADER_BYTES, restamp
+from fencepost_proto.records import BatchBuilder, Compression, Headers, read_records
+from fencepost_proto.records import Record as ReadRecord
 
 RECORD_OVERHEAD_BYTES = 21  # of lengths, deltas and counts around one record, at most
 PARTIAL_IN_FLIGHT = 1  # a batch that is not full is sent while fewer than so many are in flight
+MAX_TIMESTAMP = 2**63 - 1
 MAX_REMEMBERED_KEYS = 10_000  # of one topic: which partition they go to
 
 NO_HEADERS: Headers = []
+_DEFAULTS = ProducerConfig()
 
 Record = tuple[int, bytes | None, bytes | None, Headers]  # timestamp in ms, key, value, headers
 
@@ -32,7 +36,17 @@ Record = tuple[int, bytes | None, bytes | None, Headers]  # timestamp in ms, key
 class RecordBatch(Batch):
     """A batch with its records: first a builder, then bytes."""
 
-    __slots__ = ("_builder", "_built_as", "_data", "_waiters", "append", "linger_until", "queue", "size_bytes")
+    __slots__ = (
+        "_builder",
+        "_built_as",
+        "_codec",
+        "_data",
+        "_waiters",
+        "append",
+        "linger_until",
+        "queue",
+        "size_bytes",
+    )
 
     def __init__(
         self, queue: PartitionQueue, compression: Compression, size_bytes: int, linger_until: float, deadline: float
@@ -43,6 +57,7 @@ class RecordBatch(Batch):
         self.append = builder.append
         self.size_bytes = 0  # of the records, for the buffer's bound
         self.linger_until = linger_until
+        self._codec = compression
         self._builder: BatchBuilder | None = builder  # until the first sending, which closes the batch
         self._data = b""
         self._built_as: Stamp | None = None
@@ -58,8 +73,28 @@ class RecordBatch(Batch):
         self._built_as = stamp
         return self._data
 
+    def split(self, count: int) -> tuple[RecordBatch, ...]:
+        """The same records in two batches. Of a batch that has been sent."""
+        records = list(read_records(self._data))
+        self.queue.batch_bytes = min(self.queue.batch_bytes, len(self._data) // 2)  # those to come are made smaller
+        first, second = (self._piece(part) for part in (records[:count], records[count:]))
+        first.size_bytes = self.size_bytes * count // len(records)
+        second.size_bytes = self.size_bytes - first.size_bytes
+        return first, second
+
+    def _piece(self, records: list[ReadRecord]) -> RecordBatch:
+        piece = RecordBatch(self.queue, self._codec, len(self._data) * 2, self.linger_until, self.deadline)
+        for _, timestamp_ms, key, value, headers in records:
+            piece.append(timestamp_ms, key, value, headers)
+        piece.record_count = len(records)
+        return piece
+
+    def in_pieces(self) -> None:
+        """Split: let go of the bytes, and let those who wait go on at the pieces."""
+        self.done()
+
     async def wait(self) -> None:
-        """Until the batch is resolved."""
+        """Until the batch is resolved, or split."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:
@@ -88,6 +123,7 @@ class PartitionQueue:
         self.sequencer = sequencer
         self.open: RecordBatch | None = None
         self.full: deque[RecordBatch] = deque()
+        self.batch_bytes = topic.config.max_message_bytes  # of a batch; fewer where a leader has refused so many
         self.leader_epoch = -1
         self.address = ""  # of the leader; empty: none is known
         self.timer: asyncio.TimerHandle | None = None
@@ -150,9 +186,18 @@ class TopicQueues:
     """The queues of one topic's partitions, and which of them a record goes to."""
 
     def __init__(
-        self, topic: Topic, queues: list[PartitionQueue], choose: Callable[[list[PartitionQueue]], PartitionQueue]
+        self,
+        topic: Topic,
+        queues: list[PartitionQueue],
+        choose: Callable[[list[PartitionQueue]], PartitionQueue],
+        config: ProducerConfig = _DEFAULTS,
     ) -> None:
         self.topic = topic
+        self._max_request_size = config.max_request_size
+        self._compressed = config.codec is not Compression.NONE
+        # A record that is no larger, by its estimated size, passes without another look.
+        alone_bytes = config.max_request_size if self._compressed else topic.config.max_message_bytes - HEADER_BYTES
+        self.passing_bytes = min(config.max_request_size, alone_bytes)
         self.queues = queues
         self._choose = choose
         self.sticky = choose(queues)  # where records without a key go, for the length of a batch
@@ -171,6 +216,44 @@ class TopicQueues:
         queue = self.queues[partition_for(key, len(self.queues))]
         self.by_key[key] = queue
         return queue
+
+    def check_size(self, name: str, estimate: int, key: bytes | None, value: bytes | None, headers: Headers) -> None:
+        """Of a record for partition `name` that is large.
+
+        Raises MessageTooLarge where it fits no request, or no batch of the topic.
+
+        What compression makes of it is known when it is compressed: such a record may be refused by the leader.
+        """
+        if estimate > self._max_request_size:
+            raise MessageTooLarge(
+                f"record of {estimate} bytes for {name}; max_request_size is {self._max_request_size}"
+            )
+        alone_bytes = HEADER_BYTES + size_of_record(key, value, headers)
+        limit = self.topic.config.max_message_bytes
+        if not self._compressed and alone_bytes > limit:
+            raise MessageTooLarge(
+                f"record for {name} that alone is a batch of {alone_bytes} bytes; the topic takes at most {limit}"
+            )
+
+    def check_timestamp(self, timestamp_ms: int, now_ms: int) -> None:
+        """Of a record whose application says when it was made. Raises InvalidRecord, InvalidTimestamp: the leader would
+        refuse the whole batch."""
+        if not isinstance(timestamp_ms, int) or not 0 <= timestamp_ms <= MAX_TIMESTAMP:
+            raise InvalidRecord(
+                f"timestamp_ms={timestamp_ms!r} of a record for {self.topic.name}: a whole number, 0 or more"
+            )
+        config = self.topic.config
+        if config.message_timestamp_type == APPEND_TIME:
+            return
+        before_ms, after_ms = config.message_timestamp_before_max_ms, config.message_timestamp_after_max_ms
+        if (before_ms >= 0 and timestamp_ms < now_ms - before_ms) or (
+            after_ms >= 0 and timestamp_ms > now_ms + after_ms
+        ):
+            raise InvalidTimestamp(
+                f"timestamp_ms={timestamp_ms} of a record for {self.topic.name}: it is {now_ms} now, and the topic takes "
+                f"{before_ms} ms before (message_timestamp_before_max_ms) and {after_ms} ms after that "
+                f"(message_timestamp_after_max_ms; -1: no limit)"
+            )
 
     def explicit(self, partition: int) -> PartitionQueue:
         if not 0 <= partition < len(self.queues):
@@ -202,6 +285,12 @@ def size_of_headers(headers: Headers) -> int:
         _sized(len(name) if name.isascii() else len(name.encode())) + (_sized(len(value)) if value else 1)
         for name, value in headers
     )
+
+
+def size_of_record(key: bytes | None, value: bytes | None, headers: Headers) -> int:
+    """Bytes of the first record of a batch: its attributes and deltas are a byte each, and its length stands in front."""
+    body = 3 + (_sized(len(key)) if key else 1) + (_sized(len(value)) if value else 1)
+    return _sized(body + _sized(len(headers)) - len(headers) + size_of_headers(headers))
 
 
 def _sized(length: int) -> int:

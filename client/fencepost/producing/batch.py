@@ -65,12 +65,18 @@ class Batch:
     strikes: int = 0  # answers of the kind that is retried a few times only
     committed: bool = False  # not answered, but a later batch of its epoch was acknowledged: it is in
     never: bool = False  # an earlier batch of its epoch is in no log and never will be: neither can this one
+    alone: bool = False  # the message that it came in was too large: the next one carries nothing else
+    pieces: tuple[Batch, ...] = ()  # what has taken its place, in order: it is split and has no outcome of its own
     last_error: FencepostError | None = None
     outcome: Delivered | Failed | None = field(default=None)
 
     @property
     def resolved(self) -> bool:
         return self.outcome is not None
+
+    def split(self, count: int) -> tuple[Batch, ...]:
+        """The same records as two batches without stamps: the first `count` of them, and the others."""
+        return Batch(count, self.deadline), Batch(self.record_count - count, self.deadline)
 
     @property
     def certainly_absent(self) -> bool:

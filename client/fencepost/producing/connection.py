@@ -177,7 +177,7 @@ class BrokerConnection:
                 self._outbox.popleft()
                 continue
             batch = cast(RecordBatch, attempt.batch)
-            if size and size + batch.size_bytes > self._message_bytes:
+            if size and (size + batch.size_bytes > self._message_bytes or batch.alone):
                 break
             data = batch.data(attempt.stamp)
             self._outbox.popleft()
@@ -194,6 +194,8 @@ class BrokerConnection:
                 timeout_ms=self._config.request_timeout_ms,
                 records=data,
             )
+            if batch.alone:
+                break
         return request
 
     async def _read(self, call: ProduceCall) -> None:

@@ -7,12 +7,13 @@ who waits, while he waits: thousands of records cost nothing when their batch is
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from fencepost.history_format import RecordStamp
 from fencepost.producing.accumulator import RecordBatch
 from fencepost.producing.batch import NO_STAMP, Delivered
 from fencepost_proto.errors import InvalidRequest
+from fencepost_proto.metadata import APPEND_TIME
 from fencepost_proto.record_batch import add_sequence
 
 
@@ -22,7 +23,7 @@ class RecordMetadata(NamedTuple):
     topic: str
     partition: int
     offset: int  # -1: it is in the log, and the brokers no longer remember where
-    timestamp_ms: int
+    timestamp_ms: int  # -1: the leader's, which the topic asks for
 
 
 class Delivery:
@@ -36,28 +37,39 @@ class Delivery:
         self._timestamp_ms = timestamp_ms
 
     def __await__(self) -> Generator[Any, None, RecordMetadata]:
-        if self._batch.outcome is None:
+        while self._located().outcome is None:
             yield from self._batch.wait().__await__()
         return self.result()
 
     def done(self) -> bool:
-        return self._batch.outcome is not None
+        return self._located().outcome is not None
+
+    def _located(self) -> RecordBatch:
+        """The batch that the record is in now."""
+        while self._batch.pieces:
+            for piece in self._batch.pieces:
+                if self._index < piece.record_count:
+                    break
+                self._index -= piece.record_count
+            self._batch = cast(RecordBatch, piece)
+        return self._batch
 
     @property
     def stamp(self) -> RecordStamp | None:
         """What the brokers know the record by. None: it has none, or not yet. Of a record that is done it is final: if the
         record stands in the log, or ever will, then under this stamp."""
-        stamp = self._batch.stamp
+        stamp = self._located().stamp
         if stamp is None or stamp == NO_STAMP:
             return None
         return RecordStamp(stamp.producer_id, stamp.epoch, add_sequence(stamp.base_sequence, self._index))
 
     def result(self) -> RecordMetadata:
         """The outcome of a record that is done. Raises InvalidRequest where it is not."""
-        outcome, queue = self._batch.outcome, self._batch.queue
+        outcome, queue = self._located().outcome, self._batch.queue
         if outcome is None:
             raise InvalidRequest(f"a record of {queue.name} is not delivered yet: await it")
         if not isinstance(outcome, Delivered):
             raise outcome.error.with_traceback(None)
         offset = outcome.base_offset + self._index if outcome.base_offset >= 0 else -1
-        return RecordMetadata(queue.topic.name, queue.partition, offset, self._timestamp_ms)
+        by_leader = queue.topic.config.message_timestamp_type == APPEND_TIME
+        return RecordMetadata(queue.topic.name, queue.partition, offset, -1 if by_leader else self._timestamp_ms)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -52,6 +53,7 @@ class ProducerStats:
     batches_sent: int = 0
     retried_batches: int = 0  # sendings beyond each batch's first
     deduplicated_batches: int = 0  # answers that said: it is there already
+    split_batches: int = 0  # refused as too large, and sent in two halves
     dropped_acks: int = 0  # thrown away by the fault switch
 
 
@@ -168,7 +170,7 @@ class Sender:
             for queue in queues:
                 self.identity.opened(queue)
                 self._place(queue)
-            self.topics[name] = TopicQueues(topic, queues, self._host.random.choice)
+            self.topics[name] = TopicQueues(topic, queues, self._host.random.choice, self._config)
         return self.topics[name]
 
     def _sequencer(self, name: str) -> Sequencer:
@@ -201,9 +203,14 @@ class Sender:
     async def flush(self) -> None:
         """Until everything that has been taken is acknowledged or failed."""
         self.hurry()
-        for batch in list(self._batches):
-            if batch.outcome is None:
-                await batch.wait()
+        pending: deque[Batch] = deque(self._batches)
+        while pending:
+            batch = pending.popleft()
+            if batch.pieces:
+                pending.extend(batch.pieces)
+            elif batch.outcome is None:
+                await cast(RecordBatch, batch).wait()
+                pending.append(batch)
 
     # ---- The task ----
 
@@ -339,6 +346,8 @@ class Sender:
                 self._cluster.learn(queue.key, error.current_leader)
             log.debug("batch refused partition=%s stamp=%s error=%s", queue.name, attempt.stamp, error)
             resolved = sequencer.refused(attempt, error, asyncio.get_running_loop().time())
+            if attempt.batch.pieces:
+                self._take_pieces(cast(RecordBatch, attempt.batch), error)
             if sequencer.fenced is not None:
                 self._stop(ProducerFenced(f"producer {self._config.name!r}: {sequencer.fenced.message}"))
                 return
@@ -347,6 +356,17 @@ class Sender:
             resolved = sequencer.acknowledged(attempt, result.base_offset, result.duplicate)
         self._settle(resolved)
         self.changed(queue)
+
+    def _take_pieces(self, batch: RecordBatch, reason: FencepostError) -> None:
+        """The sequencer has split a batch."""
+        if batch not in self._batches:
+            return  # a late answer to one that was split before
+        del self._batches[batch]
+        self._stats.split_batches += 1
+        log.info("batch split partition=%s records=%d reason=%s", batch.queue.name, batch.record_count, reason)
+        for piece in batch.pieces:
+            self._batches[cast(RecordBatch, piece)] = None
+        batch.in_pieces()
 
     def _settle(self, resolved: Iterable[Batch]) -> None:
         """Tell who waits, and free the memory."""

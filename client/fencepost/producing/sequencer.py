@@ -36,6 +36,13 @@ log holds every batch at most once and in order, always. (One hole, knowingly: a
 under a fresh producer id, and no leader compares epochs across ids. A copy of a batch that had failed as "may have been
 appended" just then, and that is still under way, would be appended late, though never twice.)
 
+A batch that is larger than a leader takes is *split*: two halves take its place in the window and divide its sequences
+between them. So no other batch's stamp changes and no epoch ends: what was sent behind it was refused for the gap, and
+fits behind the halves as it fitted behind the whole. The whole is not sent again. Attempts at it whose outcome is
+unknown count as open attempts at both halves: should one have been appended after all (by a leader that takes more),
+the halves' sequences are there already, no leader appends them a second time, and until that is resolved nothing of
+them is stamped anew. A window may hold more than five batches after a split; only the first five are sent.
+
 A batch that may be in is never looked up by other means than its retry: the leader's answer to the retry is the look-up.
 
 Error → reaction
@@ -51,6 +58,8 @@ INVALID_PRODUCER_EPOCH (anonymous)             else, if certainly absent: next e
                                                else: failed, may have been appended; next epoch for what follows
 INVALID_PRODUCER_EPOCH (named),                the producer is fenced: all that is pending fails, for good
 PRODUCER_FENCED                                (while its own bump is under way: as an anonymous producer)
+MESSAGE_TOO_LARGE                              split, down to one record, which fails alone
+RECORD_LIST_TOO_LARGE                          sent again in a message of its own; then as MESSAGE_TOO_LARGE
 CORRUPT_MESSAGE, UNKNOWN_SERVER_ERROR          retried, five times at most, then as "any other"
 any other retriable error                      retried with the same stamp, after a backoff or a new leader
 any other error                                failed; next epoch for what follows
@@ -65,8 +74,10 @@ at a time is under way, is retried only after a definite refusal, and otherwise 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
+from itertools import islice
 
 from fencepost.errors import DeliveryTimeout
 from fencepost.producing.batch import NO_STAMP, Attempt, AttemptState, Batch, Delivered, Failed, Stamp
@@ -80,12 +91,14 @@ MAX_STRIKES = 5
 _SEQUENCE_ERRORS = frozenset({Code.OUT_OF_ORDER_SEQUENCE_NUMBER, Code.UNKNOWN_PRODUCER_ID, Code.INVALID_PRODUCER_EPOCH})
 _FENCING_ERRORS = frozenset({Code.INVALID_PRODUCER_EPOCH, Code.PRODUCER_FENCED})
 _STRIKE_ERRORS = frozenset({Code.CORRUPT_MESSAGE, Code.UNKNOWN_SERVER_ERROR})
+_SIZE_ERRORS = frozenset({Code.MESSAGE_TOO_LARGE, Code.RECORD_LIST_TOO_LARGE})
 
 
 class _Reaction(Enum):
     ALREADY_THERE = auto()
     SEQUENCE = auto()
     FENCED = auto()
+    SPLIT = auto()
     RETRY = auto()
     FAIL = auto()
 
@@ -188,7 +201,10 @@ class Sequencer:
         if any(batch.current is not None for batch in waiting):
             return []  # sent behind a gap: their answers come first
         attempts = []
-        for batch in waiting:
+        within: Iterable[Batch] = waiting
+        if len(self._window) > self._limit:  # after a split: no more than a leader remembers
+            within = [b for b in islice(self._window, self._limit) if b.outcome is None and b.current is None]
+        for batch in within:
             if self.bump_needed and batch.certainly_absent:
                 break  # kept for the next epoch
             assert batch.stamp is not None
@@ -238,6 +254,8 @@ class Sequencer:
             if isinstance(batch.outcome, Failed) and not batch.outcome.error.may_have_been_appended:
                 raise InvariantBroken(f"{self.name}: {attempt.stamp} was acknowledged, and had been refused for good")
             return []
+        if batch.pieces and batch.open_attempts > 0 and attempt.stamp is batch.stamp:
+            return self._whole_is_there(batch)
         if attempt.stamp is not batch.stamp or batch.never:
             raise InvariantBroken(
                 f"{self.name}: {attempt.stamp} was acknowledged, which cannot be in any log: it is {batch.stamp} now"
@@ -248,6 +266,16 @@ class Sequencer:
         self._resolve(batch, Delivered(base_offset, duplicate))
         self._settle()
         return [batch]
+
+    def _whole_is_there(self, batch: Batch) -> list[Batch]:
+        """Of a batch that has been split: each piece is in the log, and its own retry tells so."""
+        pieces = _pieces_of(batch)
+        for piece in pieces:
+            if piece.outcome is None:
+                piece.committed = True
+        if (first := next((piece for piece in pieces if piece.outcome is None), None)) is not None:
+            self._conclude_committed_before(first)
+        return []
 
     def _conclude_committed_before(self, batch: Batch) -> None:
         for earlier in self._window:
@@ -278,6 +306,8 @@ class Sequencer:
         resolved = []
         if reaction is _Reaction.SEQUENCE:
             resolved = self._out_of_sequence(batch, error, now)
+        elif reaction is _Reaction.SPLIT and self._may_split(batch):
+            self._split(batch)
         elif reaction is _Reaction.RETRY and (self.idempotent or batch.certainly_absent):
             self._back_off(now)
         else:
@@ -286,6 +316,8 @@ class Sequencer:
         return resolved
 
     def _reaction(self, attempt: Attempt, error: FencepostError) -> _Reaction:
+        if error.code in _SIZE_ERRORS:
+            return self._too_large(attempt.batch, error)
         if not self.idempotent:
             return _Reaction.RETRY if error.retriable and not self._strike(attempt, error) else _Reaction.FAIL
         if error.code == Code.DUPLICATE_SEQUENCE_NUMBER:
@@ -298,6 +330,13 @@ class Sequencer:
         if self._strike(attempt, error):
             return _Reaction.FAIL
         return _Reaction.RETRY if error.retriable or error.code in _STRIKE_ERRORS else _Reaction.FAIL
+
+    @staticmethod
+    def _too_large(batch: Batch, error: FencepostError) -> _Reaction:
+        if error.code == Code.RECORD_LIST_TOO_LARGE and not batch.alone:
+            batch.alone = True
+            return _Reaction.RETRY
+        return _Reaction.SPLIT if batch.record_count > 1 else _Reaction.FAIL
 
     @staticmethod
     def _strike(attempt: Attempt, error: FencepostError) -> bool:
@@ -397,6 +436,35 @@ class Sequencer:
         if self.idempotent:
             self.next_sequence = add_sequence(self.next_sequence, batch.record_count)
 
+    def _split_at(self, batch: Batch) -> int:
+        """How many records the first half gets: not so many that the second one would begin with sequence 0."""
+        assert batch.stamp is not None
+        half = batch.record_count // 2
+        wraps = self.idempotent and add_sequence(batch.stamp.base_sequence, half) == 0
+        return half + 1 if wraps else half
+
+    def _may_split(self, batch: Batch) -> bool:
+        """Without stamps, only what is certainly absent. Of two records around the last number, none (see above)."""
+        return self._split_at(batch) < batch.record_count and (self.idempotent or batch.certainly_absent)
+
+    def _split(self, batch: Batch) -> None:
+        """Put halves in the place of a batch, under the sequences that it had."""
+        assert batch.stamp is not None
+        pieces, sequence = batch.split(self._split_at(batch)), batch.stamp.base_sequence
+        for piece in pieces:
+            piece.stamp, piece.never, piece.alone = batch.stamp, batch.never, batch.alone
+            piece.open_attempts, piece.committed, piece.last_error = (
+                batch.open_attempts, batch.committed, batch.last_error,
+            )  # fmt: skip
+            if self.idempotent:
+                piece.stamp = batch.stamp._replace(base_sequence=sequence)
+                sequence = add_sequence(sequence, piece.record_count)
+        batch.pieces = pieces
+        window = list(self._window)
+        position = window.index(batch)
+        window[position : position + 1] = pieces
+        self._window = deque(window)
+
     def _rule_out_behind(self, absent: Batch) -> None:
         """`absent` is in no log and is not sent again: nor can anything be that comes after it in its epoch."""
         position = next(n for n, batch in enumerate(self._window) if batch is absent)
@@ -427,3 +495,8 @@ def _is_definite(error: FencepostError) -> bool:
     StorageError means it, but a disk that has just failed is not taken at its word.
     """
     return not error.may_have_been_appended and not isinstance(error, StorageError)
+
+
+def _pieces_of(batch: Batch) -> list[Batch]:
+    """What a batch has been split into, in order; itself where it is whole."""
+    return [piece for part in batch.pieces for piece in _pieces_of(part)] if batch.pieces else [batch]

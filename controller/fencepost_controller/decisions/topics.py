@@ -18,7 +18,7 @@ from fencepost_proto.errors import (
     TopicAlreadyExists,
     UnknownTopicOrPartition,
 )
-from fencepost_proto.metadata import Partition, Topic, TopicConfig, check_topic_name
+from fencepost_proto.metadata import APPEND_TIME, CREATE_TIME, Partition, Topic, TopicConfig, check_topic_name
 
 MAX_TOPICS = 2_000
 MAX_PARTITIONS_PER_TOPIC = 1_000
@@ -108,8 +108,12 @@ def check_config(config: TopicConfig, replication_factor: int, min_segment_bytes
         "retention_bytes": (1, MAX_INT64),
         "segment_bytes": (min_segment_bytes, MAX_SEGMENT_BYTES),
         "max_message_bytes": (MIN_MAX_MESSAGE_BYTES, MAX_MAX_MESSAGE_BYTES),
+        "message_timestamp_before_max_ms": (1, MAX_INT64),
+        "message_timestamp_after_max_ms": (1, MAX_INT64),
     }
-    unlimited = ("retention_ms", "retention_bytes")
+    unlimited = (
+        "retention_ms", "retention_bytes", "message_timestamp_before_max_ms", "message_timestamp_after_max_ms",
+    )  # fmt: skip
     for key, (least, most) in limits.items():
         value = getattr(config, key)
         if key in unlimited and value == -1:
@@ -118,6 +122,10 @@ def check_config(config: TopicConfig, replication_factor: int, min_segment_bytes
             extra = " or -1" if key in unlimited else ""
             of = " (the replication factor)" if key == "min_insync_replicas" else ""
             raise InvalidConfig(f"{key}={value}: must be {least} to {most}{of}{extra}")
+    if config.message_timestamp_type not in (CREATE_TIME, APPEND_TIME):
+        raise InvalidConfig(
+            f"message_timestamp_type={config.message_timestamp_type!r}: must be {CREATE_TIME!r} or {APPEND_TIME!r}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

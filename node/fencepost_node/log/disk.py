@@ -99,6 +99,10 @@ class Disk(Protocol):
         """A folder itself, not a link to one. False where there is nothing."""
         ...
 
+    def modified_ms(self, path: str) -> int:
+        """When the file was last written to, by the machine's clock at that time."""
+        ...
+
     def list(self, path: str) -> list[str]:
         """Names in the folder, sorted."""
         ...
@@ -168,6 +172,9 @@ class RealDisk:
 
     def is_folder(self, path: str) -> bool:
         return os.path.isdir(path) and not os.path.islink(path)
+
+    def modified_ms(self, path: str) -> int:
+        return os.stat(path).st_mtime_ns // 1_000_000
 
     def list(self, path: str) -> list[str]:
         return sorted(os.listdir(path))

@@ -24,10 +24,10 @@ from __future__ import annotations
 import logging
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from fencepost_node.log.config import LogConfig
+from fencepost_node.log.config import NO_LIMIT, LogConfig
 from fencepost_node.log.disk import Disk
 from fencepost_node.log.leader_epochs import LeaderEpochs
 from fencepost_node.log.names import (
@@ -46,7 +46,7 @@ from fencepost_node.log.recovery import (
     remove_segment,
 )
 from fencepost_node.log.retention import SegmentFacts, segments_to_delete
-from fencepost_node.log.segment import PlacedBatch, Segment
+from fencepost_node.log.segment import NO_TIMESTAMP, PlacedBatch, Segment
 from fencepost_node.log.segment_row import SegmentRow
 from fencepost_node.log.snapshot import (
     Snapshot,
@@ -73,6 +73,8 @@ class Log:
         self.directory = directory
         self.config = config
         self.failure = ""  # why nothing can be written any more; empty: it can
+        self.clock: Callable[[], int] | None = None  # the wall clock, in ms; None: what calls have told
+        self._told_ms = now_ms
         self._disk = disk
         self._maintenance = threading.RLock()
         self._syncing = threading.Lock()
@@ -131,6 +133,10 @@ class Log:
         if leader_epoch < self.last_epoch:
             raise InvariantBroken(f"{self.directory}: leader epoch {leader_epoch} is older than {self.last_epoch}")
 
+    def now_ms(self) -> int:
+        """The wall clock, for timestamps and retention."""
+        return self._told_ms if self.clock is None else self.clock()
+
     # ---- Appending ----
 
     def append_as_leader(self, header: BatchHeader, batch: bytes, leader_epoch: int) -> bytes:
@@ -178,6 +184,7 @@ class Log:
                 raise StorageError(f"append to {segment.path} failed: {error}") from error
             self.producers.apply(staged)
             self.leader_epochs = epochs
+            segment.appended_ms = self.now_ms()
             self.log_end_offset = segment.end_offset
             self.size_bytes += len(data)
             self._unsnapshotted_bytes += len(data)
@@ -366,10 +373,12 @@ class Log:
         """
         with self._maintenance:
             self._require_usable()
+            self._told_ms = now_ms
             self._expire_producers(now_ms, high_watermark)
+            self._learn_append_times(now_ms)
             self._seal_expired(now_ms, high_watermark)
             config, segments = self.config, self._row.all
-            facts = [SegmentFacts(s.end_offset, s.size, s.largest_timestamp_ms) for s in segments]
+            facts = [_facts(segment) for segment in segments]
             count = segments_to_delete(facts, now_ms, config.retention_ms, config.retention_bytes, high_watermark)
             if not count:
                 return
@@ -379,6 +388,16 @@ class Log:
                     count -= 1
                 if count:
                     self._delete_oldest(count)
+
+    def _learn_append_times(self, now_ms: int) -> None:
+        """Of segments that an earlier process wrote: their files tell. Only where retention by time would ask for it."""
+        if self.config.retention_ms == NO_LIMIT:
+            return
+        with _disk_errors(f"segments of {self.directory} cannot be looked at"):
+            for segment in self._row.all:
+                if segment.size and segment.appended_ms == NO_TIMESTAMP:
+                    segment.appended_ms = self._disk.modified_ms(segment.path)
+                segment.appended_ms = min(segment.appended_ms, now_ms)  # where the clock was ahead, count from here
 
     def _expire_producers(self, now_ms: int, high_watermark: int) -> None:
         expiration_ms = self.config.producer_expiration_ms
@@ -398,7 +417,7 @@ class Log:
         with self._lock:
             last = self._row.active
             sealed = (*self._row.all, last)  # as if there were one more behind it
-            facts = [SegmentFacts(s.end_offset, s.size, s.largest_timestamp_ms) for s in sealed]
+            facts = [_facts(segment) for segment in sealed]
             deleted = segments_to_delete(facts, now_ms, self.config.retention_ms, -1, high_watermark)
             if last.size and deleted == len(self._row.all):
                 self._roll()
@@ -557,6 +576,10 @@ def _claim(disk: Disk, directory: str, identity: PartitionIdentity) -> None:
         raise StorageError(f"{directory} belongs to topic id {found.topic_id}, not {identity.topic_id}")
     elif identity.folder_name and found.folder_name and found.folder_name != identity.folder_name:
         raise StorageError(f"{directory} holds the log of {found.folder_name}, not of {identity.folder_name}")
+
+
+def _facts(segment: Segment) -> SegmentFacts:
+    return SegmentFacts(segment.end_offset, segment.size, segment.largest_timestamp_ms, segment.appended_ms)
 
 
 @contextmanager

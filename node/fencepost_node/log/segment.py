@@ -97,6 +97,7 @@ class Segment:
         "_disk",
         "_indexed_position",
         "_interval_bytes",
+        "appended_ms",
         "base_offset",
         "end_offset",
         "file",
@@ -121,6 +122,7 @@ class Segment:
         self.size = 0
         self.synced_size = 0  # bytes known to be on the medium
         self.largest_timestamp_ms = NO_TIMESTAMP
+        self.appended_ms = NO_TIMESTAMP  # the time of the last append, where this process knows it
         self.pins = 0  # readers in other threads; the row guards this and `retired`
         self.retired = False  # no longer of the log: closed when the last reader has left
         self.offset_index = SparseIndex(disk, f"{directory}/{file_name(base_offset, INDEX_SUFFIX)}")

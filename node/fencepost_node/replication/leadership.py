@@ -15,13 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from fencepost_node.log.config import NO_LIMIT
 from fencepost_node.producer_state import Duplicate
 from fencepost_node.replication.leader_state import LeaderState, Proposal
 from fencepost_node.replication.tail import Tail
 from fencepost_proto import errors
 from fencepost_proto.errors import FencepostError, InvariantBroken
-from fencepost_proto.metadata import Partition
-from fencepost_proto.record_batch import BatchHeader, check_produced
+from fencepost_proto.metadata import APPEND_TIME, Partition, TopicConfig
+from fencepost_proto.record_batch import BatchHeader, at_append_time, check_produced
 
 if TYPE_CHECKING:
     from fencepost_node.replica import Replica
@@ -107,6 +108,11 @@ class Leadership:
         if duplicate is not None:
             replica.deduplicated_batches += 1
             return Appended(duplicate.base_offset, duplicate.end_offset, duplicate=True)
+        now_ms = replica.log.now_ms()
+        if config.message_timestamp_type == APPEND_TIME:
+            header, batch = at_append_time(batch, now_ms)
+        else:  # not before the repeats: one that was in time once is recognised for ever
+            check_timestamps(header, config, now_ms, replica.topic.name)
         base_offset = replica.log.log_end_offset
         try:
             stamped = replica.log.append_as_leader(header, batch, self.epoch)
@@ -259,3 +265,19 @@ class Leadership:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+def check_timestamps(header: BatchHeader, config: TopicConfig, now_ms: int, topic_name: str) -> None:
+    """Raises InvalidTimestamp where the batch's first or newest record lies outside of the topic's bounds."""
+    before_ms, after_ms = config.message_timestamp_before_max_ms, config.message_timestamp_after_max_ms
+    for timestamp_ms in (header.base_timestamp, header.max_timestamp):
+        if after_ms != NO_LIMIT and timestamp_ms > now_ms + after_ms:
+            raise errors.InvalidTimestamp(
+                f"timestamp {timestamp_ms} is {timestamp_ms - now_ms} ms in the future, by the leader's clock; "
+                f"topic {topic_name} takes {after_ms} ms (message_timestamp_after_max_ms)"
+            )
+        if before_ms != NO_LIMIT and timestamp_ms < now_ms - before_ms:
+            raise errors.InvalidTimestamp(
+                f"timestamp {timestamp_ms} is {now_ms - timestamp_ms} ms in the past, by the leader's clock; "
+                f"topic {topic_name} takes {before_ms} ms (message_timestamp_before_max_ms)"
+            )

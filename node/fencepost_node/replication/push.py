@@ -133,6 +133,8 @@ class PushStream:
                 self._subscriptions[key] = subscription
                 leadership.add_subscription(subscription, request.log_end_offset)
                 self.mark(subscription)
+                if leadership.high_watermark > 0:  # an idle partition has no other occasion, and retention needs it
+                    self.mark_high_watermark(subscription)
         log.info(
             "follower subscribed topic=%s partition=%d epoch=%d follower=%d end=%d last_epoch=%d answer=%s",
             leadership.replica.topic.name, key[1], leadership.epoch, self.broker_id,

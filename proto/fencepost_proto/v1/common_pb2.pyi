@@ -174,6 +174,9 @@ class TopicConfig(_message.Message):
     SEGMENT_BYTES_FIELD_NUMBER: _builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
     FLUSH_ALWAYS_FIELD_NUMBER: _builtins.int
+    MESSAGE_TIMESTAMP_TYPE_FIELD_NUMBER: _builtins.int
+    MESSAGE_TIMESTAMP_BEFORE_MAX_MS_FIELD_NUMBER: _builtins.int
+    MESSAGE_TIMESTAMP_AFTER_MAX_MS_FIELD_NUMBER: _builtins.int
     min_insync_replicas: _builtins.int
     retention_ms: _builtins.int
     """-1: no limit"""
@@ -184,6 +187,12 @@ class TopicConfig(_message.Message):
     """of one record batch"""
     flush_always: _builtins.bool
     """acknowledge only after fdatasync"""
+    message_timestamp_type: _builtins.str
+    """"create" (empty too): the producer's; "append": the leader's, at the append"""
+    message_timestamp_before_max_ms: _builtins.int
+    """how far a record's timestamp may lie in the past; -1: no limit"""
+    message_timestamp_after_max_ms: _builtins.int
+    """… and in the future; both are those of the leader's clock"""
     def __init__(
         self,
         *,
@@ -193,10 +202,13 @@ class TopicConfig(_message.Message):
         segment_bytes: _builtins.int = ...,
         max_message_bytes: _builtins.int = ...,
         flush_always: _builtins.bool = ...,
+        message_timestamp_type: _builtins.str = ...,
+        message_timestamp_before_max_ms: _builtins.int = ...,
+        message_timestamp_after_max_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flush_always", b"flush_always", "max_message_bytes", b"max_message_bytes", "min_insync_replicas", b"min_insync_replicas", "retention_bytes", b"retention_bytes", "retention_ms", b"retention_ms", "segment_bytes", b"segment_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flush_always", b"flush_always", "max_message_bytes", b"max_message_bytes", "message_timestamp_after_max_ms", b"message_timestamp_after_max_ms", "message_timestamp_before_max_ms", b"message_timestamp_before_max_ms", "message_timestamp_type", b"message_timestamp_type", "min_insync_replicas", b"min_insync_replicas", "retention_bytes", b"retention_bytes", "retention_ms", b"retention_ms", "segment_bytes", b"segment_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -66,7 +66,14 @@ def create(
             metavar="ID,ID,…", help="A partition's brokers, in order; once for each partition, instead of counts."
         ),
     ] = None,
-    retention_ms: Annotated[int | None, typer.Option(help="-1: no limit.", show_default="7 days")] = None,
+    retention_ms: Annotated[
+        int | None,
+        typer.Option(
+            help="A segment goes when its newest record is older, and its last append is as long ago; "
+            "timestamps of the future do not count. -1: no limit.",
+            show_default="7 days",
+        ),
+    ] = None,
     retention_bytes: Annotated[
         int | None, typer.Option(help="Of a partition; -1: no limit.", show_default="-1")
     ] = None,
@@ -77,6 +84,24 @@ def create(
     flush_always: Annotated[
         bool, typer.Option("--flush-always", help="Acknowledge only what is synced to disk.")
     ] = False,
+    message_timestamp_type: Annotated[
+        str | None,
+        typer.Option(
+            metavar="create|append",
+            help="Timestamps are the producer's, or the leader's at the append.",
+            show_default="create",
+        ),
+    ] = None,
+    message_timestamp_before_max_ms: Annotated[
+        int | None,
+        typer.Option(
+            help="How far the producer's may lie in the past, by the leader's clock. -1: no limit.",
+            show_default="-1",
+        ),
+    ] = None,
+    message_timestamp_after_max_ms: Annotated[
+        int | None, typer.Option(help="How far in the future. -1: no limit.", show_default="1 hour")
+    ] = None,
     bootstrap: Bootstrap = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -101,6 +126,9 @@ def create(
                 segment_bytes=segment_bytes,
                 max_message_bytes=max_message_bytes,
                 flush_always=flush_always,
+                message_timestamp_type=message_timestamp_type,
+                message_timestamp_before_max_ms=message_timestamp_before_max_ms,
+                message_timestamp_after_max_ms=message_timestamp_after_max_ms,
             )
 
     made = run(work())
