@@ -1,10 +1,14 @@
 """The one place where metadata changes: a queue of commands, decided in turn, committed in groups.
 
-All commands that wait are taken together. Each is decided against the image that the ones before it leave behind, and gets
-a metadata version of its own where it changes something. Then all changes are committed to the store in one
-transaction, and only then the new image is in force, the deltas are published and the answers given: refusals too,
-since they may rest on a change that was not yet true for anybody. While one group is on its way to the medium the next
-one gathers, so a commit is shared by as many commands as arrive during one.
+All commands that wait are taken together. Each is decided against the image that the ones before it leave behind. All that
+they change is one metadata version, committed to the store in one transaction; only then the new image is in force, the
+delta is published and the answers are given: refusals too, since they may rest on a change that was not yet true for
+anybody. While one group is on its way to the medium the next one gathers, so a version is shared by as many commands as
+arrive during one commit.
+
+A group is decided in the thread that commits it. One command may change every partition of the cluster (a broker dies),
+and the event loop has heartbeats to read meanwhile. What the thread reads never changes under it: the image in force, and
+a copy of the failed replicas as they were when the group began.
 
 Where the commit fails, every command of the group fails with STORAGE_ERROR and the image stays as it was. A store that is
 not at the expected version has been written to by somebody else: the process stops.
@@ -21,21 +25,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from fencepost_controller.decisions.draft import Command, Decision, FailedReplicas, decide
+from fencepost_controller.decisions.draft import Command, FailedReplicas, Group
 from fencepost_controller.decisions.invariants import check_image
 from fencepost_controller.store import CommitFailed, Store, StoreError, VersionMismatch
 from fencepost_proto.errors import FencepostError, InvariantBroken, NotController, StorageError, UnknownServerError
-from fencepost_proto.metadata import Changes, Entity, MetadataImage, delta_to_proto
-from fencepost_proto.v1 import common_pb2
+from fencepost_proto.metadata import Changes, MetadataImage
 
 log = logging.getLogger(__name__)
 
 A = TypeVar("A")
 
 MAX_WAITING_COMMANDS = 4_096
-MAX_GROUP = 64  # commands decided without giving way to the rest of the process
+MAX_GROUP = 256  # commands of one version
 
-OnCommit = Callable[[MetadataImage, Sequence[common_pb2.MetadataDelta]], None]
+OnCommit = Callable[[MetadataImage, Changes], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +59,19 @@ class _Waiting(Generic[A]):
         self.future: asyncio.Future[Committed[A]] = asyncio.get_running_loop().create_future()
         self.outcome: Committed[A] | FencepostError | None = None
 
-    def decide(self, image: MetadataImage, failed: FailedReplicas) -> Decision[A] | None:
-        """None: refused."""
+    def decide(self, group: Group) -> None:
+        """[thread] As the next one of its group."""
         try:
-            decision = decide(image, self.command, failed)
+            answer = group.decide(self.command)
         except FencepostError as error:
             self.outcome = error
-            return None
         except InvariantBroken:
             raise
         except Exception as error:  # decisions are pure: a bug in one has changed nothing, and is not others' fault
             log.exception("a command failed unforeseen command=%r", self.command)
             self.outcome = UnknownServerError(f"{type(error).__name__}: {error}")
-            return None
-        self.outcome = Committed(decision.answer, decision.image.version)
-        return decision
+        else:
+            self.outcome = Committed(answer, group.version)
 
     def fail(self, error: FencepostError) -> None:
         if not self.future.done():
@@ -141,39 +142,32 @@ class Commands:
             one.fail(error)
         self.close()
 
-    async def _carry_out(self, group: list[_Waiting[object]]) -> None:
-        image = self.image
-        changes: dict[str, Entity | None] = {}
-        deltas: list[common_pb2.MetadataDelta] = []
-        for waiting in group:
-            if waiting.future.done():
-                continue  # the caller has left
-            decision = waiting.decide(image, self._failed)
-            if decision is not None and decision.changes:
-                image = decision.image
-                changes.update(decision.changes)
-                deltas.append(_delta(image.version, decision.changes))
-        if deltas:
-            try:
-                await self._commit(image.version, changes)
-            except CommitFailed as error:
-                log.error("commit failed version=%d commands=%d reason=%s", image.version, len(group), error)
-                for waiting in group:
-                    waiting.fail(StorageError(f"the controller could not store the change: {error}"))
-                return
-            self.image = image
-            self._on_commit(image, deltas)
-        for waiting in group:
-            waiting.answer()
-
-    async def _commit(self, version: int, changes: Changes) -> None:
-        loop = asyncio.get_running_loop()
+    async def _carry_out(self, waiting: Sequence[_Waiting[object]]) -> None:
+        asked = [one for one in waiting if not one.future.done()]  # the callers of the others have left
+        if not asked:
+            return
+        group = Group(self.image, dict(self._failed))
         try:
-            await loop.run_in_executor(None, self._store.commit, self.image.version, version, changes)
-        except VersionMismatch as error:
-            raise InvariantBroken(str(error)) from error
+            image = await asyncio.get_running_loop().run_in_executor(None, self._decide_and_commit, group, asked)
+        except CommitFailed as error:
+            log.error("commit failed version=%d commands=%d reason=%s", group.version, len(asked), error)
+            for one in asked:
+                one.fail(StorageError(f"the controller could not store the change: {error}"))
+            return
+        if group.changes:
+            self.image = image
+            self._on_commit(image, group.changes)
+        for one in asked:
+            one.answer()
 
-
-def _delta(version: int, changes: Changes) -> common_pb2.MetadataDelta:
-    changed = [entity for entity in changes.values() if entity is not None]
-    return delta_to_proto(version, changed, [key for key, entity in changes.items() if entity is None])
+    def _decide_and_commit(self, group: Group, asked: Sequence[_Waiting[object]]) -> MetadataImage:
+        """[thread] Returns the image after the group, which is stored. Raises CommitFailed, InvariantBroken."""
+        for one in asked:
+            one.decide(group)
+        image = group.image()
+        if group.changes:
+            try:
+                self._store.commit(self.image.version, image.version, group.changes)
+            except VersionMismatch as error:
+                raise InvariantBroken(str(error)) from error
+        return image

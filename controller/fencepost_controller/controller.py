@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 
 import grpc
 
@@ -31,9 +30,9 @@ from fencepost_proto.answering import Answering
 from fencepost_proto.errors import NotController, RetriableError
 from fencepost_proto.failure import Failure
 from fencepost_proto.host import Host
-from fencepost_proto.metadata import MetadataImage, PartitionKey
+from fencepost_proto.metadata import Changes, MetadataImage, Partition, PartitionKey
 from fencepost_proto.tasks import Tasks
-from fencepost_proto.v1 import common_pb2, controller_pb2, controller_pb2_grpc
+from fencepost_proto.v1 import controller_pb2, controller_pb2_grpc
 from fencepost_proto.wire import RunningServer, serve
 
 log = logging.getLogger(__name__)
@@ -112,10 +111,10 @@ class Controller:
 
     # ---- While it runs ----
 
-    def _committed(self, image: MetadataImage, deltas: Sequence[common_pb2.MetadataDelta]) -> None:
-        self._sessions.publish(deltas)
+    def _committed(self, image: MetadataImage, changes: Changes) -> None:
+        self._sessions.publish(changes)
         self._fences.check()
-        changed = [e.partition for delta in deltas for e in delta.changed if e.HasField("partition")]
+        changed = [entity for entity in changes.values() if isinstance(entity, Partition)]
         for partition in changed[:MAX_LOGGED]:
             _log_partition(partition)
         for partition in changed:
@@ -168,12 +167,12 @@ class Controller:
             log.info("stopped clean")
 
 
-def _log_partition(partition: common_pb2.PartitionEntity) -> None:
+def _log_partition(partition: Partition) -> None:
     """One line for each change: a failover can be followed in them."""
     log.info(
         "partition changed topic_id=%s partition=%d leader=%d leader_epoch=%d isr=%s partition_epoch=%d replicas=%s",
         partition.topic_id,
-        partition.partition,
+        partition.index,
         partition.leader,
         partition.leader_epoch,
         list(partition.isr),
@@ -182,13 +181,13 @@ def _log_partition(partition: common_pb2.PartitionEntity) -> None:
     )
 
 
-def _log_lost(partition: common_pb2.PartitionEntity) -> None:
+def _log_lost(partition: Partition) -> None:
     """The operator is told: nothing that the controller knows makes one of the replicas the right leader."""
     log.error(
         "partition needs an unclean election topic_id=%s partition=%d last_known_isr=%s replicas=%s: the last one in sync "
         "may have lost what it acknowledged; 'fencepost topic elect TOPIC PARTITION --unclean' compares the replicas' logs",
         partition.topic_id,
-        partition.partition,
+        partition.index,
         list(partition.last_known_isr),
         list(partition.replicas),
     )

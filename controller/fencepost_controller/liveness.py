@@ -1,7 +1,9 @@
 """Who has been silent for too long. Pure: no I/O, no clock; times are given, in seconds.
 
-A broker is overdue when nothing has been heard from it for a session timeout, or when it is heard but has not applied
-metadata that was published a session timeout ago: then it goes on under leaderships and fences that are no longer true.
+A broker is overdue when nothing has been heard from it for a session timeout, or when it is heard but makes no progress
+for as long with metadata that it has not applied: then it goes on under leaderships and fences that are no longer true.
+Progress is a later version applied, or more of the same one (heartbeats tell both). A broker that is busy with thousands of
+changes is alive: to declare it dead would make thousands more. What waits for its version (fences) goes on waiting.
 
 Two moments are no evidence against anybody:
 
@@ -26,8 +28,11 @@ class Overdue(NamedTuple):
 @dataclass(slots=True)
 class _Watch:
     heard_at: float
-    unapplied: int = 0  # 0: none; else a version that was published at `unapplied_since` and is not applied yet
-    unapplied_since: float = 0.0
+    reached: tuple[int, int] | None = (
+        None  # what it last told: version applied, and progress with the next, as it counts
+    )
+    unapplied: int = 0  # 0: none; else a version that is published, and not applied yet …
+    unapplied_since: float = 0.0  # … when it was published, or the last progress since
 
 
 class Liveness:
@@ -50,11 +55,15 @@ class Liveness:
     def forget(self, broker_id: int) -> None:
         self._watches.pop(broker_id, None)
 
-    def heard(self, broker_id: int, applied_version: int, now: float) -> None:
+    def heard(self, broker_id: int, applied_version: int, now: float, progress: int = 0) -> None:
         watch = self._watches.get(broker_id)
         if watch is None:
             return
         watch.heard_at = now
+        reached = (applied_version, progress)
+        if watch.reached is not None and reached > watch.reached:
+            watch.unapplied_since = now
+        watch.reached = reached
         if applied_version >= watch.unapplied:
             behind = applied_version < self._published and watch.unapplied
             watch.unapplied, watch.unapplied_since = (self._published, now) if behind else (0, 0.0)
@@ -82,9 +91,6 @@ class Liveness:
             if silent_s >= self._session_timeout_s:
                 overdue.append(Overdue(broker_id, f"silent for {silent_s * 1000:.0f} ms"))
             elif behind_s >= self._session_timeout_s:
-                overdue.append(
-                    Overdue(
-                        broker_id, f"has not applied metadata version {watch.unapplied} for {behind_s * 1000:.0f} ms"
-                    )
-                )
+                reason = f"has not applied metadata version {watch.unapplied}, and makes no progress"
+                overdue.append(Overdue(broker_id, f"{reason} for {behind_s * 1000:.0f} ms"))
         return overdue

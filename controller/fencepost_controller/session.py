@@ -4,6 +4,8 @@ First the registration's answer, then a whole image, then changes in version ord
 than they come gets, at `MAX_BACKLOG` of them or `MAX_BACKLOG_BYTES`, the image of the moment instead; so the backlog is
 bounded and nothing is ever skipped. That the broker may shut down, and that the session is over, comes after the
 metadata that it rests on.
+
+A change, and an image of one version, is made into a message once, whatever the number of sessions (`MetadataMessages`).
 """
 
 from __future__ import annotations
@@ -11,14 +13,53 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from fencepost_proto import errors
-from fencepost_proto.metadata import Broker, MetadataImage, delta_to_proto
-from fencepost_proto.v1 import common_pb2, controller_pb2
+from fencepost_proto.metadata import Broker, Changes, MetadataImage, encode_delta, length_delimited
+from fencepost_proto.v1 import controller_pb2
 
 MAX_BACKLOG = 256
 MAX_BACKLOG_BYTES = 8 * 1024 * 1024
 NOTHING_APPLIED = -1
+
+
+_METADATA = controller_pb2.SessionResponse.DESCRIPTOR.fields_by_name["metadata"].number
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataMessage:
+    """What is said to every broker alike: not to be changed by anyone."""
+
+    response: controller_pb2.SessionResponse
+    size_bytes: int
+
+
+class MetadataMessages:
+    """Makes the messages that all sessions share."""
+
+    def __init__(self, image: Callable[[], MetadataImage]) -> None:
+        self._image = image
+        self._made: tuple[int, MetadataMessage] | None = None  # of the newest version that was asked for
+
+    def image(self) -> MetadataMessage:
+        """The image of the moment."""
+        image = self._image()
+        if self._made is None or self._made[0] != image.version:
+            self._made = (image.version, _message(encode_delta(image.version, image.entities(), image=True)))
+        return self._made[1]
+
+    def delta(self, version: int, changes: Changes) -> MetadataMessage:
+        """What one commit has changed."""
+        self._made = None  # it is out of date, and can be large
+        changed = [entity for entity in changes.values() if entity is not None]
+        deleted = [key for key, entity in changes.items() if entity is None]
+        return _message(encode_delta(version, changed, deleted))
+
+
+def _message(delta: bytes) -> MetadataMessage:
+    data = length_delimited(_METADATA, delta)
+    return MetadataMessage(controller_pb2.SessionResponse.FromString(data), len(data))
 
 
 class Session:
@@ -35,7 +76,7 @@ class Session:
         self.news = asyncio.Event()  # the broker has said something that may need a command
         self._greeting: controller_pb2.Registered | None = greeting
         self._image_due = True
-        self._deltas: deque[common_pb2.MetadataDelta] = deque()
+        self._deltas: deque[MetadataMessage] = deque()
         self._backlog_bytes = 0
         self._shutdown_allowed_due = False
         self._shutdown_allowed_said = False
@@ -47,11 +88,11 @@ class Session:
     def over(self) -> bool:
         return self._over
 
-    def publish(self, delta: common_pb2.MetadataDelta) -> None:
+    def publish(self, delta: MetadataMessage) -> None:
         if self._image_due:
             return  # it will hold this
         self._deltas.append(delta)
-        self._backlog_bytes += delta.ByteSize()
+        self._backlog_bytes += delta.size_bytes
         if len(self._deltas) > MAX_BACKLOG or self._backlog_bytes > MAX_BACKLOG_BYTES:
             self._deltas.clear()
             self._backlog_bytes = 0
@@ -69,7 +110,7 @@ class Session:
             self._over, self._error = True, error
             self._wake.set()
 
-    async def next_response(self, image: Callable[[], MetadataImage]) -> controller_pb2.SessionResponse | None:
+    async def next_response(self, image: Callable[[], MetadataMessage]) -> controller_pb2.SessionResponse | None:
         """What to say next, once there is something. None: the session is over and everything is said."""
         while True:
             response = self._next(image)
@@ -78,18 +119,17 @@ class Session:
             self._wake.clear()
             await self._wake.wait()
 
-    def _next(self, image: Callable[[], MetadataImage]) -> controller_pb2.SessionResponse | None:
+    def _next(self, image: Callable[[], MetadataMessage]) -> controller_pb2.SessionResponse | None:
         if self._greeting is not None:
             greeting, self._greeting = self._greeting, None
             return controller_pb2.SessionResponse(registered=greeting)
         if self._image_due:
             self._image_due = False
-            now = image()
-            return controller_pb2.SessionResponse(metadata=delta_to_proto(now.version, now.entities(), image=True))
+            return image().response
         if self._deltas:
             delta = self._deltas.popleft()
-            self._backlog_bytes -= delta.ByteSize()
-            return controller_pb2.SessionResponse(metadata=delta)
+            self._backlog_bytes -= delta.size_bytes
+            return delta.response
         if self._shutdown_allowed_due:
             self._shutdown_allowed_due, self._shutdown_allowed_said = False, True
             return controller_pb2.SessionResponse(shutdown_allowed=controller_pb2.ShutdownAllowed())

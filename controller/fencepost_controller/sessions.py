@@ -4,8 +4,8 @@
 Refused, or answered by another process: dead now, and its partitions have new leaders milliseconds later. Otherwise the
 probe is repeated until the broker registers again, or its silence decides.
 
-**Patient for what is not.** Silence for a session timeout means dead, as does metadata that stays unapplied for as long; the
-rules are in `liveness.py`. A broker that is declared dead wrongly finds its session ended, registers again, and is
+**Patient for what is not.** Silence for a session timeout means dead, as does no progress with unapplied metadata for as
+long; the rules are in `liveness.py`. A broker that is declared dead wrongly finds its session ended, registers again, and is
 unfenced again; that costs an election, never safety.
 
 Every broker that is live in the metadata is watched, whether it has a session or not. That is so by three steps: one that
@@ -41,9 +41,9 @@ from fencepost_controller.decisions.lineage import MetadataWentBack, check_known
 from fencepost_controller.liveness import Liveness
 from fencepost_controller.opening import Opening
 from fencepost_controller.probe import Verdict, pauses_s, probe
-from fencepost_controller.session import Session
+from fencepost_controller.session import MetadataMessages, Session
 from fencepost_proto import errors
-from fencepost_proto.metadata import Broker, MetadataImage, PartitionKey
+from fencepost_proto.metadata import Broker, Changes, MetadataImage, PartitionKey
 from fencepost_proto.v1 import common_pb2, controller_pb2
 from fencepost_proto.wire import Wire
 
@@ -77,6 +77,7 @@ class Sessions:
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
         self.opening = Opening()
+        self.messages = MetadataMessages(lambda: commands.image)
         self._liveness = Liveness(config.session_timeout_ms / 1000, self._loop.time())
         self._sessions: dict[int, Session] = {}
         self._live_since: dict[int, float] = {}
@@ -128,20 +129,18 @@ class Sessions:
             and now - self._live_since.get(broker.id, now) >= SETTLE_S
         )
 
-    def publish(self, deltas: Sequence[common_pb2.MetadataDelta]) -> None:
-        """Metadata has been committed."""
+    def publish(self, changes: Changes) -> None:
+        """Metadata has been committed: what changed with the newest version."""
+        delta = self.messages.delta(self._image.version, changes)
         for session in self._sessions.values():
-            for delta in deltas:
-                session.publish(delta)
+            session.publish(delta)
         live = [i for i in self._sessions if i in self._image.brokers and not self._image.brokers[i].fenced]
         self._liveness.published(self._image.version, live, self._loop.time())
-        changed = {entity.broker.id for delta in deltas for entity in delta.changed if entity.HasField("broker")}
-        for broker_id in sorted(changed & self._image.brokers.keys()):
-            self._broker_changed(self._image.brokers[broker_id])
-        removed = {key for delta in deltas for key in delta.deleted_keys if key.startswith("brokers/")}
+        for broker in [entity for entity in changes.values() if isinstance(entity, Broker)]:
+            self._broker_changed(broker)
+        removed = [key for key, entity in changes.items() if entity is None and key.startswith("brokers/")]
         for broker_id in sorted(int(key.removeprefix("brokers/")) for key in removed):
-            if broker_id not in self._image.brokers:
-                self._broker_removed(broker_id)
+            self._broker_removed(broker_id)
 
     def _broker_changed(self, broker: Broker) -> None:
         if broker.fenced:
@@ -264,7 +263,8 @@ class Sessions:
             )
         if self._sessions.get(session.broker_id) is not session:
             return
-        self._liveness.heard(session.broker_id, heartbeat.applied_version, self._loop.time())
+        now = self._loop.time()
+        self._liveness.heard(session.broker_id, heartbeat.applied_version, now, heartbeat.progress)
         session.ready = heartbeat.ready
         session.wants_shutdown = heartbeat.want_shutdown
         self._take_failed(session, heartbeat.failed_replicas)

@@ -36,7 +36,7 @@ from google.protobuf.message import DecodeError
 from fencepost_node.log.disk import Disk, File
 from fencepost_proto.errors import StorageError
 from fencepost_proto.lineage import UNKNOWN_LINEAGE
-from fencepost_proto.metadata import MetadataImage, delta_to_proto
+from fencepost_proto.metadata import MetadataImage, encode_delta
 from fencepost_proto.v1 import common_pb2
 
 log = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ class KnownMetadata:
                 self._trouble = ""
 
     def _write_image(self, image: MetadataImage) -> None:
-        content = delta_to_proto(image.version, image.entities(), image=True).SerializeToString()
+        content = encode_delta(image.version, image.entities(), image=True)
         self._disk.write_atomically(f"{self._path}/{IMAGE_FILE}", _CRC.pack(zlib.crc32(content)) + content)
         self._persisted = KnownVersion(image.version, image.lineage.current_id)
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-from fencepost_proto.metadata import Cluster, Entity, MetadataImage, delta_to_proto
+from fencepost_proto.metadata import Cluster, Entity, MetadataImage, encode_delta
 from fencepost_proto.v1 import common_pb2
 
 MAX_QUEUED_DELTAS = 64  # of one watcher
@@ -23,20 +23,25 @@ _HIDDEN_KINDS = ("producer", "next_producer_id", "lineage")
 
 def client_image(image: MetadataImage, topic_names: Collection[str] = ()) -> common_pb2.MetadataDelta:
     """The image as one delta, without what clients do not see; with topic names, only those topics."""
-    topics = [topic for topic in image.topics.values() if not topic_names or topic.name in topic_names]
-    ids = {topic.topic_id for topic in topics}
     entities: list[Entity] = [
         *([Cluster(image.cluster_id)] if image.cluster_id else []),
         *image.brokers.values(),
-        *topics,
-        *(partition for partition in image.partitions.values() if partition.topic_id in ids),
     ]
-    return delta_to_proto(image.version, entities, image=True)
+    if topic_names:
+        ids = [topic_id for name in topic_names if (topic_id := image.topic_ids.get(name)) is not None]
+        entities += [image.topics[topic_id] for topic_id in ids]
+        entities += [partition for topic_id in ids for partition in image.partitions_of(topic_id)]
+    else:
+        entities += image.topics.values()
+        entities += image.partitions.values()
+    return common_pb2.MetadataDelta.FromString(encode_delta(image.version, entities, image=True))
 
 
 def client_delta(delta: common_pb2.MetadataDelta) -> common_pb2.MetadataDelta:
     """The delta without what clients do not see; it may become empty, but every version is told."""
     visible = [entity for entity in delta.changed if entity.WhichOneof("kind") not in _HIDDEN_KINDS]
+    if len(visible) == len(delta.changed):
+        return delta
     return common_pb2.MetadataDelta(
         version=delta.version, image=delta.image, changed=visible, deleted_keys=delta.deleted_keys
     )
@@ -49,16 +54,25 @@ class MetadataFeed:
         self.image = MetadataImage()
         self.closed = False
         self._known = asyncio.Event()
+        self._client_image: common_pb2.MetadataDelta | None = None  # of `image`; made when somebody asks for it
         self._watchers: dict[Watcher, None] = {}
 
     def publish(self, image: MetadataImage, delta: common_pb2.MetadataDelta) -> None:
         """`image` is now applied here; `delta` made it of the one before, or is all of it."""
         if image.version != self.image.version:  # a new session begins with an image that we may have
-            visible = client_delta(delta)
-            for watcher in self._watchers:
-                watcher.offer(visible)
+            self._client_image = None
+            if self._watchers:
+                visible = client_delta(delta)
+                for watcher in self._watchers:
+                    watcher.offer(visible)
         self.image = image
         self._known.set()
+
+    def client_image(self) -> common_pb2.MetadataDelta:
+        """The newest image for clients: one message for all who ask for it, not to be changed by anyone."""
+        if self._client_image is None:
+            self._client_image = client_image(self.image)
+        return self._client_image
 
     async def wait_known(self, timeout_s: float | None = None) -> bool:
         """Wait for the first image; False where it has not come in time, or the feed is closed."""
@@ -123,7 +137,7 @@ class Watcher:
         if self._needs_image:
             self._needs_image = False
             self._news.clear()
-            return client_image(self._feed.image)
+            return self._feed.client_image()
         delta = self._queue.popleft()
         if not self._queue:
             self._news.clear()

@@ -1,7 +1,9 @@
 """All replicas of one broker: which there are, and that each plays the role that the controller's metadata gives it.
 
-`apply` takes each metadata image in one synchronous step: fences and leaderships stand the moment it returns, so its
-version may be acknowledged to the controller. What takes time (creating a folder, recovering a log, deleting one) goes
+`apply_in_turns` takes each metadata image: fences and leaderships stand when it returns, so that its version may be
+acknowledged to the controller. It looks at what has changed and at nothing else. Where that is much, whatever is due on the
+event loop goes on in between; then some replicas play their new role already and others the one before, as they do on two
+brokers that hear of a change one after the other. What takes time (creating a folder, recovering a log, deleting one) goes
 through one queue, in the order of the metadata; the role begins when the log is there.
 """
 
@@ -9,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from functools import partial
+from itertools import chain
 
 from fencepost_node.config import BrokerConfig
 from fencepost_node.log.disk import Disk
@@ -28,6 +31,7 @@ from fencepost_proto.errors import InvariantBroken
 from fencepost_proto.host import Host
 from fencepost_proto.metadata import NO_LEADER, MetadataImage, Partition, PartitionKey, Topic
 from fencepost_proto.tasks import Tasks
+from fencepost_proto.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -157,45 +161,82 @@ class ReplicaManager:
     # ---- Metadata ----
 
     def apply(self, image: MetadataImage, broker_epoch: int, *, whole: bool = False) -> None:
-        """Take an image, or the next one. Returns with every fence and every role of an open log in place.
+        """Take an image, in one step. Returns with every fence and every role of an open log in place.
 
         `whole`: it came as an image, not as changes of the one before. What it does not know was not deleted for all that
         this broker has been told, and is set aside.
         """
-        old, self.image = self.image, image
+        for _ in self._applying(image, broker_epoch, None, whole):
+            pass
+
+    async def apply_in_turns(
+        self, image: MetadataImage, broker_epoch: int, changed: Collection[PartitionKey] | None, turns: Turns
+    ) -> None:
+        """As `apply`. `changed`: all partitions in which the image differs from the one before; None: it came whole.
+
+        If it is cancelled, the next image has to come whole.
+        """
+        for _ in self._applying(image, broker_epoch, changed, changed is None):
+            await turns.step()
+
+    def _applying(
+        self, image: MetadataImage, broker_epoch: int, changed: Collection[PartitionKey] | None, whole: bool
+    ) -> Iterator[None]:
+        """A step for each partition: first those that go, then those that are led here, for which clients wait."""
+        self.image = image
         if broker_epoch != self.broker_epoch:
             self.broker_epoch = broker_epoch
             for link, _ in self._links.values():
                 link.reconnect()  # the streams' first message names the broker epoch
-        for key in [key for key in self.replicas if not self._hosts(image.partitions.get(key))]:
-            self._drop(key, delete=not whole)
-        for key in [key for key in self._folders.recovered if not self._hosts(image.partitions.get(key))]:
+        stay: list[Partition] = []
+        for key in self._all_keys() if changed is None else changed:
+            partition = image.partitions.get(key)
+            if partition is not None and self.broker_id in partition.replicas:
+                stay.append(partition)
+            else:
+                self._leave(key, delete=not whole)
+                yield
+        stay.sort(key=lambda partition: partition.leader != self.broker_id)
+        for partition in stay:
+            self._take_part(partition)
+            yield
+        self._retarget_links()
+
+    def _all_keys(self) -> Collection[PartitionKey]:
+        """Of every replica that is here, or is to be."""
+        folders = self._folders
+        here = (self.replicas, folders.recovered, self.damaged, self.unopened)
+        return dict.fromkeys(chain(*here, self.image.hosted_by(self.broker_id)))
+
+    def _leave(self, key: PartitionKey, *, delete: bool) -> None:
+        """This broker has no replica there (any more): its log is deleted, or set aside."""
+        if key in self.replicas:
+            self._drop(key, delete=delete)
+        if key in self._folders.recovered:
             opened = self._folders.recovered.pop(key)
             self._work.put_nowait(
-                partial(self._folders.keep_stray, opened, key) if whole else partial(self._folders.delete, opened)
+                partial(self._folders.delete, opened) if delete else partial(self._folders.keep_stray, opened, key)
             )
-        for key in [key for key in self.damaged if not self._hosts(image.partitions.get(key))]:
+        if key in self.damaged:
             folder = self.damaged.pop(key)
             self._work.put_nowait(
-                partial(self._folders.keep_stray_folder, folder, key)
-                if whole
-                else partial(self._folders.remove, folder)
+                partial(self._folders.remove, folder)
+                if delete
+                else partial(self._folders.keep_stray_folder, folder, key)
             )
-        for key in [key for key in self.unopened if not self._hosts(image.partitions.get(key))]:
-            del self.unopened[key]
-        for key, partition in image.partitions.items():
-            if not self._hosts(partition):
-                continue
-            replica = self.replicas.get(key)
-            if replica is not None:
-                if old.partitions.get(key) is not partition:
-                    replica.apply(partition)
-            elif key in self._folders.recovered and key not in self.unopened:
-                self._take(partition, image.topics[key[0]])
-            elif key not in self._expected and (key not in self.unopened or self._can_begin_anew(partition)):
-                self._expected.add(key)
-                self._work.put_nowait(partial(self._create, key))
-        self._retarget_links()
+        self.unopened.pop(key, None)
+
+    def _take_part(self, partition: Partition) -> None:
+        """This broker has a replica there: it gets its role, or first its log."""
+        key = partition.id
+        replica = self.replicas.get(key)
+        if replica is not None:
+            replica.apply(partition)
+        elif key in self._folders.recovered and key not in self.unopened:
+            self._take(partition, self.image.topics[key[0]])
+        elif key not in self._expected and (key not in self.unopened or self._can_begin_anew(partition)):
+            self._expected.add(key)
+            self._work.put_nowait(partial(self._create, key))
 
     def _hosts(self, partition: Partition | None) -> bool:
         return partition is not None and self.broker_id in partition.replicas

@@ -1,8 +1,10 @@
 """The session with the controller: one stream that says this broker is alive, and brings it metadata.
 
-Up go the registration and then heartbeats; down come metadata changes, in version order. Each change is applied here in
-one synchronous step (image, replicas, clients' feed) and then acknowledged at once by a heartbeat with its version: the
-controller's fence for named producers waits for that (G9). Changes that arrive together share one heartbeat.
+Up go the registration and then heartbeats; down come metadata changes, in version order. Each change is applied here
+(replicas, then image and clients' feed) and then acknowledged at once by a heartbeat with its version: the controller's
+fence for named producers waits for that (G9). A change may concern thousands of partitions, so it is applied in turns, and
+heartbeats go on meanwhile: they tell the version before it, and by a rising `progress` that the work goes on. What breaks
+off in between (the stream, and with it this session) is made whole by the image that the next session begins with.
 
 **When the stream breaks** the broker goes on serving what it leads, and registers again, with the same incarnation, as
 soon as it can. The controller tells by the incarnation that this is the same process, which has lost nothing, and lets
@@ -24,7 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 import grpc
@@ -36,7 +38,8 @@ from fencepost_node.metadata_feed import MetadataFeed
 from fencepost_proto import errors
 from fencepost_proto.cancellation import CallCancelled, own_cancellation_only
 from fencepost_proto.host import Host
-from fencepost_proto.metadata import MetadataImage, PartitionKey
+from fencepost_proto.metadata import ImageDraft, MetadataImage, Partition, PartitionKey, from_proto, partition_id
+from fencepost_proto.turns import Turns
 from fencepost_proto.v1 import common_pb2, controller_pb2, controller_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -64,7 +67,9 @@ class Replicas(Protocol):
     @property
     def damaged(self) -> Mapping[PartitionKey, str]: ...
 
-    def apply(self, image: MetadataImage, broker_epoch: int, *, whole: bool = False) -> None: ...
+    async def apply_in_turns(
+        self, image: MetadataImage, broker_epoch: int, changed: Collection[PartitionKey] | None, turns: Turns
+    ) -> None: ...
 
 
 class SessionBroken(errors.RetriableError):
@@ -99,6 +104,7 @@ class Session:
         self._known = known
         self._replicas = replicas
         self._feed = feed
+        self._turns = Turns()  # of applying metadata
         self._wants_shutdown = False
         self._shutdown_allowed = asyncio.Event()
         self._leaving = False
@@ -243,6 +249,7 @@ class Session:
         return controller_pb2.Heartbeat(
             applied_version=self.image.version,
             ready=self._ready(),
+            progress=self._turns.steps,
             want_shutdown=self._wants_shutdown,
             failed_replicas=_references(self._replicas.failed_replicas),
         )
@@ -257,7 +264,7 @@ class Session:
                 raise
             match response.WhichOneof("kind"):
                 case "metadata":
-                    self._apply(response.metadata)
+                    await self._apply(response.metadata)
                 case "shutdown_allowed":
                     self._shutdown_allowed.set()
                 case "error":
@@ -265,15 +272,15 @@ class Session:
                 case kind:
                     raise SessionBroken(f"{kind!r} in the middle of a session")
 
-    def _apply(self, delta: common_pb2.MetadataDelta) -> None:
-        """Take one change, or a whole image, everywhere in this process in one step."""
+    async def _apply(self, delta: common_pb2.MetadataDelta) -> None:
+        """Take one change, or a whole image, everywhere in this process."""
         known = self.image.version
         if delta.version < known or (delta.version == known and not delta.image):
             raise errors.InvariantBroken(f"metadata version {delta.version} came after {known}")
-        image = self.image.apply(delta)
+        image, changed = await self._decoded(delta)
         self._known.applies(image, delta)  # before anything rests on it
         try:
-            self._replicas.apply(image, self._link.broker_epoch, whole=delta.image)
+            await self._replicas.apply_in_turns(image, self._link.broker_epoch, changed, self._turns)
         except errors.FencepostError as error:  # not a reason to try again: a part of it may stand
             raise errors.InvariantBroken(f"metadata version {delta.version} was not applied: {error}") from error
         self.image = image  # only now: heartbeats acknowledge its version
@@ -281,6 +288,23 @@ class Session:
         if self._ready():
             self.was_ready.set()
         self._link.request_heartbeat()
+
+    async def _decoded(self, delta: common_pb2.MetadataDelta) -> tuple[MetadataImage, Collection[PartitionKey] | None]:
+        """The image after the change, and which partitions differ from the one before; None: any may."""
+        draft = ImageDraft(MetadataImage() if delta.image else self.image)
+        changed: dict[PartitionKey, None] = {}
+        for message in delta.changed:
+            entity = from_proto(message)
+            draft.put(entity)
+            if isinstance(entity, Partition):
+                changed[entity.id] = None
+            await self._turns.step()
+        for key in delta.deleted_keys:
+            draft.delete(key)
+            if (partition := partition_id(key)) is not None:
+                changed[partition] = None
+            await self._turns.step()
+        return draft.at(delta.version), None if delta.image else changed
 
     def _log_trouble(self, error: grpc.aio.AioRpcError | errors.FencepostError | CallCancelled) -> None:
         """Once for each kind of trouble: a controller that is away is met at every attempt."""

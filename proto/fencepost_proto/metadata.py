@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import assert_never
+from typing import assert_never, cast
 
 from fencepost_proto.errors import CurrentLeader, InvalidTopic
 from fencepost_proto.lineage import Lineage, LineageStart
@@ -36,8 +36,27 @@ def check_topic_name(name: str) -> None:
 # ---- Entities ----
 
 
+class _Encoded:
+    """An entity's bytes on the wire and in the store, made at their first use: an entity never changes."""
+
+    __slots__ = ("_bytes",)
+    _bytes: bytes
+
+    @property
+    def encoded(self) -> bytes:
+        try:
+            return self._bytes
+        except AttributeError:
+            data = to_proto(cast("Entity", self)).SerializeToString()
+            self.keep_encoded(data)
+            return data
+
+    def keep_encoded(self, data: bytes) -> None:
+        object.__setattr__(self, "_bytes", data)  # entities are frozen; this is no part of their value
+
+
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class Cluster(_Encoded):
     cluster_id: str
 
     @property
@@ -46,7 +65,7 @@ class Cluster:
 
 
 @dataclass(frozen=True, slots=True)
-class Broker:
+class Broker(_Encoded):
     id: int
     address: str
     broker_epoch: int
@@ -80,7 +99,7 @@ class TopicConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Topic:
+class Topic(_Encoded):
     topic_id: str
     name: str
     config: TopicConfig = TopicConfig()
@@ -94,7 +113,7 @@ PartitionKey = tuple[str, int]  # topic id, partition index
 
 
 @dataclass(frozen=True, slots=True)
-class Partition:
+class Partition(_Encoded):
     topic_id: str
     index: int
     replicas: tuple[int, ...]  # assignment order; the first is the preferred leader
@@ -116,7 +135,7 @@ class Partition:
 
 
 @dataclass(frozen=True, slots=True)
-class NamedProducer:
+class NamedProducer(_Encoded):
     name: str
     producer_id: int
     epoch: int
@@ -129,7 +148,7 @@ class NamedProducer:
 
 
 @dataclass(frozen=True, slots=True)
-class NextProducerId:
+class NextProducerId(_Encoded):
     next_id: int
 
     @property
@@ -203,6 +222,18 @@ def to_proto(entity: Entity) -> common_pb2.Entity:
 
 def from_proto(message: common_pb2.Entity) -> Entity:
     """Raises ValueError for an entity of a kind that this version does not know."""
+    entity = _from_proto(message)
+    if isinstance(entity, _Encoded):
+        entity.keep_encoded(message.SerializeToString())
+    return entity
+
+
+def encoded(entity: Entity) -> bytes:
+    """On the wire and in the store."""
+    return entity.encoded if isinstance(entity, _Encoded) else to_proto(entity).SerializeToString()
+
+
+def _from_proto(message: common_pb2.Entity) -> Entity:
     match message.WhichOneof("kind"):
         case "cluster":
             return Cluster(message.cluster.cluster_id)
@@ -283,6 +314,7 @@ class MetadataImage:
     topics: Mapping[str, Topic] = field(default_factory=dict)  # by topic id
     topic_ids: Mapping[str, str] = field(default_factory=dict)  # name -> topic id
     partitions: Mapping[PartitionKey, Partition] = field(default_factory=dict)
+    hosted: Mapping[int, Mapping[PartitionKey, None]] = field(default_factory=dict)  # by broker: its replicas
     producers: Mapping[str, NamedProducer] = field(default_factory=dict)
     fences: Mapping[int, int] = field(default_factory=dict)  # producer id -> lowest epoch that may still append
 
@@ -300,13 +332,9 @@ class MetadataImage:
 
     def with_changes(self, version: int, changes: Changes) -> MetadataImage:
         """The image after `changes`, at `version`. Only the mappings that change are copied."""
-        new = _Draft(self)
-        for key, entity in changes.items():
-            if entity is None:
-                new.delete(key)
-            else:
-                new.put(entity)
-        return new.freeze(version)
+        draft = ImageDraft(self)
+        draft.change(changes)
+        return draft.at(version)
 
     def apply(self, delta: common_pb2.MetadataDelta) -> MetadataImage:
         """The image after a delta from the wire. Raises ValueError for an entity of unknown kind."""
@@ -320,67 +348,153 @@ class MetadataImage:
         return CurrentLeader(partition.leader, partition.leader_epoch, broker.address if broker else "")
 
     def partitions_of(self, topic_id: str) -> list[Partition]:
-        """In index order."""
-        return sorted((p for p in self.partitions.values() if p.topic_id == topic_id), key=lambda p: p.index)
+        """In index order. A topic's partitions are numbered from 0, without a gap."""
+        found: list[Partition] = []
+        while (partition := self.partitions.get((topic_id, len(found)))) is not None:
+            found.append(partition)
+        return found
+
+    def hosted_by(self, broker_id: int) -> Iterable[PartitionKey]:
+        """The partitions of which this broker has a replica."""
+        return self.hosted.get(broker_id, {})
 
 
-class _Draft:
-    """An image being changed: each mapping is copied at its first change."""
+class ImageDraft:
+    """An image being changed. Each mapping is copied once, at its first change, however many changes follow."""
 
     def __init__(self, image: MetadataImage) -> None:
-        self._image = image
-        self._copies: dict[str, dict[object, object]] = {}
-        self._values: dict[str, object] = {}
+        self.image = image  # as changed so far; for reading, and only until the next change
+        self._copied: dict[str, dict[object, object]] = {}
+        self._copied_hosts: set[int] = set()
 
-    def _map(self, name: str) -> dict[object, object]:
-        if name not in self._copies:
-            self._copies[name] = dict(getattr(self._image, name))
-        return self._copies[name]
+    def change(self, changes: Changes) -> dict[str, Entity | None]:
+        """Apply these changes. Returns what was there before, under the same keys."""
+        before: dict[str, Entity | None] = {}
+        for key, entity in changes.items():
+            before[key] = self.delete(key) if entity is None else self.put(entity)
+        return before
 
-    def put(self, entity: Entity) -> None:
+    def at(self, version: int) -> MetadataImage:
+        """The image, at `version`. The draft must not be used after that."""
+        return replace(self.image, version=version)
+
+    def put(self, entity: Entity) -> Entity | None:
+        """Returns the entity that was there before."""
         match entity:
-            case Cluster():
-                self._values["cluster_id"] = entity.cluster_id
-            case NextProducerId():
-                self._values["next_producer_id"] = entity.next_id
-            case Lineage():
-                self._values["lineage"] = entity
-            case Broker():
-                self._map("brokers")[entity.id] = entity
-            case Topic():
-                self._map("topics")[entity.topic_id] = entity
-                self._map("topic_ids")[entity.name] = entity.topic_id
             case Partition():
+                before = self._map("partitions").get(entity.id)
                 self._map("partitions")[entity.id] = entity
+                self._host(entity.id, before.replicas if isinstance(before, Partition) else (), entity.replicas)
+                return cast("Partition | None", before)
+            case Broker():
+                return self._put("brokers", entity.id, entity)
+            case Topic():
+                self._map("topic_ids")[entity.name] = entity.topic_id
+                return self._put("topics", entity.topic_id, entity)
             case NamedProducer():
-                self._map("producers")[entity.name] = entity
                 fences = self._map("fences")
                 fences[entity.producer_id] = entity.epoch
                 fences.update(dict.fromkeys(entity.retired_ids, RETIRED_EPOCH))
+                return self._put("producers", entity.name, entity)
+            case Cluster():
+                cluster_id = self.image.cluster_id
+                self.image = replace(self.image, cluster_id=entity.cluster_id)
+                return Cluster(cluster_id) if cluster_id else None
+            case Lineage():
+                lineage = self.image.lineage
+                self.image = replace(self.image, lineage=entity)
+                return lineage if lineage.starts else None
+            case NextProducerId():
+                next_id = self.image.next_producer_id
+                self.image = replace(self.image, next_producer_id=entity.next_id)
+                return NextProducerId(next_id) if next_id else None
             case _:
                 assert_never(entity)
 
-    def delete(self, key: str) -> None:
+    def _put(self, name: str, key: object, entity: Entity) -> Entity | None:
+        entities = self._map(name)
+        before = entities.get(key)
+        entities[key] = entity
+        return cast("Entity | None", before)
+
+    def _map(self, name: str) -> dict[object, object]:
+        """This draft's own copy of one of the image's mappings."""
+        copied = self._copied.get(name)
+        if copied is None:
+            copied = self._copied[name] = dict(getattr(self.image, name))
+            self.image = replace(self.image, **{name: copied})  # type: ignore[arg-type]
+        return copied
+
+    def _host(self, key: PartitionKey, before: tuple[int, ...], after: tuple[int, ...]) -> None:
+        if before == after:
+            return
+        for broker_id in before:
+            if broker_id not in after:
+                self._hosted_by(broker_id).pop(key, None)
+        for broker_id in after:
+            self._hosted_by(broker_id)[key] = None
+
+    def _hosted_by(self, broker_id: int) -> dict[PartitionKey, None]:
+        hosts = self._map("hosted")
+        keys = cast("dict[PartitionKey, None]", hosts.get(broker_id, {}))
+        if broker_id not in self._copied_hosts:
+            self._copied_hosts.add(broker_id)
+            hosts[broker_id] = keys = dict(keys)
+        return keys
+
+    def delete(self, key: str) -> Entity | None:
+        """Returns the entity that was there before."""
         kind, _, rest = key.partition("/")
         match kind:
             case "brokers":
-                self._map("brokers").pop(int(rest), None)
+                return cast("Broker | None", self._map("brokers").pop(int(rest), None))
             case "topics":
                 topic = self._map("topics").pop(rest, None)
                 names = self._map("topic_ids")
                 if isinstance(topic, Topic) and names.get(topic.name) == rest:
                     del names[topic.name]
+                return cast("Topic | None", topic)
             case "partitions":
                 topic_id, _, index = rest.rpartition("/")
-                self._map("partitions").pop((topic_id, int(index)), None)
+                partition = self._map("partitions").pop((topic_id, int(index)), None)
+                if isinstance(partition, Partition):
+                    self._host(partition.id, partition.replicas, ())
+                return cast("Partition | None", partition)
             case _:
                 raise ValueError(f"metadata key {key!r} cannot be deleted")
 
-    def freeze(self, version: int) -> MetadataImage:
-        return replace(self._image, version=version, **self._copies, **self._values)  # type: ignore[arg-type]
+
+def partition_id(key: str) -> PartitionKey | None:
+    """Which partition an entity's key names; None: it is no partition's."""
+    kind, _, rest = key.partition("/")
+    topic_id, _, index = rest.rpartition("/")
+    return (topic_id, int(index)) if kind == "partitions" else None
 
 
 def delta_to_proto(
     version: int, changed: Iterable[Entity], deleted: Iterable[str] = (), *, image: bool = False
 ) -> common_pb2.MetadataDelta:
     return common_pb2.MetadataDelta(version=version, image=image, changed=map(to_proto, changed), deleted_keys=deleted)
+
+
+def encode_delta(version: int, changed: Iterable[Entity], deleted: Iterable[str] = (), *, image: bool = False) -> bytes:
+    """As `delta_to_proto`, serialised: put together from the bytes that each entity keeps."""
+    head = common_pb2.MetadataDelta(version=version, image=image, deleted_keys=deleted).SerializeToString()
+    return head + b"".join([length_delimited(_CHANGED, encoded(entity)) for entity in changed])
+
+
+_CHANGED = common_pb2.MetadataDelta.DESCRIPTOR.fields_by_name["changed"].number
+
+
+def length_delimited(field_number: int, data: bytes) -> bytes:
+    """A field of a serialised message (protobuf's encoding, wire type 2): messages put together from serialised parts."""
+    return _varint(field_number << 3 | 2) + _varint(len(data)) + data
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)

@@ -18,8 +18,7 @@ from fencepost_controller.decisions.topics import CreateTopic
 from fencepost_controller.store import CommitFailed, StoreError, VersionMismatch
 from fencepost_controller.store.sqlite import SqliteStore
 from fencepost_proto import errors
-from fencepost_proto.metadata import Changes, Cluster, Entity, MetadataImage, Partition
-from fencepost_proto.v1 import common_pb2
+from fencepost_proto.metadata import Changes, Cluster, Entity, MetadataImage, NextProducerId, Partition
 
 
 class GatedStore:
@@ -47,14 +46,14 @@ class GatedStore:
 class Fixture:
     def __init__(self, store: GatedStore) -> None:
         self.store = store
-        self.published: list[common_pb2.MetadataDelta] = []
+        self.published: list[Changes] = []
         self.images: list[MetadataImage] = []
         self.commands = Commands(store, {}, self._on_commit)
 
-    def _on_commit(self, image: MetadataImage, deltas: Sequence[common_pb2.MetadataDelta]) -> None:
+    def _on_commit(self, image: MetadataImage, changes: Changes) -> None:
         assert self.commands.image is image
         self.images.append(image)
-        self.published.extend(deltas)
+        self.published.append(changes)
 
 
 def with_commands(test: Callable[[Fixture], Awaitable[None]], *entities: Entity) -> None:
@@ -89,7 +88,7 @@ def test_nothing_is_visible_or_answered_before_the_commit() -> None:
     with_commands(test)
 
 
-def test_what_gathers_during_a_commit_is_committed_together_with_a_version_each() -> None:
+def test_what_gathers_during_a_commit_is_one_version_and_one_change() -> None:
     async def test(fixture: Fixture) -> None:
         fixture.store.gate.clear()
         first = asyncio.create_task(fixture.commands.submit(FormCluster("c")))
@@ -99,11 +98,11 @@ def test_what_gathers_during_a_commit_is_committed_together_with_a_version_each(
         await asyncio.sleep(0.01)
         fixture.store.gate.set()
         formed, named = await first, [await task for task in rest]
-        assert [formed.version, *(committed.version for committed in named)] == [1, 2, 3, 4]
-        assert [committed.answer.epoch for committed in named] == [0, 1, 2]
-        assert [(before, after) for before, after, _ in fixture.store.commits] == [(0, 1), (1, 4)]
-        assert [delta.version for delta in fixture.published] == [1, 2, 3, 4]
-        assert [image.version for image in fixture.images] == [1, 4]
+        assert [formed.version, *(committed.version for committed in named)] == [1, 2, 2, 2]
+        assert [committed.answer.epoch for committed in named] == [0, 1, 2], "each on what the one before it left"
+        assert [(before, after) for before, after, _ in fixture.store.commits] == [(0, 1), (1, 2)]
+        assert [image.version for image in fixture.images] == [1, 2]
+        assert fixture.published[1] == {"producers/loader": named[2].answer, "next-producer-id": NextProducerId(1)}
 
     with_commands(test)
 
@@ -156,6 +155,33 @@ def test_a_command_without_changes_commits_nothing() -> None:
     with_commands(test)
 
 
+def test_a_refused_command_leaves_nothing_to_those_after_it_in_its_group() -> None:
+    async def test(fixture: Fixture) -> None:
+        fixture.store.gate.clear()
+        first = asyncio.create_task(fixture.commands.submit(FormCluster("c")))
+        await asyncio.sleep(0.01)
+        refused = asyncio.create_task(fixture.commands.submit(HalfDone()))
+        named = asyncio.create_task(fixture.commands.submit(InitProducer("loader")))
+        await asyncio.sleep(0.01)
+        fixture.store.gate.set()
+        await first
+        assert (await named).answer.producer_id == 0, "not after the ids that the refused one took"
+        with pytest.raises(errors.InvalidRequest):
+            await refused
+
+    with_commands(test)
+
+
+def test_a_command_that_finds_done_what_another_of_its_group_did_answers_with_that_version() -> None:
+    async def test(fixture: Fixture) -> None:
+        formed, again = await asyncio.gather(
+            fixture.commands.submit(FormCluster("c")), fixture.commands.submit(FormCluster("d"))
+        )
+        assert (formed.version, again.version, again.answer) == (1, 1, "c")
+
+    with_commands(test)
+
+
 def test_a_caller_who_left_in_the_queue_is_dropped_and_one_who_left_later_is_not() -> None:
     async def test(fixture: Fixture) -> None:
         fixture.store.gate.clear()
@@ -192,7 +218,8 @@ def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_long_queue_is_committed_in_groups_of_bounded_size() -> None:
     async def test(fixture: Fixture) -> None:
         await asyncio.gather(*[fixture.commands.submit(InitProducer("p")) for _ in range(2 * MAX_GROUP + 1)])
-        assert [after - before for before, after, _ in fixture.store.commits] == [MAX_GROUP, MAX_GROUP, 1]
+        assert fixture.commands.image.producers["p"].epoch == 2 * MAX_GROUP
+        assert [(before, after) for before, after, _ in fixture.store.commits] == [(0, 1), (1, 2), (2, 3)]
 
     with_commands(test)
 
@@ -207,6 +234,12 @@ def test_close_carries_out_what_waits_and_refuses_the_rest() -> None:
         assert (await waiting).answer == "c"
 
     with_commands(test)
+
+
+class HalfDone(Command[None]):
+    def decide(self, draft: Draft) -> None:
+        draft.put(NextProducerId(1_000))
+        raise errors.InvalidRequest("no")
 
 
 class Buggy(Command[None]):
@@ -259,7 +292,7 @@ def test_the_image_is_what_the_store_holds(tmp_path: object) -> None:
     async def run() -> None:
         path = f"{tmp_path}/metadata.sqlite"
         store = SqliteStore(path)
-        commands = Commands(store, {}, lambda image, deltas: None)
+        commands = Commands(store, {}, lambda image, changes: None)
         await commands.load()
         task = asyncio.create_task(commands.run())
         await commands.submit(FormCluster("c"))
@@ -270,7 +303,7 @@ def test_the_image_is_what_the_store_holds(tmp_path: object) -> None:
         commands.close()
         await task
         store.close()
-        again = Commands(SqliteStore(path), {}, lambda image, deltas: None)
+        again = Commands(SqliteStore(path), {}, lambda image, changes: None)
         await again.load()
         assert again.image == commands.image
 

@@ -59,6 +59,33 @@ def test_progress_restarts_the_time_for_what_is_still_to_be_applied() -> None:
     assert ticked(liveness, 4.9, 5.2, heard={1: 7}) == {1: 5.0}
 
 
+def test_a_broker_whose_version_rises_is_alive_however_far_it_is_behind() -> None:
+    liveness = Liveness(TIMEOUT_S, 0.0)
+    liveness.expect(1, 0.0)
+    liveness.published(1_000, [1], 0.0)
+    now, version = 0.0, 0
+    for version in range(1, 40):
+        assert ticked(liveness, now, now + 2.0, heard={1: version}) == {}
+        now += 2.0
+        liveness.published(1_000 + version, [1], now)
+    first = ticked(liveness, now, now + 5.0, heard={1: version})
+    assert now + 0.9 < first[1] < now + 1.3, "3 s after its last step, which was 2 s ago"
+
+
+def test_work_on_one_long_version_is_progress_and_its_end_is_not_awaited_for_ever() -> None:
+    liveness = Liveness(TIMEOUT_S, 0.0)
+    liveness.expect(1, 0.0)
+    liveness.published(7, [1], 0.0)
+    for step in range(1, 10):
+        liveness.heard(1, 6, step * 2.0, progress=step * 64)
+        assert ticked(liveness, step * 2.0, step * 2.0 + 1.9) == {}
+    reasons: list[str] = []
+    for tick in range(1, 40):
+        liveness.heard(1, 6, 20.0 + tick / 10, progress=9 * 64)
+        reasons += [overdue.reason for overdue in liveness.tick(20.0 + tick / 10)]
+    assert reasons[0] == "has not applied metadata version 7, and makes no progress for 3000 ms"
+
+
 def test_what_is_published_to_others_is_not_waited_for() -> None:
     liveness = Liveness(TIMEOUT_S, 0.0)
     liveness.expect(1, 0.0)
@@ -95,5 +122,5 @@ def test_reasons_say_what_was_missed() -> None:
     ticked(liveness, 0.0, 2.9, heard={2: 6})
     assert [o.reason for o in liveness.tick(3.0)] == [
         "silent for 3000 ms",
-        "has not applied metadata version 7 for 3000 ms",
+        "has not applied metadata version 7, and makes no progress for 3000 ms",
     ]

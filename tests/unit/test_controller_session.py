@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fencepost_controller import session as session_module
-from fencepost_controller.session import MAX_BACKLOG, MAX_BACKLOG_BYTES, Session
+from fencepost_controller.session import MAX_BACKLOG, MAX_BACKLOG_BYTES, MetadataMessages, Session
 from fencepost_proto import errors
 from fencepost_proto.metadata import (
     Broker,
@@ -16,7 +16,6 @@ from fencepost_proto.metadata import (
     NamedProducer,
     NextProducerId,
     Topic,
-    delta_to_proto,
 )
 from fencepost_proto.v1 import controller_pb2
 
@@ -26,6 +25,7 @@ class Listener:
 
     def __init__(self) -> None:
         self.image = MetadataImage(version=2)
+        self.messages = MetadataMessages(lambda: self.image)
         self.session = Session(Broker(1, "h:1", 2, "life", fenced=True), 2, controller_pb2.Registered(broker_epoch=2))
         self.heard = MetadataImage()
         self.kinds: list[str] = []
@@ -33,11 +33,11 @@ class Listener:
 
     def changes(self, entity: Topic | NextProducerId | NamedProducer) -> None:
         self.image = self.image.with_changes(self.image.version + 1, {entity.key: entity})
-        self.session.publish(delta_to_proto(self.image.version, [entity]))
+        self.session.publish(self.messages.delta(self.image.version, {entity.key: entity}))
 
     def listens(self) -> bool:
         """Take one response. False: there is none."""
-        response = self.session._next(lambda: self.image)
+        response = self.session._next(self.messages.image)
         if response is None:
             return False
         kind = response.WhichOneof("kind")
@@ -117,7 +117,7 @@ def test_waiting_for_the_next_response_ends_with_the_session() -> None:
         listener = Listener()
         while listener.listens():
             pass
-        waiting = asyncio.ensure_future(listener.session.next_response(lambda: listener.image))
+        waiting = asyncio.ensure_future(listener.session.next_response(listener.messages.image))
         await asyncio.sleep(0)
         assert not waiting.done()
         listener.session.end()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from fencepost_proto.errors import (
 )
 from fencepost_proto.host import Host
 from fencepost_proto.metadata import Broker, MetadataImage, NamedProducer, PartitionKey, Topic
+from fencepost_proto.turns import Turns
 
 BROKER_ID = 7
 ADDRESS = "127.0.0.1:7777"
@@ -43,7 +44,9 @@ class RecordingReplicas:
         self.damaged: Mapping[PartitionKey, str] = {}
         self.apply_error: Exception | None = None
 
-    def apply(self, image: MetadataImage, broker_epoch: int, *, whole: bool = False) -> None:
+    async def apply_in_turns(
+        self, image: MetadataImage, broker_epoch: int, changed: Collection[PartitionKey] | None, turns: Turns
+    ) -> None:
         if self.apply_error is not None:
             raise self.apply_error
         self.applied.append((image, broker_epoch))

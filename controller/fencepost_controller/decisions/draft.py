@@ -1,5 +1,9 @@
 """The image while one command is being decided: reads see what the command has changed so far.
 
+Commands that are committed together are decided as a `Group`, each on the image that the ones before it have left. Their
+changes are one metadata version: nobody can see the image between two commands of a group, so it needs no version. A
+command that is refused leaves nothing behind.
+
 **A broker serves a replica** when it is registered, not fenced, not shutting down, and has not reported that it cannot
 write that replica. Only who serves may join an in-sync set or become leader. Failed replicas are no metadata: each broker
 repeats its own in every heartbeat, so they are handed to the decision beside the image, under the broker epoch that
@@ -14,7 +18,16 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from fencepost_controller.decisions.invariants import check_invariants
-from fencepost_proto.metadata import Broker, Changes, Entity, MetadataImage, Partition, PartitionKey, Topic
+from fencepost_proto.metadata import (
+    Broker,
+    Changes,
+    Entity,
+    ImageDraft,
+    MetadataImage,
+    Partition,
+    PartitionKey,
+    Topic,
+)
 
 A = TypeVar("A")
 A_co = TypeVar("A_co", covariant=True)
@@ -23,7 +36,7 @@ FailedReplicas = Mapping[tuple[int, int], frozenset[PartitionKey]]  # by (broker
 
 
 class Draft:
-    """One metadata version in the making."""
+    """What one command changes."""
 
     def __init__(self, image: MetadataImage, failed: FailedReplicas) -> None:
         self.image = image  # as it was before
@@ -51,7 +64,9 @@ class Draft:
 
     def partitions_in_sync_on(self, broker_id: int) -> list[Partition]:
         """Those with this broker in the in-sync set, whoever leads them."""
-        partitions = (self._partitions.get(key, p) for key, p in self.image.partitions.items())
+        partitions = (
+            self._partitions.get(key) or self.image.partitions[key] for key in self.image.hosted_by(broker_id)
+        )
         return [p for p in partitions if broker_id in p.isr]
 
     def partitions_on(self, broker_id: int) -> list[Partition]:
@@ -99,6 +114,36 @@ class Command(ABC, Generic[A_co]):
         """Change the draft and give the answer, or raise the FencepostError that is the answer."""
 
 
+class Group:
+    """Commands decided one after the other; all that they change is one version."""
+
+    def __init__(self, image: MetadataImage, failed: FailedReplicas) -> None:
+        self.changes: dict[str, Entity | None] = {}  # of all commands so far; empty: the image is as it was
+        self._before = image
+        self._failed = failed
+        self._draft = ImageDraft(image)
+
+    @property
+    def version(self) -> int:
+        """At which everything holds that the commands so far have made so, or found so."""
+        return self._before.version + bool(self.changes)
+
+    def decide(self, command: Command[A]) -> A:
+        """The command's answer. Raises the FencepostError that refuses it, or InvariantBroken for a decision that must
+        not be; after the latter the group is not to be committed."""
+        draft = Draft(self._draft.image, self._failed)
+        answer = command.decide(draft)
+        if draft.changes:
+            before = self._draft.change(draft.changes)
+            check_invariants(before, self._draft.image, draft.version, draft.changes)
+            self.changes.update(draft.changes)
+        return answer
+
+    def image(self) -> MetadataImage:
+        """After all commands. The group is complete with that."""
+        return self._draft.at(self.version)
+
+
 @dataclass(frozen=True, slots=True)
 class Decision(Generic[A_co]):
     """What came of one command."""
@@ -109,11 +154,7 @@ class Decision(Generic[A_co]):
 
 
 def decide(image: MetadataImage, command: Command[A], failed: FailedReplicas) -> Decision[A]:
-    """Raises the FencepostError that refuses the command, or InvariantBroken for a decision that must not be."""
-    draft = Draft(image, failed)
-    answer = command.decide(draft)
-    if not draft.changes:
-        return Decision(answer, {}, image)
-    after = image.with_changes(draft.version, draft.changes)
-    check_invariants(image, after, draft.changes)
-    return Decision(answer, draft.changes, after)
+    """One command alone. Raises the FencepostError that refuses it, or InvariantBroken."""
+    group = Group(image, failed)
+    answer = group.decide(command)
+    return Decision(answer, group.changes, group.image() if group.changes else image)

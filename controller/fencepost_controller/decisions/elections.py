@@ -89,16 +89,16 @@ class RestorePreferredLeaders(Command[int]):
     settled: frozenset[int]  # brokers that have been live for some time: one that flaps gets nothing back yet
 
     def decide(self, draft: Draft) -> int:
+        elsewhere = sorted(
+            key
+            for key, partition in draft.image.partitions.items()
+            if partition.leader not in (NO_LEADER, partition.replicas[0]) and partition.replicas[0] in self.settled
+        )
         moved = 0
-        for key in sorted(draft.image.partitions):
+        for key in elsewhere:
             partition = draft.image.partitions[key]
             preferred = partition.replicas[0]
-            if (
-                partition.leader not in (NO_LEADER, preferred)
-                and preferred in partition.isr
-                and preferred in self.settled
-                and draft.serves(preferred, key)
-            ):
+            if preferred in partition.isr and draft.serves(preferred, key):
                 settle(draft, partition, replace(partition, leader=preferred))
                 moved += 1
                 if moved == MAX_MOVES_PER_ROUND:

@@ -1,16 +1,19 @@
 """What must hold after every decision. A decision that breaks one is not committed, and the controller stops.
 
 Only what the decision touches is checked, so the cost is that of the change, except where a broker has just been fenced:
-then no partition anywhere may still have it as leader, or in sync beside one.
+then no partition of which it has a replica may still have it as leader, or in sync beside one.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from fencepost_proto.errors import InvariantBroken
 from fencepost_proto.metadata import (
     NO_LEADER,
     Broker,
     Changes,
+    Entity,
     MetadataImage,
     NamedProducer,
     NextProducerId,
@@ -19,20 +22,23 @@ from fencepost_proto.metadata import (
 )
 
 
-def check_invariants(before: MetadataImage, after: MetadataImage, changes: Changes) -> None:
-    """Raises InvariantBroken naming what is wrong."""
-    if after.version != before.version + 1:
-        raise InvariantBroken(f"metadata version {before.version} is followed by {after.version}")
+def check_invariants(before: Mapping[str, Entity | None], after: MetadataImage, version: int, changes: Changes) -> None:
+    """`before`: the entities that changed, as they were; `version`: what the image `after` will be committed at.
+
+    Raises InvariantBroken naming what is wrong.
+    """
     for key, entity in changes.items():
+        was = before[key]
         match entity:
             case Partition():
-                _check_partition(before.partitions.get(entity.id), entity, after)
+                _check_partition(was if isinstance(was, Partition) else None, entity, after)
             case Broker():
-                _check_broker(before.brokers.get(entity.id), entity, after)
+                _check_broker(was if isinstance(was, Broker) else None, entity, after, version)
             case NamedProducer():
-                _check_producer(before.producers.get(entity.name), entity, after)
+                _check_producer(was if isinstance(was, NamedProducer) else None, entity, after)
             case NextProducerId():
-                _require(entity.next_id > before.next_producer_id, key, f"next producer id goes to {entity.next_id}")
+                next_id = was.next_id if isinstance(was, NextProducerId) else 0
+                _require(entity.next_id > next_id, key, f"next producer id goes from {next_id} to {entity.next_id}")
             case Topic():
                 _require(after.topic_ids.get(entity.name) == entity.topic_id, key, f"name {entity.name!r} is another's")
             case None:
@@ -46,7 +52,7 @@ def check_image(image: MetadataImage) -> None:
     for partition in image.partitions.values():
         _check_partition(None, partition, image)
     for broker in image.brokers.values():
-        _check_broker(None, broker, image)
+        _check_broker(None, broker, image, image.version)
     for producer in image.producers.values():
         _check_producer(None, producer, image)
 
@@ -87,8 +93,8 @@ def _check_partition(before: Partition | None, p: Partition, after: MetadataImag
         )
 
 
-def _check_broker(before: Broker | None, broker: Broker, after: MetadataImage) -> None:
-    _require(0 < broker.broker_epoch <= after.version, broker.key, f"broker epoch {broker.broker_epoch}")
+def _check_broker(before: Broker | None, broker: Broker, after: MetadataImage, version: int) -> None:
+    _require(0 < broker.broker_epoch <= version, broker.key, f"broker epoch {broker.broker_epoch}")
     _require(0 <= broker.served_epoch <= broker.broker_epoch, broker.key, f"served epoch {broker.served_epoch}")
     if before is not None:
         _require(broker.served_epoch >= before.served_epoch, broker.key, f"served epoch falls to {broker.served_epoch}")
@@ -96,7 +102,8 @@ def _check_broker(before: Broker | None, broker: Broker, after: MetadataImage) -
         same = broker.incarnation == before.incarnation
         _require(same == (broker.broker_epoch == before.broker_epoch), broker.key, "an epoch is of one incarnation")
     if broker.fenced:
-        led = [p.key for p in after.partitions.values() if p.leader != NO_LEADER and broker.id in p.isr]
+        hosted = (after.partitions[key] for key in after.hosted_by(broker.id))
+        led = [p.key for p in hosted if p.leader != NO_LEADER and broker.id in p.isr]
         _require(not led, broker.key, f"fenced, and in sync beside a leader for {led[:3]}")
 
 

@@ -37,7 +37,7 @@ class ControllerService(controller_pb2_grpc.ControllerServicer):
     async def Session(  # type: ignore[override]  # writes to the context instead of yielding
         self, request_iterator: AsyncIterator[pb.SessionRequest], context: Context
     ) -> None:
-        await serve_session(self.sessions, lambda: self.commands.image, request_iterator, context, self.answering)
+        await serve_session(self.sessions, request_iterator, context, self.answering)
 
     async def AlterPartition(self, request: pb.AlterPartitionRequest, context: Context) -> pb.AlterPartitionResponse:
         await self.sessions.opening.wait()

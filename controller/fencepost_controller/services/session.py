@@ -18,11 +18,10 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 
-from fencepost_controller.session import Session
+from fencepost_controller.session import MetadataMessage, Session
 from fencepost_controller.sessions import Sessions
 from fencepost_proto import errors
 from fencepost_proto.answering import Answering, Context
-from fencepost_proto.metadata import MetadataImage
 from fencepost_proto.v1 import controller_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -38,7 +37,6 @@ _BROKEN = (grpc.aio.BaseError, asyncio.InvalidStateError)
 
 async def serve_session(
     sessions: Sessions,
-    image: Callable[[], MetadataImage],
     requests: Requests,
     context: Context,
     answering: Answering,
@@ -50,7 +48,7 @@ async def serve_session(
         await _say(context, pb.SessionResponse(error=errors.to_proto(answering.error_of(error))))
         return
     reader = asyncio.create_task(_read(sessions, session, requests))
-    writer = asyncio.create_task(_write(session, image, context))
+    writer = asyncio.create_task(_write(session, sessions.messages.image, context))
     follower = asyncio.create_task(sessions.follow(session))
     tasks = (reader, writer, follower)
     try:
@@ -100,7 +98,7 @@ async def _take(sessions: Sessions, session: Session, requests: Requests) -> Non
                 raise errors.InvalidRequest(f"{kind!r} of broker {session.broker_id} in the middle of its session")
 
 
-async def _write(session: Session, image: Callable[[], MetadataImage], context: Context) -> None:
+async def _write(session: Session, image: Callable[[], MetadataMessage], context: Context) -> None:
     while (response := await session.next_response(image)) is not None:
         if not await _say(context, response):
             return

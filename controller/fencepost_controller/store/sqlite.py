@@ -26,7 +26,7 @@ from google.protobuf.message import DecodeError
 
 from fencepost_controller.store import CommitFailed, StoreError, VersionMismatch
 from fencepost_proto.medium import write_again
-from fencepost_proto.metadata import Changes, Entity, from_proto, to_proto
+from fencepost_proto.metadata import Changes, Entity, encoded, from_proto
 from fencepost_proto.v1 import common_pb2
 
 APPLICATION_ID = 0x46504D44  # "FPMD"
@@ -92,7 +92,7 @@ class SqliteStore:
 
     def commit(self, expected_version: int, version: int, changes: Changes) -> None:
         connection = self._opened()
-        puts = [(key, to_proto(entity).SerializeToString()) for key, entity in changes.items() if entity is not None]
+        puts = [(key, encoded(entity)) for key, entity in changes.items() if entity is not None]
         deletes = [(key,) for key, entity in changes.items() if entity is None]
         self._roll_back_what_is_left(connection)
         try:

@@ -31,8 +31,9 @@ async def metadata(
     if not await feed.wait_known(FIRST_IMAGE_WAIT_S):
         return None
     image = feed.image
+    named = dict.fromkeys(request.topic_names)
     return broker_pb2.MetadataResponse(
-        image=client_image(image, frozenset(request.topic_names)),
+        image=client_image(image, named) if named else feed.client_image(),
         unknown_topics=[name for name in request.topic_names if name not in image.topic_ids],
         answering_broker_id=broker_id,
     )

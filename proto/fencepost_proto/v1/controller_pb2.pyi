@@ -85,11 +85,14 @@ class Heartbeat(_message.Message):
     READY_FIELD_NUMBER: _builtins.int
     WANT_SHUTDOWN_FIELD_NUMBER: _builtins.int
     FAILED_REPLICAS_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     applied_version: _builtins.int
     ready: _builtins.bool
     """logs recovered, serving: may be unfenced"""
     want_shutdown: _builtins.bool
     """hand my leaderships over"""
+    progress: _builtins.int
+    """rises while a version is being applied: the broker works on it"""
     @_builtins.property
     def failed_replicas(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.PartitionRef]:
         """replicas that this broker cannot write (disk full, I/O error)"""
@@ -101,10 +104,11 @@ class Heartbeat(_message.Message):
         ready: _builtins.bool = ...,
         want_shutdown: _builtins.bool = ...,
         failed_replicas: _abc.Iterable[_common_pb2.PartitionRef] | None = ...,
+        progress: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_version", b"applied_version", "failed_replicas", b"failed_replicas", "ready", b"ready", "want_shutdown", b"want_shutdown"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_version", b"applied_version", "failed_replicas", b"failed_replicas", "progress", b"progress", "ready", b"ready", "want_shutdown", b"want_shutdown"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
