@@ -32,6 +32,7 @@ MAX_STRING_BYTES: Final = 1_024  # of a string field; rules that are stricter an
 MAX_ENTRIES: Final = 10_000  # of one repeated field in one message, where nothing else is said
 MAX_REPLICAS_OF_A_BROKER: Final = 20_000  # that one message of a broker may list; a cluster has 10,000 partitions
 MAX_REPLICAS_OF_A_PARTITION: Final = 1_000
+MAX_PROPOSALS: Final = 1_000  # of in-sync sets, in one request
 COUNTED_ABOVE_BYTES: Final = 32 * 1024  # what is smaller is parsed in a millisecond, whatever it holds
 
 REQUEST_BYTES: Final[Mapping[str, int]] = {
@@ -51,7 +52,8 @@ FIELD_LIMITS: Final[Mapping[str, int]] = {
     "fencepost.v1.ReplicateRequest.unsubscribe": MAX_ENTRIES,
     "fencepost.v1.Register.damaged_replicas": MAX_REPLICAS_OF_A_BROKER,
     "fencepost.v1.Heartbeat.failed_replicas": MAX_REPLICAS_OF_A_BROKER,
-    "fencepost.v1.AlterPartitionRequest.new_isr": MAX_REPLICAS_OF_A_PARTITION,
+    "fencepost.v1.AlterPartitionRequest.proposals": MAX_PROPOSALS,
+    "fencepost.v1.IsrProposal.new_isr": MAX_REPLICAS_OF_A_PARTITION,
     "fencepost.v1.CreateTopicRequest.assignments": MAX_ENTRIES,
     "fencepost.v1.ReplicaAssignment.replicas": MAX_REPLICAS_OF_A_PARTITION,
     "fencepost.v1.AlterPartitionReassignmentsRequest.reassignments": MAX_ENTRIES,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from controller_story import Story
 
-from fencepost_controller.decisions.isr import AlterPartition
+from fencepost_controller.decisions.isr import AlterPartition, AlterPartitions
 from fencepost_proto import errors
 
 A = ("a-id", 0)
@@ -124,3 +124,20 @@ def test_who_is_not_the_leader_is_told_who_is() -> None:
     with pytest.raises(errors.NotLeaderOrFollower) as refusal:
         story.does(command)
     assert refusal.value.current_leader == (1, 0, "host-1:1")
+
+
+def test_of_several_proposals_a_refused_one_changes_nothing_and_the_others_stand() -> None:
+    story = Story().cluster(1, 2, 3).topic("a", (1, 2, 3), (1, 2, 3), (1, 2, 3))
+    good, stale, foreign = (story.proposal(1, ("a-id", index), 1, 3) for index in (0, 1, 2))
+    proposals = (good, replace(stale, partition_epoch=4), replace(foreign, new_isr=((1, story.epoch(1)), (9, 1))), good)
+    results = story.does(AlterPartitions(1, story.epoch(1), proposals))
+    assert isinstance(results, tuple)
+    assert [type(result) for result in results] == [
+        type(None),
+        errors.InvalidUpdateVersion,
+        errors.InvalidRequest,
+        type(None),  # again: it is so already
+    ]
+    assert [story.image.partitions["a-id", index].isr for index in range(3)] == [(1, 3), (1, 2, 3), (1, 2, 3)]
+    with pytest.raises(errors.StaleBrokerEpoch):
+        story.does(AlterPartitions(1, 1, proposals))

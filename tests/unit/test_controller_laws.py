@@ -6,10 +6,11 @@ and over history, with a world that knows which processes are really alive.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 from controller_story import CLUSTER_ID, Story
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -20,7 +21,7 @@ from fencepost_controller.decisions.brokers import (
     RegisterBroker,
     UnfenceBroker,
 )
-from fencepost_controller.decisions.draft import Command, decide
+from fencepost_controller.decisions.draft import Command, Group, decide
 from fencepost_controller.decisions.elections import (
     ElectPreferredLeader,
     ElectUncleanLeader,
@@ -238,3 +239,50 @@ TestCluster = Cluster.TestCase
 TestCluster.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+# ---- A group of commands ----
+
+ONE = st.integers(1, 3)
+
+
+def commands_of(story: Story) -> st.SearchStrategy[Command[object]]:
+    """Commands that may meet in one group. No registrations: their broker epoch is the version, and versions differ."""
+    keys = sorted(story.image.partitions)
+    proposals = st.builds(
+        lambda broker, key, members: story.proposal(broker, key, *dict.fromkeys((broker, *members))),
+        ONE, st.sampled_from(keys), st.lists(ONE, max_size=3),
+    )  # fmt: skip
+    epochs = {broker: story.epoch(broker) for broker in (1, 2, 3)}
+    return st.one_of(
+        proposals,
+        ONE.map(lambda broker: FenceBroker(broker, epochs[broker])),
+        ONE.map(lambda broker: UnfenceBroker(broker, epochs[broker])),
+        ONE.map(lambda broker: BeginShutdown(broker, epochs[broker])),
+        st.sampled_from(("p", "q")).map(InitProducer),
+        ONE.map(lambda broker: AllocateProducerIds(broker, epochs[broker])),
+        st.sampled_from("abc").map(lambda name: CreateTopic(name, f"new-{name}", 2, 2)),
+        st.sampled_from("abc").map(DeleteTopic),
+        st.just(RestorePreferredLeaders(frozenset((1, 2, 3)))),
+    )
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_group_comes_to_what_its_commands_come_to_one_after_the_other(data: st.DataObject) -> None:
+    story = Story().cluster(1, 2, 3).topic("a", (1, 2, 3), (2, 3, 1)).topic("b", (3, 1))
+    before = story.image
+    group = Group(before, {})
+    for command in data.draw(st.lists(commands_of(story), max_size=12)):
+        answers: list[object] = []
+        for decided in (group.decide, story.does):
+            try:
+                answers.append(decided(command))
+            except FencepostError as error:
+                answers.append((type(error), str(error)))
+        assert answers[0] == answers[1]
+    after = group.image()
+    assert replace(after, version=0) == replace(story.image, version=0)
+    assert after.version == before.version + bool(group.changes)
+    check_image(after)
+    assert before.with_changes(after.version, group.changes) == after, "its changes are the delta"

@@ -37,6 +37,7 @@ from fencepost_proto.metadata import (
     Entity,
     MetadataImage,
 )
+from fencepost_proto.request_limits import MAX_PROPOSALS
 from fencepost_proto.v1 import broker_pb2, controller_pb2
 from fencepost_proto.wire import Wire
 
@@ -501,6 +502,41 @@ def test_a_fenced_broker_may_shut_down_at_once() -> None:
     run(test())
 
 
+def proposed(leader: FakeBroker, *proposals: controller_pb2.IsrProposal) -> controller_pb2.AlterPartitionRequest:
+    return controller_pb2.AlterPartitionRequest(
+        broker_id=leader.broker_id, broker_epoch=leader.epoch, proposals=proposals
+    )
+
+
+def test_the_proposals_of_a_broker_are_decided_each_on_its_own_and_become_one_version() -> None:
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers, stubs(controller) as (stub, _):
+            one, two = await brokers.live(1, 2)
+            topic_id = await create_topic(controller, "a", *[(1, 2)] * 50)
+            version = controller.image.version
+            alone = [controller_pb2.IsrMember(broker_id=1, broker_epoch=one.epoch)]
+            proposals = [
+                controller_pb2.IsrProposal(topic_id=topic_id, partition=n, partition_epoch=int(n == 7), new_isr=alone)
+                for n in range(50)
+            ]
+            answer = await stub.AlterPartition(proposed(one, *proposals))
+            assert answer.error.code == 0
+            codes = {n: result.code for n, result in enumerate(answer.results) if result.code}
+            assert codes == {7: errors.ErrorCode.INVALID_UPDATE_VERSION}
+            assert answer.version == controller.image.version == version + 1
+            assert {p.index for p in controller.image.partitions.values() if p.isr == (1,)} == {*range(50)} - {7}
+            await until(lambda: two.image.version == controller.image.version, "broker 2 up to date")
+            assert two.image.partitions == controller.image.partitions
+            assert two.versions[-1] == version + 1
+
+            too_many = proposed(one, *[proposals[0]] * (MAX_PROPOSALS + 1))
+            assert (await stub.AlterPartition(too_many)).error.code == errors.ErrorCode.INVALID_REQUEST
+            stale = controller_pb2.AlterPartitionRequest(broker_id=1, broker_epoch=1, proposals=proposals)
+            assert (await stub.AlterPartition(stale)).error.code == errors.ErrorCode.STALE_BROKER_EPOCH
+
+    run(test())
+
+
 def test_a_failed_replica_loses_its_leadership_and_stays_out_until_the_broker_restarts() -> None:
     async def test() -> None:
         async with running() as controller, cluster(controller) as brokers, stubs(controller) as (stub, _):
@@ -515,24 +551,22 @@ def test_a_failed_replica_loses_its_leadership_and_stays_out_until_the_broker_re
             assert controller.image.version == version
             one.failed = []
             partition = controller.image.partitions[topic_id, 0]
-            proposal = controller_pb2.AlterPartitionRequest(
-                broker_id=2,
-                broker_epoch=two.epoch,
+            proposal = controller_pb2.IsrProposal(
                 topic_id=topic_id,
                 partition=0,
                 leader_epoch=partition.leader_epoch,
                 partition_epoch=partition.partition_epoch,
                 new_isr=[controller_pb2.IsrMember(broker_id=b.broker_id, broker_epoch=b.epoch) for b in (one, two)],
             )
-            answer = await stub.AlterPartition(proposal)
-            assert answer.error.code == errors.ErrorCode.INELIGIBLE_REPLICA
+            answer = await stub.AlterPartition(proposed(two, proposal))
+            assert [result.code for result in answer.results] == [errors.ErrorCode.INELIGIBLE_REPLICA]
             await one.killed()
             await until(lambda: controller.image.brokers[1].fenced, "broker 1 fenced")
             again = await (await brokers.new(1, "life 2")).connect(controller)
             await brokers.unfenced(again)
             proposal.new_isr[0].broker_epoch = again.epoch
-            answer = await stub.AlterPartition(proposal)
-            assert answer.error.code == 0
+            answer = await stub.AlterPartition(proposed(two, proposal))
+            assert (answer.error.code, [result.code for result in answer.results]) == (0, [0])
             assert answer.version == controller.image.version
             assert controller.image.partitions[topic_id, 0].isr == (1, 2)
 
@@ -557,16 +591,13 @@ def test_preferred_leaders_come_back_after_a_while(monkeypatch: pytest.MonkeyPat
             unfenced_at = asyncio.get_running_loop().time()
             partition = controller.image.partitions[topic_id, 0]
             members = [controller_pb2.IsrMember(broker_id=b.broker_id, broker_epoch=b.epoch) for b in (again, two)]
-            await stub.AlterPartition(
-                controller_pb2.AlterPartitionRequest(
-                    broker_id=2,
-                    broker_epoch=two.epoch,
-                    topic_id=topic_id,
-                    leader_epoch=partition.leader_epoch,
-                    partition_epoch=partition.partition_epoch,
-                    new_isr=members,
-                )
+            proposal = controller_pb2.IsrProposal(
+                topic_id=topic_id,
+                leader_epoch=partition.leader_epoch,
+                partition_epoch=partition.partition_epoch,
+                new_isr=members,
             )
+            await stub.AlterPartition(proposed(two, proposal))
             await until(lambda: controller.image.partitions[topic_id, 0].leader == 1, "the preferred leader")
             assert asyncio.get_running_loop().time() - unfenced_at > 0.25
 

@@ -7,6 +7,9 @@ may have less.
 
 The controller may have done more than was asked (completed a reassignment, moved the leadership off a broker that is
 leaving); the answer is then still a success, and the session brings the rest.
+
+A broker sends all its proposals of the moment in one request (as Kafka's AlterPartition does): after a restart there are
+thousands. Each is decided on its own, and one that is refused does not touch the others.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from fencepost_controller.decisions.draft import Command, Draft
 from fencepost_controller.decisions.partitions import settle
 from fencepost_proto.errors import (
     FencedLeaderEpoch,
+    FencepostError,
     IneligibleReplica,
     InvalidRequest,
     InvalidUpdateVersion,
@@ -89,3 +93,23 @@ class AlterPartition(Command[None]):
                     f"{partition.key}: broker {broker_id} caught up with broker epoch {broker_epoch}, "
                     f"and has been registered anew since"
                 )
+
+
+@dataclass(frozen=True, slots=True)
+class AlterPartitions(Command[tuple[FencepostError | None, ...]]):
+    """Answers, for each proposal, with the error that refuses it; None: the in-sync set is as proposed."""
+
+    broker_id: int
+    broker_epoch: int
+    proposals: tuple[AlterPartition, ...]  # of this broker
+
+    def decide(self, draft: Draft) -> tuple[FencepostError | None, ...]:
+        check_broker_epoch(draft, self.broker_id, self.broker_epoch)
+        return tuple(self._decide(draft, proposal) for proposal in self.proposals)
+
+    def _decide(self, draft: Draft, proposal: AlterPartition) -> FencepostError | None:
+        try:
+            proposal.decide(draft)  # refuses before it changes anything
+        except FencepostError as error:
+            return error
+        return None

@@ -1,27 +1,42 @@
-"""AlterPartition: a leader proposes the in-sync set of a partition it leads. The rules are in `decisions/isr.py`.
+"""AlterPartition: a broker proposes the in-sync sets of partitions that it leads. The rules are in `decisions/isr.py`.
 
-A success says that the set is as proposed at `version`; more may have changed with it. Errors: STALE_BROKER_EPOCH,
-FENCED_LEADER_EPOCH, UNKNOWN_LEADER_EPOCH, NOT_LEADER_OR_FOLLOWER, INVALID_UPDATE_VERSION (the partition epoch has moved on;
-the session brings it), INELIGIBLE_REPLICA, INVALID_REQUEST, UNKNOWN_TOPIC_ID, UNKNOWN_TOPIC_OR_PARTITION; after any of them
-this request has changed nothing.
+The answer has one result for each, in their order. A success says that
+the set is as proposed at `version`; more may have changed with it. After any error among the results that proposal has
+changed nothing: FENCED_LEADER_EPOCH, UNKNOWN_LEADER_EPOCH, NOT_LEADER_OR_FOLLOWER, INVALID_UPDATE_VERSION (the partition
+epoch has moved on; the session brings it), INELIGIBLE_REPLICA, INVALID_REQUEST, UNKNOWN_TOPIC_ID,
+UNKNOWN_TOPIC_OR_PARTITION.
+
+Errors of the whole request, with which nothing was changed: STALE_BROKER_EPOCH, BROKER_ID_NOT_REGISTERED, INVALID_REQUEST
+(outside of `request_limits`), NOT_CONTROLLER, KAFKA_STORAGE_ERROR.
 """
 
 from __future__ import annotations
 
 from fencepost_controller.commands import Commands
-from fencepost_controller.decisions.isr import AlterPartition
+from fencepost_controller.decisions.isr import AlterPartition, AlterPartitions
+from fencepost_proto.errors import to_proto
+from fencepost_proto.v1 import common_pb2
 from fencepost_proto.v1 import controller_pb2 as pb
 
 
 async def alter_partition(commands: Commands, request: pb.AlterPartitionRequest) -> pb.AlterPartitionResponse:
     committed = await commands.submit(
-        AlterPartition(
-            broker_id=request.broker_id,
-            broker_epoch=request.broker_epoch,
-            partition=(request.topic_id, request.partition),
-            leader_epoch=request.leader_epoch,
-            partition_epoch=request.partition_epoch,
-            new_isr=tuple((member.broker_id, member.broker_epoch) for member in request.new_isr),
+        AlterPartitions(
+            request.broker_id,
+            request.broker_epoch,
+            tuple(_proposal(request, proposal) for proposal in request.proposals),
         )
     )
-    return pb.AlterPartitionResponse(version=committed.version)
+    results = [common_pb2.Error() if error is None else to_proto(error) for error in committed.answer]
+    return pb.AlterPartitionResponse(version=committed.version, results=results)
+
+
+def _proposal(request: pb.AlterPartitionRequest, proposal: pb.IsrProposal) -> AlterPartition:
+    return AlterPartition(
+        broker_id=request.broker_id,
+        broker_epoch=request.broker_epoch,
+        partition=(proposal.topic_id, proposal.partition),
+        leader_epoch=proposal.leader_epoch,
+        partition_epoch=proposal.partition_epoch,
+        new_isr=tuple((member.broker_id, member.broker_epoch) for member in proposal.new_isr),
+    )

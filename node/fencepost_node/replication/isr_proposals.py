@@ -1,15 +1,25 @@
-"""A leader's proposals to change its in-sync set, on their way to the controller, who decides.
+"""A leader's proposals to change in-sync sets, on their way to the controller, who decides.
 
-`leader_state` says when there is something to propose; here it is asked, looked after in time (a follower that lags does
-nothing that would be noticed), and the controller is asked until it has definitely answered.
+`leader_state` says when there is something to propose. It is asked when a follower has come closer, and, since lag produces
+no event, every 250 ms. All proposals of a broker that wait at one time go in one request, one request at a time: while it is
+under way the next ones gather.
+
+A proposal stays open until metadata or a definite refusal closes it. As long as it is open its members count for the high
+watermark, since the controller may have put them in sync. So it is closed only by
+
+- metadata with a later partition epoch (`LeaderState.partition_changed`), or the end of the leadership;
+- a refusal *by the controller*, in its answer, that says that nothing was changed and never will be (`_REFUSED`).
+
+Everything else leaves the outcome open, whatever its code: a call that broke off may have been carried out before, and an
+error that was not foreseen says nothing. Then the same proposal is sent again, with a growing pause.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 from fencepost_node.replication.leader_state import Proposal
 from fencepost_node.replication.leadership import Leadership
@@ -17,14 +27,20 @@ from fencepost_proto import errors
 from fencepost_proto.errors import ErrorCode, FencepostError
 from fencepost_proto.metadata import MetadataImage
 from fencepost_proto.tasks import Tasks
+from fencepost_proto.turns import Turns
 from fencepost_proto.v1 import controller_pb2
 
 log = logging.getLogger(__name__)
 
 ISR_CHECK_INTERVAL_S = 0.25  # how often lag is looked at; joining needs no check, it follows an acknowledgement
-ALTER_PARTITION_RETRY_S = 0.1
+MAX_PROPOSALS = 500  # in one request (the controller takes 1,000)
+RETRY_PAUSE_S = 0.1  # after the first attempt whose outcome is open; doubles
+MAX_RETRY_PAUSE_S = 2.0
 
-# The controller has already moved on from what the proposal was based on.
+# Definite: the proposal is not carried out, and the metadata that it was based on still stands.
+_REFUSED = frozenset((ErrorCode.INELIGIBLE_REPLICA, ErrorCode.INVALID_REQUEST))
+
+# The controller has moved on from what the proposal was based on: the session brings what closes it.
 _OVERTAKEN = frozenset(
     (
         ErrorCode.INVALID_UPDATE_VERSION,
@@ -63,6 +79,17 @@ class ProposalsOwner(Protocol):
     def leaderships(self) -> Iterable[Leadership]: ...
 
 
+class _Open(NamedTuple):
+    """A proposal that the controller has not definitely answered."""
+
+    leadership: Leadership
+    proposal: Proposal
+    attempts: int
+
+    def is_open(self) -> bool:
+        return self.leadership.replica.role is self.leadership and self.leadership.state.proposal is self.proposal
+
+
 class IsrProposals:
     """Of all partitions that this broker leads. `tasks` owns what it starts."""
 
@@ -71,6 +98,10 @@ class IsrProposals:
         self._controller = controller
         self._tasks = tasks
         self._lag_max_s = lag_max_ms / 1000
+        self._waiting: list[_Open] = []  # at most one for each leadership that has an open proposal
+        self._sending = False
+        self._failures = 0  # requests, one after the other, that brought no answer
+        self._eligible: tuple[int, frozenset[int]] = (-1, frozenset())  # of one metadata version
 
     def start(self) -> None:
         self._tasks.spawn(self._check(), "isr")
@@ -79,54 +110,103 @@ class IsrProposals:
         """See whether the in-sync set should change, and ask the controller if so."""
         if self._owner.broker_epoch < 0:
             return
-        brokers = self._owner.image.brokers.values()
-        eligible = leadership.subscribers.intersection(b.id for b in brokers if not b.fenced and not b.shutting_down)
+        eligible = leadership.subscribers & self._eligible_brokers()
         proposal = leadership.state.propose(eligible, self._lag_max_s, asyncio.get_running_loop().time())
         if proposal is not None:
-            self._tasks.spawn(self._ask(leadership, proposal), f"alter-partition-{leadership.replica.key}")
+            log.info(
+                "proposing isr topic=%s partition=%d epoch=%d isr=%s was=%s",
+                leadership.replica.topic.name, leadership.replica.key[1], leadership.epoch, proposal.isr,
+                leadership.state.partition.isr,
+            )  # fmt: skip
+            self._send_soon([_Open(leadership, proposal, 0)])
+
+    def _eligible_brokers(self) -> frozenset[int]:
+        """Those that the controller would accept, as far as this broker knows."""
+        image = self._owner.image
+        if self._eligible[0] != image.version:
+            brokers = (b.id for b in image.brokers.values() if not b.fenced and not b.shutting_down)
+            self._eligible = (image.version, frozenset(brokers))
+        return self._eligible[1]
 
     async def _check(self) -> None:
+        turns = Turns()
         while True:
             await asyncio.sleep(ISR_CHECK_INTERVAL_S)
             for leadership in self._owner.leaderships:
-                self.propose(leadership)
+                if not leadership.state.at_rest:
+                    self.propose(leadership)
+                await turns.step()
 
-    async def _ask(self, leadership: Leadership, proposal: Proposal) -> None:
-        """Until the controller has definitely answered, or the proposal is closed by metadata."""
-        replica = leadership.replica
-        request = self._request(leadership, proposal)
-        log.info(
-            "proposing isr topic=%s partition=%d epoch=%d isr=%s was=%s",
-            replica.topic.name, replica.key[1], leadership.epoch, proposal.isr, leadership.state.partition.isr,
-        )  # fmt: skip
-        while replica.role is leadership and leadership.state.proposal is proposal:
-            request.broker_epoch = self._owner.broker_epoch
-            try:
-                errors.raise_for((await self._controller.alter_partition(request)).error)
-            except FencepostError as error:
-                if error.code in _OVERTAKEN:
-                    return  # metadata is on its way that closes the proposal
-                if not error.retriable and error.code != ErrorCode.STALE_BROKER_EPOCH:
-                    log.warning("isr refused topic=%s partition=%d error=%s", replica.topic.name, replica.key[1], error)
-                    leadership.proposal_refused(proposal)
-                    return
-                await asyncio.sleep(ALTER_PARTITION_RETRY_S)
-            else:
-                return
+    # ---- Sending ----
 
-    def _request(self, leadership: Leadership, proposal: Proposal) -> controller_pb2.AlterPartitionRequest:
-        partition, brokers = leadership.state.partition, self._owner.image.brokers
+    def _send_soon(self, proposals: Sequence[_Open]) -> None:
+        self._waiting.extend(proposals)
+        if not self._sending:
+            self._sending = True
+            self._tasks.spawn(self._send(), "alter-partition")
+
+    async def _send(self) -> None:
+        """One request after the other until nothing waits."""
+        try:
+            while self._waiting:
+                taken, self._waiting = self._waiting[:MAX_PROPOSALS], self._waiting[MAX_PROPOSALS:]
+                if asked := [one for one in taken if one.is_open()]:
+                    await self._ask(asked)
+        finally:
+            self._sending = False
+
+    async def _ask(self, asked: Sequence[_Open]) -> None:
+        try:
+            answer = await self._controller.alter_partition(self._request(asked))
+            errors.raise_for(answer.error)
+            if len(answer.results) != len(asked):
+                raise errors.UnknownServerError(f"{len(answer.results)} results for {len(asked)} proposals")
+        except FencepostError as error:
+            log.info("isr proposals without an answer count=%d error=%s", len(asked), error)
+            self._waiting[:0] = asked
+            self._failures += 1
+            await asyncio.sleep(_pause_s(self._failures))
+            return
+        self._failures = 0
+        again: list[_Open] = []
+        for one, result in zip(asked, answer.results, strict=True):
+            if result.code in _REFUSED:
+                replica = one.leadership.replica
+                log.warning(
+                    "isr refused topic=%s partition=%d error=%s", replica.topic.name, replica.key[1], result.message
+                )
+                if one.is_open():
+                    one.leadership.proposal_refused(one.proposal)
+            elif result.code != ErrorCode.NONE and result.code not in _OVERTAKEN:
+                again.append(one._replace(attempts=one.attempts + 1))
+        if again:
+            self._tasks.spawn(self._send_again(again), "alter-partition-again")
+
+    async def _send_again(self, again: Sequence[_Open]) -> None:
+        await asyncio.sleep(_pause_s(max(one.attempts for one in again)))
+        self._send_soon(again)
+
+    def _request(self, asked: Sequence[_Open]) -> controller_pb2.AlterPartitionRequest:
         request = controller_pb2.AlterPartitionRequest(
-            broker_id=self._owner.broker_id,
-            topic_id=partition.topic_id,
-            partition=partition.index,
-            leader_epoch=leadership.epoch,
-            partition_epoch=proposal.partition_epoch,
+            broker_id=self._owner.broker_id, broker_epoch=self._owner.broker_epoch
         )
-        for member in proposal.isr:
-            known = brokers[member].broker_epoch if member in brokers else -1
-            joins = member not in partition.isr
-            request.new_isr.add(
-                broker_id=member, broker_epoch=leadership.state.broker_epoch_of(member) if joins else known
+        brokers = self._owner.image.brokers
+        for one in asked:
+            partition = one.leadership.state.partition
+            added = request.proposals.add(
+                topic_id=partition.topic_id,
+                partition=partition.index,
+                leader_epoch=one.leadership.epoch,
+                partition_epoch=one.proposal.partition_epoch,
             )
+            for member in one.proposal.isr:
+                known = brokers[member].broker_epoch if member in brokers else -1
+                joins = member not in partition.isr
+                added.new_isr.add(
+                    broker_id=member, broker_epoch=one.leadership.state.broker_epoch_of(member) if joins else known
+                )
         return request
+
+
+def _pause_s(attempts: int) -> float:
+    return float(min(RETRY_PAUSE_S * 2 ** (attempts - 1), MAX_RETRY_PAUSE_S))

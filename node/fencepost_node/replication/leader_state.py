@@ -142,6 +142,13 @@ class LeaderState:
         return self.partition.isr + tuple(member for member in proposed if member not in self.partition.isr)
 
     @property
+    def at_rest(self) -> bool:
+        """Is every replica in sync, at the leader's end? Then there is nothing to propose, however long nothing happens."""
+        return len(self.partition.isr) == len(self.partition.replicas) and all(
+            follower.end_offset == self.log_end_offset for follower in self._followers.values()
+        )
+
+    @property
     def in_sync_set_joined(self) -> bool:
         """Has everyone who may be in sync agreed with this leader's log since it leads? From then on none of them holds
         a batch that this log does not: whoever is elected next has this log's history, or a longer one of ours."""
