@@ -29,7 +29,8 @@ PROGRAM = Program(
     kind="controller",
     description="Run the Fencepost controller.",
     example="""  data_dir = "/var/lib/fencepost/controller"
-  listen = "127.0.0.1:9090"    # default: any free port, written to DATA_DIR/process.json""",
+  listen = "127.0.0.1:9090"    # default: any free port, written to DATA_DIR/process.json
+  insecure_listen = false      # true: listen may be an address that other machines reach; nothing authenticates them""",
     config=ControllerConfig,
     id_of=None,
     make=_controller,

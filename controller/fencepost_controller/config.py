@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fencepost_proto.config import LOG_LEVELS, ConfigError, check_settings, setting
+from fencepost_proto.config import LOG_LEVELS, ConfigError, check_listen, check_settings, setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,6 +13,7 @@ class ControllerConfig:
 
     data_dir: str = setting(minimum=1)
     listen: str = setting("127.0.0.1:0", address=True)  # port 0: any free one
+    insecure_listen: bool = setting(False)  # may other machines reach `listen`? Nothing authenticates them
     log_level: str = setting("INFO", choices=LOG_LEVELS)
 
     session_timeout_ms: int = setting(3_000, minimum=100, maximum=300_000)  # silence that means dead
@@ -22,6 +23,7 @@ class ControllerConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        check_listen(self.listen, self.insecure_listen)
         if 2 * self.heartbeat_interval_ms > self.session_timeout_ms:
             raise ConfigError(
                 f"heartbeat_interval_ms = {self.heartbeat_interval_ms}: must be at most half of "

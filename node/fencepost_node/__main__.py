@@ -33,7 +33,12 @@ PROGRAM = Program(
     example="""  broker_id = 1
   data_dir = "/var/lib/fencepost/broker-1"
   controller = "127.0.0.1:9090"
-  listen = "127.0.0.1:9091"    # default: any free port, written to DATA_DIR/process.json""",
+  listen = "127.0.0.1:9091"    # default: any free port, written to DATA_DIR/process.json
+
+beyond this machine (nothing authenticates who connects):
+  listen = "0.0.0.0:9091"
+  insecure_listen = true
+  advertised_address = "broker-1.example:9091"    # what clients connect to; default: the address it listens on""",
     config=BrokerConfig,
     id_of=lambda config: config.broker_id,
     make=_broker,

@@ -115,7 +115,7 @@ class Broker:
         self._session = Session(
             host=self._host,
             broker_id=self.config.broker_id,
-            address=self.address,
+            address=self._advertised_address(),
             link=self._link,
             folder=self._folder,
             known=self._known,
@@ -129,6 +129,14 @@ class Broker:
         self._tasks.spawn(self._session.run(), "session")
         self._tasks.spawn(self._renew_mark(), "origin-mark")
         self._tasks.spawn(self._known.persist(), "persist metadata")
+
+    def _advertised_address(self) -> str:
+        """What clients and other brokers are to connect to."""
+        advertised = self.config.advertised_address
+        if not advertised:
+            return self.address
+        host, _, port = advertised.rpartition(":")
+        return advertised if int(port) else f"{host}:{self.address.rpartition(':')[2]}"
 
     async def wait_ready(self) -> None:
         """Returns once the broker has registered and applied metadata; it may take as long as the controller is away."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fencepost_proto.config import LOG_LEVELS, check_settings, setting
+from fencepost_proto.config import LOG_LEVELS, check_listen, check_settings, setting
 from fencepost_proto.request_limits import MAX_MESSAGE_BYTES
 
 KIB = 1024
@@ -20,6 +20,10 @@ class BrokerConfig:
     data_dir: str = setting(minimum=1)
     controller: str = setting(address=True)  # host:port
     listen: str = setting("127.0.0.1:0", address=True)  # port 0: any free one
+    advertised_address: str = setting(
+        "", address=True, optional=True
+    )  # told to clients and brokers; port 0: the real one
+    insecure_listen: bool = setting(False)  # may other machines reach `listen`? Nothing authenticates them
     log_level: str = setting("INFO", choices=LOG_LEVELS)
 
     # Replication
@@ -44,3 +48,4 @@ class BrokerConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        check_listen(self.listen, self.insecure_listen, self.advertised_address)

@@ -1,7 +1,7 @@
 """Cluster metadata as this broker's clients see it: the newest image, and every change as it is applied here.
 
 Clients do not see named producers, producer-id blocks and the controller's lineages: there can be very many, and no
-client needs another's.
+client needs another's. Nor do they see the incarnations of brokers: whoever knows one can register in that broker's place.
 A watcher that does not keep up is not waited for: its queue is dropped and it gets one fresh image instead.
 """
 
@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from fencepost_proto.metadata import Cluster, Entity, MetadataImage, encode_delta
 from fencepost_proto.v1 import common_pb2
@@ -25,7 +26,7 @@ def client_image(image: MetadataImage, topic_names: Collection[str] = ()) -> com
     """The image as one delta, without what clients do not see; with topic names, only those topics."""
     entities: list[Entity] = [
         *([Cluster(image.cluster_id)] if image.cluster_id else []),
-        *image.brokers.values(),
+        *(replace(broker, incarnation="") for broker in image.brokers.values()),
     ]
     if topic_names:
         ids = [topic_id for name in topic_names if (topic_id := image.topic_ids.get(name)) is not None]
@@ -39,12 +40,21 @@ def client_image(image: MetadataImage, topic_names: Collection[str] = ()) -> com
 
 def client_delta(delta: common_pb2.MetadataDelta) -> common_pb2.MetadataDelta:
     """The delta without what clients do not see; it may become empty, but every version is told."""
-    visible = [entity for entity in delta.changed if entity.WhichOneof("kind") not in _HIDDEN_KINDS]
-    if len(visible) == len(delta.changed):
+    kinds = {entity.WhichOneof("kind") for entity in delta.changed}
+    if kinds.isdisjoint((*_HIDDEN_KINDS, "broker")):
         return delta
+    visible = [_visible(entity) for entity in delta.changed if entity.WhichOneof("kind") not in _HIDDEN_KINDS]
     return common_pb2.MetadataDelta(
         version=delta.version, image=delta.image, changed=visible, deleted_keys=delta.deleted_keys
     )
+
+
+def _visible(entity: common_pb2.Entity) -> common_pb2.Entity:
+    if not entity.HasField("broker"):
+        return entity
+    shown = common_pb2.Entity(broker=entity.broker)
+    shown.broker.incarnation = ""
+    return shown
 
 
 class MetadataFeed:

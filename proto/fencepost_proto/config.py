@@ -8,6 +8,9 @@ from a file. Every refusal is a ConfigError that names the key and the value.
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
+import re
+import socket
 import tomllib
 from collections.abc import Sequence
 from typing import Any, TypeVar, get_type_hints
@@ -16,6 +19,8 @@ T = TypeVar("T")
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 MAX_PORT = 65535
+
+_HOST = re.compile(r"[A-Za-z0-9._*%:-]+|\[[0-9A-Fa-f:.%A-Za-z]+\]")
 
 
 class ConfigError(Exception):
@@ -29,9 +34,14 @@ def setting(
     maximum: int | None = None,
     choices: Sequence[str] = (),
     address: bool = False,
+    optional: bool = False,
 ) -> Any:
-    """A dataclass field with limits: numbers from `minimum` to `maximum`, strings out of `choices` or host:port."""
+    """A dataclass field with limits: numbers from `minimum` to `maximum`, strings out of `choices` or host:port.
+
+    `optional`: a string may also be empty.
+    """
     limits = {"minimum": minimum, "maximum": maximum, "choices": tuple(choices), "address": address}
+    limits["optional"] = optional
     return dataclasses.field(default=default, metadata=limits)
 
 
@@ -83,19 +93,75 @@ def _problem(value: object, limits: Any) -> str:
         if maximum is not None and value > maximum:
             return f"must be at most {maximum}"
     if isinstance(value, str):
+        if not value and limits.get("optional"):
+            return ""
         if limits.get("choices") and value not in limits["choices"]:
             return f"must be one of {', '.join(limits['choices'])}"
         if limits.get("address"):
-            return _address_problem(value)
+            return address_problem(value)
         if not value and limits.get("minimum"):
             return "must not be empty"
     return ""
 
 
-def _address_problem(address: str) -> str:
+def check_listen(listen: str, insecure_listen: bool, advertised_address: str | None = None) -> None:
+    """Check where a process listens: beyond this machine only by name. Raises ConfigError.
+
+    There is neither encryption nor authentication: whoever reaches the port may read, write and delete everything.
+    `advertised_address`: what others are told to connect to; empty: where it listens; None: they are told nothing.
+    """
+    host = listen.rpartition(":")[0]
+    if not _is_loopback(host) and not insecure_listen:
+        raise ConfigError(
+            f"listen = {listen!r} can be reached from other machines, and nothing authenticates who connects: "
+            f"listen on 127.0.0.1, or set insecure_listen = true where only trusted machines reach it"
+        )
+    if advertised_address is None:
+        return
+    if _is_wildcard(host) and not advertised_address:
+        raise ConfigError(
+            f"listen = {listen!r} is no address that clients could connect to: set advertised_address = 'HOST:PORT'"
+        )
+    if _is_wildcard(advertised_address.rpartition(":")[0]):
+        raise ConfigError(
+            f"advertised_address = {advertised_address!r}: must be an address that clients can connect to"
+        )
+
+
+def is_wildcard_address(address: str) -> bool:
+    """Is it the address of every interface, like 0.0.0.0:9092? One can listen there, and not connect to it."""
+    return _is_wildcard(address.rpartition(":")[0])
+
+
+def _is_loopback(host: str) -> bool:
+    ip = _ip_of(host)
+    return host.lower() == "localhost" if ip is None else ip.is_loopback
+
+
+def _is_wildcard(host: str) -> bool:
+    ip = _ip_of(host)
+    return host == "*" if ip is None else ip.is_unspecified
+
+
+def _ip_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a host is, in whichever notation the system takes; None for a name."""
+    try:
+        ip = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        try:
+            return ipaddress.IPv4Address(socket.inet_aton(host))  # "0" and "127.1" too
+        except (OSError, UnicodeError):
+            return None
+    return (ip.ipv4_mapped or ip) if isinstance(ip, ipaddress.IPv6Address) else ip
+
+
+def address_problem(address: str) -> str:
+    """What keeps a string from being host:port; empty: nothing."""
     host, separator, port = address.rpartition(":")
     if not separator or not host:
         return "must be host:port"
+    if not _HOST.fullmatch(host):
+        return f"host {host!r} has characters that no host has"
     if not (port.isascii() and port.isdigit()) or int(port) > MAX_PORT:
         return f"port {port!r} is not a number from 0 to {MAX_PORT}"
     return ""

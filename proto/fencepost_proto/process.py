@@ -28,6 +28,7 @@ import logging
 import os
 import resource
 import signal
+import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -184,6 +185,7 @@ def main(program: Program[C]) -> int:
         format=f"%(asctime)s %(levelname)s {program.label(config)} %(name)s %(message)s",
         stream=sys.stderr,
     )
+    os.umask(0o077)  # no other user may read what this process writes
     try:
         lock = _hold(config.data_dir)
     except OSError as error:
@@ -199,14 +201,28 @@ def main(program: Program[C]) -> int:
 
 def _hold(data_dir: str) -> int:
     """Make the folder, and lock it for as long as the descriptor stays open."""
-    os.makedirs(data_dir, exist_ok=True)
-    descriptor = os.open(os.path.join(data_dir, LOCK_FILE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    os.makedirs(data_dir, mode=0o700, exist_ok=True)
+    _close_to_others(data_dir)
+    descriptor = os.open(os.path.join(data_dir, LOCK_FILE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         raise OSError(f"data folder {data_dir!r} is in use by another process") from None
     return descriptor
+
+
+def _close_to_others(data_dir: str) -> None:
+    """Only the owner of the data may read them; what is inside is then closed, too, whatever its own mode."""
+    mode = stat.S_IMODE(os.stat(data_dir).st_mode)
+    if not mode & 0o077:
+        return
+    try:
+        os.chmod(data_dir, 0o700)
+    except OSError as error:
+        log.warning("data folder is open to others directory=%s mode=%04o error=%s", data_dir, mode, error)
+    else:
+        log.warning("data folder was open to others, and is closed now directory=%s mode=%04o", data_dir, mode)
 
 
 def _allow_open_files() -> None:

@@ -15,7 +15,6 @@ walks the descriptors of all services, and fails for a repeated, map or bytes fi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +24,8 @@ from typing import Final
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.descriptor_pool import Default as default_pool
 from google.protobuf.message import DecodeError, Message
+
+from fencepost_proto.control_characters import control_character
 
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024  # of one gRPC message, either way
 DEFAULT_REQUEST_BYTES: Final = 1024 * 1024  # of one request, where REQUEST_BYTES does not name its method
@@ -60,8 +61,6 @@ FIELD_LIMITS: Final[Mapping[str, int]] = {
     "fencepost.v1.PartitionReassignment.replicas": MAX_REPLICAS_OF_A_PARTITION,
 }
 
-# C0 and C1 controls and DEL, the line and paragraph separators, and what reverses the direction of text.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _SHORT = MAX_STRING_BYTES // 4  # characters: no longer than MAX_STRING_BYTES, whichever they are
 _SPARE_FIELDS = 64  # more fields than a message type has: of a later version of this protocol, or repeated by mistake
 _MAX_VARINT_BYTES = 10
@@ -70,14 +69,6 @@ _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5  # wire types
 
 class RequestRefused(DecodeError):
     """A request outside of its bounds. To gRPC it is like one that cannot be parsed."""
-
-
-def control_character(text: str) -> str:
-    """The first character that must not get into a log line or a terminal; "" where there is none."""
-    if text.isprintable():
-        return ""
-    found = _CONTROL.search(text)
-    return found[0] if found else ""
 
 
 # ---- One plan for each message type ----

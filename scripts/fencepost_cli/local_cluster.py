@@ -147,6 +147,8 @@ class LocalCluster:
 
     def _write_config(self, member: Member) -> None:
         settings: dict[str, Setting] = {"data_dir": str(member.directory), "listen": member.address}
+        if member.place is not None:
+            settings["insecure_listen"] = True  # an address of a network that only this machine reaches
         if member.node == CONTROLLER:
             settings |= self.controller_overrides
         else:
@@ -290,7 +292,7 @@ class LocalCluster:
     def _prepare(self, member: Member) -> None:
         """Write its configuration from where the folder is now: it may have been copied or moved since."""
         try:
-            member.directory.mkdir(exist_ok=True)
+            member.directory.mkdir(mode=0o700, exist_ok=True)
             self._write_config(member)
             member.ready_file.unlink(missing_ok=True)
         except OSError as error:

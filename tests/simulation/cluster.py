@@ -144,6 +144,7 @@ class SimCluster:
             data_dir="/data",
             controller=CONTROLLER_ADDRESS,
             listen=broker_address(broker_id),
+            insecure_listen=True,
             replica_lag_time_max_ms=settings.replica_lag_time_max_ms,
             snapshot_interval_bytes=settings.snapshot_interval_bytes,
             tail_bytes=settings.tail_bytes,
@@ -161,6 +162,7 @@ class SimCluster:
         config = ControllerConfig(
             data_dir="/data",
             listen=CONTROLLER_ADDRESS,
+            insecure_listen=True,
             session_timeout_ms=settings.session_timeout_ms,
             heartbeat_interval_ms=settings.heartbeat_interval_ms,
             preferred_leader_interval_ms=settings.preferred_leader_interval_ms,

@@ -280,6 +280,53 @@ def test_metadata_names_topics_and_what_is_not_there_and_hides_producers(tmp_pat
     run(test())
 
 
+def test_no_client_sees_the_incarnation_of_a_broker(tmp_path: Path) -> None:
+    """Whoever knows it can register in the broker's place."""
+
+    async def test() -> None:
+        seen: list[Any] = []
+
+        async def follow(stub: broker_pb2_grpc.BrokerAsyncStub) -> None:
+            call: Any = stub.WatchMetadata(broker_pb2.WatchMetadataRequest())
+            async for delta in call:
+                seen.append(delta)
+
+        async with fake_controller() as controller, broker_of(controller, tmp_path) as running:
+            incarnation = running.session.registration.incarnation
+            assert incarnation
+            watching = asyncio.create_task(follow(running.stub))
+            await until(lambda: bool(seen), "the image")
+            await running.metadata(BrokerEntity(BROKER_ID, "127.0.0.1:9", EPOCH, incarnation, fenced=False))
+            await running.metadata(BrokerEntity(2, "127.0.0.1:7", EPOCH + 1, "of another", fenced=False))
+            await until(lambda: bool(seen) and seen[-1].version == EPOCH + 2, "the changes")
+            for names in ((), ("orders",)):
+                seen.append(await running.stub.Metadata(broker_pb2.MetadataRequest(topic_names=names)))
+            health: Any = health_pb2_grpc.HealthStub(running.channel)
+            request = health_pb2.HealthListRequest()  # type: ignore[attr-defined]  # newer than its stubs
+            with pytest.raises(grpc.aio.AioRpcError):  # it would list the service that is named after the incarnation
+                await health.List(request)
+            watching.cancel()
+            assert "127.0.0.1:9" in str(seen)
+            assert incarnation not in str(seen)
+            assert "of another" not in str(seen)
+
+    run(test())
+
+
+def test_clients_are_told_the_advertised_address(tmp_path: Path) -> None:
+    async def test() -> None:
+        for advertised in ("broker-1.example:0", "broker-1.example:4711"):
+            async with fake_controller() as controller:
+                data_dir = tmp_path / advertised
+                anywhere: dict[str, Any] = {"listen": "0.0.0.0:0", "insecure_listen": True}
+                async with broker_of(controller, data_dir, advertised_address=advertised, **anywhere) as running:
+                    host, _, port = running.session.registration.address.rpartition(":")
+                    real_port = running.broker.address.rpartition(":")[2]
+                    assert (host, port) == ("broker-1.example", real_port if advertised.endswith(":0") else "4711")
+
+    run(test())
+
+
 def test_a_watch_brings_the_image_then_changes_and_ends_with_the_broker(tmp_path: Path) -> None:
     async def test() -> None:
         known: list[MetadataImage] = [MetadataImage()]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fencepost_controller.config import ControllerConfig
 from fencepost_node.config import BrokerConfig
 from fencepost_proto.config import ConfigError, load, parse
 
@@ -26,9 +27,9 @@ def test_three_keys_are_enough_and_the_rest_has_defaults() -> None:
 def test_a_file_says_the_same_as_the_object(tmp_path: Path) -> None:
     file = tmp_path / "broker.toml"
     file.write_text(
-        'broker_id = 3\ndata_dir = "/d"\ncontroller = "c:1"\nlisten = "0.0.0.0:9092"\nlog_level = "DEBUG"\n'
+        'broker_id = 3\ndata_dir = "/d"\ncontroller = "c:1"\nlisten = "127.0.0.2:9092"\nlog_level = "DEBUG"\n'
     )
-    expected = BrokerConfig(broker_id=3, data_dir="/d", controller="c:1", listen="0.0.0.0:9092", log_level="DEBUG")
+    expected = BrokerConfig(broker_id=3, data_dir="/d", controller="c:1", listen="127.0.0.2:9092", log_level="DEBUG")
     assert load(BrokerConfig, str(file)) == expected
 
 
@@ -46,6 +47,9 @@ def test_a_file_says_the_same_as_the_object(tmp_path: Path) -> None:
         ("controller", ":9090", "controller = ':9090': must be host:port"),
         ("controller", "c:http", "port 'http' is not a number"),
         ("listen", "127.0.0.1:70000", "listen = '127.0.0.1:70000': port '70000'"),
+        ("listen", "127.0.0.1\n:9092", "host '127.0.0.1.n' has characters that no host has"),
+        ("advertised_address", "broker 1:9092", "host 'broker 1' has characters"),
+        ("insecure_listen", "yes", "insecure_listen = 'yes': expected bool"),
         ("log_level", "verbose", "log_level = 'verbose': must be one of DEBUG, INFO, WARNING, ERROR"),
         ("replica_lag_time_max_ms", 0, "replica_lag_time_max_ms = 0: must be at least 100"),
         ("snapshot_interval_bytes", -5, "snapshot_interval_bytes = -5"),
@@ -83,3 +87,40 @@ def test_a_file_that_makes_no_sense_is_refused_by_name(tmp_path: Path, content: 
     file.write_bytes(content)
     with pytest.raises(ConfigError, match=r"bad\.toml"):
         load(BrokerConfig, str(file))
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.1", "localhost", "LOCALHOST", "[::1]", "::1", "127.8.9.10", "[::ffff:127.0.0.1]"]
+)
+def test_this_machine_alone_is_listened_to_without_a_word(host: str) -> None:
+    parse(BrokerConfig, {**GOOD, "listen": f"{host}:9092"})
+    parse(ControllerConfig, {"data_dir": "/data", "listen": f"{host}:9092"})
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "[::]", "::", "*", "0", "10.1.2.3", "broker-1.example", "[2001:db8::1]", "localhost.example"]
+)
+def test_a_listener_that_other_machines_reach_has_to_be_asked_for_by_name(host: str) -> None:
+    listen = f"{host}:9092"
+    for refused, settings in (
+        (BrokerConfig, {**GOOD, "listen": listen, "advertised_address": "broker-1:9092"}),
+        (ControllerConfig, {"data_dir": "/data", "listen": listen}),
+    ):
+        with pytest.raises(ConfigError, match="insecure_listen = true") as caught:
+            parse(refused, dict(settings))
+        assert repr(listen) in str(caught.value)
+        parse(refused, {**settings, "insecure_listen": True})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "::", "*", "0"])
+def test_a_wildcard_is_listened_to_only_with_an_address_that_clients_can_connect_to(host: str) -> None:
+    settings = {**GOOD, "listen": f"{host}:9092", "insecure_listen": True}
+    with pytest.raises(ConfigError, match="set advertised_address"):
+        parse(BrokerConfig, settings)
+    for advertised in (f"{host}:9092", "0.0.0.0:1"):
+        with pytest.raises(
+            ConfigError, match=r"advertised_address = .*: must be an address that clients can connect to"
+        ):
+            parse(BrokerConfig, {**settings, "advertised_address": advertised})
+    parse(BrokerConfig, {**settings, "advertised_address": "broker-1.example:9092"})
+    parse(ControllerConfig, {"data_dir": "/data", "listen": f"{host}:9092", "insecure_listen": True})  # tells no one

@@ -342,8 +342,9 @@ def test_an_id_in_use_is_refused_unless_that_very_registration_was_found_dead() 
     story = Story().cluster(1)
     epoch = story.epoch(1)
     stranger = RegisterBroker(1, "stranger", CLUSTER_ID, "host-9:1")
-    with pytest.raises(errors.DuplicateBrokerRegistration, match=r"broker id 1 .* host-1:1"):
+    with pytest.raises(errors.DuplicateBrokerRegistration, match=r"broker id 1 .* host-1:1") as caught:
         story.does(stranger)
+    assert story.image.brokers[1].incarnation not in str(caught.value)  # it would do to take the broker's place
     story.does(story.registration(1))  # another one came in between
     with pytest.raises(errors.DuplicateBrokerRegistration):
         story.does(replace(stranger, replaces=epoch))
@@ -361,6 +362,10 @@ def test_an_id_in_use_is_refused_unless_that_very_registration_was_found_dead() 
         ({"address": ""}, errors.InvalidRequest, "address"),
         ({"address": "nowhere"}, errors.InvalidRequest, "nowhere"),
         ({"address": "x" * 255 + ":1"}, errors.InvalidRequest, "address"),
+        ({"address": "host:1\n2026-11-28 INFO a forged line"}, errors.InvalidRequest, "address"),
+        ({"address": "host\x1b[2K:1"}, errors.InvalidRequest, "characters that no host has"),
+        ({"address": "0.0.0.0:9092"}, errors.InvalidRequest, "no one can connect"),
+        ({"incarnation": "life\n2026-11-28 INFO a forged line"}, errors.InvalidRequest, "control character"),
     ],
 )
 def test_a_registration_that_makes_no_sense_is_refused(

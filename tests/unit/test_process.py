@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -157,6 +158,26 @@ def test_a_folder_in_use_is_refused_and_is_free_once_its_process_is_dead(start: 
     first.popen.wait(WAIT_S)
     (first.data_dir / "process.json").unlink()
     start().started()
+
+
+def test_no_other_user_may_read_what_it_writes(start: Start) -> None:
+    process = start()
+    process.started()
+    assert stat.S_IMODE(process.data_dir.stat().st_mode) == 0o700
+    names = {file.name: stat.S_IMODE(file.stat().st_mode) for file in process.data_dir.iterdir()}
+    assert names.keys() >= {".lock", "process.json", "told"}
+    assert set(names.values()) == {0o600}
+
+
+def test_a_folder_that_others_may_read_is_closed_to_them_with_a_warning(tmp_path: Path, start: Start) -> None:
+    folder = tmp_path / "deep" / "data"
+    folder.mkdir(parents=True)
+    folder.chmod(0o755)
+    process = start()
+    process.started()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    process.popen.send_signal(signal.SIGTERM)
+    assert f"was open to others, and is closed now directory={folder} mode=0755" in process.ends(0)
 
 
 def test_it_may_open_as_many_files_as_the_system_allows(start: Start) -> None:

@@ -10,6 +10,7 @@ import pytest
 from fake_controller import run
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
+from fencepost_proto.control_characters import control_character
 from fencepost_proto.errors import ErrorCode
 from fencepost_proto.request_limits import (
     COUNTED_ABOVE_BYTES,
@@ -20,7 +21,6 @@ from fencepost_proto.request_limits import (
     RequestRefused,
     check_encoded,
     check_message,
-    control_character,
     method_of,
 )
 from fencepost_proto.v1 import (

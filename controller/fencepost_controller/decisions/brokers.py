@@ -33,6 +33,8 @@ from dataclasses import dataclass, replace
 
 from fencepost_controller.decisions.draft import Command, Draft
 from fencepost_controller.decisions.partitions import settle, settle_all_of
+from fencepost_proto.config import address_problem, is_wildcard_address
+from fencepost_proto.control_characters import control_character
 from fencepost_proto.errors import (
     BrokerIdNotRegistered,
     DuplicateBrokerRegistration,
@@ -84,10 +86,7 @@ class RegisterBroker(Command[Broker]):
                 draft.put(broker)
             return broker
         if known is not None and known.broker_epoch != self.replaces:
-            raise DuplicateBrokerRegistration(
-                f"broker id {self.broker_id} is in use by the process at {known.address} "
-                f"(incarnation {known.incarnation}, broker epoch {known.broker_epoch})"
-            )
+            raise DuplicateBrokerRegistration(f"broker id {self.broker_id} is in use by the process at {known.address}")
         served_epoch = known.served_epoch if known is not None else NO_EPOCH
         broker = Broker(
             self.broker_id, self.address, draft.version, self.incarnation, fenced=True, served_epoch=served_epoch
@@ -118,8 +117,14 @@ class RegisterBroker(Command[Broker]):
             raise InvalidRequest(f"broker id {self.broker_id} is negative")
         if not 0 < len(self.incarnation) <= MAX_INCARNATION_LENGTH:
             raise InvalidRequest(f"incarnation of {len(self.incarnation)} characters; 1 to {MAX_INCARNATION_LENGTH}")
-        if not 0 < len(self.address) <= MAX_ADDRESS_LENGTH or ":" not in self.address:
-            raise InvalidRequest(f"address {self.address[:MAX_ADDRESS_LENGTH]!r} is not host:port")
+        if control_character(self.incarnation):
+            raise InvalidRequest(f"incarnation {self.incarnation!r} holds a control character")
+        if len(self.address) > MAX_ADDRESS_LENGTH:
+            raise InvalidRequest(f"address of {len(self.address)} characters; at most {MAX_ADDRESS_LENGTH} are allowed")
+        if problem := address_problem(self.address):
+            raise InvalidRequest(f"address {self.address!r}: {problem}")
+        if is_wildcard_address(self.address):
+            raise InvalidRequest(f"address {self.address!r}: no one can connect to it")
         if self.broker_id not in image.brokers and len(image.brokers) >= MAX_BROKERS:
             raise InvalidRequest(f"broker {self.broker_id} would be one more than {MAX_BROKERS}")
 

@@ -156,7 +156,7 @@ class RealDisk:
 
     def write_atomically(self, path: str, data: Buffer) -> None:
         temporary = f"{path}.tmp"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             view = memoryview(data)
             while view:
@@ -180,7 +180,7 @@ class RealDisk:
         return sorted(os.listdir(path))
 
     def make_directory(self, path: str) -> None:
-        os.makedirs(path, exist_ok=True)
+        os.makedirs(path, mode=0o700, exist_ok=True)
         self.sync_directory(os.path.dirname(path))  # where it exists, too: who made it may not have come to this
 
     def sync_directory(self, path: str) -> None:
