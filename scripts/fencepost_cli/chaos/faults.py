@@ -17,6 +17,7 @@ class Nemesis(StrEnum):
     NETWORK = "network"
     CLIENTS = "clients"
     OPERATOR = "operator"
+    DISKS = "disks"
 
 
 class Kind(StrEnum):
@@ -52,6 +53,9 @@ class Kind(StrEnum):
 
     MOVE_PARTITION = "move-partition"  # to other brokers, or to the same in another order
 
+    RESTORE_RUNNING = "restore-running"  # kill -9, and a restart with a copy of its folder, made earlier while it ran
+    RESTORE_STOPPED = "restore-stopped"  # the same with a clean shutdown, and a copy made after another one
+
 
 _CONTROLLER_KINDS = (Kind.KILL_CONTROLLER, Kind.BOUNCE_CONTROLLER, Kind.PAUSE_CONTROLLER)
 NETWORK_KINDS = (
@@ -65,6 +69,7 @@ NETWORK_KINDS = (
     Kind.ISOLATE_LEADER,
     Kind.SPLIT,
 )
+RESTORE_KINDS = (Kind.RESTORE_RUNNING, Kind.RESTORE_STOPPED)
 _CLIENT_KINDS = (Kind.KILL_PRODUCER, Kind.PAUSE_PRODUCER, Kind.TAKE_OVER, Kind.PAUSE_CONSUMER)
 
 
@@ -75,6 +80,8 @@ def nemesis_of(kind: Kind) -> Nemesis:
         return Nemesis.NETWORK
     if kind is Kind.MOVE_PARTITION:
         return Nemesis.OPERATOR
+    if kind in RESTORE_KINDS:
+        return Nemesis.DISKS
     return Nemesis.CLIENTS if kind in _CLIENT_KINDS else Nemesis.BROKERS
 
 

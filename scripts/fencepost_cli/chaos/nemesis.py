@@ -7,13 +7,16 @@ says. Cuts claim nobody: they lie beside any other fault.
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from fencepost import AdminClient
 from fencepost_cli.chaos.cuts import CuttableNetwork
-from fencepost_cli.chaos.faults import CONTROLLER, Fault, Kind, Link, Nemesis, Party
+from fencepost_cli.chaos.data_folders import copy_folder, put_back
+from fencepost_cli.chaos.faults import CONTROLLER, RESTORE_KINDS, Fault, Kind, Link, Nemesis, Party
 from fencepost_cli.chaos.fleet import ClientProcess, Fleet
 from fencepost_cli.chaos.nemesis_log import Happened, NemesisLog
 from fencepost_cli.local_cluster import CONTROLLER as LOCAL_CONTROLLER
@@ -25,6 +28,7 @@ from fencepost_proto.metadata import MetadataImage
 ASK_TIMEOUT_S = 0.5
 RESTART_TIMEOUT_S = 60.0
 MOVE_TIMEOUT_S = 5.0  # for the controller to take it up
+FREE_TIMEOUT_S = 10.0
 TAKE_OVER_TIMEOUT_S = 15.0  # for the new instance to have sent something
 _GUARD_POLL_S = 0.1
 _LATE_S = 0.1  # that a fault may last beyond the run's end: each begins a little late
@@ -116,6 +120,8 @@ class Executor:
             await self._kill_producer(fault)
         elif fault.kind is Kind.MOVE_PARTITION:
             await self._move(fault)
+        elif fault.kind in RESTORE_KINDS:
+            await self._restore(fault)
         else:
             await self._take_over(fault)
 
@@ -156,9 +162,7 @@ class Executor:
         with self._claim(await self._found(fault.targets)) as (victim, *_):
             node = node_of(victim)
             with self._logged(fault, (victim,)):
-                code = await self._cluster.stop(node, timeout_s=RESTART_TIMEOUT_S)
-                if code != 0:
-                    self.problems.append(f"{victim}: the exit code of a clean shutdown was {code}")
+                await self._stop(node)
                 await asyncio.sleep(fault.duration_s)
                 await self._cluster.start(node, timeout_s=RESTART_TIMEOUT_S)
 
@@ -171,6 +175,64 @@ class Executor:
                     await asyncio.sleep(fault.duration_s)
                 finally:
                     self._cluster.resume(node)
+
+    # ---- Data folders ----
+
+    async def _restore(self, fault: Fault) -> None:
+        with tempfile.TemporaryDirectory() as scratch, self._logged(fault, fault.targets) as happened:
+            copy = Path(scratch) / "copy"
+            try:
+                await self._copy(fault, copy)
+                await asyncio.sleep(fault.duration_s)
+                happened.note = await self._put_back(fault, copy)
+            except Skipped as skipped:
+                happened.note = f"not put back: {skipped}"
+
+    async def _copy(self, fault: Fault, copy: Path) -> None:
+        node = node_of(fault.targets[0])
+        folder = self._cluster.member(node).directory
+        if fault.kind is Kind.RESTORE_RUNNING:
+            await asyncio.to_thread(copy_folder, folder, copy)
+            return
+        with self._claim(fault.targets):
+            await self._stop(node)
+            await asyncio.to_thread(copy_folder, folder, copy)
+            await self._cluster.start(node, timeout_s=RESTART_TIMEOUT_S)
+
+    async def _put_back(self, fault: Fault, copy: Path) -> str:
+        """Not where it is the last one in sync: then records would be lost, and the operator told so. A note, or none."""
+        node, everybody = node_of(fault.targets[0]), [party_of(broker) for broker in self._cluster.broker_ids]
+        await self._wait_free(everybody)
+        with self._claim(everybody):  # or another fault would make it the last one meanwhile
+            if fault.kind is Kind.RESTORE_RUNNING:
+                self._cluster.kill(node)
+                await self._cluster.wait_gone(node)
+            else:
+                await self._stop(node)
+            others_in_sync = await self._others_in_sync(int(node))
+            if others_in_sync:
+                await asyncio.to_thread(put_back, copy, self._cluster.member(node).directory)
+            await self._cluster.start(node, timeout_s=RESTART_TIMEOUT_S)
+        return "" if others_in_sync else "not put back: it may be the last one in sync"
+
+    async def _stop(self, node: Node) -> None:
+        code = await self._cluster.stop(node, timeout_s=RESTART_TIMEOUT_S)
+        if code != 0:
+            self.problems.append(f"{party_of(node)}: the exit code of a clean shutdown was {code}")
+
+    async def _wait_free(self, parties: Sequence[Party]) -> None:
+        """Until no other fault has any of them. Raises Skipped."""
+        deadline = time.monotonic() + FREE_TIMEOUT_S
+        while self._claimed.intersection(parties):
+            if time.monotonic() > deadline:
+                raise Skipped(f"other faults have {', '.join(sorted(self._claimed.intersection(parties)))}")
+            await asyncio.sleep(_GUARD_POLL_S)
+
+    async def _others_in_sync(self, broker: int) -> bool:
+        image = await self._newest_image()
+        return image is not None and all(
+            any(member != broker for member in partition.isr) for partition in image.partitions.values()
+        )
 
     # ---- The network ----
 

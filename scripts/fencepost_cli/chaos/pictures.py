@@ -24,6 +24,7 @@ _COLOURS = {
     Nemesis.NETWORK: "#ff7f0e",
     Nemesis.CLIENTS: "#7f7f7f",
     Nemesis.OPERATOR: "#17becf",
+    Nemesis.DISKS: "#8c564b",
 }
 
 

@@ -3,8 +3,8 @@
 Pure: the same seed, duration and shape give the same schedule. A schedule names roles where the victim depends on what
 will have happened by then ("leader-2"); the nemesis finds out who that is.
 
-Five nemeses work at the same time, each with its own random numbers, so that a run without network cuts has the same
-other faults: brokers, controller, network, clients, operator. Each has one fault at a time, so at most five overlap. A
+Six nemeses work at the same time, each with its own random numbers, so that a run without network cuts has the same
+other faults: brokers, controller, network, clients, operator, disks. Each has one fault at a time, so at most six overlap. A
 nemesis deals its kinds of fault from a shuffled deck, so that even a short run meets most of them.
 """
 
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from fencepost_cli.chaos.faults import (
     CONTROLLER,
     NETWORK_KINDS,
+    RESTORE_KINDS,
     Fault,
     Kind,
     Link,
@@ -75,6 +76,7 @@ _GAP_S = {  # least and most between two faults of one nemesis
     Nemesis.NETWORK: (0.5, 4.0),
     Nemesis.CLIENTS: (2.0, 6.0),
     Nemesis.OPERATOR: (2.0, 6.0),
+    Nemesis.DISKS: (4.0, 12.0),
 }
 
 
@@ -104,6 +106,8 @@ def _duration_s(kind: Kind, rng: random.Random) -> float:
         return rng.uniform(0.0, 3.0)
     if kind is Kind.MOVE_PARTITION:
         return 0.0  # the request is the fault
+    if kind in RESTORE_KINDS:
+        return rng.uniform(1.0, 4.0)  # how old the copy is
     if kind is Kind.TAKE_OVER:
         return rng.uniform(0.5, 2.0)
     return rng.choice([rng.uniform(0.2, 1.0), rng.uniform(2.0, 6.0)])  # too short to be noticed, or long enough
@@ -206,4 +210,5 @@ _AIM: dict[Kind, Callable[[Kind, random.Random, Shape], Aim]] = {
     Kind.PAUSE_CONSUMER: _any_of(lambda shape: shape.consumers),
     Kind.MOVE_PARTITION: _new_replicas,
     **dict.fromkeys(NETWORK_KINDS, _cut),
+    **dict.fromkeys(RESTORE_KINDS, _a_broker),
 }
