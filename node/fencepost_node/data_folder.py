@@ -5,8 +5,9 @@
     broker.epoch: of the last registration.
 ``clean-shutdown``
     Written last by a clean shutdown, once everything is synced; removed, synced, before the next start writes anything.
-``origin-mark``
-    Tells this folder from a copy of it; see `fencepost_node.log.origin_mark`. Renewed while the broker runs.
+``origin-mark``, ``origin-mark-synced``
+    Tell this folder from a copy of it; see `fencepost_node.log.origin_mark`. The first is renewed while the broker runs, and
+    counts until the machine starts again; then the second does.
 
 **May the tail be lost?** The kernel keeps what a killed process wrote; a machine that goes down does not. So unsynced
 data may be gone exactly if the machine has booted since (its boot id is not the one in meta.properties) and the last
@@ -22,7 +23,7 @@ is killed early must not make a clean folder look suspect.
   decides (see its `decisions/brokers.py`).
 - One that was copied while the broker was running, or after it was killed, and put back after the broker had gone on under
   the same epoch, has no clean-shutdown marker, and its origin mark is a copy. As with a loss of power, what follows from
-  that is recorded (the mark is made anew) only when the controller has acknowledged it.
+  that is recorded (the marks are made again) only when the controller has acknowledged it.
 - After a clean shutdown the folder may be copied and moved: its broker can go on only by registering again. The marker names
   the mark beside which it was written, so it vouches for no older files that a backup was mixed with.
 
@@ -42,6 +43,7 @@ from fencepost_proto.errors import InconsistentClusterId
 META: Final = "meta.properties"
 CLEAN_SHUTDOWN: Final = "clean-shutdown"
 ORIGIN_MARK: Final = "origin-mark"
+SYNCED_MARK: Final = "origin-mark-synced"
 NO_EPOCH: Final = 0  # below every broker epoch: never registered, or only with a version that did not write it
 
 _KEYS: Final = {"broker.id", "cluster.id", "boot.id", "broker.epoch"}
@@ -88,7 +90,7 @@ class DataFolder:
         self._path = path
         self._meta = Meta(broker_id)
         self._lock = threading.Lock()
-        self._mark: OriginMark | None = None
+        self._marks: tuple[OriginMark, OriginMark] | None = None  # the one that is renewed, the one that is synced
         self.may_have_lost_tail = True  # until open() knows better, or a registration has told the controller
         self.is_copy = False  # likewise
         self.was_clean = False
@@ -114,15 +116,15 @@ class DataFolder:
             self._meta = self._read_meta()
             self.was_clean = has_marker and self._marker_fits()
             if not self.was_clean:
-                self.is_copy = self._meta.broker_epoch > NO_EPOCH and not self._disk.is_original(
-                    self._file(ORIGIN_MARK)
-                )
-            self.may_have_lost_tail = self.is_copy or (
-                not self.was_clean and self._meta.boot_id != self._disk.boot_id()
-            )
+                rebooted = self._meta.boot_id != self._disk.boot_id()
+                mark = self._file(SYNCED_MARK if rebooted else ORIGIN_MARK)
+                self.is_copy = self._meta.broker_epoch > NO_EPOCH and not self._disk.is_original(mark)
+                self.may_have_lost_tail = rebooted or self.is_copy
+            else:
+                self.may_have_lost_tail = False
         if self.was_clean:
             self._write_meta(self._meta.cluster_id, self._meta.broker_epoch)
-            self._make_mark()  # after which the marker does not fit any more
+            self._make_marks()  # after which the marker does not fit any more
         if has_marker:
             self._disk.remove(self._file(CLEAN_SHUTDOWN))
         # Where there is no marker, too: a start that was killed may have removed it, and not come to this.
@@ -137,15 +139,17 @@ class DataFolder:
             raise InconsistentClusterId(
                 f"data folder {self._path!r} belongs to cluster {self.cluster_id}; the controller's is {cluster_id}"
             )
-        self._make_mark()  # before the epoch: a folder with an epoch and without a mark is a copy
+        self._make_marks()  # before the epoch: a folder with an epoch and without a mark is a copy
         self._write_meta(cluster_id, broker_epoch)
         self.may_have_lost_tail = self.is_copy = False
 
     def renew_mark(self) -> None:
         """Again and again while the broker runs. Raises OSError."""
         with self._lock:
-            if self._mark is not None:
-                self._mark.renew()
+            if self._marks is not None:
+                renewed, synced = self._marks
+                renewed.renew()
+                _make_original(synced)  # its owner may have been changed
 
     def mark_clean(self) -> None:
         """Everything in the folder is synced and nothing will be written any more.
@@ -155,8 +159,8 @@ class DataFolder:
         if self.may_have_lost_tail:
             return
         with self._lock:
-            if self._mark is not None:
-                self._mark.sync()
+            for mark in self._marks or ():
+                mark.sync()
         self.close()
         content = f"{self._disk.boot_id()}\n".encode() + self._mark_content()
         self._disk.write_atomically(self._file(CLEAN_SHUTDOWN), content)
@@ -164,16 +168,22 @@ class DataFolder:
     def close(self) -> None:
         """Renew the origin mark no more. May be called again."""
         with self._lock:
-            if self._mark is not None:
-                self._mark.close()
-            self._mark = None
+            for mark in self._marks or ():
+                mark.close()
+            self._marks = None
 
-    # ---- The origin mark ----
+    # ---- Origin marks ----
 
-    def _make_mark(self) -> None:
+    def _make_marks(self) -> None:
         with self._lock:
-            if self._mark is None:
-                self._mark = self._disk.mark_origin(self._file(ORIGIN_MARK))
+            if self._marks is not None:
+                return
+            synced = self._disk.origin_mark(self._file(SYNCED_MARK))
+            _make_original(synced)
+            renewed = self._disk.origin_mark(self._file(ORIGIN_MARK))
+            renewed.renew()
+            self._disk.sync_directory(self._path)
+            self._marks = renewed, synced
 
     def _mark_content(self) -> bytes:
         path = self._file(ORIGIN_MARK)
@@ -207,3 +217,10 @@ class DataFolder:
 
     def _file(self, name: str) -> str:
         return f"{self._path}/{name}"
+
+
+def _make_original(mark: OriginMark) -> None:
+    """And synced. Raises OSError."""
+    if not mark.is_original:
+        mark.renew()
+        mark.sync()

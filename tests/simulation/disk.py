@@ -403,7 +403,12 @@ class MountedOriginMark:
         self._process = process
         self._path = path
         self._node = node
-        self.renew()
+
+    @property
+    def is_original(self) -> bool:
+        self._disk.step(self._process)
+        self._disk.check("read", self._path)
+        return _is_original(self._node)
 
     def renew(self) -> None:
         self._disk.step(self._process)
@@ -536,7 +541,7 @@ class MountedDisk:
         parent, name = _split(path)
         self._disk.folder(parent).put({name: None})
 
-    def mark_origin(self, path: str) -> MountedOriginMark:
+    def origin_mark(self, path: str) -> MountedOriginMark:
         self._step("open", path)
         parent, name = _split(path)
         folder = self._disk.folder(parent)
@@ -550,7 +555,7 @@ class MountedDisk:
     def is_original(self, path: str) -> bool:
         self._step("read", path)
         node = self._disk.find(path)
-        return isinstance(node, FileNode) and node.origin > 0 and node.content == b"%020d\n" % node.origin
+        return isinstance(node, FileNode) and _is_original(node)
 
     def boot_id(self) -> str:
         self._step("boot_id", "")
@@ -561,6 +566,10 @@ class MountedDisk:
 
     def most_logs(self) -> int:
         return 1_000_000
+
+
+def _is_original(node: FileNode) -> bool:
+    return node.origin > 0 and node.content == b"%020d\n" % node.origin
 
 
 def _copy(folder: FolderNode) -> FolderNode:

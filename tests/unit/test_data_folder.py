@@ -11,7 +11,7 @@ import logs
 import pytest
 from tests.simulation.disk import MountedDisk
 
-from fencepost_node.data_folder import CLEAN_SHUTDOWN, META, ORIGIN_MARK, DataFolder, DataFolderError
+from fencepost_node.data_folder import CLEAN_SHUTDOWN, META, ORIGIN_MARK, SYNCED_MARK, DataFolder, DataFolderError
 from fencepost_node.log import origin_mark
 from fencepost_node.log.disk import RealDisk
 from fencepost_proto.errors import InconsistentClusterId
@@ -68,7 +68,22 @@ def test_a_killed_process_loses_nothing(machine: Machine, tmp_path: Path) -> Non
 def test_a_reboot_without_a_clean_shutdown_may_have_lost_the_tail(machine: Machine, tmp_path: Path) -> None:
     settled(machine, tmp_path)
     machine.reboot()
-    assert start(machine, tmp_path).may_have_lost_tail
+    folder = start(machine, tmp_path)
+    assert (folder.may_have_lost_tail, folder.is_copy) == (True, False)
+
+
+def test_a_power_failure_makes_no_copy_of_the_folder_whatever_it_takes() -> None:
+    """What topics sync before they acknowledge is still there, and only a copy would lack it."""
+    for seed in range(20):
+        machine = logs.Machine(seed)
+        for epoch in (5, 7, 9):
+            folder = DataFolder(machine.mount(), "/data", 1)
+            folder.open()
+            assert not folder.is_copy
+            assert folder.may_have_lost_tail
+            folder.registered(CLUSTER, epoch)
+            folder.renew_mark()
+            machine.disk.lose_power()
 
 
 def test_a_reboot_after_a_clean_shutdown_loses_nothing(machine: Machine, tmp_path: Path) -> None:
@@ -250,6 +265,18 @@ def test_a_copy_of_a_running_brokers_folder_is_seen_when_it_is_put_back(
     assert (again.is_copy, again.may_have_lost_tail) == (False, False)
 
 
+def test_a_copy_is_seen_after_a_reboot_too(machine: Machine, tmp_path: Path) -> None:
+    """A broken machine's folder is put back from a backup that was made while its broker ran, long ago."""
+    settled(machine, tmp_path / "data").renew_mark()
+    copied(tmp_path / "data", tmp_path / "copy")
+    machine.reboot()
+    time.sleep(MARK_TOLERANCE_S)
+    put_back(tmp_path / "copy", tmp_path / "data", "removed, then copied")
+    time.sleep(MARK_TOLERANCE_S)
+    folder = start(machine, tmp_path / "data")
+    assert (folder.broker_epoch, folder.is_copy, folder.may_have_lost_tail) == (EPOCH, True, True)
+
+
 @pytest.mark.parametrize("how", TOOLS)
 def test_a_clean_shutdown_does_not_vouch_for_files_of_before(machine: Machine, tmp_path: Path, how: str) -> None:
     """What is put back has no marker of its own, and the tool leaves the one that is there."""
@@ -285,9 +312,12 @@ def test_a_renewed_mark_passes_after_its_owner_was_changed(machine: Machine, tmp
     """Whatever an operator does to the files of a running broker, the next renewal makes good."""
     running = settled(machine, tmp_path)
     time.sleep(MARK_TOLERANCE_S)
-    (tmp_path / ORIGIN_MARK).chmod(0o600)
+    for mark in (ORIGIN_MARK, SYNCED_MARK):
+        (tmp_path / mark).chmod(0o644)
     assert start(machine, tmp_path).is_copy
     running.renew_mark()
+    assert not start(machine, tmp_path).is_copy
+    machine.reboot()
     assert not start(machine, tmp_path).is_copy
 
 

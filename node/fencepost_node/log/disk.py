@@ -69,8 +69,11 @@ class File(Protocol):
 class OriginMark(Protocol):
     """A file that no copy of it passes for; see `origin_mark`."""
 
+    @property
+    def is_original(self) -> bool: ...
+
     def renew(self) -> None:
-        """Write it again, so that it differs from all copies of before. On OSError it may not pass any more."""
+        """Write it again, so that it is original, and differs from all copies of before. On OSError it may be neither."""
         ...
 
     def sync(self) -> None:
@@ -121,8 +124,8 @@ class Disk(Protocol):
 
     def remove_tree(self, path: str) -> None: ...
 
-    def mark_origin(self, path: str) -> OriginMark:
-        """Make `path` an origin mark, or renew the one that is there. Not synced: it is of no use to another boot."""
+    def origin_mark(self, path: str) -> OriginMark:
+        """The origin mark at `path`, to be renewed; where there is none, a file that is not original yet."""
         ...
 
     def is_original(self, path: str) -> bool:
@@ -199,7 +202,7 @@ class RealDisk:
     def remove_tree(self, path: str) -> None:
         shutil.rmtree(path)
 
-    def mark_origin(self, path: str) -> OriginMark:
+    def origin_mark(self, path: str) -> OriginMark:
         return RealOriginMark(path)
 
     def is_original(self, path: str) -> bool:

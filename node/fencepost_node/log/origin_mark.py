@@ -3,7 +3,8 @@
 A process writes the time into the file, and with the same write the file system notes the time of the change
 (`st_ctime`, which no program can set). In the file that was written the two agree. In a copy, made with whatever tool, the
 change is that of the copying, and the content is older. A tool that leaves alone what looks unchanged (rsync) would pass
-over it, so the mark is renewed all the while: its size and modification time are never those of an older copy.
+over it; so one mark is renewed all the while, and never has the modification time of an older copy. A power failure may tear
+what is renewed and not synced; so another one is synced, and stays.
 
 Not seen is a copy that brings the file system's own notes back: a snapshot of the whole file system or volume.
 
@@ -27,24 +28,21 @@ _CONTENT = re.compile(rb"(\d{20})\n")
 
 
 class RealOriginMark:
-    """A mark of the machine's file system, open to be renewed."""
+    """A mark of the machine's file system, made where it is not there."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._comparable = True
-        try:
-            self.renew()
-        except BaseException:
-            self.close()
-            raise
+
+    @property
+    def is_original(self) -> bool:
+        return _is_original(self._descriptor)
 
     def renew(self) -> None:
-        """Write the time of now. Raises OSError; then the mark may be one that does not pass any more."""
         for _ in range(ATTEMPTS):
-            now_ns = time.time_ns()
-            os.pwrite(self._descriptor, b"%020d\n" % now_ns, 0)
-            if abs(os.fstat(self._descriptor).st_ctime_ns - now_ns) <= TOLERANCE_NS:
+            os.pwrite(self._descriptor, b"%020d\n" % time.time_ns(), 0)
+            if self.is_original:
                 return
         os.pwrite(self._descriptor, b"%020d\n" % 0, 0)
         if self._comparable:
@@ -65,11 +63,14 @@ def is_original(path: str) -> bool:
     except FileNotFoundError:
         return False
     try:
-        match = _CONTENT.fullmatch(os.pread(descriptor, 64, 0))
-        changed_ns = os.fstat(descriptor).st_ctime_ns
+        return _is_original(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is_original(descriptor: int) -> bool:
+    match = _CONTENT.fullmatch(os.pread(descriptor, 64, 0))
     if match is None:
         return False
     written_ns = int(match[1])
-    return written_ns == 0 or abs(changed_ns - written_ns) <= TOLERANCE_NS
+    return written_ns == 0 or abs(os.fstat(descriptor).st_ctime_ns - written_ns) <= TOLERANCE_NS

@@ -194,6 +194,7 @@ class Executor:
         if fault.kind is Kind.RESTORE_RUNNING:
             await asyncio.to_thread(copy_folder, folder, copy)
             return
+        await self._wait_free(fault.targets)
         with self._claim(fault.targets):
             await self._stop(node)
             await asyncio.to_thread(copy_folder, folder, copy)
