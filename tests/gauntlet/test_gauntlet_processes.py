@@ -11,7 +11,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fencepost import AdminClient, Consumer, Producer
+from fencepost_cli.chaos.data_folders import copy_folder, put_back
 from fencepost_cli.failover import wait_in_sync
 from fencepost_cli.local_cluster import LocalCluster
 
@@ -28,11 +31,13 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
 
 
 @asynccontextmanager
-async def cluster_of_three(folder: Path) -> AsyncIterator[tuple[LocalCluster, AdminClient, Producer]]:
+async def cluster_of_three(
+    folder: Path, min_insync_replicas: int = 2
+) -> AsyncIterator[tuple[LocalCluster, AdminClient, Producer]]:
     cluster = LocalCluster.create(folder / "cluster", brokers=3)
     try:
         async with cluster, AdminClient(cluster.bootstrap) as admin:
-            await admin.create_topic(TOPIC, partitions=1, replication_factor=3, min_insync_replicas=2)
+            await admin.create_topic(TOPIC, assignments=[(1, 2, 3)], min_insync_replicas=min_insync_replicas)
             await wait_in_sync(admin, TOPIC)
             async with Producer(cluster.bootstrap, batch_size=200) as producer:
                 yield cluster, admin, producer
@@ -103,5 +108,41 @@ def test_crashes_forget_stream(tmp_path: Path) -> None:
             ]
             assert await read_all(cluster, 400) == acked
             assert len(acked) == 400
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("copied", ["stopped", "running"])
+def test_old_folder_leads(tmp_path: Path, copied: str) -> None:
+    """rabbitmq-server issue 8059; KAFKA-15582: see test_gauntlet_folders.py."""
+
+    async def scenario() -> None:
+        async with cluster_of_three(tmp_path, min_insync_replicas=1) as (cluster, admin, producer):
+            folder, copy = cluster.member(1).directory, tmp_path / "copy"
+            acked = await send(producer, [f"before{number}" for number in range(100)])
+            if copied == "stopped":
+                await cluster.stop(1)
+            copy_folder(folder, copy)
+            if copied == "stopped":
+                await cluster.start(1)
+                await wait_in_sync(admin, TOPIC)
+            acked |= await send(producer, [f"after{number}" for number in range(100)])
+            await cluster.stop(3)
+            await cluster.stop(2)
+            if copied == "stopped":
+                await cluster.stop(1)
+            else:
+                cluster.kill(1)
+                await cluster.wait_gone(1)
+            put_back(copy, folder)
+            await cluster.start([1, 2, 3])
+            while "data folder may lack acknowledged records" not in cluster.log("controller"):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            while (described := (await admin.describe_topic(TOPIC)).partitions[0]).isr:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            assert described.leader == -1
+            await admin.elect_leader(TOPIC, 0, unclean=True)
+            assert await read_all(cluster, 200) == acked
+            await wait_in_sync(admin, TOPIC)
 
     run(scenario())
