@@ -106,6 +106,7 @@ class Judge:
         self.lost_tail: dict[int, int] = {}  # broker -> broker epoch when its machine last lost power
         self.damaged: dict[tuple[int, PartitionKey], None] = {}  # where recovery is to find out
         self.put_back_on: dict[PartitionKey, None] = {}  # partitions of which a replica was put back from an older copy
+        self.put_back_to: dict[int, None] = {}  # the brokers of those replicas
         self.strangers: list[tuple[int, str, dict[str, bytes]]] = []  # (broker, folder, files): not to be touched
         self.violation: Violation | None = None
         self.leader_epoch_of: Callable[[int, PartitionKey], int] = lambda broker_id, key: -1  # a peephole
@@ -432,6 +433,7 @@ class Judge:
         registered with that."""
         broker = self.image.brokers.get(broker_id)
         self.lost_tail[broker_id] = broker.broker_epoch if broker is not None else -1
+        self.put_back_to[broker_id] = None
         for record in self.records.values():
             if broker_id in self.image.partitions[record.key].replicas:
                 self.put_back_on[record.key] = None
@@ -440,12 +442,21 @@ class Judge:
         self.strangers = [stranger for stranger in self.strangers if stranger[0] != broker_id]
         self.count("folders put back")
 
+    def look_at_suspicions(self) -> None:
+        """No folder is taken for an older one but those that are: that costs its broker every in-sync set."""
+        for line in self.world.trace:
+            if "data folder may lack acknowledged records" in line and "because=it is new" not in line:
+                broker_id = int(line.partition(" broker=")[2].split()[0])
+                self.count("folders found to be older ones")
+                if broker_id not in self.put_back_to:
+                    self.fail("G11", f"nobody has put back a folder of broker {broker_id}: {line}")
+
     def look_at_strangers(self) -> None:
         """What somebody has put into a data folder is neither opened nor removed."""
         for broker_id, folder, files in self.strangers:
             if self._disks[broker_id].content(folder) != files:
                 self.fail("G4", f"broker {broker_id} has touched {folder}, which is none of its logs")
-        self.count("strangers left alone", len(self.strangers))
+        self.count("strangers looked at", len(self.strangers))
 
     def taint(self, record: Record, why: str) -> None:
         """What is committed here is on no disk any more, or on none that will lead."""

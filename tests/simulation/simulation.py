@@ -141,6 +141,8 @@ class Run:
         for task in self._background:
             task.cancel()
         self._sweep()
+        self.judge.look_at_strangers()
+        self.judge.look_at_suspicions()
         self.verdict.give()
         logs = [(record.name, record.committed) for record in self.judge.records.values()]
         world.tell("judge", f"every promise held; what is committed has the CRC {zlib.crc32(repr(logs).encode()):08x}")
