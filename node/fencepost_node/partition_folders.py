@@ -249,7 +249,7 @@ class PartitionFolders:
             now_ms = self._host.wall_clock_ms()
             return await asyncio.to_thread(Log.open, self._disk, folder, config, now_ms, power_lost=power_lost)
         if await asyncio.to_thread(self.strays.take_back, key, folder):
-            return await asyncio.to_thread(Log.open, self._disk, folder, config, self._host.wall_clock_ms())
+            return await asyncio.to_thread(self._open, folder, config)
         return await asyncio.to_thread(self._create, folder, config)
 
     def _clear(self, *folders: str) -> None:
@@ -274,9 +274,17 @@ class PartitionFolders:
     async def keep_stray_folder(self, folder: str, key: PartitionKey) -> None:
         """The same for the folder of a closed log, or of one that was never opened."""
         try:
-            await asyncio.to_thread(self.strays.set_aside, folder, key)
+            await asyncio.to_thread(self._keep_stray, folder, key)
         except OSError as error:
             log.error("folder cannot be set aside folder=%s error=%s", folder, error)
+
+    def _keep_stray(self, folder: str, key: PartitionKey) -> None:
+        if not self._disk.exists(folder):
+            self._catalogue.remove_folder(folder.rpartition("/")[2])
+        elif self.unidentified.pop(key, None):
+            self.set_aside(folder, DAMAGED_SUFFIX)  # never to be opened as that log
+        else:
+            self.strays.set_aside(folder, key)
 
     async def remove(self, folder: str) -> None:
         """The folder of a closed log, or of one that was never opened. What cannot be told to be that log is kept, aside."""
@@ -320,6 +328,9 @@ class PartitionFolders:
             raise StorageError(
                 f"{folder} holds {min(held)!r}, and no log of topic id {config.topic_id} could be read there at the start"
             )
+        return self._open(folder, config)
+
+    def _open(self, folder: str, config: LogConfig) -> Log:
         made = Log.open(self._disk, folder, config, self._host.wall_clock_ms())
         self._catalogue.add(Entry(config.topic_id, config.partition, folder.rpartition("/")[2]))
         return made

@@ -137,6 +137,19 @@ def test_recovering_twice_is_recovering() -> None:
     assert partition(twice).isr == partition(once).isr
 
 
+def test_a_folder_of_before_the_recovery_is_an_older_one_after_it() -> None:
+    """Broker 1 has registered since the store was copied, and served under that epoch."""
+    made = story()
+    store, old = made.image, made.epoch(1)
+    made.does(made.registration(1))
+    newest = made.epoch(1)
+    recovered = recover(store, told_by(made.image, 1, 2, 3), (), LINEAGE).image
+    broker = recovered.brokers[1]
+    assert broker.served_epoch == newest
+    for epoch, lacks in ((old, True), (newest, False)):
+        assert bool(made.registration(1, folder_epoch=epoch).folder_problem(broker)) == lacks
+
+
 def test_ids_in_logs_count_and_one_that_was_never_allocated_does_not() -> None:
     told = told_by(story().image, 1, 2, 3)
     logs = (replace(told[0].logs[0], max_producer_id=77_000),)

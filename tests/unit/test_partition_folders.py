@@ -326,6 +326,42 @@ def test_what_cannot_be_told_to_be_the_log_is_kept_where_the_partition_leaves_th
     assert (again.recovered, again.damaged) == ({}, {})
 
 
+def test_what_cannot_be_told_to_be_the_log_is_no_stray_log_of_it(tmp_path: Path) -> None:
+    """Else it would be opened as that log when the metadata knows it again."""
+    ended(tmp_path, 0, 1)
+    (tmp_path / "orders-0" / PARTITION_METADATA).unlink()
+    shutil.rmtree(tmp_path / "orders-1")
+
+    async def story() -> None:
+        folders = folders_in(tmp_path)
+        await folders.recover(power_lost=False)
+        for partition in (0, 1):
+            await folders.keep_stray_folder(folders.damaged.pop(("T", partition)), ("T", partition))
+        assert RealDisk().list(str(tmp_path)) == ["orders-0.0.damaged"]
+        log = await folders.open(0, ORDERS)
+        assert log.log_end_offset == 0
+        log.close(False)
+
+    asyncio.run(story())
+
+
+def test_a_stray_log_that_comes_back_is_missed_when_it_goes(tmp_path: Path) -> None:
+    ended(tmp_path, 0)
+
+    async def story() -> None:
+        folders = folders_in(tmp_path)
+        await folders.recover(power_lost=False)
+        await folders.keep_stray(folders.take(KEY, ORDERS), KEY)
+        assert not (tmp_path / "orders-0").exists()
+        log = await folders.open(0, ORDERS)
+        assert log.log_end_offset == RECORDS
+        log.close(False)
+
+    asyncio.run(story())
+    shutil.rmtree(tmp_path / "orders-0")
+    assert list(recovered_in(tmp_path).damaged) == [KEY]
+
+
 @pytest.mark.parametrize("later", [0, RECORDS])
 def test_after_a_clean_end_a_log_that_ends_elsewhere_is_damaged(
     tmp_path: Path, later: int, warnings: Callable[[], str]

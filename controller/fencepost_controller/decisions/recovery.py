@@ -183,7 +183,8 @@ class _Recovery:
         for one in self._told:
             before = known.get(one.broker_id, Broker(one.broker_id, "", 1, NO_INCARNATION, fenced=True))
             epoch = max(one.broker_epoch, before.broker_epoch)
-            known[one.broker_id] = replace(before, address=one.address, broker_epoch=epoch)
+            served = max(one.broker_epoch, before.served_epoch)  # an older copy of its folder is one from now on
+            known[one.broker_id] = replace(before, address=one.address, broker_epoch=epoch, served_epoch=served)
         return [
             replace(known[broker_id], incarnation=NO_INCARNATION, fenced=True, shutting_down=False)
             for broker_id in sorted(known)
