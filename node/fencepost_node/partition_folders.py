@@ -45,6 +45,7 @@ from fencepost_proto.metadata import PartitionKey, Topic
 log = logging.getLogger(__name__)
 
 RECOVERY_THREADS = 2
+LOGS_PER_JOB = 32  # opened by a thread before it takes others: handing over one costs as much as opening it
 MAX_FILE_NAME = 255  # bytes; what file systems take
 
 DELETED_SUFFIX = ".deleted"  # on its way out
@@ -109,20 +110,24 @@ class PartitionFolders:
         claims: dict[PartitionKey, list[_Found]] = {}
         for each in found:
             claims.setdefault(each.key, []).append(each)
+        alone = []
+        for key, claim in claims.items():
+            if len(claim) == 1:
+                alone.append(claim[0])
+            else:
+                folders = [each.folder for each in claim]
+                log.error("partition has several folders topic_id=%s partition=%d folders=%s", *key, folders)
+                self._unclear[key] = (folders, power_lost)
         limit = asyncio.Semaphore(RECOVERY_THREADS)
 
-        async def recover(one: _Found) -> None:
+        async def recover(some: list[_Found]) -> None:
             async with limit:
-                await self._recover(one, power_lost)
+                for key, opened in await asyncio.to_thread(self._recover_all, some, power_lost):
+                    self.recovered[key] = opened
 
         async with asyncio.TaskGroup() as group:
-            for key, claim in claims.items():
-                if len(claim) == 1:
-                    group.create_task(recover(claim[0]))
-                else:
-                    folders = [each.folder for each in claim]
-                    log.error("partition has several folders topic_id=%s partition=%d folders=%s", *key, folders)
-                    self._unclear[key] = (folders, power_lost)
+            for start in range(0, len(alone), LOGS_PER_JOB):
+                group.create_task(recover(alone[start : start + LOGS_PER_JOB]))
         await asyncio.to_thread(self._compare_with_catalogue, was_clean)
 
     def _compare_with_catalogue(self, was_clean: bool) -> None:
@@ -158,7 +163,8 @@ class PartitionFolders:
             self._catalogue.write(known.values())
 
     def _scan(self) -> list[_Found]:
-        """[thread] The folders that are to be opened. Finishes deletions. Raises OSError."""
+        """[thread] The folders that are to be opened, with their names on the medium. Finishes deletions. Raises OSError."""
+        self._disk.sync_directory(self._config.data_dir)  # who made a folder may not have come to this
         found = []
         for name in self._disk.list(self._config.data_dir):
             folder = f"{self._config.data_dir}/{name}"
@@ -203,18 +209,23 @@ class PartitionFolders:
             return None
         return _Found(folder, identity, int(match["partition"]))
 
-    async def _recover(self, found: _Found, power_lost: bool) -> None:
-        config, now_ms = self._log_config(found.identity.topic_id, None), self._host.wall_clock_ms()
-        try:
-            self.recovered[found.key] = await asyncio.to_thread(
-                Log.open, self._disk, found.folder, config, now_ms, power_lost=power_lost
-            )
-        except CorruptLog as error:
-            log.error("log is damaged folder=%s error=%s", found.folder, error)
-            self.damaged[found.key] = found.folder
-        except (OSError, StorageError) as error:
-            log.error("log cannot be read folder=%s error=%s", found.folder, error)
-            self._unreadable.add(found.folder)
+    def _recover_all(self, some: list[_Found], power_lost: bool) -> list[tuple[PartitionKey, Log]]:
+        """[thread] Those that can be opened."""
+        opened = []
+        for found in some:
+            config, now_ms = self._log_config(found.identity.topic_id, None), self._host.wall_clock_ms()
+            try:
+                log_of_it = Log.open(
+                    self._disk, found.folder, config, now_ms, power_lost=power_lost, folder_synced=True
+                )
+                opened.append((found.key, log_of_it))
+            except CorruptLog as error:
+                log.error("log is damaged folder=%s error=%s", found.folder, error)
+                self.damaged[found.key] = found.folder
+            except (OSError, StorageError) as error:
+                log.error("log cannot be read folder=%s error=%s", found.folder, error)
+                self._unreadable.add(found.folder)
+        return opened
 
     def take(self, key: PartitionKey, topic: Topic) -> Log:
         """One of the recovered logs, with its topic's settings.

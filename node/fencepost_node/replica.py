@@ -358,10 +358,18 @@ class Replica:
 
     # ---- The end ----
 
-    async def close(self, clean: bool) -> None:
-        """Stop, and close the log; with `clean`, synced and with a snapshot at its end."""
+    async def stop(self) -> None:
+        """End the role; nothing touches the log any more."""
         self._closed = True
         self._end_role()
         if self._operation is not None:
             await asyncio.wait([self._operation])
-        await asyncio.to_thread(self.log.close, clean and not self.failure)
+
+    async def close(self, clean: bool) -> None:
+        """Stop, and close the log; with `clean`, synced and with a snapshot at its end."""
+        await self.stop()
+        await asyncio.to_thread(self.close_log, clean)
+
+    def close_log(self, clean: bool) -> None:
+        """[thread] After `stop`. Raises StorageError."""
+        self.log.close(clean and not self.failure)

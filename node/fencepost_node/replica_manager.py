@@ -4,14 +4,15 @@
 acknowledged to the controller. It looks at what has changed and at nothing else. Where that is much, whatever is due on the
 event loop goes on in between; then some replicas play their new role already and others the one before, as they do on two
 brokers that hear of a change one after the other. What takes time (creating a folder, recovering a log, deleting one) goes
-through one queue, in the order of the metadata; the role begins when the log is there.
+through one queue, in the order of the metadata; the role begins when the log is there. Creations that follow one another
+there are done side by side: each waits for the disk more than once, and a topic may have a thousand.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from functools import partial
 from itertools import chain
 
@@ -19,7 +20,7 @@ from fencepost_node.config import BrokerConfig
 from fencepost_node.log.disk import Disk
 from fencepost_node.log.log import Log
 from fencepost_node.log.names import PARTITION_METADATA
-from fencepost_node.partition_folders import PartitionFolders
+from fencepost_node.partition_folders import LOGS_PER_JOB, PartitionFolders
 from fencepost_node.replica import Following, Replica
 from fencepost_node.replication.follow import FollowerLink
 from fencepost_node.replication.isr_proposals import Controller, IsrProposals
@@ -34,6 +35,9 @@ from fencepost_proto.tasks import Tasks
 from fencepost_proto.turns import Turns
 
 log = logging.getLogger(__name__)
+
+CLOSING_THREADS = 4
+MAX_CREATIONS = 16  # logs made at the same time; the disk syncs them together
 
 
 class ReplicaManager:
@@ -61,8 +65,8 @@ class ReplicaManager:
         self._isr_proposals = IsrProposals(self, controller, self._tasks, config.replica_lag_time_max_ms)
         self._upkeep = Upkeep(host, disk, self.replicas, self._tasks, config.retention_check_interval_ms)
         self._links: dict[int, tuple[FollowerLink, asyncio.Task[None]]] = {}
-        # At most one entry for each replica that appears or goes.
-        self._work: asyncio.Queue[Callable[[], Coroutine[object, object, None]]] = asyncio.Queue()
+        # At most one entry for each replica that appears (its key) or goes.
+        self._work: asyncio.Queue[PartitionKey | Callable[[], Coroutine[object, object, None]]] = asyncio.Queue()
         self._expected: set[PartitionKey] = set()  # their creation is in the queue
 
     # ---- What replicas, links and proposals ask ----
@@ -154,9 +158,34 @@ class ReplicaManager:
         """End every role and close every log."""
         await self._tasks.close()
         self._links.clear()
+        turns = Turns()
         for replica in self.replicas.values():
-            await replica.close(clean)
+            await replica.stop()
+            await turns.step()
+        await self._close_logs(list(self.replicas.values()), clean)
         await self._folders.close(clean, [replica.log for replica in self.replicas.values()])
+
+    async def _close_logs(self, replicas: Sequence[Replica], clean: bool) -> None:
+        """All of them, even where the disk refuses one. Raises the first StorageError."""
+        limit = asyncio.Semaphore(CLOSING_THREADS)
+        refused: list[errors.StorageError] = []
+
+        def close(some: Sequence[Replica]) -> None:
+            for replica in some:
+                try:
+                    replica.close_log(clean)
+                except errors.StorageError as error:
+                    refused.append(error)
+
+        async def close_some(some: Sequence[Replica]) -> None:
+            async with limit:
+                await asyncio.to_thread(close, some)
+
+        async with asyncio.TaskGroup() as group:
+            for start in range(0, len(replicas), LOGS_PER_JOB):
+                group.create_task(close_some(replicas[start : start + LOGS_PER_JOB]))
+        if refused:
+            raise refused[0]
 
     # ---- Metadata ----
 
@@ -236,7 +265,7 @@ class ReplicaManager:
             self._take(partition, self.image.topics[key[0]])
         elif key not in self._expected and (key not in self.unopened or self._can_begin_anew(partition)):
             self._expected.add(key)
-            self._work.put_nowait(partial(self._create, key))
+            self._work.put_nowait(key)
 
     def _hosts(self, partition: Partition | None) -> bool:
         return partition is not None and self.broker_id in partition.replicas
@@ -279,12 +308,20 @@ class ReplicaManager:
         self._unfollow(key)
         self._work.put_nowait(partial(self._close_and_delete if delete else self._close_and_set_aside, replica))
 
-    # ---- Folders: one thing at a time, in the order of the metadata ----
+    # ---- Folders: in the order of the metadata ----
 
     async def _work_queue(self) -> None:
+        """Creations side by side; anything else alone, for a folder that goes may have the name of one that comes."""
+        creating: set[asyncio.Task[None]] = set()
         while True:
             work = await self._work.get()
-            await work()
+            most = MAX_CREATIONS - 1 if isinstance(work, tuple) else 0
+            while len(creating) > most:
+                _, creating = await asyncio.wait(creating, return_when=asyncio.FIRST_COMPLETED)
+            if isinstance(work, tuple):
+                creating.add(self._tasks.spawn(self._create(work), f"create-{work}"))
+            else:
+                await work()
 
     async def _create(self, key: PartitionKey) -> None:
         """Open the log once, whatever metadata comes meanwhile: until it is there the key stays expected."""

@@ -10,7 +10,7 @@ from controller_story import Story
 
 from fencepost_controller.decisions.draft import Command
 from fencepost_controller.decisions.elections import (
-    MAX_MOVES_PER_ROUND,
+    MOVES_PER_ROUND,
     ElectPreferredLeader,
     ElectUncleanLeader,
     RestorePreferredLeaders,
@@ -81,13 +81,13 @@ def test_leaderships_are_not_given_to_a_broker_that_shuts_down_or_failed() -> No
 
 
 def test_a_round_moves_a_bounded_number() -> None:
-    story = Story().cluster(1, 2).topic("a", *[(1, 2)] * (MAX_MOVES_PER_ROUND + 5))
+    story = Story().cluster(1, 2).topic("a", *[(1, 2)] * (MOVES_PER_ROUND + 5))
     story.does(story.registration(1))
     story.is_ready(1)
-    for index in range(MAX_MOVES_PER_ROUND + 5):
+    for index in range(MOVES_PER_ROUND + 5):
         story.does(story.proposal(2, ("a-id", index), 1, 2))
     settled = frozenset({1, 2})
-    assert [story.does(RestorePreferredLeaders(settled)) for _ in range(3)] == [MAX_MOVES_PER_ROUND, 5, 0]
+    assert [story.does(RestorePreferredLeaders(settled)) for _ in range(3)] == [MOVES_PER_ROUND, 5, 0]
     assert all(p.leader == 1 for p in story.image.partitions.values())
 
 

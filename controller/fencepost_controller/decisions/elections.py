@@ -26,7 +26,8 @@ from fencepost_proto.errors import (
 from fencepost_proto.metadata import NO_LEADER, Partition
 
 ANY_EPOCH = 0  # below every broker epoch: whichever incarnation is live
-MAX_MOVES_PER_ROUND = 100  # leaderships restored at a time: each costs its clients a redirect
+MOVES_PER_ROUND = 100  # leaderships restored at a time, at least: each costs its clients a redirect …
+PART_PER_ROUND = 10  # … and of all partitions at most a tenth, so that a large cluster is done after as many rounds
 
 
 def partition_of(draft: Draft, topic_name: str, index: int) -> Partition:
@@ -94,6 +95,7 @@ class RestorePreferredLeaders(Command[int]):
             for key, partition in draft.image.partitions.items()
             if partition.leader not in (NO_LEADER, partition.replicas[0]) and partition.replicas[0] in self.settled
         )
+        most = max(MOVES_PER_ROUND, len(draft.image.partitions) // PART_PER_ROUND)
         moved = 0
         for key in elsewhere:
             partition = draft.image.partitions[key]
@@ -101,6 +103,6 @@ class RestorePreferredLeaders(Command[int]):
             if preferred in partition.isr and draft.serves(preferred, key):
                 settle(draft, partition, replace(partition, leader=preferred))
                 moved += 1
-                if moved == MAX_MOVES_PER_ROUND:
+                if moved == most:
                     break
         return moved

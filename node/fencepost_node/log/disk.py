@@ -19,6 +19,7 @@ from typing import Protocol
 from fencepost_node.log.open_files import Buffer, OpenFiles, PooledFile, open_files_for
 from fencepost_node.log.origin_mark import RealOriginMark, is_original
 
+_READ_BYTES = 1024 * 1024  # of a whole file, at a time
 LOGS_PER_FILE = 4  # a log that is written to needs one file open, one that is not needs none
 
 
@@ -155,7 +156,14 @@ class RealDisk:
         return PooledFile(self.open_files, path, create=create)
 
     def read_bytes(self, path: str) -> bytes:
-        return Path(path).read_bytes()
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            parts = []
+            while part := os.read(descriptor, _READ_BYTES):
+                parts.append(part)
+            return b"".join(parts)
+        finally:
+            os.close(descriptor)
 
     def write_atomically(self, path: str, data: Buffer) -> None:
         temporary = f"{path}.tmp"

@@ -100,15 +100,26 @@ class Log:
         self._unsnapshotted_bytes = recovered.checked_bytes
 
     @staticmethod
-    def open(disk: Disk, directory: str, config: LogConfig, now_ms: int, *, power_lost: bool = True) -> Log:
+    def open(
+        disk: Disk,
+        directory: str,
+        config: LogConfig,
+        now_ms: int,
+        *,
+        power_lost: bool = True,
+        folder_synced: bool = False,
+    ) -> Log:
         """[thread] The log in `directory`, recovered; a new one where there is none.
+
+        `folder_synced`: the folder is there, and the name under which it stands is on the medium.
 
         Raises CorruptLog for damage below what was synced before, or, unless `power_lost`, for any that a killed process
         does not leave; StorageError where the disk refuses or the folder is
         another topic's or partition's.
         """
         with _disk_errors(f"log {directory} cannot be opened"):
-            disk.make_directory(directory)
+            if not folder_synced:
+                disk.make_directory(directory)
             _claim(disk, directory, PartitionIdentity(config.topic_id, config.topic, config.partition))
             return Log(disk, directory, config, recover(disk, directory, config, power_lost=power_lost), now_ms)
 
@@ -556,7 +567,8 @@ class Log:
             try:
                 if clean and not self.failure:
                     with self._lock:
-                        if self.log_end_offset not in self._snapshots.offsets:
+                        # An empty log needs none: recovery begins at offset 0 without.
+                        if self.log_end_offset and self.log_end_offset not in self._snapshots.offsets:
                             self._pending.append(self._capture())
                             self._unsnapshotted_bytes = 0
                     self._write_pending()

@@ -43,7 +43,8 @@ def file_name(offset: int, suffix: str) -> str:
 
 def offsets_with(names: list[str], suffix: str) -> list[int]:
     """The offsets of those names that are `<20 digits><suffix>`, rising."""
-    matches = (_OFFSET_NAME.fullmatch(name) for name in names)
+    ending = [name for name in names if name.endswith(suffix)]
+    matches = (_OFFSET_NAME.fullmatch(name) for name in ending)
     return sorted(int(match[1]) for match in matches if match and match[2] == suffix)
 
 
