@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from batches import batch
 from replicas import following, open_replica
 
-from fencepost_node.replica import Replica
+from fencepost_node.replica import Following, Replica
 from fencepost_node.replication import follow
 from fencepost_node.replication.follow import FollowerLink
 from fencepost_proto import errors
 from fencepost_proto.errors import ErrorCode
 from fencepost_proto.host import Host
+from fencepost_proto.v1 import common_pb2
 from fencepost_proto.v1 import replication_pb2 as pb
 
 
@@ -157,3 +159,65 @@ def test_a_refusal_is_in_the_log_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         asyncio.run(story())
     assert caplog.text.count("subscription refused") == 1
+
+
+def crowd(monkeypatch: pytest.MonkeyPatch, in_sync: set[int], count: int) -> FollowerLink:
+    """A link of broker 1 that follows `count` partitions; it is in sync for those."""
+    monkeypatch.setattr(follow, "MAX_CATCHING_UP", 3)
+    owner = SimpleNamespace(broker_id=1, broker_epoch=1, image=None)
+    link = FollowerLink(Host(), cast(Any, owner), leader=2)
+    for index in range(count):
+        log = SimpleNamespace(log_end_offset=0, last_epoch=-1)
+        partition = SimpleNamespace(isr=(1, 2) if index in in_sync else (2,))
+        replica = SimpleNamespace(
+            key=("T", index), log=log, partition=partition, failure="", leader_told=lambda *_: None
+        )
+        replica.topic = SimpleNamespace(name="orders", config=SimpleNamespace(flush_always=False))
+        link.follow(cast(Any, replica), Following(2, 4))
+    return link
+
+
+async def subscribes(link: FollowerLink) -> list[int]:
+    """Which partitions the next request subscribes."""
+    await link._sync_subscribers()
+    request = link._next_request()
+    return [] if request is None else [wanted.partition for wanted in request.subscribe]
+
+
+async def pushed(link: FollowerLink, index: int, **fields: Any) -> None:
+    number = link._followed["T", index].subscription
+    push = pb.PartitionPush(topic_id="T", partition=index, subscription=number, **fields)
+    await link._take(pb.ReplicateResponse(pushes=[push]))
+
+
+def test_replicas_in_sync_subscribe_at_once_and_the_others_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        link = crowd(monkeypatch, in_sync={8, 9}, count=10)
+        assert await subscribes(link) == [8, 9, 0, 1, 2]
+        assert await subscribes(link) == [], "three are catching up"
+        await pushed(link, 1, high_watermark=5)
+        assert await subscribes(link) == [], "1 does not have all that is committed yet"
+        link._wake.clear()
+        await pushed(link, 0, high_watermark=0)
+        assert link._wake.is_set()
+        assert await subscribes(link) == [3]
+        await pushed(link, 2, error=pb_error(ErrorCode.NOT_LEADER_OR_FOLLOWER))
+        assert await subscribes(link) == [4], "2 waits for its turn again"
+        link.unfollow(("T", 1))
+        assert await subscribes(link) == [5]
+
+    asyncio.run(story())
+
+
+def test_one_that_does_not_catch_up_does_not_keep_the_others_waiting_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        link = crowd(monkeypatch, in_sync=set(), count=8)
+        assert await subscribes(link) == [0, 1, 2]
+        monkeypatch.setattr(follow, "CATCH_UP_S", -1.0)
+        assert await subscribes(link) == [3, 4, 5]
+
+    asyncio.run(story())
+
+
+def pb_error(code: ErrorCode) -> Any:
+    return common_pb2.Error(code=code)

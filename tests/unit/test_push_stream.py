@@ -170,3 +170,19 @@ def test_a_snapshot_is_read_when_its_turn_has_come_and_goes_with_the_epoch_befor
         stream.close()
 
     asyncio.run(story())
+
+
+def test_a_subscription_is_answered_though_there_is_nothing_to_send() -> None:
+    """A follower has to learn that it lacks nothing: then others may begin."""
+
+    async def story() -> list[pb.PartitionPush]:
+        stream = PushStream(2, 1, 65_536)
+        subscribed(stream, "there", lambda *_: b"")
+        async with asyncio.timeout(5):
+            async for message in stream.messages():
+                stream.close()
+                return list(message.pushes)
+        return []
+
+    (push,) = asyncio.run(story())
+    assert (push.topic_id, push.records, push.high_watermark, push.error.code) == ("there", b"", 0, 0)

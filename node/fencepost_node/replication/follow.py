@@ -35,6 +35,8 @@ RECONNECT_DELAY_S = 0.05  # first; doubles
 RECONNECT_DELAY_MAX_S = 0.5
 _WRITE_ENDS = (grpc.aio.AioRpcError, asyncio.InvalidStateError)  # what a write on a call that has ended raises
 MAX_IN_A_REQUEST = 1_000  # subscriptions, acknowledgements, partitions given up: each; the rest goes in the next one
+MAX_CATCHING_UP = 500  # replicas out of sync that subscribe at the same time, on one stream …
+CATCH_UP_S = 10.0  # … and for how long one keeps the others waiting
 RESUBSCRIBE_DELAY_S = 0.02  # after a refusal: the leader may not have heard of its leadership yet; doubles
 RESUBSCRIBE_DELAY_MAX_S = 1.0
 RECONCILING_ROUNDS = 50  # answers of cuts and resets in a row that are obeyed without a pause: an exchange needs a few
@@ -78,6 +80,7 @@ class FollowerLink:
         self._next_subscription = 1
         self._to_subscribe: dict[PartitionKey, None] = {}
         self._to_unsubscribe: list[PartitionKey] = []
+        self._catching_up: dict[PartitionKey, float] = {}  # admitted, and when; oldest first
         self._to_ack: dict[PartitionKey, int] = {}  # the end offset to acknowledge, to its current subscription
         self._wake = asyncio.Event()
         self._call: grpc.aio.StreamStreamCall[pb.ReplicateRequest, pb.ReplicateResponse] | None = None
@@ -94,6 +97,7 @@ class FollowerLink:
     def unfollow(self, key: PartitionKey) -> None:
         if self._followed.pop(key, None) is not None:
             self._to_subscribe.pop(key, None)
+            self._catching_up.pop(key, None)
             self._to_ack.pop(key, None)
             self._to_unsubscribe.append(key)
             self._wake.set()
@@ -133,6 +137,7 @@ class FollowerLink:
             followed.subscription = 0
         self._to_unsubscribe.clear()
         self._to_ack.clear()
+        self._catching_up.clear()
         self._to_subscribe = dict.fromkeys(self._followed)
         self._wake.set()
         writer = asyncio.create_task(self._write(call))
@@ -191,7 +196,7 @@ class FollowerLink:
         del self._to_unsubscribe[:MAX_IN_A_REQUEST]
         ready: list[PartitionKey] = []
         if not self._to_unsubscribe:  # what has been given up and is followed again is told in that order
-            ready = [key for key in self._to_subscribe if self._followed[key].synced][:MAX_IN_A_REQUEST]
+            ready = self._admitted([key for key in self._to_subscribe if self._followed[key].synced])
         for key in ready:
             followed = self._followed[key]
             followed.synced = False
@@ -221,6 +226,30 @@ class FollowerLink:
             self._wake.set()
         return request if request.ByteSize() else None
 
+    def _admitted(self, keys: list[PartitionKey]) -> list[PartitionKey]:
+        """Those of them that may subscribe now.
+
+        Who is in sync does so at once, for writes wait for it, and it lacks nothing that is committed. The others, which may
+        have much to catch up with, take turns: after a restart there are thousands.
+        """
+        now = asyncio.get_running_loop().time()
+        while self._catching_up and now - next(iter(self._catching_up.values())) > CATCH_UP_S:
+            del self._catching_up[next(iter(self._catching_up))]
+        in_sync: list[PartitionKey] = []
+        others: list[PartitionKey] = []
+        for key in keys:
+            is_member = self._owner.broker_id in self._followed[key].replica.partition.isr
+            (in_sync if is_member else others).append(key)
+        del in_sync[MAX_IN_A_REQUEST:]
+        del others[max(0, min(MAX_CATCHING_UP - len(self._catching_up), MAX_IN_A_REQUEST - len(in_sync))) :]
+        self._catching_up.update(dict.fromkeys(others, now))
+        return in_sync + others
+
+    def _caught_up(self, key: PartitionKey) -> None:
+        """Another one's turn."""
+        if self._catching_up.pop(key, None) is not None and self._to_subscribe:
+            self._wake.set()
+
     # ---- What the leader pushes ----
 
     async def _take(self, message: pb.ReplicateResponse) -> None:
@@ -244,6 +273,8 @@ class FollowerLink:
 
     async def _take_push(self, followed: _Followed, push: pb.PartitionPush) -> None:
         replica, following = followed.replica, followed.following
+        if push.error.code != ErrorCode.NONE or push.HasField("divergence") or push.HasField("reset"):
+            self._caught_up(replica.key)  # or not: it subscribes again, and waits for its turn
         if push.error.code != ErrorCode.NONE:
             error = errors.from_proto(push.error)
             log.log(
@@ -267,6 +298,8 @@ class FollowerLink:
         else:
             if push.records:
                 replica.append_as_follower(following, push.base_offset, push.records)
+            if replica.log.log_end_offset >= push.high_watermark:
+                self._caught_up(replica.key)
             replica.leader_told(following, push.high_watermark)
             followed.rounds = followed.refusals = 0
             followed.refused_with = ErrorCode.NONE

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 MESSAGE_BYTES = 1024 * 1024  # of records in one message; one larger batch still goes alone
 HIGH_WATERMARK_DELAY_S = 0.05  # a high watermark that no batch carries is pushed this much later
+MAX_PUSHES = 500  # of partitions in one message
 MAX_SUBSCRIPTIONS = 100_000  # of one stream
 
 
@@ -231,7 +232,7 @@ class PushStream:
             pushes.append(await self._next_reset())
             size += pushes[-1].ByteSize()
         room = min(MESSAGE_BYTES - size, self._window_bytes - self._in_flight_bytes)
-        while self._dirty and room > 0:
+        while self._dirty and room > 0 and len(pushes) < MAX_PUSHES:
             subscription = next(iter(self._dirty))
             try:
                 log_end_offset = subscription.leadership.replica.log.log_end_offset
@@ -242,7 +243,7 @@ class PushStream:
             if subscription not in self._dirty:
                 continue  # it ended while the disk was read
             del self._dirty[subscription]
-            if records:
+            if records or subscription.sent_high_watermark < 0:  # the first one answers the subscription
                 pushes.append(self._push(subscription, records))
                 room -= len(records)
                 if subscription.sent_offset < subscription.leadership.replica.log.log_end_offset:
