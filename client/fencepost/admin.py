@@ -124,8 +124,11 @@ class AdminClient:
         message_timestamp_type: str | None = None,
         message_timestamp_before_max_ms: int | None = None,
         message_timestamp_after_max_ms: int | None = None,
+        exist_ok: bool = False,
     ) -> TopicDescription:
         """Make a topic; returns once every partition has a leader.
+
+        `exist_ok`: a topic of this name that is there already is returned as it is, whatever its settings.
 
         `assignments`: the brokers of each partition, the preferred leader first, instead of the two counts. None: the
         default of TopicConfig; retention and timestamp bounds -1: no limit. `message_timestamp_type`: "create", the
@@ -174,7 +177,11 @@ class AdminClient:
             found = image.partitions_of(image.topic_ids.get(name, ""))
             return bool(found) and all(p.leader != NO_LEADER for p in found)
 
-        await self._change(lambda admin: admin.CreateTopic, request, TopicAlreadyExists, mine)
+        try:
+            await self._change(lambda admin: admin.CreateTopic, request, TopicAlreadyExists, mine)
+        except TopicAlreadyExists:
+            if not exist_ok:
+                raise
         image = await self._see(led, f"topic {name!r} is made, but not every partition has a leader yet")
         return TopicDescription.of(image, image.topics[image.topic_ids[name]])
 

@@ -102,6 +102,9 @@ def create(
     message_timestamp_after_max_ms: Annotated[
         int | None, typer.Option(help="How far in the future. -1: no limit.", show_default="1 hour")
     ] = None,
+    if_not_exists: Annotated[
+        bool, typer.Option("--if-not-exists", help="One that is there already is left as it is, and no error.")
+    ] = False,
     bootstrap: Bootstrap = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -129,6 +132,7 @@ def create(
                 message_timestamp_type=message_timestamp_type,
                 message_timestamp_before_max_ms=message_timestamp_before_max_ms,
                 message_timestamp_after_max_ms=message_timestamp_after_max_ms,
+                exist_ok=if_not_exists,
             )
 
     made = run(work())
