@@ -18,6 +18,7 @@ from typing import TypeVar
 import grpc
 
 from fencepost.metadata_watch import MetadataWatch
+from fencepost.owner import Owner
 from fencepost.rpc import Answer, rpc_errors
 from fencepost_proto.errors import (
     CurrentLeader,
@@ -68,6 +69,7 @@ class Cluster:
     """The cluster as this client sees it. `start` before use, `close` after."""
 
     def __init__(self, bootstrap: str | Sequence[str], host: Host) -> None:
+        self.owner = Owner("client")
         self._host = host
         self._bootstrap = parse_bootstrap(bootstrap)
         self._image = MetadataImage()
@@ -82,6 +84,8 @@ class Cluster:
 
     async def start(self) -> None:
         """Returns with the first image. Raises NetworkException naming the addresses where no broker has one."""
+        self.owner.take()
+        self.channel(self._order[0])  # raises where none can be made: in a forked child
         self._watch.start()
         try:
             await self.wait_until(lambda image: bool(image.cluster_id), START_TIMEOUT_S)
@@ -95,6 +99,9 @@ class Cluster:
 
     async def close(self) -> None:
         """Ends the watches and every channel, and with them every call under way. May be called twice."""
+        if self.owner.forked:
+            return
+        self.owner.check()
         await self._watch.close()
         channels, self._channels = list(self._channels.values()), {}
         for channel in channels:
@@ -117,6 +124,7 @@ class Cluster:
 
     async def wait_until(self, condition: Callable[[MetadataImage], bool], timeout_s: float) -> MetadataImage:
         """The first image, from the present one on, for which `condition` holds. Raises TimeoutError."""
+        self.owner.check()
         if condition(self._image):
             return self._image
         reached: asyncio.Future[MetadataImage] = asyncio.get_running_loop().create_future()
@@ -188,6 +196,7 @@ class Cluster:
         answer's own `error` field is the caller's to read. Without an address the request must be one that may be
         carried out twice.
         """
+        self.owner.check()
         candidates = [address] if address is not None else self.addresses()[:MAX_CALL_ATTEMPTS]
         last: FencepostError | None = None
         for candidate in candidates:

@@ -133,7 +133,13 @@ class Consumer:
             raise
 
     async def close(self) -> None:
-        """Stop fetching and disconnect. Positions stay readable. May be called twice."""
+        """Stop fetching and disconnect. Positions stay readable. May be called twice.
+
+        In a process that was forked from the consumer's it returns at once, and leaves the parent's connections alone.
+        """
+        if self._cluster.owner.forked:
+            return
+        self._cluster.owner.check()
         self._connected = False
         if self._routing is not None:
             self._routing.cancel()
@@ -335,6 +341,7 @@ class Consumer:
             self._on_resolved(tp, end_offset)
 
     def _check_connected(self) -> None:
+        self._cluster.owner.check()
         if not self._connected:
             raise InvalidRequest("the consumer is not open: use it as `async with Consumer(…)`")
 

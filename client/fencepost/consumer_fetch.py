@@ -37,6 +37,7 @@ from fencepost_proto.v1 import broker_pb2, broker_pb2_grpc
 log = logging.getLogger(__name__)
 
 RESPONSE_MARGIN_S = 2.5  # beyond a long poll's own wait: then its broker counts as silent
+RETRY_BACKOFF_MAX_S = 0.5  # the pauses before a broker is tried again double up to this
 RESOLVE_TIMEOUT_S = 30.0  # for a ListOffsets answer from whoever leads; then asked again
 
 
@@ -141,6 +142,7 @@ class FetchStream:
         taken: Callable[[bool], None],
     ) -> None:
         self.routes = routes
+        self.answered = False  # the broker has answered on it
         self.room = asyncio.Event()  # the buffer may have room again
         self._core = core
         self._cluster = cluster
@@ -157,7 +159,9 @@ class FetchStream:
                 ask = self._core.ask(self.routes, loop.time())
                 if ask.partitions:
                     timeout_s = ask.wait_s + RESPONSE_MARGIN_S
-                    await self._take(ask, await _answer(call, ask.request(), timeout_s, self._address))
+                    answer = await _answer(call, ask.request(), timeout_s, self._address)
+                    self.answered = True
+                    await self._take(ask, answer)
                 else:
                     await _wait(self.room, ask.wait_s)
         finally:
@@ -189,6 +193,8 @@ class Router:
         self._routed_version = -1  # of the core, when last routed
         self._streams: dict[str, tuple[FetchStream, asyncio.Task[None]]] = {}
         self._retry_at: dict[str, float] = {}  # addresses whose stream broke
+        self._failures: dict[str, int] = {}  # in a row, of streams to an address
+        self._told_unknown: dict[tuple[TopicPartition, int], None] = {}  # starts that are not known yet, by generation
         self._resolving: dict[tuple[TopicPartition, int], asyncio.Task[None]] = {}  # by generation
 
     def look(self) -> None:
@@ -237,14 +243,18 @@ class Router:
     def _reap(self, now_s: float) -> None:
         """Remember why streams ended; a partition refused there is tried again when its time has come."""
         self._retry_at = {address: at for address, at in self._retry_at.items() if at > now_s}
-        for address, (_, task) in list(self._streams.items()):
+        for address, (stream, task) in list(self._streams.items()):
             if task.done():
                 del self._streams[address]
                 error = task.exception()
                 if not isinstance(error, FencepostError):
                     raise error or InvariantBroken("a fetch stream ended without an error")
-                log.info("fetch stream broke address=%s reason=%s", address, error.message)
-                self._retry_at[address] = now_s + RETRY_BACKOFF_S
+                failures = 1 if stream.answered else self._failures.get(address, 0) + 1
+                if failures == 1:  # a dead broker is told of once
+                    log.info("fetch stream broke address=%s reason=%s", address, error.message)
+                self._failures[address] = failures
+                pause_s = min(RETRY_BACKOFF_MAX_S, RETRY_BACKOFF_S * 2.0 ** min(failures - 1, 30))
+                self._retry_at[address] = now_s + pause_s
         for position, task in list(self._resolving.items()):
             if task.done():
                 del self._resolving[position]
@@ -281,9 +291,11 @@ class Router:
         except FencepostError as error:
             if not error.retriable:
                 self._core.fail(tp, generation, error)
-            else:
+            elif (tp, generation) not in self._told_unknown:
+                self._told_unknown[tp, generation] = None
                 log.warning("start not known yet topic=%s partition=%d reason=%s", tp.topic, tp.partition, error)
         else:
+            self._told_unknown.pop((tp, generation), None)
             if self._core.resolve(tp, generation, offset):
                 self._moved(tp, offset)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import NamedTuple
 
 import grpc
 
@@ -23,7 +24,23 @@ log = logging.getLogger(__name__)
 WATCHED_BROKERS = 2
 SILENCE_S = 3.0  # without a word, or behind another broker, for so long: a watch is broken (brokers speak every second)
 QUIET_S = 1.5  # without a word for so long: others are asked first
-RETRY_BACKOFF_S = 0.1  # between two attempts to watch the same broker
+RETRY_BACKOFF_S = 0.1  # between two attempts to watch the same broker …
+RETRY_BACKOFF_MAX_S = 1.0  # … doubling up to this while it does not speak
+
+
+class Failure(NamedTuple):
+    """Of a broker's watch."""
+
+    at: float
+    reason: str
+    in_a_row: int  # since it last spoke
+
+    @property
+    def retry_at(self) -> float:
+        return self.at + min(RETRY_BACKOFF_MAX_S, RETRY_BACKOFF_S * 2.0 ** min(self.in_a_row - 1, 30))
+
+
+NEVER = Failure(float("-inf"), "", 0)
 
 
 class MetadataWatch:
@@ -45,7 +62,7 @@ class MetadataWatch:
         self._tasks: list[asyncio.Task[None]] = []
         self._watching: dict[int, str] = {}  # watch number -> address
         self._heard: dict[str, float] = {}  # watched address -> when it last spoke
-        self._failures: dict[str, tuple[float, str]] = {}  # address -> when its watch last broke, and why
+        self._failures: dict[str, Failure] = {}  # address -> the last one
 
     def start(self) -> None:
         """Raises InvalidRequest the second time."""
@@ -73,7 +90,7 @@ class MetadataWatch:
 
     def failure(self, address: str) -> str:
         """Why the broker's watch last broke; empty: it has not."""
-        return self._failures.get(address, (0.0, ""))[1]
+        return self._failures.get(address, NEVER).reason
 
     async def _watch(self, number: int) -> None:
         """Follow one broker after another, never one that another watch follows, for as long as the client lives."""
@@ -85,13 +102,14 @@ class MetadataWatch:
                 continue
             self._watching[number] = address
             try:
-                failed_at, _ = self._failures.get(address, (-RETRY_BACKOFF_S, ""))
-                await asyncio.sleep(failed_at + RETRY_BACKOFF_S - loop.time())
+                if (failure := self._failures.get(address)) is not None:
+                    await asyncio.sleep(failure.retry_at - loop.time())
                 await self._follow(address)
             except FencepostError as error:
-                if self.failure(address) != error.message:  # a dead broker is told of once
+                in_a_row = 1 if address in self._heard else self._failures.get(address, NEVER).in_a_row + 1
+                if in_a_row == 1:  # a dead broker is told of once
                     log.info("metadata watch broke address=%s reason=%s", address, error.message)
-                self._failures[address] = (loop.time(), error.message)
+                self._failures[address] = Failure(loop.time(), error.message, in_a_row)
             finally:
                 del self._watching[number]
                 self._heard.pop(address, None)
@@ -101,7 +119,7 @@ class MetadataWatch:
         taken = {address for other, address in self._watching.items() if other != number}
         candidates = [address for address in self._candidates() if address not in taken]
         self._failures = {a: f for a, f in self._failures.items() if a in candidates or a in taken}
-        return min(candidates, key=lambda address: self._failures.get(address, (float("-inf"), ""))[0], default=None)
+        return min(candidates, key=lambda address: self._failures.get(address, NEVER).at, default=None)
 
     async def _follow(self, address: str) -> None:
         """Take one broker's changes until its stream breaks; always raises, and says why."""

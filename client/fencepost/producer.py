@@ -62,7 +62,7 @@ class Producer:
         self._topics = self._sender.topics
         self._now_ms = self._host.wall_clock_ms
         self._started = False
-        self._loop: asyncio.AbstractEventLoop | None = None  # the one that it belongs to, from the start on
+        self._owner = self._sender.owner
         self._closing = False
         self._closed = asyncio.Event()
 
@@ -83,7 +83,7 @@ class Producer:
         if self._started:
             raise InvalidRequest("the producer has been started before")
         self._started = True
-        self._loop = asyncio.get_running_loop()
+        self._owner.take()
         try:
             await self._cluster.start()
             await self._sender.start()
@@ -92,7 +92,13 @@ class Producer:
             raise
 
     async def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
-        """Send what is there, wait for it at most so long, fail the rest with ProducerClosed. May be called twice."""
+        """Send what is there, wait for it at most so long, fail the rest with ProducerClosed. May be called twice.
+
+        In a process that was forked from the producer's it returns at once, and leaves the parent's connections alone.
+        """
+        if self._owner.forked:
+            return
+        self._owner.check()
         if self._closing:
             await self._closed.wait()
             return
@@ -179,6 +185,7 @@ class Producer:
 
     async def flush(self) -> None:
         """Send everything that has been taken, without lingering, and wait until it is acknowledged or failed."""
+        self._owner.check()
         self._sender.check()
         await self._sender.flush()
 
@@ -203,6 +210,7 @@ class Producer:
         To be asked before the first `send` to the partition: later it tells of this instance's own records. It also is
         None where the predecessor used up the last epoch of its id, and this instance has another one.
         """
+        self._owner.check()
         self._sender.check()
         if not self.config.name:
             raise InvalidRequest("only a named producer can resume: Producer(…, name=…)")
@@ -220,9 +228,7 @@ class Producer:
         record: Record,
     ) -> RecordBatch:
         """The record does not fit the queue's open batch, or there is none: put it elsewhere."""
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:  # nothing there would ever wake up whoever awaits the delivery here
-            raise InvalidRequest("the producer was started in another event loop: use it in the one that started it")
+        self._owner.check()
         if queue.open is not None:
             self._full(queue)
             if movable is not None:
@@ -233,7 +239,7 @@ class Producer:
                     if batch.append(*record):
                         return batch
                     self._full(queue)
-        now = loop.time()
+        now = asyncio.get_running_loop().time()
         config = self.config
         batch = RecordBatch(
             queue,

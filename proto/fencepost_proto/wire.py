@@ -17,6 +17,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from fencepost_proto.errors import InvalidRequest
 from fencepost_proto.malformed import RefuseMalformed
 from fencepost_proto.request_limits import MAX_MESSAGE_BYTES
 
@@ -104,12 +105,28 @@ class GrpcWire:
             log.warning("fault switch on: every peer is called at its port %s", self._fault_port)
 
     def connect(self, address: str) -> grpc.aio.Channel:
+        _check_not_forked()
         if self._fault_port:
             address = f"{address.rpartition(':')[0]}:{self._fault_port}"
         return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
 
     def server(self) -> grpc.aio.Server:
         return grpc.aio.server(options=_SERVER_OPTIONS, interceptors=[RefuseMalformed()])
+
+
+_process_of_grpc = 0  # whose memory gRPC's state is in
+
+
+def _check_not_forked() -> None:
+    """Raises InvalidRequest in a process that was forked from one in which gRPC runs: no call would ever end there."""
+    global _process_of_grpc  # noqa: PLW0603 - as gRPC's own state is
+    pid = os.getpid()
+    if _process_of_grpc not in (0, pid):
+        raise InvalidRequest(
+            f"process {pid} was forked from process {_process_of_grpc}, which has used gRPC, and its threads are missing "
+            "here: start processes with multiprocessing's 'spawn' or 'forkserver', or before the first client"
+        )
+    _process_of_grpc = pid
 
 
 @dataclass(slots=True)

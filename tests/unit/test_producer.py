@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -14,6 +16,7 @@ from fake_broker_read import run, until
 from fake_broker_write import BREAK, SWALLOW, FakeWriteCluster, fake_write_cluster
 
 from fencepost import producer as producer_module
+from fencepost.consumer import Consumer
 from fencepost.errors import (
     BufferFull,
     CoordinatorNotAvailable,
@@ -29,6 +32,7 @@ from fencepost.errors import (
     UnknownTopicOrPartition,
 )
 from fencepost.producer import Producer
+from fencepost.producing import accumulator, sender
 from fencepost.producing.config import ProducerConfig, ProducerOptions
 from fencepost.producing.delivery import Delivery, RecordMetadata
 from fencepost.producing.partitioner import partition_for
@@ -564,6 +568,108 @@ def test_a_partition_without_a_leader_leaves_no_doubt_either() -> None:
             waiting = await producer.send("orders", b"y")
             cluster.elect(ORDERS, 2)
             assert (await waiting).offset == 0
+
+    with_cluster(test)
+
+
+def test_records_that_wait_for_a_leader_are_told_once_with_the_reason_and_so_is_their_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(accumulator, "TELL_AFTER_S", 0.1)
+    monkeypatch.setattr(sender, "TELL_AFTER_S", 0.1)
+
+    def told(*words: str) -> list[str]:
+        return [line for line in caplog.messages if all(word in line for word in words)]
+
+    async def test(cluster: FakeWriteCluster) -> None:
+        for number in range(6):
+            cluster.elect((ORDERS[0], number), NO_LEADER)
+        async with Producer(cluster.bootstrap) as producer:
+            waiting = [await producer.send("orders", b"x", partition=n % 6) for n in range(60)]
+            await until(lambda: bool(told("records wait")))
+            assert all("partitions=6" in line and "and 3 more" in line for line in told("records wait"))
+            assert told("orders-0: it has no leader: of its in-sync replicas (brokers 1, 2, 3) none is live")
+            await asyncio.sleep(0.3)
+            assert len(told("records wait")) == 1
+            for number in range(6):
+                cluster.elect((ORDERS[0], number), 2)
+            for delivery in waiting:
+                await delivery
+            assert len(told("records go out again")) == 6
+
+            cluster.faults[ORDERS] = [errors.NotEnoughReplicas("1 of 2 in sync")] * 12
+            delivery = await producer.send("orders", b"y", partition=0)
+            await until(lambda: bool(told("orders-0: its leader is at", "answers NOT_ENOUGH_REPLICAS: 1 of 2 in sync")))
+            await delivery
+
+    with_cluster(test, partitions=6)
+
+
+def test_a_broker_that_stays_away_costs_few_attempts_and_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        caplog.set_level("INFO")
+        async with (
+            Producer(cluster.bootstrap, delivery_timeout_ms=1_500, batch_size=100) as producer,
+            Consumer(cluster.bootstrap, "orders") as consumer,
+        ):
+            await producer.send_and_wait("orders", b"x")
+            await consumer.poll(1)
+            caplog.clear()
+            for broker in cluster.writers.values():
+                await broker.kill()
+            waiting = [await producer.send("orders", b"x" * 90) for _ in range(50)]
+            for delivery in waiting:
+                with pytest.raises(DeliveryTimeout, match="cannot be reached"):
+                    await delivery
+            ours = [record.getMessage() for record in caplog.records if record.name.startswith("fencepost")]
+            assert len(ours) < 15, "\n".join(ours)
+            assert sum("batch failed" in line for line in ours) == 1
+
+    with_cluster(test)
+
+
+def test_a_forked_child_is_told_that_the_clients_are_its_parents(capfd: pytest.CaptureFixture[str]) -> None:
+    async def child(producer: Producer, consumer: Consumer, old: Delivery, bootstrap: list[str]) -> list[str]:
+        said = []
+        for work in (
+            producer.send("orders", b"child"),
+            old,
+            producer.flush(),
+            consumer.poll(1),
+            Producer(bootstrap).start(),
+        ):
+            try:
+                await work
+            except InvalidRequest as error:
+                said.append(error.message)
+        await producer.close()
+        await consumer.close()
+        return said
+
+    async def test(cluster: FakeWriteCluster) -> None:
+        async with Producer(cluster.bootstrap) as producer, Consumer(cluster.bootstrap, "orders") as consumer:
+            await producer.send_and_wait("orders", b"before")
+            cluster.answering.clear()
+            old = await producer.send("orders", b"under way")
+            await until(lambda: cluster.batches_appended == 2)
+            reading, writing = os.pipe()
+            forked = os.fork()
+            if forked == 0:
+                with contextlib.suppress(BaseException):
+                    asyncio.events._set_running_loop(None)  # as in a process that multiprocessing has forked
+                    said = asyncio.run(child(producer, consumer, old, cluster.bootstrap))
+                    os.write(writing, "\n".join(said).encode())
+                os._exit(0)
+            os.close(writing)
+            said = (await asyncio.to_thread(os.read, reading, 100_000)).decode().splitlines()
+            os.close(reading)
+            await asyncio.to_thread(os.waitpid, forked, 0)
+            cluster.answering.set()
+            await old
+            await producer.send_and_wait("orders", b"after")
+        assert len(said) == 5, said
+        assert all("forked from" in line for line in said)
+        assert cluster.values(ORDERS) == [b"before", b"under way", b"after"]
 
     with_cluster(test)
 

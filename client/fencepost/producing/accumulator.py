@@ -23,6 +23,8 @@ from fencepost_proto.records import BatchBuilder, Compression, Headers, read_rec
 from fencepost_proto.records import Record as ReadRecord
 
 RECORD_OVERHEAD_BYTES = 21  # of lengths, deltas and counts around one record, at most
+TELL_AFTER_S = 3.0  # records wait for a leader for so long: then the log says so, once
+NOT_WAITING = -1.0
 PARTIAL_IN_FLIGHT = 1  # a batch that is not full is sent while fewer than so many are in flight
 MAX_TIMESTAMP = 2**63 - 1
 MAX_REMEMBERED_KEYS = 10_000  # of one topic: which partition they go to
@@ -94,7 +96,8 @@ class RecordBatch(Batch):
         self.done()
 
     async def wait(self) -> None:
-        """Until the batch is resolved, or split."""
+        """Until the batch is resolved, or split. Raises InvalidRequest in another loop or process: it would not end."""
+        self.queue.check_owner()
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:
@@ -121,20 +124,23 @@ class PartitionQueue:
         self.key: PartitionKey = (topic.topic_id, partition)
         self.name = f"{topic.name}-{partition}"
         self.sequencer = sequencer
+        self.check_owner: Callable[[], None] = lambda: None  # raises in another event loop or process
         self.open: RecordBatch | None = None
         self.full: deque[RecordBatch] = deque()
         self.batch_bytes = topic.config.max_message_bytes  # of a batch; fewer where a leader has refused so many
         self.leader_epoch = -1
         self.address = ""  # of the leader; empty: none is known
         self.timer: asyncio.TimerHandle | None = None
+        self.waits_since = NOT_WAITING  # with records, for a leader that can be reached …
+        self.quiet_until = 0.0  # failed batches are only counted until then …
+        self.failed_quietly = 0  # … here
+        self.told = False  # … and the log has said so
         self._flush: RecordBatch | None = None  # leaves without waiting
 
     @property
-    def whereabouts(self) -> str:
-        """Where the leader is, for messages."""
-        if not self.address:
-            return "it has no leader"
-        return f"its leader is at {self.address} (epoch {self.leader_epoch})"
+    def holds_records(self) -> bool:
+        """Some record is neither acknowledged nor failed."""
+        return self.open is not None or bool(self.full) or self.sequencer.oldest is not None
 
     def close_open(self) -> None:
         """The open batch is full."""
@@ -179,6 +185,8 @@ class PartitionQueue:
             times.append(self.full[0].deadline)
         elif self.open is not None:
             times.append(self.open.linger_until if self.open.linger_until > now else self.open.deadline)
+        if self.waits_since != NOT_WAITING and not self.told:
+            times.append(self.waits_since + TELL_AFTER_S)
         return min(times, default=None)
 
 

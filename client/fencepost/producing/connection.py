@@ -64,6 +64,7 @@ class BrokerConnection:
     ) -> None:
         self.address = address
         self.up = False
+        self.reason = ""  # why the last stream broke
         self.queues: dict[PartitionQueue, None] = {}  # whose leader is there
         self.dropped_acks = 0
         self._channel = channel
@@ -103,6 +104,7 @@ class BrokerConnection:
             try:
                 await self._stream()
             except _StreamBroke as reason:
+                self.reason = str(reason)
                 failures = 1 if self.up else failures + 1
                 if failures <= 1:
                     log.info("produce stream broke address=%s reason=%s", self.address, reason)

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 INIT_TIMEOUT_MS = 10_000  # of one InitProducerId: how long the fence may take to stand everywhere
 NO_ID = -1
+TELL_AFTER_S = 3.0  # without an id: then the user is told why
 
 
 class IdentityOwner(Protocol):
@@ -116,7 +117,7 @@ class Identity:
         request = pb.InitProducerIdRequest(
             name=self._config.name, producer_id=producer_id, producer_epoch=epoch, timeout_ms=INIT_TIMEOUT_MS
         )
-        failures = 0
+        failures, began, told = 0, asyncio.get_running_loop().time(), False
         while True:
             try:
                 answer = await self._cluster.call_broker(
@@ -131,5 +132,9 @@ class Identity:
                     raise
                 failures += 1
                 self._last_error = error
-                log.info("producer id not had name=%s reason=%s", self._config.name or "-", error)
+                if failures == 1:
+                    log.info("producer id not had name=%s reason=%s", self._config.name or "-", error)
+                if not told and asyncio.get_running_loop().time() - began >= TELL_AFTER_S:
+                    told = True
+                    log.warning("no producer id yet, still asking name=%s reason=%s", self._config.name or "-", error)
                 await asyncio.sleep(self._backoff.after(failures))

@@ -20,7 +20,8 @@ from typing import Any, cast
 
 from fencepost.cluster import Cluster
 from fencepost.errors import DeliveryTimeout, ProducerClosed
-from fencepost.producing.accumulator import PartitionQueue, RecordBatch, TopicQueues
+from fencepost.owner import Owner
+from fencepost.producing.accumulator import NOT_WAITING, TELL_AFTER_S, PartitionQueue, RecordBatch, TopicQueues
 from fencepost.producing.batch import Attempt, Batch, Delivered, Failed
 from fencepost.producing.buffer import Buffer
 from fencepost.producing.config import ProducerConfig
@@ -37,10 +38,13 @@ from fencepost_proto.errors import (
     from_proto,
 )
 from fencepost_proto.host import Host
-from fencepost_proto.metadata import MetadataImage
+from fencepost_proto.metadata import NO_LEADER, MetadataImage
 from fencepost_proto.v1 import broker_pb2 as pb
 
 log = logging.getLogger(__name__)
+
+MAX_SHOWN = 3  # partitions by name in one line
+QUIET_S = 10.0  # batches of one partition that fail within so long of a told one are counted, not told
 
 
 @dataclass(slots=True)
@@ -61,6 +65,7 @@ class Sender:
     """Everything of a producer but taking records. `start` before use, `close` after."""
 
     def __init__(self, cluster: Cluster, config: ProducerConfig, host: Host) -> None:
+        self.owner = Owner("producer")
         self.topics: dict[str, TopicQueues] = {}
         self.buffer = Buffer(config.buffer_memory, config.max_block_ms / 1000, self.check, self.hurry)
         self.identity = Identity(cluster, config, self)
@@ -73,6 +78,7 @@ class Sender:
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._batches: dict[RecordBatch, None] = {}  # not resolved, oldest first
         self._changed: dict[PartitionQueue, None] = {}
+        self._waiting: list[PartitionQueue] = []  # whose records have waited for long, not told yet
         self._wake = asyncio.Event()
         self._end: FencepostError | InvariantBroken | None = None  # why there is nothing more to do
         self._refusal: FencepostError | None = InvalidRequest(  # why no record is taken
@@ -91,6 +97,7 @@ class Sender:
 
     def check(self) -> None:
         """Raises why no record can be taken."""
+        self.owner.check()
         reason = self._end or self._refusal
         if reason is not None:
             raise reason.with_traceback(None)
@@ -168,6 +175,7 @@ class Sender:
                 raise UnknownTopicOrPartition(f"topic {name!r} has no partitions")
             queues = [PartitionQueue(topic, p.index, self._sequencer(f"{name}-{p.index}")) for p in partitions]
             for queue in queues:
+                queue.check_owner = self.owner.check
                 self.identity.opened(queue)
                 self._place(queue)
             self.topics[name] = TopicQueues(topic, queues, self._host.random.choice, self._config)
@@ -222,6 +230,8 @@ class Sender:
             changed, self._changed = self._changed, {}
             for queue in changed:
                 self._pump(queue, loop.time())
+            if self._waiting:
+                self._tell_waiting()
 
     def _pump(self, queue: PartitionQueue, now: float) -> None:
         """Everything that is due for one partition."""
@@ -229,7 +239,10 @@ class Sender:
         sequencer = queue.sequencer
         self._expire(queue, now)
         connection = self._connections.get(queue.address)
-        if connection is not None and connection.up:
+        up = connection is not None and connection.up
+        if not up or queue.waits_since != NOT_WAITING or self._is_refused(queue, now):
+            self._watch_waiting(queue, now, up)
+        if connection is not None and up:
             while True:
                 if attempts := sequencer.attempts_to_send(now):
                     self._stats.batches_sent += len(attempts)
@@ -246,13 +259,67 @@ class Sender:
         self._arm(queue, now)
 
     def _expire(self, queue: PartitionQueue, now: float) -> None:
-        expired = queue.sequencer.expire(now)
+        expired: list[Batch] = []
+        oldest = queue.sequencer.oldest
+        if oldest is not None and oldest.deadline <= now:
+            expired += queue.sequencer.expire(now, self._whereabouts(queue))
         for batch in queue.take_expired(now):
-            error = DeliveryTimeout(f"{queue.name}: not sent within the delivery timeout; {queue.whereabouts}")
+            error = DeliveryTimeout(f"{queue.name}: not sent within the delivery timeout; {self._whereabouts(queue)}")
             batch.outcome = Failed(error)
             expired.append(batch)
         if expired:
             self._settle(expired)
+
+    # ---- Records that wait ----
+
+    def _is_refused(self, queue: PartitionQueue, now: float) -> bool:
+        """Its leader is there, and has refused its oldest batch for a while."""
+        oldest = queue.sequencer.oldest
+        if oldest is None or oldest.last_error is None:
+            return False
+        return now >= oldest.deadline - self._config.delivery_timeout_ms / 1000 + TELL_AFTER_S
+
+    def _watch_waiting(self, queue: PartitionQueue, now: float, up: bool) -> None:
+        """Notice records that do not leave; `_tell_waiting` says so once, and why."""
+        refused = up and self._is_refused(queue, now)
+        if (up and not refused) or not queue.holds_records:
+            if queue.told:
+                log.warning("records go out again partition=%s", queue.name)
+            queue.waits_since, queue.told = NOT_WAITING, False
+            return
+        if queue.waits_since == NOT_WAITING:
+            queue.waits_since = now
+        if not queue.told and (refused or now >= queue.waits_since + TELL_AFTER_S):
+            queue.told = True
+            self._waiting.append(queue)
+
+    def _tell_waiting(self) -> None:
+        """One line for all partitions whose records have begun to wait: many wait when brokers are down."""
+        waiting, self._waiting = self._waiting, []
+        shown = "; ".join(f"{queue.name}: {self._whereabouts(queue)}" for queue in waiting[:MAX_SHOWN])
+        more = f"; and {len(waiting) - MAX_SHOWN} more" if len(waiting) > MAX_SHOWN else ""
+        log.warning(
+            "records wait, and fail %d s after their send partitions=%d reason=%s%s",
+            self._config.delivery_timeout_ms // 1000, len(waiting), shown, more,
+        )  # fmt: skip
+
+    def _whereabouts(self, queue: PartitionQueue) -> str:
+        """What keeps a partition's records from being acknowledged, for messages."""
+        partition = self._cluster.image.partitions.get(queue.key)
+        if partition is not None and partition.leader == NO_LEADER and partition.leader_epoch >= queue.leader_epoch:
+            if not partition.isr:
+                return "it has no leader: no replica is in sync, and an operator must elect one (fencepost topic elect)"
+            members = ", ".join(map(str, partition.isr))
+            return f"it has no leader: of its in-sync replicas (brokers {members}) none is live"
+        if not queue.address:
+            return "it has no leader"
+        connection = self._connections.get(queue.address)
+        oldest = queue.sequencer.oldest
+        if connection is None or not connection.up:
+            why = f": {connection.reason}" if connection is not None and connection.reason else ""
+            return f"its leader at {queue.address} (epoch {queue.leader_epoch}) cannot be reached{why}"
+        refusal = f" and answers {oldest.last_error}" if oldest is not None and oldest.last_error is not None else ""
+        return f"its leader is at {queue.address} (epoch {queue.leader_epoch}){refusal}"
 
     def _arm(self, queue: PartitionQueue, now: float) -> None:
         """Come back when the next thing is due."""
@@ -376,14 +443,24 @@ class Sender:
                 self._stats.records_acked += batch.record_count
             else:
                 self._stats.records_failed += batch.record_count
-                error = batch.outcome.error if batch.outcome is not None else None
-                log.warning(
-                    "batch failed partition=%s records=%d may_have_been_appended=%s error=%s",
-                    batch.queue.name, batch.record_count, error and error.may_have_been_appended, error,
-                )  # fmt: skip
+                self._tell_failed(batch)
             del self._batches[batch]
             batch.done()
             self.buffer.free(batch.size_bytes)
+
+    def _tell_failed(self, batch: RecordBatch) -> None:
+        """One line, and for a while no other one of the same partition: they fail by the thousand."""
+        queue, now = batch.queue, asyncio.get_running_loop().time()
+        if now < queue.quiet_until:
+            queue.failed_quietly += 1
+            return
+        error = batch.outcome.error if isinstance(batch.outcome, Failed) else None
+        untold = f" (and {queue.failed_quietly} batches before it)" if queue.failed_quietly else ""
+        queue.quiet_until, queue.failed_quietly = now + QUIET_S, 0
+        log.warning(
+            "batch failed partition=%s records=%d may_have_been_appended=%s error=%s%s",
+            queue.name, batch.record_count, error and error.may_have_been_appended, error, untold,
+        )  # fmt: skip
 
     def _fail_queue(self, queue: PartitionQueue, error: FencepostError) -> None:
         failed = queue.sequencer.fail_all(error)

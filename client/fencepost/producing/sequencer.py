@@ -153,6 +153,11 @@ class Sequencer:
         return [batch for batch in self._window if batch.outcome is None]
 
     @property
+    def oldest(self) -> Batch | None:
+        """The oldest unresolved batch."""
+        return self._window[0] if self._window else None
+
+    @property
     def in_flight(self) -> int:
         return len(self._window)
 
@@ -367,13 +372,16 @@ class Sequencer:
 
     # ---- Time, and the end ----
 
-    def expire(self, now: float) -> list[Batch]:
-        """Fail what has passed its deadline."""
+    def expire(self, now: float, where: str = "") -> list[Batch]:
+        """Fail what has passed its deadline. `where`: what is known of the leader, for the message."""
         resolved = []
         for batch in self.unresolved:
             if batch.deadline <= now:
                 last = f"; last error: {batch.last_error}" if batch.last_error is not None else ""
-                error = DeliveryTimeout(f"{self.name}: not acknowledged in time after {batch.attempts} attempts{last}")
+                known = f"; {where}" if where else ""
+                error = DeliveryTimeout(
+                    f"{self.name}: not acknowledged in time after {batch.attempts} attempts{last}{known}"
+                )
                 error.__cause__ = batch.last_error
                 resolved.append(self._fail(batch, error))
         self._settle()
