@@ -34,6 +34,7 @@ having lost its tail, which costs a new broker nothing.
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
@@ -178,11 +179,15 @@ class DataFolder:
         with self._lock:
             if self._marks is not None:
                 return
-            synced = self._disk.origin_mark(self._file(SYNCED_MARK))
-            _make_original(synced)
-            renewed = self._disk.origin_mark(self._file(ORIGIN_MARK))
-            renewed.renew()
-            self._disk.sync_directory(self._path)
+            with ExitStack() as opened:
+                synced = self._disk.origin_mark(self._file(SYNCED_MARK))
+                opened.callback(synced.close)
+                _make_original(synced)
+                renewed = self._disk.origin_mark(self._file(ORIGIN_MARK))
+                opened.callback(renewed.close)
+                renewed.renew()
+                self._disk.sync_directory(self._path)
+                opened.pop_all()
             self._marks = renewed, synced
 
     def _mark_content(self) -> bytes:

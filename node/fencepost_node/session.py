@@ -211,7 +211,10 @@ class Session:
             )
         # On disk before its first use: from here on this folder belongs to that cluster, and holds what is done under that
         # epoch.
-        await asyncio.to_thread(self._folder.registered, registered.cluster_id, registered.broker_epoch)
+        try:
+            await asyncio.to_thread(self._folder.registered, registered.cluster_id, registered.broker_epoch)
+        except OSError as error:  # a full disk may have room again; the same incarnation gets the same epoch
+            raise SessionBroken(f"the registration cannot be recorded in the data folder: {error}") from error
         self._known.learn(registered.metadata_version, registered.lineage_id)
         self._link.broker_epoch = registered.broker_epoch
         self._registered = True

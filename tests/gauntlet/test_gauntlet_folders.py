@@ -18,8 +18,11 @@ DATA = "/data"
 BROKERS = ("broker-1", "broker-2", "broker-3")
 
 
-@pytest.mark.parametrize("flush_always", [False, True], ids=["", "synced"])
-@pytest.mark.parametrize("copied", ["stopped", "killed", "running"])
+@pytest.mark.parametrize(
+    ("copied", "flush_always"),
+    [("stopped", False), ("stopped", True), ("killed", False), ("running", True)],
+    ids=["stopped", "stopped-synced", "killed", "running-synced"],
+)
 @tale()
 async def test_old_folder_leads(story: Story, copied: str, flush_always: bool) -> None:
     """rabbitmq-server issue 8059; KAFKA-15582.
@@ -65,7 +68,7 @@ async def test_old_folder_leads(story: Story, copied: str, flush_always: bool) -
     assert await story.end() == {"orders-0": [sent.value for sent in client.sent]}
 
 
-@pytest.mark.parametrize("name", ["orders-2-2026-12-01", "orders-copy-0", "orders-1", "orders-0.bak"])
+@pytest.mark.parametrize("name", ["orders-2-2026-12-01", "orders-1"])
 @tale()
 async def test_foreign_folder(story: Story, name: str) -> None:
     """strimzi-kafka-operator issue 1307; confluentinc/kafka PR 491.
@@ -93,7 +96,7 @@ async def test_foreign_folder(story: Story, name: str) -> None:
     assert disk.content(f"{DATA}/{name}") == held
 
 
-@pytest.mark.parametrize("length", [243, 244, MAX_TOPIC_NAME])
+@pytest.mark.parametrize("length", [244, MAX_TOPIC_NAME])
 @tale()
 async def test_undeletable_name(story: Story, length: int) -> None:
     """KAFKA-4893; KAFKA-7156.

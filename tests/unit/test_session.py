@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import random
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -145,6 +146,37 @@ def test_the_broker_epoch_is_in_the_data_folder_before_the_first_heartbeat_and_t
                 await asyncio.wait([running])
                 await node.link.close()
                 node.folder.close()
+
+    run(test())
+
+
+def test_a_registration_that_a_full_disk_does_not_take_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is done under an epoch that is not recorded: no heartbeat, no metadata."""
+
+    def refuse(self: RealDisk, path: str, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "no space left", path)
+
+    async def test() -> None:
+        async with fake_controller() as controller:
+            with monkeypatch.context() as full:
+                full.setattr(RealDisk, "write_atomically", refuse)
+                node = Node(tmp_path, controller.address)
+                node.folder.open()
+                running = asyncio.create_task(node.session.run())
+                first = await controller.session(0)
+                await first.registered(5)
+                second = await controller.session(1)
+                assert first.heartbeats == []
+            await second.registered(5)
+            await until(lambda: second.heartbeats, "a heartbeat")
+            assert second.registration.incarnation == first.registration.incarnation
+            assert node.folder.broker_epoch == 5
+            running.cancel()
+            await asyncio.wait([running])
+            await node.link.close()
+            node.folder.close()
 
     run(test())
 
