@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from fencepost_cli import bench
+from fencepost_cli import bench, scale
 from fencepost_cli.bench import Bench, measure_recovery
+from fencepost_cli.scale import Scale
+from fencepost_cli.scale_plot import draw
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -42,5 +44,31 @@ def test_recovery_is_measured_at_each_size(run: Run, tmp_path: Path, monkeypatch
         small, large = await measure_recovery(tmp_path / "recovery", lambda _: None)
         assert 1 <= small.log_mb < 3 <= large.log_mb
         assert 0 <= small.recovery_s < small.ready_s
+
+    run(scenario())
+
+
+def test_kills_and_restarts_with_many_partitions_are_measured_and_drawn(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scale, "IDLE_S", 0.2)
+    monkeypatch.setattr(scale, "REST_S", 0.3)
+
+    async def scenario() -> None:
+        measured = await Scale(tmp_path / "scale", 60, 1, lambda _: None).run()
+        told = json.loads(json.dumps(measured.to_json()))
+        assert told["partitions"] == 60
+        assert [one["what"] for one in told["disturbances"]] == [
+            "one broker killed and started",
+            "all brokers killed and started",
+            "rolling restart",
+        ]
+        for one in told["disturbances"]:
+            assert one["in_sync_s"] > 0, one
+            assert one["writes"] > 0, one
+            assert one["declared_dead"] == 0, one
+        assert told["up_s"] > 0
+        draw([measured], tmp_path / "scale.svg")
+        assert "</svg>" in (tmp_path / "scale.svg").read_text()
 
     run(scenario())

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fencepost_cli.bench import BenchResult, Recovery
+    from fencepost_cli.scale import ScaleResult
+
+SCALES = [300, 1_000, 3_000, 10_000]  # partitions
 
 
 def bench(
@@ -25,6 +28,20 @@ def bench(
     recovery: Annotated[
         bool, typer.Option("--recovery", help="Instead: recovery after kill -9, of a log of 100 MB and of 1 GB.")
     ] = False,
+    scale: Annotated[
+        bool,
+        typer.Option(
+            "--scale", help="Instead: kills and restarts of brokers with 300 to 10,000 partitions; minutes each."
+        ),
+    ] = False,
+    partitions: Annotated[
+        list[int] | None,
+        typer.Option(help="With --scale: how many; may be given again.", show_default="300, 1000, 3000, 10000"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="With --scale: of the choice of partitions that are written to.")] = 1,
+    plot: Annotated[
+        Path | None, typer.Option(help="With --scale: draw what grows with what into this .svg or .png.")
+    ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="A folder for the data, removed afterwards.", show_default="a temporary one")
     ] = None,
@@ -39,7 +56,14 @@ def bench(
     except OSError as error:
         fail(f"{data_dir}: {error.strerror}")
     try:
-        if recovery:
+        if scale:
+            results = _measure_scale(parent, partitions or SCALES, seed, out)
+            if plot is not None:
+                from fencepost_cli.scale_plot import draw
+
+                draw(results, plot)
+            told: dict[str, object] = {"scale": [result.to_json() for result in results]}
+        elif recovery:
             recoveries = run(measure_recovery(parent / "cluster", out.print))
             _show_recoveries(recoveries, out)
             told = {"recoveries": [{key: round(value, 3) for key, value in asdict(one).items()} for one in recoveries]}
@@ -51,6 +75,48 @@ def bench(
         shutil.rmtree(parent, ignore_errors=True)
     if as_json:
         typer.echo(json.dumps(told))
+
+
+def _measure_scale(parent: Path, sizes: Sequence[int], seed: int, out: Console) -> list[ScaleResult]:
+    from fencepost_cli.scale import Scale
+
+    results = []
+    for size in sizes:
+        result = run(Scale(parent / f"cluster-{size}", size, seed, out.print).run())
+        _show_scale(result, out)
+        results.append(result)
+        shutil.rmtree(parent / f"cluster-{size}", ignore_errors=True)
+    return results
+
+
+def _show_scale(result: ScaleResult, out: Console) -> None:
+    from rich.table import Table
+
+    table = Table(
+        f"{result.partitions:,} partitions",
+        "all led, s",
+        "all in sync, s",
+        "slowest write, s",
+        "declared dead",
+        "versions",
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for one in result.disturbances:
+        table.add_row(
+            one.what,
+            f"{one.leaders_s:.2f}",
+            f"{one.in_sync_s:.2f}",
+            f"{one.slowest_write_s:.2f} ({one.slowest_blocked_write_s:.2f} without a leader)",
+            str(one.declared_dead),
+            str(one.versions),
+        )
+    out.print(table)
+    out.print(
+        f"made in {result.create_s:.1f} s; down in {result.down_s:.1f} s, up in {result.up_s:.1f} s; for each replica "
+        f"{result.rss_per_partition_kb:.1f} kB and {result.files_per_partition:.2f} open files; at rest "
+        f"{', '.join(f'{percent:.0f} %' for percent in result.idle_cpu_percent)} of a core (controller, brokers)"
+    )
 
 
 def _show(result: BenchResult, out: Console) -> None:
