@@ -6,10 +6,12 @@ promise `invariant` means that the production code stopped itself: an assertion 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from dataclasses import replace as changed
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -17,8 +19,10 @@ from tests.simulation.disk import MountedDisk
 from tests.simulation.simulation import Result, simulate
 
 from fencepost.producing.sequencer import Sequencer
+from fencepost_controller.commands import Commands
 from fencepost_controller.decisions import partitions
 from fencepost_controller.decisions.brokers import RegisterBroker
+from fencepost_controller.decisions.draft import Group
 from fencepost_controller.decisions.isr import AlterPartition
 from fencepost_controller.decisions.producers import ID_BLOCK_SIZE, AllocateProducerIds
 from fencepost_controller.fences import Fences
@@ -386,6 +390,28 @@ def id_block_is_not_persisted(replace: Any) -> None:
         return range(first, first + ID_BLOCK_SIZE)
 
     replace(AllocateProducerIds, "decide", decide)
+
+
+@mutant("G6", "G10", kinds=("kill controller", "kill broker", "kill producer"))
+def group_is_answered_before_its_commit(replace: Any) -> None:
+    """Brokers act on an in-sync set that the store does not have yet, and a controller that is killed never will."""
+
+    async def carry_out(self: Commands, waiting: Any) -> None:
+        asked = [one for one in waiting if not one.future.done()]
+        group = Group(self.image, dict(self._failed))
+        for one in asked:
+            one.decide(group)
+        before, self.image = self.image, group.image()
+        if group.changes:
+            self._on_commit(self.image, group.changes)
+        for one in asked:
+            one.answer()
+        if group.changes:
+            after = self.image.version
+            commit = partial(self._store.commit, before.version, after, group.changes)
+            await asyncio.get_running_loop().run_in_executor(None, commit)
+
+    replace(Commands, "_carry_out", carry_out)
 
 
 # ---- The client ----
