@@ -39,7 +39,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Callable, ItemsView, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -316,10 +316,6 @@ class ProducerState:
         else:
             entries = sorted(self._entries.items())
         return [describe_entry(producer_id, entry) for producer_id, entry in entries]
-
-    def items(self) -> ItemsView[int, ProducerEntry]:
-        """(producer id, entry) of every producer, the longest idle first."""
-        return self._entries.items()
 
     def encode(self, pause: Callable[[], None] = _no_pause) -> bytes:
         """The entries as bytes: a count, then for each its batches (big-endian; see the structs above).

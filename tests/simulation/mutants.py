@@ -26,7 +26,7 @@ from fencepost_controller.decisions.draft import Group
 from fencepost_controller.decisions.isr import AlterPartition
 from fencepost_controller.decisions.producers import ID_BLOCK_SIZE, AllocateProducerIds
 from fencepost_controller.fences import Fences
-from fencepost_node import partition_folders, producer_state
+from fencepost_node import metadata_feed, partition_folders, producer_state
 from fencepost_node.log import recovery, segment, snapshot
 from fencepost_node.log.log import Log
 from fencepost_node.log.names import read_identity
@@ -36,6 +36,7 @@ from fencepost_node.replica import Replica
 from fencepost_node.replication import push, reconciliation
 from fencepost_node.replication.leader_state import LeaderState
 from fencepost_node.replication.leadership import Leadership
+from fencepost_proto import malformed
 from fencepost_proto.errors import (
     DuplicateSequenceNumber,
     InvariantBroken,
@@ -412,6 +413,20 @@ def group_is_answered_before_its_commit(replace: Any) -> None:
             await asyncio.get_running_loop().run_in_executor(None, commit)
 
     replace(Commands, "_carry_out", carry_out)
+
+
+# ---- Hostile clients ----
+
+
+@mutant("bounds", kinds=("hostile client",))
+def bounds_of_requests_are_not_checked(replace: Any) -> None:
+    replace(malformed, "check_encoded", lambda data, method: None)
+    replace(malformed, "check_message", lambda message: None)
+
+
+@mutant("bounds", kinds=("hostile client",))
+def incarnations_are_shown_to_clients(replace: Any) -> None:
+    replace(metadata_feed, "replace", lambda broker, **_: broker)
 
 
 # ---- The client ----

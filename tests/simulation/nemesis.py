@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from tests.simulation.cluster import CONTROLLER, SimCluster, broker_node
 from tests.simulation.disk import Fault
 from tests.simulation.folder_situations import FolderSituations
+from tests.simulation.hostile_clients import HostileClients
 from tests.simulation.loop import SimTask
 from tests.simulation.situations import Situations
 from tests.simulation.workload import ProducerApp
@@ -79,6 +80,7 @@ class Nemesis:
             "older folder put back": (2, folders.older_folder_put_back),
             "log is lost": (1, folders.log_is_lost),
             "log is copied": (1, folders.log_is_copied),
+            "hostile client": (2, HostileClients(self).come),
             "controller put back": (1, situations.controller_put_back),
         }
 

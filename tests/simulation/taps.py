@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.network import Tap
@@ -20,15 +21,14 @@ class ProduceTap(Tap):
 
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
-        self._sent: dict[object, dict[int, tuple[PartitionKey, int, BatchHeader]]] = {}
+        self._sent: dict[object, dict[int, tuple[PartitionKey, int, BatchHeader | None]]] = {}
 
     def request(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
         sent = self._sent.setdefault(call, {})
         for batch in message.batches:
-            try:
+            header: BatchHeader | None = None
+            with contextlib.suppress(Exception):  # what is no batch is to be refused
                 header = read_header(batch.records)
-            except Exception:  # noqa: BLE001 - what is no batch gets no acknowledgement either
-                continue
             sent[batch.correlation_id] = ((batch.topic_id, batch.partition), batch.acks, header)
 
     def response(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
@@ -41,7 +41,9 @@ class ProduceTap(Tap):
                 )
                 return
             key, acks, header = asked
-            if result.error.code == 0:
+            if result.error.code == 0 and header is None:
+                self._judge.fail("G6", f"{server!r} acknowledged what is no batch, for {key}")
+            elif result.error.code == 0 and header is not None:
                 self._judge.acknowledged(server, key, acks, header, result)
             else:
                 self._judge.count(f"refused: {ErrorCode(result.error.code).name.lower()}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import stat
@@ -11,11 +12,13 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import process_of_nothing
 import pytest
 from process_of_nothing import CannotBe, Nothing, NothingConfig, program
 
+from fencepost_proto import process as process_module
 from fencepost_proto.errors import InvariantBroken
 from fencepost_proto.failure import Failure
 from fencepost_proto.process import Ending, live
@@ -158,6 +161,25 @@ def test_a_folder_in_use_is_refused_and_is_free_once_its_process_is_dead(start: 
     first.popen.wait(WAIT_S)
     (first.data_dir / "process.json").unlink()
     start().started()
+
+
+def test_what_has_survived_a_long_collection_is_not_looked_at_again() -> None:
+    callbacks, threshold = gc.callbacks[:], gc.get_threshold()
+    again: list[Callable[[], object]] = []
+    try:
+        with patch.object(process_module, "LONG_COLLECTION_S", 0.0):
+            process_module.freeze_after_long_collections(again.append)
+            kept = [[n] for n in range(1_000)]
+            frozen = gc.get_freeze_count()
+            gc.collect(1)  # of what is young: it is short whatever is alive
+            assert gc.get_freeze_count() == frozen
+            gc.collect()
+            assert gc.get_freeze_count() >= frozen + len(kept)
+            assert again == [gc.collect]
+    finally:
+        gc.callbacks[:] = callbacks
+        gc.set_threshold(*threshold)
+        gc.unfreeze()
 
 
 def test_no_other_user_may_read_what_it_writes(start: Start) -> None:

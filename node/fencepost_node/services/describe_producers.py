@@ -63,11 +63,12 @@ class ProducerLists:
         parts = []
         try:
             async with self._turn:
-                entries = sorted(state.items(), key=lambda item: item[0])
-                for start in range(0, len(entries), PRODUCERS_IN_A_TURN):
-                    described = [
-                        producer_state.describe_entry(*item) for item in entries[start : start + PRODUCERS_IN_A_TURN]
-                    ]
+                ids = sorted(state.ids())
+                for start in range(0, len(ids), PRODUCERS_IN_A_TURN):
+                    described = []
+                    for producer_id in ids[start : start + PRODUCERS_IN_A_TURN]:
+                        if (entry := state.get(producer_id)) is not None:
+                            described.append(producer_state.describe_entry(producer_id, entry))
                     parts.append(broker_pb2.DescribeProducersResponse(producers=described).SerializeToString())
                     await asyncio.sleep(0)
             made.set_result(b"".join(parts))
