@@ -72,6 +72,8 @@ class Answering:
         """What to tell the caller."""
         if isinstance(error, errors.FencepostError):
             return error
+        if isinstance(error, DecodeError):  # a stream's message that is none, or is outside of its bounds
+            return errors.InvalidRequest(str(error))
         if isinstance(error, errors.InvariantBroken):
             self._on_failure(error)
         else:

@@ -13,6 +13,7 @@ from fake_controller import run
 
 from fencepost_proto.answering import Answering, Context
 from fencepost_proto.errors import CurrentLeader, ErrorCode, InvariantBroken, NotLeaderOrFollower
+from fencepost_proto.request_limits import RequestRefused
 from fencepost_proto.v1 import broker_pb2
 
 
@@ -143,3 +144,15 @@ def test_a_cancellation_that_a_task_group_hands_on_meets_no_await_of_grpcs_own()
         return await call
 
     assert run(main()) == "status sent"
+
+
+def test_a_message_outside_of_its_bounds_is_the_callers_fault_and_no_accident(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        answering = Answering(pytest.fail)  # type: ignore[arg-type]
+        error = answering.error_of(RequestRefused("Register.address has 2000 bytes; at most 1024 are taken"))
+        assert error.code == ErrorCode.INVALID_REQUEST
+        assert "Register.address has 2000 bytes" in error.message
+
+    with caplog.at_level(logging.WARNING):
+        run(test())
+    assert not caplog.records

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 ProduceCall = grpc.aio.StreamStreamCall[pb.ProduceRequest, pb.ProduceResponse]
 
+MAX_BATCHES_OF_A_MESSAGE = 1_000  # a broker takes ten times as many
 MAX_MESSAGE_BYTES = 1024 * 1024  # of batches coalesced into one message; a single batch may be larger
 OPEN_TIMEOUT_S = 5.0
 GRACE_S = 2.0  # that an answer may take on its way, beyond the time that the leader has
@@ -173,7 +174,7 @@ class BrokerConnection:
         """As much of the outbox as goes into one message. From here on its outcome is unknown."""
         request = pb.ProduceRequest()
         size = 0
-        while self._outbox:
+        while self._outbox and len(request.batches) < MAX_BATCHES_OF_A_MESSAGE:
             attempt = self._outbox[0]
             if attempt.state is not AttemptState.QUEUED:
                 self._outbox.popleft()
