@@ -89,7 +89,7 @@ class PartitionFolders:
     def __init__(self, host: Host, disk: Disk, config: BrokerConfig) -> None:
         self.recovered: dict[PartitionKey, Log] = {}  # at start; whoever takes one closes it
         self.damaged: dict[PartitionKey, str] = {}  # folders of logs that are broken below their end
-        # Of those in `damaged`: what is in the log's place does not say that it is that log.
+        # What is in the log's place does not say that it is that log.
         self.unidentified: dict[PartitionKey, str] = {}
         self._unreadable: set[str] = set()
         self._catalogue = ReplicaCatalogue(disk, config.data_dir)
@@ -248,9 +248,9 @@ class PartitionFolders:
         """
         folder = self._folder(topic, partition)
         key = (topic.topic_id, partition)
-        if key in self.damaged:
-            await asyncio.to_thread(self._clear, folder, self.damaged[key])
-            del self.damaged[key]
+        if key in self.damaged or key in self.unidentified:
+            await asyncio.to_thread(self._clear, folder, self.damaged.get(key, folder))
+            self.damaged.pop(key, None)
             self.unidentified.pop(key, None)
         config = self._log_config(topic.topic_id, topic, partition)
         if key in self._unclear:
@@ -262,6 +262,20 @@ class PartitionFolders:
         if await asyncio.to_thread(self.strays.take_back, key, folder):
             return await asyncio.to_thread(self._open, folder, config)
         return await asyncio.to_thread(self._create, folder, config)
+
+    async def look_at_place(self, partition: int, topic: Topic) -> None:
+        """Where `open` was refused: is a folder in the log's place that does not say that it is that log? Raises OSError."""
+        key, folder = (topic.topic_id, partition), self._folder(topic, partition)
+        if key not in self.damaged and key not in self._unclear and folder not in self._unreadable:
+            identity = PartitionIdentity(topic.topic_id, topic.name, partition)
+            if await asyncio.to_thread(self._is_taken, folder, identity):
+                self.unidentified[key] = folder
+
+    def _is_taken(self, folder: str, identity: PartitionIdentity) -> bool:
+        if not self._disk.is_folder(folder) or not set(self._disk.list(folder)) - _OF_A_NEW_LOG:
+            return False
+        found = read_identity(self._disk, folder)
+        return found is None or (found != identity and found != PartitionIdentity(identity.topic_id))
 
     def _clear(self, *folders: str) -> None:
         """[thread] Set aside what is in a damaged log's place. Raises OSError."""

@@ -289,12 +289,14 @@ class ReplicaManager:
         return partition.id in self._folders.unidentified and self._led_elsewhere(partition)
 
     def _waits(self, key: PartitionKey) -> bool:
-        """For another replica to lead. Should this one be made leader, it fails: a failure stands until the next start."""
+        """For another replica to lead. Where this one counts it fails instead: a failure stands until the next start."""
         partition = self.image.partitions.get(key)
-        return key in self._folders.unidentified and partition is not None and partition.leader != self.broker_id
+        counts = partition is not None and self.broker_id in (partition.leader, *partition.isr)
+        return key in self._folders.unidentified and not counts
 
     def _led_elsewhere(self, partition: Partition) -> bool:
-        return partition.leader not in (NO_LEADER, self.broker_id)
+        """Another replica leads, and does not count on this one."""
+        return partition.leader not in (NO_LEADER, self.broker_id) and self.broker_id not in partition.isr
 
     def _add(self, partition: Partition, topic: Topic, opened: Log) -> None:
         if partition.id in self.replicas:
@@ -344,7 +346,7 @@ class ReplicaManager:
         self.unopened.pop(key, None)
         try:
             self._check_room(topic, partition)
-            opened = await self._folders.open(partition.index, topic)
+            opened = await self._opened(partition, topic)
         except (OSError, errors.StorageError) as error:
             self._cannot_open(partition, topic, str(error))
             return
@@ -354,6 +356,17 @@ class ReplicaManager:
         else:
             holds_something = opened.log_end_offset > 0  # it was a stray log, or damage has been healed by it
             await (self._folders.keep_stray(opened, key) if holds_something else self._folders.delete(opened))
+
+    async def _opened(self, partition: Partition, topic: Topic) -> Log:
+        """Raises OSError, StorageError."""
+        try:
+            return await self._folders.open(partition.index, topic)
+        except errors.StorageError:
+            await self._folders.look_at_place(partition.index, topic)
+            now = self.image.partitions.get(partition.id)
+            if partition.id not in self._folders.unidentified or now is None or not self._led_elsewhere(now):
+                raise
+        return await self._folders.open(partition.index, topic)
 
     async def _close_and_set_aside(self, replica: Replica) -> None:
         try:

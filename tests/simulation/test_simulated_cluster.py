@@ -278,6 +278,36 @@ def test_a_log_that_cannot_be_told_any_more_is_made_again_once_another_replica_l
     play(cluster, story())
 
 
+@pytest.mark.parametrize("taken_by", ["a log of nobody", "a copy of another log"])
+def test_what_is_in_a_logs_place_is_set_aside_once_another_replica_leads(cluster: SimCluster, taken_by: str) -> None:
+    """The catalogue does not know of it: a power failure took its line, or the broker had no such log before."""
+    world, judge, node = cluster.world, cluster.judge, broker_node(3)
+    medium = world.machine(node).disk
+
+    async def story() -> None:
+        await create_topic(cluster, "orders", partitions=2)
+        await all_in_sync(cluster)
+        await produce(cluster, 20, partitions=2)
+        world.kill(node)
+        await asyncio.sleep(2)
+        medium.folder("/data").put({"orders-1": None})
+        medium.folder("/data").put({"replicas": None})
+        if taken_by == "a log of nobody":
+            medium.put_back("/data/orders-1", medium.copy_of("/data/orders-0"))
+            medium.folder("/data/orders-1").put({"partition.metadata": None})
+        else:
+            medium.put_back("/data/orders-1", medium.copy_of("/data/orders-0"))
+        held = sorted(medium.content("/data/orders-1").values())
+        cluster.start(node)
+        await asyncio.sleep(2)
+        await all_in_sync(cluster)
+        judge.sweep(cluster.replicas())
+        assert sorted(medium.content("/data/orders-1.0.damaged").values()) == held
+        assert not cluster.brokers[3].manager.failed_replicas
+
+    play(cluster, story())
+
+
 def test_a_folder_of_the_last_replica_in_sync_is_not_led_from_where_its_log_is_gone(cluster: SimCluster) -> None:
     """An empty log in its place would be the truth for the others, who have everything."""
     world, judge, node = cluster.world, cluster.judge, broker_node(3)
