@@ -40,13 +40,13 @@ def client_image(image: MetadataImage, topic_names: Collection[str] = ()) -> com
 
 def client_delta(delta: common_pb2.MetadataDelta) -> common_pb2.MetadataDelta:
     """The delta without what clients do not see; it may become empty, but every version is told."""
+    if delta.image:
+        return common_pb2.MetadataDelta(version=delta.version, image=True)  # a watcher gets `client_image` for it
     kinds = {entity.WhichOneof("kind") for entity in delta.changed}
     if kinds.isdisjoint((*_HIDDEN_KINDS, "broker")):
         return delta
     visible = [_visible(entity) for entity in delta.changed if entity.WhichOneof("kind") not in _HIDDEN_KINDS]
-    return common_pb2.MetadataDelta(
-        version=delta.version, image=delta.image, changed=visible, deleted_keys=delta.deleted_keys
-    )
+    return common_pb2.MetadataDelta(version=delta.version, changed=visible, deleted_keys=delta.deleted_keys)
 
 
 def _visible(entity: common_pb2.Entity) -> common_pb2.Entity:

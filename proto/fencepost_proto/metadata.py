@@ -480,7 +480,11 @@ def delta_to_proto(
 def encode_delta(version: int, changed: Iterable[Entity], deleted: Iterable[str] = (), *, image: bool = False) -> bytes:
     """As `delta_to_proto`, serialised: put together from the bytes that each entity keeps."""
     head = common_pb2.MetadataDelta(version=version, image=image, deleted_keys=deleted).SerializeToString()
-    return head + b"".join([length_delimited(_CHANGED, encoded(entity)) for entity in changed])
+    parts = [head]
+    for entity in changed:
+        data = encoded(entity)
+        parts += (_PREFIXES[len(data)] if len(data) < len(_PREFIXES) else _prefix(_CHANGED, len(data)), data)
+    return b"".join(parts)
 
 
 _CHANGED = common_pb2.MetadataDelta.DESCRIPTOR.fields_by_name["changed"].number
@@ -488,7 +492,11 @@ _CHANGED = common_pb2.MetadataDelta.DESCRIPTOR.fields_by_name["changed"].number
 
 def length_delimited(field_number: int, data: bytes) -> bytes:
     """A field of a serialised message (protobuf's encoding, wire type 2): messages put together from serialised parts."""
-    return _varint(field_number << 3 | 2) + _varint(len(data)) + data
+    return _prefix(field_number, len(data)) + data
+
+
+def _prefix(field_number: int, length: int) -> bytes:
+    return _varint(field_number << 3 | 2) + _varint(length)
 
 
 def _varint(value: int) -> bytes:
@@ -498,3 +506,6 @@ def _varint(value: int) -> bytes:
         value >>= 7
     encoded.append(value)
     return bytes(encoded)
+
+
+_PREFIXES = [_prefix(_CHANGED, length) for length in range(256)]  # of entities as long as almost all are

@@ -63,34 +63,56 @@ def _require(condition: bool, key: str, text: str) -> None:
 
 
 def _check_partition(before: Partition | None, p: Partition, after: MetadataImage) -> None:
-    _require(len(set(p.replicas)) == len(p.replicas) > 0, p.key, f"replicas {p.replicas}")
-    _require(len(set(p.isr)) == len(p.isr), p.key, f"in-sync set {p.isr} names a broker twice")
-    _require(set(p.isr) <= set(p.replicas), p.key, f"in-sync set {p.isr} is not within replicas {p.replicas}")
-    _require(set(p.adding) | set(p.removing) <= set(p.replicas), p.key, f"{p.adding=} {p.removing=} {p.replicas=}")
-    _require(not set(p.adding) & set(p.removing), p.key, f"both added and removed: {p.adding=} {p.removing=}")
-    _require(p.topic_id in after.topics, p.key, "its topic is not there")
-    _require(not (p.isr and p.last_known_isr), p.key, f"{p.last_known_isr=} beside the in-sync set {p.isr}")
+    """One line for each rule; the text is made only where it is broken, for a broker's death checks thousands."""
+    if problem := _problem_of(before, p, after):
+        raise InvariantBroken(f"{p.key}: {problem}")
+
+
+def _problem_of(before: Partition | None, p: Partition, after: MetadataImage) -> str:
+    """Empty: none."""
+    replicas, isr = set(p.replicas), set(p.isr)
+    if not len(replicas) == len(p.replicas) > 0:
+        return f"replicas {p.replicas}"
+    if len(isr) != len(p.isr):
+        return f"in-sync set {p.isr} names a broker twice"
+    if not isr <= replicas:
+        return f"in-sync set {p.isr} is not within replicas {p.replicas}"
+    if not set(p.adding) | set(p.removing) <= replicas:
+        return f"{p.adding=} {p.removing=} {p.replicas=}"
+    if set(p.adding) & set(p.removing):
+        return f"both added and removed: {p.adding=} {p.removing=}"
+    if p.topic_id not in after.topics:
+        return "its topic is not there"
+    if p.isr and p.last_known_isr:
+        return f"{p.last_known_isr=} beside the in-sync set {p.isr}"
+    return _problem_of_brokers(p, after) or (_problem_of_epochs(before, p) if before is not None else "")
+
+
+def _problem_of_brokers(p: Partition, after: MetadataImage) -> str:
     if p.leader != NO_LEADER:
         broker = after.brokers.get(p.leader)
-        _require(p.leader in p.isr, p.key, f"leader {p.leader} is not in the in-sync set {p.isr}")
-        _require(broker is not None and not broker.fenced, p.key, f"leader {p.leader} is not live")
+        if p.leader not in p.isr:
+            return f"leader {p.leader} is not in the in-sync set {p.isr}"
+        if broker is None or broker.fenced:
+            return f"leader {p.leader} is not live"
     for member in p.isr:
         broker = after.brokers.get(member)
-        _require(broker is not None, p.key, f"in-sync member {member} is not registered")
-        fenced = broker is not None and broker.fenced
-        _require(
-            not fenced or p.leader == NO_LEADER, p.key, f"fenced member {member} beside leader {p.leader} in {p.isr}"
-        )
-    if before is not None:
-        _require(p.partition_epoch > before.partition_epoch, p.key, f"partition epoch stays {p.partition_epoch}")
-        _require(p.leader_epoch >= before.leader_epoch, p.key, f"leader epoch falls to {p.leader_epoch}")
-        moved = p.leader != before.leader
-        removed = not set(before.replicas) <= set(p.replicas)
-        _require(
-            not (moved or removed) or p.leader_epoch > before.leader_epoch,
-            p.key,
-            f"leader epoch stays {p.leader_epoch}",
-        )
+        if broker is None:
+            return f"in-sync member {member} is not registered"
+        if broker.fenced and p.leader != NO_LEADER:
+            return f"fenced member {member} beside leader {p.leader} in {p.isr}"
+    return ""
+
+
+def _problem_of_epochs(before: Partition, p: Partition) -> str:
+    if p.partition_epoch <= before.partition_epoch:
+        return f"partition epoch stays {p.partition_epoch}"
+    if p.leader_epoch < before.leader_epoch:
+        return f"leader epoch falls to {p.leader_epoch}"
+    changed = p.leader != before.leader or not set(before.replicas) <= set(p.replicas)
+    if changed and p.leader_epoch == before.leader_epoch:
+        return f"leader epoch stays {p.leader_epoch}"
+    return ""
 
 
 def _check_broker(before: Broker | None, broker: Broker, after: MetadataImage, version: int) -> None:

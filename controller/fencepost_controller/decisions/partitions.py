@@ -31,16 +31,15 @@ def settle(draft: Draft, before: Partition, after: Partition | None = None) -> P
     """Write down what follows for a partition, which `after` (or a change elsewhere) is a first change of."""
     settled = _in_sync(draft, after or before)
     settled = _complete_reassignment(draft, settled)
-    settled = replace(
-        settled,
-        leader=_leader(draft, settled),
-        last_known_isr=() if settled.isr else settled.last_known_isr,
-    )
-    if settled == before:
+    leader = _leader(draft, settled)
+    last_known_isr = () if settled.isr else settled.last_known_isr
+    if settled == before and (leader, last_known_isr) == (before.leader, before.last_known_isr):
         return before
-    new_epoch = settled.leader != before.leader or not set(before.replicas) <= set(settled.replicas)
+    new_epoch = leader != before.leader or not set(before.replicas) <= set(settled.replicas)
     settled = replace(
         settled,
+        leader=leader,
+        last_known_isr=last_known_isr,
         leader_epoch=before.leader_epoch + new_epoch,
         partition_epoch=before.partition_epoch + 1,
     )
@@ -61,9 +60,9 @@ def target_of(partition: Partition) -> tuple[int, ...]:
 
 def _in_sync(draft: Draft, partition: Partition) -> Partition:
     members = tuple(b for b in partition.replicas if b in partition.isr)
-    serving = tuple(b for b in members if draft.serves(b, partition.id))
-    going_on = tuple(b for b in members if draft.can_go_on(b, partition.id))
-    return replace(partition, isr=serving or going_on or members)
+    isr = tuple(b for b in members if draft.serves(b, partition.id))
+    isr = isr or tuple(b for b in members if draft.can_go_on(b, partition.id)) or members
+    return partition if isr == partition.isr else replace(partition, isr=isr)
 
 
 def _complete_reassignment(draft: Draft, partition: Partition) -> Partition:
