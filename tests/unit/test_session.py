@@ -29,7 +29,7 @@ from fencepost_proto.errors import (
     StorageError,
 )
 from fencepost_proto.host import Host
-from fencepost_proto.metadata import Broker, MetadataImage, NamedProducer, PartitionKey, Topic
+from fencepost_proto.metadata import Broker, MetadataImage, NamedProducer, Partition, PartitionKey, Topic
 from fencepost_proto.turns import Turns
 
 BROKER_ID = 7
@@ -44,10 +44,16 @@ class RecordingReplicas:
         self.failed_replicas: Sequence[PartitionKey] = []
         self.damaged: Mapping[PartitionKey, str] = {}
         self.apply_error: Exception | None = None
+        self.goes_on = False  # applying does not end, and makes steps
+        self.changed: list[Collection[PartitionKey] | None] = []
 
     async def apply_in_turns(
         self, image: MetadataImage, broker_epoch: int, changed: Collection[PartitionKey] | None, turns: Turns
     ) -> None:
+        self.changed.append(changed)
+        while self.goes_on:
+            await turns.step()
+            await asyncio.sleep(0.001)
         if self.apply_error is not None:
             raise self.apply_error
         self.applied.append((image, broker_epoch))
@@ -195,6 +201,54 @@ def test_damaged_replicas_are_told_with_the_registration(tmp_path: Path) -> None
             running.cancel()
             await asyncio.wait([running])
             await node.link.close()
+
+    run(test())
+
+
+def test_a_long_change_is_acknowledged_at_its_end_and_heartbeats_tell_of_progress_meanwhile(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with fake_controller() as controller, node_of(controller.address, tmp_path) as (node, _):
+            stream = await controller.session(0)
+            await stream.registered(5)
+            await stream.image(5, me(5))
+            before = (await stream.acknowledged(5)).progress
+            node.replicas.goes_on = True
+            await stream.metadata(
+                6, Topic("t", "orders"), Partition("t", 3, (BROKER_ID,), (BROKER_ID,), BROKER_ID, 0, 0)
+            )
+            beats = await until(
+                lambda: [beat for beat in stream.heartbeats if beat.progress > before + 1][1:],
+                "two that tell of progress",
+            )
+            assert {beat.applied_version for beat in beats} == {5}
+            assert node.feed.image.version == 5, "clients are told at the end, too"
+            assert beats[0].progress < beats[-1].progress or len(beats) == 1
+            node.replicas.goes_on = False
+            await stream.acknowledged(6)
+            assert node.replicas.changed == [None, {("t", 3): None}], "an image may change all; a delta says what"
+
+    run(test())
+
+
+def test_a_change_that_breaks_off_is_followed_by_a_whole_image(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with fake_controller() as controller, node_of(controller.address, tmp_path) as (node, _):
+            stream = await controller.session(0)
+            await stream.registered(5)
+            await stream.image(5, me(5))
+            await stream.acknowledged(5)
+            node.replicas.goes_on = True
+            await stream.metadata(6, Topic("t", "orders"))
+            await until(lambda: len(node.replicas.changed) == 2, "the change begun")
+            stream.ended.set()
+            again = await controller.session(1)
+            node.replicas.goes_on = False
+            assert node.session.image.version == 5, "what broke off is not applied"
+            await again.registered(5)
+            await again.image(6, me(5), Topic("t", "orders"))
+            await again.acknowledged(6)
+            assert node.replicas.changed[-1] is None
+            assert node.replicas.versions == [5, 6]
 
     run(test())
 
