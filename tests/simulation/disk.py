@@ -580,6 +580,7 @@ def _copy(folder: FolderNode) -> FolderNode:
         else:
             file = FileNode(name)
             file.append(node.content)
+            file.modified_ms = node.modified_ms
             file.sync()
             copy.entries[name] = file
     copy.sync()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest.mock import patch
 
 from tests.simulation.cluster import NEVER_MS, ClusterSettings
@@ -23,6 +23,8 @@ SMALL_SEQUENCES = (
     512  # so many there are in some runs: still more than twice what a leader remembers and what is in flight
 )
 SMALL_MAX_EPOCH = 3
+SMALL_REQUEST_BYTES = 1_024  # that brokers take in some runs; no metadata tells it, so producers split batches
+SMALL_MESSAGE_BYTES = 400  # that topics take in some runs: producers cap batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class TopicPlan:
     flush_always: bool
     segment_bytes: int
     retention_bytes: int
+    max_message_bytes: int = 0  # 0: the default
 
     def request(self) -> controller_pb2.CreateTopicRequest:
         request = controller_pb2.CreateTopicRequest(
@@ -43,6 +46,7 @@ class TopicPlan:
         request.config.flush_always = self.flush_always
         request.config.segment_bytes = self.segment_bytes
         request.config.retention_bytes = self.retention_bytes
+        request.config.max_message_bytes = self.max_message_bytes
         return request
 
 
@@ -63,7 +67,8 @@ class Plan:
     def __str__(self) -> str:
         topics = ", ".join(
             f"{t.name} ({t.partitions} partitions x {t.replication}, min in sync {t.min_insync_replicas}"
-            f"{', flush' if t.flush_always else ''}{f', retention {t.retention_bytes} B' if t.retention_bytes > 0 else ''})"
+            f"{', flush' if t.flush_always else ''}{', small batches' if t.max_message_bytes else ''}"
+            f"{f', retention {t.retention_bytes} B' if t.retention_bytes > 0 else ''})"
             for t in self.topics
         )
         return (
@@ -71,6 +76,7 @@ class Plan:
             f"{self.consumers} consumers, a fault every {self.mean_pause_s:.1f} s for {self.faults_for_s:.0f} s, "
             f"threads take up to {self.thread_delay_s * 1000:.0f} ms"
             f"{', small numbers' if self.small_numbers else ''}{', producers expire' if self.producers_expire else ''}"
+            f"{', small requests' if self.settings.max_request_bytes == SMALL_REQUEST_BYTES else ''}"
         )
 
     @property
@@ -105,6 +111,12 @@ def plan(seed: int) -> Plan:
             retention_bytes=chance.choice((-1, -1, -1, 6_000)),
         )
         for number in range(chance.randint(1, 2))
+    )
+    limits = random.Random(f"{seed}/limits")  # of its own, so that the other draws stay what they were
+    if limits.random() < 0.25:
+        settings = replace(settings, max_request_bytes=SMALL_REQUEST_BYTES)
+    topics = tuple(
+        replace(topic, max_message_bytes=SMALL_MESSAGE_BYTES) if limits.random() < 0.15 else topic for topic in topics
     )
     names = {topic.name: topic.partitions for topic in topics}
     producers = tuple(

@@ -285,6 +285,7 @@ _STORIES = {
     "producers expired": ("info: producers expired ", ""),
     "named epochs bumped": ("info: producer epoch bumped ", ""),
     "producer ids used up": ("info: producer id replaced ", ""),
+    "batches split": ("info: batch split ", ""),
     "logs started over": ("starting over topic", ""),
     "subscriptions refused": ("subscription refused", ""),
     "replicas failed": ("replica failed", ""),
