@@ -21,12 +21,14 @@ from tests.simulation.simulation import Result, simulate
 from fencepost.producing.sequencer import Sequencer
 from fencepost_controller.commands import Commands
 from fencepost_controller.decisions import partitions
+from fencepost_controller.decisions import recovery as controller_recovery
 from fencepost_controller.decisions.brokers import RegisterBroker
 from fencepost_controller.decisions.draft import Group
 from fencepost_controller.decisions.isr import AlterPartition
 from fencepost_controller.decisions.producers import ID_BLOCK_SIZE, AllocateProducerIds
 from fencepost_controller.fences import Fences
 from fencepost_node import metadata_feed, partition_folders, producer_state
+from fencepost_node.known_metadata import KnownMetadata
 from fencepost_node.log import recovery, segment, snapshot
 from fencepost_node.log.log import Log
 from fencepost_node.log.names import read_identity
@@ -427,6 +429,24 @@ def bounds_of_requests_are_not_checked(replace: Any) -> None:
 @mutant("bounds", kinds=("hostile client",))
 def incarnations_are_shown_to_clients(replace: Any) -> None:
     replace(metadata_feed, "replace", lambda broker, **_: broker)
+
+
+@mutant("invariant", kinds=("controller put back", "kill leader"), first_seed=3)
+def known_version_is_not_kept(replace: Any) -> None:
+    """Brokers do not know what they were told: a store that has gone back serves them."""
+    replace(KnownMetadata, "learn", lambda self, version, lineage_id: None)
+
+
+@mutant("G8", kinds=("controller put back", "kill producer"), first_seed=3)
+def recovery_trusts_the_store(replace: Any) -> None:
+    """What the brokers hold is asked for, and what the store has is taken."""
+    replace(controller_recovery, "heads", lambda sources: list(sources[:1]))
+    replace(controller_recovery, "PRODUCER_ID_JUMP", 0)
+
+
+@mutant("G7", kinds=("controller put back", "kill leader"), first_seed=3)
+def recovery_takes_leader_epochs_back(replace: Any) -> None:
+    replace(controller_recovery, "EPOCH_JUMP", -1)
 
 
 # ---- The client ----
