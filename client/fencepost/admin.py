@@ -24,6 +24,7 @@ from fencepost.descriptions import (
     ClusterDescription,
     ElectionCandidate,
     PartitionProducers,
+    ProducerName,
     Reassignment,
     TopicDescription,
 )
@@ -71,6 +72,7 @@ class Changed(Answer, Protocol):
 
 Request = TypeVar("Request")
 Response = TypeVar("Response", bound=Changed)
+Told = TypeVar("Told", bound=Answer)
 
 
 class AdminClient:
@@ -363,7 +365,52 @@ class AdminClient:
             lambda image: broker_id not in image.brokers,
         )
 
+    # ---- Names of producers ----
+
+    async def list_producer_names(self) -> list[ProducerName]:
+        """Every name that the controller knows, by name; those that have expired, too, while it remembers them."""
+        found: list[ProducerName] = []
+        more = True
+        while more:
+            request = controller_pb2.ListProducerNamesRequest(after=found[-1].name if found else "")
+            answer = await self._ask(lambda admin: admin.ListProducerNames, request)
+            found += [ProducerName(n.name, n.producer_id, n.epoch, n.idle_ms, n.expired) for n in answer.names]
+            more = answer.more and bool(answer.names)
+        return found
+
+    async def remove_producer_name(self, name: str) -> None:
+        """Forget a name, and what it wrote: whoever still produces under it is fenced, and who takes it next starts anew.
+
+        Raises InvalidRequest where the name is not known.
+        """
+        request = controller_pb2.RemoveProducerNameRequest(name=name)
+        await self._change(lambda admin: admin.RemoveProducerName, request, InvalidRequest)
+
     # ---- Inside ----
+
+    async def _ask(
+        self,
+        method: Callable[[controller_pb2_grpc.AdminAsyncStub], grpc.aio.UnaryUnaryMultiCallable[Request, Told]],
+        request: Request,
+    ) -> Told:
+        """A question to the controller, through one broker or another."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + TIMEOUT_S
+        last: FencepostError = RequestTimedOut(f"no broker answered within {TIMEOUT_S:.0f} s")
+        while (left_s := deadline - loop.time()) > 0:
+            for address in self._cluster.addresses():
+                try:
+                    answer = await self._cluster.call_admin(
+                        method, request, address=address, timeout_s=min(left_s, ATTEMPT_S)
+                    )
+                    raise_for(answer.error)
+                    return answer
+                except FencepostError as error:
+                    if not error.retriable:
+                        raise
+                    last = error
+            await asyncio.sleep(RETRY_BACKOFF_S)
+        raise last
 
     async def _reassign(
         self,

@@ -129,6 +129,17 @@ class PartitionProducers:
 
 
 @dataclass(frozen=True, slots=True)
+class ProducerName:
+    """One name of a named producer."""
+
+    name: str
+    producer_id: int
+    epoch: int  # of its current instance
+    idle_ms: int  # since it was last used, by the controller's running time, in coarse steps
+    expired: bool  # not used for the expiration time: its producer id is refused, and the next instance gets another
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaDescription:
     """One partition's log on one broker."""
 

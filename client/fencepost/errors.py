@@ -56,6 +56,10 @@ from fencepost_proto.errors import (
 )
 
 
+class PredecessorForgotten(UnknownProducerId):
+    """What a name wrote before cannot be told: it was not used for so long that it had expired."""
+
+
 class DeliveryTimeout(RetriableError):
     """A record was not acknowledged within the delivery timeout; `__cause__` is the last error that was met."""
 

@@ -205,19 +205,18 @@ class Producer:
         return self._sender.identity.epoch
 
     async def resume(self, topic: str, partition: int) -> Resumed | None:
-        """What the predecessor of this named producer got into a partition, for good; None: nothing that is known.
+        """The last record that this named producer got into a partition before this instance; None: it never wrote there.
 
-        To be asked before the first `send` to the partition: later it tells of this instance's own records. It also is
-        None where the predecessor used up the last epoch of its id, and this instance has another one.
+        Nothing older can follow it. To be asked before the first `send` to the partition: later it tells of this instance's
+        own records. Waits while the partition has no leader. Raises PredecessorForgotten where the name was not used for so
+        long that brokers have forgotten what it wrote (`producer_name_expiration_ms` of the controller).
         """
         self._owner.check()
         self._sender.check()
         if not self.config.name:
             raise InvalidRequest("only a named producer can resume: Producer(…, name=…)")
         queue = (self._topics.get(topic) or await self._sender.open_topic(topic)).explicit(partition)
-        return await resume(
-            self._cluster, queue.key, self._sender.identity.producer_id, self.config.max_block_ms / 1000
-        )
+        return await resume(self._cluster, queue.key, self._sender.identity, self.config.max_block_ms / 1000)
 
     # ---- Taking records ----
 
@@ -246,7 +245,7 @@ class Producer:
             config.codec,
             min(config.batch_size, queue.batch_bytes),
             linger_until=now + config.linger_ms / 1000,
-            deadline=now + config.delivery_timeout_ms / 1000,
+            deadline=now + self._sender.identity.delivery_timeout_s,
         )
         batch.append(*record)  # raises TypeError for what is not bytes: nothing has changed
         queue.open = batch

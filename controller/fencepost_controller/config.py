@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from fencepost_proto.config import LOG_LEVELS, ConfigError, check_listen, check_settings, setting
 
+MAX_PRODUCER_NAMES = 35_000  # named producers, those remembered as expired included: all metadata goes in one message
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControllerConfig:
@@ -20,6 +22,9 @@ class ControllerConfig:
     heartbeat_interval_ms: int = setting(500, minimum=10)  # what brokers are asked for
     preferred_leader_interval_ms: int = setting(10_000, minimum=10)  # between rounds that restore preferred leaders
     min_segment_bytes: int = setting(16 * 1024, minimum=256)  # that a topic may ask for; less is for tests
+
+    max_producer_names: int = setting(20_000, minimum=1, maximum=MAX_PRODUCER_NAMES)
+    producer_name_expiration_ms: int = setting(7 * 24 * 3600 * 1000, minimum=1_000)  # not used for so long: forgotten
 
     def __post_init__(self) -> None:
         check_settings(self)

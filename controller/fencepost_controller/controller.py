@@ -20,6 +20,7 @@ from fencepost_controller.commands import Commands
 from fencepost_controller.config import ControllerConfig
 from fencepost_controller.decisions.cluster import FormCluster
 from fencepost_controller.decisions.elections import RestorePreferredLeaders
+from fencepost_controller.decisions.producers import ExpireNames
 from fencepost_controller.fences import Fences
 from fencepost_controller.recovery import new_lineage_id
 from fencepost_controller.services.admin import random_id
@@ -31,6 +32,7 @@ from fencepost_proto.errors import NotController, RetriableError
 from fencepost_proto.failure import Failure
 from fencepost_proto.host import Host
 from fencepost_proto.metadata import Changes, MetadataImage, Partition, PartitionKey
+from fencepost_proto.running_time import RunningTime
 from fencepost_proto.tasks import Tasks
 from fencepost_proto.v1 import controller_pb2, controller_pb2_grpc
 from fencepost_proto.wire import RunningServer, serve
@@ -38,6 +40,8 @@ from fencepost_proto.wire import RunningServer, serve
 log = logging.getLogger(__name__)
 
 STOP_GRACE_S = 1.0  # for answers under way
+NAME_CLOCK_STEPS = 64  # how finely the expiration time of names is divided
+MIN_NAME_CLOCK_STEP_MS, MAX_NAME_CLOCK_STEP_MS = 100, 3_600_000  # a commit each
 MAX_LOGGED = 50  # partitions of one commit, a line each: logging must not hold up the next
 
 _SERVICES = [
@@ -89,6 +93,7 @@ class Controller:
         self._sessions.start()
         self._tasks.spawn(self._sessions.watch(), "watch sessions")
         self._tasks.spawn(self._restore_preferred_leaders(), "restore preferred leaders")
+        self._tasks.spawn(self._expire_names(), "expire names of producers")
         self._server = await serve(self._host.wire, self.config.listen, _SERVICES, self._add_services)
         self.address = self._server.address
         log.info(
@@ -102,7 +107,7 @@ class Controller:
 
     def _add_services(self, server: grpc.aio.Server) -> None:
         answering = Answering(self.failure.report)
-        service = ControllerService(self._commands, self._sessions, self._fences, answering)
+        service = ControllerService(self._commands, self._sessions, self._fences, self.config, answering)
         admin = AdminService(
             self._commands, self._sessions.opening, self._host.random, self.config.min_segment_bytes, answering
         )
@@ -144,6 +149,25 @@ class Controller:
             else:
                 if moved:
                     log.info("preferred leaders restored partitions=%d", moved)
+
+    async def _expire_names(self) -> None:
+        expiration_ms = self.config.producer_name_expiration_ms
+        step_ms = min(max(expiration_ms // NAME_CLOCK_STEPS, MIN_NAME_CLOCK_STEP_MS), MAX_NAME_CLOCK_STEP_MS)
+        step_s = step_ms / 1000
+        running = RunningTime(2 * step_s)
+        told_ms = running.advance(asyncio.get_running_loop().time())
+        while True:
+            await asyncio.sleep(step_s)
+            now_ms = running.advance(asyncio.get_running_loop().time())
+            try:
+                command = ExpireNames(now_ms - told_ms, expiration_ms, self.config.max_producer_names)
+                expired = (await self._commands.submit(command)).answer
+            except RetriableError as error:
+                log.warning("could not look for names to expire reason=%s", error)
+            else:
+                told_ms = now_ms
+                if expired:
+                    log.info("names of producers expired count=%d left=%d", expired, len(self.image.producers))
 
     # ---- End ----
 

@@ -44,8 +44,7 @@ class Fences:
             async with asyncio.timeout(timeout_s):
                 await future
         except TimeoutError:
-            image = self._image()
-            why = standing(image, self._applied()).why_not(image)
+            why = standing(self._image(), self._applied()).why_not()
             raise CoordinatorNotAvailable(f"not everywhere in force after {timeout_s * 1000:.0f} ms: {why}") from None
         finally:
             del self._waiting[future]

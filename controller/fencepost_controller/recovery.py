@@ -137,4 +137,5 @@ def _log(held: controller_pb2.HeldLog) -> HeldLog:
         held.log_end_offset,
         held.max_producer_id,
         held.failure,
+        held.max_named_id,
     )

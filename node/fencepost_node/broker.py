@@ -129,6 +129,11 @@ class Broker:
         self._tasks.spawn(self._session.run(), "session")
         self._tasks.spawn(self._renew_mark(), "origin-mark")
         self._tasks.spawn(self._known.persist(), "persist metadata")
+        self._tasks.spawn(self._fetch_first_ids(self._session), "first-producer-ids")
+
+    async def _fetch_first_ids(self, session: Session) -> None:
+        await session.was_ready.wait()
+        await self._ids.fetch_first()
 
     def _advertised_address(self) -> str:
         """What clients and other brokers are to connect to."""
@@ -167,6 +172,7 @@ class Broker:
             answering=answering,
             limits=self.limits,
             lists=ProducerLists(self._tasks, self.limits.answers),
+            max_delivery_timeout_ms=min(self.config.max_delivery_timeout_ms, self.config.producer_expiration_ms),
         )
         broker_pb2_grpc.add_BrokerServicer_to_server(service, server)
         replication_pb2_grpc.add_ReplicationServicer_to_server(ReplicationService(self._manager, answering), server)

@@ -34,6 +34,9 @@ class BrokerConfig:
     # The log
     snapshot_interval_bytes: int = setting(64 * MIB, minimum=1)  # appended between snapshots: bounds recovery time
     producer_expiration_ms: int = setting(7 * DAY_MS, minimum=1)  # an idle producer's state is forgotten after this
+    max_delivery_timeout_ms: int = setting(
+        600_000, minimum=1
+    )  # no producer may retry for longer; none is forgotten sooner
     retention_check_interval_ms: int = setting(30_000, minimum=10)
     max_open_files: int = setting(0, minimum=0)  # of logs, at a time; 0: by what the system allows (ulimit -n)
     stray_retention_ms: int = setting(7 * DAY_MS, minimum=1)  # of a log that the metadata does not know

@@ -23,7 +23,15 @@ ALLOCATE_TIMEOUT_S = 3.0
 ADMIN_TIMEOUT_S = 30.0
 MAX_INIT_PRODUCER_ID_TIMEOUT_MS = 60_000
 INIT_PRODUCER_ID_MARGIN_S = 1.0  # the controller answers at the caller's timeout; the answer travels after that
-ADMIN_METHODS = ("CreateTopic", "DeleteTopic", "AlterPartitionReassignments", "ElectLeader", "UnregisterBroker")
+ADMIN_METHODS = (
+    "CreateTopic",
+    "DeleteTopic",
+    "AlterPartitionReassignments",
+    "ElectLeader",
+    "UnregisterBroker",
+    "ListProducerNames",
+    "RemoveProducerName",
+)
 NO_BROKER_EPOCH = -1
 
 # The controller is away, starting or closing: another attempt may meet it.

@@ -43,10 +43,12 @@ def client_delta(delta: common_pb2.MetadataDelta) -> common_pb2.MetadataDelta:
     if delta.image:
         return common_pb2.MetadataDelta(version=delta.version, image=True)  # a watcher gets `client_image` for it
     kinds = {entity.WhichOneof("kind") for entity in delta.changed}
-    if kinds.isdisjoint((*_HIDDEN_KINDS, "broker")):
+    hides_none = not any(key.startswith("producers/") for key in delta.deleted_keys)
+    if hides_none and kinds.isdisjoint((*_HIDDEN_KINDS, "broker")):
         return delta
     visible = [_visible(entity) for entity in delta.changed if entity.WhichOneof("kind") not in _HIDDEN_KINDS]
-    return common_pb2.MetadataDelta(version=delta.version, changed=visible, deleted_keys=delta.deleted_keys)
+    deleted = [key for key in delta.deleted_keys if not key.startswith("producers/")]
+    return common_pb2.MetadataDelta(version=delta.version, changed=visible, deleted_keys=deleted)
 
 
 def _visible(entity: common_pb2.Entity) -> common_pb2.Entity:

@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 RECOVERY_THREADS = 2
 LOGS_PER_JOB = 32  # opened by a thread before it takes others: handing over one costs as much as opening it
 MAX_FILE_NAME = 255  # bytes; what file systems take
+LATE_MS = 60_000  # how long a repeat may be on its way, beyond the delivery timeout of its sender
 
 DELETED_SUFFIX = ".deleted"  # on its way out
 DAMAGED_SUFFIX = ".damaged"  # kept for whoever wants to look at it
@@ -388,4 +389,5 @@ class PartitionFolders:
             retention_bytes=settings.retention_bytes,
             snapshot_interval_bytes=self._config.snapshot_interval_bytes,
             producer_expiration_ms=self._config.producer_expiration_ms,
+            max_delivery_timeout_ms=self._config.max_delivery_timeout_ms + LATE_MS,
         )

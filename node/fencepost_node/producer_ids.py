@@ -1,8 +1,9 @@
 """Producer ids for anonymous producers, handed out from blocks that the controller has reserved for this broker.
 
 The controller persists a block as used before it hands it out, so an id is fresh whatever dies (G8); ids left in a
-block when a broker stops are simply never used. The next block is fetched ahead, when few ids are left, so that a
-producer does not wait for the controller; it waits, or is refused, only where the block is used up meanwhile.
+block when a broker stops are simply never used. Blocks are fetched ahead, the first one as soon as the broker has registered
+and the next one when half of a block is left, so that producers start while the controller is away; they wait, or are
+refused, only where all that was fetched is used up meanwhile.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from fencepost_proto.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-PREFETCH_BELOW = 100  # ids left
+PREFETCH_BELOW = 500  # ids left: half of a block
+RETRY_PAUSE_S, MAX_RETRY_PAUSE_S = 0.2, 10.0  # before a block is fetched ahead again; doubles
 MAX_WAITERS = 1_000  # callers that wait for a block at the same time
 
 
@@ -30,6 +32,8 @@ class ProducerIds:
         self._next_block = range(0)
         self._fetch: asyncio.Task[None] | None = None
         self._failure: FencepostError | None = None  # of the newest fetch
+        self._pause_s = RETRY_PAUSE_S
+        self._ahead_again_at = 0.0
         self._waiters = 0
 
     async def next_id(self) -> int:
@@ -39,9 +43,17 @@ class ProducerIds:
         if not self._current:
             self._current, self._next_block = self._next_block, range(0)
         producer_id, self._current = self._current[0], self._current[1:]
-        if len(self._current) < PREFETCH_BELOW and not self._next_block:
+        few_left = len(self._current) < PREFETCH_BELOW and not self._next_block
+        if few_left and asyncio.get_running_loop().time() >= self._ahead_again_at:
             self._ensure_fetch()
         return producer_id
+
+    async def fetch_first(self) -> None:
+        """Return when there are ids; to be called as soon as the controller may be asked for some."""
+        while not (self._current or self._next_block):
+            await asyncio.wait([self._ensure_fetch()])
+            if self._failure is not None:
+                await asyncio.sleep(self._pause_s)
 
     async def _wait_for_block(self) -> None:
         if self._waiters >= MAX_WAITERS:
@@ -64,6 +76,9 @@ class ProducerIds:
     async def _fetch_block(self) -> None:
         try:
             self._next_block = await self._allocate()
+            self._pause_s = RETRY_PAUSE_S
         except FencepostError as error:
             self._failure = error
+            self._pause_s = min(2 * self._pause_s, MAX_RETRY_PAUSE_S)
+            self._ahead_again_at = asyncio.get_running_loop().time() + self._pause_s
             log.warning("no new block of producer ids left=%d error=%s", len(self._current), error)

@@ -26,19 +26,22 @@ leader may have forgotten a producer that this replica still knows, and then acc
 batch starts the entry afresh. And a replica that has forgotten a producer which its leader still knows (one that lags may
 not have got its next batch yet) takes any sequence.
 
-Expiry. A producer is forgotten when its last batch is committed and it has been idle for the expiration time. Idle is
-measured from the later of that batch's timestamp (the client's, so it may lie far in the past) and the last moment at
-which this process knows that the batch was not there yet (`observe`).
+Expiry. A producer is forgotten when its last batch is committed and has been in the log for the expiration time, as far as
+this process has seen (`idleness.py`): never because of a timestamp or of the clock on the wall. Entries stand in the order
+of their last batches' offsets, so what expires is always the front of them: the state of a replica is the fold of its log
+but for the producers whose last batch is below some offset. Named producers are kept for as long as the name is known, so
+that `resume` tells what is *known* not to be there.
 
-Bound. At MAX_PRODUCERS the one idle for longest makes room for a new one, if its last batch is committed; while it is
-not, the leader refuses the new one with NotEnoughReplicas (nothing is appended; retriable). "Idle for longest" is the
-order in which entries stand: by the offset of the last batch, which every replica derives alike from the log.
+Bound. Above MAX_PRODUCERS the front is forgotten much earlier: as soon as no repeat can come any more, which is when the
+longest delivery timeout that a broker allows is over. What is younger is never forgotten, whoever asks for room: with
+ROOM_FOR_THE_YOUNG more, the leader refuses new producers with ThrottlingQuotaExceeded (nothing is appended; retriable). Only
+the leader refuses, when it is asked to append. Recording never forgets anybody, so that followers, recovery and a later
+leader know whom the leader knew.
 """
 
 from __future__ import annotations
 
 import struct
-from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -49,8 +52,8 @@ from fencepost_proto.errors import (
     DuplicateSequenceNumber,
     InvalidProducerEpoch,
     InvariantBroken,
-    NotEnoughReplicas,
     OutOfOrderSequenceNumber,
+    ThrottlingQuotaExceeded,
     UnknownProducerId,
 )
 from fencepost_proto.record_batch import MAX_SEQUENCE, BatchHeader, add_sequence
@@ -59,7 +62,7 @@ from fencepost_proto.v1.broker_pb2 import BatchState, ProducerStateInfo
 REMEMBERED_BATCHES = 5  # as many as a producer may have in flight
 MAX_PRODUCERS = 50_000  # of one partition: about 50 MB where all have five batches
 PRODUCERS_IN_A_TURN = 256  # encoded or decoded at a time: half a millisecond
-OBSERVATIONS = 16  # how finely the expiration time is divided when idleness is measured
+ROOM_FOR_THE_YOUNG = 10_000  # beyond that, for those that must not be forgotten yet
 
 _SEQUENCES = 2**31
 _HALF_OF_SEQUENCES = 2**30
@@ -121,17 +124,18 @@ class Duplicate:
 
 APPEND = Append()
 
+Admit = Callable[[int], None]  # is given the id of a producer that is new here; raises to refuse it
+
 Staged = dict[int, ProducerEntry]  # what `apply` will set, the least recent first
 
 
 class ProducerState:
     """The producers of one partition at one offset of its log."""
 
-    __slots__ = ("_entries", "_observations", "committed_below")
+    __slots__ = ("_entries", "committed_below")
 
     def __init__(self, entries: dict[int, ProducerEntry] | None = None) -> None:
         self._entries = {} if entries is None else entries  # the longest idle first
-        self._observations: list[tuple[int, int]] = []  # (end offset, ms), both rising
         self.committed_below = 0
         """Batches that end at or below this offset are resolved; the owner raises it as the high watermark rises."""
 
@@ -157,17 +161,19 @@ class ProducerState:
     def copy(self) -> ProducerState:
         """Entries are values, so this costs no more than their references."""
         copied = ProducerState(dict(self._entries))
-        copied._observations = list(self._observations)
         copied.committed_below = self.committed_below
         return copied
 
     # ---- The two questions ----
 
-    def check(self, header: BatchHeader, *, ever_held_records: bool, fence_epoch: int = 0) -> Append | Duplicate:
-        """What a leader does with a client's batch. `fence_epoch`: the lowest epoch that the controller allows.
+    def check(
+        self, header: BatchHeader, *, ever_held_records: bool, fence_epoch: int = 0, admit: Admit | None = None
+    ) -> Append | Duplicate:
+        """What a leader does with a client's batch. `fence_epoch`: the lowest epoch that the controller allows; `admit` is
+        asked about a producer that is new here.
 
         Raises InvalidProducerEpoch, UnknownProducerId, OutOfOrderSequenceNumber, DuplicateSequenceNumber,
-        NotEnoughReplicas. With each, nothing may be appended.
+        ThrottlingQuotaExceeded. With each, nothing may be appended.
         """
         if not header.idempotent:
             return APPEND
@@ -179,6 +185,10 @@ class ProducerState:
             )
         if entry is None or header.producer_epoch > entry.epoch:
             self._check_first(entry, header, ever_held_records)
+            if entry is None:
+                self._check_room(header.producer_id)
+                if admit is not None:
+                    admit(header.producer_id)
             return APPEND
         first, last = header.base_sequence, header.last_sequence
         for batch in entry.batches:
@@ -207,10 +217,12 @@ class ProducerState:
             if ever_held_records:
                 raise UnknownProducerId(f"{told}this partition does not know the producer")
             raise OutOfOrderSequenceNumber(f"{told}0 comes first in this partition, which never held a record")
-        if entry is None and len(self._entries) >= MAX_PRODUCERS and not self._resolved(self._longest_idle()[1]):
-            raise NotEnoughReplicas(
-                f"no room for producer {header.producer_id}: the partition holds {len(self._entries)} producers, "
-                f"all with batches that are not committed yet"
+
+    def _check_room(self, producer_id: int) -> None:
+        if len(self._entries) >= MAX_PRODUCERS + ROOM_FOR_THE_YOUNG:
+            raise ThrottlingQuotaExceeded(
+                f"no room for producer {producer_id}: the partition holds {len(self._entries)} producers, and a repeat may "
+                f"still come of each (max_delivery_timeout_ms)"
             )
 
     def record(self, header: BatchHeader, base_offset: int) -> None:
@@ -235,35 +247,35 @@ class ProducerState:
         for producer_id, entry in staged.items():
             self._entries.pop(producer_id, None)
             self._entries[producer_id] = entry
-        while len(self._entries) > MAX_PRODUCERS and self._forget_longest_idle():
-            pass
 
     # ---- Forgetting ----
 
-    def observe(self, end_offset: int, now_ms: int) -> None:
-        """Whatever stands at or above `end_offset` was not there before `now_ms`."""
-        if self._observations and now_ms <= self._observations[-1][1]:
-            return  # the clock stands, or was set back
-        while self._observations and self._observations[-1][0] >= end_offset:
-            del self._observations[-1]  # it says less than the new one
-        self._observations.append((end_offset, now_ms))
+    def any_idle(self, expired_below: int, surplus_below: int) -> bool:
+        """Whether `idle` may find somebody."""
+        entry = next(iter(self._entries.values()), None)
+        limit = max(expired_below, surplus_below) if len(self._entries) > MAX_PRODUCERS else expired_below
+        return entry is not None and entry.last.base_offset < limit
 
-    def expire(self, now_ms: int, expiration_ms: int, committed_below: int) -> int:
-        """Forget committed producers that have been idle for `expiration_ms`, and any above MAX_PRODUCERS; how many."""
-        self.committed_below = max(self.committed_below, committed_below)
-        return self.forget(self.idle(now_ms, expiration_ms), now_ms, expiration_ms)
+    def idle(
+        self, expired_below: int, surplus_below: int, is_kept: Callable[[int], bool]
+    ) -> list[tuple[int, ProducerEntry]]:
+        """Whom to forget, the longest idle first. It takes a while and changes nothing: call it on a copy.
 
-    def idle(self, now_ms: int, expiration_ms: int) -> list[tuple[int, ProducerEntry]]:
-        """The long part of `expire`, which changes nothing: whom to forget. Where threads matter, call it on a copy."""
-        idle_since = now_ms - expiration_ms
-        return [
-            (producer_id, entry)
-            for producer_id, entry in self._entries.items()
-            if self._resolved(entry) and self._last_active_ms(entry) <= idle_since
-        ]
+        Committed ones whose last batch stands below `expired_below`; where there are more than MAX_PRODUCERS, also as many
+        as that is too many below `surplus_below`. Never one of which `is_kept` says so.
+        """
+        surplus = len(self._entries) - MAX_PRODUCERS
+        found: list[tuple[int, ProducerEntry]] = []
+        for producer_id, entry in self._entries.items():
+            limit = max(expired_below, surplus_below) if len(found) < surplus else expired_below
+            if entry.last.base_offset >= limit or not self._resolved(entry):
+                break
+            if not is_kept(producer_id):
+                found.append((producer_id, entry))
+        return found
 
-    def forget(self, idle: Iterable[tuple[int, ProducerEntry]], now_ms: int, expiration_ms: int) -> int:
-        """The short part of `expire`: forget those that are still as `idle` saw them. Returns how many.
+    def forget(self, idle: Iterable[tuple[int, ProducerEntry]]) -> int:
+        """Forget those that are still as `idle` saw them. Returns how many.
 
         The entries are replaced as a whole: a reader in another thread keeps a consistent view.
         """
@@ -271,39 +283,15 @@ class ProducerState:
         for producer_id, entry in idle:
             if kept.get(producer_id) is entry:
                 del kept[producer_id]
-        expired = len(self._entries) - len(kept)
+        forgotten = len(self._entries) - len(kept)
         self._entries = kept
-        while len(self._entries) > MAX_PRODUCERS and self._forget_longest_idle():
-            expired += 1
-        while len(self._observations) > 1 and self._observations[1][1] <= now_ms - expiration_ms:
-            del self._observations[0]
-        return expired
-
-    def observation_due(self, now_ms: int, expiration_ms: int) -> bool:
-        """Whether it is time for `observe`: sixteen times in the expiration time, so that few are kept."""
-        return not self._observations or now_ms - self._observations[-1][1] >= max(expiration_ms // OBSERVATIONS, 1)
-
-    def _last_active_ms(self, entry: ProducerEntry) -> int:
-        index = bisect_right(self._observations, entry.last.base_offset, key=lambda observation: observation[0])
-        observed_ms = self._observations[index - 1][1] if index else entry.last.timestamp_ms
-        return max(entry.last.timestamp_ms, observed_ms)
+        return forgotten
 
     def _resolved(self, entry: ProducerEntry) -> bool:
         return entry.last.end_offset <= self.committed_below
 
-    def _longest_idle(self) -> tuple[int, ProducerEntry]:
-        return next(iter(self._entries.items()))
-
-    def _forget_longest_idle(self) -> bool:
-        producer_id, entry = self._longest_idle()
-        if not self._resolved(entry):
-            return False
-        del self._entries[producer_id]
-        return True
-
     def carry_from(self, older: ProducerState) -> None:
-        """Take over what the log does not tell: the high watermark and the observations."""
-        self._observations = list(older._observations)
+        """Take over what the log does not tell: the high watermark."""
         self.committed_below = older.committed_below
 
     # ---- Outside views ----

@@ -30,7 +30,7 @@ from fencepost_node.upkeep import Upkeep
 from fencepost_proto import errors
 from fencepost_proto.errors import InvariantBroken
 from fencepost_proto.host import Host
-from fencepost_proto.metadata import NO_LEADER, MetadataImage, Partition, PartitionKey, Topic
+from fencepost_proto.metadata import FIRST_NAMED_ID, NO_LEADER, MetadataImage, Partition, PartitionKey, Topic
 from fencepost_proto.tasks import Tasks
 from fencepost_proto.turns import Turns
 
@@ -63,7 +63,14 @@ class ReplicaManager:
         self._tasks = Tasks(on_failure)
         self._folders = PartitionFolders(host, disk, config)
         self._isr_proposals = IsrProposals(self, controller, self._tasks, config.replica_lag_time_max_ms)
-        self._upkeep = Upkeep(host, disk, self.replicas, self._tasks, config.retention_check_interval_ms)
+        self._upkeep = Upkeep(
+            host,
+            disk,
+            self.replicas,
+            self._tasks,
+            config.retention_check_interval_ms,
+            is_kept=self._is_kept_producer,
+        )
         self._links: dict[int, tuple[FollowerLink, asyncio.Task[None]]] = {}
         # At most one entry for each replica that appears (its key) or goes.
         self._work: asyncio.Queue[PartitionKey | Callable[[], Coroutine[object, object, None]]] = asyncio.Queue()
@@ -82,6 +89,11 @@ class ReplicaManager:
     @property
     def leaderships(self) -> list[Leadership]:
         return [replica.role for replica in self.replicas.values() if isinstance(replica.role, Leadership)]
+
+    def _is_kept_producer(self, producer_id: int) -> bool:
+        """[any thread] A named producer is not forgotten while its name is known, or no metadata says that it is not."""
+        image = self.image
+        return producer_id >= FIRST_NAMED_ID and (not image.version or producer_id in image.fences)
 
     def propose_isr(self, leadership: Leadership) -> None:
         self._isr_proposals.propose(leadership)

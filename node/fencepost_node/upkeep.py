@@ -1,6 +1,7 @@
 """What a broker's logs need done in threads while they are appended to: syncs, snapshots, retention.
 
-What the disk refuses makes the replica fail; it is the controller's to see to then.
+Producers that have been idle are forgotten
+with each round of retention. What the disk refuses makes the replica fail; it is the controller's to see to then.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from fencepost_node.replication.leadership import Leadership
 from fencepost_proto import errors
 from fencepost_proto.host import Host
 from fencepost_proto.metadata import PartitionKey
+from fencepost_proto.running_time import RunningTime
 from fencepost_proto.tasks import Tasks
 
 MAINTENANCE_INTERVAL_S = 0.1  # how often logs are asked whether snapshots are due
+MAX_ROUND_TIMES = 4  # a round of retention that took longer than so many intervals counts as no longer: a pause
 
 
 class Upkeep:
@@ -31,12 +34,16 @@ class Upkeep:
         replicas: Mapping[PartitionKey, Replica],
         tasks: Tasks,
         retention_check_interval_ms: int,
+        *,
+        is_kept: Callable[[int], bool],  # whether what is known of a producer id is kept though it is idle
     ) -> None:
         self._host = host
         self._disk = disk
         self._replicas = replicas
         self._tasks = tasks
         self._retention_check_interval_s = retention_check_interval_ms / 1000
+        self._is_kept = is_kept
+        self._running = RunningTime(MAX_ROUND_TIMES * self._retention_check_interval_s)
         self._syncing: set[PartitionKey] = set()
 
     def start(self) -> None:
@@ -78,11 +85,17 @@ class Upkeep:
                     await self._on_log(replica, replica.log.sync)
 
     async def _retain(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
+            self._running.advance(loop.time())
             await asyncio.sleep(self._retention_check_interval_s)
             for replica in list(self._replicas.values()):
                 now_ms, high_watermark = self._host.wall_clock_ms(), replica.high_watermark
                 await self._on_log(replica, partial(replica.log.apply_retention, now_ms, high_watermark))
+                running_ms = self._running.advance(loop.time())
+                if replica.log.observe_end(running_ms):
+                    forget = partial(replica.log.forget_idle_producers, running_ms, high_watermark, self._is_kept)
+                    await self._on_log(replica, forget)
 
     async def _on_log(self, replica: Replica, work: Callable[[], object]) -> None:
         if replica.failure or self._replicas.get(replica.key) is not replica:

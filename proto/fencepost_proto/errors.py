@@ -59,6 +59,7 @@ class ErrorCode(IntEnum):
     NO_REASSIGNMENT_IN_PROGRESS = 85
     INVALID_RECORD = 87
     PRODUCER_FENCED = 90
+    THROTTLING_QUOTA_EXCEEDED = 89
     UNKNOWN_TOPIC_ID = 100
     DUPLICATE_BROKER_REGISTRATION = 101
     BROKER_ID_NOT_REGISTERED = 102
@@ -241,6 +242,12 @@ class NotEnoughReplicas(RetriableError):
 class NotEnoughReplicasAfterAppend(RetriableError):
     code = ErrorCode.NOT_ENOUGH_REPLICAS_AFTER_APPEND
     may_have_been_appended = True
+
+
+class ThrottlingQuotaExceeded(RetriableError):
+    """Too many new producers at a time: nothing was done; there is room again later."""
+
+    code = ErrorCode.THROTTLING_QUOTA_EXCEEDED
 
 
 # ---- Sequences ----

@@ -16,6 +16,7 @@ from fencepost_proto.v1 import common_pb2
 
 NO_LEADER = -1
 RETIRED_EPOCH = 2**15  # above every epoch that fits: a retired producer id is refused for good
+FIRST_NAMED_ID = 10**15  # ids of named producers begin here; those of anonymous ones stay below
 MAX_TOPIC_NAME = 249
 CREATE_TIME = "create"  # a topic's message_timestamp_type
 APPEND_TIME = "append"
@@ -141,6 +142,9 @@ class NamedProducer(_Encoded):
     epoch: int
     retired_ids: tuple[int, ...] = ()
     bumped_by_holder: bool = False  # the holder of the epoch before asked for this one: a repeat of that gets it again
+    used_at_ms: int = 0  # its last use, on the clock of names
+    expired: bool = False  # not used for the expiration time: its id is refused permanently
+    predecessor_expired: bool = False  # the name had expired before it was given this id
 
     @property
     def key(self) -> str:
@@ -150,6 +154,8 @@ class NamedProducer(_Encoded):
 @dataclass(frozen=True, slots=True)
 class NextProducerId(_Encoded):
     next_id: int
+    next_named_id: int = FIRST_NAMED_ID
+    names_clock_ms: int = 0  # for how long a controller has run, in coarse steps: the clock by which names expire
 
     @property
     def key(self) -> str:
@@ -209,10 +215,15 @@ def to_proto(entity: Entity) -> common_pb2.Entity:
                     epoch=entity.epoch,
                     retired_ids=entity.retired_ids,
                     bumped_by_holder=entity.bumped_by_holder,
+                    used_at_ms=entity.used_at_ms,
+                    expired=entity.expired,
+                    predecessor_expired=entity.predecessor_expired,
                 )
             )
         case NextProducerId():
             answer.next_producer_id.next_producer_id = entity.next_id
+            answer.next_producer_id.next_named_id = entity.next_named_id
+            answer.next_producer_id.names_clock_ms = entity.names_clock_ms
         case Lineage():
             answer.lineage.starts.extend(common_pb2.LineageStart(**start._asdict()) for start in entity.starts)
         case _:
@@ -258,9 +269,19 @@ def _from_proto(message: common_pb2.Entity) -> Entity:
             )
         case "producer":
             n = message.producer
-            return NamedProducer(n.name, n.producer_id, n.epoch, tuple(n.retired_ids), n.bumped_by_holder)
+            return NamedProducer(
+                n.name,
+                n.producer_id,
+                n.epoch,
+                tuple(n.retired_ids),
+                n.bumped_by_holder,
+                n.used_at_ms,
+                n.expired,
+                n.predecessor_expired,
+            )
         case "next_producer_id":
-            return NextProducerId(message.next_producer_id.next_producer_id)
+            ids = message.next_producer_id
+            return NextProducerId(ids.next_producer_id, ids.next_named_id or FIRST_NAMED_ID, ids.names_clock_ms)
         case "lineage":
             return Lineage(tuple(LineageStart(s.lineage_id, s.first_version) for s in message.lineage.starts))
         case kind:
@@ -310,12 +331,15 @@ class MetadataImage:
     cluster_id: str = ""
     lineage: Lineage = field(default_factory=Lineage)
     next_producer_id: int = 0
+    next_named_id: int = FIRST_NAMED_ID
+    names_clock_ms: int = 0
     brokers: Mapping[int, Broker] = field(default_factory=dict)
     topics: Mapping[str, Topic] = field(default_factory=dict)  # by topic id
     topic_ids: Mapping[str, str] = field(default_factory=dict)  # name -> topic id
     partitions: Mapping[PartitionKey, Partition] = field(default_factory=dict)
     hosted: Mapping[int, Mapping[PartitionKey, None]] = field(default_factory=dict)  # by broker: its replicas
     producers: Mapping[str, NamedProducer] = field(default_factory=dict)
+    expired_producers: Mapping[str, NamedProducer] = field(default_factory=dict)
     fences: Mapping[int, int] = field(default_factory=dict)  # producer id -> lowest epoch that may still append
 
     def entities(self) -> list[Entity]:
@@ -323,12 +347,17 @@ class MetadataImage:
         return [
             *([Cluster(self.cluster_id)] if self.cluster_id else []),
             *([self.lineage] if self.lineage.starts else []),
-            *([NextProducerId(self.next_producer_id)] if self.next_producer_id else []),
+            *([self.next_ids] if self.next_ids != NextProducerId(0) else []),
             *self.brokers.values(),
             *self.topics.values(),
             *self.partitions.values(),
             *self.producers.values(),
+            *self.expired_producers.values(),
         ]
+
+    @property
+    def next_ids(self) -> NextProducerId:
+        return NextProducerId(self.next_producer_id, self.next_named_id, self.names_clock_ms)
 
     def with_changes(self, version: int, changes: Changes) -> MetadataImage:
         """The image after `changes`, at `version`. Only the mappings that change are copied."""
@@ -392,10 +421,13 @@ class ImageDraft:
                 self._map("topic_ids")[entity.name] = entity.topic_id
                 return self._put("topics", entity.topic_id, entity)
             case NamedProducer():
-                fences = self._map("fences")
-                fences[entity.producer_id] = entity.epoch
-                fences.update(dict.fromkeys(entity.retired_ids, RETIRED_EPOCH))
-                return self._put("producers", entity.name, entity)
+                known = self._forget_producer(entity.name)
+                self._map("expired_producers" if entity.expired else "producers")[entity.name] = entity
+                if not entity.expired:  # else its id is one that no name has
+                    fences = self._map("fences")
+                    fences[entity.producer_id] = entity.epoch
+                    fences.update(dict.fromkeys(entity.retired_ids, RETIRED_EPOCH))
+                return known
             case Cluster():
                 cluster_id = self.image.cluster_id
                 self.image = replace(self.image, cluster_id=entity.cluster_id)
@@ -405,11 +437,25 @@ class ImageDraft:
                 self.image = replace(self.image, lineage=entity)
                 return lineage if lineage.starts else None
             case NextProducerId():
-                next_id = self.image.next_producer_id
-                self.image = replace(self.image, next_producer_id=entity.next_id)
-                return NextProducerId(next_id) if next_id else None
+                ids = self.image.next_ids
+                self.image = replace(
+                    self.image,
+                    next_producer_id=entity.next_id,
+                    next_named_id=entity.next_named_id,
+                    names_clock_ms=entity.names_clock_ms,
+                )
+                return ids
             case _:
                 assert_never(entity)
+
+    def _forget_producer(self, name: str) -> NamedProducer | None:
+        expired = self._map("expired_producers").pop(name, None)
+        known = self._map("producers").pop(name, None)
+        if isinstance(known, NamedProducer):
+            fences = self._map("fences")
+            for producer_id in (known.producer_id, *known.retired_ids):
+                fences.pop(producer_id, None)
+        return cast("NamedProducer | None", known or expired)
 
     def _put(self, name: str, key: object, entity: Entity) -> Entity | None:
         entities = self._map(name)
@@ -446,6 +492,8 @@ class ImageDraft:
         """Returns the entity that was there before."""
         kind, _, rest = key.partition("/")
         match kind:
+            case "producers":
+                return self._forget_producer(rest)
             case "brokers":
                 return cast("Broker | None", self._map("brokers").pop(int(rest), None))
             case "topics":

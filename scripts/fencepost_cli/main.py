@@ -19,6 +19,7 @@ from fencepost_cli.commands import (
     demo,
     dump_log,
     lines,
+    producer_name,
     producers,
     topic,
     workload,
@@ -47,6 +48,7 @@ app.add_typer(cluster.app, name="cluster")
 app.add_typer(controller.app, name="controller")
 app.add_typer(topic.app, name="topic")
 app.add_typer(broker.app, name="broker")
+app.add_typer(producer_name.app, name="producer-name")
 app.add_typer(workload.app, name="workload")
 app.command(epilog="Example: printf 'k1:v1\\nk2:v2\\n' | fencepost produce orders --key-separator :")(lines.produce)
 app.command(epilog="Example: fencepost consume orders --key-separator : --until-end")(lines.consume)

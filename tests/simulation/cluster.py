@@ -69,6 +69,8 @@ class ClusterSettings:
     replication_window_bytes: int = 65_536
     retention_check_interval_ms: int = 2_000
     producer_expiration_ms: int = NEVER_MS
+    max_producer_names: int = 20_000
+    producer_name_expiration_ms: int = NEVER_MS
     max_request_bytes: int = 8 * 1024 * 1024
     preferred_leader_interval_ms: int = 10_000
 
@@ -167,6 +169,8 @@ class SimCluster:
             heartbeat_interval_ms=settings.heartbeat_interval_ms,
             preferred_leader_interval_ms=settings.preferred_leader_interval_ms,
             min_segment_bytes=256,  # a run is short
+            max_producer_names=settings.max_producer_names,
+            producer_name_expiration_ms=settings.producer_name_expiration_ms,
         )
         process = current_process.get()
         assert isinstance(process, SimProcess)

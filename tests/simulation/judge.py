@@ -25,14 +25,14 @@ from tests.simulation.process import SimProcess
 from tests.simulation.taps import FetchTap, InitTap, ProduceTap
 from tests.simulation.world import World
 
-from fencepost_proto.metadata import RETIRED_EPOCH, MetadataImage, Partition, PartitionKey
+from fencepost_proto.metadata import FIRST_NAMED_ID, RETIRED_EPOCH, MetadataImage, Partition, PartitionKey
 from fencepost_proto.record_batch import BatchHeader, read_header
 from fencepost_proto.records import Compression
 
 # producer id -> (epoch, its last batches as (first sequence, last sequence, base offset))
 Producers = dict[int, tuple[int, tuple[tuple[int, int, int], ...]]]
 
-EXPIRY_SLACK_S = 3.0  # between when a batch is stored and what replicas take for its time: they look every two seconds
+EXPIRY_SLACK_S = 0.5  # between when a batch is stored and when it is seen here
 
 BROKER = "/fencepost.v1.Broker/"
 
@@ -157,6 +157,8 @@ class Judge:
             self.fail(
                 "G8", f"producer ids from {image.next_producer_id} on: those below {old.next_producer_id} are used"
             )
+        if image.next_named_id < old.next_named_id:
+            self.fail("G8", f"ids of names from {image.next_named_id} on: those below {old.next_named_id} are used")
         for name, producer in old.producers.items():
             now = image.producers.get(name)
             # The same again: of the recovery before this one, which no broker has heard of, and nobody got it.
@@ -215,6 +217,10 @@ class Judge:
         record.stored_at[batch] = self.world.now
         if (broker_id, record.key) in self.damaged:
             return  # nobody has appended these bytes
+        if not self._was_given_out(batch.producer_id, batch.producer_epoch):
+            self.fail(
+                "G8", f"{record.name}: broker {broker_id} appended {batch}, whose id or epoch was never given out"
+            )
         known = record.appended.setdefault((batch.leader_epoch, batch.base_offset), batch)
         if known != batch and not record.tainted:
             self.fail("G7", f"{record.name}: broker {broker_id} holds {batch} where another log has {known}")
@@ -226,6 +232,11 @@ class Judge:
                 and (batch.leader_epoch > fence.leader_epoch or batch.base_offset >= fence.log_end_offset)
             ):
                 self.fail("G9", f"{record.name}: broker {broker_id} appended {batch} behind the fence {fence}")
+
+    def _was_given_out(self, producer_id: int, epoch: int) -> bool:
+        if producer_id < FIRST_NAMED_ID:
+            return producer_id < self.image.next_producer_id
+        return producer_id < self.image.next_named_id and epoch <= self.image.fences.get(producer_id, epoch)
 
     # ---- What is committed ----
 
@@ -361,7 +372,7 @@ class Judge:
         expected: Producers = {
             producer_id: (epoch, tuple((b.base_sequence, b.last_sequence, b.base_offset) for b in batches))
             for producer_id, (epoch, known) in fold.producers.items()
-            if (batches := self._remembered(record, known, found.get(producer_id)))
+            if (batches := self._remembered(record, producer_id, known, found.get(producer_id)))
         }
         if found != expected:
             wrong = sorted(i for i in expected.keys() | found.keys() if expected.get(i) != found.get(i))[0]
@@ -373,15 +384,19 @@ class Judge:
         self.count("producer states compared")
 
     def _remembered(
-        self, record: Record, batches: tuple[Batch, ...], found: tuple[int, tuple[tuple[int, int, int], ...]] | None
+        self,
+        record: Record,
+        producer_id: int,
+        batches: tuple[Batch, ...],
+        found: tuple[int, tuple[tuple[int, int, int], ...]] | None,
     ) -> tuple[Batch, ...]:
         """Of a producer's last batches those that the replica has to know, given what it does know: it may have forgotten
         the producer whenever that had been idle for the expiration time, and it then knows only what came after. Idle is
         what a replica sees: one that lags may forget a producer whose next batch it has not got yet, and those that start
         over from its snapshot know no more than it does."""
         kept = min(len(found[1]), len(batches)) if found is not None else 0
-        if kept == len(batches):
-            return batches
+        if kept == len(batches) or producer_id in self.image.fences:
+            return batches  # a named producer is not forgotten while its name is known
         last = batches[-kept - 1]  # of those that it does not know
         until = record.stored_at[batches[-kept]] if kept else self.world.now
         if last.end_offset > record.committed_end or not self.may_have_expired(until - record.appended_at[last]):
@@ -549,11 +564,14 @@ class Judge:
             self._fence(retired, RETIRED_EPOCH)
 
     def _fence(self, producer_id: int, epoch: int) -> None:
+        """From the present leader on. Where there is none, whoever led last may not know that: what it appends comes before
+        all that the new instance does there, and no leader that is elected from now on may append more of it."""
         for key, partition in self.image.partitions.items():
             record = self.record(key)
-            if record is not None and partition.leader >= 0:
-                end_offset = self.view(record, partition.leader).end_offset
+            if record is not None:
+                end_offset = self.view(record, partition.leader).end_offset if partition.leader >= 0 else 0
                 record.fences.append(Fence(producer_id, epoch, partition.leader_epoch, end_offset))
+                self.count("fences of partitions without a leader", partition.leader < 0)
 
 
 def _index(batches: list[Batch], offset: int) -> int:

@@ -81,12 +81,10 @@ class Verdict:
             record = self._judge.records.get(told.key)
             if record is None or record.tainted:
                 continue  # deleted since, or lost its tail
-            last, idle_s = -1, 0.0
+            last = -1
             for batch in record.committed:
                 if batch.producer_id == told.producer_id and batch.producer_epoch < told.epoch:
-                    last, idle_s = batch.end_offset - 1, told.told_at - record.appended_at[batch]
-            if told.last_offset < 0 and self._judge.may_have_expired(idle_s):
-                continue
+                    last = batch.end_offset - 1
             if last != told.last_offset:
                 self._judge.fail("G9", f"{record.name}: {told}, but the last record of earlier epochs is at {last}")
 

@@ -178,9 +178,10 @@ def _changed(after: MetadataImage, changes: Changes) -> list[str]:
                 lines.append(_told(after, entity))
             case NamedProducer():
                 retired = f", retired {list(entity.retired_ids)}" if entity.retired_ids else ""
+                retired += ", expired" if entity.expired else ""
                 lines.append(f"{entity.name}: id {entity.producer_id} epoch {entity.epoch}{retired}")
             case NextProducerId():
-                lines.append(f"next producer id {entity.next_id}")
+                lines.append(f"next ids {entity.next_id} and, of named producers, {entity.next_named_id}")
             case _:
                 lines.append(key)
     return lines

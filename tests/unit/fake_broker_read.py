@@ -300,6 +300,18 @@ class FakeBroker(broker_pb2_grpc.BrokerServicer, controller_pb2_grpc.AdminServic
         )
         return answer
 
+    async def ListProducerNames(self, request: Any, context: Any) -> controller_pb2.ListProducerNamesResponse:
+        answer: controller_pb2.ListProducerNamesResponse = await self.cluster.answer_admin(
+            self, "ListProducerNames", request, context
+        )
+        return answer
+
+    async def RemoveProducerName(self, request: Any, context: Any) -> controller_pb2.RemoveProducerNameResponse:
+        answer: controller_pb2.RemoveProducerNameResponse = await self.cluster.answer_admin(
+            self, "RemoveProducerName", request, context
+        )
+        return answer
+
     async def ElectLeader(self, request: Any, context: Any) -> controller_pb2.ElectLeaderResponse:
         answer: controller_pb2.ElectLeaderResponse = await self.cluster.answer_admin(
             self, "ElectLeader", request, context

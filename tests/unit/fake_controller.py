@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import grpc
 
 from fencepost_proto import errors
-from fencepost_proto.metadata import Cluster, Entity, delta_to_proto
+from fencepost_proto.metadata import Cluster, Entity, NextProducerId, delta_to_proto
 from fencepost_proto.v1 import broker_pb2, common_pb2, controller_pb2, controller_pb2_grpc
 from fencepost_proto.wire import GrpcWire, serve
 
@@ -93,7 +93,7 @@ class SessionStream:
         await self._context.write(controller_pb2.SessionResponse(metadata=delta))
 
     async def image(self, version: int, *entities: Entity) -> None:
-        await self.metadata(version, Cluster(CLUSTER_ID), *entities, image=True)
+        await self.metadata(version, Cluster(CLUSTER_ID), NextProducerId(1_000), *entities, image=True)
 
     async def shutdown_allowed(self) -> None:
         await self._context.write(controller_pb2.SessionResponse(shutdown_allowed=controller_pb2.ShutdownAllowed()))
@@ -158,6 +158,8 @@ class FakeController(controller_pb2_grpc.ControllerServicer, controller_pb2_grpc
     async def AllocateProducerIds(
         self, request: controller_pb2.AllocateProducerIdsRequest, context: Context
     ) -> controller_pb2.AllocateProducerIdsResponse:
+        if "AllocateProducerIds" not in self.answers:  # brokers ask by themselves: no concern of a test that has none
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "no ids here")
         answer: controller_pb2.AllocateProducerIdsResponse = await self._answer("AllocateProducerIds", request, context)
         return answer
 
@@ -184,6 +186,18 @@ class FakeController(controller_pb2_grpc.ControllerServicer, controller_pb2_grpc
     ) -> controller_pb2.AlterPartitionReassignmentsResponse:
         name = "AlterPartitionReassignments"
         answer: controller_pb2.AlterPartitionReassignmentsResponse = await self._answer(name, request, context)
+        return answer
+
+    async def ListProducerNames(
+        self, request: controller_pb2.ListProducerNamesRequest, context: Context
+    ) -> controller_pb2.ListProducerNamesResponse:
+        answer: controller_pb2.ListProducerNamesResponse = await self._answer("ListProducerNames", request, context)
+        return answer
+
+    async def RemoveProducerName(
+        self, request: controller_pb2.RemoveProducerNameRequest, context: Context
+    ) -> controller_pb2.RemoveProducerNameResponse:
+        answer: controller_pb2.RemoveProducerNameResponse = await self._answer("RemoveProducerName", request, context)
         return answer
 
     async def ElectLeader(

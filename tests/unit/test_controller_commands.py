@@ -18,7 +18,7 @@ from fencepost_controller.decisions.topics import CreateTopic
 from fencepost_controller.store import CommitFailed, StoreError, VersionMismatch
 from fencepost_controller.store.sqlite import SqliteStore
 from fencepost_proto import errors
-from fencepost_proto.metadata import Changes, Cluster, Entity, MetadataImage, NextProducerId, Partition
+from fencepost_proto.metadata import FIRST_NAMED_ID, Changes, Cluster, Entity, MetadataImage, NextProducerId, Partition
 
 
 class GatedStore:
@@ -102,7 +102,8 @@ def test_what_gathers_during_a_commit_is_one_version_and_one_change() -> None:
         assert [committed.answer.epoch for committed in named] == [0, 1, 2], "each on what the one before it left"
         assert [(before, after) for before, after, _ in fixture.store.commits] == [(0, 1), (1, 2)]
         assert [image.version for image in fixture.images] == [1, 2]
-        assert fixture.published[1] == {"producers/loader": named[2].answer, "next-producer-id": NextProducerId(1)}
+        ids = NextProducerId(0, FIRST_NAMED_ID + 1)
+        assert fixture.published[1] == {"producers/loader": named[2].answer, "next-producer-id": ids}
 
     with_commands(test)
 
@@ -165,7 +166,7 @@ def test_a_refused_command_leaves_nothing_to_those_after_it_in_its_group() -> No
         await asyncio.sleep(0.01)
         fixture.store.gate.set()
         await first
-        assert (await named).answer.producer_id == 0, "not after the ids that the refused one took"
+        assert (await named).answer.producer_id == FIRST_NAMED_ID, "not after the ids that the refused one took"
         with pytest.raises(errors.InvalidRequest):
             await refused
 
@@ -238,7 +239,7 @@ def test_close_carries_out_what_waits_and_refuses_the_rest() -> None:
 
 class HalfDone(Command[None]):
     def decide(self, draft: Draft) -> None:
-        draft.put(NextProducerId(1_000))
+        draft.put(NextProducerId(1_000, FIRST_NAMED_ID + 1_000))
         raise errors.InvalidRequest("no")
 
 

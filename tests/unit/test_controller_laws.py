@@ -29,11 +29,24 @@ from fencepost_controller.decisions.elections import (
 )
 from fencepost_controller.decisions.invariants import check_image
 from fencepost_controller.decisions.isr import AlterPartition
-from fencepost_controller.decisions.producers import AllocateProducerIds, InitProducer
+from fencepost_controller.decisions.producers import (
+    AllocateProducerIds,
+    ExpireNames,
+    InitProducer,
+    KeepName,
+    RemoveName,
+)
 from fencepost_controller.decisions.reassignment import ReassignPartitions
 from fencepost_controller.decisions.topics import CreateTopic, DeleteTopic
 from fencepost_proto.errors import FencepostError
-from fencepost_proto.metadata import NO_LEADER, MetadataImage, PartitionKey, TopicConfig
+from fencepost_proto.metadata import (
+    FIRST_NAMED_ID,
+    NO_LEADER,
+    RETIRED_EPOCH,
+    MetadataImage,
+    PartitionKey,
+    TopicConfig,
+)
 
 BROKERS = st.integers(1, 4)
 SUBSETS = st.lists(st.integers(1, 4), min_size=1, max_size=4, unique=True)
@@ -50,6 +63,7 @@ class Cluster(RuleBasedStateMachine):
         self.topics = 0
         self.images: list[MetadataImage] = [self.story.image]
         self.ids: list[int] = []
+        self.named_ids: list[int] = []
         self.leaders: dict[tuple[PartitionKey, int], int] = {}  # G7: one leader for one leader epoch
         self.written = {broker: [self.story.epoch(broker)] for broker in (1, 2, 3)}  # epochs that folders have carried
         self.served = {broker: self.story.epoch(broker) for broker in (1, 2, 3)}  # the newest that was ever unfenced
@@ -190,7 +204,21 @@ class Cluster(RuleBasedStateMachine):
         else:
             self.does(InitProducer(name, known.producer_id, known.epoch))
         if known is None:
-            self.ids.append(self.image.producers[name].producer_id)
+            self.named_ids.append(self.image.producers[name].producer_id)
+
+    @rule(name=st.sampled_from("pq"), current=st.booleans())
+    def keeps_a_name(self, name: str, current: bool) -> None:
+        known = self.image.producers.get(name)
+        if known is not None:
+            self.does(KeepName(name, known.producer_id, known.epoch - (not current)))
+
+    @rule(name=st.sampled_from("pq"))
+    def removes_a_name(self, name: str) -> None:
+        self.does(RemoveName(name))
+
+    @rule(elapsed_ms=st.integers(1, 400), max_names=st.integers(1, 2))
+    def runs(self, elapsed_ms: int, max_names: int) -> None:
+        self.does(ExpireNames(elapsed_ms, 1_000, max_names))
 
     @invariant()
     def the_image_holds_together(self) -> None:
@@ -216,6 +244,7 @@ class Cluster(RuleBasedStateMachine):
         for before, after in pairwise(self.images):
             assert after.version == before.version + 1
             assert after.next_producer_id >= before.next_producer_id
+            assert after.next_named_id >= before.next_named_id
             for broker_id, broker in before.brokers.items():
                 assert after.brokers[broker_id].broker_epoch >= broker.broker_epoch
             for key, partition in before.partitions.items():
@@ -224,15 +253,21 @@ class Cluster(RuleBasedStateMachine):
                     assert now.leader_epoch >= partition.leader_epoch
                     assert (now == partition) == (now.partition_epoch == partition.partition_epoch)
             for name, producer in before.producers.items():
-                now_named = after.producers[name]
+                now_named = after.producers.get(name, producer)
                 assert (now_named.producer_id, now_named.epoch) >= (producer.producer_id, producer.epoch)
-            for producer_id, epoch in before.fences.items():
-                assert after.fences[producer_id] >= epoch
+            for producer_id in range(FIRST_NAMED_ID, before.next_named_id):
+                assert self.fence(after, producer_id) >= self.fence(before, producer_id)
         del self.images[:-1]
+
+    @staticmethod
+    def fence(image: MetadataImage, producer_id: int) -> int:
+        """The lowest epoch that a broker takes: none of an id that was given out and that no name has."""
+        return image.fences.get(producer_id, RETIRED_EPOCH)
 
     @invariant()
     def ids_are_never_given_twice(self) -> None:
         assert self.ids == sorted(set(self.ids))
+        assert self.named_ids == sorted(set(self.named_ids))
 
 
 TestCluster = Cluster.TestCase

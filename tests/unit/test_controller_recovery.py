@@ -15,6 +15,7 @@ from fencepost_controller.decisions.elections import ElectUncleanLeader
 from fencepost_controller.decisions.producers import AllocateProducerIds, InitProducer
 from fencepost_controller.decisions.recovery import (
     EPOCH_JUMP,
+    MAX_SOUND_NAMED_ID,
     MAX_SOUND_PRODUCER_ID,
     NO_INCARNATION,
     PRODUCER_EPOCH_JUMP,
@@ -30,6 +31,7 @@ from fencepost_controller.decisions.topics import CreateTopic, DeleteTopic
 from fencepost_proto.errors import FencepostError
 from fencepost_proto.lineage import Lineage, LineageStart, VersionCheck
 from fencepost_proto.metadata import (
+    FIRST_NAMED_ID,
     NO_LEADER,
     Cluster,
     MetadataImage,
@@ -152,25 +154,29 @@ def test_a_folder_of_before_the_recovery_is_an_older_one_after_it() -> None:
 
 def test_ids_in_logs_count_and_one_that_was_never_allocated_does_not() -> None:
     told = told_by(story().image, 1, 2, 3)
-    logs = (replace(told[0].logs[0], max_producer_id=77_000),)
-    far = (replace(told[1].logs[0], max_producer_id=MAX_SOUND_PRODUCER_ID + 1),)
+    logs = (replace(told[0].logs[0], max_producer_id=77_000, max_named_id=FIRST_NAMED_ID + 99),)
+    far = (replace(told[1].logs[0], max_producer_id=MAX_SOUND_PRODUCER_ID + 1, max_named_id=MAX_SOUND_NAMED_ID + 1),)
     done = recover(EMPTY, [replace(told[0], logs=logs), replace(told[1], logs=far), told[2]], (), LINEAGE)
     assert done.image.next_producer_id == 77_001 + PRODUCER_ID_JUMP
-    assert any("was never allocated" in line for line in done.report)
+    assert done.image.next_named_id == FIRST_NAMED_ID + 100 + PRODUCER_ID_JUMP
+    assert sum("was never allocated" in line for line in done.report) == 2
 
 
 def test_the_epoch_of_a_name_goes_beyond_what_logs_hold_and_where_none_is_left_its_id_is_retired() -> None:
     cluster = story()
-    used_up = NamedProducer("old", 501, MAX_EPOCH - 1)
-    changes = {e.key: e for e in (NextProducerId(600), NamedProducer("loader", 500, 3), used_up)}
+    first = FIRST_NAMED_ID
+    used_up = NamedProducer("old", first + 1, MAX_EPOCH - 1)
+    gone = NamedProducer("gone", first + 2, 5, expired=True)
+    changes = {e.key: e for e in (NextProducerId(0, first + 100, 7), NamedProducer("loader", first, 3), used_up, gone)}
     cluster.image = cluster.image.with_changes(cluster.image.version + 1, changes)
     told = told_by(cluster.image, 1, 2, 3)
-    told[1] = replace(told[1], epochs={500: 9})
+    told[1] = replace(told[1], epochs={first: 9})
     done = recover(EMPTY, told, (), LINEAGE).image
     assert done.producers["loader"].epoch == 9 + PRODUCER_EPOCH_JUMP
     successor = done.producers["old"]
-    assert successor.retired_ids == (501,)
-    assert 600 + PRODUCER_ID_JUMP <= successor.producer_id < done.next_producer_id
+    assert successor.retired_ids == (first + 1,)
+    assert first + 100 + PRODUCER_ID_JUMP <= successor.producer_id < done.next_named_id
+    assert (done.expired_producers["gone"], done.names_clock_ms) == (gone, 7)
 
 
 # ---- Who has to tell ----
@@ -318,7 +324,7 @@ def test_what_a_store_that_had_gone_back_told_some_brokers_is_united_with_the_re
 def test_a_name_that_was_given_two_ids_keeps_the_newer_one_and_the_other_is_retired() -> None:
     cluster = story()
     backup = cluster.image
-    cluster.image = decide(cluster.image, AllocateProducerIds(1, cluster.epoch(1)), {}).image
+    cluster.image = decide(cluster.image, InitProducer("another"), {}).image
     true = decide(cluster.image, InitProducer("loader"), {}).image
     fork = decide(started(backup, 8), InitProducer("loader"), {}).image
     done = recover(fork, [*told_by(true, 1, 2), *told_by(fork, 3)], (), LINEAGE).image
@@ -366,6 +372,7 @@ def test_whatever_happened_no_number_is_given_out_twice_and_no_topic_is_lost(dat
     assert done.topics == newest.topics
     assert done.version > newest.version
     assert done.next_producer_id > newest.next_producer_id
+    assert done.next_named_id > newest.next_named_id
     for name, producer in newest.producers.items():
         assert (done.producers[name].producer_id, done.producers[name].epoch) > (producer.producer_id, producer.epoch)
     for key, before in newest.partitions.items():

@@ -32,6 +32,7 @@ from fencepost_controller.store.sqlite import SqliteStore
 from fencepost_proto import errors
 from fencepost_proto.lineage import Lineage
 from fencepost_proto.metadata import (
+    FIRST_NAMED_ID,
     NO_LEADER,
     Changes,
     Entity,
@@ -761,7 +762,7 @@ def init(name: str, timeout_ms: int, producer_id: int = -1, epoch: int = -1) -> 
     )
 
 
-def test_a_named_producer_is_answered_once_every_in_sync_member_has_applied_its_epoch() -> None:
+def test_a_named_producer_is_answered_once_every_live_broker_has_applied_its_epoch() -> None:
     async def test() -> None:
         async with running() as controller, cluster(controller) as brokers, stubs(controller) as (stub, _):
             _, two = await brokers.live(1, 2)
@@ -775,10 +776,10 @@ def test_a_named_producer_is_answered_once_every_in_sync_member_has_applied_its_
             two.applies = True
             await create_topic(controller, "b", (1, 2))  # something more to apply
             answer = await asked
-            assert (answer.error.code, answer.producer_id, answer.producer_epoch) == (0, 0, 0)
-            assert two.image.fences == {0: 0}
+            assert (answer.error.code, answer.producer_id, answer.producer_epoch) == (0, FIRST_NAMED_ID, 0)
+            assert two.image.fences == {FIRST_NAMED_ID: 0}
             again = await stub.InitProducerId(init("loader", 5_000))
-            assert (again.error.code, again.producer_id, again.producer_epoch) == (0, 0, 1)
+            assert (again.error.code, again.producer_id, again.producer_epoch) == (0, FIRST_NAMED_ID, 1)
 
     run(test())
 
@@ -803,34 +804,69 @@ def test_a_broker_that_talks_and_does_not_apply_is_declared_dead_and_the_fence_s
     run(test())
 
 
-def test_a_partition_without_a_leader_holds_the_answer_back_and_is_named() -> None:
+def test_a_partition_without_a_leader_holds_no_named_producer_back() -> None:
     async def test() -> None:
         async with running() as controller, cluster(controller) as brokers, stubs(controller) as (stub, _):
             _, two = await brokers.live(1, 2)
             await create_topic(controller, "a", (1,), (2,))
             await two.killed()
             await until(lambda: controller.image.brokers[2].fenced, "broker 2 fenced")
-            answer = await stub.InitProducerId(init("loader", 60))
-            assert answer.error.code == errors.ErrorCode.COORDINATOR_NOT_AVAILABLE
-            assert "partition a-1 has no leader" in answer.error.message
+            answer = await stub.InitProducerId(init("loader", 5_000))
+            assert (answer.error.code, answer.producer_epoch) == (0, 0)
+            assert controller.image.partitions_of(next(iter(controller.image.topics)))[1].leader == NO_LEADER
 
     run(test())
 
 
-def test_the_fence_stands_once_the_offline_partition_has_its_leader_again() -> None:
+def test_whoever_leads_the_offline_partition_next_has_the_fence_before_the_leadership() -> None:
     async def test() -> None:
         async with running() as controller, cluster(controller) as brokers, stubs(controller) as (stub, _):
             _, two = await brokers.live(1, 2)
-            await create_topic(controller, "a", (1,), (2,))
+            topic_id = await create_topic(controller, "a", (1,), (2,))
             await two.killed()
             await until(lambda: controller.image.brokers[2].fenced, "broker 2 fenced")
-            waiting = asyncio.ensure_future(stub.InitProducerId(init("loader", 10_000)))
+            await stub.InitProducerId(init("loader", 5_000))
+            fenced_at = controller.image.version
             again = await brokers.new(2, "life 2")
             again.cluster_id = controller.image.cluster_id
             await again.connect(controller)
-            answer = await waiting
-            assert (answer.error.code, answer.producer_epoch) == (0, 0)
-            assert again.image.fences == {0: 0}
+            await until(
+                lambda: again.image.version > 0 and again.image.partitions[topic_id, 1].leader == 2, "it leads again"
+            )
+            assert again.versions[0] >= fenced_at
+            assert again.image.fences == {FIRST_NAMED_ID: 0}
+
+    run(test())
+
+
+def test_a_name_is_kept_listed_removed_and_expires() -> None:
+    async def test() -> None:
+        async with (
+            running(producer_name_expiration_ms=1_000) as controller,
+            cluster(controller) as brokers,
+            stubs(controller) as (stub, admin),
+        ):
+            await brokers.live(1)
+            for name in "abc":
+                answer = await stub.InitProducerId(init(name, 5_000))
+                assert (answer.error.code, answer.name_expiration_ms) == (0, 1_000)
+            page = await admin.ListProducerNames(controller_pb2.ListProducerNamesRequest(max_names=2))
+            assert ([name.name for name in page.names], page.more) == (["a", "b"], True)
+            page = await admin.ListProducerNames(controller_pb2.ListProducerNamesRequest(after="b", max_names=2))
+            assert ([name.name for name in page.names], page.more) == (["c"], False)
+            removed = await admin.RemoveProducerName(controller_pb2.RemoveProducerNameRequest(name="b"))
+            assert (removed.error.code, removed.version) == (0, controller.image.version)
+            again = await admin.RemoveProducerName(controller_pb2.RemoveProducerNameRequest(name="b"))
+            assert again.error.code == errors.ErrorCode.INVALID_REQUEST
+            keep = init("c", 5_000, FIRST_NAMED_ID + 2, 0)
+            keep.keep_alive = True
+            while "a" in controller.image.producers:
+                kept = await stub.InitProducerId(keep)
+                assert (kept.error.code, kept.producer_id, kept.producer_epoch) == (0, FIRST_NAMED_ID + 2, 0)
+                await asyncio.sleep(0.05)
+            assert list(controller.image.producers) == ["c"]
+            page = await admin.ListProducerNames(controller_pb2.ListProducerNamesRequest())
+            assert [(name.name, name.expired) for name in page.names] == [("a", True), ("c", False)]
 
     run(test())
 

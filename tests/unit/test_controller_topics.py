@@ -10,9 +10,10 @@ from controller_story import Story
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fencepost_controller.config import MAX_PRODUCER_NAMES
 from fencepost_controller.decisions.brokers import MAX_ADDRESS_LENGTH, MAX_BROKERS, MAX_INCARNATION_LENGTH
 from fencepost_controller.decisions.placement import MAX_REPLICATION_FACTOR, place
-from fencepost_controller.decisions.producers import MAX_NAMED_PRODUCERS, MAX_PRODUCER_NAME_BYTES
+from fencepost_controller.decisions.producers import MAX_PRODUCER_NAME_BYTES
 from fencepost_controller.decisions.topics import (
     MAX_PARTITIONS,
     MAX_PARTITIONS_PER_TOPIC,
@@ -171,7 +172,12 @@ def test_the_largest_image_that_the_limits_allow_fits_one_message() -> None:
             MAX_PARTITIONS,
             Partition("x" * 22, 999, ids + others, ids + others, 10_000, 2**31 - 1, 2**31 - 1, ids, others),
         ),
-        (MAX_NAMED_PRODUCERS, NamedProducer("x" * MAX_PRODUCER_NAME_BYTES, 2**62, 2**15 - 1, (2**62,), True)),
+        (
+            MAX_PRODUCER_NAMES,
+            NamedProducer(
+                "x" * MAX_PRODUCER_NAME_BYTES, 2**62, 2**15 - 1, (2**62,), True, 2**62, predecessor_expired=True
+            ),
+        ),
     ]
     total = sum(count * delta_to_proto(0, [entity]).ByteSize() for count, entity in largest)
     assert total < 0.9 * MAX_MESSAGE_BYTES

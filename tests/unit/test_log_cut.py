@@ -428,5 +428,6 @@ def test_retention_keeps_what_idle_expiry_may_not_touch() -> None:
     log = open_log(Machine().mount(), producer_expiration_ms=10)
     produce(log, 1)
     produce(log, 2)
-    log.apply_retention(NOW_MS + 100, high_watermark=1)
+    log.observe_end(running_ms=0)
+    log.forget_idle_producers(100, high_watermark=1, is_kept=lambda _: False)
     assert [log.producers.get(producer_id) is not None for producer_id in (1, 2)] == [False, True]

@@ -434,15 +434,38 @@ def test_recovery_reads_what_came_after_the_snapshot_whatever_the_size_of_the_lo
 
 
 def test_what_recovery_found_is_what_expires_later(tmp_path: Path) -> None:
-    """Old timestamps in a recovered log do not make its producers idle: they may have been active just before."""
+    """A backfill, and a restart: old timestamps do not make producers idle; they may have been active just before."""
     log = Log.open(DISK, str(tmp_path / "orders-0"), settings(producer_expiration_ms=1_000), NOW_MS)
     produce(log, timestamp_ms=5)
     log.close(clean=True)
     log = Log.open(DISK, str(tmp_path / "orders-0"), settings(producer_expiration_ms=1_000), NOW_MS)
-    log.apply_retention(NOW_MS + 999, high_watermark=1)
+    log.observe_end(running_ms=0)
+    log.forget_idle_producers(999, high_watermark=1, is_kept=lambda _: False)
     assert len(log.producers) == 1
-    log.apply_retention(NOW_MS + 1_000, high_watermark=1)
+    log.forget_idle_producers(1_000, high_watermark=1, is_kept=lambda _: False)
     assert len(log.producers) == 0
+    log.close(clean=False)
+
+
+def test_a_step_of_the_clock_on_the_wall_forgets_nobody(tmp_path: Path) -> None:
+    log = Log.open(DISK, str(tmp_path / "orders-0"), settings(producer_expiration_ms=1_000, retention_ms=1_000), NOW_MS)
+    produce(log)
+    log.observe_end(running_ms=0)
+    log.apply_retention(NOW_MS + 10**12, high_watermark=1)
+    log.forget_idle_producers(999, high_watermark=1, is_kept=lambda _: False)
+    assert (log.log_start_offset, len(log.producers)) == (1, 1)
+    log.close(clean=False)
+
+
+def test_what_came_again_after_a_cut_is_not_as_old_as_what_was_cut(tmp_path: Path) -> None:
+    log = Log.open(DISK, str(tmp_path / "orders-0"), settings(producer_expiration_ms=1_000), NOW_MS)
+    produce(log, 1)
+    produce(log, 2)
+    log.observe_end(running_ms=0)
+    log.truncate_to(1)
+    produce(log, 3)
+    log.forget_idle_producers(1_000, high_watermark=2, is_kept=lambda _: False)
+    assert [log.producers.get(i) is not None for i in (1, 2, 3)] == [False, False, True]
     log.close(clean=False)
 
 

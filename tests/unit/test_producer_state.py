@@ -12,13 +12,11 @@ from fencepost_proto.errors import (
     DuplicateSequenceNumber,
     InvalidProducerEpoch,
     InvariantBroken,
-    NotEnoughReplicas,
     OutOfOrderSequenceNumber,
+    ThrottlingQuotaExceeded,
     UnknownProducerId,
 )
 from fencepost_proto.record_batch import MAX_SEQUENCE, NO_PRODUCER_ID
-
-DAY_MS = 24 * 3600 * 1000
 
 
 def after(*batches: tuple[int, int], epoch: int = 0, start_offset: int = 100) -> ProducerState:
@@ -246,79 +244,101 @@ def test_staging_changes_nothing_until_it_is_applied() -> None:
 # ---- Forgetting ----
 
 
-def test_an_idle_committed_producer_expires() -> None:
+NOBODY = 0  # in place of an offset: no batch stands below it
+
+
+def keep_none(_: int) -> bool:
+    return False
+
+
+def known(state: ProducerState, *producer_ids: int) -> list[bool]:
+    return [state.get(producer_id) is not None for producer_id in producer_ids]
+
+
+def test_a_producer_whose_last_batch_is_old_is_forgotten() -> None:
     state = after((0, 1))
-    assert state.expire(1_000 + DAY_MS - 1, DAY_MS, committed_below=101) == 0
-    assert state.expire(1_000 + DAY_MS, DAY_MS, committed_below=101) == 1
+    state.committed_below = 101
+    assert state.idle(100, NOBODY, keep_none) == []
+    assert state.forget(state.idle(101, NOBODY, keep_none)) == 1
     assert state.get(1) is None
 
 
-def test_a_producer_with_an_uncommitted_batch_never_expires() -> None:
+def test_a_producer_with_an_uncommitted_batch_is_never_forgotten() -> None:
     state = after((0, 2))
-    assert state.expire(100 * DAY_MS, DAY_MS, committed_below=101) == 0
-    assert state.expire(100 * DAY_MS, DAY_MS, committed_below=102) == 1
+    state.committed_below = 101
+    assert state.idle(1_000, 1_000, keep_none) == []
+    state.committed_below = 102
+    assert len(state.idle(1_000, 1_000, keep_none)) == 1
 
 
-def test_old_timestamps_do_not_expire_a_producer_that_was_active_just_now() -> None:
-    state, now_ms = ProducerState(), 1000 * DAY_MS
-    state.observe(100, now_ms)
-    state.record(header(timestamp_ms=1), 100)  # a backfill: its records are years old
-    assert state.expire(now_ms + DAY_MS - 1, DAY_MS, committed_below=200) == 0
-    assert state.expire(now_ms + DAY_MS, DAY_MS, committed_below=200) == 1
+def test_a_producer_that_is_kept_does_not_keep_those_behind_it() -> None:
+    state = fill(3)
+    state.committed_below = 3
+    assert state.forget(state.idle(3, NOBODY, lambda producer_id: producer_id == 0)) == 2
+    assert known(state, 0, 1, 2) == [True, False, False]
 
 
 def test_a_producer_that_sends_while_the_idle_are_being_looked_for_stays() -> None:
     state = after((0, 1))
     state.record(header(producer_id=2), 101)
     state.committed_below = 102
-    idle = state.copy().idle(1_000 + DAY_MS, DAY_MS)
+    idle = state.copy().idle(102, NOBODY, keep_none)
     state.record(header(sequence=1), 102)
-    assert state.forget(idle, 1_000 + DAY_MS, DAY_MS) == 1
-    assert [state.get(producer_id) is not None for producer_id in (1, 2)] == [True, False]
-
-
-def test_observations_stay_few() -> None:
-    state = ProducerState()
-    for tick in range(1000):
-        now_ms = tick * DAY_MS // 50
-        if state.observation_due(now_ms, DAY_MS):
-            state.observe(tick, now_ms)
-        state.expire(now_ms, DAY_MS, committed_below=0)
-    assert len(state._observations) <= producer_state.OBSERVATIONS + 2
+    assert state.forget(idle) == 1
+    assert known(state, 1, 2) == [True, False]
 
 
 def fill(count: int) -> ProducerState:
+    """Producers 0 to count - 1, each with one record, at the offset that is its id."""
     state = ProducerState()
     for producer_id in range(count):
         state.record(header(producer_id=producer_id), producer_id)
     return state
 
 
-def test_at_the_bound_the_longest_idle_committed_producer_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_above_the_bound_the_longest_idle_go_as_soon_as_no_repeat_of_theirs_can_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(producer_state, "MAX_PRODUCERS", 3)
-    state = fill(3)
-    state.record(header(producer_id=0, sequence=1), 3)  # so 1 is idle for longest
+    state = fill(5)
+    state.record(header(producer_id=0, sequence=1), 5)  # so 1 is idle for longest
+    state.committed_below = 6
+    assert state.idle(NOBODY, 1, keep_none) == []  # all of them may still repeat
+    assert state.forget(state.idle(NOBODY, 4, keep_none)) == 2
+    assert known(state, 0, 1, 2, 3, 4) == [True, False, False, True, True]
+    assert state.idle(NOBODY, 4, keep_none) == []  # not more than is needed
+
+
+def test_with_no_room_for_a_new_producer_it_is_refused_and_nobody_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(producer_state, "MAX_PRODUCERS", 2)
+    monkeypatch.setattr(producer_state, "ROOM_FOR_THE_YOUNG", 1)
+    state = fill(2)
     state.committed_below = 2
-    newcomer = header(producer_id=9)
-    assert state.check(newcomer, ever_held_records=True) is APPEND
-    state.record(newcomer, 4)
-    assert [state.get(i) is not None for i in (0, 1, 2, 9)] == [True, False, True, True]
+    assert state.check(header(producer_id=9), ever_held_records=True) is APPEND
+    state.record(header(producer_id=9), 2)
+    with pytest.raises(ThrottlingQuotaExceeded, match="no room for producer 10: the partition holds 3 producers"):
+        state.check(header(producer_id=10), ever_held_records=True)
+    assert state.check(header(producer_id=1, sequence=1), ever_held_records=True) is APPEND
+    assert state.check(header(producer_id=1, epoch=1), ever_held_records=True) is APPEND
+    assert state.check(header(producer_id=0), ever_held_records=True) == Duplicate(0, 0)
 
 
-def test_at_the_bound_a_new_producer_is_refused_while_none_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(producer_state, "MAX_PRODUCERS", 3)
-    state = fill(3)
-    with pytest.raises(NotEnoughReplicas, match="no room for producer 9"):
-        state.check(header(producer_id=9), ever_held_records=True)
-    assert state.check(header(producer_id=2, sequence=1), ever_held_records=True) is APPEND
+def test_a_follower_takes_whom_its_leader_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(producer_state, "MAX_PRODUCERS", 2)
+    monkeypatch.setattr(producer_state, "ROOM_FOR_THE_YOUNG", 0)
+    assert known(fill(4), 0, 1, 2, 3) == [True] * 4
 
 
-def test_a_replica_above_the_bound_shrinks_as_batches_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    state = fill(10)
-    monkeypatch.setattr(producer_state, "MAX_PRODUCERS", 3)
-    assert state.expire(0, DAY_MS, committed_below=5) == 5
-    assert state.expire(0, DAY_MS, committed_below=10) == 2
-    assert [state.get(i) is not None for i in range(10)] == [False] * 7 + [True] * 3
+def test_only_a_producer_that_is_new_here_is_asked_about() -> None:
+    def refuse(producer_id: int) -> None:
+        raise ThrottlingQuotaExceeded(f"not now, {producer_id}")
+
+    state = after((0, 1))
+    assert state.check(header(sequence=1), ever_held_records=True, admit=refuse) is APPEND
+    assert state.check(header(epoch=1), ever_held_records=True, admit=refuse) is APPEND
+    assert state.check(header(), ever_held_records=True, admit=refuse) == Duplicate(100, 100)
+    with pytest.raises(ThrottlingQuotaExceeded, match="not now, 2"):
+        state.check(header(producer_id=2), ever_held_records=True, admit=refuse)
 
 
 # ---- Views ----

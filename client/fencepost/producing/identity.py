@@ -1,11 +1,15 @@
 """Who the producer is: its id and epoch, and how it gets the next ones.
 
-Anonymous: any broker gives an id. Partitions bump their own epochs; one that has used them up gets an id for itself.
+Anonymous: any broker gives an id, and where one has none the next is asked. Partitions bump their own epochs; one that has
+used them up gets an id for itself.
 
 Named: the controller gives id and epoch, and no leader takes an older epoch from then on. So one partition's need for the
 next epoch is everyone's: all partitions stop stamping, drain (every batch that may be in the log is resolved; this takes
 as long as the slowest, at most the delivery timeout), then InitProducerId is asked with the id and epoch held, and all
-go on from sequence 0. The controller refuses where another instance has taken over: that is the end of this one.
+go on from sequence 0. The controller refuses where another instance has taken over: that is the end of this one. A name that
+nobody uses expires; `keep_name` says often enough that this instance is there.
+
+With an id comes the longest time for which brokers are sure to recognise a repeat. No batch is retried for longer.
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ from fencepost_proto.v1 import broker_pb2 as pb
 log = logging.getLogger(__name__)
 
 INIT_TIMEOUT_MS = 10_000  # of one InitProducerId: how long the fence may take to stand everywhere
+ANONYMOUS_TIMEOUT_S = 4.0  # for one broker's answer to an anonymous one
+KEEP_ALIVES = 8  # so many times in its expiration time a name is said to be in use
 NO_ID = -1
 TELL_AFTER_S = 3.0  # without an id: then the user is told why
 
@@ -47,6 +53,10 @@ class Identity:
     def __init__(self, cluster: Cluster, config: ProducerConfig, owner: IdentityOwner) -> None:
         self.producer_id = NO_ID
         self.epoch = -1
+        self.retired_id = NO_ID  # the one before, whose epochs this name has used up
+        self.predecessor_expired = False  # what came before under this name is forgotten
+        self.delivery_timeout_s = config.delivery_timeout_ms / 1000
+        self._name_expiration_s = 0.0
         self._cluster = cluster
         self._config = config
         self._owner = owner
@@ -76,6 +86,23 @@ class Identity:
     def need(self) -> None:
         """Some partition needs what only `run` can get."""
         self._needed.set()
+
+    async def keep_name(self) -> None:
+        """Say that the name is in use, again and again; a task for a named producer's life. Raises ProducerFenced."""
+        while self._name_expiration_s:
+            await asyncio.sleep(self._name_expiration_s / KEEP_ALIVES)
+            held = (self.producer_id, self.epoch)
+            request = self._request(*held, keep_alive=True)
+            try:
+                answer = await self._cluster.call_broker(
+                    lambda broker: broker.InitProducerId, request, timeout_s=INIT_TIMEOUT_MS / 1000 + 1
+                )
+                raise_for(answer.error)
+            except FencepostError as error:
+                is_current = not self._bumping and held == (self.producer_id, self.epoch)
+                if is_current and not error.retriable:
+                    raise
+                log.info("name not kept name=%s reason=%s", self._config.name, error)
 
     async def run(self) -> None:
         while True:
@@ -114,16 +141,20 @@ class Identity:
 
     async def _init(self, producer_id: int, epoch: int) -> tuple[int, int]:
         """InitProducerId, until it is answered. Raises ProducerFenced, and what else is not retriable."""
-        request = pb.InitProducerIdRequest(
-            name=self._config.name, producer_id=producer_id, producer_epoch=epoch, timeout_ms=INIT_TIMEOUT_MS
-        )
+        request = self._request(producer_id, epoch)
+        timeout_s = INIT_TIMEOUT_MS / 1000 + 1 if self._config.name else ANONYMOUS_TIMEOUT_S
         failures, began, told = 0, asyncio.get_running_loop().time(), False
         while True:
+            addresses = self._cluster.addresses()
             try:
                 answer = await self._cluster.call_broker(
-                    lambda broker: broker.InitProducerId, request, timeout_s=INIT_TIMEOUT_MS / 1000 + 1
+                    lambda broker: broker.InitProducerId,
+                    request,
+                    address=addresses[failures % len(addresses)],
+                    timeout_s=timeout_s,
                 )
                 raise_for(answer.error)
+                self._take(answer)
                 return answer.producer_id, answer.producer_epoch
             except InvalidProducerEpoch as error:
                 raise ProducerFenced(error.message) from error
@@ -137,4 +168,29 @@ class Identity:
                 if not told and asyncio.get_running_loop().time() - began >= TELL_AFTER_S:
                     told = True
                     log.warning("no producer id yet, still asking name=%s reason=%s", self._config.name or "-", error)
-                await asyncio.sleep(self._backoff.after(failures))
+                if failures % len(addresses) == 0:  # every broker was asked
+                    await asyncio.sleep(self._backoff.after(failures // len(addresses)))
+
+    def _request(self, producer_id: int, epoch: int, keep_alive: bool = False) -> pb.InitProducerIdRequest:
+        return pb.InitProducerIdRequest(
+            name=self._config.name,
+            producer_id=producer_id,
+            producer_epoch=epoch,
+            timeout_ms=INIT_TIMEOUT_MS,
+            keep_alive=keep_alive,
+        )
+
+    def _take(self, answer: pb.InitProducerIdResponse) -> None:
+        self.predecessor_expired = answer.predecessor_expired
+        self.retired_id = answer.retired_producer_id or NO_ID
+        self._name_expiration_s = answer.name_expiration_ms / 1000
+        wanted_s = self._config.delivery_timeout_ms / 1000
+        most_s = answer.max_delivery_timeout_ms / 1000 or wanted_s
+        if most_s < wanted_s and most_s != self.delivery_timeout_s:
+            log.warning(
+                "delivery timeout shortened from_ms=%d to_ms=%d: brokers recognise repeats for no longer "
+                "(max_delivery_timeout_ms, producer_expiration_ms)",
+                self._config.delivery_timeout_ms,
+                answer.max_delivery_timeout_ms,
+            )
+        self.delivery_timeout_s = min(wanted_s, most_s)

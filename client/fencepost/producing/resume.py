@@ -1,7 +1,8 @@
 """What a named producer's predecessor got into a partition's log: definitely, and nothing can be added to it.
 
-InitProducerId has fenced every older instance on every leader before this one learned its epoch. So what the leader
-knows of this producer id now, once that is committed, is all that there will ever be from before.
+A leader answers only where it has applied the fence of this instance's epoch: it lets nothing older in any more. So what it
+knows of this producer id, once that is committed, is all that there will ever be from before. It knows a named producer for
+as long as the name is known.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from dataclasses import dataclass
 import grpc
 
 from fencepost.cluster import Cluster
+from fencepost.errors import PredecessorForgotten
+from fencepost.producing.identity import NO_ID, Identity
 from fencepost.rpc import rpc_errors
 from fencepost_proto.errors import FencepostError, NetworkException, OffsetOutOfRange, RequestTimedOut, raise_for
-from fencepost_proto.metadata import PartitionKey
+from fencepost_proto.metadata import RETIRED_EPOCH, PartitionKey
 from fencepost_proto.record_batch import add_sequence
 from fencepost_proto.records import Record, read_records
 from fencepost_proto.v1 import broker_pb2 as pb
@@ -35,24 +38,43 @@ class Resumed:
     record: Record | None  # None: retention has removed it
 
 
-async def resume(cluster: Cluster, key: PartitionKey, producer_id: int, timeout_s: float) -> Resumed | None:
-    """None: this producer id is not known there. Raises RequestTimedOut, and what the leader refuses for good."""
+async def resume(cluster: Cluster, key: PartitionKey, identity: Identity, timeout_s: float) -> Resumed | None:
+    """None: this name never wrote there. Raises PredecessorForgotten, RequestTimedOut, and what the leader refuses."""
+    producer_id, forgotten = identity.producer_id, identity.predecessor_expired
+    asked = [(producer_id, identity.epoch)]
+    if identity.retired_id != NO_ID:
+        asked.append((identity.retired_id, RETIRED_EPOCH))
     try:
         async with asyncio.timeout(timeout_s):
-            return await _resume(cluster, key, producer_id, timeout_s)
+            for asked_id, epoch in asked:
+                resumed = await _resume(cluster, key, asked_id, epoch, timeout_s)
+                if resumed is not None:
+                    return resumed
     except TimeoutError:
         raise RequestTimedOut(
             f"the leader of {key[0]}-{key[1]} did not tell of producer {producer_id} within {timeout_s} s",
             may_have_been_appended=False,
         ) from None
+    if forgotten:
+        raise PredecessorForgotten(
+            f"{key[0]}-{key[1]} has nothing of producer id {producer_id}, and what this name wrote under earlier ids, if "
+            f"anything, is forgotten: the name had expired"
+        )
+    return None
 
 
-async def _resume(cluster: Cluster, key: PartitionKey, producer_id: int, timeout_s: float) -> Resumed | None:
+async def _resume(
+    cluster: Cluster, key: PartitionKey, producer_id: int, epoch: int, timeout_s: float
+) -> Resumed | None:
     answer = await cluster.call_leader(
         key,
         lambda broker: broker.DescribeProducers,
         lambda leader: pb.DescribeProducersRequest(
-            topic_id=key[0], partition=key[1], producer_id=producer_id, commit_timeout_ms=COMMIT_TIMEOUT_MS
+            topic_id=key[0],
+            partition=key[1],
+            producer_id=producer_id,
+            commit_timeout_ms=COMMIT_TIMEOUT_MS,
+            producer_epoch=epoch,
         ),
         timeout_s=timeout_s,
     )

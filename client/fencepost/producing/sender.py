@@ -93,6 +93,8 @@ class Sender:
         self._cluster.add_listener(self._image_changed)
         self._own(self._run(), "producer-sender")
         self._own(self.identity.run(), "producer-identity")
+        if self._config.name:
+            self._own(self.identity.keep_name(), "producer-name")
         self.buffer.pause_next()
 
     def check(self) -> None:

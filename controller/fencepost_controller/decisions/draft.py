@@ -24,6 +24,7 @@ from fencepost_proto.metadata import (
     Entity,
     ImageDraft,
     MetadataImage,
+    NamedProducer,
     Partition,
     PartitionKey,
     Topic,
@@ -100,7 +101,7 @@ class Draft:
         elif isinstance(entity, Partition):
             self._partitions[entity.id] = entity
 
-    def delete(self, entity: Broker | Topic | Partition) -> None:
+    def delete(self, entity: Broker | Topic | Partition | NamedProducer) -> None:
         self._changes[entity.key] = None
 
 

@@ -1,16 +1,27 @@
 """How far the fence of named producers stands (G9).
 
-InitProducerId may answer at metadata version v once no batch of an older epoch can get into a log any more, neither at
-the present leaders nor at later ones. Two things make that so:
+InitProducerId may answer at metadata version v once no leader, of now or later, appends a batch of an older epoch:
 
-- **Every partition has a leader, and all its in-sync members have applied v.** The leader, because it is the one who
-  refuses. The other members too, because of one that led a moment ago and does not know yet that it no longer does: it
-  would go on accepting the old epoch into its own log, and, still in the in-sync set, could be elected with that log.
-- **Whoever is not in the in-sync set** has to follow the leader of the current epoch, which cuts what it has beyond,
-  before it can join; and a broker that becomes leader later applies the metadata up to its leadership first, v included.
+**Every broker that is not fenced has applied v.** Whoever leads a partition is one of them, and refuses older epochs from
+then on. So is every in-sync member of a partition that has a leader: one of them may have led a moment ago and not know yet
+that it no longer does; until it has applied v it would go on accepting the old epoch into its own log, and, still in the
+in-sync set, could be elected with that log.
 
-A partition without a leader holds everything back: its last in-sync member may be cut off from here and still be reached by
-old producers.
+**A fenced broker** (dead, or declared so) leads nothing. It may not know that: cut off from here and still reached by old
+producers, it goes on as the leader of an earlier leader epoch. What it appends then does no harm:
+
+- *Where the partition has a leader*, the fenced broker is in no in-sync set. Before it can join one it follows the leader of
+  the current epoch, which cuts what it has beyond.
+- *Where the partition has none*, the fenced broker may be its last in-sync member. Then its log is the partition's log, and
+  what it appended before it hears of v stays, acknowledged perhaps: it comes *before* everything that the new instance does
+  there. For nobody leads this partition again but by an election at a version behind v, which a broker applies only after
+  v; that leader refuses the older epochs. And until then the new instance gets no answer there: a leader accepts a batch of
+  epoch e, and answers a `resume` of epoch e, only where it has applied the fence of e (`identities.py` and
+  `describe_producers.py` of the broker). So what a resuming instance is told is final, and its first batch stands behind
+  every batch of an older epoch.
+
+So a partition without a leader holds nothing back but the sends to it, which wait for a leader anyway; and a broker that
+does not answer holds an answer back for a session timeout at most, until it is declared dead.
 """
 
 from __future__ import annotations
@@ -18,35 +29,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from fencepost_proto.metadata import NO_LEADER, MetadataImage, Partition
+from fencepost_proto.metadata import MetadataImage
+
+NO_BROKER = -1
 
 
 class Standing(NamedTuple):
-    """The newest version whose fence stands everywhere, and the partition that keeps it from being newer."""
+    """The newest version whose fence stands everywhere, and the broker that keeps it from being newer."""
 
     version: int
-    blocking: Partition | None  # None: nothing does
-    broker_id: int  # which of its in-sync members has not applied more; NO_LEADER: the partition has no leader
+    broker_id: int  # NO_BROKER: none does
 
-    def why_not(self, image: MetadataImage) -> str:
+    def why_not(self) -> str:
         """For the caller who waits in vain."""
-        if self.blocking is None:
+        if self.broker_id == NO_BROKER:
             return ""
-        topic = image.topics.get(self.blocking.topic_id)
-        name = f"{topic.name if topic else self.blocking.topic_id}-{self.blocking.index}"
-        if self.broker_id == NO_LEADER:
-            return f"partition {name} has no leader (in sync: {list(self.blocking.isr)})"
-        return f"broker {self.broker_id}, in sync for partition {name}, has not applied the new epoch yet"
+        return f"broker {self.broker_id} has not applied the new epoch yet, and is not declared dead"
 
 
 def standing(image: MetadataImage, applied: Mapping[int, int]) -> Standing:
     """`applied`: metadata version applied by each broker that has a live session under its current broker epoch."""
-    found = Standing(image.version, None, NO_LEADER)
-    for partition in image.partitions.values():
-        if partition.leader == NO_LEADER:
-            return Standing(-1, partition, NO_LEADER)
-        for broker_id in partition.isr:
-            version = applied.get(broker_id, -1)
-            if version < found.version:
-                found = Standing(version, partition, broker_id)
+    found = Standing(image.version, NO_BROKER)
+    for broker in image.brokers.values():
+        version = applied.get(broker.id, -1)
+        if not broker.fenced and version < found.version:
+            found = Standing(version, broker.id)
     return found

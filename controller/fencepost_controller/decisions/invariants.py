@@ -7,9 +7,11 @@ then no partition of which it has a replica may still have it as leader, or in s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from fencepost_proto.errors import InvariantBroken
 from fencepost_proto.metadata import (
+    FIRST_NAMED_ID,
     NO_LEADER,
     Broker,
     Changes,
@@ -37,8 +39,7 @@ def check_invariants(before: Mapping[str, Entity | None], after: MetadataImage, 
             case NamedProducer():
                 _check_producer(was if isinstance(was, NamedProducer) else None, entity, after)
             case NextProducerId():
-                next_id = was.next_id if isinstance(was, NextProducerId) else 0
-                _require(entity.next_id > next_id, key, f"next producer id goes from {next_id} to {entity.next_id}")
+                _check_next_ids(was if isinstance(was, NextProducerId) else NextProducerId(0), entity)
             case Topic():
                 _require(after.topic_ids.get(entity.name) == entity.topic_id, key, f"name {entity.name!r} is another's")
             case None:
@@ -53,7 +54,7 @@ def check_image(image: MetadataImage) -> None:
         _check_partition(None, partition, image)
     for broker in image.brokers.values():
         _check_broker(None, broker, image, image.version)
-    for producer in image.producers.values():
+    for producer in (*image.producers.values(), *image.expired_producers.values()):
         _check_producer(None, producer, image)
 
 
@@ -136,14 +137,27 @@ def _check_deleted(key: str, after: MetadataImage) -> None:
         _require(not held, key, f"not registered any more, and a replica of {held[:3]}")
 
 
+def _check_next_ids(before: NextProducerId, after: NextProducerId) -> None:
+    _require(after.next_id >= before.next_id, after.key, f"next producer id goes to {after.next_id}")
+    _require(after.next_id <= FIRST_NAMED_ID, after.key, f"next producer id {after.next_id} is a named producer's")
+    _require(after.next_named_id >= before.next_named_id, after.key, f"next named id goes to {after.next_named_id}")
+    _require(after.names_clock_ms >= before.names_clock_ms, after.key, f"clock of names at {after.names_clock_ms} ms")
+
+
 def _check_producer(before: NamedProducer | None, producer: NamedProducer, after: MetadataImage) -> None:
-    _require(producer.producer_id < after.next_producer_id, producer.key, f"id {producer.producer_id} is not allocated")
+    is_allocated = FIRST_NAMED_ID <= producer.producer_id < after.next_named_id
+    _require(is_allocated, producer.key, f"id {producer.producer_id} is not allocated")
     _require(producer.producer_id not in producer.retired_ids, producer.key, f"id {producer.producer_id} is retired")
     if before is None:
         return
-    _require(set(before.retired_ids) <= set(producer.retired_ids), producer.key, "a retired id is forgotten")
-    if producer.producer_id == before.producer_id:
-        _require(producer.epoch > before.epoch, producer.key, f"epoch {before.epoch} is followed by {producer.epoch}")
+    if producer.producer_id != before.producer_id:
+        is_over = before.expired or before.producer_id in producer.retired_ids
+        _require(is_over, producer.key, f"id {before.producer_id} is neither retired nor expired")
+        _require(producer.producer_id > before.producer_id, producer.key, f"id {producer.producer_id} is older")
+    elif producer.epoch == before.epoch:
+        of_its_use = replace(before, used_at_ms=producer.used_at_ms, expired=producer.expired)
+        _require(producer == of_its_use, producer.key, f"epoch {before.epoch} is followed by itself")
+        _require(not before.expired or producer.expired, producer.key, f"expired id {before.producer_id} comes back")
     else:
-        _require(before.producer_id in producer.retired_ids, producer.key, f"id {before.producer_id} is not retired")
-        _require(producer.producer_id >= 0, producer.key, f"id {producer.producer_id}")
+        _require(producer.epoch > before.epoch, producer.key, f"epoch {before.epoch} is followed by {producer.epoch}")
+        _require(not before.expired, producer.key, f"expired id {before.producer_id} comes back")

@@ -36,6 +36,7 @@ from fencepost_proto import record_batch
 from fencepost_proto.errors import InvalidTopic
 from fencepost_proto.lineage import Lineage, LineageStart, VersionCheck
 from fencepost_proto.metadata import (
+    FIRST_NAMED_ID,
     NO_LEADER,
     Broker,
     Cluster,
@@ -53,7 +54,8 @@ VERSION_JUMP = 1_000_000
 EPOCH_JUMP = 1_000  # of leader epochs and partition epochs
 PRODUCER_EPOCH_JUMP = 100
 PRODUCER_ID_JUMP = 1_000_000
-MAX_SOUND_PRODUCER_ID = 2**62  # an id in a log above this was never allocated
+MAX_SOUND_PRODUCER_ID = FIRST_NAMED_ID // 2  # an id in a log above this was never allocated …
+MAX_SOUND_NAMED_ID = 2**62  # … nor one of a named producer above that
 NO_INCARNATION = "recovered"  # no process has it
 NO_PRODUCER = -1
 
@@ -73,8 +75,9 @@ class HeldLog:
     leader_epoch: int  # the newest that the broker knows; -1: none
     last_epoch: int  # of the last batch; -1: none
     log_end_offset: int
-    max_producer_id: int = NO_PRODUCER
+    max_producer_id: int = NO_PRODUCER  # of anonymous producers
     failure: str = ""
+    max_named_id: int = NO_PRODUCER  # of named ones
 
     @property
     def key(self) -> PartitionKey:
@@ -130,11 +133,11 @@ class _Recovery:
         version = self._version()
         topics = self._topics()
         partitions = self._partitions(topics)
-        producers, next_id = self._producers()
+        producers, next_ids = self._producers()
         entities: list[Entity] = [
             Cluster(self._cluster_id),
             Lineage((LineageStart(lineage_id, version),)),
-            NextProducerId(next_id),
+            next_ids,
             *self._brokers(),
             *topics,
             *partitions,
@@ -146,7 +149,8 @@ class _Recovery:
             f"cluster {self._cluster_id}: told by brokers {[one.broker_id for one in self._told]}",
             f"metadata version {version}, which was {self._store.version} in the store; "
             f"lineage {lineage_id:016x} begins there",
-            f"producer ids from {next_id} on; {len(producers)} named producers; "
+            f"producer ids from {next_ids.next_id} on, of named ones from {next_ids.next_named_id} on; "
+            f"{sum(not producer.expired for producer in producers)} named producers; "
             f"{len(topics)} topics with {len(partitions)} partitions",
         ]
         return Recovered(image, (*head, *self._report))
@@ -190,18 +194,17 @@ class _Recovery:
             for broker_id in sorted(known)
         ]
 
-    def _producers(self) -> tuple[list[NamedProducer], int]:
-        """The named ones, and the first id that is free."""
+    def _producers(self) -> tuple[list[NamedProducer], NextProducerId]:
+        """The named ones, and the first ids that are free."""
         ids = [image.next_producer_id for image in self._heads]
-        in_logs = [held.max_producer_id for logs in self._logs.values() for held in logs.values()]
-        ids += [number + 1 for number in in_logs if number <= MAX_SOUND_PRODUCER_ID]
-        if any(number > MAX_SOUND_PRODUCER_ID for number in in_logs):
-            self._report.append(f"a log holds producer id {max(in_logs)}, which was never allocated: it does not count")
+        ids += self._ids_in_logs([held.max_producer_id for held in self._all_logs()], MAX_SOUND_PRODUCER_ID)
+        named_ids = [image.next_named_id for image in self._heads]
+        named_ids += self._ids_in_logs([held.max_named_id for held in self._all_logs()], MAX_SOUND_NAMED_ID)
         epochs: dict[int, int] = {}
         for one in self._told:
             for producer_id, epoch in one.epochs.items():
                 epochs[producer_id] = max(epoch, epochs.get(producer_id, 0))
-        next_id = max(ids, default=0) + PRODUCER_ID_JUMP
+        next_named_id = max(named_ids, default=FIRST_NAMED_ID) + PRODUCER_ID_JUMP
         producers = []
         for name in sorted({name for image in self._heads for name in image.producers}):
             producer = _united([image.producers[name] for image in self._heads if name in image.producers])
@@ -210,9 +213,22 @@ class _Recovery:
                 producers.append(replace(producer, epoch=epoch, bumped_by_holder=False))
                 continue
             retired = (*producer.retired_ids, producer.producer_id)
-            producers.append(NamedProducer(name, next_id, 0, retired))
-            next_id += 1
-        return producers, next_id
+            producers.append(NamedProducer(name, next_named_id, 0, retired, used_at_ms=producer.used_at_ms))
+            next_named_id += 1
+        known = {producer.name for producer in producers}
+        expired = {name: p for image in reversed(self._heads) for name, p in image.expired_producers.items()}
+        producers += [producer for name, producer in sorted(expired.items()) if name not in known]
+        clock_ms = max((image.names_clock_ms for image in self._heads), default=0)
+        return producers, NextProducerId(max(ids, default=0) + PRODUCER_ID_JUMP, next_named_id, clock_ms)
+
+    def _all_logs(self) -> Iterable[HeldLog]:
+        return (held for logs in self._logs.values() for held in logs.values())
+
+    def _ids_in_logs(self, ids: Sequence[int], most: int) -> list[int]:
+        """What is free by them."""
+        if any(producer_id > most for producer_id in ids):
+            self._report.append(f"a log holds producer id {max(ids)}, which was never allocated: it does not count")
+        return [producer_id + 1 for producer_id in ids if NO_PRODUCER < producer_id <= most]
 
     # ---- Topics ----
 

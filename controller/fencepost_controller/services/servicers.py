@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from random import Random
 
 from fencepost_controller.commands import Commands
+from fencepost_controller.config import ControllerConfig
 from fencepost_controller.fences import Fences
 from fencepost_controller.opening import Opening
 from fencepost_controller.services.admin import (
@@ -17,7 +18,12 @@ from fencepost_controller.services.admin import (
     unregister_broker,
 )
 from fencepost_controller.services.partitions import alter_partition
-from fencepost_controller.services.producers import allocate_producer_ids, init_producer_id
+from fencepost_controller.services.producers import (
+    allocate_producer_ids,
+    init_producer_id,
+    list_producer_names,
+    remove_producer_name,
+)
 from fencepost_controller.services.session import serve_session
 from fencepost_controller.sessions import Sessions
 from fencepost_proto.answering import Answering, Context
@@ -32,6 +38,7 @@ class ControllerService(controller_pb2_grpc.ControllerServicer):
     commands: Commands
     sessions: Sessions
     fences: Fences
+    config: ControllerConfig
     answering: Answering
 
     async def Session(  # type: ignore[override]  # writes to the context instead of yielding
@@ -55,7 +62,7 @@ class ControllerService(controller_pb2_grpc.ControllerServicer):
         self, request: broker_pb2.InitProducerIdRequest, context: Context
     ) -> broker_pb2.InitProducerIdResponse:
         await self.sessions.opening.wait()
-        work = init_producer_id(self.commands, self.fences, request)
+        work = init_producer_id(self.commands, self.fences, self.config, request)
         return await self.answering.unary(broker_pb2.InitProducerIdResponse, work)
 
 
@@ -94,3 +101,15 @@ class AdminService(controller_pb2_grpc.AdminServicer):
     ) -> pb.UnregisterBrokerResponse:
         await self.opening.wait()
         return await self.answering.unary(pb.UnregisterBrokerResponse, unregister_broker(self.commands, request))
+
+    async def ListProducerNames(
+        self, request: pb.ListProducerNamesRequest, context: Context
+    ) -> pb.ListProducerNamesResponse:
+        await self.opening.wait()
+        return await self.answering.unary(pb.ListProducerNamesResponse, list_producer_names(self.commands, request))
+
+    async def RemoveProducerName(
+        self, request: pb.RemoveProducerNameRequest, context: Context
+    ) -> pb.RemoveProducerNameResponse:
+        await self.opening.wait()
+        return await self.answering.unary(pb.RemoveProducerNameResponse, remove_producer_name(self.commands, request))

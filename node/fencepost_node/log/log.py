@@ -27,6 +27,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from fencepost_node.idleness import Idleness
 from fencepost_node.log.config import NO_LIMIT, LogConfig
 from fencepost_node.log.disk import Disk
 from fencepost_node.log.leader_epochs import LeaderEpochs
@@ -83,9 +84,10 @@ class Log:
         self._cuts = 0  # truncations and resets so far
         self._names_changed = 1  # rises with every new segment …
         self._names_synced = 0  # … and follows when the folder is synced
+        # What recovery found is not known to be old: nothing was observed yet. Guarded by _lock.
+        self._expiring = Idleness()  # over the expiration time …
+        self._repeatable = Idleness()  # … and over the time in which repeats may come
         self._take(recovered)
-        self.producers.observe(self.log_start_offset, now_ms)
-        self.producers.expire(now_ms, config.producer_expiration_ms, self.log_start_offset)
 
     def _take(self, recovered: Recovered) -> None:
         """Become the log that recovery found."""
@@ -378,14 +380,13 @@ class Log:
     # ---- Retention ----
 
     def apply_retention(self, now_ms: int, high_watermark: int) -> None:
-        """[thread] Delete segments that retention asks for, below the high watermark only; forget idle producers.
+        """[thread] Delete segments that retention asks for, below the high watermark only.
 
         An expired last segment is sealed first, so that an idle partition empties too. Raises StorageError.
         """
         with self._maintenance:
             self._require_usable()
             self._told_ms = now_ms
-            self._expire_producers(now_ms, high_watermark)
             self._learn_append_times(now_ms)
             self._seal_expired(now_ms, high_watermark)
             config, segments = self.config, self._row.all
@@ -409,19 +410,6 @@ class Log:
                 if segment.size and segment.appended_ms == NO_TIMESTAMP:
                     segment.appended_ms = self._disk.modified_ms(segment.path)
                 segment.appended_ms = min(segment.appended_ms, now_ms)  # where the clock was ahead, count from here
-
-    def _expire_producers(self, now_ms: int, high_watermark: int) -> None:
-        expiration_ms = self.config.producer_expiration_ms
-        with self._lock:
-            if self.producers.observation_due(now_ms, expiration_ms):
-                self.producers.observe(self.log_end_offset, now_ms)
-            self.producers.committed_below = max(self.producers.committed_below, high_watermark)
-            seen = self.producers.copy()
-        idle = seen.idle(now_ms, expiration_ms)  # may take a while: the loop goes on appending
-        with self._lock:
-            expired = self.producers.forget(idle, now_ms, expiration_ms)
-        if expired:
-            log.info("producers expired directory=%s count=%d left=%d", self.directory, expired, len(self.producers))
 
     def _seal_expired(self, now_ms: int, high_watermark: int) -> None:
         """Roll if the last segment is all that keeps expired records."""
@@ -447,6 +435,39 @@ class Log:
         for segment in gone:  # the oldest first: at any moment what is left is a log
             remove_segment(self._disk, self.directory, segment.base_offset)
         self._remove_surplus_snapshots()
+
+    # ---- Forgetting producers ----
+
+    def observe_end(self, running_ms: int) -> bool:
+        """All that is in the log is there now, at this running time. Whether there may be producers to forget."""
+        with self._lock:
+            self._expiring.observe(self.log_end_offset, running_ms, self.config.producer_expiration_ms)
+            self._repeatable.observe(self.log_end_offset, running_ms, self.config.max_delivery_timeout_ms)
+            return self.producers.any_idle(*self._idle_below(running_ms))
+
+    def _idle_below(self, running_ms: int) -> tuple[int, int]:
+        """Below which offsets batches are as old as the expiration time, and too old to be repeated. `_lock` is held."""
+        return (
+            self._expiring.idle_below(running_ms, self.config.producer_expiration_ms),
+            self._repeatable.idle_below(running_ms, self.config.max_delivery_timeout_ms),
+        )
+
+    def forget_idle_producers(self, running_ms: int, high_watermark: int, is_kept: Callable[[int], bool]) -> None:
+        """[thread] Forget producers that have been idle for long enough at `running_ms`, by what `observe_end` saw.
+
+        `is_kept` says of whom nothing is to be forgotten.
+        """
+        with self._maintenance:
+            with self._lock:
+                expired_below, surplus_below = self._idle_below(running_ms)
+                self.producers.committed_below = max(self.producers.committed_below, high_watermark)
+                seen = self.producers.copy()
+            idle = seen.idle(expired_below, surplus_below, is_kept)  # may take a while: the loop goes on appending
+            if not idle:
+                return
+            with self._lock:
+                expired = self.producers.forget(idle)
+        log.info("producers expired directory=%s count=%d left=%d", self.directory, expired, len(self.producers))
 
     # ---- Cutting ----
 
@@ -510,6 +531,8 @@ class Log:
             self.leader_epochs = epochs
             self._pending = [snapshot for snapshot in self._pending if snapshot.offset <= end_offset]
             self._unsnapshotted_bytes = folded_bytes
+            self._expiring.truncate(end_offset)
+            self._repeatable.truncate(end_offset)
         self._row.retire(gone)
         return gone
 
@@ -551,6 +574,7 @@ class Log:
                 raise StorageError(self.failure) from error
             recovered.producers.carry_from(self.producers)
             with self._lock:
+                self._expiring, self._repeatable = Idleness(), Idleness()
                 self._take(recovered)
             log.info("log reset directory=%s start=%d", self.directory, start_offset)
 

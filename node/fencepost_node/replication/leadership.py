@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from fencepost_node.identities import lowest_epoch
 from fencepost_node.log.config import NO_LIMIT
-from fencepost_node.producer_state import Duplicate
+from fencepost_node.producer_state import Admit, Duplicate
 from fencepost_node.replication.leader_state import LeaderState, Proposal
 from fencepost_node.replication.tail import Tail
 from fencepost_proto import errors
@@ -88,8 +89,11 @@ class Leadership:
 
     # ---- Produce ----
 
-    def append(self, batch: bytes, acks: int, now: float) -> Appended:
-        """Check and append one batch as it came from a client. All or nothing; raises FencepostError for nothing."""
+    def append(self, batch: bytes, acks: int, now: float, admit: Admit | None = None) -> Appended:
+        """Check and append one batch as it came from a client. All or nothing; raises FencepostError for nothing.
+
+        `admit` is asked before a producer that this partition does not know is let in.
+        """
         replica = self.replica
         config = replica.topic.config
         if len(batch) > config.max_message_bytes:
@@ -104,7 +108,7 @@ class Leadership:
             )
         if len(self._waiters) >= MAX_WAITERS:
             raise errors.NotEnoughReplicas(f"{len(self._waiters)} batches wait for their commit already")
-        duplicate = self._known(header)
+        duplicate = self._known(header, admit)
         if duplicate is not None:
             replica.deduplicated_batches += 1
             return Appended(duplicate.base_offset, duplicate.end_offset, duplicate=True)
@@ -131,13 +135,13 @@ class Leadership:
             subscription.appended()
         return Appended(base_offset, end_offset, duplicate=False)
 
-    def _known(self, header: BatchHeader) -> Duplicate | None:
+    def _known(self, header: BatchHeader, admit: Admit | None) -> Duplicate | None:
         if not header.idempotent:
             return None
         self.replica.log.producers.committed_below = self.high_watermark
-        fence_epoch = self.replica.owner.image.fences.get(header.producer_id, 0)
+        fence_epoch = lowest_epoch(header.producer_id, header.producer_epoch, self.replica.owner.image)
         answer = self.replica.log.producers.check(
-            header, fence_epoch=fence_epoch, ever_held_records=self.replica.log.ever_held_records
+            header, fence_epoch=fence_epoch, ever_held_records=self.replica.log.ever_held_records, admit=admit
         )
         return answer if isinstance(answer, Duplicate) else None
 

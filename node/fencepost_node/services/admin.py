@@ -23,6 +23,8 @@ R = TypeVar(
     controller_pb2.AlterPartitionReassignmentsResponse,
     controller_pb2.ElectLeaderResponse,
     controller_pb2.UnregisterBrokerResponse,
+    controller_pb2.ListProducerNamesResponse,
+    controller_pb2.RemoveProducerNameResponse,
 )
 
 
@@ -58,6 +60,18 @@ class AdminRelay(controller_pb2_grpc.AdminServicer):
         self, request: controller_pb2.UnregisterBrokerRequest, context: Context
     ) -> controller_pb2.UnregisterBrokerResponse:
         return await self._relay("UnregisterBroker", request, controller_pb2.UnregisterBrokerResponse, context)
+
+    async def ListProducerNames(
+        self, request: controller_pb2.ListProducerNamesRequest, context: Context
+    ) -> controller_pb2.ListProducerNamesResponse:
+        response = controller_pb2.ListProducerNamesResponse
+        return await self._relay("ListProducerNames", request, response, context)
+
+    async def RemoveProducerName(
+        self, request: controller_pb2.RemoveProducerNameRequest, context: Context
+    ) -> controller_pb2.RemoveProducerNameResponse:
+        response = controller_pb2.RemoveProducerNameResponse
+        return await self._relay("RemoveProducerName", request, response, context)
 
     async def _relay(self, method_name: str, request: Message, response: type[R], context: Context) -> R:
         return await self._answering.unary(response, self._ask(method_name, request, response, context))

@@ -48,6 +48,7 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
     answering: Answering
     limits: ClientLimits
     lists: ProducerLists
+    max_delivery_timeout_ms: int  # that clients are told of
 
     async def Produce(  # type: ignore[override]  # writes to the context instead of yielding
         self, request_iterator: AsyncIterator[broker_pb2.ProduceRequest], context: Context
@@ -88,7 +89,7 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
     async def InitProducerId(
         self, request: broker_pb2.InitProducerIdRequest, context: Context
     ) -> broker_pb2.InitProducerIdResponse:
-        work = init_producer_id(self.ids, self.link, request)
+        work = init_producer_id(self.ids, self.link, request, self.max_delivery_timeout_ms)
         return await self.answering.unary(broker_pb2.InitProducerIdResponse, work)
 
     async def DescribeProducers(

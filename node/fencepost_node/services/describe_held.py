@@ -16,7 +16,7 @@ from fencepost_node.known_metadata import KnownMetadata
 from fencepost_node.log.log import Log
 from fencepost_node.producer_state import ProducerState
 from fencepost_node.replica_manager import ReplicaManager
-from fencepost_proto.metadata import PartitionKey, to_proto
+from fencepost_proto.metadata import FIRST_NAMED_ID, PartitionKey, to_proto
 from fencepost_proto.v1 import controller_pb2 as pb
 
 MAX_IN_A_PART = 500
@@ -33,7 +33,8 @@ async def describe_held(manager: ReplicaManager, known: KnownMetadata, head: pb.
     logs: list[pb.HeldLog] = []
     for held, log in _logs(manager):
         producers = log.producers if log is not None else ProducerState()
-        held.max_producer_id = max(producers.ids(), default=-1)
+        held.max_producer_id = max((i for i in producers.ids() if i < FIRST_NAMED_ID), default=-1)
+        held.max_named_id = max((i for i in producers.ids() if i >= FIRST_NAMED_ID), default=-1)
         for producer_id in epochs.keys() & producers.ids():
             entry = producers.get(producer_id)
             epochs[producer_id] = max(epochs[producer_id], entry.epoch if entry is not None else -1)
@@ -68,6 +69,8 @@ def _logs(manager: ReplicaManager) -> Iterator[tuple[pb.HeldLog, Log | None]]:
                 partition=key[1],
                 leader_epoch=-1,
                 last_epoch=-1,
+                max_producer_id=-1,
+                max_named_id=-1,
                 failure="it is damaged below its end",
             ),
             None,

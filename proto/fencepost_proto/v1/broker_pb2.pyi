@@ -398,6 +398,7 @@ class InitProducerIdRequest(_message.Message):
     PRODUCER_ID_FIELD_NUMBER: _builtins.int
     PRODUCER_EPOCH_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    KEEP_ALIVE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """empty: anonymous"""
     producer_id: _builtins.int
@@ -405,6 +406,8 @@ class InitProducerIdRequest(_message.Message):
     producer_epoch: _builtins.int
     timeout_ms: _builtins.int
     """how long to wait for the fence to stand everywhere"""
+    keep_alive: _builtins.bool
+    """named only: no new epoch; are the id and epoch still current? Counts as a use of the name"""
     def __init__(
         self,
         *,
@@ -412,10 +415,11 @@ class InitProducerIdRequest(_message.Message):
         producer_id: _builtins.int = ...,
         producer_epoch: _builtins.int = ...,
         timeout_ms: _builtins.int = ...,
+        keep_alive: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_alive", b"keep_alive", "name", b"name", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "timeout_ms", b"timeout_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -428,8 +432,20 @@ class InitProducerIdResponse(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     PRODUCER_ID_FIELD_NUMBER: _builtins.int
     PRODUCER_EPOCH_FIELD_NUMBER: _builtins.int
+    MAX_DELIVERY_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    PREDECESSOR_EXPIRED_FIELD_NUMBER: _builtins.int
+    RETIRED_PRODUCER_ID_FIELD_NUMBER: _builtins.int
+    NAME_EXPIRATION_MS_FIELD_NUMBER: _builtins.int
     producer_id: _builtins.int
     producer_epoch: _builtins.int
+    max_delivery_timeout_ms: _builtins.int
+    """for how long, at most, brokers are sure to recognise a repeat; 0: not told"""
+    predecessor_expired: _builtins.bool
+    """named: what came before under this name is forgotten"""
+    retired_producer_id: _builtins.int
+    """named: its id before, whose epochs are used up; 0: none is known"""
+    name_expiration_ms: _builtins.int
+    """named: the name is forgotten when it has not been used for so long; 0: not told"""
     @_builtins.property
     def error(self) -> _common_pb2.Error: ...
     def __init__(
@@ -438,10 +454,14 @@ class InitProducerIdResponse(_message.Message):
         error: _common_pb2.Error | None = ...,
         producer_id: _builtins.int = ...,
         producer_epoch: _builtins.int = ...,
+        max_delivery_timeout_ms: _builtins.int = ...,
+        predecessor_expired: _builtins.bool = ...,
+        retired_producer_id: _builtins.int = ...,
+        name_expiration_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "max_delivery_timeout_ms", b"max_delivery_timeout_ms", "name_expiration_ms", b"name_expiration_ms", "predecessor_expired", b"predecessor_expired", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "retired_producer_id", b"retired_producer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -455,12 +475,15 @@ class DescribeProducersRequest(_message.Message):
     PARTITION_FIELD_NUMBER: _builtins.int
     PRODUCER_ID_FIELD_NUMBER: _builtins.int
     COMMIT_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    PRODUCER_EPOCH_FIELD_NUMBER: _builtins.int
     topic_id: _builtins.str
     partition: _builtins.int
     producer_id: _builtins.int
     """-1: all"""
     commit_timeout_ms: _builtins.int
     """>0: answer only once all that the answer tells of is committed; 0: the state as it is"""
+    producer_epoch: _builtins.int
+    """of a named producer: answer only where the fence of this epoch stands"""
     def __init__(
         self,
         *,
@@ -468,12 +491,15 @@ class DescribeProducersRequest(_message.Message):
         partition: _builtins.int = ...,
         producer_id: _builtins.int = ...,
         commit_timeout_ms: _builtins.int = ...,
+        producer_epoch: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_producer_epoch", b"_producer_epoch", "producer_epoch", b"producer_epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_timeout_ms", b"commit_timeout_ms", "partition", b"partition", "producer_id", b"producer_id", "topic_id", b"topic_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_producer_epoch", b"_producer_epoch", "commit_timeout_ms", b"commit_timeout_ms", "partition", b"partition", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "topic_id", b"topic_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__producer_epoch: _TypeAlias = _typing.Literal["producer_epoch"]  # noqa: Y015
+    _WhichOneofArgType__producer_epoch: _TypeAlias = _typing.Literal["_producer_epoch", b"_producer_epoch"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__producer_epoch) -> _WhichOneofReturnType__producer_epoch | None: ...
 
 Global___DescribeProducersRequest: _TypeAlias = DescribeProducersRequest  # noqa: Y015
 

@@ -309,15 +309,24 @@ class NamedProducerEntity(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     RETIRED_IDS_FIELD_NUMBER: _builtins.int
     BUMPED_BY_HOLDER_FIELD_NUMBER: _builtins.int
+    USED_AT_MS_FIELD_NUMBER: _builtins.int
+    EXPIRED_FIELD_NUMBER: _builtins.int
+    PREDECESSOR_EXPIRED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     producer_id: _builtins.int
     epoch: _builtins.int
     """batches of producer_id with a lower epoch are refused everywhere"""
     bumped_by_holder: _builtins.bool
     """the holder of the epoch before asked for this one: its repeated request gets it again"""
+    used_at_ms: _builtins.int
+    """its last use, on the clock of names (NextProducerIdEntity)"""
+    expired: _builtins.bool
+    """not used for the expiration time: producer_id is refused for good"""
+    predecessor_expired: _builtins.bool
+    """the name had expired before it was given this producer_id"""
     @_builtins.property
     def retired_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """ids whose epochs are used up: refused for good"""
+        """the id before, whose epochs are used up: refused for good"""
 
     def __init__(
         self,
@@ -327,10 +336,13 @@ class NamedProducerEntity(_message.Message):
         epoch: _builtins.int = ...,
         retired_ids: _abc.Iterable[_builtins.int] | None = ...,
         bumped_by_holder: _builtins.bool = ...,
+        used_at_ms: _builtins.int = ...,
+        expired: _builtins.bool = ...,
+        predecessor_expired: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bumped_by_holder", b"bumped_by_holder", "epoch", b"epoch", "name", b"name", "producer_id", b"producer_id", "retired_ids", b"retired_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bumped_by_holder", b"bumped_by_holder", "epoch", b"epoch", "expired", b"expired", "name", b"name", "predecessor_expired", b"predecessor_expired", "producer_id", b"producer_id", "retired_ids", b"retired_ids", "used_at_ms", b"used_at_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -341,15 +353,23 @@ class NextProducerIdEntity(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NEXT_PRODUCER_ID_FIELD_NUMBER: _builtins.int
+    NEXT_NAMED_ID_FIELD_NUMBER: _builtins.int
+    NAMES_CLOCK_MS_FIELD_NUMBER: _builtins.int
     next_producer_id: _builtins.int
+    next_named_id: _builtins.int
+    """of named producers, which have a range of their own; 0: none was given out"""
+    names_clock_ms: _builtins.int
+    """for how long a controller has run, in coarse steps: the clock by which names expire"""
     def __init__(
         self,
         *,
         next_producer_id: _builtins.int = ...,
+        next_named_id: _builtins.int = ...,
+        names_clock_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_producer_id", b"next_producer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names_clock_ms", b"names_clock_ms", "next_named_id", b"next_named_id", "next_producer_id", b"next_producer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -795,6 +795,7 @@ class HeldLog(_message.Message):
     MAX_PRODUCER_ID_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     LEADS_FIELD_NUMBER: _builtins.int
+    MAX_NAMED_ID_FIELD_NUMBER: _builtins.int
     topic_id: _builtins.str
     topic_name: _builtins.str
     partition: _builtins.int
@@ -805,11 +806,13 @@ class HeldLog(_message.Message):
     log_start_offset: _builtins.int
     log_end_offset: _builtins.int
     max_producer_id: _builtins.int
-    """-1: none"""
+    """of an anonymous producer; -1: none"""
     failure: _builtins.str
     """why the log cannot be used; empty: it can"""
     leads: _builtins.bool
     """the broker leads this partition now, under leader_epoch"""
+    max_named_id: _builtins.int
+    """of a named producer; -1: none"""
     def __init__(
         self,
         *,
@@ -823,10 +826,11 @@ class HeldLog(_message.Message):
         max_producer_id: _builtins.int = ...,
         failure: _builtins.str = ...,
         leads: _builtins.bool = ...,
+        max_named_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "last_epoch", b"last_epoch", "leader_epoch", b"leader_epoch", "leads", b"leads", "log_end_offset", b"log_end_offset", "log_start_offset", b"log_start_offset", "max_producer_id", b"max_producer_id", "partition", b"partition", "topic_id", b"topic_id", "topic_name", b"topic_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "last_epoch", b"last_epoch", "leader_epoch", b"leader_epoch", "leads", b"leads", "log_end_offset", b"log_end_offset", "log_start_offset", b"log_start_offset", "max_named_id", b"max_named_id", "max_producer_id", b"max_producer_id", "partition", b"partition", "topic_id", b"topic_id", "topic_name", b"topic_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -895,3 +899,131 @@ class Held(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Held: _TypeAlias = Held  # noqa: Y015
+
+@_typing.final
+class ListProducerNamesRequest(_message.Message):
+    """---- Names of producers ----"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: _builtins.int
+    MAX_NAMES_FIELD_NUMBER: _builtins.int
+    after: _builtins.str
+    """names behind this one; empty: from the first"""
+    max_names: _builtins.int
+    """of one page; at most 1,000, also where it is 0"""
+    def __init__(
+        self,
+        *,
+        after: _builtins.str = ...,
+        max_names: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "max_names", b"max_names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListProducerNamesRequest: _TypeAlias = ListProducerNamesRequest  # noqa: Y015
+
+@_typing.final
+class ProducerName(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PRODUCER_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    IDLE_MS_FIELD_NUMBER: _builtins.int
+    EXPIRED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    producer_id: _builtins.int
+    epoch: _builtins.int
+    idle_ms: _builtins.int
+    """since its last use, by the controller's running time, in coarse steps"""
+    expired: _builtins.bool
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        producer_id: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+        idle_ms: _builtins.int = ...,
+        expired: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "expired", b"expired", "idle_ms", b"idle_ms", "name", b"name", "producer_id", b"producer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProducerName: _TypeAlias = ProducerName  # noqa: Y015
+
+@_typing.final
+class ListProducerNamesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERROR_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    more: _builtins.bool
+    """there are names behind the last one"""
+    @_builtins.property
+    def error(self) -> _common_pb2.Error: ...
+    @_builtins.property
+    def names(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProducerName]: ...
+    def __init__(
+        self,
+        *,
+        error: _common_pb2.Error | None = ...,
+        names: _abc.Iterable[Global___ProducerName] | None = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "more", b"more", "names", b"names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListProducerNamesResponse: _TypeAlias = ListProducerNamesResponse  # noqa: Y015
+
+@_typing.final
+class RemoveProducerNameRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveProducerNameRequest: _TypeAlias = RemoveProducerNameRequest  # noqa: Y015
+
+@_typing.final
+class RemoveProducerNameResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERROR_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    @_builtins.property
+    def error(self) -> _common_pb2.Error: ...
+    def __init__(
+        self,
+        *,
+        error: _common_pb2.Error | None = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveProducerNameResponse: _TypeAlias = RemoveProducerNameResponse  # noqa: Y015

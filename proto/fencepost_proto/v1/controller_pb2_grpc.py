@@ -264,6 +264,16 @@ class AdminStub:
                 request_serializer=fencepost_dot_v1_dot_controller__pb2.UnregisterBrokerRequest.SerializeToString,
                 response_deserializer=fencepost_dot_v1_dot_controller__pb2.UnregisterBrokerResponse.FromString,
                 _registered_method=True)
+        self.ListProducerNames = channel.unary_unary(
+                '/fencepost.v1.Admin/ListProducerNames',
+                request_serializer=fencepost_dot_v1_dot_controller__pb2.ListProducerNamesRequest.SerializeToString,
+                response_deserializer=fencepost_dot_v1_dot_controller__pb2.ListProducerNamesResponse.FromString,
+                _registered_method=True)
+        self.RemoveProducerName = channel.unary_unary(
+                '/fencepost.v1.Admin/RemoveProducerName',
+                request_serializer=fencepost_dot_v1_dot_controller__pb2.RemoveProducerNameRequest.SerializeToString,
+                response_deserializer=fencepost_dot_v1_dot_controller__pb2.RemoveProducerNameResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -300,6 +310,20 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListProducerNames(self, request, context):
+        """Named producers, by name, a page at a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveProducerName(self, request, context):
+        """Forget a name: whoever still produces under it is fenced.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -327,6 +351,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.UnregisterBroker,
                     request_deserializer=fencepost_dot_v1_dot_controller__pb2.UnregisterBrokerRequest.FromString,
                     response_serializer=fencepost_dot_v1_dot_controller__pb2.UnregisterBrokerResponse.SerializeToString,
+            ),
+            'ListProducerNames': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListProducerNames,
+                    request_deserializer=fencepost_dot_v1_dot_controller__pb2.ListProducerNamesRequest.FromString,
+                    response_serializer=fencepost_dot_v1_dot_controller__pb2.ListProducerNamesResponse.SerializeToString,
+            ),
+            'RemoveProducerName': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveProducerName,
+                    request_deserializer=fencepost_dot_v1_dot_controller__pb2.RemoveProducerNameRequest.FromString,
+                    response_serializer=fencepost_dot_v1_dot_controller__pb2.RemoveProducerNameResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -465,6 +499,60 @@ class Admin:
             '/fencepost.v1.Admin/UnregisterBroker',
             fencepost_dot_v1_dot_controller__pb2.UnregisterBrokerRequest.SerializeToString,
             fencepost_dot_v1_dot_controller__pb2.UnregisterBrokerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListProducerNames(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fencepost.v1.Admin/ListProducerNames',
+            fencepost_dot_v1_dot_controller__pb2.ListProducerNamesRequest.SerializeToString,
+            fencepost_dot_v1_dot_controller__pb2.ListProducerNamesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveProducerName(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fencepost.v1.Admin/RemoveProducerName',
+            fencepost_dot_v1_dot_controller__pb2.RemoveProducerNameRequest.SerializeToString,
+            fencepost_dot_v1_dot_controller__pb2.RemoveProducerNameResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -94,6 +94,10 @@ class AdminStub:
     AlterPartitionReassignments: _grpc.UnaryUnaryMultiCallable[_controller_pb2.AlterPartitionReassignmentsRequest, _controller_pb2.AlterPartitionReassignmentsResponse]
     ElectLeader: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ElectLeaderRequest, _controller_pb2.ElectLeaderResponse]
     UnregisterBroker: _grpc.UnaryUnaryMultiCallable[_controller_pb2.UnregisterBrokerRequest, _controller_pb2.UnregisterBrokerResponse]
+    ListProducerNames: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ListProducerNamesRequest, _controller_pb2.ListProducerNamesResponse]
+    """Named producers, by name, a page at a time."""
+    RemoveProducerName: _grpc.UnaryUnaryMultiCallable[_controller_pb2.RemoveProducerNameRequest, _controller_pb2.RemoveProducerNameResponse]
+    """Forget a name: whoever still produces under it is fenced."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -105,6 +109,10 @@ class AdminAsyncStub(AdminStub):
     AlterPartitionReassignments: _aio.UnaryUnaryMultiCallable[_controller_pb2.AlterPartitionReassignmentsRequest, _controller_pb2.AlterPartitionReassignmentsResponse]  # type: ignore[assignment]
     ElectLeader: _aio.UnaryUnaryMultiCallable[_controller_pb2.ElectLeaderRequest, _controller_pb2.ElectLeaderResponse]  # type: ignore[assignment]
     UnregisterBroker: _aio.UnaryUnaryMultiCallable[_controller_pb2.UnregisterBrokerRequest, _controller_pb2.UnregisterBrokerResponse]  # type: ignore[assignment]
+    ListProducerNames: _aio.UnaryUnaryMultiCallable[_controller_pb2.ListProducerNamesRequest, _controller_pb2.ListProducerNamesResponse]  # type: ignore[assignment]
+    """Named producers, by name, a page at a time."""
+    RemoveProducerName: _aio.UnaryUnaryMultiCallable[_controller_pb2.RemoveProducerNameRequest, _controller_pb2.RemoveProducerNameResponse]  # type: ignore[assignment]
+    """Forget a name: whoever still produces under it is fenced."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     """Served by the controller and, as a relay to it, by every broker."""
@@ -143,6 +151,22 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _controller_pb2.UnregisterBrokerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_controller_pb2.UnregisterBrokerResponse, _abc.Awaitable[_controller_pb2.UnregisterBrokerResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListProducerNames(
+        self,
+        request: _controller_pb2.ListProducerNamesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.ListProducerNamesResponse, _abc.Awaitable[_controller_pb2.ListProducerNamesResponse]]:
+        """Named producers, by name, a page at a time."""
+
+    @_abc_1.abstractmethod
+    def RemoveProducerName(
+        self,
+        request: _controller_pb2.RemoveProducerNameRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.RemoveProducerNameResponse, _abc.Awaitable[_controller_pb2.RemoveProducerNameResponse]]:
+        """Forget a name: whoever still produces under it is fenced."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
