@@ -8,6 +8,11 @@ A batch that cannot be read (its producer sent what is no batch inside, or more 
 bytes are damaged) is fetched again a few times, since another leader may have it whole. Then the `unreadable` policy
 decides: the partition fails at the batch's offset, or goes on behind the batch, which is counted.
 
+Each fetch says under which leader epoch the batch before it was written. A leader whose log does not have that batch has
+been elected uncleanly, without some of what was read: nothing goes on silently there. What is only buffered is dropped and
+fetched again from where the two logs part. If the application has got more than that, the `reset` policy decides: "error"
+fails the partition with OffsetOutOfRange; the others go back to where the logs part.
+
 A leader that refuses a position as out of range makes the core ask where the log starts. A start above the position means
 that retention has removed what came next: the `reset` policy says how to go on. A position above the log's end is never
 explained by retention: it is an error whatever the policy.
@@ -120,6 +125,14 @@ class Skipped(NamedTuple):
     error: CorruptMessage
 
 
+class Parted(NamedTuple):
+    """Records that were handed out and that an unclean election has taken from the log: reading goes back to `offset`."""
+
+    tp: TopicPartition
+    position: int
+    offset: int
+
+
 class ConsumerCore:
     """The state of one consumer. `routes_version` rises with every change that `routes` may answer differently for."""
 
@@ -130,6 +143,7 @@ class ConsumerCore:
         max_decompressed_bytes: int = MAX_DECOMPRESSED_BYTES,
     ) -> None:
         self.skipped: deque[Skipped] = deque()  # for the caller to take out
+        self.parted: deque[Parted] = deque()  # likewise
         self._reset = reset
         self._unreadable = unreadable
         self._max_decompressed_bytes = max_decompressed_bytes
@@ -241,6 +255,7 @@ class ConsumerCore:
                     leader_epoch=route.leader_epoch,
                     fetch_offset=p.next_fetch,
                     max_bytes=PARTITION_MAX_BYTES,
+                    last_epoch=p.last_epoch,
                 )
             )
         return Ask(partitions, asked, wait_s)
@@ -263,7 +278,9 @@ class ConsumerCore:
             return
         if answer.error.code != ErrorCode.NONE:
             p.retry_at, p.refused_epoch = now_s + RETRY_BACKOFF_S, question.leader_epoch
-        if answer.error.code == ErrorCode.OFFSET_OUT_OF_RANGE:
+        if answer.error.code == ErrorCode.OFFSET_OUT_OF_RANGE and answer.HasField("divergence"):
+            self._part(p, p.parts_at(answer.divergence.epoch, answer.divergence.end_offset))
+        elif answer.error.code == ErrorCode.OFFSET_OUT_OF_RANGE:
             if not p.has_buffered:  # else what is buffered is handed out first
                 refused = p.next_fetch
                 self._move(p, UNRESOLVED)
@@ -289,6 +306,22 @@ class ConsumerCore:
             self._ready.append(p)
         self._answers += 1
         p.served = self._answers
+
+    def _part(self, p: AssignedPartition, offset: int) -> None:
+        """What was read from `offset` on is not in the log any more."""
+        position = p.position
+        if position <= offset < p.next_fetch:
+            self._move(p, position)  # only what is buffered has gone
+        elif offset >= p.next_fetch or self._reset == "error":
+            self._move(p, position)
+            message = (
+                f"records of {p.tp.topic}-{p.tp.partition} that were read, from offset {offset} to {position}, are not in "
+                f"the log any more: a leader has been elected uncleanly"
+            )
+            self.fail(p.tp, p.generation, OffsetOutOfRange(message))
+        else:
+            self._move(p, offset)
+            self.parted.append(Parted(p.tp, position, offset))
 
     def _out_of_range(self, p: AssignedPartition, log_start_offset: int) -> bool:
         """Go on from a refused position, or fail. True where the new position is known now."""

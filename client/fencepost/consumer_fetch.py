@@ -232,6 +232,13 @@ class Router:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _on_taken(self, led_elsewhere: bool) -> None:
+        while self._core.parted:
+            tp, position, offset = self._core.parted.popleft()
+            log.warning(
+                "records read are lost to an unclean election, reading goes back topic=%s partition=%d from=%d to=%d",
+                tp.topic, tp.partition, position, offset,
+            )  # fmt: skip
+            self._moved(tp, offset)
         if led_elsewhere:
             self.wake()
         self.look()

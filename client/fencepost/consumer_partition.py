@@ -35,6 +35,8 @@ LARGE_COMPRESSED_BYTES = 32 * 1024  # a compressed batch from this size on is op
 MAX_INLINE_BYTES = 1024 * 1024  # … and so is one that turns out to open to more than this
 
 _BATCH = struct.Struct(">qi11xi")  # base offset, length, …, last offset delta
+_BATCH_EPOCH = struct.Struct(">qii")  # base offset, length, leader epoch
+MAX_EPOCHS = 100  # leader epochs that a partition remembers having read from: the oldest are forgotten
 _ATTRIBUTES_LOW = 22  # the low byte of the attributes
 _COMPRESSION = 0x07
 
@@ -102,6 +104,15 @@ def end_of_batches(records: bytes, fetch_offset: int, high_watermark: int) -> in
     return expected
 
 
+def epochs_in(records: bytes) -> Iterator[tuple[int, int]]:
+    """(leader epoch, base offset) of each of an answer's batches, which `end_of_batches` has checked."""
+    at = 0
+    while at < len(records):
+        base_offset, length, epoch = _BATCH_EPOCH.unpack_from(records, at)
+        yield epoch, base_offset
+        at += LENGTH_END + length
+
+
 def is_large(batch: bytes) -> bool:
     """Opening it would hold the event loop."""
     return len(batch) >= LARGE_COMPRESSED_BYTES and bool(batch[_ATTRIBUTES_LOW] & _COMPRESSION)
@@ -126,6 +137,7 @@ class AssignedPartition:
     source: str = ""  # address of the broker whose answer came last
     large: bool = False  # the next batch has turned out to need a thread
     failure: FencepostError | None = None
+    epochs: list[tuple[int, int]] = field(default_factory=list)  # (leader epoch, its first offset read), rising
     opened: Iterator[Record] | None = None  # what is left of the batch that is being handed out
     _opened_end: int = 0  # its end offset
     _opened_bytes: int = 0
@@ -134,6 +146,8 @@ class AssignedPartition:
 
     def move(self, position: int, start: int, generation: int) -> None:
         """Begin again at `position`: what is buffered or on its way no longer counts."""
+        goes_back = 0 <= position <= self.next_fetch
+        self.epochs = [entry for entry in self.epochs if goes_back and entry[1] < position]
         self.position, self.start, self.next_fetch, self.out_of_range = position, start, position, -1
         self.generation = generation
         self.retry_at, self.corrupt, self.failure = 0.0, 0, None
@@ -158,8 +172,26 @@ class AssignedPartition:
     def put(self, records: bytes, high_watermark: int) -> None:
         """Buffer a leader's answer. Raises CorruptMessage."""
         self.next_fetch = end_of_batches(records, self.next_fetch, high_watermark)
+        for epoch, base_offset in epochs_in(records):
+            if not self.epochs or self.epochs[-1][0] != epoch:
+                self.epochs = [*self.epochs[1 - MAX_EPOCHS :], (epoch, base_offset)]
         self.high_watermark = max(self.high_watermark, self.next_fetch)  # what a leader serves is committed
         self._answers.append(records)
+
+    @property
+    def last_epoch(self) -> int | None:
+        """Leader epoch of the batch before `next_fetch`; None: it was not read."""
+        return self.epochs[-1][0] if self.epochs else None
+
+    def parts_at(self, epoch: int, end_offset: int) -> int:
+        """Where what was read parts from the log of a leader whose newest epoch that is not newer than `last_epoch` is
+        `epoch` (-1: it has none), and ends at `end_offset`: at this offset, or further down, as the next fetch will tell."""
+        end = self.next_fetch
+        for known, first_offset in reversed(self.epochs):
+            if known <= epoch:
+                return min(end, end_offset)
+            end = first_offset
+        return min(end, end_offset)
 
     def drop_buffer(self) -> None:
         self._answers.clear()

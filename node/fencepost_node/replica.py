@@ -14,8 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from fencepost_node.log.leader_epochs import NO_EPOCH
 from fencepost_node.log.log import Log
 from fencepost_node.replication.leadership import Leadership
+from fencepost_node.replication.reconciliation import FollowerPosition, Push, Truncate, answer_subscribe
 from fencepost_node.replication.tail import TailBudget
 from fencepost_proto import errors
 from fencepost_proto.errors import FencepostError, InvariantBroken
@@ -63,6 +65,15 @@ class Reader(Protocol):
     """Who waits for a replica's news: an asyncio.Event, or something that remembers which replica it was."""
 
     def set(self) -> None: ...
+
+
+class Diverged(errors.OffsetOutOfRange):
+    """What a reader has read is not in the log any more. `parted`: as a follower would be told to truncate; its epoch is -1
+    where nothing is left of it, and its offset then the log's start."""
+
+    def __init__(self, message: str, parted: Truncate) -> None:
+        super().__init__(message)
+        self.parted = parted
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +296,22 @@ class Replica:
         leadership = self.leadership()
         self._check_within(offset)
         return leadership.tail.available(offset, leadership.high_watermark)
+
+    def check_continues(self, offset: int, last_epoch: int) -> None:
+        """Raises Diverged where this leader's log does not have the batch of `last_epoch` that a reader found just before
+        `offset`, NotLeaderOrFollower where this broker does not lead. Below the log's start nothing is known of it."""
+        self.leadership()
+        start, end = self.log.log_start_offset, self.log.log_end_offset
+        if offset < start:
+            return
+        answer = answer_subscribe(FollowerPosition(offset, last_epoch), self.log.leader_epochs, start, end)
+        if not isinstance(answer, Push):
+            parted = answer if isinstance(answer, Truncate) else Truncate(NO_EPOCH, start)
+            raise Diverged(
+                f"{self.topic.name}-{self.key[1]} no longer has the batch of leader epoch {last_epoch} before offset "
+                f"{offset}; its history is the same up to offset {parted.end_offset} at most",
+                parted,
+            )
 
     async def read_committed(self, offset: int, max_bytes: int) -> bytes:
         """Whole batches below the high watermark, from the one that holds `offset`; b"" where there is none yet.

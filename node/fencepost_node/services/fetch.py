@@ -11,6 +11,10 @@ than what is in memory is read from the disk, in a thread, and the answer is giv
 Errors of a partition: UNKNOWN_TOPIC_ID, UNKNOWN_TOPIC_OR_PARTITION, NOT_LEADER_OR_FOLLOWER, FENCED_LEADER_EPOCH,
 UNKNOWN_LEADER_EPOCH, OFFSET_OUT_OF_RANGE, KAFKA_STORAGE_ERROR; the other partitions are answered all the same.
 
+A reader may say under which leader epoch the batch before its offset was written. Where the leader's history does not have
+that batch, an unclean election has taken what was read: OFFSET_OUT_OF_RANGE, with a divergence that says where to look for
+what is left, instead of records that do not continue what was read (KIP-320).
+
 `high_watermark` is -1 while a new leader does not yet know one that is at least its predecessor's (KIP-207).
 
 Limits: `max_fetch_bytes` of one answer; what `client_limits.AnswerBudget` gives the connection. Where that is less than an
@@ -25,7 +29,7 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from fencepost_node.client_limits import AnswerBudget
-from fencepost_node.replica import Replica
+from fencepost_node.replica import Diverged, Replica
 from fencepost_node.replica_manager import ReplicaManager
 from fencepost_proto import errors
 from fencepost_proto.errors import FencepostError
@@ -178,6 +182,8 @@ class _Poll:
             if wanted.replica is None:
                 wanted.replica = replica
                 replica.add_reader(wanted)
+            if partition.HasField("last_epoch"):
+                replica.check_continues(partition.fetch_offset, partition.last_epoch)
             available = replica.available(partition.fetch_offset)
         except FencepostError as error:
             wanted.error = error
@@ -237,10 +243,13 @@ def _high_watermark(replica: Replica) -> int:
 
 
 def _failed(partition: pb.FetchPartition, error: FencepostError) -> pb.FetchedPartition:
-    return pb.FetchedPartition(
+    failed = pb.FetchedPartition(
         topic_id=partition.topic_id,
         partition=partition.partition,
         error=errors.to_proto(error),
         high_watermark=-1,
         log_start_offset=-1,
     )
+    if isinstance(error, Diverged):
+        failed.divergence.epoch, failed.divergence.end_offset = error.parted.epoch, error.parted.end_offset
+    return failed

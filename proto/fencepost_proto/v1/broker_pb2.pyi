@@ -148,12 +148,15 @@ class FetchPartition(_message.Message):
     LEADER_EPOCH_FIELD_NUMBER: _builtins.int
     FETCH_OFFSET_FIELD_NUMBER: _builtins.int
     MAX_BYTES_FIELD_NUMBER: _builtins.int
+    LAST_EPOCH_FIELD_NUMBER: _builtins.int
     topic_id: _builtins.str
     partition: _builtins.int
     leader_epoch: _builtins.int
     fetch_offset: _builtins.int
     max_bytes: _builtins.int
     """at least one whole batch is returned where there is one"""
+    last_epoch: _builtins.int
+    """leader epoch of the batch that ended at fetch_offset when it was read; absent: not known"""
     def __init__(
         self,
         *,
@@ -162,14 +165,43 @@ class FetchPartition(_message.Message):
         leader_epoch: _builtins.int = ...,
         fetch_offset: _builtins.int = ...,
         max_bytes: _builtins.int = ...,
+        last_epoch: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_epoch", b"_last_epoch", "last_epoch", b"last_epoch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_epoch", b"_last_epoch", "fetch_offset", b"fetch_offset", "last_epoch", b"last_epoch", "leader_epoch", b"leader_epoch", "max_bytes", b"max_bytes", "partition", b"partition", "topic_id", b"topic_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__last_epoch: _TypeAlias = _typing.Literal["last_epoch"]  # noqa: Y015
+    _WhichOneofArgType__last_epoch: _TypeAlias = _typing.Literal["_last_epoch", b"_last_epoch"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_epoch) -> _WhichOneofReturnType__last_epoch | None: ...
+
+Global___FetchPartition: _TypeAlias = FetchPartition  # noqa: Y015
+
+@_typing.final
+class FetchDivergence(_message.Message):
+    """What was read before fetch_offset is not in the leader's log any more: an unclean election has taken it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    END_OFFSET_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """the leader's newest epoch that is not newer than last_epoch; -1: none"""
+    end_offset: _builtins.int
+    """where the leader's log ends that epoch; its log start where there is none"""
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        end_offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fetch_offset", b"fetch_offset", "leader_epoch", b"leader_epoch", "max_bytes", b"max_bytes", "partition", b"partition", "topic_id", b"topic_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_offset", b"end_offset", "epoch", b"epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___FetchPartition: _TypeAlias = FetchPartition  # noqa: Y015
+Global___FetchDivergence: _TypeAlias = FetchDivergence  # noqa: Y015
 
 @_typing.final
 class FetchRequest(_message.Message):
@@ -213,6 +245,7 @@ class FetchedPartition(_message.Message):
     HIGH_WATERMARK_FIELD_NUMBER: _builtins.int
     LOG_START_OFFSET_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
+    DIVERGENCE_FIELD_NUMBER: _builtins.int
     topic_id: _builtins.str
     partition: _builtins.int
     high_watermark: _builtins.int
@@ -221,6 +254,10 @@ class FetchedPartition(_message.Message):
     """whole batches below the high watermark; the first may begin below fetch_offset"""
     @_builtins.property
     def error(self) -> _common_pb2.Error: ...
+    @_builtins.property
+    def divergence(self) -> Global___FetchDivergence:
+        """only with OFFSET_OUT_OF_RANGE"""
+
     def __init__(
         self,
         *,
@@ -230,10 +267,11 @@ class FetchedPartition(_message.Message):
         high_watermark: _builtins.int = ...,
         log_start_offset: _builtins.int = ...,
         records: _builtins.bytes = ...,
+        divergence: Global___FetchDivergence | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["divergence", b"divergence", "error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "high_watermark", b"high_watermark", "log_start_offset", b"log_start_offset", "partition", b"partition", "records", b"records", "topic_id", b"topic_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["divergence", b"divergence", "error", b"error", "high_watermark", b"high_watermark", "log_start_offset", b"log_start_offset", "partition", b"partition", "records", b"records", "topic_id", b"topic_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
