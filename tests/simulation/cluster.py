@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import NoneType
@@ -20,6 +21,7 @@ from tests.simulation.metadata_store import MetadataDatabase
 from tests.simulation.process import SimProcess
 from tests.simulation.world import World
 
+from fencepost import AdminClient
 from fencepost_controller.config import ControllerConfig
 from fencepost_controller.controller import Controller
 from fencepost_controller.decisions.lineage import MetadataWentBack
@@ -31,7 +33,7 @@ from fencepost_node.config import BrokerConfig
 from fencepost_node.data_folder import DataFolderError
 from fencepost_node.replica import CONTRADICTION, Replica
 from fencepost_node.session import REFUSALS
-from fencepost_proto.errors import InvariantBroken, StorageError
+from fencepost_proto.errors import FencepostError, InvariantBroken, StorageError
 from fencepost_proto.host import Host
 from fencepost_proto.metadata import PartitionKey
 from fencepost_proto.process import Component, live
@@ -236,6 +238,33 @@ class SimCluster:
         outcome = outcomes[0] if outcomes else "killed"
         self.world.tell("operator", f"recovers the controller's store: {outcome}")
         return outcome
+
+    async def elect_uncleanly(self, key: PartitionKey, choose: Callable[[int], int] = lambda count: 0) -> int:
+        """An operator asks what each replica holds, and elects one of those that can be: the best, or the one whose place in
+        their order `choose` gives. Returns its broker; -1: there is none, or the controller refuses."""
+        elected: list[int] = []
+
+        async def main(host: Host, disk: MountedDisk) -> None:
+            topic = self.judge.image.topics[key[0]].name
+            try:
+                async with asyncio.timeout(20), AdminClient(self.bootstrap, host=host) as admin:
+                    candidates = [c for c in await admin.unclean_candidates(topic, key[1]) if not c.failure]
+                    if not candidates:
+                        return
+                    chosen = candidates[choose(len(candidates))]
+                    self.judge.shown(key, chosen.broker_id, chosen.last_epoch, chosen.log_end_offset)
+                    await admin.elect_leader(topic, key[1], unclean=True, leader=chosen)
+            except (FencepostError, TimeoutError) as error:
+                self.world.tell("operator", f"unclean election of {topic}-{key[1]}: {error!r}")
+            else:
+                self.world.tell("operator", f"unclean election of {topic}-{key[1]}: {chosen}")
+                elected.append(chosen.broker_id)
+
+        self._operators += 1
+        process = self.world.start(f"operator-{self._operators}", main)
+        while process.alive:  # noqa: ASYNC110 - a process has no event for its end
+            await asyncio.sleep(0.05)
+        return elected[0] if elected else -1
 
     def can_stop(self, node: str) -> bool:
         """Its component runs, and nobody has asked it to stop yet."""

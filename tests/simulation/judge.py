@@ -9,7 +9,8 @@ A producer that has been idle for the expiration time may be forgotten, by each 
 
 What legitimately may be lost: a power failure takes unsynced data, and where it took it from every in-sync replica of a
 partition that does not sync before it acknowledges, the partition is *tainted*: promises about keeping data (G1, G4, G6,
-G10) are not checked on it any more. That is decided here from the disks, not by the schedule of faults.
+G10) are not checked on it until an operator elects a leader uncleanly. That is decided here from the disks, not by the
+schedule of faults. After an unclean election the elected log is what is committed (`elected_log`), and all is checked again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.simulation.elected_log import Past, common, index_of
 from tests.simulation.logview import Batch, LogView, ProducerFold
 from tests.simulation.network import Tap
 from tests.simulation.process import SimProcess
@@ -72,6 +74,7 @@ class Record:
     tainted: str = ""
     verified: dict[int, tuple[int, int]] = field(default_factory=dict)  # broker -> (rebuilds, batches compared)
     folds: dict[int, tuple[int, int, ProducerFold]] = field(default_factory=dict)  # broker -> (rebuilds, batches, fold)
+    past: Past = field(default_factory=Past)
 
     @property
     def committed_end(self) -> int:
@@ -114,6 +117,7 @@ class Judge:
         self._disks: dict[int, Any] = {}
         self._producer_ids: dict[int, str] = {}
         self._seen_high_watermarks: dict[tuple[SimProcess, PartitionKey], tuple[int, int]] = {}
+        self._last_read: dict[tuple[SimProcess, PartitionKey], Batch] = {}
         taps: dict[str, Tap] = {
             "Produce": ProduceTap(self),
             "Fetch": FetchTap(self),
@@ -183,9 +187,88 @@ class Judge:
             if partition.leader_epoch > before.leader_epoch:
                 self.count("elections")
         record = self.record(key)
+        if record is None:
+            return
+        if partition.leader >= 0:
+            record.past.leaders[partition.leader_epoch] = partition.leader
+        if before is not None and before.leader < 0 <= partition.leader and partition.leader not in before.isr:
+            self._elected_uncleanly(record, partition)
+        self._heal(record)
+        self._check_members(record, partition)
+
+    # ---- Unclean elections ----
+
+    def shown(self, key: PartitionKey, broker_id: int, last_epoch: int, log_end_offset: int) -> None:
+        """An operator was shown that this broker's log ends so, and elects it."""
+        record = self.record(key)
         if record is not None:
-            self._heal(record)
-            self._check_members(record, partition)
+            record.past.shown[broker_id] = (last_epoch, log_end_offset)
+
+    def unclean_elections(self, topic: str, partition: int) -> int:
+        """How many the topic of that name has had there."""
+        return sum(
+            len(record.past.elections) for record in self.records.values() if record.name == f"{topic}-{partition}"
+        )
+
+    def _elected_uncleanly(self, record: Record, partition: Partition) -> None:
+        record.past.elections.append(partition.leader_epoch)
+        record.past.pending = partition.leader_epoch
+        record.tainted = ""
+        self.count("unclean elections")
+        self.world.tell("judge", f"{record.name}: the log of broker {partition.leader} is to be the truth")
+
+    def _take_for_truth(self, record: Record, broker_id: int, view: LogView) -> None:
+        """The broker that was elected uncleanly begins to lead: its log is what is committed from now on."""
+        past, epoch = record.past, record.past.pending
+        past.pending = -1
+        below = past.below_start(view, record.committed)
+        if below is None:
+            record.tainted = f"nobody has seen what stood below the log start {view.start_offset} of broker {broker_id}"
+            return
+        held = [*below, *(batch for batch in view.batches if batch.leader_epoch < epoch)]
+        parts = common(record.committed, held)
+        gone = record.committed[parts:]
+        shown_epoch, shown_end = past.shown.pop(broker_id, (-1, 0))
+        for batch in gone:
+            if broker_id not in past.estranged and batch.leader_epoch <= shown_epoch and batch.end_offset <= shown_end:
+                self.fail(
+                    "G1",
+                    f"{record.name}: {batch} was committed, and is not in the log of broker {broker_id}, which an operator "
+                    f"was shown to end at {shown_end} with leader epoch {shown_epoch}",
+                )
+        past.lost += gone
+        record.committed = held[: max(parts, len(below))]
+        record.fold = ProducerFold().add_all(record.committed)
+        record.verified.clear()
+        past.estranged = dict.fromkeys(other for other in record.views if other != broker_id)
+        self.count("batches lost to unclean elections", len(gone))
+        self.world.tell(
+            "judge",
+            f"{record.name}: the log of broker {broker_id} is the truth; lost: {len(gone)} batches from {parts} on",
+        )
+
+    def _is_overruled(self, record: Record, broker_id: int) -> bool:
+        """The broker answers as a leader of before an unclean election, which it has not heard of."""
+        return record.past.overruled(broker_id, self.leader_epoch_of(broker_id, record.key))
+
+    def _is_estranged(self, record: Record, replica: Leader, view: LogView) -> bool:
+        """Its log may still be the one of before an unclean election."""
+        past = record.past
+        if replica.leader_epoch < past.epoch:
+            return True
+        if replica.broker_id not in past.estranged:
+            return False
+        last = view.batches[-1] if view.batches else None
+        leader = self.image.partitions[record.key].leader
+        index = index_of(record.committed, last.base_offset) if last else 0
+        if (
+            last is None
+            or record.committed[index : index + 1] == [last]
+            or (leader >= 0 and self.view(record, leader).at(last.base_offset) == last)
+        ):
+            del past.estranged[replica.broker_id]
+            return False
+        return True
 
     def record(self, key: PartitionKey) -> Record | None:
         record = self.records.get(key)
@@ -221,6 +304,8 @@ class Judge:
             self.fail(
                 "G8", f"{record.name}: broker {broker_id} appended {batch}, whose id or epoch was never given out"
             )
+        if problem := record.past.seen(record.views[broker_id], broker_id):
+            self.fail("G4", f"{record.name}: broker {broker_id} {problem}")
         known = record.appended.setdefault((batch.leader_epoch, batch.base_offset), batch)
         if known != batch and not record.tainted:
             self.fail("G7", f"{record.name}: broker {broker_id} holds {batch} where another log has {known}")
@@ -259,9 +344,13 @@ class Judge:
 
     def committed(self, record: Record, broker_id: int, end_offset: int, promise: str, why: str) -> None:
         """Broker `broker_id` treats everything in its log below `end_offset` as committed."""
-        if record.tainted:
+        if record.tainted or (record.past.elections and self._is_overruled(record, broker_id)):
             return
         view = self.view(record, broker_id)
+        if record.past.pending >= 0:
+            self._take_for_truth(record, broker_id, view)
+            if record.tainted:
+                return
         if end_offset > view.end_offset:
             self.fail(promise, f"{record.name}: {why} up to {end_offset}, its log ends at {view.end_offset}")
         new = self._removed_unnoticed(record, view)
@@ -292,6 +381,9 @@ class Judge:
         """What retention has removed since it was committed, before anybody looked: as it was seen in the log before."""
         removed: list[Batch] = []
         offset = record.committed_end
+        if record.past.elections and offset < view.start_offset:
+            below = record.past.below_start(view, record.committed)
+            return [batch for batch in below or [] if batch.base_offset >= offset]
         while offset < view.start_offset:
             seen = [batch for (_, base_offset), batch in record.appended.items() if base_offset == offset]
             if not seen:
@@ -302,7 +394,7 @@ class Judge:
 
     def _check_members(self, record: Record, partition: Partition) -> None:
         """Every in-sync replica holds every committed batch that its log start has not passed."""
-        if record.tainted:
+        if record.tainted or record.past.pending >= 0:
             return
         for member in self._members(record, partition):
             self._compare(record, member, "G1")
@@ -313,7 +405,7 @@ class Judge:
         rebuilds, done = record.verified.get(broker_id, (-1, 0))
         if rebuilds != view.rebuilds:
             done = 0
-        skipped = _index(record.committed, view.start_offset)
+        skipped = index_of(record.committed, view.start_offset)
         wanted = record.committed[skipped + done :]
         compared = 0
         for index, batch in enumerate(wanted, done):
@@ -346,7 +438,9 @@ class Judge:
                 )
             if replica.leads:
                 self.committed(record, replica.broker_id, replica.high_watermark, "G6", "its high watermark is")
-            else:
+            elif record.past.pending < 0 and not self._is_estranged(
+                record, replica, self.view(record, replica.broker_id)
+            ):
                 self._compare(record, replica.broker_id, "G4", replica.high_watermark)
             self._check_producers(record, replica)
         for key, partition in self.image.partitions.items():
@@ -364,7 +458,9 @@ class Judge:
                       f"its files end at {view.end_offset} {view.damage}")  # fmt: skip
         rebuilds, done, fold = record.folds.get(replica.broker_id, (-1, 0, ProducerFold()))
         if rebuilds != view.rebuilds:
-            below = record.committed[: _index(record.committed, view.start_offset)]
+            below = record.past.below_start(view, record.committed)
+            if below is None:
+                return
             done, fold = 0, ProducerFold().add_all(below)
         fold.add_all(view.batches[done:])
         record.folds[replica.broker_id] = (view.rebuilds, len(view.batches), fold)
@@ -427,7 +523,7 @@ class Judge:
 
     def _is_whole(self, record: Record, broker_id: int) -> bool:
         view = self.view(record, broker_id)
-        wanted = record.committed[_index(record.committed, view.start_offset) :]
+        wanted = record.committed[index_of(record.committed, view.start_offset) :]
         return view.end_offset >= record.committed_end and view.batches[: len(wanted)] == wanted
 
     def lost_power(self, broker_ids: list[int]) -> None:
@@ -437,7 +533,7 @@ class Judge:
             self.lost_tail[broker_id] = broker.broker_epoch if broker is not None else -1
         for record in self.records.values():
             partition = self.image.partitions[record.key]
-            if record.tainted or not set(broker_ids).intersection(partition.isr):
+            if record.tainted or record.past.pending >= 0 or not set(broker_ids).intersection(partition.isr):
                 continue
             # One outside of the in-sync set counts, too: where no member is whole, none leads until an operator elects.
             if not any(self.holds_all(record, member) for member in partition.replicas):
@@ -493,6 +589,11 @@ class Judge:
         record = self.record(key)
         if broker_id is None or record is None or record.tainted or acks == 0 or result.base_offset < 0:
             return
+        if record.past.elections and self._is_overruled(record, broker_id):
+            held = self.view(record, broker_id).at(result.base_offset)
+            if held is not None and record.committed[index_of(record.committed, held.base_offset) :][:1] != [held]:
+                record.past.lost.append(held)  # acknowledged by a leader that does not know that it is none
+            return
         self.count("acknowledged batches")
         if batch.attributes:
             self.count(f"acknowledged batches, {Compression(batch.attributes).name.lower()}")
@@ -501,7 +602,7 @@ class Judge:
         view = self.view(record, broker_id)
         held = view.at(result.base_offset)
         if result.base_offset < view.start_offset:  # retention has removed it; its producer's state lives on
-            index = _index(record.committed, result.base_offset)
+            index = index_of(record.committed, result.base_offset)
             held = record.committed[index] if index < len(record.committed) else None
         wanted = (batch.producer_id, batch.producer_epoch, batch.base_sequence, batch.record_count)
         if held is None or (held.producer_id, held.producer_epoch, held.base_sequence, held.record_count) != wanted:
@@ -510,7 +611,7 @@ class Judge:
         if acks < 0:
             if result.base_offset >= view.start_offset:
                 self.committed(record, broker_id, held.end_offset, "G6", f"acknowledged {held}")
-            below = record.committed[_index(record.committed, held.base_offset)]
+            below = record.committed[index_of(record.committed, held.base_offset)]
             if below != held:
                 self.fail("G6", f"{record.name}: broker {broker_id} acknowledged {held}; committed is {below}")
 
@@ -520,10 +621,13 @@ class Judge:
         broker_id = self._broker_of_node(server.node)
         if record is None or broker_id is None or record.tainted or answer.high_watermark < 0:
             return
+        self._check_continues(record, client, answer.records)
         epoch = self.leader_epoch_of(broker_id, key)
-        if epoch < 0:
-            return  # the broker has let go of the replica since it read this
+        if epoch < 0 or record.past.overruled(broker_id, epoch):
+            return  # the broker has let go of the replica since it read this, or does not know that it leads no more
         seen_epoch, seen = self._seen_high_watermarks.get((client, key), (-1, 0))
+        if any(seen_epoch < elected <= epoch for elected in record.past.elections):
+            seen = 0  # what a client has seen before an unclean election
         if epoch >= seen_epoch:  # a deposed leader that does not know it yet may be behind; clients know its epoch
             if answer.high_watermark < seen:
                 self.fail(
@@ -542,9 +646,23 @@ class Judge:
             if (broker_id, key) in self.damaged:
                 continue
             self.committed(record, broker_id, batch.end_offset, "G10", f"{client!r} read {batch}")
-            index = _index(record.committed, batch.base_offset)
+            index = index_of(record.committed, batch.base_offset)
             if index >= len(record.committed) or record.committed[index] != batch:
                 self.fail("G10", f"{record.name}: {client!r} read {batch}, which is not what is committed there")
+
+    def _check_continues(self, record: Record, client: SimProcess, content: bytes) -> None:
+        """What a client gets behind the last batch that it got continues that one, also after an unclean election."""
+        position = 0
+        while position < len(content):
+            header = read_header(content, position)
+            position += header.size_bytes
+            batch, last = Batch.of(header), self._last_read.get((client, record.key))
+            before = record.past.predecessors.get(batch)
+            if last is not None and before is not None and last.end_offset == batch.base_offset and before != last:
+                self.fail(
+                    "G10", f"{record.name}: {client!r} read {last} and then {batch}, which stands behind {before}"
+                )
+            self._last_read[client, record.key] = batch
 
     def producer_initialised(self, client: SimProcess, request: Any, answer: Any) -> None:
         owner = f"name {request.name}" if request.name else f"{client!r} at {self.world.now:.6f}"
@@ -572,15 +690,3 @@ class Judge:
                 end_offset = self.view(record, partition.leader).end_offset if partition.leader >= 0 else 0
                 record.fences.append(Fence(producer_id, epoch, partition.leader_epoch, end_offset))
                 self.count("fences of partitions without a leader", partition.leader < 0)
-
-
-def _index(batches: list[Batch], offset: int) -> int:
-    """Of the first batch that begins at `offset` or later."""
-    low, high = 0, len(batches)
-    while low < high:
-        middle = (low + high) // 2
-        if batches[middle].base_offset < offset:
-            low = middle + 1
-        else:
-            high = middle
-    return low

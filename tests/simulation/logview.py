@@ -72,6 +72,7 @@ class LogView:
         self.topic_id = topic_id
         self.batches: list[Batch] = []
         self.start_offset = 0
+        self.before: Batch | None = None  # the one that ended where the log starts, where it was seen
         self.rebuilds = 0
         self.damage = ""  # why the last bytes are no batch; empty: they are
         self._on_batch = on_batch
@@ -108,12 +109,15 @@ class LogView:
             and (index == len(read) - 1 or len(file.content) == done)
             for index, ((seen, file, cuts, done), name, node) in enumerate(zip(read, names, nodes, strict=False))
         )
+        known = self.batches
         if not same:
             self.batches = []
             self._read = read = []
             self.rebuilds += 1
         if not read:
             self.start_offset = int(names[0].removesuffix(".log")) if names else 0
+            ended = [batch for batch in (*known, self.before) if batch and batch.end_offset == self.start_offset]
+            self.before = ended[0] if ended else None
         for index, (name, node) in enumerate(zip(names, nodes, strict=True)):
             assert isinstance(node, FileNode)
             position = read[index][3] if index < len(read) else 0

@@ -77,6 +77,7 @@ class Nemesis:
             "successor out of touch": (2, situations.successor_out_of_touch),
             "followers gone for a moment": (2, situations.followers_gone_for_a_moment),
             "replica begins anew": (2, situations.replica_begins_anew),
+            "unclean election": (2, situations.unclean_election),
             "older folder put back": (2, folders.older_folder_put_back),
             "log is lost": (1, folders.log_is_lost),
             "log is copied": (1, folders.log_is_copied),

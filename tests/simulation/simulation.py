@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 from tests.simulation.cluster import SimCluster
-from tests.simulation.judge import Record, Violation
+from tests.simulation.judge import Violation
 from tests.simulation.loop import Deadlock, Runaway, collector_off
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.plan import Plan, TopicPlan, plan, small_numbers
@@ -26,7 +26,6 @@ from tests.simulation.workload import ConsumerApp, Fate, Ledger, ProducerApp
 from tests.simulation.world import World
 
 from fencepost.history_format import Operation
-from fencepost_proto.v1 import controller_pb2
 
 SWEEP_INTERVAL_S = 0.25
 TOPICS_WITHIN_S = 30.0
@@ -107,6 +106,8 @@ class Run:
         self.consumers = [
             ConsumerApp(world, f"consumer-{n}", topics, bootstrap, self.ledger) for n in range(planned.consumers)
         ]
+        for consumer in self.consumers:
+            consumer.unclean = self.judge.unclean_elections
         self.verdict = Verdict(world, self.judge, self.ledger, self.consumers)
         clients = [spec.node for spec in planned.producers] + [consumer.node for consumer in self.consumers]
         requests = {topic.name: topic.request() for topic in planned.topics}
@@ -201,24 +202,11 @@ class Run:
     async def _elect_uncleanly(self) -> None:
         """An operator's part: where the last in-sync replica came back from a power failure, nobody is elected silently.
 
-        The operator takes the longest sound log of all replicas. Only where even that one has lost something is the
-        partition tainted.
+        The operator takes the log that the admin client proposes.
         """
-        for record in list(self.judge.records.values()):
-            partition = self.judge.image.partitions[record.key]
-            if partition.leader >= 0 or partition.isr or not partition.last_known_isr:
-                continue
-            best = max(partition.replicas, key=lambda member: self._length(record, member))
-            if not self.judge.holds_all(record, best):
-                self.judge.taint(record, f"only {best} is left of {partition.last_known_isr}")
-            topic = self.judge.image.topics[partition.topic_id]
-            request = controller_pb2.ElectLeaderRequest(
-                topic_name=topic.name, partition=partition.index, unclean=True, leader=best
-            )
-            await self.cluster.ask_admin("ElectLeader", request)
-
-    def _length(self, record: Record, broker_id: int) -> tuple[bool, int]:
-        return self.judge.holds_all(record, broker_id), self.judge.view(record, broker_id).end_offset
+        for key, partition in list(self.judge.image.partitions.items()):
+            if partition.leader < 0 and not partition.isr and partition.last_known_isr:
+                await self.cluster.elect_uncleanly(key)
 
     def _leaderless(self) -> list[str]:
         return [
@@ -286,6 +274,7 @@ _STORIES = {
     "named epochs bumped": ("info: producer epoch bumped ", ""),
     "producer ids used up": ("info: producer id replaced ", ""),
     "batches split": ("info: batch split ", ""),
+    "reading went back after an unclean election": ("reading goes back", ""),
     "logs started over": ("starting over topic", ""),
     "subscriptions refused": ("subscription refused", ""),
     "replicas failed": ("replica failed", ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tests.simulation.cluster import CONTROLLER, broker_node
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from tests.simulation.nemesis import Nemesis
 
 MAX_CUT_S = 6.0
+MAX_LAG_S = 8.0  # for a follower to leave the in-sync set, and for a leader's death to be known
+SHORTER_ON_PURPOSE = 0.3  # of the unclean elections: any replica, whatever it holds
 
 
 class Situations:
@@ -137,3 +140,47 @@ class Situations:
         cluster.recovering = False
         cluster.kept_down.pop(CONTROLLER, None)
         cluster.start(CONTROLLER)
+
+    async def unclean_election(self) -> None:
+        """The followers of a partition lag and leave, its leader goes on alone and then dies for some time; an operator
+        elects one of the others, mostly the best, sometimes a shorter log on purpose. Then the old leader comes back."""
+        judge, nemesis = self._cluster.judge, self._nemesis
+        choices = [p for p in judge.image.partitions.values() if p.leader >= 0 and len(p.replicas) > 1]
+        if not choices:
+            return
+        partition = nemesis.random.choice(choices)
+        key, leader = partition.id, broker_node(partition.leader)
+        followers = [broker_node(member) for member in partition.replicas if member != partition.leader]
+        self._world.tell("nemesis", f"separates {leader} from {followers}, then kills it")
+        for number, follower in enumerate(followers):
+            if number:
+                await asyncio.sleep(nemesis.random.uniform(0, 1))  # they do not end at the same offset
+            for one, other in ((leader, follower), (follower, leader)):
+                self._world.network.cut(one, other)
+        await self._until(lambda: judge.image.partitions[key].isr == (partition.leader,), MAX_LAG_S)
+        await asyncio.sleep(nemesis.random.uniform(0.5, 3))
+        self._cluster.kept_down[leader] = None
+        self._world.kill(leader)
+        for follower in followers:
+            for one, other in ((leader, follower), (follower, leader)):
+                self._world.network.heal(one, other)
+        await self._until(lambda: judge.image.partitions[key].leader < 0, MAX_LAG_S)
+        if key in judge.image.partitions and judge.image.partitions[key].leader < 0:
+            on_purpose = nemesis.random.random() < SHORTER_ON_PURPOSE
+            await self._cluster.elect_uncleanly(key, lambda count: nemesis.random.randrange(count) if on_purpose else 0)
+            await asyncio.sleep(nemesis.random.uniform(0, 3))
+        self._cluster.kept_down.pop(leader, None)
+        if not self._world.machine(leader).powered:
+            self._world.power_on(leader)
+        self._cluster.start(leader)
+
+    async def _until(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        """Or until the time is up, or the partition is gone: other faults meddle."""
+        deadline = self._world.now + timeout_s
+        while self._world.now < deadline:
+            try:
+                if condition():
+                    return
+            except KeyError:
+                return
+            await asyncio.sleep(0.05)

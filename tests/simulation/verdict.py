@@ -67,7 +67,7 @@ class Verdict:
             topic, _, partition = record.name.rpartition("-")
             histories.read_whole(reader, topic, int(partition), logs[record.name], self._log_start(record))
         topics = {topic.name: topic.topic_id for topic in self._judge.image.topics.values()}
-        tainted = [record.key for record in self._judge.records.values() if record.tainted]
+        tainted = [record.key for record in self._judge.records.values() if record.tainted or record.past.elections]
         self.history = histories.told_of(self._ledger, topics, tainted)
         verdict = check_history(self.history)
         self._judge.count("operations in histories", verdict.lines)
@@ -85,6 +85,9 @@ class Verdict:
             for batch in record.committed:
                 if batch.producer_id == told.producer_id and batch.producer_epoch < told.epoch:
                     last = batch.end_offset - 1
+            gone = [batch for batch in record.past.lost if batch.producer_id == told.producer_id]
+            if any(batch.producer_epoch < told.epoch and batch.end_offset > last for batch in gone):
+                continue  # it was told of what an unclean election has taken
             if last != told.last_offset:
                 self._judge.fail("G9", f"{record.name}: {told}, but the last record of earlier epochs is at {last}")
 
@@ -94,7 +97,9 @@ class Verdict:
             return  # its topic is deleted, or retention has been there
         name = record.name
         found = where.get(value)
-        if found is None and offset >= 0:
+        if found is None and entry.stamp is not None and record.past.is_lost(entry.stamp):
+            self._judge.count("acknowledged records lost to unclean elections")
+        elif found is None and offset >= 0:
             self._judge.fail("G1", f"{value!r} was acknowledged at {name} {offset} and is not in the log")
         elif found is not None and offset >= 0 and found != (name, offset):
             self._judge.fail("G1", f"{value!r} was acknowledged at {name} {offset} and is at {found}")

@@ -10,6 +10,7 @@ import asyncio
 import enum
 import itertools
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +57,7 @@ class Entry:
     offset: int = -1
     error: str = ""
     may_be_lost: bool = False  # sent with acks=1 or 0
+    stamp: tuple[int, int, int] | None = None  # producer id, producer epoch, sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +218,7 @@ class ProducerApp:
             self._failed(entry, error)
         else:
             entry.fate, entry.partition, entry.offset = Fate.ACKED, metadata.partition, metadata.offset
+            entry.stamp = delivery.stamp
             history.complete_send(operation, entry.topic, metadata.partition, metadata.offset, producer=delivery.stamp)
         self._pending -= 1
         self._room.set()
@@ -240,6 +243,8 @@ class ConsumerApp:
         self.positions: dict[tuple[str, int], int] = {}  # next offset, of this incarnation
         self.problems: list[str] = []
         self.high_watermarks: dict[tuple[str, int], int] = {}  # as this incarnation's consumer last told
+        self.unclean: Callable[[str, int], int] = lambda topic, partition: 0  # how many unclean elections it has had
+        self._went_back: Counter[tuple[str, int]] = Counter()  # as often it may go back, once for each
         self._consumer: Consumer | None = None
         self.skipped = 0  # offsets that retention took away before they were read
 
@@ -258,7 +263,7 @@ class ConsumerApp:
             except FencepostError as error:
                 self.world.tell(self.node, f"consumer failed: {error}")
                 self._forget(None)
-                if isinstance(error, OffsetOutOfRange):
+                if isinstance(error, OffsetOutOfRange) and not self._any_unclean():
                     self.problems.append(f"{self.node}: {error}")
                 await asyncio.sleep(START_RETRY_S)
 
@@ -275,22 +280,29 @@ class ConsumerApp:
                 self.topic_ids[tp.topic] = topic_id
                 self.read = {key: values for key, values in self.read.items() if key[0] != tp.topic}
 
+    def _any_unclean(self) -> bool:
+        return any(self.unclean(topic, partition) for topic, partition in self.read)
+
     def look(self) -> None:
         """What the consumer says of high watermarks never goes back."""
         for tp in self._consumer.assignment if self._consumer is not None else ():
             said = self._consumer.high_watermark(tp) if self._consumer is not None else -1
             before = self.high_watermarks.get((tp.topic, tp.partition), -1)
-            if said < before:
+            if said < before and not self.unclean(*tp):
                 self.problems.append(f"{self.node} knew the high watermark {before} of {tp}, then {said}")
             self.high_watermarks[tp.topic, tp.partition] = said
 
     def _take(self, key: tuple[str, int], offset: int, value: bytes) -> None:
         expected = self.positions.get(key)
         if expected is not None and offset != expected:
-            if offset < expected:
+            if offset < expected and self._went_back[key] < self.unclean(*key):
+                self._went_back[key] += 1
+            elif offset < expected:
                 self.problems.append(f"{self.node} read offset {offset} of {key} after {expected - 1}")
             self.skipped += offset - expected
         self.positions[key] = offset + 1
         known = self.read.setdefault(key, {}).setdefault(offset, value)
-        if known != value:
+        if known != value and self.unclean(*key):
+            self.read[key][offset] = value  # in the end all that it has read is compared with the log
+        elif known != value:
             self.problems.append(f"{self.node} read {value!r} at {key} {offset}, where it had read {known!r}")

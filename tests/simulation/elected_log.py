@@ -1,0 +1,111 @@
+"""After an unclean election the elected log is the truth: where it parts from what was committed, and what has gone with it.
+
+An operator is shown the tip of each replica's log (leader epoch of its last batch, end offset) and elects one. What the
+elected broker holds when it begins to lead is the partition's past from then on, also where that is another one than
+what was committed. What was committed and is not in it is *lost*, as the operator has ordered. He was shown how much:
+whatever was committed under a leader epoch up to that of the tip, and ends at or below it, must be there.
+
+To know the past of a log below its start, the judge keeps for each batch which one came before it, as it was first seen: one
+leader appends a batch, behind its own log, and no other log ever holds it behind anything else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tests.simulation.logview import Batch, LogView
+
+Stamp = tuple[int, int, int]  # producer id, producer epoch, sequence
+
+
+@dataclass(slots=True)
+class Past:
+    """What the judge knows of one partition's past, beyond what is committed."""
+
+    predecessors: dict[Batch, Batch] = field(default_factory=dict)
+    leaders: dict[int, int] = field(default_factory=dict)  # leader epoch -> broker
+    elections: list[int] = field(default_factory=list)  # leader epochs of unclean elections
+    pending: int = -1  # the last of them, until its leader begins: then its log is looked at
+    shown: dict[int, tuple[int, int]] = field(default_factory=dict)  # broker -> the tip that an operator was shown
+    estranged: dict[int, None] = field(default_factory=dict)  # brokers whose logs may be those of before
+    lost: list[Batch] = field(default_factory=list)  # committed once, and not any more
+
+    @property
+    def epoch(self) -> int:
+        """Leaders of older epochs than this have been overruled. -1: by nobody."""
+        return self.elections[-1] if self.elections else -1
+
+    def overruled(self, broker_id: int, leader_epoch: int) -> bool:
+        """Whether a broker that takes this for the leader epoch still acts on what was the truth before."""
+        return bool(self.elections) and (leader_epoch < self.epoch or self.leaders.get(leader_epoch) != broker_id)
+
+    def seen(self, view: LogView, broker_id: int) -> str:
+        """The view has just met its last batch. Returns what is wrong with its place, empty: nothing."""
+        batch = view.batches[-1]
+        before = view.batches[-2] if len(view.batches) > 1 else None
+        if before is None and self.leaders.get(batch.leader_epoch) == broker_id:
+            before = view.before  # a leader whose log retention has emptied
+        if before is None:
+            return ""
+        known = self.predecessors.setdefault(batch, before)
+        return f"holds {batch} behind {before}; another log holds it behind {known}" if known != before else ""
+
+    def below(self, batch: Batch, committed: list[Batch]) -> list[Batch] | None:
+        """All that ever stood before `batch`, from offset 0 on. None: nobody has seen it."""
+        found: list[Batch] = []
+        while batch.base_offset > 0:
+            before = self.predecessors.get(batch)
+            if before is None:
+                return None
+            index = index_of(committed, before.base_offset)
+            if index < len(committed) and committed[index] == before:
+                return [*committed[: index + 1], *reversed(found)]
+            found.append(before)
+            batch = before
+        return found[::-1]
+
+    def below_start(self, view: LogView, committed: list[Batch]) -> list[Batch] | None:
+        """All that ever stood below the log's start. None: nobody has seen it."""
+        if view.start_offset == 0:
+            return []
+        if view.batches:
+            known = self.below(view.batches[0], committed)
+        elif view.before is not None and (below := self.below(view.before, committed)) is not None:
+            known = [*below, view.before]
+        else:
+            known = None
+        if known is None and not self.elections:
+            known = committed[: index_of(committed, view.start_offset)]
+        return known
+
+    def is_lost(self, stamp: Stamp) -> bool:
+        producer_id, epoch, sequence = stamp
+        return any(
+            (batch.producer_id, batch.producer_epoch) == (producer_id, epoch)
+            and (
+                batch.base_sequence <= sequence <= batch.last_sequence
+                if batch.base_sequence <= batch.last_sequence
+                else sequence >= batch.base_sequence or sequence <= batch.last_sequence
+            )
+            for batch in self.lost
+        )
+
+
+def common(one: list[Batch], other: list[Batch]) -> int:
+    """How many batches two pasts have in common."""
+    for index, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return index
+    return min(len(one), len(other))
+
+
+def index_of(batches: list[Batch], offset: int) -> int:
+    """Of the first batch that begins at `offset` or later."""
+    low, high = 0, len(batches)
+    while low < high:
+        middle = (low + high) // 2
+        if batches[middle].base_offset < offset:
+            low = middle + 1
+        else:
+            high = middle
+    return low
