@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import fcntl
 import gc
 import json
@@ -233,7 +234,8 @@ def freeze_after_long_collections(soon: Callable[[Callable[[], object]], object]
             began = time.perf_counter()
         elif time.perf_counter() - began > LONG_COLLECTION_S:
             gc.freeze()
-            soon(gc.collect)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process is about to end
+                soon(gc.collect)
 
     gc.callbacks.append(watch)
     gc.set_threshold(*COLLECTION_THRESHOLDS)

@@ -67,10 +67,10 @@ async def test_unrelated_partition_blocks_names_and_what_its_last_leader_still_t
     resuming = resume(story, new)
     await asyncio.sleep(1)
     assert not resuming.done()
-    c = await new.send("C", topic="scratch")
 
     story.rejoin("broker-3", CONTROLLER, *BROKERS)
     await story.until(resuming.done, "the new instance has resumed")
+    c = await new.send("C", topic="scratch")  # not before: the resumption would tell of this one
     d = await old.send("D", topic="scratch")
     await story.settled(c, d)
     told = await resuming

@@ -166,6 +166,7 @@ def test_a_folder_in_use_is_refused_and_is_free_once_its_process_is_dead(start: 
 def test_what_has_survived_a_long_collection_is_not_looked_at_again() -> None:
     callbacks, threshold = gc.callbacks[:], gc.get_threshold()
     again: list[Callable[[], object]] = []
+    gc.disable()  # no collection but those that are asked for here
     try:
         with patch.object(process_module, "LONG_COLLECTION_S", 0.0):
             process_module.freeze_after_long_collections(again.append)
@@ -176,10 +177,18 @@ def test_what_has_survived_a_long_collection_is_not_looked_at_again() -> None:
             gc.collect()
             assert gc.get_freeze_count() >= frozen + len(kept)
             assert again == [gc.collect]
+            loop = asyncio.new_event_loop()
+            loop.close()
+            gc.callbacks[:] = callbacks
+            process_module.freeze_after_long_collections(loop.call_soon_threadsafe)
+            watch = gc.callbacks[-1]
+            watch("start", {"generation": 2})
+            watch("stop", {"generation": 2})  # in a process that is about to end: its loop is closed
     finally:
         gc.callbacks[:] = callbacks
         gc.set_threshold(*threshold)
         gc.unfreeze()
+        gc.enable()
 
 
 def test_no_other_user_may_read_what_it_writes(start: Start) -> None:

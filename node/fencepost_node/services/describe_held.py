@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 from fencepost_node.known_metadata import KnownMetadata
 from fencepost_node.log.log import Log
 from fencepost_node.producer_state import ProducerState
 from fencepost_node.replica_manager import ReplicaManager
-from fencepost_proto.metadata import FIRST_NAMED_ID, PartitionKey, to_proto
+from fencepost_proto.metadata import FIRST_NAMED_ID, Broker, PartitionKey, to_proto
 from fencepost_proto.v1 import controller_pb2 as pb
 
 MAX_IN_A_PART = 500
@@ -25,7 +26,8 @@ MAX_IN_A_PART = 500
 async def describe_held(manager: ReplicaManager, known: KnownMetadata, head: pb.HeldHead) -> AsyncIterator[pb.Held]:
     image = known.image
     yield pb.Held(head=head)
-    entities = image.entities()
+    # Whoever knows the incarnation of a broker can register in its place; recovery begins every broker anew.
+    entities = [replace(e, incarnation="") if isinstance(e, Broker) else e for e in image.entities()]
     for at in range(0, len(entities), MAX_IN_A_PART):
         yield pb.Held(entities=map(to_proto, entities[at : at + MAX_IN_A_PART]))
         await asyncio.sleep(0)
