@@ -199,7 +199,7 @@ def duplicate_acknowledged_before_the_commit(replace: Any) -> None:
     replace(Leadership, "append", append)
 
 
-@mutant("G1", "G6", kinds=(*KILLS, *NETWORK))
+@mutant("G1", "G10", kinds=(*KILLS, *NETWORK))
 def high_watermark_ignores_a_joining_member(replace: Any) -> None:
     replace(LeaderState, "maximal_isr", property(lambda self: self.partition.isr))
     replace(LeaderState, "_has_all_committed", lambda self, broker_id: True)
@@ -378,8 +378,8 @@ def older_epoch_is_accepted(replace: Any) -> None:
     """Where the leader itself has not seen the newer one."""
     original = ProducerState.check
 
-    def check(self: ProducerState, header: Any, *, ever_held_records: bool, fence_epoch: int = 0) -> Any:
-        return original(self, header, ever_held_records=ever_held_records)
+    def check(self: ProducerState, header: Any, *, fence_epoch: int = 0, **rest: Any) -> Any:
+        return original(self, header, **rest)
 
     replace(ProducerState, "check", check)
 
@@ -437,7 +437,7 @@ def known_version_is_not_kept(replace: Any) -> None:
     replace(KnownMetadata, "learn", lambda self, version, lineage_id: None)
 
 
-@mutant("G8", kinds=("controller put back", "kill producer"), first_seed=3)
+@mutant("G8", "G9", kinds=("controller put back", "kill producer"), first_seed=8)
 def recovery_trusts_the_store(replace: Any) -> None:
     """What the brokers hold is asked for, and what the store has is taken."""
     replace(controller_recovery, "heads", lambda sources: list(sources[:1]))
