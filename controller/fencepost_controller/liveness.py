@@ -49,6 +49,12 @@ class Liveness:
         """Watch a broker from now on; whatever was known of it is forgotten."""
         self._watches[broker_id] = _Watch(now)
 
+    def rejoins(self, broker_id: int) -> None:
+        """The process that is watched has another session. That is no sign of life: only heartbeats are, or one that can
+        register and do nothing more would keep its leaderships for ever."""
+        watch = self._watches[broker_id]
+        self._watches[broker_id] = _Watch(watch.heard_at)
+
     def watches(self, broker_id: int) -> bool:
         return broker_id in self._watches
 

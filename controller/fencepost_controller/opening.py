@@ -44,6 +44,11 @@ class Opening:
         self._missing.discard(broker_id)
         self._look()
 
+    @property
+    def is_over(self) -> bool:
+        """Things are decided as they come."""
+        return self._open.is_set()
+
     async def wait(self) -> None:
         """Return once things may be decided."""
         await self._open.wait()

@@ -183,7 +183,9 @@ class Sessions:
         )
         self._check_known(register)
         command.check(self._image)
-        if self._liveness.watches(command.broker_id) and command.broker_id not in self._sessions:
+        known = self._image.brokers.get(command.broker_id)
+        rejoins = known is not None and known.incarnation == command.incarnation and self.opening.is_over
+        if not rejoins and self._liveness.watches(command.broker_id) and command.broker_id not in self._sessions:
             self._liveness.expect(command.broker_id, self._loop.time())  # it is there, and waits
         self.opening.heard(command.broker_id)
         await self.opening.wait()
@@ -208,7 +210,10 @@ class Sessions:
         if self._closing:
             session.end(errors.NotController("the controller is stopping"))
         self._sessions[broker.id] = session
-        self._liveness.expect(broker.id, self._loop.time())
+        if rejoins and self._liveness.watches(broker.id):
+            self._liveness.rejoins(broker.id)
+        else:
+            self._liveness.expect(broker.id, self._loop.time())
         if not broker.fenced:
             self._liveness.published(self._image.version, [broker.id], self._loop.time())  # it may have missed some
         log.info(

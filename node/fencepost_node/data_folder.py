@@ -140,6 +140,8 @@ class DataFolder:
             raise InconsistentClusterId(
                 f"data folder {self._path!r} belongs to cluster {self.cluster_id}; the controller's is {cluster_id}"
             )
+        if self._marks is not None and (cluster_id, broker_epoch) == (self.cluster_id, self.broker_epoch):
+            return  # another session of this process: all of that stands, and a full disk need not take it again
         self._make_marks()  # before the epoch: a folder with an epoch and without a mark is a copy
         self._write_meta(cluster_id, broker_epoch)
         self.may_have_lost_tail = self.is_copy = False

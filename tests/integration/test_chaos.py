@@ -50,7 +50,9 @@ def test_a_minute_of_chaos_is_exact(tmp_path: Path) -> None:
     assert told["records_in_log"] >= told["acknowledged"]
     assert told["replicas_checked"] == 3 * told["partitions"]
     assert told["faults"] > 15
-    assert {"kill-leader", "kill-all", "pause-leader", "kill-controller", "take-over"} <= set(told["faults_by_kind"])
+    carried_out, skipped = set(told["faults_by_kind"]), set(told["skipped_by_kind"])
+    assert {"kill-all", "kill-controller", "take-over"} <= carried_out
+    assert {"kill-leader", "pause-leader"} <= carried_out | skipped  # at their moments there may be no leader
     assert told["named_producers_resumed"] > 0
     assert told["network_cuts"] is (sys.platform == "linux"), told["no_network_cuts_because"]
     if told["network_cuts"]:

@@ -97,6 +97,7 @@ class FakeBroker:
         self._tasks: list[asyncio.Task[None]] = []
         self._news = asyncio.Event()
         self._silent = False
+        self.falls_silent_at_once = False  # it registers, and sends nothing more
 
     @property
     def epoch(self) -> int:
@@ -155,7 +156,7 @@ class FakeBroker:
         await self._call.write(controller_pb2.SessionRequest(register=register))
         self._tasks = [asyncio.create_task(self._receive())]
         await until(lambda: self.registered or self.error or self.ended.is_set(), "an answer to the registration")
-        if self.registered is not None:
+        if self.registered is not None and not self.falls_silent_at_once:
             self._tasks.append(asyncio.create_task(self._send()))
         return self
 

@@ -85,6 +85,28 @@ def test_a_broker_that_is_removed_while_it_registers_is_told_and_the_controller_
     run(test())
 
 
+def test_a_broker_that_registers_again_and_again_and_does_nothing_more_is_declared_dead() -> None:
+    async def test() -> None:
+        async with running(session_timeout_ms=SHORT_TIMEOUT_MS) as controller, cluster(controller) as brokers:
+            (one,) = await brokers.live(1)
+
+            async def registers_again() -> None:
+                while True:
+                    await one.stream_breaks()
+                    one.falls_silent_at_once = True
+                    await one.connect(controller)
+                    await asyncio.sleep(SHORT_TIMEOUT_MS / 10_000)
+
+            again = asyncio.create_task(registers_again())
+            try:
+                await until(lambda: controller.image.brokers[1].fenced, "it is declared dead")
+            finally:
+                again.cancel()
+                await asyncio.wait([again])
+
+    run(test())
+
+
 def test_heartbeats_write_nothing() -> None:
     async def test() -> None:
         async with running() as controller, cluster(controller) as brokers:
