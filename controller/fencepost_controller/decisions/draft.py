@@ -65,15 +65,11 @@ class Draft:
 
     def partitions_in_sync_on(self, broker_id: int) -> list[Partition]:
         """Those with this broker in the in-sync set, whoever leads them."""
-        partitions = (
-            self._partitions.get(key) or self.image.partitions[key] for key in self.image.hosted_by(broker_id)
-        )
-        return [p for p in partitions if broker_id in p.isr]
+        return [p for p in self.partitions_on(broker_id) if broker_id in p.isr]
 
     def partitions_on(self, broker_id: int) -> list[Partition]:
-        """Those with a replica on this broker."""
-        partitions = (self._partitions.get(key, p) for key, p in self.image.partitions.items())
-        return [p for p in partitions if broker_id in p.replicas]
+        """Those of which this broker had a replica before the command."""
+        return [self._partitions.get(key) or self.image.partitions[key] for key in self.image.hosted_by(broker_id)]
 
     def serving_brokers(self) -> list[int]:
         """Those that may get replicas, in order."""

@@ -133,7 +133,7 @@ def _check_broker(before: Broker | None, broker: Broker, after: MetadataImage, v
 def _check_deleted(key: str, after: MetadataImage) -> None:
     kind, _, name = key.partition("/")
     if kind == "brokers":
-        held = [p.key for p in after.partitions.values() if int(name) in p.replicas]
+        held = [after.partitions[key].key for key in after.hosted_by(int(name))]
         _require(not held, key, f"not registered any more, and a replica of {held[:3]}")
 
 
