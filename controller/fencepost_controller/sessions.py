@@ -49,6 +49,7 @@ from fencepost_proto.wire import Wire
 
 log = logging.getLogger(__name__)
 
+_MOST_NAMED = 20  # of replicas in one line
 SETTLE_S = 5.0  # a broker that has been live for this long may get its preferred leaderships back
 
 Spawn = Callable[[Coroutine[object, object, None], str], asyncio.Task[None]]
@@ -279,14 +280,18 @@ class Sessions:
             self._on_applied()
 
     def _take_failed(self, session: Session, refs: Sequence[common_pb2.PartitionRef]) -> None:
+        """A heartbeat names all replicas that are failed now; one that it names no more serves again."""
         key = (session.broker_id, session.broker_epoch)
         known = self._failed.get(key, frozenset())
-        failed = {(ref.topic_id, ref.partition) for ref in refs} & self._image.partitions.keys()
-        if not failed <= known:
-            self._failed[key] = known | failed
-            session.replicas_failed = True
-            names = sorted(f"{topic_id}-{index}" for topic_id, index in failed - known)
-            log.warning("replicas failed broker=%d replicas=%s", session.broker_id, ",".join(names))
+        failed = frozenset((ref.topic_id, ref.partition) for ref in refs) & self._image.partitions.keys()
+        if failed == known:
+            return
+        self._failed[key] = failed
+        session.replicas_failed = True
+        for what, keys in (("replicas failed", failed - known), ("replicas recovered", known - failed)):
+            if keys:
+                names = ",".join(sorted(f"{topic_id}-{index}" for topic_id, index in keys)[:_MOST_NAMED])
+                log.warning("%s broker=%d count=%d replicas=%s", what, session.broker_id, len(keys), names)
 
     async def follow(self, session: Session) -> None:
         """Submit what the session's heartbeats ask for; a task for the session's life."""

@@ -70,6 +70,12 @@ class ControllerLink:
         """Raises NotController or RequestTimedOut where it is unknown whether the change was made."""
         return await self._call(self._controller.AlterPartition(request, timeout=ALTER_PARTITION_TIMEOUT_S))
 
+    async def start_replica_over(
+        self, request: controller_pb2.StartReplicaOverRequest
+    ) -> controller_pb2.StartReplicaOverResponse:
+        """Raises NotController or RequestTimedOut where it is unknown whether the change was made."""
+        return await self._call(self._controller.StartReplicaOver(request, timeout=ALTER_PARTITION_TIMEOUT_S))
+
     async def allocate_producer_ids(self) -> range:
         """A block of producer ids that nobody else has or will get. Raises FencepostError."""
         request = controller_pb2.AllocateProducerIdsRequest(broker_id=self._broker_id, broker_epoch=self.broker_epoch)

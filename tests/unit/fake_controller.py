@@ -155,6 +155,12 @@ class FakeController(controller_pb2_grpc.ControllerServicer, controller_pb2_grpc
         answer: controller_pb2.AlterPartitionResponse = await self._answer("AlterPartition", request, context)
         return answer
 
+    async def StartReplicaOver(
+        self, request: controller_pb2.StartReplicaOverRequest, context: Context
+    ) -> controller_pb2.StartReplicaOverResponse:
+        answer: controller_pb2.StartReplicaOverResponse = await self._answer("StartReplicaOver", request, context)
+        return answer
+
     async def AllocateProducerIds(
         self, request: controller_pb2.AllocateProducerIdsRequest, context: Context
     ) -> controller_pb2.AllocateProducerIdsResponse:

@@ -210,7 +210,8 @@ class BeginShutdown(Command[bool]):
 
 @dataclass(frozen=True, slots=True)
 class FailReplicas(Command[None]):
-    """A broker's set of failed replicas has grown (its disk refuses them): it is as good as dead for those."""
+    """A broker's set of failed replicas has changed: it is as good as dead for those that its disk refuses, and serves those
+    again that it has recovered."""
 
     broker_id: int
     broker_epoch: int

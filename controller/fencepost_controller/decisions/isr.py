@@ -20,6 +20,7 @@ from fencepost_controller.decisions.brokers import check_broker_epoch
 from fencepost_controller.decisions.draft import Command, Draft
 from fencepost_controller.decisions.partitions import settle
 from fencepost_proto.errors import (
+    EligibleLeadersNotAvailable,
     FencedLeaderEpoch,
     FencepostError,
     IneligibleReplica,
@@ -30,7 +31,7 @@ from fencepost_proto.errors import (
     UnknownTopicId,
     UnknownTopicOrPartition,
 )
-from fencepost_proto.metadata import Partition, PartitionKey
+from fencepost_proto.metadata import NO_LEADER, Partition, PartitionKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,3 +114,35 @@ class AlterPartitions(Command[tuple[FencepostError | None, ...]]):
         except FencepostError as error:
             return error
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class StartReplicaOver(Command[None]):
+    """A broker's replica has failed, its log is damaged, and the broker is about to give up what it holds.
+
+    Allowed only where another broker leads, from the version of the answer on. Then the replica is in no in-sync set, and a
+    new leader epoch begins, as after a removal: whatever a leader has heard of the replica before, and every proposal that
+    rests on it, is of an older epoch. The replica joins under the new one, with what it holds then.
+    """
+
+    broker_id: int
+    broker_epoch: int
+    partition: PartitionKey
+
+    def decide(self, draft: Draft) -> None:
+        check_broker_epoch(draft, self.broker_id, self.broker_epoch)
+        partition = draft.partition(self.partition)
+        if partition is None:
+            raise UnknownTopicOrPartition(f"partition {self.partition[0]}-{self.partition[1]} is not known")
+        if self.broker_id not in partition.replicas:
+            raise InvalidRequest(f"{partition.key}: {self.broker_id} is none of the replicas {partition.replicas}")
+        others = tuple(member for member in partition.isr if member != self.broker_id)
+        if partition.leader in (NO_LEADER, self.broker_id) or not others:
+            raise EligibleLeadersNotAvailable(
+                f"{partition.key}: no other broker leads than {self.broker_id}, which keeps what it has "
+                f"(leader {partition.leader}, in sync {partition.isr})"
+            )
+        after = settle(draft, partition, replace(partition, isr=others))
+        if after.leader_epoch == partition.leader_epoch:
+            epochs = (partition.leader_epoch + 1, partition.partition_epoch + 1)
+            draft.put(replace(after, leader_epoch=epochs[0], partition_epoch=epochs[1]))

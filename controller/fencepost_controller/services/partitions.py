@@ -8,12 +8,15 @@ UNKNOWN_TOPIC_OR_PARTITION.
 
 Errors of the whole request, with which nothing was changed: STALE_BROKER_EPOCH, BROKER_ID_NOT_REGISTERED, INVALID_REQUEST
 (outside of `request_limits`), NOT_CONTROLLER, KAFKA_STORAGE_ERROR.
+
+StartReplicaOver: a broker asks before it gives up what a damaged replica holds. Errors: STALE_BROKER_EPOCH,
+UNKNOWN_TOPIC_OR_PARTITION, INVALID_REQUEST, ELIGIBLE_LEADERS_NOT_AVAILABLE (nobody else leads: it may be asked again).
 """
 
 from __future__ import annotations
 
 from fencepost_controller.commands import Commands
-from fencepost_controller.decisions.isr import AlterPartition, AlterPartitions
+from fencepost_controller.decisions.isr import AlterPartition, AlterPartitions, StartReplicaOver
 from fencepost_proto.errors import to_proto
 from fencepost_proto.v1 import common_pb2
 from fencepost_proto.v1 import controller_pb2 as pb
@@ -40,3 +43,9 @@ def _proposal(request: pb.AlterPartitionRequest, proposal: pb.IsrProposal) -> Al
         partition_epoch=proposal.partition_epoch,
         new_isr=tuple((member.broker_id, member.broker_epoch) for member in proposal.new_isr),
     )
+
+
+async def start_replica_over(commands: Commands, request: pb.StartReplicaOverRequest) -> pb.StartReplicaOverResponse:
+    key = (request.topic_id, request.partition)
+    committed = await commands.submit(StartReplicaOver(request.broker_id, request.broker_epoch, key))
+    return pb.StartReplicaOverResponse(version=committed.version)

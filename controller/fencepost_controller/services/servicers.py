@@ -17,7 +17,7 @@ from fencepost_controller.services.admin import (
     elect_leader,
     unregister_broker,
 )
-from fencepost_controller.services.partitions import alter_partition
+from fencepost_controller.services.partitions import alter_partition, start_replica_over
 from fencepost_controller.services.producers import (
     allocate_producer_ids,
     init_producer_id,
@@ -50,6 +50,11 @@ class ControllerService(controller_pb2_grpc.ControllerServicer):
         await self.sessions.opening.wait()
         work = alter_partition(self.commands, request)
         return await self.answering.unary(pb.AlterPartitionResponse, work)
+
+    async def StartReplicaOver(
+        self, request: pb.StartReplicaOverRequest, context: Context
+    ) -> pb.StartReplicaOverResponse:
+        return await self.answering.unary(pb.StartReplicaOverResponse, start_replica_over(self.commands, request))
 
     async def AllocateProducerIds(
         self, request: pb.AllocateProducerIdsRequest, context: Context

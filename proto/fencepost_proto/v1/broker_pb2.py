@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from fencepost_proto.v1 import common_pb2 as fencepost_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66\x65ncepost/v1/broker.proto\x12\x0c\x66\x65ncepost.v1\x1a\x19\x66\x65ncepost/v1/common.proto\"\x94\x01\n\x0cProduceBatch\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\x04\x12\x10\n\x08topic_id\x18\x02 \x01(\t\x12\x11\n\tpartition\x18\x03 \x01(\x05\x12\x14\n\x0cleader_epoch\x18\x04 \x01(\x05\x12\x0c\n\x04\x61\x63ks\x18\x05 \x01(\x05\x12\x12\n\ntimeout_ms\x18\x06 \x01(\x05\x12\x0f\n\x07records\x18\x07 \x01(\x0c\"=\n\x0eProduceRequest\x12+\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32\x1a.fencepost.v1.ProduceBatch\"\x8d\x01\n\rProduceResult\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\x04\x12\"\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x13.fencepost.v1.Error\x12\x13\n\x0b\x62\x61se_offset\x18\x03 \x01(\x03\x12\x18\n\x10log_start_offset\x18\x04 \x01(\x03\x12\x11\n\tduplicate\x18\x05 \x01(\x08\"?\n\x0fProduceResponse\x12,\n\x07results\x18\x01 \x03(\x0b\x32\x1b.fencepost.v1.ProduceResult\"\x9c\x01\n\x0e\x46\x65tchPartition\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x14\n\x0cleader_epoch\x18\x03 \x01(\x05\x12\x14\n\x0c\x66\x65tch_offset\x18\x04 \x01(\x03\x12\x11\n\tmax_bytes\x18\x05 \x01(\x05\x12\x17\n\nlast_epoch\x18\x06 \x01(\x05H\x00\x88\x01\x01\x42\r\n\x0b_last_epoch\"4\n\x0f\x46\x65tchDivergence\x12\r\n\x05\x65poch\x18\x01 \x01(\x05\x12\x12\n\nend_offset\x18\x02 \x01(\x03\"{\n\x0c\x46\x65tchRequest\x12\x30\n\npartitions\x18\x01 \x03(\x0b\x32\x1c.fencepost.v1.FetchPartition\x12\x13\n\x0bmax_wait_ms\x18\x02 \x01(\x05\x12\x11\n\tmin_bytes\x18\x03 \x01(\x05\x12\x11\n\tmax_bytes\x18\x04 \x01(\x05\"\xd1\x01\n\x10\x46\x65tchedPartition\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x13.fencepost.v1.Error\x12\x16\n\x0ehigh_watermark\x18\x04 \x01(\x03\x12\x18\n\x10log_start_offset\x18\x05 \x01(\x03\x12\x0f\n\x07records\x18\x06 \x01(\x0c\x12\x31\n\ndivergence\x18\x07 \x01(\x0b\x32\x1d.fencepost.v1.FetchDivergence\"C\n\rFetchResponse\x12\x32\n\npartitions\x18\x01 \x03(\x0b\x32\x1e.fencepost.v1.FetchedPartition\"e\n\x12ListOffsetsRequest\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x14\n\x0cleader_epoch\x18\x03 \x01(\x05\x12\x14\n\x0ctimestamp_ms\x18\x04 \x01(\x03\"_\n\x13ListOffsetsResponse\x12\"\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x13.fencepost.v1.Error\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x14\n\x0ctimestamp_ms\x18\x03 \x01(\x03\"&\n\x0fMetadataRequest\x12\x13\n\x0btopic_names\x18\x01 \x03(\t\"s\n\x10MetadataResponse\x12*\n\x05image\x18\x01 \x01(\x0b\x32\x1b.fencepost.v1.MetadataDelta\x12\x16\n\x0eunknown_topics\x18\x02 \x03(\t\x12\x1b\n\x13\x61nswering_broker_id\x18\x03 \x01(\x05\"\x16\n\x14WatchMetadataRequest\"z\n\x15InitProducerIdRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bproducer_id\x18\x02 \x01(\x03\x12\x16\n\x0eproducer_epoch\x18\x03 \x01(\x05\x12\x12\n\ntimeout_ms\x18\x04 \x01(\x05\x12\x12\n\nkeep_alive\x18\x05 \x01(\x08\"\xe0\x01\n\x16InitProducerIdResponse\x12\"\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x13.fencepost.v1.Error\x12\x13\n\x0bproducer_id\x18\x02 \x01(\x03\x12\x16\n\x0eproducer_epoch\x18\x03 \x01(\x05\x12\x1f\n\x17max_delivery_timeout_ms\x18\x04 \x01(\x05\x12\x1b\n\x13predecessor_expired\x18\x05 \x01(\x08\x12\x1b\n\x13retired_producer_id\x18\x07 \x01(\x03\x12\x1a\n\x12name_expiration_ms\x18\x06 \x01(\x03\"\x9f\x01\n\x18\x44\x65scribeProducersRequest\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x13\n\x0bproducer_id\x18\x03 \x01(\x03\x12\x19\n\x11\x63ommit_timeout_ms\x18\x04 \x01(\x05\x12\x1b\n\x0eproducer_epoch\x18\x05 \x01(\x05H\x00\x88\x01\x01\x42\x11\n\x0f_producer_epoch\"f\n\nBatchState\x12\x16\n\x0e\x66irst_sequence\x18\x01 \x01(\x05\x12\x15\n\rlast_sequence\x18\x02 \x01(\x05\x12\x13\n\x0b\x62\x61se_offset\x18\x03 \x01(\x03\x12\x14\n\x0ctimestamp_ms\x18\x04 \x01(\x03\"k\n\x11ProducerStateInfo\x12\x13\n\x0bproducer_id\x18\x01 \x01(\x03\x12\x16\n\x0eproducer_epoch\x18\x02 \x01(\x05\x12)\n\x07\x62\x61tches\x18\x03 \x03(\x0b\x32\x18.fencepost.v1.BatchState\"\xb9\x01\n\x19\x44\x65scribeProducersResponse\x12\"\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x13.fencepost.v1.Error\x12\x32\n\tproducers\x18\x02 \x03(\x0b\x32\x1f.fencepost.v1.ProducerStateInfo\x12\x16\n\x0elog_end_offset\x18\x03 \x01(\x03\x12\x16\n\x0ehigh_watermark\x18\x04 \x01(\x03\x12\x14\n\x0cleader_epoch\x18\x05 \x01(\x05\"\x18\n\x16\x44\x65scribeLogDirsRequest\"\x96\x02\n\x0bReplicaInfo\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x11\n\tis_leader\x18\x03 \x01(\x08\x12\x14\n\x0cleader_epoch\x18\x04 \x01(\x05\x12\x18\n\x10log_start_offset\x18\x05 \x01(\x03\x12\x16\n\x0elog_end_offset\x18\x06 \x01(\x03\x12\x16\n\x0ehigh_watermark\x18\x07 \x01(\x03\x12\x12\n\nsize_bytes\x18\x08 \x01(\x03\x12\x18\n\x10\x61ppended_batches\x18\t \x01(\x03\x12\x1c\n\x14\x64\x65\x64uplicated_batches\x18\n \x01(\x03\x12\x0f\n\x07\x66\x61ilure\x18\x0b \x01(\t\x12\x12\n\nlast_epoch\x18\x0c \x01(\x05\"\x8d\x01\n\x17\x44\x65scribeLogDirsResponse\x12\x11\n\tbroker_id\x18\x01 \x01(\x05\x12+\n\x08replicas\x18\x02 \x03(\x0b\x32\x19.fencepost.v1.ReplicaInfo\x12\x18\n\x10metadata_version\x18\x03 \x01(\x03\x12\x18\n\x10recovery_seconds\x18\x04 \x01(\x01\x32\xb0\x05\n\x06\x42roker\x12J\n\x07Produce\x12\x1c.fencepost.v1.ProduceRequest\x1a\x1d.fencepost.v1.ProduceResponse(\x01\x30\x01\x12\x44\n\x05\x46\x65tch\x12\x1a.fencepost.v1.FetchRequest\x1a\x1b.fencepost.v1.FetchResponse(\x01\x30\x01\x12R\n\x0bListOffsets\x12 .fencepost.v1.ListOffsetsRequest\x1a!.fencepost.v1.ListOffsetsResponse\x12I\n\x08Metadata\x12\x1d.fencepost.v1.MetadataRequest\x1a\x1e.fencepost.v1.MetadataResponse\x12R\n\rWatchMetadata\x12\".fencepost.v1.WatchMetadataRequest\x1a\x1b.fencepost.v1.MetadataDelta0\x01\x12[\n\x0eInitProducerId\x12#.fencepost.v1.InitProducerIdRequest\x1a$.fencepost.v1.InitProducerIdResponse\x12\x64\n\x11\x44\x65scribeProducers\x12&.fencepost.v1.DescribeProducersRequest\x1a\'.fencepost.v1.DescribeProducersResponse\x12^\n\x0f\x44\x65scribeLogDirs\x12$.fencepost.v1.DescribeLogDirsRequest\x1a%.fencepost.v1.DescribeLogDirsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66\x65ncepost/v1/broker.proto\x12\x0c\x66\x65ncepost.v1\x1a\x19\x66\x65ncepost/v1/common.proto\"\x94\x01\n\x0cProduceBatch\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\x04\x12\x10\n\x08topic_id\x18\x02 \x01(\t\x12\x11\n\tpartition\x18\x03 \x01(\x05\x12\x14\n\x0cleader_epoch\x18\x04 \x01(\x05\x12\x0c\n\x04\x61\x63ks\x18\x05 \x01(\x05\x12\x12\n\ntimeout_ms\x18\x06 \x01(\x05\x12\x0f\n\x07records\x18\x07 \x01(\x0c\"=\n\x0eProduceRequest\x12+\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32\x1a.fencepost.v1.ProduceBatch\"\x8d\x01\n\rProduceResult\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\x04\x12\"\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x13.fencepost.v1.Error\x12\x13\n\x0b\x62\x61se_offset\x18\x03 \x01(\x03\x12\x18\n\x10log_start_offset\x18\x04 \x01(\x03\x12\x11\n\tduplicate\x18\x05 \x01(\x08\"?\n\x0fProduceResponse\x12,\n\x07results\x18\x01 \x03(\x0b\x32\x1b.fencepost.v1.ProduceResult\"\xae\x01\n\x0e\x46\x65tchPartition\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x14\n\x0cleader_epoch\x18\x03 \x01(\x05\x12\x14\n\x0c\x66\x65tch_offset\x18\x04 \x01(\x03\x12\x11\n\tmax_bytes\x18\x05 \x01(\x05\x12\x17\n\nlast_epoch\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\x10\n\x08mismatch\x18\x07 \x01(\x08\x42\r\n\x0b_last_epoch\"4\n\x0f\x46\x65tchDivergence\x12\r\n\x05\x65poch\x18\x01 \x01(\x05\x12\x12\n\nend_offset\x18\x02 \x01(\x03\"{\n\x0c\x46\x65tchRequest\x12\x30\n\npartitions\x18\x01 \x03(\x0b\x32\x1c.fencepost.v1.FetchPartition\x12\x13\n\x0bmax_wait_ms\x18\x02 \x01(\x05\x12\x11\n\tmin_bytes\x18\x03 \x01(\x05\x12\x11\n\tmax_bytes\x18\x04 \x01(\x05\"\xd1\x01\n\x10\x46\x65tchedPartition\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x13.fencepost.v1.Error\x12\x16\n\x0ehigh_watermark\x18\x04 \x01(\x03\x12\x18\n\x10log_start_offset\x18\x05 \x01(\x03\x12\x0f\n\x07records\x18\x06 \x01(\x0c\x12\x31\n\ndivergence\x18\x07 \x01(\x0b\x32\x1d.fencepost.v1.FetchDivergence\"C\n\rFetchResponse\x12\x32\n\npartitions\x18\x01 \x03(\x0b\x32\x1e.fencepost.v1.FetchedPartition\"e\n\x12ListOffsetsRequest\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x14\n\x0cleader_epoch\x18\x03 \x01(\x05\x12\x14\n\x0ctimestamp_ms\x18\x04 \x01(\x03\"_\n\x13ListOffsetsResponse\x12\"\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x13.fencepost.v1.Error\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x14\n\x0ctimestamp_ms\x18\x03 \x01(\x03\"&\n\x0fMetadataRequest\x12\x13\n\x0btopic_names\x18\x01 \x03(\t\"s\n\x10MetadataResponse\x12*\n\x05image\x18\x01 \x01(\x0b\x32\x1b.fencepost.v1.MetadataDelta\x12\x16\n\x0eunknown_topics\x18\x02 \x03(\t\x12\x1b\n\x13\x61nswering_broker_id\x18\x03 \x01(\x05\"\x16\n\x14WatchMetadataRequest\"z\n\x15InitProducerIdRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bproducer_id\x18\x02 \x01(\x03\x12\x16\n\x0eproducer_epoch\x18\x03 \x01(\x05\x12\x12\n\ntimeout_ms\x18\x04 \x01(\x05\x12\x12\n\nkeep_alive\x18\x05 \x01(\x08\"\xe0\x01\n\x16InitProducerIdResponse\x12\"\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x13.fencepost.v1.Error\x12\x13\n\x0bproducer_id\x18\x02 \x01(\x03\x12\x16\n\x0eproducer_epoch\x18\x03 \x01(\x05\x12\x1f\n\x17max_delivery_timeout_ms\x18\x04 \x01(\x05\x12\x1b\n\x13predecessor_expired\x18\x05 \x01(\x08\x12\x1b\n\x13retired_producer_id\x18\x07 \x01(\x03\x12\x1a\n\x12name_expiration_ms\x18\x06 \x01(\x03\"\x9f\x01\n\x18\x44\x65scribeProducersRequest\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x13\n\x0bproducer_id\x18\x03 \x01(\x03\x12\x19\n\x11\x63ommit_timeout_ms\x18\x04 \x01(\x05\x12\x1b\n\x0eproducer_epoch\x18\x05 \x01(\x05H\x00\x88\x01\x01\x42\x11\n\x0f_producer_epoch\"f\n\nBatchState\x12\x16\n\x0e\x66irst_sequence\x18\x01 \x01(\x05\x12\x15\n\rlast_sequence\x18\x02 \x01(\x05\x12\x13\n\x0b\x62\x61se_offset\x18\x03 \x01(\x03\x12\x14\n\x0ctimestamp_ms\x18\x04 \x01(\x03\"k\n\x11ProducerStateInfo\x12\x13\n\x0bproducer_id\x18\x01 \x01(\x03\x12\x16\n\x0eproducer_epoch\x18\x02 \x01(\x05\x12)\n\x07\x62\x61tches\x18\x03 \x03(\x0b\x32\x18.fencepost.v1.BatchState\"\xb9\x01\n\x19\x44\x65scribeProducersResponse\x12\"\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x13.fencepost.v1.Error\x12\x32\n\tproducers\x18\x02 \x03(\x0b\x32\x1f.fencepost.v1.ProducerStateInfo\x12\x16\n\x0elog_end_offset\x18\x03 \x01(\x03\x12\x16\n\x0ehigh_watermark\x18\x04 \x01(\x03\x12\x14\n\x0cleader_epoch\x18\x05 \x01(\x05\"\x18\n\x16\x44\x65scribeLogDirsRequest\"\x96\x02\n\x0bReplicaInfo\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x11\n\tis_leader\x18\x03 \x01(\x08\x12\x14\n\x0cleader_epoch\x18\x04 \x01(\x05\x12\x18\n\x10log_start_offset\x18\x05 \x01(\x03\x12\x16\n\x0elog_end_offset\x18\x06 \x01(\x03\x12\x16\n\x0ehigh_watermark\x18\x07 \x01(\x03\x12\x12\n\nsize_bytes\x18\x08 \x01(\x03\x12\x18\n\x10\x61ppended_batches\x18\t \x01(\x03\x12\x1c\n\x14\x64\x65\x64uplicated_batches\x18\n \x01(\x03\x12\x0f\n\x07\x66\x61ilure\x18\x0b \x01(\t\x12\x12\n\nlast_epoch\x18\x0c \x01(\x05\"\x8d\x01\n\x17\x44\x65scribeLogDirsResponse\x12\x11\n\tbroker_id\x18\x01 \x01(\x05\x12+\n\x08replicas\x18\x02 \x03(\x0b\x32\x19.fencepost.v1.ReplicaInfo\x12\x18\n\x10metadata_version\x18\x03 \x01(\x03\x12\x18\n\x10recovery_seconds\x18\x04 \x01(\x01\x32\xb0\x05\n\x06\x42roker\x12J\n\x07Produce\x12\x1c.fencepost.v1.ProduceRequest\x1a\x1d.fencepost.v1.ProduceResponse(\x01\x30\x01\x12\x44\n\x05\x46\x65tch\x12\x1a.fencepost.v1.FetchRequest\x1a\x1b.fencepost.v1.FetchResponse(\x01\x30\x01\x12R\n\x0bListOffsets\x12 .fencepost.v1.ListOffsetsRequest\x1a!.fencepost.v1.ListOffsetsResponse\x12I\n\x08Metadata\x12\x1d.fencepost.v1.MetadataRequest\x1a\x1e.fencepost.v1.MetadataResponse\x12R\n\rWatchMetadata\x12\".fencepost.v1.WatchMetadataRequest\x1a\x1b.fencepost.v1.MetadataDelta0\x01\x12[\n\x0eInitProducerId\x12#.fencepost.v1.InitProducerIdRequest\x1a$.fencepost.v1.InitProducerIdResponse\x12\x64\n\x11\x44\x65scribeProducers\x12&.fencepost.v1.DescribeProducersRequest\x1a\'.fencepost.v1.DescribeProducersResponse\x12^\n\x0f\x44\x65scribeLogDirs\x12$.fencepost.v1.DescribeLogDirsRequest\x1a%.fencepost.v1.DescribeLogDirsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,43 +41,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PRODUCERESPONSE']._serialized_start=428
   _globals['_PRODUCERESPONSE']._serialized_end=491
   _globals['_FETCHPARTITION']._serialized_start=494
-  _globals['_FETCHPARTITION']._serialized_end=650
-  _globals['_FETCHDIVERGENCE']._serialized_start=652
-  _globals['_FETCHDIVERGENCE']._serialized_end=704
-  _globals['_FETCHREQUEST']._serialized_start=706
-  _globals['_FETCHREQUEST']._serialized_end=829
-  _globals['_FETCHEDPARTITION']._serialized_start=832
-  _globals['_FETCHEDPARTITION']._serialized_end=1041
-  _globals['_FETCHRESPONSE']._serialized_start=1043
-  _globals['_FETCHRESPONSE']._serialized_end=1110
-  _globals['_LISTOFFSETSREQUEST']._serialized_start=1112
-  _globals['_LISTOFFSETSREQUEST']._serialized_end=1213
-  _globals['_LISTOFFSETSRESPONSE']._serialized_start=1215
-  _globals['_LISTOFFSETSRESPONSE']._serialized_end=1310
-  _globals['_METADATAREQUEST']._serialized_start=1312
-  _globals['_METADATAREQUEST']._serialized_end=1350
-  _globals['_METADATARESPONSE']._serialized_start=1352
-  _globals['_METADATARESPONSE']._serialized_end=1467
-  _globals['_WATCHMETADATAREQUEST']._serialized_start=1469
-  _globals['_WATCHMETADATAREQUEST']._serialized_end=1491
-  _globals['_INITPRODUCERIDREQUEST']._serialized_start=1493
-  _globals['_INITPRODUCERIDREQUEST']._serialized_end=1615
-  _globals['_INITPRODUCERIDRESPONSE']._serialized_start=1618
-  _globals['_INITPRODUCERIDRESPONSE']._serialized_end=1842
-  _globals['_DESCRIBEPRODUCERSREQUEST']._serialized_start=1845
-  _globals['_DESCRIBEPRODUCERSREQUEST']._serialized_end=2004
-  _globals['_BATCHSTATE']._serialized_start=2006
-  _globals['_BATCHSTATE']._serialized_end=2108
-  _globals['_PRODUCERSTATEINFO']._serialized_start=2110
-  _globals['_PRODUCERSTATEINFO']._serialized_end=2217
-  _globals['_DESCRIBEPRODUCERSRESPONSE']._serialized_start=2220
-  _globals['_DESCRIBEPRODUCERSRESPONSE']._serialized_end=2405
-  _globals['_DESCRIBELOGDIRSREQUEST']._serialized_start=2407
-  _globals['_DESCRIBELOGDIRSREQUEST']._serialized_end=2431
-  _globals['_REPLICAINFO']._serialized_start=2434
-  _globals['_REPLICAINFO']._serialized_end=2712
-  _globals['_DESCRIBELOGDIRSRESPONSE']._serialized_start=2715
-  _globals['_DESCRIBELOGDIRSRESPONSE']._serialized_end=2856
-  _globals['_BROKER']._serialized_start=2859
-  _globals['_BROKER']._serialized_end=3547
+  _globals['_FETCHPARTITION']._serialized_end=668
+  _globals['_FETCHDIVERGENCE']._serialized_start=670
+  _globals['_FETCHDIVERGENCE']._serialized_end=722
+  _globals['_FETCHREQUEST']._serialized_start=724
+  _globals['_FETCHREQUEST']._serialized_end=847
+  _globals['_FETCHEDPARTITION']._serialized_start=850
+  _globals['_FETCHEDPARTITION']._serialized_end=1059
+  _globals['_FETCHRESPONSE']._serialized_start=1061
+  _globals['_FETCHRESPONSE']._serialized_end=1128
+  _globals['_LISTOFFSETSREQUEST']._serialized_start=1130
+  _globals['_LISTOFFSETSREQUEST']._serialized_end=1231
+  _globals['_LISTOFFSETSRESPONSE']._serialized_start=1233
+  _globals['_LISTOFFSETSRESPONSE']._serialized_end=1328
+  _globals['_METADATAREQUEST']._serialized_start=1330
+  _globals['_METADATAREQUEST']._serialized_end=1368
+  _globals['_METADATARESPONSE']._serialized_start=1370
+  _globals['_METADATARESPONSE']._serialized_end=1485
+  _globals['_WATCHMETADATAREQUEST']._serialized_start=1487
+  _globals['_WATCHMETADATAREQUEST']._serialized_end=1509
+  _globals['_INITPRODUCERIDREQUEST']._serialized_start=1511
+  _globals['_INITPRODUCERIDREQUEST']._serialized_end=1633
+  _globals['_INITPRODUCERIDRESPONSE']._serialized_start=1636
+  _globals['_INITPRODUCERIDRESPONSE']._serialized_end=1860
+  _globals['_DESCRIBEPRODUCERSREQUEST']._serialized_start=1863
+  _globals['_DESCRIBEPRODUCERSREQUEST']._serialized_end=2022
+  _globals['_BATCHSTATE']._serialized_start=2024
+  _globals['_BATCHSTATE']._serialized_end=2126
+  _globals['_PRODUCERSTATEINFO']._serialized_start=2128
+  _globals['_PRODUCERSTATEINFO']._serialized_end=2235
+  _globals['_DESCRIBEPRODUCERSRESPONSE']._serialized_start=2238
+  _globals['_DESCRIBEPRODUCERSRESPONSE']._serialized_end=2423
+  _globals['_DESCRIBELOGDIRSREQUEST']._serialized_start=2425
+  _globals['_DESCRIBELOGDIRSREQUEST']._serialized_end=2449
+  _globals['_REPLICAINFO']._serialized_start=2452
+  _globals['_REPLICAINFO']._serialized_end=2730
+  _globals['_DESCRIBELOGDIRSRESPONSE']._serialized_start=2733
+  _globals['_DESCRIBELOGDIRSRESPONSE']._serialized_end=2874
+  _globals['_BROKER']._serialized_start=2877
+  _globals['_BROKER']._serialized_end=3565
 # @@protoc_insertion_point(module_scope)

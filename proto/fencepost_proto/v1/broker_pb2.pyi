@@ -149,6 +149,7 @@ class FetchPartition(_message.Message):
     FETCH_OFFSET_FIELD_NUMBER: _builtins.int
     MAX_BYTES_FIELD_NUMBER: _builtins.int
     LAST_EPOCH_FIELD_NUMBER: _builtins.int
+    MISMATCH_FIELD_NUMBER: _builtins.int
     topic_id: _builtins.str
     partition: _builtins.int
     leader_epoch: _builtins.int
@@ -157,6 +158,8 @@ class FetchPartition(_message.Message):
     """at least one whole batch is returned where there is one"""
     last_epoch: _builtins.int
     """leader epoch of the batch that ended at fetch_offset when it was read; absent: not known"""
+    mismatch: _builtins.bool
+    """what was sent from there before was no sound batch: the broker is to check its own bytes"""
     def __init__(
         self,
         *,
@@ -166,10 +169,11 @@ class FetchPartition(_message.Message):
         fetch_offset: _builtins.int = ...,
         max_bytes: _builtins.int = ...,
         last_epoch: _builtins.int | None = ...,
+        mismatch: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_last_epoch", b"_last_epoch", "last_epoch", b"last_epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_epoch", b"_last_epoch", "fetch_offset", b"fetch_offset", "last_epoch", b"last_epoch", "leader_epoch", b"leader_epoch", "max_bytes", b"max_bytes", "partition", b"partition", "topic_id", b"topic_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_epoch", b"_last_epoch", "fetch_offset", b"fetch_offset", "last_epoch", b"last_epoch", "leader_epoch", b"leader_epoch", "max_bytes", b"max_bytes", "mismatch", b"mismatch", "partition", b"partition", "topic_id", b"topic_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_epoch: _TypeAlias = _typing.Literal["last_epoch"]  # noqa: Y015
     _WhichOneofArgType__last_epoch: _TypeAlias = _typing.Literal["_last_epoch", b"_last_epoch"]  # noqa: Y015

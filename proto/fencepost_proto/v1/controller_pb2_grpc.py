@@ -45,6 +45,11 @@ class ControllerStub:
                 request_serializer=fencepost_dot_v1_dot_controller__pb2.AlterPartitionRequest.SerializeToString,
                 response_deserializer=fencepost_dot_v1_dot_controller__pb2.AlterPartitionResponse.FromString,
                 _registered_method=True)
+        self.StartReplicaOver = channel.unary_unary(
+                '/fencepost.v1.Controller/StartReplicaOver',
+                request_serializer=fencepost_dot_v1_dot_controller__pb2.StartReplicaOverRequest.SerializeToString,
+                response_deserializer=fencepost_dot_v1_dot_controller__pb2.StartReplicaOverResponse.FromString,
+                _registered_method=True)
         self.AllocateProducerIds = channel.unary_unary(
                 '/fencepost.v1.Controller/AllocateProducerIds',
                 request_serializer=fencepost_dot_v1_dot_controller__pb2.AllocateProducerIdsRequest.SerializeToString,
@@ -69,6 +74,13 @@ class ControllerServicer:
 
     def AlterPartition(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartReplicaOver(self, request, context):
+        """A broker is about to give up what a failed replica holds, and asks whether it may.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -98,6 +110,11 @@ def add_ControllerServicer_to_server(servicer, server):
                     servicer.AlterPartition,
                     request_deserializer=fencepost_dot_v1_dot_controller__pb2.AlterPartitionRequest.FromString,
                     response_serializer=fencepost_dot_v1_dot_controller__pb2.AlterPartitionResponse.SerializeToString,
+            ),
+            'StartReplicaOver': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartReplicaOver,
+                    request_deserializer=fencepost_dot_v1_dot_controller__pb2.StartReplicaOverRequest.FromString,
+                    response_serializer=fencepost_dot_v1_dot_controller__pb2.StartReplicaOverResponse.SerializeToString,
             ),
             'AllocateProducerIds': grpc.unary_unary_rpc_method_handler(
                     servicer.AllocateProducerIds,
@@ -164,6 +181,33 @@ class Controller:
             '/fencepost.v1.Controller/AlterPartition',
             fencepost_dot_v1_dot_controller__pb2.AlterPartitionRequest.SerializeToString,
             fencepost_dot_v1_dot_controller__pb2.AlterPartitionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartReplicaOver(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fencepost.v1.Controller/StartReplicaOver',
+            fencepost_dot_v1_dot_controller__pb2.StartReplicaOverRequest.SerializeToString,
+            fencepost_dot_v1_dot_controller__pb2.StartReplicaOverResponse.FromString,
             options,
             channel_credentials,
             insecure,

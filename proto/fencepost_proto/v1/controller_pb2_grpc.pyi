@@ -35,6 +35,8 @@ class ControllerStub:
     Session: _grpc.StreamStreamMultiCallable[_controller_pb2.SessionRequest, _controller_pb2.SessionResponse]
     """One stream from each broker: registration, then heartbeats up and metadata down, in version order."""
     AlterPartition: _grpc.UnaryUnaryMultiCallable[_controller_pb2.AlterPartitionRequest, _controller_pb2.AlterPartitionResponse]
+    StartReplicaOver: _grpc.UnaryUnaryMultiCallable[_controller_pb2.StartReplicaOverRequest, _controller_pb2.StartReplicaOverResponse]
+    """A broker is about to give up what a failed replica holds, and asks whether it may."""
     AllocateProducerIds: _grpc.UnaryUnaryMultiCallable[_controller_pb2.AllocateProducerIdsRequest, _controller_pb2.AllocateProducerIdsResponse]
     InitProducerId: _grpc.UnaryUnaryMultiCallable[_broker_pb2.InitProducerIdRequest, _broker_pb2.InitProducerIdResponse]
     """Named producers only; answers once the fence stands on every partition's leader."""
@@ -45,6 +47,8 @@ class ControllerAsyncStub(ControllerStub):
     Session: _aio.StreamStreamMultiCallable[_controller_pb2.SessionRequest, _controller_pb2.SessionResponse]  # type: ignore[assignment]
     """One stream from each broker: registration, then heartbeats up and metadata down, in version order."""
     AlterPartition: _aio.UnaryUnaryMultiCallable[_controller_pb2.AlterPartitionRequest, _controller_pb2.AlterPartitionResponse]  # type: ignore[assignment]
+    StartReplicaOver: _aio.UnaryUnaryMultiCallable[_controller_pb2.StartReplicaOverRequest, _controller_pb2.StartReplicaOverResponse]  # type: ignore[assignment]
+    """A broker is about to give up what a failed replica holds, and asks whether it may."""
     AllocateProducerIds: _aio.UnaryUnaryMultiCallable[_controller_pb2.AllocateProducerIdsRequest, _controller_pb2.AllocateProducerIdsResponse]  # type: ignore[assignment]
     InitProducerId: _aio.UnaryUnaryMultiCallable[_broker_pb2.InitProducerIdRequest, _broker_pb2.InitProducerIdResponse]  # type: ignore[assignment]
     """Named producers only; answers once the fence stands on every partition's leader."""
@@ -64,6 +68,14 @@ class ControllerServicer(metaclass=_abc_1.ABCMeta):
         request: _controller_pb2.AlterPartitionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_controller_pb2.AlterPartitionResponse, _abc.Awaitable[_controller_pb2.AlterPartitionResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def StartReplicaOver(
+        self,
+        request: _controller_pb2.StartReplicaOverRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.StartReplicaOverResponse, _abc.Awaitable[_controller_pb2.StartReplicaOverResponse]]:
+        """A broker is about to give up what a failed replica holds, and asks whether it may."""
 
     @_abc_1.abstractmethod
     def AllocateProducerIds(

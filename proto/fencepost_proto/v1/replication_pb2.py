@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from fencepost_proto.v1 import common_pb2 as fencepost_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66\x65ncepost/v1/replication.proto\x12\x0c\x66\x65ncepost.v1\x1a\x19\x66\x65ncepost/v1/common.proto\"\xa0\x01\n\tSubscribe\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x14\n\x0csubscription\x18\x03 \x01(\x03\x12\x14\n\x0cleader_epoch\x18\x04 \x01(\x05\x12\x16\n\x0elog_end_offset\x18\x05 \x01(\x03\x12\x12\n\nlast_epoch\x18\x06 \x01(\x05\x12\x16\n\x0enothing_agrees\x18\x07 \x01(\x08\"X\n\x03\x41\x63k\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x14\n\x0csubscription\x18\x03 \x01(\x03\x12\x16\n\x0elog_end_offset\x18\x04 \x01(\x03\"\xcd\x01\n\x10ReplicateRequest\x12\x11\n\tbroker_id\x18\x01 \x01(\x05\x12\x14\n\x0c\x62roker_epoch\x18\x02 \x01(\x03\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12*\n\tsubscribe\x18\x04 \x03(\x0b\x32\x17.fencepost.v1.Subscribe\x12\x1f\n\x04\x61\x63ks\x18\x05 \x03(\x0b\x32\x11.fencepost.v1.Ack\x12/\n\x0bunsubscribe\x18\x06 \x03(\x0b\x32\x1a.fencepost.v1.PartitionRef\"/\n\nDivergence\x12\r\n\x05\x65poch\x18\x01 \x01(\x05\x12\x12\n\nend_offset\x18\x02 \x01(\x03\"8\n\x05Reset\x12\x14\n\x0cstart_offset\x18\x01 \x01(\x03\x12\x19\n\x11producer_snapshot\x18\x02 \x01(\x0c\"\x98\x02\n\rPartitionPush\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x14\n\x0csubscription\x18\x03 \x01(\x03\x12\"\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x13.fencepost.v1.Error\x12\x16\n\x0ehigh_watermark\x18\x05 \x01(\x03\x12\x18\n\x10log_start_offset\x18\x06 \x01(\x03\x12,\n\ndivergence\x18\x07 \x01(\x0b\x32\x18.fencepost.v1.Divergence\x12\"\n\x05reset\x18\x08 \x01(\x0b\x32\x13.fencepost.v1.Reset\x12\x13\n\x0b\x62\x61se_offset\x18\t \x01(\x03\x12\x0f\n\x07records\x18\n \x01(\x0c\"@\n\x11ReplicateResponse\x12+\n\x06pushes\x18\x01 \x03(\x0b\x32\x1b.fencepost.v1.PartitionPush2_\n\x0bReplication\x12P\n\tReplicate\x12\x1e.fencepost.v1.ReplicateRequest\x1a\x1f.fencepost.v1.ReplicateResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66\x65ncepost/v1/replication.proto\x12\x0c\x66\x65ncepost.v1\x1a\x19\x66\x65ncepost/v1/common.proto\"\xb2\x01\n\tSubscribe\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x14\n\x0csubscription\x18\x03 \x01(\x03\x12\x14\n\x0cleader_epoch\x18\x04 \x01(\x05\x12\x16\n\x0elog_end_offset\x18\x05 \x01(\x03\x12\x12\n\nlast_epoch\x18\x06 \x01(\x05\x12\x16\n\x0enothing_agrees\x18\x07 \x01(\x08\x12\x10\n\x08mismatch\x18\x08 \x01(\x08\"X\n\x03\x41\x63k\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x14\n\x0csubscription\x18\x03 \x01(\x03\x12\x16\n\x0elog_end_offset\x18\x04 \x01(\x03\"\xcd\x01\n\x10ReplicateRequest\x12\x11\n\tbroker_id\x18\x01 \x01(\x05\x12\x14\n\x0c\x62roker_epoch\x18\x02 \x01(\x03\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12*\n\tsubscribe\x18\x04 \x03(\x0b\x32\x17.fencepost.v1.Subscribe\x12\x1f\n\x04\x61\x63ks\x18\x05 \x03(\x0b\x32\x11.fencepost.v1.Ack\x12/\n\x0bunsubscribe\x18\x06 \x03(\x0b\x32\x1a.fencepost.v1.PartitionRef\"/\n\nDivergence\x12\r\n\x05\x65poch\x18\x01 \x01(\x05\x12\x12\n\nend_offset\x18\x02 \x01(\x03\"8\n\x05Reset\x12\x14\n\x0cstart_offset\x18\x01 \x01(\x03\x12\x19\n\x11producer_snapshot\x18\x02 \x01(\x0c\"\x98\x02\n\rPartitionPush\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x14\n\x0csubscription\x18\x03 \x01(\x03\x12\"\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x13.fencepost.v1.Error\x12\x16\n\x0ehigh_watermark\x18\x05 \x01(\x03\x12\x18\n\x10log_start_offset\x18\x06 \x01(\x03\x12,\n\ndivergence\x18\x07 \x01(\x0b\x32\x18.fencepost.v1.Divergence\x12\"\n\x05reset\x18\x08 \x01(\x0b\x32\x13.fencepost.v1.Reset\x12\x13\n\x0b\x62\x61se_offset\x18\t \x01(\x03\x12\x0f\n\x07records\x18\n \x01(\x0c\"@\n\x11ReplicateResponse\x12+\n\x06pushes\x18\x01 \x03(\x0b\x32\x1b.fencepost.v1.PartitionPush2_\n\x0bReplication\x12P\n\tReplicate\x12\x1e.fencepost.v1.ReplicateRequest\x1a\x1f.fencepost.v1.ReplicateResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,19 +33,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fencepost_proto.v1.replicat
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SUBSCRIBE']._serialized_start=76
-  _globals['_SUBSCRIBE']._serialized_end=236
-  _globals['_ACK']._serialized_start=238
-  _globals['_ACK']._serialized_end=326
-  _globals['_REPLICATEREQUEST']._serialized_start=329
-  _globals['_REPLICATEREQUEST']._serialized_end=534
-  _globals['_DIVERGENCE']._serialized_start=536
-  _globals['_DIVERGENCE']._serialized_end=583
-  _globals['_RESET']._serialized_start=585
-  _globals['_RESET']._serialized_end=641
-  _globals['_PARTITIONPUSH']._serialized_start=644
-  _globals['_PARTITIONPUSH']._serialized_end=924
-  _globals['_REPLICATERESPONSE']._serialized_start=926
-  _globals['_REPLICATERESPONSE']._serialized_end=990
-  _globals['_REPLICATION']._serialized_start=992
-  _globals['_REPLICATION']._serialized_end=1087
+  _globals['_SUBSCRIBE']._serialized_end=254
+  _globals['_ACK']._serialized_start=256
+  _globals['_ACK']._serialized_end=344
+  _globals['_REPLICATEREQUEST']._serialized_start=347
+  _globals['_REPLICATEREQUEST']._serialized_end=552
+  _globals['_DIVERGENCE']._serialized_start=554
+  _globals['_DIVERGENCE']._serialized_end=601
+  _globals['_RESET']._serialized_start=603
+  _globals['_RESET']._serialized_end=659
+  _globals['_PARTITIONPUSH']._serialized_start=662
+  _globals['_PARTITIONPUSH']._serialized_end=942
+  _globals['_REPLICATERESPONSE']._serialized_start=944
+  _globals['_REPLICATERESPONSE']._serialized_end=1008
+  _globals['_REPLICATION']._serialized_start=1010
+  _globals['_REPLICATION']._serialized_end=1105
 # @@protoc_insertion_point(module_scope)

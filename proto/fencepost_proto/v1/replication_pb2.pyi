@@ -30,6 +30,7 @@ class Subscribe(_message.Message):
     LOG_END_OFFSET_FIELD_NUMBER: _builtins.int
     LAST_EPOCH_FIELD_NUMBER: _builtins.int
     NOTHING_AGREES_FIELD_NUMBER: _builtins.int
+    MISMATCH_FIELD_NUMBER: _builtins.int
     topic_id: _builtins.str
     partition: _builtins.int
     subscription: _builtins.int
@@ -42,6 +43,8 @@ class Subscribe(_message.Message):
     """leader epoch of its last batch, which may be gone; -1: not known, or it never had one"""
     nothing_agrees: _builtins.bool
     """after a divergence: none of what it holds is the leader's; it is to be answered with a reset"""
+    mismatch: _builtins.bool
+    """what was pushed there before was no sound batch: the leader is to check its own bytes"""
     def __init__(
         self,
         *,
@@ -52,10 +55,11 @@ class Subscribe(_message.Message):
         log_end_offset: _builtins.int = ...,
         last_epoch: _builtins.int = ...,
         nothing_agrees: _builtins.bool = ...,
+        mismatch: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_epoch", b"last_epoch", "leader_epoch", b"leader_epoch", "log_end_offset", b"log_end_offset", "nothing_agrees", b"nothing_agrees", "partition", b"partition", "subscription", b"subscription", "topic_id", b"topic_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_epoch", b"last_epoch", "leader_epoch", b"leader_epoch", "log_end_offset", b"log_end_offset", "mismatch", b"mismatch", "nothing_agrees", b"nothing_agrees", "partition", b"partition", "subscription", b"subscription", "topic_id", b"topic_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
