@@ -58,6 +58,10 @@ class File(Protocol):
         written may never get there, though it is read from the cache, and a later `sync` succeeds."""
         ...
 
+    def forget(self, position: int, length: int) -> None:
+        """A hint: drop this from the page cache, so that the next `read` shows what is on the medium. It must be synced."""
+        ...
+
     def hold(self) -> None:
         """Keep the bytes in reach until `release`, whatever removes or renames the file meanwhile."""
         ...

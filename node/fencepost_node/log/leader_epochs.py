@@ -15,6 +15,7 @@ before each snapshot, so it is right for all below the newest snapshot; what it 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -85,6 +86,11 @@ class LeaderEpochs:
                 return entry.epoch, end_offset
             end_offset = entry.start_offset
         return NO_EPOCH, -1
+
+    def epoch_at(self, offset: int) -> int:
+        """The epoch of the batch at `offset`; -1 where the history does not reach down to it."""
+        number = bisect_right(self._entries, offset, key=lambda entry: entry.start_offset)
+        return self._entries[number - 1].epoch if number else NO_EPOCH
 
     def truncate_to(self, end_offset: int) -> None:
         """The log now ends at `end_offset`."""

@@ -21,11 +21,12 @@ All of it rests on these locks; that is why it is one file, and a long one. What
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from fencepost_node.idleness import Idleness
 from fencepost_node.log.config import NO_LIMIT, LogConfig
@@ -34,8 +35,10 @@ from fencepost_node.log.leader_epochs import LeaderEpochs
 from fencepost_node.log.names import (
     EPOCH_CHECKPOINT,
     CorruptLog,
+    OutOfRoom,
     PartitionIdentity,
     read_identity,
+    storage_error,
     write_identity,
 )
 from fencepost_node.log.recovery import (
@@ -47,7 +50,7 @@ from fencepost_node.log.recovery import (
     remove_segment,
 )
 from fencepost_node.log.retention import SegmentFacts, segments_to_delete
-from fencepost_node.log.segment import NO_TIMESTAMP, PlacedBatch, Segment
+from fencepost_node.log.segment import NO_TIMESTAMP, Place, PlacedBatch, Segment
 from fencepost_node.log.segment_row import SegmentRow
 from fencepost_node.log.snapshot import (
     Snapshot,
@@ -61,7 +64,7 @@ from fencepost_node.producer_state import ProducerState
 from fencepost_proto.errors import CorruptMessage, FencepostError, InvariantBroken, OffsetOutOfRange, StorageError
 from fencepost_proto.record_batch import BatchHeader, iter_batches, stamp
 
-__all__ = ["CorruptLog", "Log", "LogConfig"]
+__all__ = ["CorruptLog", "Log", "LogConfig", "OutOfRoom"]
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +197,7 @@ class Log:
                 segment.append(data, batches)
             except OSError as error:
                 self._cut_back(segment, error)
-                raise StorageError(f"append to {segment.path} failed: {error}") from error
+                raise storage_error(f"append to {segment.path} failed", error) from error
             self.producers.apply(staged)
             self.leader_epochs = epochs
             segment.appended_ms = self.now_ms()
@@ -214,7 +217,7 @@ class Log:
         try:
             segment = Segment.create(self._disk, self.directory, self.log_end_offset, self.config.index_interval_bytes)
         except OSError as error:
-            raise StorageError(f"{self.directory}: no new segment at {self.log_end_offset}: {error}") from error
+            raise storage_error(f"{self.directory}: no new segment at {self.log_end_offset}", error) from error
         self._row.add(segment)
         self._names_changed += 1
         self._pending.append(self._capture())
@@ -260,11 +263,51 @@ class Log:
             if not pinned:
                 raise self._gone(offset)
             try:
-                return segments[number].read(offset, max_bytes, limit)
+                return segments[number].read(offset, max_bytes, limit, self.leader_epochs)
             except CorruptLog:
                 if self._cuts != cuts:
                     raise self._gone(offset) from None
                 raise
+
+    def distrust(self, offset: int) -> None:
+        """A reader was given bytes from `offset` on that were not sound: whatever is read there next is checked again."""
+        row = self._row
+        number = row.number_at(offset)
+        if number >= 0:
+            row.all[number].distrust()
+
+    def scan(self, place: Place | None, max_bytes: int) -> tuple[Place | None, int]:
+        """[thread] Read and check about `max_bytes` from `place` on (None: the log's start), for whoever goes through all of
+        it. Returns where to go on (None: that was the end) and how many bytes were read. Raises StorageError (CorruptLog).
+        """
+        cuts, row = self._cuts, self._row
+        number = max(row.number_at(place.segment), 0) if place else 0
+        segment = row.all[number]
+        if place is None or segment.base_offset != place.segment:  # the beginning, or that segment has left the log
+            place = Place(segment.base_offset, 0, segment.base_offset)
+        with self._lock:
+            size, epochs = segment.size, self.leader_epochs
+        reached = Place(segment.base_offset, size, place.offset)
+        with _disk_errors(f"{segment.path} cannot be read"), row.pinned(segment) as pinned:
+            try:
+                if pinned:
+                    reached = segment.check_from(place, size, max_bytes, epochs)
+            except CorruptLog:
+                if self._cuts != cuts:
+                    return None, 0
+                raise
+        read = reached.position - place.position
+        if reached.position < size:
+            return reached, read
+        following = row.all[number + 1].base_offset if number + 1 < len(row.all) else None
+        return None if following is None else Place(following, 0, following), read
+
+    def check_snapshots(self) -> None:
+        """[thread] Read every snapshot. Raises CorruptLog for the first that is damaged, StorageError."""
+        for offset in list(self._snapshots.offsets):
+            with self._maintenance, _disk_errors(f"snapshots of {self.directory} cannot be read"):
+                if offset in self._snapshots.offsets and self._snapshots.load(offset) is None:
+                    raise CorruptLog(self._snapshots.path(offset), 0, offset, "the snapshot cannot be read")
 
     def _gone(self, offset: int) -> FencepostError:
         """What to tell a reader whose segment has left the log."""
@@ -291,7 +334,8 @@ class Log:
     def sync(self) -> int:
         """[thread] Put on the medium all that was appended before the call. Returns the end offset of that.
 
-        Raises StorageError; the log has failed then, for what a failed sync has lost no later one brings back.
+        Raises StorageError; the log has failed then, for what a failed sync has lost no later one brings back. OutOfRoom:
+        the sync was not begun, and may be tried again.
         """
         with self._syncing:
             with self._lock:
@@ -307,6 +351,8 @@ class Log:
                     if unsynced:
                         self._sync_segments(unsynced)
             except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):  # nothing was opened, so nothing was begun
+                    raise storage_error(f"no sync of {self.directory} was begun", error) from error
                 self._fail(f"sync of {self.directory} failed: {error}")
                 raise StorageError(self.failure) from error
             with self._lock:
@@ -316,7 +362,7 @@ class Log:
         return end_offset
 
     def _sync_segments(self, segments: Sequence[Segment]) -> None:
-        """`_syncing` is held. Raises OSError."""
+        """`_syncing` is held. Raises OSError; OutOfRoom where the mark cannot be made, and no sync was begun."""
         with sync_announced(self._disk, self.directory):
             for segment in segments:
                 segment.file.sync()
@@ -394,7 +440,10 @@ class Log:
             count = segments_to_delete(facts, now_ms, config.retention_ms, config.retention_bytes, high_watermark)
             if not count:
                 return
-            self._write_pending()  # among them, it may be, the snapshot at the new start
+            with suppress(
+                OutOfRoom
+            ):  # a full disk gets room by what is deleted here, where the snapshot is there already
+                self._write_pending()  # among them, it may be, the snapshot at the new start
             with _disk_errors(f"old segments of {self.directory} cannot be deleted"):
                 while count and self._snapshots.load(segments[count].base_offset) is None:
                     count -= 1
@@ -489,7 +538,7 @@ class Log:
             gone = self._forget_above(number, position, end_offset, producers, folded_bytes)
             try:
                 self._cut_files(gone, position, end_offset)
-            except (OSError, CorruptLog) as error:
+            except (OSError, StorageError) as error:
                 self._fail(f"truncation of {self.directory} to {end_offset} failed: {error}")
                 raise StorageError(self.failure) from error
             log.info("log truncated directory=%s end=%d asked=%d", self.directory, end_offset, offset)
@@ -569,7 +618,7 @@ class Log:
                 begin_reset(self._disk, self.directory, producer_snapshot)
                 finish_reset(self._disk, self.directory)
                 recovered = recover(self._disk, self.directory, self.config)
-            except (OSError, CorruptLog) as error:
+            except (OSError, StorageError) as error:
                 self._fail(f"reset of {self.directory} to {start_offset} failed: {error}")
                 raise StorageError(self.failure) from error
             recovered.producers.carry_from(self.producers)
@@ -620,8 +669,8 @@ def _facts(segment: Segment) -> SegmentFacts:
 
 @contextmanager
 def _disk_errors(what: str) -> Iterator[None]:
-    """OSError becomes StorageError."""
+    """OSError becomes StorageError, or OutOfRoom."""
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{what}: {error}") from error
+        raise storage_error(what, error) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from dataclasses import dataclass
 
@@ -96,3 +97,16 @@ def read_topic_id(disk: Disk, directory: str) -> str:
 
 def write_identity(disk: Disk, directory: str, identity: PartitionIdentity) -> None:
     disk.write_atomically(f"{directory}/{PARTITION_METADATA}", identity.encode())
+
+
+NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE))
+
+
+class OutOfRoom(StorageError):
+    """The disk is full, or another of its limits is reached. Nothing is wrong with what it holds, and nothing has changed:
+    it may be tried again."""
+
+
+def storage_error(what: str, error: OSError) -> StorageError:
+    """What a refusal of the disk that has left everything as it was is to others."""
+    return (OutOfRoom if error.errno in NO_ROOM else StorageError)(f"{what}: {error}")

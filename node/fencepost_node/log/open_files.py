@@ -276,6 +276,13 @@ class PooledFile:
         finally:
             self._pool.release(self)
 
+    def forget(self, position: int, length: int) -> None:
+        descriptor = self._pool.acquire(self)
+        try:
+            os.posix_fadvise(descriptor, position, length, os.POSIX_FADV_DONTNEED)
+        finally:
+            self._pool.release(self)
+
     def truncate(self, size: int) -> None:
         descriptor = self._pool.acquire(self)
         try:

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
-from typing import NamedTuple
+from contextlib import ExitStack, suppress
+from typing import NamedTuple, Protocol
 
 from fencepost_node.log.disk import Disk, File
 from fencepost_node.log.index import IndexEntry, SparseIndex
+from fencepost_node.log.leader_epochs import NO_EPOCH, LeaderEpochs
 from fencepost_node.log.names import INDEX_SUFFIX, LOG_SUFFIX, TIME_INDEX_SUFFIX, CorruptLog, file_name
 from fencepost_proto.errors import CorruptMessage, InvalidRecord, UnsupportedForMessageFormat
 from fencepost_proto.record_batch import HEADER_BYTES, LENGTH_END, BatchHeader, check_batch, read_header
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 NO_TIMESTAMP = -1
 NOWHERE = IndexEntry(-1, -1)
+MAX_CHECKED = 64  # byte ranges of one segment that are remembered as read and sound; beyond that some are checked again
 _BASE_OFFSET_BYTES = 8  # at the start of a batch
 _WALK_BYTES = 16 * 1024  # read at a time where only headers matter
 _SCAN_BYTES = 1024 * 1024  # read at a time where every byte does
@@ -41,7 +43,11 @@ class PlacedBatch(NamedTuple):
     header: BatchHeader
 
 
-def walk(file: File, path: str, position: int, end: int, next_offset: int) -> Iterator[PlacedBatch]:
+class Readable(Protocol):
+    def read(self, position: int, length: int) -> bytes: ...
+
+
+def walk(file: Readable, path: str, position: int, end: int, next_offset: int) -> Iterator[PlacedBatch]:
     """The batches from `position`, where `next_offset` begins, to `end`: headers only. Raises CorruptLog, OSError."""
     start, data = position, b""
     while position < end:
@@ -57,7 +63,7 @@ def walk(file: File, path: str, position: int, end: int, next_offset: int) -> It
         next_offset = header.end_offset
 
 
-def scan(file: File, path: str, position: int, end: int, next_offset: int) -> Iterator[PlacedBatch]:
+def scan(file: Readable, path: str, position: int, end: int, next_offset: int) -> Iterator[PlacedBatch]:
     """As `walk`, and the CRC of every batch is right."""
     start, data = position, b""
     while position < end:
@@ -90,10 +96,44 @@ def _check_place(path: str, position: int, end: int, next_offset: int, header: B
         raise CorruptLog(path, position, next_offset, f"last offset delta {header.last_offset_delta} is negative")
 
 
+class Place(NamedTuple):
+    """Where a batch begins in a log."""
+
+    segment: int  # the base offset of the segment
+    position: int
+    offset: int
+
+
+class Bytes:
+    """As much of a `File` as was read from `start` on."""
+
+    __slots__ = ("_data", "_start")
+
+    def __init__(self, data: bytes, start: int) -> None:
+        self._data = data
+        self._start = start
+
+    def read(self, position: int, length: int) -> bytes:
+        return self._data[position - self._start : position - self._start + length]
+
+
+def merged(ranges: tuple[tuple[int, int], ...], new: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """Disjoint ranges, rising, with one more; at most MAX_CHECKED of them, the newest among them."""
+    start, end = new
+    apart = []
+    for low, high in ranges:
+        if high < start or end < low:
+            apart.append((low, high))
+        else:
+            start, end = min(start, low), max(end, high)
+    return tuple(sorted([*apart[-MAX_CHECKED + 1 :], (start, end)]))
+
+
 class Segment:
     """One segment. The log appends; reads may run in other threads at the same time."""
 
     __slots__ = (
+        "_checked",
         "_disk",
         "_indexed_position",
         "_interval_bytes",
@@ -115,6 +155,7 @@ class Segment:
         self._disk = disk
         self._interval_bytes = index_interval_bytes
         self._indexed_position = 0
+        self._checked: tuple[tuple[int, int], ...] = ()  # byte ranges whose CRCs were right when they were last read
         self.base_offset = base_offset
         self.end_offset = base_offset
         self.path = f"{directory}/{file_name(base_offset, LOG_SUFFIX)}"
@@ -173,22 +214,68 @@ class Segment:
 
     # ---- Reading ----
 
-    def read(self, offset: int, max_bytes: int, end_offset: int) -> bytes:
+    def read(self, offset: int, max_bytes: int, end_offset: int, epochs: LeaderEpochs) -> bytes:
         """Whole batches from the one that holds `offset`, at least one, at most `max_bytes`, none beyond `end_offset`.
 
-        Empty where that batch itself ends beyond `end_offset`. Raises CorruptLog, OSError.
+        Empty where that batch itself ends beyond `end_offset`. What has not been read before is checked, against `epochs`
+        too: the leader epoch is in no CRC. Raises CorruptLog where that batch is damaged, OSError.
         """
         first = next((placed for placed in self.walk_from(offset) if placed.header.end_offset > offset), None)
         if first is None:
             raise CorruptLog(self.path, self.size, self.end_offset, f"the segment ends before offset {offset}")
         if first.header.end_offset > end_offset:
+            self._sound_end(
+                self.file.read(first.position, first.header.size_bytes), first, epochs
+            )  # or it says so falsely
             return b""
-        length = self._border(first, max_bytes, end_offset) - first.position
-        data = self.file.read(first.position, length)
-        if len(data) < length:
-            problem = f"{len(data)} bytes where {length} were appended"
+        end = self._border(first, max_bytes, end_offset)
+        data = self.file.read(first.position, end - first.position)
+        if len(data) < end - first.position:
+            problem = f"{len(data)} bytes where {end - first.position} were appended"
             raise CorruptLog(self.path, first.position, first.header.base_offset, problem)
+        if not any(start <= first.position and end <= until for start, until in self._checked):
+            sound = self._sound_end(data, first, epochs)
+            self._checked = merged(self._checked, (first.position, sound))
+            return data[: sound - first.position]
         return data
+
+    def _sound_end(self, data: bytes, first: PlacedBatch, epochs: LeaderEpochs) -> int:
+        """The position up to which these batches, which begin with `first`, are what was stored: what is whole is served,
+        and damage is for whoever reads from there. Raises CorruptLog where the first one is damaged."""
+        start, end = first.position, first.position
+        try:
+            for placed in scan(Bytes(data, start), self.path, start, start + len(data), first.header.base_offset):
+                self._check_epoch(placed, epochs)
+                end = placed.position + placed.header.size_bytes
+        except CorruptLog:
+            if end == start:
+                raise
+        return end
+
+    def _check_epoch(self, placed: PlacedBatch, epochs: LeaderEpochs) -> None:
+        header = placed.header
+        epoch = epochs.epoch_at(header.base_offset)
+        if epoch not in (header.leader_epoch, NO_EPOCH):
+            problem = f"a batch of leader epoch {header.leader_epoch} stands here, which was written under {epoch}"
+            raise CorruptLog(self.path, placed.position, header.base_offset, problem)
+
+    def check_from(self, place: Place, size: int, max_bytes: int, epochs: LeaderEpochs) -> Place:
+        """Read and check about `max_bytes` of the first `size` bytes, from `place` on; what is synced, from the medium.
+
+        Returns where the next batch begins. Raises CorruptLog, OSError.
+        """
+        position, offset = place.position, place.offset
+        if min(position + max_bytes, size) <= self.synced_size:
+            self.file.forget(position, max_bytes)
+        for placed in scan(self.file, self.path, position, size, offset):
+            self._check_epoch(placed, epochs)
+            position, offset = placed.position + placed.header.size_bytes, placed.header.end_offset
+            if position - place.position >= max_bytes:
+                break
+        return Place(self.base_offset, position, offset)
+
+    def distrust(self) -> None:
+        self._checked = ()
 
     def _border(self, first: PlacedBatch, max_bytes: int, end_offset: int) -> int:
         """The last border of batches within `max_bytes` and at or below `end_offset`, but after the first batch."""
@@ -203,10 +290,11 @@ class Segment:
         if nearest.second > end and self._fits(nearest):
             next_offset, end = nearest
         if end < limit:
-            for position, header in walk(self.file, self.path, end, size, next_offset):
-                if position + header.size_bytes > limit or header.end_offset > end_offset:
-                    break
-                end = position + header.size_bytes
+            with suppress(CorruptLog):  # met by whoever reads from there
+                for position, header in walk(self.file, self.path, end, size, next_offset):
+                    if position + header.size_bytes > limit or header.end_offset > end_offset:
+                        break
+                    end = position + header.size_bytes
         return end
 
     def _floor(self, offset: int) -> tuple[int, int]:
@@ -282,6 +370,7 @@ class Segment:
     def truncate(self, position: int, end_offset: int) -> None:
         """Cut at a border, for good: synced on return. No append is under way. Raises OSError, CorruptLog."""
         self.size, self.end_offset = position, end_offset
+        self._checked = ()
         self.file.truncate(position)
         self.file.sync()
         self.synced_size = position

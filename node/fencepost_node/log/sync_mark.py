@@ -21,13 +21,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fencepost_node.log.disk import Disk
-from fencepost_node.log.names import SYNC_BEGUN
+from fencepost_node.log.names import NO_ROOM, SYNC_BEGUN, storage_error
 
 
 @contextmanager
 def sync_announced(disk: Disk, directory: str) -> Iterator[None]:
-    """Sync segments inside, one thread at a time. Raises OSError."""
+    """Sync segments inside, one thread at a time. Raises OSError; OutOfRoom where the mark cannot be made for want of it."""
     path = f"{directory}/{SYNC_BEGUN}"
-    disk.open(path, create=True).close()
+    try:
+        disk.open(path, create=True).close()
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise storage_error(f"no sync of {directory} was begun", error) from error
     yield
     disk.remove(path)
