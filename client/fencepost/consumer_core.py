@@ -256,6 +256,7 @@ class ConsumerCore:
                     fetch_offset=p.next_fetch,
                     max_bytes=PARTITION_MAX_BYTES,
                     last_epoch=p.last_epoch,
+                    mismatch=p.corrupt > 0,  # the leader is to look at its own bytes
                 )
             )
         return Ask(partitions, asked, wait_s)

@@ -38,6 +38,8 @@ class BrokerConfig:
         600_000, minimum=1
     )  # no producer may retry for longer; none is forgotten sooner
     retention_check_interval_ms: int = setting(30_000, minimum=10)
+    scrub_interval_ms: int = setting(7 * DAY_MS, minimum=0)  # between readings of every stored byte; 0: none
+    scrub_bytes_per_second: int = setting(10 * MIB, minimum=64 * KIB)  # how fast they go
     max_open_files: int = setting(0, minimum=0)  # of logs, at a time; 0: by what the system allows (ulimit -n)
     stray_retention_ms: int = setting(7 * DAY_MS, minimum=1)  # of a log that the metadata does not know
 

@@ -9,8 +9,8 @@ in a warning, never opened, never removed.
 
 **On its way out** a folder is renamed before it is removed, so a deletion is never visible half done; what a start finds of
 one it finishes, and where it cannot, goes on without. A damaged log's folder is set aside, for whoever wants to look at it,
-when a new log takes its place. One that the disk refuses to read at the start stays as it is until the next start: `open`
-makes no log over what it holds. `aside_name` is the one place where names of folders that are set aside are made.
+when a new log takes its place. One that the disk refuses to read at the start is tried again by `open`, which makes no log
+over what it holds. `aside_name` is the one place where names of folders that are set aside are made.
 
 **A log that is gone** (its folder is not there, or nothing in it says any more whose it is, or a clean end left another end
 of it) is missed by the catalogue of replicas. It counts as damaged: this broker leaves the in-sync set before it makes an
@@ -35,6 +35,7 @@ from fencepost_node.log.names import (
     UNKNOWN_PARTITION,
     PartitionIdentity,
     read_identity,
+    storage_error,
 )
 from fencepost_node.replica_catalogue import UNKNOWN_EPOCH, UNKNOWN_OFFSET, Entry, ReplicaCatalogue
 from fencepost_node.stray_logs import STRAY_SUFFIX, StrayLogs
@@ -48,6 +49,10 @@ RECOVERY_THREADS = 2
 LOGS_PER_JOB = 32  # opened by a thread before it takes others: handing over one costs as much as opening it
 MAX_FILE_NAME = 255  # bytes; what file systems take
 LATE_MS = 60_000  # how long a repeat may be on its way, beyond the delivery timeout of its sender
+
+PROBE = "probe"  # the file that is written to see whether there is room
+PROBE_BYTES = 64 * 1024
+PROBE_HOLDS_S = 1.0
 
 DELETED_SUFFIX = ".deleted"  # on its way out
 DAMAGED_SUFFIX = ".damaged"  # kept for whoever wants to look at it
@@ -92,10 +97,16 @@ class PartitionFolders:
         self.damaged: dict[PartitionKey, str] = {}  # folders of logs that are broken below their end
         # What is in the log's place does not say that it is that log.
         self.unidentified: dict[PartitionKey, str] = {}
-        self._unreadable: set[str] = set()
+        self._unreadable: set[str] = set()  # folders that the disk refused to read at the start; they are tried again
+        self.unread_damage: dict[PartitionKey, str] = {}  # of these, whose logs were then found to be damaged
+        self._given_up: set[PartitionKey] = set()  # of these, in whose place an empty log may be made
+        self._power_lost = True
         self._catalogue = ReplicaCatalogue(disk, config.data_dir)
         self._unclear: dict[PartitionKey, tuple[list[str], bool]] = {}  # folders of one log, and whether power was lost
         self.strays = StrayLogs(host, disk, config.data_dir, config.stray_retention_ms, self.set_aside)
+        self._begun: set[str] = set()  # folders of new logs that this process has not come to the end of making
+        self._no_room: OSError | None = None  # as last probed
+        self._room_known_until = 0.0
         self._host = host
         self._disk = disk
         self._config = config
@@ -107,6 +118,7 @@ class PartitionFolders:
         one that lacks more is damaged, since its replica counts as in sync. `was_clean`: the last end was, so each log must
         end where the catalogue says.
         """
+        self._power_lost = power_lost
         found = await asyncio.to_thread(self._scan)
         claims: dict[PartitionKey, list[_Found]] = {}
         for each in found:
@@ -260,6 +272,8 @@ class PartitionFolders:
                 raise StorageError(f"the log of {topic.name}-{partition} is in one of {folders}, and not in {folder}")
             now_ms = self._host.wall_clock_ms()
             return await asyncio.to_thread(Log.open, self._disk, folder, config, now_ms, power_lost=power_lost)
+        if folder in self._unreadable:
+            return await asyncio.to_thread(self._read_again, key, folder, config)
         if await asyncio.to_thread(self.strays.take_back, key, folder):
             return await asyncio.to_thread(self._open, folder, config)
         return await asyncio.to_thread(self._create, folder, config)
@@ -278,11 +292,75 @@ class PartitionFolders:
         found = read_identity(self._disk, folder)
         return found is None or (found != identity and found != PartitionIdentity(identity.topic_id))
 
+    def give_up(self, key: PartitionKey) -> None:
+        """Of `unread_damage`: the next `open` makes an empty log in its place."""
+        self._given_up.add(key)
+
+    def _read_again(self, key: PartitionKey, folder: str, config: LogConfig) -> Log:
+        """[thread] The log of a folder that the disk refused to read at the start. Raises StorageError, OSError."""
+        if key in self._given_up:
+            self.set_aside(folder, DAMAGED_SUFFIX)
+            opened = self._create(folder, config)
+        else:
+            identity = read_identity(self._disk, folder)
+            if identity is None or identity.topic_id != config.topic_id:
+                raise StorageError(f"{folder} does not say that it holds the log of topic id {config.topic_id}")
+            try:
+                now_ms = self._host.wall_clock_ms()
+                opened = Log.open(self._disk, folder, config, now_ms, power_lost=self._power_lost)
+            except CorruptLog:
+                self.unread_damage[key] = folder
+                raise
+        self._unreadable.discard(folder)
+        self._given_up.discard(key)
+        self.unread_damage.pop(key, None)
+        return opened
+
     def _clear(self, *folders: str) -> None:
         """[thread] Set aside what is in a damaged log's place. Raises OSError."""
         for folder in dict.fromkeys(folders):
             if self._disk.exists(folder):
                 self.set_aside(folder, DAMAGED_SUFFIX)
+
+    async def reopen(self, partition: int, topic: Topic, *, probe: bool) -> Log:
+        """The log of a replica that has failed and is closed, recovered. `probe`: only if the disk has room by now.
+
+        Raises CorruptLog, StorageError, OSError.
+        """
+        folder = self._folder(topic, partition)
+        if probe:
+            await self._look_for_room(folder)
+        config, now_ms = self._log_config(topic.topic_id, topic, partition), self._host.wall_clock_ms()
+        return await asyncio.to_thread(Log.open, self._disk, folder, config, now_ms, power_lost=False)
+
+    async def replace(self, partition: int, topic: Topic) -> Log:
+        """An empty log, for a replica whose damaged one is closed; its folder is set aside. Raises StorageError, OSError."""
+        folder = self._folder(topic, partition)
+        if await asyncio.to_thread(self._disk.exists, folder):
+            await asyncio.to_thread(self.set_aside, folder, DAMAGED_SUFFIX)
+        return await asyncio.to_thread(self._create, folder, self._log_config(topic.topic_id, topic, partition))
+
+    async def _look_for_room(self, folder: str) -> None:
+        """Raises OutOfRoom; what was found a moment ago is taken for true."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._room_known_until:
+            self._no_room = await asyncio.to_thread(self._probe, f"{folder}/{PROBE}")
+            self._room_known_until = now + PROBE_HOLDS_S
+        if self._no_room is not None:
+            raise storage_error("no room", self._no_room)
+
+    def _probe(self, path: str) -> OSError | None:
+        """[thread] What keeps a file of PROBE_BYTES from being written."""
+        try:
+            try:
+                self._disk.write_atomically(path, bytes(PROBE_BYTES))
+            finally:
+                for left in (path, f"{path}{TEMPORARY_SUFFIX}"):
+                    if self._disk.exists(left):
+                        self._disk.remove(left)
+        except OSError as error:
+            return error
+        return None
 
     async def delete(self, opened: Log) -> None:
         """Close the log, where it is still open, and remove its folder."""
@@ -350,15 +428,18 @@ class PartitionFolders:
             log.warning("catalogue cannot be written data_dir=%s error=%s", self._config.data_dir, error)
 
     def _create(self, folder: str, config: LogConfig) -> Log:
-        if self._disk.exists(folder) and (held := set(self._disk.list(folder)) - _OF_A_NEW_LOG):
+        held = set(self._disk.list(folder)) - _OF_A_NEW_LOG if self._disk.exists(folder) else set()
+        if held and folder not in self._begun:
             raise StorageError(
                 f"{folder} holds {min(held)!r}, and no log of topic id {config.topic_id} could be read there at the start"
             )
         return self._open(folder, config)
 
     def _open(self, folder: str, config: LogConfig) -> Log:
+        self._begun.add(folder)
         made = Log.open(self._disk, folder, config, self._host.wall_clock_ms())
         self._catalogue.add(Entry(config.topic_id, config.partition, folder.rpartition("/")[2]))
+        self._begun.discard(folder)
         return made
 
     def set_aside(self, folder: str, suffix: str, number: int = 0) -> str:

@@ -9,13 +9,14 @@ reset that a worker thread is still carrying out. Then the new role begins when 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from fencepost_node.log.leader_epochs import NO_EPOCH
-from fencepost_node.log.log import Log
+from fencepost_node.log.log import CorruptLog, Log, OutOfRoom
 from fencepost_node.replication.leadership import Leadership
 from fencepost_node.replication.reconciliation import FollowerPosition, Push, Truncate, answer_subscribe
 from fencepost_node.replication.tail import TailBudget
@@ -102,7 +103,11 @@ class Replica:
         self.log = replica_log
         self.high_watermark = replica_log.log_start_offset
         self.role: Leadership | Following | None = None
-        self.failure = ""
+        self.failure = ""  # why it does nothing now; empty: it serves
+        self.damaged = False  # it failed since bytes on its disk are not what was stored
+        self.out_of_room = False  # it failed for want of room
+        self.trouble = ""  # what it cannot do though it leads: nobody else can
+        self._trouble_is_room = False
         self.appended_batches = 0
         self.deduplicated_batches = 0
         self._partition = partition
@@ -151,10 +156,11 @@ class Replica:
             now = asyncio.get_running_loop().time()
             try:
                 self.log.assign_epoch(partition.leader_epoch)
-            except (errors.StorageError, InvariantBroken) as error:
-                self.fail(
-                    f"{CONTRADICTION}its new leadership: {error}" if isinstance(error, InvariantBroken) else str(error)
-                )
+            except errors.StorageError as error:
+                self.disk_refuses(error)
+                return
+            except InvariantBroken as contradiction:
+                self.contradicted(f"its new leadership: {contradiction}")
                 return
             self.role = leadership = Leadership(self, partition, now)
             self.high_watermark = leadership.high_watermark
@@ -190,27 +196,78 @@ class Replica:
         return errors.NotLeaderOrFollower(message, current_leader=self.owner.image.current_leader(self._partition))
 
     def fail(self, reason: str) -> None:
-        """The disk refuses: this replica does nothing more until the process is started again."""
+        """The disk refuses, or holds what it should not: this replica does nothing until it is brought back (`repairs`)."""
         if self.failure:
             return
-        self.failure = reason
+        self.failure, self.trouble = reason, ""
         log.error("replica failed topic=%s partition=%d reason=%s", self.topic.name, self.key[1], reason)
         self._end_role()
         self.owner.role_changed(self)
         self.owner.replica_failed()
 
+    def disk_refuses(self, error: errors.StorageError) -> None:
+        """Something could not be written, synced or read. Where nobody else can lead, the replica goes on with what it can
+        do, unless its log has failed; otherwise it fails, and another one takes over."""
+        alone = isinstance(self.role, Leadership) and len(self._partition.isr) == 1
+        if alone and not self.log.failure and isinstance(error, CorruptLog | OutOfRoom):
+            self._note_trouble(error)
+            return
+        if not self.failure:
+            self.damaged, self.out_of_room = isinstance(error, CorruptLog), isinstance(error, OutOfRoom)
+        self.fail(str(error))
+
+    def _note_trouble(self, error: errors.StorageError) -> None:
+        if not self.trouble:
+            self.trouble, self._trouble_is_room = str(error), isinstance(error, OutOfRoom)
+            log.error("leader in trouble, and nobody else is in sync topic=%s partition=%d reason=%s",
+                      self.topic.name, self.key[1], error)  # fmt: skip
+
+    def room_again(self) -> None:
+        """Something could be written."""
+        if self.trouble and self._trouble_is_room:
+            self.trouble = ""
+            log.warning("leader has room again topic=%s partition=%d", self.topic.name, self.key[1])
+
+    def contradicted(self, by: str) -> None:
+        """What this log holds cannot be true together with that. It is given up as a damaged one is."""
+        if not self.failure:
+            self.damaged, self.out_of_room = True, False
+        self.fail(f"{CONTRADICTION}{by}")
+
     async def on_disk(self, work: Callable[[], T]) -> T:
-        """Do `work` on the log in a thread. Raises StorageError; the replica has failed then."""
+        """Do `work` on the log in a thread. Raises StorageError; see `disk_refuses`."""
+        worked_on = self.log
         try:
             return await asyncio.to_thread(work)
         except errors.StorageError as error:
-            self.fail(str(error))
+            if self.log is worked_on:
+                self.disk_refuses(error)
             raise
 
     @property
     def being_cut(self) -> bool:
         """A thread is truncating the log, or starting it over."""
         return self._operation is not None
+
+    async def let_go_of_log(self) -> None:
+        """Of a failed replica: close its log, so that it can be opened again."""
+        if self._operation is not None:
+            await asyncio.wait([self._operation])
+        with contextlib.suppress(errors.StorageError):
+            await asyncio.to_thread(self.log.close, False)
+
+    def recovered(self, opened: Log) -> None:
+        """A failed replica goes on, with this log."""
+        if self._closed:
+            raise InvariantBroken(f"{self.key} is recovered after its end")
+        opened.clock = self.log.clock
+        self.log = opened
+        self.failure, self.damaged, self.out_of_room = "", False, False
+        self.high_watermark = max(opened.log_start_offset, min(self.high_watermark, opened.log_end_offset))
+        log.warning("replica recovered topic=%s partition=%d start=%d end=%d", self.topic.name, self.key[1],
+                    opened.log_start_offset, opened.log_end_offset)  # fmt: skip
+        self._begin_role()
+        self.owner.role_changed(self)
 
     # ---- Following ----
 
@@ -227,10 +284,10 @@ class Replica:
         try:
             self.log.append_as_follower(records)
         except errors.StorageError as error:
-            self.fail(str(error))
+            self.disk_refuses(error)
             raise
         except InvariantBroken as contradiction:
-            self.fail(f"{CONTRADICTION}what broker {following.leader} pushed: {contradiction}")
+            self.contradicted(f"what broker {following.leader} pushed: {contradiction}")
             raise errors.StorageError(self.failure) from contradiction
 
     def leader_told(self, following: Following, high_watermark: int) -> None:
@@ -273,7 +330,9 @@ class Replica:
         # everything below its start committed. So the high watermark lies within the log, and goes on from there.
         self.high_watermark = min(max(self.high_watermark, self.log.log_start_offset), self.log.log_end_offset)
         error = None if operation.cancelled() else operation.exception()
-        if error is not None and not isinstance(error, errors.CorruptMessage):  # of a snapshot that was not taken
+        if isinstance(error, errors.StorageError):
+            self.disk_refuses(error)
+        elif error is not None and not isinstance(error, errors.CorruptMessage):  # of a snapshot that was not taken
             self.fail(str(error))
         if self.role is None:
             self._begin_role()
@@ -313,8 +372,9 @@ class Replica:
                 parted,
             )
 
-    async def read_committed(self, offset: int, max_bytes: int) -> bytes:
+    async def read_committed(self, offset: int, max_bytes: int, *, mismatch: bool = False) -> bytes:
         """Whole batches below the high watermark, from the one that holds `offset`; b"" where there is none yet.
+        `mismatch`: see `Leadership.read`.
 
         Raises OffsetOutOfRange outside of the log, NotLeaderOrFollower where this broker does not lead.
         """
@@ -323,7 +383,7 @@ class Replica:
         end_offset = leadership.high_watermark
         if offset >= end_offset:
             return b""
-        records = await leadership.read(offset, max_bytes, end_offset)
+        records = await leadership.read(offset, max_bytes, end_offset, mismatch=mismatch)
         if self.role is not leadership:
             raise self._not_leader(f"the leadership of {self.topic.name}-{self.key[1]} ended during the read")
         return records

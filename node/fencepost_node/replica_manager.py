@@ -12,20 +12,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
 from functools import partial
 from itertools import chain
+from typing import Protocol
 
 from fencepost_node.config import BrokerConfig
 from fencepost_node.log.disk import Disk
 from fencepost_node.log.log import Log
 from fencepost_node.log.names import PARTITION_METADATA
 from fencepost_node.partition_folders import LOGS_PER_JOB, PartitionFolders
+from fencepost_node.repairs import Controller as RepairController
+from fencepost_node.repairs import Repairs
 from fencepost_node.replica import Following, Replica
 from fencepost_node.replication.follow import FollowerLink
 from fencepost_node.replication.isr_proposals import Controller, IsrProposals
 from fencepost_node.replication.leadership import Leadership
 from fencepost_node.replication.tail import TailBudget
+from fencepost_node.scrubber import Scrubber
 from fencepost_node.upkeep import Upkeep
 from fencepost_proto import errors
 from fencepost_proto.errors import InvariantBroken
@@ -40,6 +44,10 @@ CLOSING_THREADS = 4
 MAX_CREATIONS = 16  # logs made at the same time; the disk syncs them together
 
 
+class ManagersController(Controller, RepairController, Protocol):
+    """What the controller is asked for."""
+
+
 class ReplicaManager:
     """The replicas on this broker. Raises nothing on its own: what no one can handle goes to `on_failure`."""
 
@@ -48,7 +56,7 @@ class ReplicaManager:
         host: Host,
         disk: Disk,
         config: BrokerConfig,
-        controller: Controller,
+        controller: ManagersController,
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self.image = MetadataImage()
@@ -71,6 +79,8 @@ class ReplicaManager:
             config.retention_check_interval_ms,
             is_kept=self._is_kept_producer,
         )
+        self.scrubber = Scrubber(host, disk, config, self.replicas, self._tasks)
+        self._repairs = Repairs(host, self, self._folders, controller, self._tasks)
         self._links: dict[int, tuple[FollowerLink, asyncio.Task[None]]] = {}
         # At most one entry for each replica that appears (its key) or goes.
         self._work: asyncio.Queue[PartitionKey | Callable[[], Coroutine[object, object, None]]] = asyncio.Queue()
@@ -103,6 +113,33 @@ class ReplicaManager:
 
     def replica_failed(self) -> None:
         self.on_failed_replica()
+        self._repairs.wake()
+
+    def replica_recovered(self) -> None:
+        self.on_failed_replica()
+
+    async def in_turn(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do it when nothing else is done to the folders of logs. Raises what it raises."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        async def in_queue() -> None:
+            try:
+                await work()
+            except (OSError, errors.FencepostError) as error:
+                if not done.cancelled():
+                    done.set_exception(error)
+            else:
+                if not done.cancelled():
+                    done.set_result(None)
+
+        self._work.put_nowait(in_queue)
+        await done
+
+    def open_again(self, key: PartitionKey) -> None:
+        """Try once more to open a log that could not be opened."""
+        if key not in self._expected and key not in self._folders.recovered:
+            self._expected.add(key)
+            self._work.put_nowait(key)
 
     @property
     def damaged(self) -> dict[PartitionKey, str]:
@@ -165,6 +202,8 @@ class ReplicaManager:
         self._isr_proposals.start()
         self._upkeep.start()
         self._tasks.spawn(self._folders.strays.watch(), "stray logs")
+        self._repairs.start()
+        self.scrubber.start()
 
     async def close(self, clean: bool) -> None:
         """End every role and close every log."""
@@ -292,9 +331,11 @@ class ReplicaManager:
             self._add(partition, topic, opened)
 
     def _cannot_open(self, partition: Partition, topic: Topic, reason: str) -> None:
-        log.error("log cannot be opened topic=%s partition=%d error=%s", topic.name, partition.index, reason)
+        if self.unopened.get(partition.id) != reason:
+            log.error("log cannot be opened topic=%s partition=%d error=%s", topic.name, partition.index, reason)
         self.unopened[partition.id] = reason
         self.on_failed_replica()
+        self._repairs.wake()
 
     def _can_begin_anew(self, partition: Partition) -> bool:
         """What is in the log's place does not say that it is that log, and now another replica leads."""
@@ -355,13 +396,14 @@ class ReplicaManager:
             )
             self._cannot_open(partition, topic, reason)
             return
-        self.unopened.pop(key, None)
         try:
             self._check_room(topic, partition)
             opened = await self._opened(partition, topic)
         except (OSError, errors.StorageError) as error:
             self._cannot_open(partition, topic, str(error))
             return
+        if self.unopened.pop(key, None) is not None:
+            self.on_failed_replica()
         partition = self.image.partitions.get(key)
         if partition is not None and self._hosts(partition):
             self._add(partition, topic, opened)

@@ -1,17 +1,20 @@
 """What a broker's logs need done in threads while they are appended to: syncs, snapshots, retention.
 
-Producers that have been idle are forgotten
-with each round of retention. What the disk refuses makes the replica fail; it is the controller's to see to then.
+Producers that have been idle are forgotten with each round of retention. What the disk refuses makes the replica fail; the
+controller lets others lead then, and `repairs` brings it back. But where a snapshot only finds no room, nothing is lost: it
+is still due, and tried again with pauses.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 
 from fencepost_node.log.disk import Disk
+from fencepost_node.log.log import OutOfRoom
 from fencepost_node.replica import Replica
 from fencepost_node.replication.leadership import Leadership
 from fencepost_proto import errors
@@ -20,6 +23,9 @@ from fencepost_proto.metadata import PartitionKey
 from fencepost_proto.running_time import RunningTime
 from fencepost_proto.tasks import Tasks
 
+log = logging.getLogger(__name__)
+
+NO_ROOM_PAUSE_S = 2.0  # after upkeep has found no room for a log
 MAINTENANCE_INTERVAL_S = 0.1  # how often logs are asked whether snapshots are due
 MAX_ROUND_TIMES = 4  # a round of retention that took longer than so many intervals counts as no longer: a pause
 
@@ -45,6 +51,7 @@ class Upkeep:
         self._is_kept = is_kept
         self._running = RunningTime(MAX_ROUND_TIMES * self._retention_check_interval_s)
         self._syncing: set[PartitionKey] = set()
+        self._no_room_until: dict[PartitionKey, float] = {}  # where upkeep found none
 
     def start(self) -> None:
         self._tasks.spawn(self._maintain(), "maintenance")
@@ -64,6 +71,9 @@ class Upkeep:
             ):
                 try:
                     end_offset = await replica.on_disk(replica.log.sync)
+                except OutOfRoom:  # where the replica goes on leading, its batches wait for room
+                    await asyncio.sleep(NO_ROOM_PAUSE_S)
+                    continue
                 except errors.StorageError:
                     return
                 if replica.role is role:
@@ -100,5 +110,22 @@ class Upkeep:
     async def _on_log(self, replica: Replica, work: Callable[[], object]) -> None:
         if replica.failure or self._replicas.get(replica.key) is not replica:
             return
+        now = asyncio.get_running_loop().time()
+        if self._no_room_until.get(replica.key, now) > now:
+            return
+
+        def tolerant() -> OutOfRoom | None:
+            try:
+                work()
+            except OutOfRoom as error:
+                return error
+            return None
+
         with contextlib.suppress(errors.StorageError):
-            await replica.on_disk(work)
+            if (no_room := await replica.on_disk(tolerant)) is None:
+                self._no_room_until.pop(replica.key, None)
+                return
+            if replica.key not in self._no_room_until:
+                log.warning("no room for upkeep topic=%s partition=%d reason=%s",
+                            replica.topic.name, replica.key[1], no_room)  # fmt: skip
+            self._no_room_until[replica.key] = now + NO_ROOM_PAUSE_S

@@ -63,9 +63,9 @@ def test_a_fetch_that_waits_reads_nothing_until_there_is_enough(tmp_path: Path) 
         reads: list[int] = []
         read = Replica.read_committed
 
-        async def counted(replica: Replica, offset: int, max_bytes: int) -> bytes:
+        async def counted(replica: Replica, offset: int, max_bytes: int, **named: bool) -> bytes:
             reads.append(offset)
-            return await read(replica, offset, max_bytes)
+            return await read(replica, offset, max_bytes, **named)
 
         async with fake_controller() as controller, broker_of(controller, tmp_path, tail_bytes=40_000) as running:
             await fill(running, 1, 100)

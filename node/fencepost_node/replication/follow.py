@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 RECONNECT_DELAY_S = 0.05  # first; doubles
 RECONNECT_DELAY_MAX_S = 0.5
+_NO_SOUND_BATCH = (errors.CorruptMessage, errors.InvalidRecord, errors.UnsupportedForMessageFormat)
 _WRITE_ENDS = (grpc.aio.AioRpcError, asyncio.InvalidStateError)  # what a write on a call that has ended raises
 MAX_IN_A_REQUEST = 1_000  # subscriptions, acknowledgements, partitions given up: each; the rest goes in the next one
 MAX_CATCHING_UP = 500  # replicas out of sync that subscribe at the same time, on one stream …
@@ -67,6 +68,7 @@ class _Followed:
     rounds: int = 0  # cuts and resets since records or a high watermark were last taken
     refusals: int = 0  # and refusals, and pushes that could not be taken
     refused_with: int = ErrorCode.NONE  # the last of these refusals
+    mismatch: bool = False  # what was pushed last was no sound batch
 
 
 class FollowerLink:
@@ -212,6 +214,7 @@ class FollowerLink:
                 log_end_offset=replica_log.log_end_offset,
                 last_epoch=replica_log.last_epoch,
                 nothing_agrees=followed.nothing_agrees,
+                mismatch=followed.mismatch,
             )
             self._to_ack.pop(key, None)
         for key in list(self._to_ack)[:MAX_IN_A_REQUEST]:
@@ -261,13 +264,17 @@ class FollowerLink:
             try:
                 await self._take_push(followed, push)
             except FencepostError as error:
-                log.warning(
+                followed.mismatch = isinstance(error, _NO_SOUND_BATCH)
+                log.log(
+                    logging.WARNING if error.code != followed.refused_with else logging.DEBUG,  # told once
                     "push not taken topic=%s partition=%d leader=%d error=%s",
                     followed.replica.topic.name, push.partition, self._leader, error,
                 )  # fmt: skip
+                followed.refused_with = error.code
                 self._refused(followed)
             else:
                 if push.records:
+                    followed.mismatch = False
                     stored.append(followed)
         await self._acknowledge(stored)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fencepost_node.identities import lowest_epoch
 from fencepost_node.log.config import NO_LIMIT
+from fencepost_node.log.log import OutOfRoom
 from fencepost_node.producer_state import Admit, Duplicate
 from fencepost_node.replication.leader_state import LeaderState, Proposal
 from fencepost_node.replication.tail import Tail
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from fencepost_node.replica import Replica
 
 ALL_ACKS = -1
+FIRST_ROOM_PAUSE_S = 0.1  # between appends of a leader without room, which nobody else can take the place of; doubles
+LONGEST_ROOM_PAUSE_S = 2.0
 MAX_WAITERS = 65_536  # produced batches that wait for the high watermark of one partition
 
 Committed = Callable[[FencepostError | None], None]  # called once: None when committed
@@ -82,6 +85,8 @@ class Leadership:
         self._waiters: deque[tuple[int, Committed]] = deque()  # by end offset, rising
         self._subscriptions: dict[Subscriber, None] = {}
         self._ended: FencepostError | None = None
+        self._room_looked_for_at = 0.0  # after an append that found none: not before; 0: there was room
+        self._room_pause_s = FIRST_ROOM_PAUSE_S
 
     @property
     def high_watermark(self) -> int:
@@ -118,11 +123,7 @@ class Leadership:
         else:  # not before the repeats: one that was in time once is recognised for ever
             check_timestamps(header, config, now_ms, replica.topic.name)
         base_offset = replica.log.log_end_offset
-        try:
-            stamped = replica.log.append_as_leader(header, batch, self.epoch)
-        except errors.StorageError as error:
-            replica.fail(str(error))
-            raise
+        stamped = self._append(header, batch, now)
         replica.appended_batches += 1
         end_offset = replica.log.log_end_offset
         self.tail.append(base_offset, end_offset, stamped)
@@ -134,6 +135,23 @@ class Leadership:
         for subscription in self._subscriptions:
             subscription.appended()
         return Appended(base_offset, end_offset, duplicate=False)
+
+    def _append(self, header: BatchHeader, batch: bytes, now: float) -> bytes:
+        """Raises StorageError; where there is no room, at once and with growing pauses between attempts."""
+        replica = self.replica
+        if now < self._room_looked_for_at:
+            raise errors.StorageError(replica.trouble or f"{replica.log.directory} has no room")
+        try:
+            stamped = replica.log.append_as_leader(header, batch, self.epoch)
+        except errors.StorageError as error:
+            replica.disk_refuses(error)
+            self._room_looked_for_at = now + self._room_pause_s
+            self._room_pause_s = min(2 * self._room_pause_s, LONGEST_ROOM_PAUSE_S)
+            raise
+        if self._room_looked_for_at:
+            self._room_looked_for_at, self._room_pause_s = 0.0, FIRST_ROOM_PAUSE_S
+            replica.room_again()
+        return stamped
 
     def _known(self, header: BatchHeader, admit: Admit | None) -> Duplicate | None:
         if not header.idempotent:
@@ -166,21 +184,31 @@ class Leadership:
 
     # ---- Reading ----
 
-    async def read(self, offset: int, max_bytes: int, end_offset: int) -> bytes:
+    async def read(self, offset: int, max_bytes: int, end_offset: int, *, mismatch: bool = False) -> bytes:
         """Whole batches below `end_offset`, from the one that holds `offset`: out of memory, or from the disk.
 
-        Raises OffsetOutOfRange, StorageError. Where the disk refuses, another replica in sync takes over; the last one
-        goes on with what it can read.
+        `mismatch`: what was read there before was not sound; the disk is read and checked. Raises OffsetOutOfRange,
+        StorageError; see `Replica.disk_refuses`.
         """
-        records = self.tail.read(offset, max_bytes, end_offset)
-        if records is not None:
-            return records
         replica = self.replica
+        if mismatch:
+            replica.log.distrust(offset)
+        elif (records := self.tail.read(offset, max_bytes, end_offset)) is not None:
+            return records
+        return await self._on_disk(lambda: replica.log.read(offset, max_bytes, end_offset))
+
+    async def producer_snapshot(self) -> bytes:
+        """The producer state at the log's start, for a follower that begins there. Raises StorageError."""
+        return await self._on_disk(self.replica.log.snapshot_at_log_start)
+
+    async def _on_disk(self, work: Callable[[], bytes]) -> bytes:
         try:
-            return await asyncio.to_thread(replica.log.read, offset, max_bytes, end_offset)
+            return await asyncio.to_thread(work)
+        except OutOfRoom:
+            raise
         except errors.StorageError as error:
-            if replica.role is self and len(replica.partition.isr) > 1:
-                replica.fail(str(error))
+            if self.replica.role is self:
+                self.replica.disk_refuses(error)
             raise
 
     # ---- Followers ----

@@ -107,6 +107,8 @@ class PushStream:
             self.refuse(key, request.subscription, error)
             return
         replica_log = leadership.replica.log
+        if request.mismatch:
+            replica_log.distrust(request.log_end_offset)
         answer = answer_subscribe(
             FollowerPosition(request.log_end_offset, request.last_epoch, request.nothing_agrees),
             replica_log.leader_epochs,
@@ -272,7 +274,7 @@ class PushStream:
         push = pb.PartitionPush(topic_id=key[0], partition=key[1], subscription=reset.number)
         try:
             start_offset = replica.log.log_start_offset
-            snapshot = await asyncio.to_thread(replica.log.snapshot_at_log_start)
+            snapshot = await reset.leadership.producer_snapshot()
             if replica.role is not reset.leadership or replica.log.log_start_offset != start_offset:
                 raise errors.OffsetNotAvailable(f"the log that starts at {start_offset} has changed meanwhile")
         except FencepostError as error:

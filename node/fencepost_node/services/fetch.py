@@ -206,7 +206,9 @@ class _Poll:
             if wanted.replica is not None and wanted.error is None and taken < room:
                 limit = max(1, min(wanted.partition.max_bytes or self._limit, room - taken))
                 try:
-                    wanted.records = await wanted.replica.read_committed(wanted.partition.fetch_offset, limit)
+                    wanted.records = await wanted.replica.read_committed(
+                        wanted.partition.fetch_offset, limit, mismatch=wanted.partition.mismatch
+                    )
                 except FencepostError as error:
                     wanted.error = error
                     self._failed = True
