@@ -22,6 +22,7 @@ from fencepost_cli.commands import (
     producer_name,
     producers,
     topic,
+    verify_disk,
     workload,
 )
 from fencepost_cli.terminal import EXIT_FAILED, quiet_grpc
@@ -56,6 +57,7 @@ app.command(epilog="Example: fencepost producers orders --partition 0")(producer
 app.command(epilog="Example: fencepost dump-log .fencepost/broker-1/orders-0/00000000000000000000.log")(
     dump_log.dump_log
 )
+app.command(epilog="Example: fencepost verify-disk .fencepost/broker-1")(verify_disk.verify_disk)
 app.command(epilog="Example: fencepost demo --kills 5 --json")(demo.demo)
 app.command(
     epilog="Example: fencepost chaos --duration 60s --seed 7; fencepost chaos --duration 10m --brokers 5 --rate 2000 --json"
