@@ -216,6 +216,7 @@ class Story:
         self.clients: list[Client] = []
         self.lossy: dict[str, None] = {}  # partitions that have lost acknowledged records, as the tale wants it
         self.ended = False
+        self._readers = 0
         self._expiring = expiring
         self._hooks: dict[str, Callable[[], None]] = {}
         self._background: list[asyncio.Task[None]] = []
@@ -625,14 +626,30 @@ class Story:
             assert order == [value for value in log if value in order], f"{client.node} sent {order}; {name} is {log}"
 
     async def _compare_with_a_reader(self, logs: dict[str, list[str]]) -> None:
-        topics = tuple(topic.name for topic in self.judge.image.topics.values())
-        reader = ConsumerApp(self.world, "reader", topics, self.cluster.bootstrap, Ledger())
-        reader.start()
         total = sum(len(log) for log in logs.values())
-        await self.until(lambda: sum(len(read) for read in reader.read.values()) == total, "all is read")
-        assert reader.problems == []
-        for (topic, index), read in reader.read.items():
+        for (topic, index), read in (await self._read(total)).items():
             assert [_name(read[offset]) for offset in sorted(read)] == logs[f"{topic}-{index}"]
+
+    async def read_some(self, count: int, partition: str = "orders-0") -> list[str]:
+        """What a new consumer of everything has read of this partition once it has read so many records of all."""
+        topic, _, index = partition.rpartition("-")
+        read = (await self._read(count))[topic, int(index)]
+        return [_name(read[offset]) for offset in sorted(read)]
+
+    async def read_all(self, partition: str = "orders-0") -> list[str]:
+        """What a new consumer reads of this partition, the only one."""
+        return await self.read_some(len([sent for client in self.clients for sent in client.sent]), partition)
+
+    async def _read(self, count: int) -> dict[tuple[str, int], dict[int, bytes]]:
+        self._readers += 1
+        topics = tuple(topic.name for topic in self.judge.image.topics.values())
+        node = f"reader-{self._readers}" if self._readers > 1 else "reader"
+        reader = ConsumerApp(self.world, node, topics, self.cluster.bootstrap, Ledger())
+        reader.start()
+        await self.until(lambda: sum(len(read) for read in reader.read.values()) >= count, f"{count} records are read")
+        assert reader.problems == []
+        self.world.kill(node)
+        return reader.read
 
     async def _sweep_for_ever(self) -> None:
         while True:

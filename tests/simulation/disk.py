@@ -385,6 +385,9 @@ class MountedFile:
             raise
         self._node.sync()
 
+    def forget(self, position: int, length: int) -> None:
+        """What is read is always what is on the medium, or not there yet."""
+
     def hold(self) -> None:
         self._held += 1
 

@@ -27,8 +27,9 @@ from tests.simulation.process import SimProcess
 from tests.simulation.taps import FetchTap, InitTap, ProduceTap
 from tests.simulation.world import World
 
+from fencepost_proto.errors import FencepostError
 from fencepost_proto.metadata import FIRST_NAMED_ID, RETIRED_EPOCH, MetadataImage, Partition, PartitionKey
-from fencepost_proto.record_batch import BatchHeader, read_header
+from fencepost_proto.record_batch import BatchHeader, check_batch, read_header
 from fencepost_proto.records import Compression
 
 # producer id -> (epoch, its last batches as (first sequence, last sequence, base offset))
@@ -111,6 +112,10 @@ class Judge:
         self.put_back_on: dict[PartitionKey, None] = {}  # partitions of which a replica was put back from an older copy
         self.put_back_to: dict[int, None] = {}  # the brokers of those replicas
         self.strangers: list[tuple[int, str, dict[str, bytes]]] = []  # (broker, folder, files): not to be touched
+        self.rotten: dict[tuple[int, PartitionKey], None] = {}  # of these, where a running process is to find out
+        self._unsound: dict[
+            tuple[SimProcess, PartitionKey, bytes], int
+        ] = {}  # batches served, by client and base offset
         self.violation: Violation | None = None
         self.leader_epoch_of: Callable[[int, PartitionKey], int] = lambda broker_id, key: -1  # a peephole
         self._broker_of_node = broker_of_node
@@ -151,6 +156,7 @@ class Judge:
         for key in [key for key in self.records if key not in image.partitions]:
             del self.records[key]  # what a deleted topic held is nobody's any more
             self.damaged = {damaged: hidden for damaged, hidden in self.damaged.items() if damaged[1] != key}
+            self.rotten = {rotten: hidden for rotten, hidden in self.rotten.items() if rotten[1] != key}
             self.count("partitions deleted")
 
     def recovered(self, image: MetadataImage) -> None:
@@ -426,7 +432,8 @@ class Judge:
             record = self.record(replica.key)
             if record is not None:
                 self._heal(record)
-                if replica.leads and (replica.broker_id, replica.key) in self.damaged and not record.tainted:
+                damaged = (replica.broker_id, replica.key) in self.damaged.keys() - self.rotten.keys()
+                if replica.leads and damaged and not record.tainted:
                     self.fail("G1", f"{record.name}: broker {replica.broker_id} leads with a damaged log")
             if record is None or record.tainted or (replica.broker_id, replica.key) in self.damaged:
                 continue
@@ -514,11 +521,17 @@ class Judge:
         else:
             self.count("logs damaged")
 
+    def rot(self, record: Record, broker_id: int) -> None:
+        """As `damage`, while its process runs, which cannot know before it reads them: until then it may lead."""
+        self.rotten[broker_id, record.key] = None
+        self.damage(record, broker_id)
+
     def _heal(self, record: Record) -> None:
         """Forget damage where the replica's log is whole again."""
         for broker_id, key in list(self.damaged):
             if key == record.key and self._is_whole(record, broker_id) and not self.view(record, broker_id).damage:
                 del self.damaged[broker_id, key]
+                self.rotten.pop((broker_id, key), None)
                 self.count("damaged logs made whole")
 
     def _is_whole(self, record: Record, broker_id: int) -> bool:
@@ -594,6 +607,8 @@ class Judge:
             if held is not None and record.committed[index_of(record.committed, held.base_offset) :][:1] != [held]:
                 record.past.lost.append(held)  # acknowledged by a leader that does not know that it is none
             return
+        if (broker_id, key) in self.damaged:
+            return  # its files cannot be compared now; they are when they are whole again
         self.count("acknowledged batches")
         if batch.attributes:
             self.count(f"acknowledged batches, {Compression(batch.attributes).name.lower()}")
@@ -636,6 +651,9 @@ class Judge:
                     f"{answer.high_watermark} in {epoch}",
                 )
             self._seen_high_watermarks[client, key] = (epoch, answer.high_watermark)
+        if (broker_id, key) in self.damaged:
+            self._look_for_unsound(record, client, answer.records)
+            return
         position = 0
         while position < len(answer.records):
             header = read_header(answer.records, position)
@@ -643,8 +661,6 @@ class Judge:
             position += header.size_bytes
             if batch.end_offset > answer.high_watermark:
                 self.fail("G10", f"{record.name}: {batch} read above the high watermark {answer.high_watermark}")
-            if (broker_id, key) in self.damaged:
-                continue
             self.committed(record, broker_id, batch.end_offset, "G10", f"{client!r} read {batch}")
             index = index_of(record.committed, batch.base_offset)
             if index >= len(record.committed) or record.committed[index] != batch:
@@ -663,6 +679,20 @@ class Judge:
                     "G10", f"{record.name}: {client!r} read {last} and then {batch}, which stands behind {before}"
                 )
             self._last_read[client, record.key] = batch
+
+    def _look_for_unsound(self, record: Record, client: SimProcess, records: bytes) -> None:
+        """A leader whose bytes have changed after it had read them may serve them once: then the consumer says so."""
+        position = 0
+        while position < len(records):
+            try:
+                position += check_batch(records, position).size_bytes
+            except FencepostError as error:
+                place = (client, record.key, records[position : position + 8])
+                self._unsound[place] = self._unsound.get(place, 0) + 1
+                self.count("unsound batches served")
+                if self._unsound[place] > 1:
+                    self.fail("G10", f"{record.name}: {client!r} is served the same unsound batch again: {error}")
+                return
 
     def producer_initialised(self, client: SimProcess, request: Any, answer: Any) -> None:
         owner = f"name {request.name}" if request.name else f"{client!r} at {self.world.now:.6f}"
@@ -687,6 +717,8 @@ class Judge:
         for key, partition in self.image.partitions.items():
             record = self.record(key)
             if record is not None:
-                end_offset = self.view(record, partition.leader).end_offset if partition.leader >= 0 else 0
+                asked = partition.replicas if (partition.leader, key) in self.damaged else (partition.leader,)
+                has_leader = partition.leader >= 0
+                end_offset = max(self.view(record, broker_id).end_offset for broker_id in asked) if has_leader else 0
                 record.fences.append(Fence(producer_id, epoch, partition.leader_epoch, end_offset))
                 self.count("fences of partitions without a leader", partition.leader < 0)

@@ -67,6 +67,8 @@ class Nemesis:
             "disk full": (1, self.disk_full),
             "disk error": (1, self.disk_error),
             "corrupt a log": (1, self.corrupt_log),
+            "all disks full": (1, self.disks_full),
+            "bit rot": (2, self.rot),
             "commit fails": (1, self.commit_fails),
             "clock jump": (1, self.clock_jump),
             "kill producer": (2, self.kill_producer),
@@ -131,11 +133,6 @@ class Nemesis:
             if not machine.powered:
                 world.power_on(machine.name)
             world.resume(machine.name)
-        for broker_id in self.cluster.settings.broker_ids:
-            broker = self.cluster.brokers.get(broker_id)
-            if broker is not None and broker.manager.failed_replicas and self.cluster.alive(broker_id):
-                world.tell("operator", f"restarts {broker_node(broker_id)}: replicas failed on it")
-                world.kill(broker_node(broker_id))
         await self._situations.recover_controller()
         self.cluster.start_all()
 
@@ -324,7 +321,6 @@ class Nemesis:
         disk.capacity_bytes = disk.used_bytes() + self.random.randrange(FULL_DISK_ROOM_BYTES)
         await asyncio.sleep(self._while_s())
         disk.capacity_bytes = None
-        await self._restart_failed(node)
 
     async def disk_error(self) -> None:
         node = broker_node(self._broker())
@@ -335,13 +331,53 @@ class Nemesis:
         )
         await asyncio.sleep(self._while_s())
         self.world.machine(node).disk.faults.clear()
-        await self._restart_failed(node)
 
-    async def _restart_failed(self, node: str) -> None:
-        """An operator's part: a failed replica stays failed until its process is started again."""
-        self.world.tell("operator", f"restarts {node} after a disk failure")
-        self.world.kill(node)
-        await self.down(node)
+    async def disks_full(self) -> None:
+        """Everybody's disk is full for a while: they are one, or were filled by one application."""
+        self.world.tell("nemesis", "fills all disks")
+        disks = [self.world.machine(broker_node(broker_id)).disk for broker_id in self.cluster.settings.broker_ids]
+        for disk in disks:
+            disk.capacity_bytes = disk.used_bytes() + self.random.randrange(FULL_DISK_ROOM_BYTES)
+        await asyncio.sleep(self._while_s())
+        for disk in disks:
+            disk.capacity_bytes = None
+
+    async def rot(self) -> None:
+        """A byte changes under a running broker, mostly a leader, in a batch or snapshot that no recovery reads; another
+        in-sync replica holds everything."""
+        judge = self.cluster.judge
+        choices = [
+            (record, broker_id)
+            for record in judge.records.values()
+            for broker_id in judge.image.partitions[record.key].isr
+            if broker_id not in judge.lost_tail
+            and (broker_id, record.key) not in judge.damaged
+            and self.cluster.alive(broker_id)
+            and any(
+                other != broker_id and other not in judge.lost_tail and judge.holds_all(record, other)
+                for other in judge.image.partitions[record.key].isr
+            )
+        ]
+        if not choices:
+            return
+        leaders = [(record, b) for record, b in choices if judge.image.partitions[record.key].leader == b]
+        record, broker_id = self.random.choice(leaders if leaders and self.random.random() < 0.7 else choices)
+        view, disk = judge.view(record, broker_id), self.world.machine(broker_node(broker_id)).disk
+        snapshots = sorted(
+            path for path, _ in disk.files() if path.startswith(f"{view.folder}/") and path.endswith(".snapshot")
+        )
+        below = int(snapshots[-1][-29:-9]) if snapshots else 0
+        batches = [batch for batch in view.batches if batch.end_offset <= below]
+        if len(snapshots) > 1 and self.random.random() < 0.2:
+            path, position = snapshots[0], 20
+        elif (place := view.place_of(self.random.choice(batches or [None]))) is not None:
+            path, position = place[0], place[1] + self.random.randrange(place[2])
+        else:
+            return
+        self.world.tell("nemesis", f"corrupts byte {position} in {path} under broker {broker_id}")
+        disk.corrupt(path, position)
+        if not path.endswith(".snapshot"):
+            judge.rot(record, broker_id)
 
     async def corrupt_log(self) -> None:
         """A byte changes in what recovery will read of a stopped broker's log; another in-sync replica holds everything."""

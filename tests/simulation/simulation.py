@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from unittest.mock import patch
 
-from tests.simulation.cluster import SimCluster
+from tests.simulation.cluster import SimCluster, broker_node
 from tests.simulation.judge import Violation
 from tests.simulation.loop import Deadlock, Runaway, collector_off
 from tests.simulation.nemesis import Nemesis
@@ -26,6 +26,8 @@ from tests.simulation.workload import ConsumerApp, Fate, Ledger, ProducerApp
 from tests.simulation.world import World
 
 from fencepost.history_format import Operation
+from fencepost_node.log.snapshot import decode_snapshot
+from fencepost_proto.errors import CorruptMessage
 
 SWEEP_INTERVAL_S = 0.25
 TOPICS_WITHIN_S = 30.0
@@ -189,6 +191,10 @@ class Run:
             producer.stopping = True
         await self._until("every send has ended", healed_at + FINISHED_WITHIN_S, self._unfinished)
         await self._until("every replica is in sync", self.world.now + IN_SYNC_WITHIN_S, self._out_of_sync)
+        for broker in self.cluster.brokers.values():
+            broker.manager.scrubber.scrub_now()
+        await self._until("every replica is sound", self.world.now + IN_SYNC_WITHIN_S, self._unsound)
+        await self._until("every replica is in sync", self.world.now + IN_SYNC_WITHIN_S, self._out_of_sync)
         await self._until("every consumer is at the end", self.world.now + FINISHED_WITHIN_S, self._behind)
 
     async def _until(self, what: str, deadline: float, missing: object) -> None:
@@ -229,6 +235,20 @@ class Run:
             if set(partition.isr) != set(partition.replicas) or partition.adding or partition.removing
         ]
 
+    def _unsound(self) -> list[str]:
+        """Scrubs that have not ended, replicas with bytes that have changed, snapshots that cannot be read."""
+        self._sweep()
+        missing = [f"broker {i} scrubs" for i, b in self.cluster.brokers.items() if not b.manager.scrubber.passes]
+        for record in self.judge.records.values():
+            for broker_id in self.judge.image.partitions[record.key].replicas:
+                if (broker_id, record.key) in self.judge.damaged and not record.tainted:
+                    missing.append(f"broker {broker_id} holds a damaged log of {record.name}")
+                folder = f"{self.judge.view(record, broker_id).folder}/"
+                for path, node in self.world.machine(broker_node(broker_id)).disk.files():
+                    if path.startswith(folder) and path.endswith(".snapshot") and not _is_snapshot(bytes(node.content)):
+                        missing.append(f"broker {broker_id} has a damaged {path}")
+        return missing
+
     def _behind(self) -> list[str]:
         self._sweep()
         missing = []
@@ -262,6 +282,14 @@ class Run:
         return counts
 
 
+def _is_snapshot(content: bytes) -> bool:
+    try:
+        decode_snapshot(content)
+    except CorruptMessage:
+        return False
+    return True
+
+
 # What to count: lines of the trace with the first words and without the second.
 _STORIES = {
     "leaderships begun": ("became leader", ""),
@@ -278,6 +306,9 @@ _STORIES = {
     "logs started over": ("starting over topic", ""),
     "subscriptions refused": ("subscription refused", ""),
     "replicas failed": ("replica failed", ""),
+    "replicas recovered": ("replica recovered ", ""),
+    "damaged logs given up": ("giving up a damaged log", ""),
+    "leaders in trouble": ("leader in trouble", ""),
     "brokers fenced": ("broker fenced", ""),
     "sessions broken": ("session broke", ""),
 }
