@@ -208,7 +208,9 @@ def show_status(status: ClusterStatus, console: Console) -> None:
     console.print(partitions)
     for partition in status.partitions:
         for broker, why in partition.failures.items():
-            told = f"broker {broker} cannot serve {partition.topic}-{partition.partition} until it is restarted: {why}"
+            told = (
+                f"broker {broker} cannot serve {partition.topic}-{partition.partition} now, and goes on trying: {why}"
+            )
             console.print(told, style="red", markup=False, soft_wrap=True)
     leaderless = [partition for partition in status.partitions if partition.leader < 0]
     for partition in leaderless[:_EXPLAINED]:
