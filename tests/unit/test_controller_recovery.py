@@ -284,6 +284,22 @@ def test_a_topic_on_disks_that_no_metadata_knows_is_adopted_and_said() -> None:
     assert any("topic lost (id t-9), found on disks and in no metadata, is adopted" in line for line in done.report)
 
 
+def test_an_adopted_topic_has_no_gap_and_what_nobody_holds_waits_for_an_operator() -> None:
+    """Clients count partitions from 0: with a gap none of a topic's partitions could be used."""
+    told = told_by(story().image, 1, 2, 3)
+    found = HeldLog("t-9", "lost", 2, False, 4, 4, 30)
+    told[0] = replace(told[0], logs=(*told[0].logs, found, HeldLog("t-9", "lost", 999_999_999, False, 4, 4, 30)))
+    told[2] = replace(told[2], logs=(*told[2].logs, found, HeldLog("t-8", "far", 1_000, False, 4, 4, 30)))
+    done = recover(EMPTY, told, (), LINEAGE)
+    assert [p.index for p in done.image.partitions_of("t-9")] == [0, 1, 2]
+    zero, one, two = done.image.partitions_of("t-9")
+    assert [(p.isr, p.leader, p.last_known_isr) for p in (zero, one)] == [((), -1, (1, 3)), ((), -1, (3, 1))]
+    assert two.isr == (1, 3)
+    assert any("lost-0: no broker holds a log of it" in line for line in done.report)
+    assert any("lost-999999999 is not adopted" in line for line in done.report)
+    assert "t-8" not in done.image.topics
+
+
 def test_a_topic_that_was_deleted_while_a_broker_was_away_is_not_adopted() -> None:
     cluster = story()
     before = cluster.image

@@ -10,7 +10,9 @@ jumps: every number that may have been given out without a broker's hearing of i
    history is an ancestor of that, and tells nothing more. The others are *heads*: one, or several where a store that had
    gone back has served some brokers. The heads are united.
 2. A *topic* that a log on a disk belongs to and no head knows: where an ancestor knows it, it was deleted since, and its
-   brokers will set the log aside. Otherwise it is adopted again, with default settings: nothing tells its own.
+   brokers will set the log aside. Otherwise it is adopted again, with default settings: nothing tells its own. A partition
+   of it that no broker holds a log of, below one that is held, waits for an unclean election: its records may have been
+   lost, and an operator has to say so. Without it the topic's numbers would have a gap, and nobody could use it.
 3. A *partition* is taken from the head with the highest leader epoch, then partition epoch. Its in-sync set is exact where
    the leader of that very epoch tells that it leads: nothing is acknowledged beyond that set until there is a controller
    again. Otherwise a moment may be missing, and of that set those stay whose logs are the longest (last epoch, then end):
@@ -32,6 +34,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fencepost_controller.decisions.invariants import check_image
+from fencepost_controller.decisions.topics import MAX_PARTITIONS_PER_TOPIC
 from fencepost_proto import record_batch
 from fencepost_proto.errors import InvalidTopic
 from fencepost_proto.lineage import Lineage, LineageStart, VersionCheck
@@ -260,7 +263,12 @@ class _Recovery:
 
     def _unknown_topics(self, known: Mapping[str, Topic]) -> Iterable[Topic]:
         """Of logs on disks, in order of their names."""
-        names = {held.topic_id: held.topic_name for logs in self._logs.values() for held in logs.values()}
+        names = {
+            held.topic_id: held.topic_name
+            for (_, index), logs in self._logs.items()
+            for held in logs.values()
+            if index < MAX_PARTITIONS_PER_TOPIC
+        }
         for topic_id, name in sorted(names.items(), key=lambda item: (item[1], item[0])):
             if not topic_id or topic_id in known:
                 continue
@@ -284,8 +292,27 @@ class _Recovery:
             keys = {key for image in self._heads for key in image.partitions if key[0] == topic.topic_id}
             found = {key for key in self._logs if key[0] == topic.topic_id} if not keys else set()
             partitions += [self._partition(topic, key) for key in sorted(keys)]
-            partitions += [self._adopted(topic, key) for key in sorted(found)]
+            partitions += self._adopted_all(topic, sorted(found)) if found else []
         return partitions
+
+    def _adopted_all(self, topic: Topic, found: Sequence[PartitionKey]) -> list[Partition]:
+        """Of a topic that no metadata tells of: those that a broker holds a log of, and those that are missing between."""
+        within = [key for key in found if key[1] < MAX_PARTITIONS_PER_TOPIC]
+        for key in found[len(within) :]:
+            self._report.append(f"{topic.name}-{key[1]} is not adopted: no topic has so many partitions")
+        adopted = {key: self._adopted(topic, key) for key in within}
+        holders = sorted({broker_id for partition in adopted.values() for broker_id in partition.replicas})
+        size = max((len(partition.replicas) for partition in adopted.values()), default=0)
+        for index in range(within[-1][1]):
+            key = (topic.topic_id, index)
+            if key not in adopted:
+                replicas = tuple(holders[(index + number) % len(holders)] for number in range(size))
+                adopted[key] = Partition(*key, replicas, (), NO_LEADER, EPOCH_JUMP, EPOCH_JUMP, last_known_isr=replicas)
+                self._report.append(
+                    f"{topic.name}-{index}: no broker holds a log of it; it is made empty by 'fencepost topic elect "
+                    f"{topic.name} {index} --unclean', and until then nobody can write there"
+                )
+        return [partition for _, partition in sorted(adopted.items())]
 
     def _partition(self, topic: Topic, key: PartitionKey) -> Partition:
         versions = [image.partitions[key] for image in self._heads if key in image.partitions]
