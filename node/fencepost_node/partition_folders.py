@@ -146,9 +146,16 @@ class PartitionFolders:
     def _compare_with_catalogue(self, was_clean: bool) -> None:
         """[thread] Miss what is not here, and add what the catalogue lacks. Raises OSError."""
         self._catalogue.load()
+        holders = {opened.directory: key for key, opened in self.recovered.items()}
+        holders |= {folder: key for key, folder in self.damaged.items()}
+        replaced = []  # a deletion whose line a power failure took: another topic's log has the name since
         for key, entry in self._catalogue.entries.items():
             folder = f"{self._config.data_dir}/{entry.folder}"
             found = self.recovered.get(key)
+            if holders.get(folder, key) != key:
+                log.warning("log has left its folder to another folder=%s topic_id=%s partition=%d", folder, *key)
+                replaced.append(key)
+                continue
             if found is not None:
                 end = (found.log_end_offset, found.last_epoch)
                 if was_clean and entry.end_offset >= 0 and end != (entry.end_offset, entry.last_epoch):
@@ -164,7 +171,7 @@ class PartitionFolders:
                 self.damaged[key] = folder
                 if self._disk.exists(folder):
                     self.unidentified[key] = folder
-        known = {**self._catalogue.entries}
+        known = {key: entry for key, entry in self._catalogue.entries.items() if key not in replaced}
         for key, folder in [
             *((key, opened.directory) for key, opened in self.recovered.items()),
             *self.damaged.items(),
@@ -172,7 +179,7 @@ class PartitionFolders:
             name = folder.rpartition("/")[2]
             if key not in known or known[key].folder != name:
                 known[key] = Entry(*key, name)
-        if known != self._catalogue.entries:
+        if known != self._catalogue.entries or self._catalogue.torn:
             self._catalogue.write(known.values())
 
     def _scan(self) -> list[_Found]:

@@ -7,7 +7,8 @@ the next start adds. A clean end writes the file anew, with where each log ends.
 Without it, a log that is gone would look like one of a partition that has just been created, and an empty one would be
 made for it, while this broker may be the last in sync: everything that it acknowledged would be lost silently.
 
-A power failure may take lines that were not synced. Then less is missed than could be, and nothing that is there.
+A power failure may take lines that were not synced, or parts of them. Then less is missed than could be; a log that left may
+seem to be there still. What is no line is passed over, and the file is written anew, so that no later line is joined to it.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class ReplicaCatalogue:
 
     def __init__(self, disk: Disk, data_dir: str) -> None:
         self.entries: dict[PartitionKey, Entry] = {}
+        self.torn = False  # what was loaded had parts that are no lines
         self._disk = disk
         self._path = f"{data_dir}/{CATALOGUE}"
         self._lock = threading.Lock()
@@ -61,10 +63,13 @@ class ReplicaCatalogue:
         """Raises OSError."""
         if not self._disk.exists(self._path):
             return
-        for line in self._disk.read_bytes(self._path).decode(errors="replace").splitlines():
+        content = self._disk.read_bytes(self._path).decode(errors="replace")
+        self.torn = bool(content) and not content.endswith("\n")
+        for line in content.splitlines():
             try:
                 self._take(line.split(" ", _FIELDS - 1))
             except ValueError as error:
+                self.torn = True
                 log.warning("line is passed over path=%s line=%r error=%s", self._path, line[:200], error)
 
     def _take(self, fields: list[str]) -> None:

@@ -431,6 +431,33 @@ def test_lines_that_make_no_sense_are_passed_over(tmp_path: Path, warnings: Call
     close(folders)
 
 
+def test_no_line_is_joined_to_a_torn_one(tmp_path: Path) -> None:
+    """A power failure took the end of a line. What is made after the next start is missed at the one after that."""
+    ended(tmp_path, 0)
+    with (tmp_path / CATALOGUE).open("ab") as file:
+        file.write(b"- OLD\0\0\0")
+    close(recovered_in(tmp_path))
+    folder = make_log(tmp_path, topic=Topic("U", "more"))
+    shutil.rmtree(folder)
+    assert list(recovered_in(tmp_path).damaged) == [("U", 0)]
+
+
+def test_a_topic_whose_deletion_was_forgotten_does_not_take_the_next_ones_folder(
+    tmp_path: Path, warnings: Callable[[], str]
+) -> None:
+    """A power failure took the line that says that the log of an older topic of that name has left."""
+    folder = make_log(tmp_path)
+    held = content(folder)
+    with (tmp_path / CATALOGUE).open("ab") as file:
+        file.write(b"+ OLD 0 -1 -1 orders-0\n")
+    folders = recovered_in(tmp_path)
+    assert (list(folders.recovered), folders.damaged, folders.unidentified) == ([KEY], {}, {})
+    close(folders)
+    assert content(folder) == held
+    close(recovered_in(tmp_path))
+    assert warnings().count("log has left its folder to another") == 1
+
+
 def test_a_full_disk_leaves_the_catalogue_behind_and_the_next_start_adds_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: Callable[[], str]
 ) -> None:
