@@ -87,6 +87,7 @@ class SimCluster:
         expires_s = settings.producer_expiration_ms / 1000 if settings.producer_expiration_ms < NEVER_MS else math.inf
         self.judge = Judge(world, self._nodes.get, expires_s)
         self.judge.leader_epoch_of = self._leader_epoch
+        self.judge.log_end_of = self._log_end
         self.database = MetadataDatabase(self.judge.metadata, self.judge.recovered)
         self.brokers: dict[int, Broker] = {}
         self.controller: Controller | None = None
@@ -276,6 +277,11 @@ class SimCluster:
         """-1: the broker has no such replica."""
         replica = self.brokers[broker_id].manager.replicas.get(key)
         return replica.leader_epoch if replica is not None else -1
+
+    def _log_end(self, broker_id: int, key: PartitionKey) -> int:
+        """-1: the broker has no such replica."""
+        replica = self.brokers[broker_id].manager.replicas.get(key)
+        return replica.log.log_end_offset if replica is not None else -1
 
     def alive(self, broker_id: int) -> bool:
         process = self.world.machine(broker_node(broker_id)).process

@@ -65,7 +65,8 @@ class FolderSituations:
         async with self._alone(record, broker_id):
             await self._end(node, clean=self._random.random() < 0.5)
             folder = disk.find(f"{DATA}/{record.name}")
-            if not isinstance(folder, FolderNode) or not self._others_hold_all(broker_id):
+            deleted = record.key not in self._judge.records
+            if deleted or not isinstance(folder, FolderNode) or not self._others_hold_all(broker_id):
                 return
             what = self._random.choice(("partition.metadata", ""))
             self._world.tell("nemesis", f"removes {record.name}/{what} on {node}")
@@ -124,7 +125,8 @@ class FolderSituations:
         self._world.kill(node)
 
     def _alone(self, record: Record, broker_id: int) -> _Alone:
-        others = [member for member in self._judge.image.partitions[record.key].isr if member != broker_id]
+        partition = self._judge.image.partitions.get(record.key)  # None: deleted meanwhile
+        others = [member for member in partition.isr if member != broker_id] if partition else []
         return _Alone(self, record, broker_id, others if self._random.random() < 0.7 else [])
 
     async def end_others(self, record: Record, broker_id: int, others: list[int]) -> None:

@@ -118,6 +118,7 @@ class Judge:
         ] = {}  # batches served, by client and base offset
         self.violation: Violation | None = None
         self.leader_epoch_of: Callable[[int, PartitionKey], int] = lambda broker_id, key: -1  # a peephole
+        self.log_end_of: Callable[[int, PartitionKey], int] = lambda broker_id, key: -1  # another
         self._broker_of_node = broker_of_node
         self._disks: dict[int, Any] = {}
         self._producer_ids: dict[int, str] = {}
@@ -717,8 +718,8 @@ class Judge:
         for key, partition in self.image.partitions.items():
             record = self.record(key)
             if record is not None:
-                asked = partition.replicas if (partition.leader, key) in self.damaged else (partition.leader,)
-                has_leader = partition.leader >= 0
-                end_offset = max(self.view(record, broker_id).end_offset for broker_id in asked) if has_leader else 0
+                end_offset = self.view(record, partition.leader).end_offset if partition.leader >= 0 else 0
+                if (partition.leader, key) in self.damaged:  # which hides what comes behind it
+                    end_offset = max(end_offset, self.log_end_of(partition.leader, key))
                 record.fences.append(Fence(producer_id, epoch, partition.leader_epoch, end_offset))
                 self.count("fences of partitions without a leader", partition.leader < 0)

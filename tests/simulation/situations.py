@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from tests.simulation.cluster import CONTROLLER, broker_node
 
+from fencepost_proto.metadata import Partition
+
 if TYPE_CHECKING:
     from tests.simulation.nemesis import Nemesis
 
@@ -151,21 +153,25 @@ class Situations:
         partition = nemesis.random.choice(choices)
         key, leader = partition.id, broker_node(partition.leader)
         followers = [broker_node(member) for member in partition.replicas if member != partition.leader]
+
+        def now() -> Partition:
+            return judge.image.partitions.get(key, partition)  # it may be deleted meanwhile
+
         self._world.tell("nemesis", f"separates {leader} from {followers}, then kills it")
         for number, follower in enumerate(followers):
             if number:
                 await asyncio.sleep(nemesis.random.uniform(0, 1))  # they do not end at the same offset
             for one, other in ((leader, follower), (follower, leader)):
                 self._world.network.cut(one, other)
-        await self._until(lambda: judge.image.partitions[key].isr == (partition.leader,), MAX_LAG_S)
+        await self._until(lambda: now().isr == (partition.leader,), MAX_LAG_S)
         await asyncio.sleep(nemesis.random.uniform(0.5, 3))
         self._cluster.kept_down[leader] = None
         self._world.kill(leader)
         for follower in followers:
             for one, other in ((leader, follower), (follower, leader)):
                 self._world.network.heal(one, other)
-        await self._until(lambda: judge.image.partitions[key].leader < 0, MAX_LAG_S)
-        if key in judge.image.partitions and judge.image.partitions[key].leader < 0:
+        await self._until(lambda: now().leader < 0, MAX_LAG_S)
+        if key in judge.image.partitions and now().leader < 0:
             on_purpose = nemesis.random.random() < SHORTER_ON_PURPOSE
             await self._cluster.elect_uncleanly(key, lambda count: nemesis.random.randrange(count) if on_purpose else 0)
             await asyncio.sleep(nemesis.random.uniform(0, 3))
