@@ -26,6 +26,7 @@ from fencepost_node.data_folder import DataFolder
 from fencepost_node.known_metadata import KnownMetadata
 from fencepost_node.log.disk import Disk
 from fencepost_node.metadata_feed import MetadataFeed
+from fencepost_node.new_producers import NewProducers
 from fencepost_node.producer_ids import ProducerIds
 from fencepost_node.replica_manager import ReplicaManager
 from fencepost_node.services.admin import AdminRelay
@@ -172,6 +173,7 @@ class Broker:
             answering=answering,
             limits=self.limits,
             lists=ProducerLists(self._tasks, self.limits.answers),
+            new_producers=NewProducers(self.config.max_new_producers_per_second, asyncio.get_running_loop().time),
             max_delivery_timeout_ms=min(self.config.max_delivery_timeout_ms, self.config.producer_expiration_ms),
         )
         broker_pb2_grpc.add_BrokerServicer_to_server(service, server)

@@ -34,6 +34,7 @@ class BrokerConfig:
     # The log
     snapshot_interval_bytes: int = setting(64 * MIB, minimum=1)  # appended between snapshots: bounds recovery time
     producer_expiration_ms: int = setting(7 * DAY_MS, minimum=1)  # an idle producer's state is forgotten after this
+    max_new_producers_per_second: int = setting(50, minimum=1)  # that one connection may bring, after a burst of 1,000
     max_delivery_timeout_ms: int = setting(
         600_000, minimum=1
     )  # no producer may retry for longer; none is forgotten sooner

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import grpc
@@ -12,6 +14,7 @@ from fencepost_node.client_limits import ClientLimits, TooManyStreams
 from fencepost_node.controller_link import ControllerLink
 from fencepost_node.known_metadata import KnownMetadata
 from fencepost_node.metadata_feed import MetadataFeed
+from fencepost_node.new_producers import NewProducers
 from fencepost_node.producer_ids import ProducerIds
 from fencepost_node.replica_manager import ReplicaManager
 from fencepost_node.services.describe_held import describe_held
@@ -49,11 +52,13 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
     limits: ClientLimits
     lists: ProducerLists
     max_delivery_timeout_ms: int  # that clients are told of
+    new_producers: NewProducers
 
     async def Produce(  # type: ignore[override]  # writes to the context instead of yielding
         self, request_iterator: AsyncIterator[broker_pb2.ProduceRequest], context: Context
     ) -> None:
-        await self._stream("Produce", produce(self.manager, request_iterator, context), context)
+        admit = partial(self.new_producers.admit, context.peer())
+        await self._stream("Produce", produce(self.manager, request_iterator, context, admit), context)
 
     async def Fetch(  # type: ignore[override]  # as above
         self, request_iterator: AsyncIterator[broker_pb2.FetchRequest], context: Context
@@ -89,8 +94,15 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
     async def InitProducerId(
         self, request: broker_pb2.InitProducerIdRequest, context: Context
     ) -> broker_pb2.InitProducerIdResponse:
-        work = init_producer_id(self.ids, self.link, request, self.max_delivery_timeout_ms)
+        work = self._init_producer_id(request, context.peer())
         return await self.answering.unary(broker_pb2.InitProducerIdResponse, work)
+
+    async def _init_producer_id(
+        self, request: broker_pb2.InitProducerIdRequest, peer: str
+    ) -> broker_pb2.InitProducerIdResponse:
+        if not request.keep_alive and (wait_s := self.new_producers.take_id(peer)) > 0:
+            await asyncio.sleep(wait_s)
+        return await init_producer_id(self.ids, self.link, request, self.max_delivery_timeout_ms)
 
     async def DescribeProducers(
         self, request: broker_pb2.DescribeProducersRequest, context: Context

@@ -7,7 +7,9 @@ and 0). So results come in any order; the client matches them by correlation id.
 Errors of a batch: UNKNOWN_TOPIC_ID, UNKNOWN_TOPIC_OR_PARTITION, NOT_LEADER_OR_FOLLOWER, FENCED_LEADER_EPOCH,
 UNKNOWN_LEADER_EPOCH, INVALID_REQUIRED_ACKS, MESSAGE_TOO_LARGE, CORRUPT_MESSAGE, INVALID_RECORD,
 INVALID_TIMESTAMP, UNSUPPORTED_FOR_MESSAGE_FORMAT, NOT_ENOUGH_REPLICAS, INVALID_PRODUCER_EPOCH, OUT_OF_ORDER_SEQUENCE_NUMBER,
-UNKNOWN_PRODUCER_ID, DUPLICATE_SEQUENCE_NUMBER, KAFKA_STORAGE_ERROR: nothing was appended by this attempt.
+UNKNOWN_PRODUCER_ID, DUPLICATE_SEQUENCE_NUMBER, COORDINATOR_NOT_AVAILABLE (an id or epoch that was not given out, as far as
+this broker knows), THROTTLING_QUOTA_EXCEEDED (too many new producers), KAFKA_STORAGE_ERROR: nothing was appended by this
+attempt.
 REQUEST_TIMED_OUT and NOT_ENOUGH_REPLICAS_AFTER_APPEND: it was, and may yet be committed or cut.
 
 Limits: MAX_PENDING results on one stream, then reading pauses; a message of more than `max_request_bytes` of records is
@@ -20,6 +22,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from fencepost_node.producer_state import Admit
 from fencepost_node.replica_manager import ReplicaManager
 from fencepost_node.replication.leadership import ALL_ACKS
 from fencepost_proto import errors
@@ -38,9 +41,14 @@ class ProduceContext(Protocol):
     async def write(self, message: pb.ProduceResponse) -> None: ...
 
 
-async def produce(manager: ReplicaManager, requests: AsyncIterator[pb.ProduceRequest], context: ProduceContext) -> None:
+async def produce(
+    manager: ReplicaManager,
+    requests: AsyncIterator[pb.ProduceRequest],
+    context: ProduceContext,
+    admit: Admit | None = None,  # asked about producers that a partition does not know
+) -> None:
     """Serve one stream until the client ends it and every batch is answered."""
-    stream = _ProduceStream(manager)
+    stream = _ProduceStream(manager, admit)
     async with asyncio.TaskGroup() as group:
         writer = group.create_task(stream.write_results(context))
         async for request in requests:
@@ -51,8 +59,9 @@ async def produce(manager: ReplicaManager, requests: AsyncIterator[pb.ProduceReq
 
 
 class _ProduceStream:
-    def __init__(self, manager: ReplicaManager) -> None:
+    def __init__(self, manager: ReplicaManager, admit: Admit | None) -> None:
         self._manager = manager
+        self._admit = admit
         self._loop = asyncio.get_running_loop()
         self._results: list[pb.ProduceResult] = []
         self._pending = 0  # taken and not yet written
@@ -91,7 +100,7 @@ class _ProduceStream:
             raise errors.InvalidRequiredAcks(f"acks {batch.acks}: -1 (all), 0 and 1 are possible")
         replica = self._manager.leader(batch.topic_id, batch.partition, batch.leader_epoch)
         leadership = replica.leadership()
-        appended = leadership.append(batch.records, batch.acks, now)
+        appended = leadership.append(batch.records, batch.acks, now, self._admit)
         correlation_id = batch.correlation_id
         result = pb.ProduceResult(
             correlation_id=correlation_id,
