@@ -41,7 +41,7 @@ from fencepost_node.replica_catalogue import UNKNOWN_EPOCH, UNKNOWN_OFFSET, Entr
 from fencepost_node.stray_logs import STRAY_SUFFIX, StrayLogs
 from fencepost_proto.errors import StorageError
 from fencepost_proto.host import Host
-from fencepost_proto.metadata import PartitionKey, Topic
+from fencepost_proto.metadata import PartitionKey, Topic, TopicConfig
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ DAMAGED_SUFFIX = ".damaged"  # kept for whoever wants to look at it
 _FOLDER = re.compile(r"(?P<topic>.+)-(?P<partition>0|[1-9][0-9]{0,8})")
 _SET_ASIDE = re.compile(r".+\.[0-9]+\.[a-z]+")
 _DIGEST_BYTES = 8
+_DEFAULTS = TopicConfig()
 _OF_A_NEW_LOG = {PARTITION_METADATA, PARTITION_METADATA + TEMPORARY_SUFFIX}  # what a start that was killed may leave
 
 
@@ -467,7 +468,7 @@ class PartitionFolders:
 
     def _log_config(self, topic_id: str, topic: Topic | None, partition: int = UNKNOWN_PARTITION) -> LogConfig:
         """The log's settings; the defaults of topics until the metadata is there."""
-        settings = topic.config if topic else Topic(topic_id, "").config
+        settings = topic.config if topic else _DEFAULTS
         return LogConfig(
             topic_id=topic_id,
             topic=topic.name if topic else "",

@@ -85,6 +85,9 @@ class Following:
     epoch: int
 
 
+def _nothing(_: Replica) -> None: ...
+
+
 class Replica:
     """A log and its role."""
 
@@ -108,6 +111,7 @@ class Replica:
         self.out_of_room = False  # it failed for want of room
         self.trouble = ""  # what it cannot do though it leads: nobody else can
         self._trouble_is_room = False
+        self.on_snapshot_due: Callable[[Replica], None] = _nothing  # set by the manager
         self.appended_batches = 0
         self.deduplicated_batches = 0
         self._partition = partition
@@ -149,6 +153,7 @@ class Replica:
             self.owner.role_changed(self)
 
     def _begin_role(self) -> None:
+        self.look_at_log()
         if self.failure or self._closed or self._operation is not None:
             return  # an operation begins it when it ends
         partition = self._partition
@@ -289,6 +294,12 @@ class Replica:
         except InvariantBroken as contradiction:
             self.contradicted(f"what broker {following.leader} pushed: {contradiction}")
             raise errors.StorageError(self.failure) from contradiction
+        self.look_at_log()
+
+    def look_at_log(self) -> None:
+        """It has grown, or is another one: see whether a snapshot is due."""
+        if self.log.maintenance_due:
+            self.on_snapshot_due(self)
 
     def leader_told(self, following: Following, high_watermark: int) -> None:
         """The high watermark of a follower is the leader's, as far as its own log reaches; it never goes back."""
@@ -326,6 +337,7 @@ class Replica:
 
     def _operated(self, operation: asyncio.Future[None]) -> None:
         self._operation = None
+        self.look_at_log()
         # A cut may have ended below what was asked, at a border of batches; a log that has been started over has
         # everything below its start committed. So the high watermark lies within the log, and goes on from there.
         self.high_watermark = min(max(self.high_watermark, self.log.log_start_offset), self.log.log_end_offset)

@@ -96,10 +96,6 @@ class ReplicaManager:
     def tail_bytes(self) -> int:
         return self.config.tail_bytes
 
-    @property
-    def leaderships(self) -> list[Leadership]:
-        return [replica.role for replica in self.replicas.values() if isinstance(replica.role, Leadership)]
-
     def _is_kept_producer(self, producer_id: int) -> bool:
         """[any thread] A named producer is not forgotten while its name is known, or no metadata says that it is not."""
         image = self.image
@@ -263,6 +259,8 @@ class ReplicaManager:
         self, image: MetadataImage, broker_epoch: int, changed: Collection[PartitionKey] | None, whole: bool
     ) -> Iterator[None]:
         """A step for each partition: first those that go, then those that are led here, for which clients wait."""
+        if image.brokers is not self.image.brokers:
+            self._isr_proposals.brokers_changed()
         self.image = image
         if broker_epoch != self.broker_epoch:
             self.broker_epoch = broker_epoch
@@ -356,6 +354,7 @@ class ReplicaManager:
             raise InvariantBroken(f"the log of {topic.name}-{partition.index} was opened twice")
         opened.clock = self._host.wall_clock_ms
         replica = self.replicas[partition.id] = Replica(self, partition, topic, opened, self._tail_budget)
+        replica.on_snapshot_due = self._upkeep.maintain_soon
         replica.apply(partition)
 
     def _drop(self, key: PartitionKey, *, delete: bool) -> None:

@@ -52,6 +52,7 @@ class Upkeep:
         self._running = RunningTime(MAX_ROUND_TIMES * self._retention_check_interval_s)
         self._syncing: set[PartitionKey] = set()
         self._no_room_until: dict[PartitionKey, float] = {}  # where upkeep found none
+        self._due: dict[PartitionKey, None] = {}  # logs whose snapshots may be due; no other log's are
 
     def start(self) -> None:
         self._tasks.spawn(self._maintain(), "maintenance")
@@ -62,6 +63,10 @@ class Upkeep:
         if replica.key not in self._syncing:
             self._syncing.add(replica.key)
             self._tasks.spawn(self._sync(replica), f"sync-{replica.key}")
+
+    def maintain_soon(self, replica: Replica) -> None:
+        """Its log has a snapshot due."""
+        self._due[replica.key] = None
 
     async def _sync(self, replica: Replica) -> None:
         try:
@@ -86,8 +91,11 @@ class Upkeep:
         while True:
             await asyncio.sleep(MAINTENANCE_INTERVAL_S)
             crowding = frozenset(self._disk.crowding_folders())
-            for replica in list(self._replicas.values()):
-                if replica.failure:
+            for key in list(self._replicas if crowding else self._due):
+                replica = self._replicas.get(key)
+                if replica is None or not replica.log.maintenance_due:
+                    self._due.pop(key, None)
+                if replica is None or replica.failure:
                     continue
                 if replica.log.maintenance_due:
                     await self._on_log(replica, replica.log.maintain)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -162,7 +163,11 @@ class RealDisk:
     def read_bytes(self, path: str) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            parts = []
+            size = os.fstat(descriptor).st_size
+            data = os.read(descriptor, min(size + 1, _READ_BYTES))
+            if len(data) == size:  # it ends there, as far as a read has shown
+                return data
+            parts = [data]
             while part := os.read(descriptor, _READ_BYTES):
                 parts.append(part)
             return b"".join(parts)
@@ -186,7 +191,10 @@ class RealDisk:
         return os.path.exists(path)
 
     def is_folder(self, path: str) -> bool:
-        return os.path.isdir(path) and not os.path.islink(path)
+        try:
+            return stat.S_ISDIR(os.lstat(path).st_mode)
+        except (OSError, ValueError):
+            return False
 
     def modified_ms(self, path: str) -> int:
         return os.stat(path).st_mtime_ns // 1_000_000

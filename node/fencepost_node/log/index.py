@@ -44,11 +44,10 @@ class SparseIndex:
 
     @staticmethod
     def load(disk: Disk, path: str) -> SparseIndex:
-        """With what the file holds, unchecked; empty where there is no file. Raises OSError."""
+        """With what the file holds, unchecked; it is there. Raises OSError."""
         index = SparseIndex(disk, path)
-        if disk.exists(path):
-            index._file = disk.open(path)
-            index._flushed = index._file.size // _ENTRY.size
+        index._file = disk.open(path)
+        index._flushed = index._file.size // _ENTRY.size
         return index
 
     def __len__(self) -> int:

@@ -116,7 +116,8 @@ class Log:
     ) -> Log:
         """[thread] The log in `directory`, recovered; a new one where there is none.
 
-        `folder_synced`: the folder is there, and the name under which it stands is on the medium.
+        `folder_synced`: the folder is there, it was found to be that log's, and the name under which it stands is on the
+        medium.
 
         Raises CorruptLog for damage below what was synced before, or, unless `power_lost`, for any that a killed process
         does not leave; StorageError where the disk refuses or the folder is
@@ -125,7 +126,7 @@ class Log:
         with _disk_errors(f"log {directory} cannot be opened"):
             if not folder_synced:
                 disk.make_directory(directory)
-            _claim(disk, directory, PartitionIdentity(config.topic_id, config.topic, config.partition))
+                _claim(disk, directory, PartitionIdentity(config.topic_id, config.topic, config.partition))
             return Log(disk, directory, config, recover(disk, directory, config, power_lost=power_lost), now_ms)
 
     # ---- What it holds ----

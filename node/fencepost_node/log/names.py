@@ -44,9 +44,18 @@ def file_name(offset: int, suffix: str) -> str:
 
 def offsets_with(names: list[str], suffix: str) -> list[int]:
     """The offsets of those names that are `<20 digits><suffix>`, rising."""
-    ending = [name for name in names if name.endswith(suffix)]
-    matches = (_OFFSET_NAME.fullmatch(name) for name in ending)
-    return sorted(int(match[1]) for match in matches if match and match[2] == suffix)
+    return offsets_by_suffix(names).get(suffix, [])
+
+
+def offsets_by_suffix(names: list[str]) -> dict[str, list[int]]:
+    """The same for every suffix that there is."""
+    found: dict[str, list[int]] = {}
+    for name in names:
+        if match := _OFFSET_NAME.fullmatch(name):
+            found.setdefault(match[2], []).append(int(match[1]))
+    for offsets in found.values():
+        offsets.sort()
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +94,10 @@ class PartitionIdentity:
 
 def read_identity(disk: Disk, directory: str) -> PartitionIdentity | None:
     """What `partition.metadata` says; None where there is none, or none that can be understood. Raises OSError."""
-    path = f"{directory}/{PARTITION_METADATA}"
-    return PartitionIdentity.decode(disk.read_bytes(path)) if disk.exists(path) else None
+    try:
+        return PartitionIdentity.decode(disk.read_bytes(f"{directory}/{PARTITION_METADATA}"))
+    except FileNotFoundError:
+        return None
 
 
 def read_topic_id(disk: Disk, directory: str) -> str:

@@ -19,7 +19,7 @@ backwards, a crash leaves a log that ends earlier, at a border; going from the s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fencepost_node.log.config import LogConfig
@@ -38,7 +38,7 @@ from fencepost_node.log.names import (
     TIME_INDEX_SUFFIX,
     CorruptLog,
     file_name,
-    offsets_with,
+    offsets_by_suffix,
 )
 from fencepost_node.log.segment import PlacedBatch, Segment, scan, walk
 from fencepost_node.log.snapshot import Snapshot, SnapshotFiles, decode_snapshot
@@ -71,10 +71,13 @@ def recover(disk: Disk, directory: str, config: LogConfig, *, power_lost: bool =
     `power_lost`: what was not synced may be gone or garbled, and is cut. Where it is False, a killed process is all that
     may have happened, and a batch that was not written to its end is all that is cut; anything else is damage.
     """
-    finish_reset(disk, directory)
-    names = _without_leftovers(disk, directory)
-    bases = offsets_with(names, LOG_SUFFIX)
-    snapshots = offsets_with(names, SNAPSHOT_SUFFIX)
+    names = disk.list(directory)  # once: a broker has thousands of folders to open
+    if RESET in names:
+        finish_reset(disk, directory)
+        names = disk.list(directory)
+    offsets = offsets_by_suffix(names)
+    bases, snapshots = offsets.get(LOG_SUFFIX, []), offsets.get(SNAPSHOT_SUFFIX, [])
+    names = _without_leftovers(disk, directory, names, offsets)
     if not bases:
         if snapshots:
             path = f"{directory}/{file_name(snapshots[-1], SNAPSHOT_SUFFIX)}"
@@ -82,9 +85,10 @@ def recover(disk: Disk, directory: str, config: LogConfig, *, power_lost: bool =
         Segment.create(disk, directory, 0, config.index_interval_bytes).close()
         disk.sync_directory(directory)
         bases = [0]
-    segments = [Segment.open(disk, directory, base, config.index_interval_bytes) for base in bases]
+    segments = [Segment.open(disk, directory, base, config.index_interval_bytes, names) for base in bases]
     try:
-        return _Recovery(disk, directory, segments, SnapshotFiles(disk, directory, snapshots), power_lost).run()
+        files = SnapshotFiles(disk, directory, snapshots)
+        return _Recovery(disk, directory, names, segments, files, power_lost).run()
     except BaseException:
         for segment in segments:
             segment.close()
@@ -95,9 +99,16 @@ class _Recovery:
     """One recovery, with what it carries from step to step."""
 
     def __init__(
-        self, disk: Disk, directory: str, segments: list[Segment], snapshots: SnapshotFiles, power_lost: bool
+        self,
+        disk: Disk,
+        directory: str,
+        names: Collection[str],
+        segments: list[Segment],
+        snapshots: SnapshotFiles,
+        power_lost: bool,
     ) -> None:
         self._disk = disk
+        self._names = names  # of the folder's files
         self._directory = directory
         self._segments = segments
         self._snapshots = snapshots
@@ -115,7 +126,7 @@ class _Recovery:
             if segment.size != segment.file.size:
                 raise CorruptLog(segment.path, segment.size, segment.end_offset, "bytes after a sealed segment's end")
         self._take_synced(self._segments[first], start.offset)
-        if self._disk.exists(f"{self._directory}/{SYNC_BEGUN}"):
+        if SYNC_BEGUN in self._names:
             self._write_again(self._segments[first:])
         self._epochs = self._load_epochs(self._segments[: first + 1], start)
         checked_bytes = self._check_from(first)
@@ -173,9 +184,8 @@ class _Recovery:
         path = f"{self._directory}/{EPOCH_CHECKPOINT}"
         epochs = LeaderEpochs()
         try:
-            epochs = LeaderEpochs.decode(self._disk.read_bytes(path))
-        except FileNotFoundError:
-            log.debug("no leader epoch checkpoint path=%s", path)
+            if EPOCH_CHECKPOINT in self._names:
+                epochs = LeaderEpochs.decode(self._disk.read_bytes(path))
         except ValueError as error:
             log.warning("leader epoch checkpoint damaged path=%s error=%s", path, error)
         epochs.truncate_to(start.offset)
@@ -317,13 +327,16 @@ def finish_reset(disk: Disk, directory: str) -> None:
     disk.sync_directory(directory)
 
 
-def _without_leftovers(disk: Disk, directory: str) -> list[str]:
+def _without_leftovers(
+    disk: Disk, directory: str, names: list[str], offsets: Mapping[str, Sequence[int]]
+) -> list[str]:
     """The folder's names, after removing what an interrupted removal or write has left."""
-    names = disk.list(directory)
-    bases = set(offsets_with(names, LOG_SUFFIX))
+    bases = set(offsets.get(LOG_SUFFIX, ()))
     surplus = [name for name in names if name.endswith((DELETED_SUFFIX, TEMPORARY_SUFFIX))]
     for suffix in (INDEX_SUFFIX, TIME_INDEX_SUFFIX):
-        surplus += [file_name(base, suffix) for base in offsets_with(names, suffix) if base not in bases]
+        surplus += [file_name(base, suffix) for base in offsets.get(suffix, ()) if base not in bases]
+    if not surplus:
+        return names
     for name in surplus:
         disk.remove(f"{directory}/{name}")
     return [name for name in names if name not in surplus]

@@ -14,7 +14,7 @@ Both raise CorruptLog at the first bytes that are not the batch that must come n
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from typing import NamedTuple, Protocol
 
@@ -178,12 +178,19 @@ class Segment:
         return Segment(disk, directory, base_offset, index_interval_bytes, file)
 
     @staticmethod
-    def open(disk: Disk, directory: str, base_offset: int, index_interval_bytes: int) -> Segment:
-        """A segment that is there, as yet with nothing in it: `note` what is found. Raises OSError."""
+    def open(
+        disk: Disk, directory: str, base_offset: int, index_interval_bytes: int, names: Collection[str]
+    ) -> Segment:
+        """A segment that is there, as yet with nothing in it: `note` what is found. `names`: of the folder's files.
+
+        Raises OSError.
+        """
         file = disk.open(f"{directory}/{file_name(base_offset, LOG_SUFFIX)}")
         segment = Segment(disk, directory, base_offset, index_interval_bytes, file)
-        segment.offset_index = SparseIndex.load(disk, f"{directory}/{file_name(base_offset, INDEX_SUFFIX)}")
-        segment.time_index = SparseIndex.load(disk, f"{directory}/{file_name(base_offset, TIME_INDEX_SUFFIX)}")
+        if (name := file_name(base_offset, INDEX_SUFFIX)) in names:
+            segment.offset_index = SparseIndex.load(disk, f"{directory}/{name}")
+        if (name := file_name(base_offset, TIME_INDEX_SUFFIX)) in names:
+            segment.time_index = SparseIndex.load(disk, f"{directory}/{name}")
         return segment
 
     # ---- Appending ----

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import grpc
@@ -63,7 +64,6 @@ class _Followed:
     replica: Replica
     following: Following
     subscription: int = 0  # the current one's number; 0: none
-    synced: bool = False  # with flush=always: since it was last to be subscribed, so that its end counts
     nothing_agrees: bool = False  # a divergence has shown that the log is to be started over
     rounds: int = 0  # cuts and resets since records or a high watermark were last taken
     refusals: int = 0  # and refusals, and pushes that could not be taken
@@ -80,7 +80,10 @@ class FollowerLink:
         self._leader = leader
         self._followed: dict[PartitionKey, _Followed] = {}
         self._next_subscription = 1
-        self._to_subscribe: dict[PartitionKey, None] = {}
+        # Which are to subscribe, each in one of these:
+        self._to_sync: dict[PartitionKey, None] = {}  # with flush=always, so that their ends count
+        self._members: dict[PartitionKey, None] = {}  # of the in-sync set: at once
+        self._others: dict[PartitionKey, None] = {}  # in turns
         self._to_unsubscribe: list[PartitionKey] = []
         self._catching_up: dict[PartitionKey, float] = {}  # admitted, and when; oldest first
         self._to_ack: dict[PartitionKey, int] = {}  # the end offset to acknowledge, to its current subscription
@@ -93,12 +96,11 @@ class FollowerLink:
     def follow(self, replica: Replica, following: Following) -> None:
         self._followed[replica.key] = _Followed(replica, following)
         self._to_ack.pop(replica.key, None)
-        self._to_subscribe[replica.key] = None
-        self._wake.set()
+        self._wants_to_subscribe(replica)
 
     def unfollow(self, key: PartitionKey) -> None:
         if self._followed.pop(key, None) is not None:
-            self._to_subscribe.pop(key, None)
+            self._forget_wish(key)
             self._catching_up.pop(key, None)
             self._to_ack.pop(key, None)
             self._to_unsubscribe.append(key)
@@ -140,8 +142,8 @@ class FollowerLink:
         self._to_unsubscribe.clear()
         self._to_ack.clear()
         self._catching_up.clear()
-        self._to_subscribe = dict.fromkeys(self._followed)
-        self._wake.set()
+        for followed in self._followed.values():
+            self._wants_to_subscribe(followed.replica)
         writer = asyncio.create_task(self._write(call))
         answered = False
         try:
@@ -180,16 +182,33 @@ class FollowerLink:
 
     async def _sync_subscribers(self) -> None:
         """A subscription says where the log ends, and the leader counts on that: with flush=always it is to be synced."""
-        for key in list(self._to_subscribe):
+        for key in list(self._to_sync):
             followed = self._followed.get(key)
-            if followed is None or followed.synced:
+            if followed is None or key not in self._to_sync:
+                continue  # it follows no more
+            try:
+                await followed.replica.on_disk(followed.replica.log.sync)
+            except errors.StorageError:
                 continue
-            if followed.replica.topic.config.flush_always:
-                try:
-                    await followed.replica.on_disk(followed.replica.log.sync)
-                except errors.StorageError:
-                    continue
-            followed.synced = True
+            if self._followed.get(key) is followed and key in self._to_sync:
+                del self._to_sync[key]
+                self._queue_up(followed.replica)
+
+    def _wants_to_subscribe(self, replica: Replica) -> None:
+        self._forget_wish(replica.key)
+        if replica.topic.config.flush_always:
+            self._to_sync[replica.key] = None
+        else:
+            self._queue_up(replica)
+        self._wake.set()
+
+    def _queue_up(self, replica: Replica) -> None:
+        queue = self._members if self._owner.broker_id in replica.partition.isr else self._others
+        queue[replica.key] = None
+
+    def _forget_wish(self, key: PartitionKey) -> None:
+        for queue in (self._to_sync, self._members, self._others):
+            queue.pop(key, None)
 
     def _next_request(self) -> pb.ReplicateRequest | None:
         request = pb.ReplicateRequest()
@@ -198,11 +217,9 @@ class FollowerLink:
         del self._to_unsubscribe[:MAX_IN_A_REQUEST]
         ready: list[PartitionKey] = []
         if not self._to_unsubscribe:  # what has been given up and is followed again is told in that order
-            ready = self._admitted([key for key in self._to_subscribe if self._followed[key].synced])
+            ready = self._admitted()
         for key in ready:
             followed = self._followed[key]
-            followed.synced = False
-            del self._to_subscribe[key]
             followed.subscription = self._next_subscription
             self._next_subscription += 1
             replica_log = followed.replica.log
@@ -229,8 +246,8 @@ class FollowerLink:
             self._wake.set()
         return request if request.ByteSize() else None
 
-    def _admitted(self, keys: list[PartitionKey]) -> list[PartitionKey]:
-        """Those of them that may subscribe now.
+    def _admitted(self) -> list[PartitionKey]:
+        """Those that may subscribe now; they wait no more.
 
         Who is in sync does so at once, for writes wait for it, and it lacks nothing that is committed. The others, which may
         have much to catch up with, take turns: after a restart there are thousands.
@@ -238,19 +255,19 @@ class FollowerLink:
         now = asyncio.get_running_loop().time()
         while self._catching_up and now - next(iter(self._catching_up.values())) > CATCH_UP_S:
             del self._catching_up[next(iter(self._catching_up))]
-        in_sync: list[PartitionKey] = []
-        others: list[PartitionKey] = []
-        for key in keys:
-            is_member = self._owner.broker_id in self._followed[key].replica.partition.isr
-            (in_sync if is_member else others).append(key)
-        del in_sync[MAX_IN_A_REQUEST:]
-        del others[max(0, min(MAX_CATCHING_UP - len(self._catching_up), MAX_IN_A_REQUEST - len(in_sync))) :]
+        members = list(islice(self._members, MAX_IN_A_REQUEST))
+        room = max(0, min(MAX_CATCHING_UP - len(self._catching_up), MAX_IN_A_REQUEST - len(members)))
+        others = list(islice(self._others, room))
+        for key in members:
+            del self._members[key]
+        for key in others:
+            del self._others[key]
         self._catching_up.update(dict.fromkeys(others, now))
-        return in_sync + others
+        return members + others
 
     def _caught_up(self, key: PartitionKey) -> None:
         """Another one's turn."""
-        if self._catching_up.pop(key, None) is not None and self._to_subscribe:
+        if self._catching_up.pop(key, None) is not None and self._others:
             self._wake.set()
 
     # ---- What the leader pushes ----
@@ -363,8 +380,7 @@ class FollowerLink:
 
         def now() -> None:
             if self._followed.get(key) is followed and not followed.replica.failure:
-                self._to_subscribe[key] = None
-                self._wake.set()
+                self._wants_to_subscribe(followed.replica)
 
         if delay_s:
             asyncio.get_running_loop().call_later(delay_s, now)

@@ -17,15 +17,16 @@ error that was not foreseen says nothing. Then the same proposal is sent again, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from fencepost_node.replication.leader_state import Proposal
 from fencepost_node.replication.leadership import Leadership
 from fencepost_proto import errors
 from fencepost_proto.errors import ErrorCode, FencepostError
-from fencepost_proto.metadata import MetadataImage
+from fencepost_proto.metadata import MetadataImage, PartitionKey
 from fencepost_proto.tasks import Tasks
 from fencepost_proto.turns import Turns
 from fencepost_proto.v1 import controller_pb2
@@ -33,6 +34,8 @@ from fencepost_proto.v1 import controller_pb2
 log = logging.getLogger(__name__)
 
 ISR_CHECK_INTERVAL_S = 0.25  # how often lag is looked at; joining needs no check, it follows an acknowledgement
+CHECK_SHARE = 10  # … for at most one part in so many of the time …
+MAX_CHECK_INTERVAL_S = 1.0  # … but that often
 MAX_PROPOSALS = 500  # in one request (the controller takes 1,000)
 RETRY_PAUSE_S = 0.1  # after the first attempt whose outcome is open; doubles
 MAX_RETRY_PAUSE_S = 2.0
@@ -75,9 +78,6 @@ class ProposalsOwner(Protocol):
         """-1: not registered yet."""
         ...
 
-    @property
-    def leaderships(self) -> Iterable[Leadership]: ...
-
 
 class _Open(NamedTuple):
     """A proposal that the controller has not definitely answered."""
@@ -98,6 +98,8 @@ class IsrProposals:
         self._controller = controller
         self._tasks = tasks
         self._lag_max_s = lag_max_ms / 1000
+        self._watched: dict[PartitionKey, Leadership] = {}  # not known to be at rest
+        self._look_now = asyncio.Event()
         self._waiting: list[_Open] = []  # at most one for each leadership that has an open proposal
         self._sending = False
         self._failures = 0  # requests, one after the other, that brought no answer
@@ -106,8 +108,18 @@ class IsrProposals:
     def start(self) -> None:
         self._tasks.spawn(self._check(), "isr")
 
+    def watch(self, leadership: Leadership) -> None:
+        """Look at it every ISR_CHECK_INTERVAL_S until it is at rest, or over: a follower lags where nothing is heard of it."""
+        self._watched[leadership.replica.key] = leadership
+
+    def brokers_changed(self) -> None:
+        """Others may join now than before."""
+        self._look_now.set()
+
     def propose(self, leadership: Leadership) -> None:
         """See whether the in-sync set should change, and ask the controller if so."""
+        leadership.on_append = self.watch
+        self.watch(leadership)
         if self._owner.broker_epoch < 0:
             return
         eligible = leadership.subscribers & self._eligible_brokers()
@@ -129,13 +141,22 @@ class IsrProposals:
         return self._eligible[1]
 
     async def _check(self) -> None:
-        turns = Turns()
+        turns, loop = Turns(), asyncio.get_running_loop()
+        pause_s = ISR_CHECK_INTERVAL_S
         while True:
-            await asyncio.sleep(ISR_CHECK_INTERVAL_S)
-            for leadership in self._owner.leaderships:
-                if not leadership.state.at_rest:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._look_now.wait()
+            self._look_now.clear()
+            began = loop.time()
+            for key, leadership in list(self._watched.items()):
+                if leadership.replica.role is not leadership or leadership.state.at_rest:
+                    if self._watched.get(key) is leadership:
+                        del self._watched[key]
+                elif leadership.state.proposal is None:
                     self.propose(leadership)
                 await turns.step()
+            pause_s = min(max(ISR_CHECK_INTERVAL_S, CHECK_SHARE * (loop.time() - began)), MAX_CHECK_INTERVAL_S)
 
     # ---- Sending ----
 

@@ -66,6 +66,9 @@ class Subscriber(Protocol):
         ...
 
 
+def _nothing(_: Leadership) -> None: ...
+
+
 class Leadership:
     """This broker leads one partition for one leader epoch."""
 
@@ -87,6 +90,7 @@ class Leadership:
         self._ended: FencepostError | None = None
         self._room_looked_for_at = 0.0  # after an append that found none: not before; 0: there was room
         self._room_pause_s = FIRST_ROOM_PAUSE_S
+        self.on_append: Callable[[Leadership], None] = _nothing  # followers may lag from now on; set by `IsrProposals`
 
     @property
     def high_watermark(self) -> int:
@@ -127,6 +131,8 @@ class Leadership:
         replica.appended_batches += 1
         end_offset = replica.log.log_end_offset
         self.tail.append(base_offset, end_offset, stamped)
+        replica.look_at_log()
+        self.on_append(self)
         if config.flush_always:
             replica.owner.sync_soon(replica)
             self._after(self.state.appended(end_offset, self.state.durable_end_offset, now))
