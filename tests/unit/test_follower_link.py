@@ -221,3 +221,26 @@ def test_one_that_does_not_catch_up_does_not_keep_the_others_waiting_for_ever(mo
 
 def pb_error(code: ErrorCode) -> Any:
     return common_pb2.Error(code=code)
+
+
+def test_with_flush_always_a_replica_subscribes_once_its_log_is_synced(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        link = crowd(monkeypatch, in_sync={0, 1, 2}, count=3)
+        synced: list[int] = []
+
+        async def on_disk(work: Any) -> None:
+            await asyncio.sleep(0)
+            synced.append(work())
+            if synced == [1]:
+                link.unfollow(("T", 2))
+
+        for index in (1, 2):
+            replica: Any = link._followed["T", index].replica
+            replica.topic = SimpleNamespace(name="orders", config=SimpleNamespace(flush_always=True))
+            replica.log.sync = lambda index=index: index
+            replica.on_disk = on_disk
+            link.follow(replica, Following(2, 5))
+        assert await subscribes(link) == [0, 1], "2 follows no more"
+        assert synced == [1]
+
+    asyncio.run(story())

@@ -201,3 +201,39 @@ def test_a_partition_at_rest_has_nothing_to_propose() -> None:
     assert state.at_rest
     state.partition_changed(replace(partition, isr=(1,), partition_epoch=8), 3.0)
     assert not state.at_rest, "broker 2 is to join again"
+
+
+def test_a_broker_that_is_live_now_joins_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proposals_module, "ISR_CHECK_INTERVAL_S", 60.0)
+
+    async def test(story: Story) -> None:
+        fenced = {**BROKERS, 3: replace(BROKERS[3], fenced=True)}
+        story.owner.image = MetadataImage(version=1, brokers=fenced)
+        story.proposals.start()
+        story.propose_all()
+        await asyncio.sleep(0)
+        assert story.open == []
+        story.owner.image = MetadataImage(version=2, brokers=BROKERS)
+        story.proposals.brokers_changed()
+        await story.until(lambda: story.open == [0, 1], "both proposed")
+
+    with_story(2, test)
+
+
+def test_what_is_at_rest_is_not_looked_at_until_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proposals_module, "ISR_CHECK_INTERVAL_S", 0.001)
+
+    async def test(story: Story) -> None:
+        first, second = story.leaderships
+        for one in story.leaderships:
+            one.state.partition_changed(replace(one.state.partition, isr=(1, 2, 3), partition_epoch=8), 0.0)
+        story.proposals._lag_max_s = 0.0
+        story.proposals.start()
+        story.propose_all()
+        await story.until(lambda: not story.proposals._watched, "at rest")
+        first.state.appended(1, 1, 0.0)
+        first.on_append(first)
+        await story.until(lambda: story.open == [0], "its followers lag")
+        assert second.replica.key not in story.proposals._watched
+
+    with_story(2, test)

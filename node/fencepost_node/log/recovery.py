@@ -88,7 +88,7 @@ def recover(disk: Disk, directory: str, config: LogConfig, *, power_lost: bool =
     segments = [Segment.open(disk, directory, base, config.index_interval_bytes, names) for base in bases]
     try:
         files = SnapshotFiles(disk, directory, snapshots)
-        return _Recovery(disk, directory, names, segments, files, power_lost).run()
+        return _Recovery(disk, directory, names, segments, files, power_lost=power_lost).run()
     except BaseException:
         for segment in segments:
             segment.close()
@@ -105,6 +105,7 @@ class _Recovery:
         names: Collection[str],
         segments: list[Segment],
         snapshots: SnapshotFiles,
+        *,
         power_lost: bool,
     ) -> None:
         self._disk = disk
@@ -327,9 +328,7 @@ def finish_reset(disk: Disk, directory: str) -> None:
     disk.sync_directory(directory)
 
 
-def _without_leftovers(
-    disk: Disk, directory: str, names: list[str], offsets: Mapping[str, Sequence[int]]
-) -> list[str]:
+def _without_leftovers(disk: Disk, directory: str, names: list[str], offsets: Mapping[str, Sequence[int]]) -> list[str]:
     """The folder's names, after removing what an interrupted removal or write has left."""
     bases = set(offsets.get(LOG_SUFFIX, ()))
     surplus = [name for name in names if name.endswith((DELETED_SUFFIX, TEMPORARY_SUFFIX))]

@@ -109,7 +109,7 @@ class IsrProposals:
         self._tasks.spawn(self._check(), "isr")
 
     def watch(self, leadership: Leadership) -> None:
-        """Look at it every ISR_CHECK_INTERVAL_S until it is at rest, or over: a follower lags where nothing is heard of it."""
+        """Look at it from time to time until it is at rest, or over: of a follower that lags nothing may be heard."""
         self._watched[leadership.replica.key] = leadership
 
     def brokers_changed(self) -> None:
