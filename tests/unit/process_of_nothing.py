@@ -6,6 +6,7 @@ python process_of_nothing.py CONFIG.toml
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,8 @@ class Nothing:
     def _tell(self, what: str) -> None:
         with (Path(self._config.data_dir) / "told").open("a") as file:
             file.write(f"{what}\n")
+        with (Path(self._config.data_dir) / "collections").open("a") as file:
+            file.write(f"{gc.isenabled()}\n")
 
     async def start(self) -> None:
         self._tell("start")

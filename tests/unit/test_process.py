@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import json
+import logging
+import re
 import signal
 import stat
 import subprocess
@@ -21,7 +24,7 @@ from process_of_nothing import CannotBe, Nothing, NothingConfig, program
 from fencepost_proto import process as process_module
 from fencepost_proto.errors import InvariantBroken
 from fencepost_proto.failure import Failure
-from fencepost_proto.process import Ending, live
+from fencepost_proto.process import Ending, Event, LineFormatter, LineHandler, live
 
 WAIT_S = 20.0
 
@@ -90,6 +93,14 @@ def test_it_makes_its_folder_announces_itself_and_is_stopped_cleanly_by_a_signal
     process.popen.send_signal(number)
     assert process.ends(0) == ""
     assert process.told() == ["start", "stop clean"]
+
+
+def test_garbage_is_collected_once_it_has_started(start: Start) -> None:
+    process = start()
+    process.started()
+    process.popen.send_signal(signal.SIGTERM)
+    process.ends(0)
+    assert (process.data_dir / "collections").read_text().split() == ["False", "True"], "at its start, and at its end"
 
 
 def test_a_signal_during_its_start_ends_it_without_a_clean_stop(start: Start) -> None:
@@ -235,6 +246,38 @@ def test_a_refusal_counts_at_any_time_and_what_keeps_it_from_starting_only_befor
         assert program().cannot_run(Ending(CannotBe("gone"), had_started)) is not had_started
         assert not refused.cannot_run(Ending(InvariantBroken("1 is 2"), had_started))
         assert not refused.cannot_run(Ending(None, had_started))
+
+
+def test_a_line_of_the_log_tells_time_level_process_and_what_happened() -> None:
+    stream, logger = io.StringIO(), logging.Logger("fencepost.part")
+    handler = LineHandler(stream)
+    handler.setFormatter(LineFormatter("broker=%1"))
+    logger.addHandler(handler)
+    factory = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(Event)
+    try:
+        logger.info("moved topic=%s end=%d", "a", 7)
+        logger.warning("of %(what)s", {"what": "a mapping"})
+        try:
+            raise InvariantBroken("1 is 2")
+        except InvariantBroken:
+            logger.exception("failed")
+        with patch.object(logging, "raiseExceptions", False):
+            logger.info("%d", "no number")
+        logger.info("goes on")
+    finally:
+        logging.setLogRecordFactory(factory)
+    first, second, third, *trace, last = stream.getvalue().splitlines()
+    line = re.fullmatch(
+        r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d{3} INFO broker=%1 fencepost.part moved topic=a end=7", first
+    )
+    assert line is not None, first
+    assert abs(time.mktime(time.strptime(line[1], "%Y-%m-%d %H:%M:%S")) - time.time()) < 60
+    assert second.endswith("WARNING broker=%1 fencepost.part of a mapping")
+    assert third.endswith("ERROR broker=%1 fencepost.part failed")
+    assert trace[0] == "Traceback (most recent call last):"
+    assert trace[-1].endswith("InvariantBroken: 1 is 2")
+    assert last.endswith("goes on")
 
 
 def test_the_first_error_of_a_group_is_the_one_that_counts(tmp_path: Path) -> None:
