@@ -167,6 +167,7 @@ class ElectionCandidate:
     log_end_offset: int  # -1: it could not be asked
     was_in_sync: bool  # when the partition last had an in-sync set
     failure: str  # why it cannot be elected; empty: it can
+    kept_end_offset: int = -1  # if it is elected, no acknowledged record below this offset is lost; -1: not known
 
     @property
     def log_ends(self) -> tuple[int, int]:

@@ -132,6 +132,22 @@ class History:
         operation = self._operation("ok", "final", final)._replace(topic=topic, partition=partition)
         self._write(operation._replace(start_offset=start_offset, end_offset=end_offset))
 
+    # ---- For whoever orders an unclean election ----
+
+    def invoke_election(self, topic: str, partition: int, kept_end_offset: int, log_end_offset: int) -> int:
+        """An unclean election is ordered. It is known that no acknowledged record below `kept_end_offset` is lost by it, and
+        every one at `log_end_offset` and above (both are told by `AdminClient.unclean_candidates`)."""
+        operation = self._operation("invoke", "elect", self._next())._replace(topic=topic, partition=partition)
+        self._write(operation._replace(start_offset=kept_end_offset, end_offset=log_end_offset))
+        return operation.id
+
+    def complete_election(self, election: int, topic: str, partition: int, error: BaseException | None = None) -> None:
+        """The broker leads. With an error it may do so all the same: an order whose answer was lost may have been carried
+        out before another answer came."""
+        operation = self._operation("ok" if error is None else "info", "elect", election)
+        operation = operation._replace(topic=topic, partition=partition)
+        self._write(operation if error is None else operation._replace(error=_describe(error)))
+
     # ---- Inside ----
 
     def _next(self) -> int:

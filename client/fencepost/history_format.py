@@ -27,6 +27,9 @@ seek     any type but invoke: the process reads this partition next from `offset
 assign   the same as seek.
 final    invoke: all sends have completed or never will, and the process begins to read this partition whole.
          ok: it has been handed everything from start_offset, the log's start, up to before end_offset, its end.
+elect    an unclean election, which an operator orders. invoke: the operator has been shown what is lost, and orders it:
+         nothing below start_offset; everything acknowledged so far at end_offset, where the elected log ends, and above;
+         between the two, what that log does not have. ok: the broker is elected; fail: certainly not. An id, as for sends.
 
 Fields that are null may be left out. Unknown fields are ignored.
 """
@@ -39,12 +42,12 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 OperationType = Literal["invoke", "ok", "fail", "info"]
-OperationName = Literal["send", "poll", "seek", "assign", "final"]
+OperationName = Literal["send", "poll", "seek", "assign", "final", "elect"]
 Value = str | bytes | None  # bytes only where they are not UTF-8
 ReadRecord = tuple[int, Value]  # offset, value
 
 _TYPES = frozenset(("invoke", "ok", "fail", "info"))
-_NAMES = frozenset(("send", "poll", "seek", "assign", "final"))
+_NAMES = frozenset(("send", "poll", "seek", "assign", "final", "elect"))
 _NO_RECORDS: Sequence[ReadRecord] = ()
 
 
@@ -121,7 +124,7 @@ def from_line(line: str | bytes) -> Operation:
     if type(kind) is not str or kind not in _TYPES:
         raise NotAnOperation(f"type is {kind!r}, not one of invoke, ok, fail, info")
     if type(name) is not str or name not in _NAMES:
-        raise NotAnOperation(f"op is {name!r}, not one of send, poll, seek, assign, final")
+        raise NotAnOperation(f"op is {name!r}, not one of send, poll, seek, assign, final, elect")
     if type(process) is not str or not process:
         raise NotAnOperation(f"process is {process!r}, not a name")
     if type(time_ns) is not int:
@@ -142,7 +145,7 @@ def from_line(line: str | bytes) -> Operation:
         high_watermark = _number(get("high_watermark"), "high_watermark")
         if kind == "ok":
             records = _records(get("records"), offset, value)
-    elif name == "final":
+    elif name in {"final", "elect"}:
         start_offset = _number(get("start_offset"), "start_offset")
         end_offset = _number(get("end_offset"), "end_offset")
     operation = Operation(
@@ -213,15 +216,16 @@ def _lacking(operation: Operation) -> str:
     if name == "poll":
         if not operation.records:
             return ""
-    elif name == "send":
+    elif name in {"send", "elect"}:
         if operation.id < 0:
             return "an id"
-        if kind == "invoke" and operation.value is None:
+        if name == "send" and kind == "invoke" and operation.value is None:
             return "a value (records are told apart by it)"
     if not operation.topic:
         return "a topic"
     if operation.partition < 0 and (kind == "ok" or name != "send"):
         return "a partition"
-    if name == "final" and kind == "ok" and not 0 <= operation.start_offset <= operation.end_offset:
+    of_offsets = (name == "final" and kind == "ok") or (name == "elect" and kind == "invoke")
+    if of_offsets and not 0 <= operation.start_offset <= operation.end_offset:
         return "start_offset and end_offset, in this order"
     return ""

@@ -38,7 +38,7 @@ def _candidate(
 ) -> ElectionCandidate:
     broker = image.brokers.get(broker_id)
     name = image.topics[partition.topic_id].name
-    last_epoch = log_end_offset = UNKNOWN
+    last_epoch = log_end_offset = kept_end_offset = UNKNOWN
     if broker is None or broker.fenced:
         failure = "not live"
     elif answer is None or answer.failure:
@@ -50,6 +50,8 @@ def _candidate(
         else:
             last_epoch, log_end_offset = replica.last_epoch, replica.log_end_offset
             failure = replica.failure or ("shutting down" if broker.shutting_down else "")
+            of_last_leader = last_epoch >= partition.leader_epoch - 1
+            kept_end_offset = log_end_offset if of_last_leader else min(replica.high_watermark, log_end_offset)
     return ElectionCandidate(
         broker_id,
         broker.broker_epoch if broker is not None else 0,
@@ -57,4 +59,5 @@ def _candidate(
         log_end_offset,
         broker_id in (*partition.isr, *partition.last_known_isr),
         failure,
+        kept_end_offset,
     )

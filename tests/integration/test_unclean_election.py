@@ -14,6 +14,7 @@ from conftest import eventually
 
 from fencepost import AdminClient, Consumer, Producer
 from fencepost.errors import ElectionNotNeeded, EligibleLeadersNotAvailable
+from fencepost.history_format import from_line
 from fencepost_cli.local_cluster import LocalCluster
 from fencepost_proto.record_batch import iter_batches
 
@@ -125,11 +126,16 @@ def test_the_command_shows_what_it_chose_from_says_what_may_be_lost_and_asks(
             assert ["2", "0", "10", "to", "lead"] in rows, refused.stdout
             assert ["1", "0", "3", "yes"] in rows, refused.stdout
             assert ["3", "?", "?", "not", "live"] in rows, refused.stdout
+            assert f"What was acknowledged at offset {KEPT} and above is lost" in refused.stdout
             assert "Broker 3 cannot be asked, and may hold more" in refused.stdout
             assert (await admin.describe_topic("orders")).partitions[0].leader == -1
 
-            elected = await asyncio.to_thread(shell.ok, "topic", "elect", "orders", "0", "--unclean", "--yes")
-            assert "orders-0 is led by broker 2" in elected
+            recorded = cluster.directory / "elections.jsonl"
+            elect = ("topic", "elect", "orders", "0", "--unclean", "--yes", "--history", str(recorded))
+            assert "orders-0 is led by broker 2" in await asyncio.to_thread(shell.ok, *elect)
+            order, done = (from_line(line) for line in recorded.read_text().splitlines())
+            assert (order.type, order.op, order.start_offset, order.end_offset) == ("invoke", "elect", KEPT, KEPT)
+            assert (done.type, done.op, done.partition, done.id) == ("ok", "elect", 0, order.id)
             assert await values(cluster) == list(range(KEPT))
             assert "ELECTION_NOT_NEEDED" in await asyncio.to_thread(
                 shell.fails, "topic", "elect", "orders", "0", "--unclean", "--yes"

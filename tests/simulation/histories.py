@@ -26,6 +26,7 @@ PROMISES: Mapping[Anomaly, str] = {
     Anomaly.LOST_WRITE: "G1",
     Anomaly.UNSEEN: "G1",
     Anomaly.G1A: "G1",
+    Anomaly.NOT_LOST: "G1",
     Anomaly.DUPLICATE: "G2",
     Anomaly.PHANTOM: "G2",
     Anomaly.NONMONOTONIC_SEND: "G3",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from fencepost.history_format import Operation, OperationType, RecordStamp
 from fencepost_cli.history_check import Anomaly, Verdict, check_history
 
@@ -80,6 +82,15 @@ class Story:
             self.poll(start, *values, process="reader", partition=partition)
         end_offset = start + len(values) if end is None else end
         self.add(line._replace(type="ok", start_offset=start, end_offset=end_offset))
+
+    # ---- Unclean elections ----
+
+    def elect(self, kept_end: int, log_end: int, outcome: str = "ok", partition: int = 0) -> None:
+        """Ordered, and then told of: ok, fail, info."""
+        self._ids["operator"] = self._ids.get("operator", 0) + 1
+        order = Operation("operator", 0, "invoke", "elect", self._ids["operator"], TOPIC, partition)
+        self.add(order._replace(start_offset=kept_end, end_offset=log_end))
+        self.add(order._replace(type=cast(OperationType, outcome)))
 
     # ---- Judgement ----
 

@@ -7,7 +7,7 @@ is committed, go to and fro, and at the end somebody reads everything.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from fencepost.history_format import Operation, OperationType, RecordStamp
@@ -34,10 +34,12 @@ class ModelHistory:
 
     random: Random
     with_final_reads: bool = True
+    with_elections: bool = False  # unclean ones
     operations: list[Operation] = field(default_factory=list)
     logs: list[list[Sent]] = field(default_factory=lambda: [[] for _ in range(PARTITIONS)])
     acked: set[str] = field(default_factory=set)
     failed: set[str] = field(default_factory=set)
+    taken: list[tuple[int, int, int, int]] = field(default_factory=list)  # of elections: line, partition, offsets shown
 
     def __post_init__(self) -> None:
         self._committed = [0] * PARTITIONS
@@ -59,7 +61,7 @@ class ModelHistory:
             self._poll,
         ]
         for _ in range(steps):
-            self.random.choice([*actions, self._drop, self._seek])()
+            self.random.choice([*actions, self._drop, self._seek, *[self._elect] * self.with_elections])()
         while any(self._pending.values()):
             self._append()
         while self._appended and self.random.random() < 0.9:
@@ -138,6 +140,43 @@ class ModelHistory:
             self.acked.add(sent.value)
             offset = sent.offset if how == "ok" else -1
             self._tell(sent.process, "ok", "send", sent.partition, id=sent.id, offset=offset, producer=stamp)
+
+    # ---- Unclean elections ----
+
+    def _elect(self) -> None:
+        """A broker leads whose log parts from the one of before, and holds some of what came then at other places."""
+        partition = self.random.randrange(PARTITIONS)
+        old = self.logs[partition]
+        parts_at = self.random.randint(0, len(old))
+        kept_end = self.random.choice([parts_at, self.random.randint(0, parts_at)])
+        gone = old[parts_at:]
+        tail: list[Sent] = []
+        if kept_end < parts_at and gone:
+            ours = [sent for sent in gone if sent.process == gone[-1].process]
+            tail = ours[: self.random.randint(0, len(ours))]
+        self._tell("operator", "invoke", "elect", partition, start_offset=kept_end, end_offset=parts_at + len(tail))
+        new = old[:parts_at]
+        for sent in tail:
+            new.append(replace(sent, offset=len(new)))
+        for sent in self._appended:  # acknowledgements of before come in late, or never
+            if sent in gone and self.random.random() < 0.5:
+                self._tell(sent.process, "ok", "send", partition, id=sent.id, offset=sent.offset, producer=sent.stamp)
+        self._appended = [sent for sent in self._appended if sent not in gone]
+        for process in CONSUMERS:
+            position = self._positions.get((process, partition), 0)
+            if position > parts_at:
+                records = [(sent.offset, sent.value) for sent in old[position : position + self.random.randint(0, 2)]]
+                if records and self._committed[partition] >= records[-1][0] + 1:
+                    self._tell(process, "ok", "poll", partition, records=records)
+                self._tell(process, "info", "seek", partition, offset=parts_at)
+                self._positions[process, partition] = parts_at
+        self.logs[partition] = new
+        self._committed[partition] = len(new)
+        for process in PRODUCERS:
+            epoch, _ = self._stamps.get((process, partition), (0, 0))
+            self._stamps[process, partition] = epoch + 1, 0
+        self.taken.append((len(self.operations), partition, kept_end, parts_at + len(tail)))
+        self._tell("operator", self.random.choice(["ok", "info"]), "elect", partition)
 
     # ---- Reads ----
 

@@ -18,8 +18,10 @@ def image(
     return MetadataImage().with_changes(1, {entity.key: entity for entity in entities})
 
 
-def holds(broker_id: int, last_epoch: int, end: int, failure: str = "", topic: str = "orders") -> BrokerReplicas:
-    replica = ReplicaDescription(topic, 0, False, 4, 0, end, 0, 0, 0, 0, failure, last_epoch)
+def holds(
+    broker_id: int, last_epoch: int, end: int, failure: str = "", *, topic: str = "orders", high_watermark: int = 0
+) -> BrokerReplicas:
+    replica = ReplicaDescription(topic, 0, False, 4, 0, end, high_watermark, 0, 0, 0, failure, last_epoch)
     other = ReplicaDescription(topic, 1, False, 4, 0, end + 1_000, 0, 0, 0, 0, "", last_epoch + 9)
     return BrokerReplicas(broker_id, (other, replica))
 
@@ -64,3 +66,12 @@ def test_who_cannot_be_elected_comes_last_and_says_why() -> None:
         (1, -1, "does not answer: deadline exceeded"),
         (3, -1, "has no log of it"),
     ]
+
+
+def test_what_is_kept_is_told_by_the_last_leaderships_epoch_or_by_the_high_watermark() -> None:
+    now = image()  # leader epoch 4: its leader went, and led in epoch 3 at most
+    answers = {1: holds(1, 3, 50, high_watermark=20), 2: holds(2, 2, 60, high_watermark=40), 3: holds(3, -1, 0)}
+    found = candidates(now, now.partitions["orders-id", 0], answers)
+    assert [(c.broker_id, c.kept_end_offset) for c in found] == [(1, 50), (2, 40), (3, 0)]
+    found = candidates(image(fenced=1), now.partitions["orders-id", 0], {})
+    assert [c.kept_end_offset for c in found] == [-1, -1, -1]

@@ -98,6 +98,19 @@ def test_empty_polls_failed_polls_moves_and_the_last_reading_are_told() -> None:
     ]
 
 
+def test_an_unclean_election_is_told_with_what_it_takes() -> None:
+    def tell(history: History) -> None:
+        history.complete_election(history.invoke_election("t", 1, 10, 12), "t", 1)
+        history.complete_election(history.invoke_election("t", 1, 10, 12), "t", 1, InvalidRecord("bad"))
+
+    assert told_by(tell) == [
+        Operation("p", 0, "invoke", "elect", 1, "t", 1, start_offset=10, end_offset=12),
+        Operation("p", 0, "ok", "elect", 1, "t", 1),
+        Operation("p", 0, "invoke", "elect", 2, "t", 1, start_offset=10, end_offset=12),
+        Operation("p", 0, "info", "elect", 2, "t", 1, error="InvalidRecord: INVALID_RECORD: bad"),
+    ]
+
+
 def test_a_file_is_appended_to_and_whole_after_close(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
 

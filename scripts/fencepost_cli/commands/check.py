@@ -31,7 +31,8 @@ def check(
     """Check recorded histories: lost, doubled, reordered or wrongly read records, with the operations around them.
 
     Clients record histories (`History` and `RecordingProducer` in the library; `fencepost workload produce` and `consume`
-    with --history), and so do those of chaos runs and of the simulator (`simulate --seed N --history FILE`). Exit code 0:
+    with --history), and so do those of chaos runs and of the simulator (`simulate --seed N --history FILE`). An unclean
+    election may take what its operator was shown, and nothing else (`fencepost topic elect --history`). Exit code 0:
     clean; 1: something is wrong; 2: a history cannot be read.
     """
     from fencepost_cli.history_files import UnreadableHistory
@@ -105,6 +106,12 @@ def _show(verdict: Verdict, torn: list[str], out: Console) -> None:
         f"from {verdict.partitions} partitions, {finals}",
         soft_wrap=True,
     )
+    if verdict.elections:
+        out.print(
+            f"{verdict.elections} unclean elections, which took {verdict.lost_as_told} acknowledged records, as was shown "
+            "when they were ordered",
+            soft_wrap=True,
+        )
     out.print("[bold green]CLEAN[/]" if verdict.clean else "[bold red]NOT CLEAN[/]")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -281,6 +283,10 @@ def elect(
         int | None, typer.Option(help="Which broker; with --unclean only.", show_default="the one with the longest log")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    history: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --unclean: record what was shown as lost, for 'fencepost check'."),
+    ] = None,
     bootstrap: Bootstrap = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -292,13 +298,21 @@ def elect(
     brokers = bootstrap_of(bootstrap, data_dir)
     if leader is not None and not unclean:
         fail("--leader goes with --unclean only: otherwise the preferred leader is elected", EXIT_USAGE)
+    if history is not None and not unclean:
+        fail("--history goes with --unclean only", EXIT_USAGE)
     chosen = _chosen(brokers, name, partition, leader, yes=yes) if unclean else None
 
     async def work() -> int:
         from fencepost import AdminClient
+        from fencepost.history import History
+        from fencepost_cli.recorded_election import OPERATOR, elect_recorded
 
         async with AdminClient(brokers) as admin:
-            await admin.elect_leader(name, partition, unclean=unclean, leader=chosen)
+            if chosen is not None and history is not None:
+                with contextlib.closing(History(history, process=OPERATOR)) as record:
+                    await elect_recorded(admin, name, partition, chosen, record)
+            else:
+                await admin.elect_leader(name, partition, unclean=unclean, leader=chosen)
             return (await admin.describe_topic(name)).partitions[partition].leader
 
     typer.echo(f"{name}-{partition} is led by broker {run(work())}")
@@ -330,6 +344,14 @@ def _chosen(brokers: str, name: str, partition: int, leader: int | None, *, yes:
         typer.echo("This has changed meanwhile:")
 
 
+def _what_is_lost(chosen: ElectionCandidate) -> str:
+    kept, end = chosen.kept_end_offset, chosen.log_end_offset
+    told = f"What was acknowledged at offset {end} and above is lost"
+    if kept < end:
+        told += f"; from offset {kept} to {end - 1} it may be, since other brokers have led after that part was written"
+    return f"{told}. Everything below offset {kept} is kept."
+
+
 def _show_candidates(found: list[ElectionCandidate], chosen: ElectionCandidate) -> None:
     shown = table("broker", "last epoch", "log end", "was in sync", "", numbers=("last epoch", "log end"))
     for candidate in found:
@@ -346,6 +368,8 @@ def _show_candidates(found: list[ElectionCandidate], chosen: ElectionCandidate) 
         f"An unclean election: acknowledged records may be lost, for good. Whatever broker {chosen.broker_id} does not hold "
         f"is cut from the other replicas."
     )
+    if chosen.kept_end_offset >= 0:
+        typer.echo(_what_is_lost(chosen))
     if not found[0].failure and chosen.log_ends < found[0].log_ends:
         typer.echo(f"Broker {found[0].broker_id} has the longest log, not broker {chosen.broker_id}.")
     for candidate in found:

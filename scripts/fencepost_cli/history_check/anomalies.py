@@ -13,7 +13,7 @@ MAX_EVIDENCE = 8  # lines that a finding names
 
 
 class Anomaly(StrEnum):
-    """The names are those of Jepsen's workloads for Kafka-like systems; the last three are Fencepost's own."""
+    """The names are those of Jepsen's workloads for Kafka-like systems; the last four are Fencepost's own."""
 
     LOST_WRITE = "lost-write"
     DUPLICATE = "duplicate"
@@ -27,6 +27,7 @@ class Anomaly(StrEnum):
     REORDERED = "reordered"
     SEQUENCE_GAP = "sequence-gap"
     PHANTOM = "phantom"
+    NOT_LOST = "not-lost"
 
 
 MEANING: Mapping[Anomaly, str] = {
@@ -42,6 +43,7 @@ MEANING: Mapping[Anomaly, str] = {
     Anomaly.REORDERED: "records of one producer stand in the log in another order than they were sent in",
     Anomaly.SEQUENCE_GAP: "a sequence number of a producer is missing in the log",
     Anomaly.PHANTOM: "read, and sent by nobody in the history",
+    Anomaly.NOT_LOST: "an operator was shown that an unclean election takes it, and it still stands at its offset",
 }
 
 
@@ -107,6 +109,8 @@ class Verdict:
     final_reads: int  # partitions with a complete final read
     counts: Mapping[Anomaly, int]
     findings: tuple[Finding, ...]
+    elections: int = 0  # unclean ones that were ordered
+    lost_as_told: int = 0  # acknowledged records that they took, as the operator was shown
 
     @property
     def clean(self) -> bool:
@@ -124,6 +128,8 @@ class Verdict:
             "records_read": self.records_read,
             "partitions": self.partitions,
             "final_reads": self.final_reads,
+            "elections": self.elections,
+            "lost_as_told": self.lost_as_told,
             "anomalies": {anomaly.value: count for anomaly in Anomaly if (count := self.counts.get(anomaly, 0))},
             "findings": [finding.to_json() for finding in self.findings],
         }

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from fencepost.history_format import Operation
 from fencepost_cli.history_check.anomalies import Anomaly, Findings, Verdict
+from fencepost_cli.history_check.elections import Election
 from fencepost_cli.history_check.log_order import check_log_order
 from fencepost_cli.history_check.outcomes import check_outcomes
 from fencepost_cli.history_check.partition_log import EMPTY, FinalRead, PartitionLog, Skip
@@ -61,6 +62,8 @@ class HistoryCheck:
                 self._complete_send(operation)
         elif name == "final":
             self._final(operation)
+        elif name == "elect":
+            self._elect(operation)
         elif operation.type != "invoke":
             self._reading(operation).seek(operation.offset, self.lines)
 
@@ -72,7 +75,7 @@ class HistoryCheck:
         for reading in self._readings.values():
             reading.close()
         logs, sends, names, findings = self._logs, self._sends, self._process_names, self._findings
-        check_outcomes(sends, logs, names, findings, foreign_records=self._foreign_records)
+        taken = check_outcomes(sends, logs, names, findings, foreign_records=self._foreign_records)
         for log in logs:
             check_skips(log, sends, names, findings)
             check_log_order(log, sends, names, findings)
@@ -91,6 +94,8 @@ class HistoryCheck:
             final_reads=sum(log.final is not None for log in logs),
             counts=dict(findings.counts),
             findings=tuple(findings.shown),
+            elections=sum(len(log.elections) for log in logs),
+            lost_as_told=taken,
         )
 
     # ---- Who and where ----
@@ -161,10 +166,11 @@ class HistoryCheck:
         if offset == NOWHERE:
             return
         sends.acked_offset[number] = offset
-        if log.put(offset, number) != number:
-            self._inconsistent(number, log, offset)
-        if sends.read[number] and (sends.read_partition[number], sends.read_offset[number]) != (log.number, offset):
-            self._duplicate(number, log, offset)
+        if (standing := log.put(offset, number)) != number:
+            self._put_over(number, log, offset, standing)
+        read_at = sends.read_partition[number], sends.read_offset[number]
+        if sends.read[number] and read_at != (log.number, offset):
+            self._moved(number, log, offset, *read_at)
 
     # ---- Reads ----
 
@@ -180,18 +186,15 @@ class HistoryCheck:
                 continue
             number = sends.number(numbers, value)
             if (standing := log.put(offset, number)) != number:
-                self._inconsistent(number, log, offset)
-                if not sends.read[standing]:
+                self._put_over(number, log, offset, standing)
+                if not sends.read[standing] or (reading.final and len(log.elections)):
                     log.replace(offset, number)  # what was read counts for more than an acknowledgement
+            if reading.overruled and sends.invoked[number] > reading.overruled:
+                self._went_on(operation, reading, offset)
             if not sends.read[number]:
-                sends.read[number] = line
-                sends.read_partition[number] = log.number
-                sends.read_offset[number] = offset
-                acked_offset = sends.acked_offset[number]
-                if acked_offset != NOWHERE and (acked_offset != offset or sends.acked_partition[number] != log.number):
-                    self._duplicate(number, log, offset)
+                self._first_read(number, log, offset)
             elif sends.read_offset[number] != offset or sends.read_partition[number] != log.number:
-                self._duplicate(number, log, offset)
+                self._read_elsewhere(number, reading, offset)
             if offset >= high_watermark >= 0:
                 self._precommitted(number, log, offset, high_watermark)
             if reading.final:
@@ -199,6 +202,22 @@ class HistoryCheck:
         self._records_read += len(operation.records)
         reading.end_offset = max(reading.end_offset, reading.next_offset)
         reading.last_line = line
+
+    def _first_read(self, number: int, log: PartitionLog, offset: int) -> None:
+        sends = self._sends
+        sends.read[number] = self.lines
+        sends.read_partition[number] = log.number
+        sends.read_offset[number] = offset
+        acked_offset, acked_in = sends.acked_offset[number], sends.acked_partition[number]
+        if acked_offset != NOWHERE and (acked_offset != offset or acked_in != log.number):
+            self._moved(number, log, offset, acked_in, acked_offset)
+
+    def _read_elsewhere(self, number: int, reading: Reading, offset: int) -> None:
+        sends, log = self._sends, reading.log
+        if reading.final and sends.final[number] == reading.final:  # twice in one log
+            self._duplicate(number, log, offset)
+        elif self._moved(number, log, offset, sends.read_partition[number], sends.read_offset[number]):
+            sends.read_offset[number] = offset
 
     def _read_null(self, log: PartitionLog, offset: int) -> None:
         """A record without a value: nobody can have sent it."""
@@ -228,6 +247,70 @@ class HistoryCheck:
         reached = start if reading.next_offset == UNKNOWN_POSITION else max(start, reading.next_offset)
         if reached < end:
             reading.log.add_skip(Skip(reading.process, reached, end, self.lines))
+
+    # ---- Unclean elections ----
+
+    def _elect(self, operation: Operation) -> None:
+        log, process = self._log(operation.topic, operation.partition), self._process(operation.process)
+        if operation.type == "invoke":
+            election = Election(self.lines, operation.start_offset, operation.end_offset)
+            election.before = log.take_out(election.kept_end_offset)
+            log.elections.add(election)
+            process.open_elections[operation.id] = log, election
+            for reading in self._readings.values():
+                if reading.log is log and reading.next_offset > election.log_end_offset:
+                    reading.overruled = self.lines
+            return
+        found = process.open_elections.pop(operation.id, None)
+        if found is None or found[0] is not log:
+            raise BrokenHistory(
+                f"{operation.type} of election {operation.id} of {operation.process} for {log.name}: it was never ordered, "
+                "or has been completed before"
+            )
+        election = found[1]
+        if operation.type == "fail":
+            self._not_elected(log, election)
+        else:
+            election.completed = operation.type == "ok"
+
+    def _not_elected(self, log: PartitionLog, election: Election) -> None:
+        """What stood there still does."""
+        log.elections.remove(election)
+        for reading in self._readings.values():
+            if reading.overruled == election.line:
+                reading.overruled = 0
+        for offset, number in election.before:
+            if (standing := log.put(offset, number)) != number:
+                self._put_over(number, log, offset, standing)
+
+    def _put_over(self, number: int, log: PartitionLog, offset: int, standing: int) -> None:
+        """`number` is told to stand where `standing` does. After an unclean election one of them may be of before."""
+        if not len(log.elections):
+            self._inconsistent(number, log, offset)
+            return
+        sends, may_take = self._sends, log.elections.may_take
+        of_before = may_take(offset, sends.invoked[number])
+        if not of_before and not may_take(offset, sends.invoked[standing]):
+            self._inconsistent(number, log, offset)
+        elif not of_before:
+            log.replace(offset, number)
+
+    def _moved(self, number: int, log: PartitionLog, offset: int, other_partition: int, other: int) -> bool:
+        """A value is told to be at `offset`, and is known from another place: a duplicate, unless it may have been in a log
+        that an unclean election has overruled, and be in the elected one too. True where that is so."""
+        elections, invoked = log.elections, self._sends.invoked[number]
+        if len(elections) and other_partition == log.number and elections.may_take(min(offset, other), invoked):
+            return True
+        self._duplicate(number, log, offset)
+        return False
+
+    def _went_on(self, operation: Operation, reading: Reading, offset: int) -> None:
+        text = (
+            f"{reading.log.name}: {operation.process} had read to offset {reading.end_offset - 1} what an unclean election "
+            f"took, and goes on at offset {offset} in the elected log without going back"
+        )
+        self._findings.add(Anomaly.POLL_SKIP, text, (reading.overruled, reading.last_line, self.lines), (offset,))
+        reading.overruled = 0
 
     # ---- What one line shows ----
 

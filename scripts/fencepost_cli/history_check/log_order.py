@@ -4,12 +4,14 @@ Two orders are compared with that of the log. A process hands its records over o
 log in that order, whatever became of some of them. And where stamps are known, a producer's (epoch, sequence) rise, and
 sequences have no gap: a gap is certain once the offsets in between that might hold the missing sequences, because
 nothing or no stamp is known of them, are fewer than the missing sequences. Every epoch begins at sequence 0.
+
+What unclean elections took is looked at in its own order, and the elected log in its.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from fencepost_cli.history_check.anomalies import Anomaly, Findings
@@ -22,9 +24,30 @@ _SEQUENCES = 1 << 31  # 0 follows the last of them
 
 def check_log_order(log: PartitionLog, sends: Sends, names: Sequence[str], findings: Findings) -> None:
     """nonmonotonic-send, reordered, sequence-gap, and sequence numbers that stand twice."""
+    _check(log, _elected(log, sends), sends, names, findings)
+    for election in log.elections:
+        of_before = log.elections.may_be_of_before
+        entries = ((at, value) for at, value in election.before if not of_before(election.line, sends.invoked[value]))
+        _check(log, entries, sends, names, findings)
+
+
+def _elected(log: PartitionLog, sends: Sends) -> Iterator[tuple[int, int]]:
+    """What stands in the log. After unclean elections: without what may be of the logs of before."""
+    if not len(log.elections):
+        yield from log.known()
+        return
+    began = log.final.began if log.final is not None else 0
+    for offset, number in log.known():
+        if sends.final[number] == began if began else not log.elections.may_take(offset, sends.invoked[number]):
+            yield offset, number
+
+
+def _check(
+    log: PartitionLog, entries: Iterable[tuple[int, int]], sends: Sends, names: Sequence[str], findings: Findings
+) -> None:
     senders = _SenderOrder(log, sends, names, findings)
     producers = _ProducerOrder(log, sends, findings)
-    for offset, number in log.known():
+    for offset, number in entries:
         if sends.read[number]:
             home = sends.read_offset[number], sends.read_partition[number]
         else:

@@ -4,6 +4,8 @@ Where a *final read* has been through a partition, it is the truth: what was ack
 end, and was not handed to it, is lost; and a record of unknown outcome that had been read before must still be there.
 Without one, an acknowledged record is lost where consumers went past its offset and nobody was handed it; beyond that it
 is only unseen.
+
+What an unclean election may have taken is not missed (`elections`); what it must have taken must not be there.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from fencepost_cli.history_check.sends import NOWHERE, Outcome, Sends, shown
 
 def check_outcomes(
     sends: Sends, logs: Sequence[PartitionLog], names: Sequence[str], findings: Findings, *, foreign_records: bool
-) -> None:
-    """G1a, lost-write, unseen, phantom, and reads of what is gone at the end."""
+) -> int:
+    """G1a, lost-write, not-lost, unseen, phantom, and reads of what is gone at the end. Returns how many acknowledged
+    records unclean elections have taken."""
     check = _OutcomeCheck(sends, logs, names, findings)
     by_outcome = {
         Outcome.ACKED: check.acked,
@@ -29,6 +32,7 @@ def check_outcomes(
     of_outcome = [by_outcome[Outcome(outcome)] for outcome in range(len(Outcome))]
     for number in range(len(sends)):
         of_outcome[sends.outcome[number]](number)
+    return check.taken
 
 
 class _OutcomeCheck:
@@ -38,6 +42,7 @@ class _OutcomeCheck:
         self._names = names
         self._findings = findings
         self._ranges: dict[PartitionLog, RangesRead] = {}
+        self.taken = 0
 
     # ---- By outcome ----
 
@@ -45,7 +50,7 @@ class _OutcomeCheck:
         sends = self._sends
         log, offset = self._logs[sends.acked_partition[number]], sends.acked_offset[number]
         if log.final is None:
-            if sends.read[number]:
+            if sends.read[number] or self._may_be_taken(number, log, offset):
                 return
             if offset != NOWHERE and offset in self._ranges_read(log):
                 self._lost(number, log, f"offsets {self._ranges_read(log)} were read")
@@ -53,10 +58,14 @@ class _OutcomeCheck:
                 self._unseen(number, log)
             return
         if sends.final[number] == log.final.began:
+            self._look_for_what_was_taken(number, log, offset)
             return
         if offset == NOWHERE and sends.read[number]:
             offset = sends.read_offset[number]
-        if self._must_be_in_final(log, offset, sends.completed[number]):
+        must_be_there = self._must_be_in_final(log, offset, sends.completed[number])
+        if self._may_be_taken(number, log, offset):
+            self.taken += must_be_there
+        elif must_be_there:
             end = f"the final read went from offset {log.final.start_offset} up to {log.final.end_offset - 1}"
             if not log.final.end_offset:
                 end = "the final read found nothing"
@@ -72,7 +81,7 @@ class _OutcomeCheck:
         log, offset = self._logs[sends.read_partition[number]], sends.read_offset[number]
         if log.final is None or sends.final[number] == log.final.began:
             return
-        if self._must_be_in_final(log, offset, sends.read[number]):
+        if self._must_be_in_final(log, offset, sends.read[number]) and not self._may_be_taken(number, log, offset):
             text = f"{log.name}: {self._told(number)} was read at offset {offset}, and was gone in the final read"
             self._findings.add(Anomaly.PRECOMMITTED_READ, text, sends.evidence(number), (offset,))
 
@@ -93,6 +102,18 @@ class _OutcomeCheck:
         """Somebody else's; nothing is known of it."""
 
     # ---- Inside ----
+
+    def _may_be_taken(self, number: int, log: PartitionLog, offset: int) -> bool:
+        return len(log.elections) > 0 and log.elections.may_take(offset, self._sends.invoked[number])
+
+    def _look_for_what_was_taken(self, number: int, log: PartitionLog, offset: int) -> None:
+        sends = self._sends
+        if offset == sends.read_offset[number] and log.elections.has_taken(offset, sends.completed[number]):
+            text = (
+                f"{log.name}: {self._told(number)} still stands at offset {offset}, which an unclean election has taken"
+            )
+            lines = tuple(election.line for election in log.elections)
+            self._findings.add(Anomaly.NOT_LOST, text, (*sends.evidence(number), *lines), (offset,))
 
     def _must_be_in_final(self, log: PartitionLog, offset: int, known_since: int) -> bool:
         """Whether a record that was known to be in the log since that line cannot be missing in the final read."""

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from fencepost_cli.history_check.elections import Elections
+
 _CHUNK_BITS = 12
 CHUNK = 1 << _CHUNK_BITS
 _INDEX_MASK = CHUNK - 1
@@ -44,6 +46,7 @@ class PartitionLog:
     partition: int
     number: int
     final: FinalRead | None = None
+    elections: Elections = field(default_factory=Elections)
     _chunks: dict[int, array[int]] = field(default_factory=dict)
     _skips: array[int] = field(default_factory=lambda: array("q"))  # four numbers each
     _read: array[int] = field(default_factory=lambda: array("q"))  # [start, end) each
@@ -68,6 +71,13 @@ class PartitionLog:
     def replace(self, offset: int, value: int) -> None:
         """Another value stands at an offset where one is known."""
         self._chunks[offset >> _CHUNK_BITS][offset & _INDEX_MASK] = value
+
+    def take_out(self, start_offset: int) -> list[tuple[int, int]]:
+        """Forget what stands from `start_offset` on. Returns it: (offset, value), in the order of offsets."""
+        taken = list(self.known(start_offset))
+        for offset, _ in taken:
+            self._chunks[offset >> _CHUNK_BITS][offset & _INDEX_MASK] = EMPTY
+        return taken
 
     def at(self, offset: int) -> int:
         """The value at an offset, or EMPTY."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fencepost_cli.history_check.elections import Election
 from fencepost_cli.history_check.partition_log import PartitionLog, Skip
 
 UNKNOWN_POSITION = -1
@@ -20,10 +21,12 @@ class Reading:
     next_offset: int = UNKNOWN_POSITION  # that it should be handed next
     last_line: int = 0  # that moved it
     final: int = 0  # line that began the final read under way
+    overruled: int = 0  # line of an unclean election that took what it had read last; it has not gone back since
 
     def seek(self, offset: int, line: int) -> None:
         """Begin anew at `offset`, or wherever the next poll begins."""
         self.close()
+        self.overruled = 0
         self.next_offset = self.start_offset = self.end_offset = offset
         self.last_line = line
 
@@ -52,3 +55,4 @@ class Process:
     number: int
     last_id: int = -1  # of its sends
     open_sends: dict[int, tuple[int, str]] = field(default_factory=dict)  # id -> value, topic
+    open_elections: dict[int, tuple[PartitionLog, Election]] = field(default_factory=dict)
