@@ -89,7 +89,7 @@ def _bounded(deserialize: Callable[[bytes], Any], method: MethodDescriptor | Non
     def read(data: bytes) -> Any:
         check_encoded(data, method)
         message = deserialize(data)
-        check_message(message)
+        check_message(message, len(data))
         return message
 
     return read

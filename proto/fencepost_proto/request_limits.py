@@ -7,7 +7,7 @@ A request is checked twice, before a service sees it:
   the wire's bound can still hold millions of them. The count stops at the bound.
 - `check_message` looks at the parsed request: the length of every repeated field, string and bytes field, and that no
   string holds a control character. Names, ids and addresses go into log lines and into the terminals of operators; a line
-  feed there forges a line.
+  feed there forges a line. A request so small that none of its fields can be too long has only its strings looked at.
 
 Both work for any message type: they follow its descriptor, with one plan for each type, made at its first use. A test
 walks the descriptors of all services, and fails for a repeated, map or bytes field that `FIELD_LIMITS` does not name.
@@ -15,8 +15,8 @@ walks the descriptors of all services, and fails for a repeated, map or bytes fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from operator import attrgetter
 from typing import Final
@@ -42,7 +42,7 @@ REQUEST_BYTES: Final[Mapping[str, int]] = {
     "fencepost.v1.Controller.Session": MAX_MESSAGE_BYTES,
 }
 
-# Of a repeated or map field: entries in one message. Of a bytes field: bytes.
+# Of a repeated field: entries in one message. Of a bytes field: bytes.
 FIELD_LIMITS: Final[Mapping[str, int]] = {
     "fencepost.v1.ProduceRequest.batches": MAX_ENTRIES,
     "fencepost.v1.ProduceBatch.records": MAX_MESSAGE_BYTES,
@@ -85,11 +85,13 @@ class _Plan:
     repeated_strings: list[str]
     messages: list[tuple[str, _Plan]]  # one, or none
     repeated_messages: list[tuple[str, _Plan]]
-    maps: list[tuple[str, _Plan]]  # the plan is that of an entry, whose fields are `key` and `value`
     max_fields: int  # on the wire, at this level
     nested: dict[int, _Plan]  # by field number: those that hold repeated fields themselves
     packed: dict[int, int]  # by field number: repeated numbers, and how many
     one_string: Callable[[Message], str] | None = None  # how to read it, where there is nothing else to check
+    safe_bytes: int = MAX_MESSAGE_BYTES  # encoded in no more than these, no field in it but a string can be too long
+    has_strings: bool = False  # in it, or in a message in it
+    lists_with_strings: dict[int, _Plan] = field(default_factory=dict)  # by field number
 
     @property
     def is_empty(self) -> bool:
@@ -98,12 +100,21 @@ class _Plan:
 
 @cache
 def _plan(descriptor: Descriptor) -> _Plan:
-    plan = _Plan(descriptor.name, [], [], [], [], [], [], [], len(descriptor.fields) + _SPARE_FIELDS, {}, {})
-    for field in descriptor.fields:
-        _add(plan, field)
+    plan = _Plan(descriptor.name, [], [], [], [], [], [], len(descriptor.fields) + _SPARE_FIELDS, {}, {})
+    for each in descriptor.fields:
+        _add(plan, each)
     if len(plan.strings) == 1 and not (plan.bytes_fields or plan.repeated or plan.messages):
         plan.one_string = attrgetter(plan.strings[0])
+    inner = [message for _, message in (*plan.messages, *plan.repeated_messages)]
+    bounds = [bound for _, bound in (*plan.bytes_fields, *plan.repeated)]  # an entry takes a byte at least
+    plan.safe_bytes = min([MAX_MESSAGE_BYTES, *bounds, *(message.safe_bytes for message in inner)])
+    plan.has_strings = bool(plan.strings or plan.repeated_strings) or any(message.has_strings for message in inner)
     return plan
+
+
+@cache
+def _bounds(method: MethodDescriptor) -> tuple[int, _Plan]:
+    return REQUEST_BYTES.get(method.full_name, DEFAULT_REQUEST_BYTES), _plan(method.input_type)
 
 
 def _add(plan: _Plan, field: FieldDescriptor) -> None:
@@ -116,11 +127,11 @@ def _add(plan: _Plan, field: FieldDescriptor) -> None:
         case FieldDescriptor.TYPE_MESSAGE:
             assert field.message_type is not None  # of every field of that type
             inner = _plan(field.message_type)
-            if field.message_type.GetOptions().map_entry:
-                plan.maps.append((field.name, inner))
-                return
+            assert not field.message_type.GetOptions().map_entry, f"{field.full_name}: no check of maps is written"
             if not inner.is_empty:
                 (plan.repeated_messages if is_repeated else plan.messages).append((field.name, inner))
+            if is_repeated and inner.has_strings:
+                plan.lists_with_strings[field.number] = inner
             if inner.repeated or inner.nested:
                 plan.nested[field.number] = inner
         case FieldDescriptor.TYPE_STRING:
@@ -138,11 +149,11 @@ def _add(plan: _Plan, field: FieldDescriptor) -> None:
 
 def check_encoded(data: bytes, method: MethodDescriptor) -> None:
     """Raises RequestRefused for a request that is too large, or holds too many fields to be parsed."""
-    limit = REQUEST_BYTES.get(method.full_name, DEFAULT_REQUEST_BYTES)
+    limit, plan = _bounds(method)
     if len(data) > limit:
         raise RequestRefused(f"a request of {len(data)} bytes; {method.name} takes at most {limit}")
     if len(data) > COUNTED_ABOVE_BYTES:
-        _count(data, 0, len(data), _plan(method.input_type))
+        _count(data, 0, len(data), plan)
 
 
 def _count(data: bytes, position: int, end: int, plan: _Plan) -> None:
@@ -204,49 +215,61 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 # ---- After parsing ----
 
 
-def check_message(message: Message) -> None:
-    """Raises RequestRefused for a field that is too long, or a string with a control character."""
-    _check(message, _plan(message.DESCRIPTOR))
+def check_message(message: Message, size_bytes: int = MAX_MESSAGE_BYTES) -> None:
+    """Raises RequestRefused for a field that is too long, or a string with a control character.
+
+    `size_bytes`: of its encoding.
+    """
+    plan = _plan(message.DESCRIPTOR)
+    if size_bytes > plan.safe_bytes:
+        _check_lengths(message, plan)
+    if plan.has_strings:
+        _check_strings(message, plan)
 
 
-def _check(message: Message, plan: _Plan) -> None:
-    for name in plan.strings:
-        text = getattr(message, name)
-        if len(text) > _SHORT or not text.isprintable():
-            _check_string(plan, name, text)
+def _check_lengths(message: Message, plan: _Plan) -> None:
+    """Of what is no string."""
     for name, bound in plan.bytes_fields:
         if (size := len(getattr(message, name))) > bound:
             raise RequestRefused(f"{plan.name}.{name} has {size} bytes; at most {bound} are taken")
     for name, bound in plan.repeated:
         if (count := len(getattr(message, name))) > bound:
             raise RequestRefused(f"{plan.name}.{name} has {count} entries; at most {bound} are taken")
+    for name, inner in plan.messages:
+        if inner.safe_bytes < MAX_MESSAGE_BYTES and message.HasField(name):
+            _check_lengths(getattr(message, name), inner)
+    for name, inner in plan.repeated_messages:
+        if inner.safe_bytes < MAX_MESSAGE_BYTES:
+            for entry in getattr(message, name):
+                _check_lengths(entry, inner)
+
+
+def _check_strings(message: Message, plan: _Plan) -> None:
+    for name in plan.strings:
+        text = getattr(message, name)
+        if len(text) > _SHORT or not text.isprintable():
+            _check_string(plan, name, text)
     for name in plan.repeated_strings:
         for text in getattr(message, name):
             _check_string(plan, name, text)
     for name, inner in plan.messages:
-        if message.HasField(name):
-            _check(getattr(message, name), inner)
-    if plan.repeated:
-        _check_entries(message, plan)
+        if inner.has_strings and message.HasField(name):
+            _check_strings(getattr(message, name), inner)
+    if plan.lists_with_strings:
+        for told, entries in message.ListFields():  # a list that is empty costs nothing
+            entry_plan = plan.lists_with_strings.get(told.number)
+            if entry_plan is not None:
+                _check_strings_of_list(entries, entry_plan)
 
 
-def _check_entries(message: Message, plan: _Plan) -> None:
-    """What stands in the repeated and map fields."""
-    for name, inner in plan.repeated_messages:
-        if inner.one_string is not None:  # so it is with the lists that are long
-            for text in map(inner.one_string, getattr(message, name)):
-                if len(text) > _SHORT or not text.isprintable():
-                    _check_string(inner, inner.strings[0], text)
-        else:
-            for entry in getattr(message, name):
-                _check(entry, inner)
-    for name, inner in plan.maps:
-        for entry in getattr(message, name).items():
-            for key_or_value, value in zip(("key", "value"), entry, strict=True):
-                if key_or_value in inner.strings:
-                    _check_string(plan, name, value)
-                elif isinstance(value, Message):
-                    _check(value, _plan(value.DESCRIPTOR))
+def _check_strings_of_list(entries: Iterable[Message], plan: _Plan) -> None:
+    if plan.one_string is None:
+        for entry in entries:
+            _check_strings(entry, plan)
+        return
+    for text in map(plan.one_string, entries):  # so it is with the lists that are long
+        if len(text) > _SHORT or not text.isprintable():
+            _check_string(plan, plan.strings[0], text)
 
 
 def _check_string(plan: _Plan, name: str, text: str) -> None:
