@@ -29,7 +29,7 @@ class BrokerConfig:
     # Replication
     replica_lag_time_max_ms: int = setting(5_000, minimum=100)  # a follower behind for longer leaves the in-sync set
     replication_window_bytes: int = setting(8 * MIB, minimum=64 * KIB)  # pushed and not acknowledged, per follower
-    tail_bytes: int = setting(64 * MIB, minimum=0)  # newest batches kept in memory, of all partitions together
+    tail_bytes: int = setting(8 * MIB, minimum=0)  # newest batches kept in memory, of all partitions together
 
     # The log
     snapshot_interval_bytes: int = setting(64 * MIB, minimum=1)  # appended between snapshots: bounds recovery time
