@@ -136,17 +136,18 @@ def test_stopping_waits_for_every_outcome() -> None:
 def test_a_held_workload_goes_on_when_more_is_allowed_without_a_burst() -> None:
     async def scenario() -> None:
         producer = StandInProducer()
-        workload = workload_of(producer, WorkloadSpec("t", rate=2_000, count=60))
+        workload = workload_of(producer, WorkloadSpec("t", rate=100, count=35))
         workload.allow(10)
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(workload.run(asyncio.Event()))
             await workload.wait_sent(10)
-            await asyncio.sleep(0.1)  # held: this is how long nothing may be sent
+            await asyncio.sleep(0.3)  # held: this is how long nothing may be sent
             assert producer.sent == 10
-            workload.allow(60)
+            workload.allow(35)
             released_at = time.monotonic()
             await running
-            assert time.monotonic() - released_at >= 0.5 * 49 / 2_000
+            # A burst would take no time. Half: what a busy machine held up before may be made good.
+            assert time.monotonic() - released_at >= 0.5 * 24 / 100
 
     run(scenario())
 
