@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
 from controller_story import Story
 
-from fencepost_controller.decisions.draft import Command
+from fencepost_controller.decisions.draft import Command, Draft
 from fencepost_controller.decisions.elections import (
     MOVES_PER_ROUND,
     ElectPreferredLeader,
     ElectUncleanLeader,
     RestorePreferredLeaders,
 )
+from fencepost_controller.decisions.partitions import settle
 from fencepost_proto import errors
+from fencepost_proto.metadata import Broker, MetadataImage, Partition, Topic
 
 A = ("a-id", 0)
 
@@ -173,3 +176,24 @@ def test_elections_name_what_is_not_there(command: Callable[[str, int], Command[
         story.does(command("b", 0))
     with pytest.raises(errors.UnknownTopicOrPartition, match="no partition 3"):
         story.does(command("a", 3))
+
+
+def test_what_a_change_of_leader_does_not_concern_stays_as_it_was() -> None:
+    brokers = {b: Broker(b, f"h:{b}", 1, f"i{b}", fenced=b == 2) for b in (1, 2, 3, 4)}
+    image = MetadataImage(version=9, brokers=brokers, topics={"T": Topic("T", "t")})
+    fields = {
+        "topic_id": "T",
+        "index": 3,
+        "replicas": (2, 3, 1, 4),
+        "isr": (2, 3, 1),
+        "leader": 2,
+        "leader_epoch": 5,
+        "partition_epoch": 8,
+        "adding": (4,),
+        "removing": (1,),
+        "last_known_isr": (),
+    }
+    assert fields.keys() == Partition.__dataclass_fields__.keys(), "a new field: say here what becomes of it"
+    before = Partition(**fields)  # type: ignore[arg-type]
+    after = settle(Draft(image, {}), before)
+    assert after == replace(before, isr=(3, 1), leader=3, leader_epoch=6, partition_epoch=9)

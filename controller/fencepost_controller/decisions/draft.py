@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from fencepost_controller.decisions.invariants import check_invariants
 from fencepost_proto.metadata import (
@@ -36,6 +36,14 @@ A_co = TypeVar("A_co", covariant=True)
 FailedReplicas = Mapping[tuple[int, int], frozenset[PartitionKey]]  # by (broker id, broker epoch)
 
 
+class _Standing(NamedTuple):
+    """What one broker may do."""
+
+    goes_on: bool  # it is live
+    serves: bool  # and not shutting down
+    refused: frozenset[PartitionKey]  # by its disk
+
+
 class Draft:
     """What one command changes."""
 
@@ -46,6 +54,7 @@ class Draft:
         self._changes: dict[str, Entity | None] = {}
         self._brokers: dict[int, Broker] = {}
         self._partitions: dict[PartitionKey, Partition] = {}
+        self._standings: dict[int, _Standing] = {}  # of brokers asked for: a death asks thousands of times
 
     @property
     def changes(self) -> Changes:
@@ -78,15 +87,23 @@ class Draft:
 
     def serves(self, broker_id: int, key: PartitionKey) -> bool:
         """May it lead this partition, or join its in-sync set?"""
-        broker = self.broker(broker_id)
-        return self.can_go_on(broker_id, key) and broker is not None and not broker.shutting_down
+        standing = self._standings.get(broker_id) or self._look_at(broker_id)
+        return standing.serves and key not in standing.refused
 
     def can_go_on(self, broker_id: int, key: PartitionKey) -> bool:
         """May it go on leading this partition where nobody else can? In a controlled shutdown it may."""
+        standing = self._standings.get(broker_id) or self._look_at(broker_id)
+        return standing.goes_on and key not in standing.refused
+
+    def _look_at(self, broker_id: int) -> _Standing:
         broker = self.broker(broker_id)
         if broker is None or broker.fenced:
-            return False
-        return key not in self._failed.get((broker_id, broker.broker_epoch), frozenset())
+            standing = _Standing(goes_on=False, serves=False, refused=frozenset())
+        else:
+            refused = self._failed.get((broker_id, broker.broker_epoch), frozenset())
+            standing = _Standing(goes_on=True, serves=not broker.shutting_down, refused=refused)
+        self._standings[broker_id] = standing
+        return standing
 
     # ---- Changing ----
 
@@ -94,6 +111,7 @@ class Draft:
         self._changes[entity.key] = entity
         if isinstance(entity, Broker):
             self._brokers[entity.id] = entity
+            self._standings.pop(entity.id, None)
         elif isinstance(entity, Partition):
             self._partitions[entity.id] = entity
 

@@ -35,13 +35,18 @@ def settle(draft: Draft, before: Partition, after: Partition | None = None) -> P
     last_known_isr = () if settled.isr else settled.last_known_isr
     if settled == before and (leader, last_known_isr) == (before.leader, before.last_known_isr):
         return before
-    new_epoch = leader != before.leader or not set(before.replicas) <= set(settled.replicas)
-    settled = replace(
-        settled,
+    removes = settled.replicas != before.replicas and not set(before.replicas) <= set(settled.replicas)
+    settled = Partition(  # not `replace`: a broker's death makes thousands
+        topic_id=before.topic_id,
+        index=before.index,
+        replicas=settled.replicas,
+        isr=settled.isr,
         leader=leader,
-        last_known_isr=last_known_isr,
-        leader_epoch=before.leader_epoch + new_epoch,
+        leader_epoch=before.leader_epoch + (leader != before.leader or removes),
         partition_epoch=before.partition_epoch + 1,
+        adding=settled.adding,
+        removing=settled.removing,
+        last_known_isr=last_known_isr,
     )
     draft.put(settled)
     return settled
@@ -62,7 +67,13 @@ def _in_sync(draft: Draft, partition: Partition) -> Partition:
     members = tuple(b for b in partition.replicas if b in partition.isr)
     isr = tuple(b for b in members if draft.serves(b, partition.id))
     isr = isr or tuple(b for b in members if draft.can_go_on(b, partition.id)) or members
-    return partition if isr == partition.isr else replace(partition, isr=isr)
+    if isr == partition.isr:
+        return partition
+    p = partition
+    return Partition(
+        p.topic_id, p.index, p.replicas, isr, p.leader, p.leader_epoch, p.partition_epoch,
+        p.adding, p.removing, p.last_known_isr,
+    )  # fmt: skip
 
 
 def _complete_reassignment(draft: Draft, partition: Partition) -> Partition:
