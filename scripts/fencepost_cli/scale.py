@@ -51,8 +51,8 @@ class Disturbance:
     what: str
     leaders_s: float  # until every partition had a leader again
     in_sync_s: float  # until every replica was in sync again, from the (last) start of a broker
-    slowest_write_s: float  # to a partition that had a leader all the while
-    slowest_blocked_write_s: float  # to one that had none for some of the time
+    slowest_write_s: float  # to a partition that had a live leader and enough replicas in sync all the while
+    slowest_blocked_write_s: float  # to one that had not, for some of the time
     writes: int
     declared_dead: int  # live brokers that the controller took for dead
     versions: int  # metadata versions made meanwhile
@@ -73,6 +73,11 @@ class ScaleResult:
     def to_json(self) -> dict[str, Any]:
         return {key: _rounded(value) for key, value in asdict(self).items()}
 
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> ScaleResult:
+        """What `to_json` gave."""
+        return cls(**{**told, "disturbances": [Disturbance(**one) for one in told["disturbances"]]})
+
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
@@ -91,8 +96,9 @@ class Observer:
         self.leaderless: dict[tuple[str, int], None] = {}
         self.lagging: dict[tuple[str, int], None] = {}
         self.partitions = 0
-        self.no_leader_until: dict[tuple[str, int], float] = {}  # the last moment at which it had none, as far as known
-        self._known: dict[tuple[str, int], None] = {}
+        self.blocked: dict[tuple[str, int], None] = {}  # can take no writes: no leader, or too few in sync
+        self.blocked_until: dict[tuple[str, int], float] = {}  # of the others: the last moment at which that was so
+        self._leaders: dict[tuple[str, int], int] = {}
         self._news = asyncio.Event()
 
     async def run(self) -> None:
@@ -112,6 +118,8 @@ class Observer:
         now = time.monotonic()
         self.version = delta.version
         if delta.image:
+            self.blocked_until |= dict.fromkeys(self.blocked, now)
+            self.blocked.clear()
             self.leaderless.clear()
             self.lagging.clear()
         for entity in delta.changed:
@@ -119,15 +127,21 @@ class Observer:
                 continue
             partition = entity.partition
             key = (partition.topic_id, partition.partition)
-            self._known[key] = None
-            if key in self.leaderless:
-                self.no_leader_until[key] = now
+            blocked = partition.leader < 0 or len(partition.isr) < MIN_INSYNC_REPLICAS
+            if blocked or key in self.blocked:
+                self.blocked_until[key] = now
+            _put(self.blocked, key, blocked)
+            self._leaders[key] = partition.leader
             _put(self.leaderless, key, partition.leader < 0)
             _put(self.lagging, key, len(partition.isr) < len(partition.replicas))
-        for key in self.leaderless:
-            self.no_leader_until[key] = now
-        self.partitions = len(self._known)
+        self.partitions = len(self._leaders)
         self._news.set()
+
+    def killed(self, broker: int | None = None) -> None:
+        """What it led (None: whoever led) has no leader from now on, until the metadata tells another."""
+        for key, leader in self._leaders.items():
+            if broker in (None, leader):
+                self.leaderless[key] = self.blocked[key] = None
 
     async def until(self, condition: Callable[[], bool], what: str) -> float:
         """When it was so."""
@@ -292,8 +306,8 @@ class Scale:
         blocked, free = [0.0], [0.0]
         writes = [write for write in load.writes if write.began + write.took_s > began and write.began < ended]
         for write in writes:
-            had_none = observer.no_leader_until.get(write.key, 0.0) >= write.began
-            (blocked if had_none else free).append(write.took_s)
+            was = write.key in observer.blocked or observer.blocked_until.get(write.key, 0.0) >= write.began
+            (blocked if was else free).append(write.took_s)
         self.result.disturbances.append(
             Disturbance(
                 what,
@@ -320,6 +334,7 @@ class Scale:
         victim = cluster.broker_ids[-1]  # the observer watches the first
         version, killed = observer.version, time.monotonic()
         cluster.kill(victim)
+        observer.killed(victim)
         await observer.until(lambda: observer.version > version and bool(observer.lagging), "the death noticed")
         led = await observer.led()
         await cluster.wait_gone(victim)
@@ -335,14 +350,12 @@ class Scale:
             cluster.kill(broker)
         for broker in cluster.broker_ids:
             await cluster.wait_gone(broker)
-        now = time.monotonic()
-        observer.leaderless = dict.fromkeys(observer._known)
-        observer.no_leader_until = dict.fromkeys(observer._known, now + SETTLE_TIMEOUT_S)
+        observer.killed()
+        started = time.monotonic()
         await cluster.start(cluster.broker_ids, timeout_s=START_TIMEOUT_S)
         await observer.until(lambda: observer.version > version, "news")
         led = await observer.led()
-        observer.no_leader_until = dict.fromkeys(observer._known, led)
-        return led - now, await observer.in_sync() - now
+        return led - started, await observer.in_sync() - started
 
     async def _rolling(self) -> tuple[float, float]:
         """A clean restart of each; the times are the longest of one of them."""

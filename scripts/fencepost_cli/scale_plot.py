@@ -1,7 +1,12 @@
-"""A picture of the benchmark of many partitions: what grows with their number. Needs matplotlib, a tool of development."""
+"""A picture of the benchmark of many partitions: what grows with their number. Needs matplotlib, a tool of development.
+
+`python -m fencepost_cli.scale_plot OUT.svg OUTPUT...` draws what several runs of `bench --scale --json` have printed.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,3 +52,13 @@ def _label(axes: Any, what: str) -> None:
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
+
+
+def _read(file: Path) -> list[ScaleResult]:
+    """The results in the last line of a run's output."""
+    return [ScaleResult.from_json(one) for one in json.loads(file.read_text().splitlines()[-1])["scale"]]
+
+
+if __name__ == "__main__":
+    runs = [result for name in sys.argv[2:] for result in _read(Path(name))]
+    draw(sorted(runs, key=lambda result: result.partitions), Path(sys.argv[1]))

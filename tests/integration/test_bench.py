@@ -12,7 +12,7 @@ import pytest
 
 from fencepost_cli import bench, scale
 from fencepost_cli.bench import Bench, measure_recovery
-from fencepost_cli.scale import Scale
+from fencepost_cli.scale import Scale, ScaleResult
 from fencepost_cli.scale_plot import draw
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
@@ -68,6 +68,7 @@ def test_kills_and_restarts_with_many_partitions_are_measured_and_drawn(
             assert one["writes"] > 0, one
             assert one["declared_dead"] == 0, one
         assert told["up_s"] > 0
+        assert ScaleResult.from_json(told).to_json() == told
         draw([measured], tmp_path / "scale.svg")
         assert "</svg>" in (tmp_path / "scale.svg").read_text()
 

@@ -107,7 +107,7 @@ def _show_scale(result: ScaleResult, out: Console) -> None:
             one.what,
             f"{one.leaders_s:.2f}",
             f"{one.in_sync_s:.2f}",
-            f"{one.slowest_write_s:.2f} ({one.slowest_blocked_write_s:.2f} without a leader)",
+            f"{one.slowest_write_s:.2f} ({one.slowest_blocked_write_s:.2f} else)",
             str(one.declared_dead),
             str(one.versions),
         )
