@@ -97,6 +97,7 @@ class Commands:
         self._queue: deque[_Waiting[object]] = deque()
         self._wake = asyncio.Event()
         self._closing = False
+        self._refused_with = ""  # what the last commit failed of
 
     async def load(self) -> None:
         """Take the image from the store. Raises StoreError."""
@@ -150,11 +151,18 @@ class Commands:
         try:
             image = await asyncio.get_running_loop().run_in_executor(None, self._decide_and_commit, group, asked)
         except CommitFailed as error:
-            log.error("commit failed version=%d commands=%d reason=%s", group.version, len(asked), error)
+            again, self._refused_with = self._refused_with == str(error), str(error)
+            log.log(
+                logging.DEBUG if again else logging.ERROR,  # a full disk is told of once
+                "commit failed version=%d commands=%d reason=%s", group.version, len(asked), error,
+            )  # fmt: skip
             for one in asked:
                 one.fail(StorageError(f"the controller could not store the change: {error}"))
             return
         if group.changes:
+            if self._refused_with:
+                self._refused_with = ""
+                log.warning("commits succeed again version=%d", image.version)
             self.image = image
             self._on_commit(image, group.changes)
         for one in asked:

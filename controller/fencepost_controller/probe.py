@@ -44,9 +44,9 @@ async def probe(wire: Wire, address: str, incarnation: str) -> Verdict:
         await channel.close()
 
 
-def pauses_s() -> Iterator[float]:
-    """Between the probes of one process that have not told yet: soon again at first."""
+def pauses_s(longest_s: float = MAX_PAUSE_S) -> Iterator[float]:
+    """Between the probes of one process that have not told yet, or other attempts: soon again at first."""
     pause_s = FIRST_PAUSE_S
     while True:
         yield pause_s
-        pause_s = min(2 * pause_s, MAX_PAUSE_S)
+        pause_s = min(2 * pause_s, longest_s)

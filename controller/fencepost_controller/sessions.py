@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 
 from fencepost_controller.commands import Commands
@@ -50,6 +50,7 @@ from fencepost_proto.wire import Wire
 log = logging.getLogger(__name__)
 
 _MOST_NAMED = 20  # of replicas in one line
+MAX_REFUSED_PAUSE_S = 2.0  # between attempts at what the store refuses
 SETTLE_S = 5.0  # a broker that has been live for this long may get its preferred leaderships back
 
 Spawn = Callable[[Coroutine[object, object, None], str], asyncio.Task[None]]
@@ -83,6 +84,7 @@ class Sessions:
         self._sessions: dict[int, Session] = {}
         self._live_since: dict[int, float] = {}
         self._being_declared_dead: set[int] = set()
+        self._not_stored: dict[int, Iterator[float]] = {}  # pauses of brokers whose fencing the store refuses
         self._closing = False
 
     @property
@@ -295,6 +297,7 @@ class Sessions:
 
     async def follow(self, session: Session) -> None:
         """Submit what the session's heartbeats ask for; a task for the session's life."""
+        refused: Iterator[float] | None = None  # pauses, while the store or the queue refuses
         while True:
             await session.news.wait()
             session.news.clear()
@@ -303,8 +306,13 @@ class Sessions:
             except errors.StaleBrokerEpoch as error:
                 session.end(error)
                 return
-            except errors.RetriableError as error:  # the store or the queue refused: the next heartbeat asks again
-                log.warning("could not follow a heartbeat broker=%d reason=%s", session.broker_id, error)
+            except errors.RetriableError as error:  # the next heartbeat asks again
+                if refused is None:
+                    log.warning("could not follow a heartbeat broker=%d reason=%s", session.broker_id, error)
+                    refused = pauses_s(MAX_REFUSED_PAUSE_S)
+                await asyncio.sleep(next(refused))
+            else:
+                refused = None
 
     async def _act(self, session: Session) -> None:
         who = (session.broker_id, session.broker_epoch)
@@ -372,7 +380,7 @@ class Sessions:
         return is_same and broker.id not in self._sessions and not self._closing
 
     async def _declare_dead(self, broker: Broker, reason: str) -> None:
-        """Fence it and end its session. Where the store refuses, the next tick of its silence tries again."""
+        """Fence it and end its session. Where the store refuses, it is tried again, with growing pauses."""
         self._being_declared_dead.add(broker.id)
         try:
             session = self._sessions.get(broker.id)
@@ -381,10 +389,13 @@ class Sessions:
                 session.end(errors.RequestTimedOut(f"broker {broker.id} was declared dead: {reason}"))
             committed = await self._commands.submit(FenceBroker(broker.id, broker.broker_epoch))
         except errors.FencepostError as error:
-            log.error("could not fence broker=%d reason=%s", broker.id, error)
+            if broker.id not in self._not_stored:
+                log.error("could not fence broker=%d reason=%s", broker.id, error)
+            await asyncio.sleep(next(self._not_stored.setdefault(broker.id, pauses_s(MAX_REFUSED_PAUSE_S))))
             return
         finally:
             self._being_declared_dead.discard(broker.id)
+        self._not_stored.pop(broker.id, None)
         now = self._image.brokers.get(broker.id)
         if broker.id not in self._sessions and (now is None or now.fenced):
             self._liveness.forget(broker.id)

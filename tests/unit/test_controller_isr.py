@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from controller_story import Story
 
-from fencepost_controller.decisions.isr import AlterPartition, AlterPartitions
+from fencepost_controller.decisions.isr import AlterPartition, AlterPartitions, StartReplicaOver
 from fencepost_proto import errors
 
 A = ("a-id", 0)
@@ -141,3 +141,71 @@ def test_of_several_proposals_a_refused_one_changes_nothing_and_the_others_stand
     assert [story.image.partitions["a-id", index].isr for index in range(3)] == [(1, 3), (1, 2, 3), (1, 2, 3)]
     with pytest.raises(errors.StaleBrokerEpoch):
         story.does(AlterPartitions(1, 1, proposals))
+
+
+# ---- A damaged replica starts over ----
+
+
+def over(story: Story, broker_id: int) -> StartReplicaOver:
+    return StartReplicaOver(broker_id, story.epoch(broker_id), A)
+
+
+def test_a_damaged_replica_starts_over_outside_of_the_in_sync_set_under_a_new_leader_epoch() -> None:
+    """Whatever a leader has heard of the old log is of an older epoch, also where the replica had left the set before."""
+    story = Story().cluster(1, 2, 3).topic("a", (1, 2, 3))
+    story.tell("2 is damaged, and in sync", over(story, 2))
+    proposal = story.proposal(1, A, 1, 2, 3)
+    story.tell("2 is damaged again, before it is back", over(story, 2))
+    story.tell("the leader proposes what it had seen before", proposal)
+    story.proposes(1, A, 1, 2, 3)
+    story.reads("""
+        2 is damaged, and in sync
+            a-0: leader 1 epoch 1, in sync 1 3 of 1 2 3, change 1
+        2 is damaged again, before it is back
+            a-0: leader 1 epoch 2, in sync 1 3 of 1 2 3, change 2
+        the leader proposes what it had seen before
+            FENCED_LEADER_EPOCH
+        broker 1 proposes 1 2 3 in sync for a-0
+            a-0: leader 1 epoch 2, in sync 1 2 3 of 1 2 3, change 3
+    """)
+
+
+def test_nothing_is_given_up_where_nobody_else_leads() -> None:
+    story = Story().cluster(1, 2).topic("a", (1, 2))
+    story.tell("the leader asks", over(story, 1))
+    story.proposes(1, A, 1)
+    story.tell("2 asks, out of sync", over(story, 2))
+    story.dies(1)
+    story.tell("2 asks, and nobody leads", over(story, 2))
+    story.reads("""
+        the leader asks
+            ELIGIBLE_LEADERS_NOT_AVAILABLE
+        broker 1 proposes 1 in sync for a-0
+            a-0: leader 1 epoch 0, in sync 1 of 1 2, change 1
+        2 asks, out of sync
+            a-0: leader 1 epoch 1, in sync 1 of 1 2, change 2
+        broker 1 dies
+            broker 1: fenced
+            a-0: offline epoch 2, in sync 1 of 1 2, change 3
+        2 asks, and nobody leads
+            ELIGIBLE_LEADERS_NOT_AVAILABLE
+    """)
+
+
+def test_starting_over_is_refused_to_an_older_incarnation_a_stranger_and_for_an_unknown_partition() -> None:
+    story = Story().cluster(1, 2, 3).topic("a", (1, 2))
+    old = over(story, 2)
+    story.dies(2)
+    story.starts(2)
+    story.lines.clear()
+    story.tell("the incarnation before asks", old)
+    story.tell("one without a replica asks", over(story, 3))
+    story.tell("for a partition that was deleted", replace(over(story, 1), partition=("b-id", 0)))
+    story.reads("""
+        the incarnation before asks
+            STALE_BROKER_EPOCH
+        one without a replica asks
+            INVALID_REQUEST
+        for a partition that was deleted
+            UNKNOWN_TOPIC_OR_PARTITION
+    """)
