@@ -106,11 +106,22 @@ def test_a_scan_reads_every_byte_while_the_log_goes_on() -> None:
     assert read == log.size_bytes
 
 
-def test_a_damaged_snapshot_is_found() -> None:
+def test_a_damaged_snapshot_is_removed_where_the_batches_tell_what_it_told() -> None:
     machine = Machine()
-    log = filled(machine)
+    log = filled(machine, retention_bytes=1_500)
+    log.apply_retention(1_000, log.log_end_offset)
     log.check_snapshots()
-    machine.disk.corrupt(f"{FOLDER}/{log._snapshots.offsets[1]:020d}.snapshot", 20)
+    start, *others = log._snapshots.offsets
+    assert start == log.log_start_offset > 0
+    for offset in (others[0], others[-1]):  # in the middle, and the newest
+        machine.disk.corrupt(f"{FOLDER}/{offset:020d}.snapshot", 20)
+    log.check_snapshots()
+    assert log._snapshots.offsets == [start, *others[1:-1]]
+    before, known = content(log), log.producers.encode()
+    log.close(clean=False)
+    log = open_log(machine.mount())
+    assert (content(log), log.producers.encode()) == (before, known)
+    machine.disk.corrupt(f"{FOLDER}/{start:020d}.snapshot", 20)
     with pytest.raises(CorruptLog, match="snapshot cannot be read"):
         log.check_snapshots()
 

@@ -304,11 +304,17 @@ class Log:
         return None if following is None else Place(following, 0, following), read
 
     def check_snapshots(self) -> None:
-        """[thread] Read every snapshot. Raises CorruptLog for the first that is damaged, StorageError."""
+        """[thread] Read every snapshot. One that is damaged is removed: the batches tell what it told, and recovery begins
+        at an older one. Only that at the log's start has nothing else that tells it. Raises CorruptLog for it, StorageError.
+        """
         for offset in list(self._snapshots.offsets):
             with self._maintenance, _disk_errors(f"snapshots of {self.directory} cannot be read"):
-                if offset in self._snapshots.offsets and self._snapshots.load(offset) is None:
+                if offset not in self._snapshots.offsets or self._snapshots.load(offset) is not None:
+                    continue
+                if 0 < offset == self.log_start_offset:
                     raise CorruptLog(self._snapshots.path(offset), 0, offset, "the snapshot cannot be read")
+                log.warning("damaged snapshot is removed path=%s", self._snapshots.path(offset))
+                self._snapshots.keep([kept for kept in self._snapshots.offsets if kept != offset])
 
     def _gone(self, offset: int) -> FencepostError:
         """What to tell a reader whose segment has left the log."""

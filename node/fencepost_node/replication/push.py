@@ -86,6 +86,9 @@ class PushStream:
         self._window_bytes = window_bytes
         self._in_flight_bytes = 0
         self._subscriptions: dict[PartitionKey, Subscription] = {}
+        self._told: dict[
+            PartitionKey, tuple[int, int, int]
+        ] = {}  # leader epoch, end offset and last epoch, as last logged
         self._dirty: dict[Subscription, None] = {}  # has batches to send, oldest first
         self._stale_high_watermark: dict[Subscription, None] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -138,7 +141,10 @@ class PushStream:
                 self.mark(subscription)
                 if leadership.high_watermark > 0:  # an idle partition has no other occasion, and retention needs it
                     self.mark_high_watermark(subscription)
-        log.info(
+        position = (leadership.epoch, request.log_end_offset, request.last_epoch)
+        again, self._told[key] = self._told.get(key) == position, position
+        log.log(
+            logging.DEBUG if again else logging.INFO,  # a follower that comes no further asks again and again
             "follower subscribed topic=%s partition=%d epoch=%d follower=%d end=%d last_epoch=%d answer=%s",
             leadership.replica.topic.name, key[1], leadership.epoch, self.broker_id,
             request.log_end_offset, request.last_epoch, answer,
