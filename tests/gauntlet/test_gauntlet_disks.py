@@ -177,3 +177,27 @@ async def test_a_failed_replica_that_was_moved_away_and_back_serves_again(story:
     await story.reassign("orders", 0, [1, 2, 3])
     await story.until(lambda: 2 in story.partition("orders-0").isr, "broker 2 is in sync again")
     assert await story.end() == {"orders-0": ["A", "B"]}
+
+
+@tale()
+async def test_the_controllers_disk_is_full_for_ever(story: Story) -> None:
+    """A sibling: changes of the metadata are refused, what leads goes on leading, and nothing has to be started again."""
+    await story.create_topic("orders", [[1, 2, 3]])
+    client = await story.producer(delivery_timeout_ms=600_000)
+    await story.acked(await client.send("before"))
+    await story.in_sync()
+    story.cluster.database.failing_commits = 10**9
+    await story.acked(*[await client.send(f"m{number}") for number in range(5)])
+    story.kill("broker-3")
+    waits = await client.send("while 3 is dead, which nobody can write down")
+    await asyncio.sleep(30)
+    assert not waits.settled, "a member that is dead is in sync for ever"
+    assert await story.read_some(6) == ["before", *(f"m{number}" for number in range(5))]
+    assert 1 <= len([line for line in story.world.trace if "commit failed" in line]) < 90
+    assert len([line for line in story.world.trace if "could not store" in line and "broker-" in line]) < 90
+    story.cluster.database.failing_commits = 0
+    await story.acked(waits)
+    story.start("broker-3")
+    await story.in_sync()
+    assert not [line for line in story.world.trace if "controller#2" in line], "no restart"
+    assert len(set((await story.end())["orders-0"])) == 7

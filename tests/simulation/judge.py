@@ -503,7 +503,10 @@ class Judge:
             return batches  # a named producer is not forgotten while its name is known
         last = batches[-kept - 1]  # of those that it does not know
         until = record.stored_at[batches[-kept]] if kept else self.world.now
-        if last.end_offset > record.committed_end or not self.may_have_expired(until - record.appended_at[last]):
+        hidden = any(key == record.key for _, key in self.damaged)  # what is committed may be known only later
+        if last.end_offset > record.committed_end and not hidden:
+            return batches
+        if not self.may_have_expired(until - record.appended_at[last]):
             return batches
         self.count("expired producers met")
         return batches[len(batches) - kept :]

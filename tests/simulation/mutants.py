@@ -27,6 +27,7 @@ from fencepost_controller.decisions.draft import Group
 from fencepost_controller.decisions.isr import AlterPartition
 from fencepost_controller.decisions.producers import ID_BLOCK_SIZE, AllocateProducerIds
 from fencepost_controller.fences import Fences
+from fencepost_controller.sessions import Sessions
 from fencepost_node import metadata_feed, partition_folders, producer_state
 from fencepost_node.known_metadata import KnownMetadata
 from fencepost_node.log import recovery, segment, snapshot
@@ -34,6 +35,7 @@ from fencepost_node.log.log import Log
 from fencepost_node.log.names import read_identity
 from fencepost_node.partition_folders import PartitionFolders
 from fencepost_node.producer_state import APPEND, ProducerState
+from fencepost_node.repairs import Repairs
 from fencepost_node.replica import Replica
 from fencepost_node.replication import push, reconciliation
 from fencepost_node.replication.leader_state import LeaderState
@@ -46,6 +48,7 @@ from fencepost_proto.errors import (
     StorageError,
     UnknownProducerId,
 )
+from fencepost_proto.v1 import common_pb2
 
 KILLS = ("kill broker", "kill leader", "pause broker", "clean restart")
 NETWORK = ("cut one way", "cut both ways", "isolate broker", "reset connections", "flaky links")
@@ -238,7 +241,7 @@ def leader_answers_after_losing_its_epoch(replace: Any) -> None:
 
 @mutant("G10", kinds=(*KILLS, *NETWORK))
 def reads_above_the_high_watermark(replace: Any) -> None:
-    async def read_committed(self: Replica, offset: int, max_bytes: int) -> bytes:
+    async def read_committed(self: Replica, offset: int, max_bytes: int, *, mismatch: bool = False) -> bytes:
         self.leadership()
         return self.log.read(offset, max_bytes) if offset < self.log.log_end_offset else b""
 
@@ -360,6 +363,53 @@ def copied_log_is_opened(replace: Any) -> None:
         return partition_folders._Found(folder, identity, int(match["partition"])) if match and identity else None
 
     replace(PartitionFolders, "_identify", identify)
+
+
+# ---- Damage and recovery ----
+
+
+@mutant("G10", kinds=("bit rot", "kill leader"), first_seed=5)
+def cold_reads_are_not_checked(replace: Any) -> None:
+    replace(segment.Segment, "_sound_end", lambda self, data, first, epochs: first.position + len(data))
+
+
+@mutant("G11", kinds=("bit rot",))
+def scrubber_sees_no_damage(replace: Any) -> None:
+    def check_from(self: segment.Segment, place: Any, size: int, max_bytes: int, epochs: Any) -> Any:
+        return segment.Place(self.base_offset, size, self.end_offset)
+
+    replace(segment.Segment, "check_from", check_from)
+
+
+@mutant("G1", "G11", kinds=("bit rot", "kill leader", "pause broker"), first_seed=3)
+def damaged_replica_starts_over_unasked(replace: Any) -> None:
+    """It gives its log up while it still counts as in sync."""
+
+    async def ask(self: Repairs, key: Any) -> None:
+        return
+
+    replace(Repairs, "_ask_to_start_over", ask)
+
+
+@mutant("G11", kinds=("disk full", "disk error"))
+def failed_replica_never_returns(replace: Any) -> None:
+    async def leave_it(self: Repairs, key: Any, attempts: Any) -> None:
+        return
+
+    replace(Repairs, "_try", leave_it)
+
+
+@mutant("G11", kinds=("disk full", "disk error"))
+def recovered_replica_counts_as_failed(replace: Any) -> None:
+    """For the controller, until its broker starts again."""
+    original = Sessions._take_failed
+
+    def take_failed(self: Sessions, session: Any, refs: Any) -> None:
+        known = self._failed.get((session.broker_id, session.broker_epoch), frozenset())
+        kept = [common_pb2.PartitionRef(topic_id=topic_id, partition=index) for topic_id, index in known]
+        original(self, session, [*refs, *kept])
+
+    replace(Sessions, "_take_failed", take_failed)
 
 
 # ---- Identity ----

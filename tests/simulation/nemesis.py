@@ -15,10 +15,13 @@ from tests.simulation.cluster import CONTROLLER, SimCluster, broker_node
 from tests.simulation.disk import Fault
 from tests.simulation.folder_situations import FolderSituations
 from tests.simulation.hostile_clients import HostileClients
+from tests.simulation.judge import Record
 from tests.simulation.loop import SimTask
 from tests.simulation.situations import Situations
-from tests.simulation.workload import ProducerApp
+from tests.simulation.workload import ConsumerApp, ProducerApp
 
+from fencepost_node.log.snapshot import decode_snapshot
+from fencepost_proto.errors import CorruptMessage
 from fencepost_proto.metadata import Partition
 from fencepost_proto.v1 import controller_pb2
 
@@ -41,6 +44,7 @@ class Nemesis:
         self.world = cluster.world
         self.counts: Counter[str] = Counter()
         self.apps = apps
+        self.readers: list[ConsumerApp] = []
         self._clients = clients
         self._topics = topics  # how to make each topic anew
         self.random = chance
@@ -344,7 +348,7 @@ class Nemesis:
 
     async def rot(self) -> None:
         """A byte changes under a running broker, mostly a leader, in a batch or snapshot that no recovery reads; another
-        in-sync replica holds everything."""
+        in-sync replica holds everything. A consumer may begin anew, and read all of it."""
         judge = self.cluster.judge
         choices = [
             (record, broker_id)
@@ -354,7 +358,10 @@ class Nemesis:
             and (broker_id, record.key) not in judge.damaged
             and self.cluster.alive(broker_id)
             and any(
-                other != broker_id and other not in judge.lost_tail and judge.holds_all(record, other)
+                other != broker_id
+                and other not in judge.lost_tail
+                and judge.holds_all(record, other)
+                and not self._has_damaged_snapshots(record, other)
                 for other in judge.image.partitions[record.key].isr
             )
         ]
@@ -363,21 +370,39 @@ class Nemesis:
         leaders = [(record, b) for record, b in choices if judge.image.partitions[record.key].leader == b]
         record, broker_id = self.random.choice(leaders if leaders and self.random.random() < 0.7 else choices)
         view, disk = judge.view(record, broker_id), self.world.machine(broker_node(broker_id)).disk
-        snapshots = sorted(
-            path for path, _ in disk.files() if path.startswith(f"{view.folder}/") and path.endswith(".snapshot")
-        )
+        snapshots = sorted(self._snapshots(record, broker_id))
         below = int(snapshots[-1][-29:-9]) if snapshots else 0
         batches = [batch for batch in view.batches if batch.end_offset <= below]
         if len(snapshots) > 1 and self.random.random() < 0.2:
             path, position = snapshots[0], 20
         elif (place := view.place_of(self.random.choice(batches or [None]))) is not None:
-            path, position = place[0], place[1] + self.random.randrange(place[2])
+            # Not in the epoch, which no CRC covers: where the leader has read it before, a consumer cannot tell.
+            path, position = (
+                place[0],
+                place[1] + self.random.choice((self.random.randrange(12), self.random.randrange(16, place[2]))),
+            )
         else:
             return
         self.world.tell("nemesis", f"corrupts byte {position} in {path} under broker {broker_id}")
         disk.corrupt(path, position)
         if not path.endswith(".snapshot"):
             judge.rot(record, broker_id)
+        if self.readers and self.random.random() < 0.5:
+            reader = self.random.choice(self.readers)
+            self.world.tell("nemesis", f"starts {reader.node} again")
+            self.world.kill(reader.node)
+            reader.start()
+
+    def _snapshots(self, record: Record, broker_id: int) -> dict[str, bytes]:
+        """Files of producer snapshots, by path."""
+        folder = f"{self.cluster.judge.view(record, broker_id).folder}/"
+        files = self.world.machine(broker_node(broker_id)).disk.files()
+        return {
+            path: bytes(node.content) for path, node in files if path.startswith(folder) and path.endswith(".snapshot")
+        }
+
+    def _has_damaged_snapshots(self, record: Record, broker_id: int) -> bool:
+        return not all(map(is_snapshot, self._snapshots(record, broker_id).values()))
 
     async def corrupt_log(self) -> None:
         """A byte changes in what recovery will read of a stopped broker's log; another in-sync replica holds everything."""
@@ -448,3 +473,11 @@ class Nemesis:
         await self.cluster.ask_admin("DeleteTopic", controller_pb2.DeleteTopicRequest(name=name))
         await asyncio.sleep(self._while_s())
         await self.cluster.ask_admin("CreateTopic", self._topics[name])  # healing does it where this fails
+
+
+def is_snapshot(content: bytes) -> bool:
+    try:
+        decode_snapshot(content)
+    except CorruptMessage:
+        return False
+    return True

@@ -19,15 +19,13 @@ from unittest.mock import patch
 from tests.simulation.cluster import SimCluster, broker_node
 from tests.simulation.judge import Violation
 from tests.simulation.loop import Deadlock, Runaway, collector_off
-from tests.simulation.nemesis import Nemesis
+from tests.simulation.nemesis import Nemesis, is_snapshot
 from tests.simulation.plan import Plan, TopicPlan, plan, small_numbers
 from tests.simulation.verdict import Verdict
 from tests.simulation.workload import ConsumerApp, Fate, Ledger, ProducerApp
 from tests.simulation.world import World
 
 from fencepost.history_format import Operation
-from fencepost_node.log.snapshot import decode_snapshot
-from fencepost_proto.errors import CorruptMessage
 
 SWEEP_INTERVAL_S = 0.25
 TOPICS_WITHIN_S = 30.0
@@ -114,6 +112,7 @@ class Run:
         clients = [spec.node for spec in planned.producers] + [consumer.node for consumer in self.consumers]
         requests = {topic.name: topic.request() for topic in planned.topics}
         self.nemesis = Nemesis(self.cluster, self.producers, clients, requests, world.chance("nemesis"))
+        self.nemesis.readers = self.consumers
         self._background: list[asyncio.Task[None]] = []
 
     def close(self) -> None:
@@ -245,7 +244,7 @@ class Run:
                     missing.append(f"broker {broker_id} holds a damaged log of {record.name}")
                 folder = f"{self.judge.view(record, broker_id).folder}/"
                 for path, node in self.world.machine(broker_node(broker_id)).disk.files():
-                    if path.startswith(folder) and path.endswith(".snapshot") and not _is_snapshot(bytes(node.content)):
+                    if path.startswith(folder) and path.endswith(".snapshot") and not is_snapshot(bytes(node.content)):
                         missing.append(f"broker {broker_id} has a damaged {path}")
         return missing
 
@@ -280,14 +279,6 @@ class Run:
                 if words in line and not (unless and unless in line):
                     counts[name] += 1
         return counts
-
-
-def _is_snapshot(content: bytes) -> bool:
-    try:
-        decode_snapshot(content)
-    except CorruptMessage:
-        return False
-    return True
 
 
 # What to count: lines of the trace with the first words and without the second.
