@@ -58,7 +58,7 @@ class ReplicaOwner(Protocol):
         ...
 
     def replica_failed(self) -> None:
-        """Tell the controller."""
+        """Tell the controller which replicas are failed now."""
         ...
 
 
@@ -109,7 +109,8 @@ class Replica:
         self.failure = ""  # why it does nothing now; empty: it serves
         self.damaged = False  # it failed since bytes on its disk are not what was stored
         self.out_of_room = False  # it failed for want of room
-        self.trouble = ""  # what it cannot do though it leads: nobody else can
+        self.trouble = ""  # what it cannot do though it leads: nobody else can, or nobody else does yet
+        self.yields = False  # it has no room, and leads on, for readers, until another one does
         self._trouble_is_room = False
         self.on_snapshot_due: Callable[[Replica], None] = _nothing  # set by the manager
         self.appended_batches = 0
@@ -157,6 +158,10 @@ class Replica:
         if self.failure or self._closed or self._operation is not None:
             return  # an operation begins it when it ends
         partition = self._partition
+        if self.yields and partition.leader != self.owner.broker_id:
+            self.out_of_room, self.yields = True, False
+            self.fail(self.trouble)
+            return
         if partition.leader == self.owner.broker_id:
             now = asyncio.get_running_loop().time()
             try:
@@ -204,7 +209,7 @@ class Replica:
         """The disk refuses, or holds what it should not: this replica does nothing until it is brought back (`repairs`)."""
         if self.failure:
             return
-        self.failure, self.trouble = reason, ""
+        self.failure, self.trouble, self.yields = reason, "", False
         log.error("replica failed topic=%s partition=%d reason=%s", self.topic.name, self.key[1], reason)
         self._end_role()
         self.owner.role_changed(self)
@@ -212,9 +217,19 @@ class Replica:
 
     def disk_refuses(self, error: errors.StorageError) -> None:
         """Something could not be written, synced or read. Where nobody else can lead, the replica goes on with what it can
-        do, unless its log has failed; otherwise it fails, and another one takes over."""
-        alone = isinstance(self.role, Leadership) and len(self._partition.isr) == 1
-        if alone and not self.log.failure and isinstance(error, CorruptLog | OutOfRoom):
+        do, unless its log has failed; otherwise it fails, and another one takes over.
+
+        A leader that only has no room serves readers until that has happened: the controller may be away, or have no room
+        either. It counts as failed for the controller meanwhile, unless there is room again before.
+        """
+        leads, alone = isinstance(self.role, Leadership), len(self._partition.isr) == 1
+        if leads and not self.log.failure and isinstance(error, OutOfRoom):
+            self._note_trouble(error)
+            if not alone and not self.yields:
+                self.yields = True
+                self.owner.replica_failed()
+            return
+        if leads and alone and not self.log.failure and isinstance(error, CorruptLog):
             self._note_trouble(error)
             return
         if not self.failure:
@@ -224,7 +239,8 @@ class Replica:
     def _note_trouble(self, error: errors.StorageError) -> None:
         if not self.trouble:
             self.trouble, self._trouble_is_room = str(error), isinstance(error, OutOfRoom)
-            log.error("leader in trouble, and nobody else is in sync topic=%s partition=%d reason=%s",
+            log.error("leader in trouble, and %s topic=%s partition=%d reason=%s",
+                      "nobody else is in sync" if len(self._partition.isr) == 1 else "nobody else leads yet",
                       self.topic.name, self.key[1], error)  # fmt: skip
 
     def room_again(self) -> None:
@@ -232,6 +248,9 @@ class Replica:
         if self.trouble and self._trouble_is_room:
             self.trouble = ""
             log.warning("leader has room again topic=%s partition=%d", self.topic.name, self.key[1])
+            if self.yields:
+                self.yields = False
+                self.owner.replica_failed()  # it is none of those any more
 
     def contradicted(self, by: str) -> None:
         """What this log holds cannot be true together with that. It is given up as a damaged one is."""

@@ -149,9 +149,9 @@ class ReplicaManager:
 
     @property
     def failed_replicas(self) -> list[PartitionKey]:
-        """Replicas that the disk has refused: this broker neither leads nor follows there."""
+        """Replicas that the disk has refused: this broker neither leads nor follows there, or leads until another does."""
         unopened = [key for key in self.unopened if not self._waits(key)]
-        return [*unopened, *(replica.key for replica in self.replicas.values() if replica.failure)]
+        return [*unopened, *(replica.key for replica in self.replicas.values() if replica.failure or replica.yields)]
 
     # ---- Services ----
 

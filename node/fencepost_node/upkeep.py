@@ -81,6 +81,7 @@ class Upkeep:
                     continue
                 except errors.StorageError:
                     return
+                replica.room_again()
                 if replica.role is role:
                     role.durable(end_offset)
         finally:
