@@ -47,11 +47,12 @@ def test_a_minute_of_chaos_is_exact(tmp_path: Path) -> None:
     assert told["exact"] is True
     assert (told["lost"], told["duplicated"], told["reordered"], told["problems"]) == (0, 0, 0, [])
     assert told["acknowledged"] > 3_000
-    assert told["records_in_log"] >= told["acknowledged"]
+    assert told["records_in_log"] >= told["acknowledged"] - told["lost_as_told"]
     assert told["replicas_checked"] == 3 * told["partitions"]
     assert told["faults"] > 15
     carried_out, skipped = set(told["faults_by_kind"]), set(told["skipped_by_kind"])
     assert {"kill-all", "kill-controller", "take-over"} <= carried_out
+    assert {"unclean-after-pause", "unclean-after-kill"} <= carried_out | skipped
     assert {"kill-leader", "pause-leader"} <= carried_out | skipped  # at their moments there may be no leader
     assert told["named_producers_resumed"] > 0
     assert told["network_cuts"] is (sys.platform == "linux"), told["no_network_cuts_because"]

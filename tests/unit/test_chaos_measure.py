@@ -17,7 +17,7 @@ from fencepost_cli.chaos.nemesis_log import Happened
 from fencepost_cli.chaos.page import summary
 from fencepost_cli.chaos.report import write_report
 from fencepost_cli.chaos.result import ChaosOptions, ChaosResult
-from fencepost_cli.chaos.resumed import NOTHING, ResumedCheck, Told
+from fencepost_cli.chaos.resumed import NOTHING, Overruled, ResumedCheck, Told
 from fencepost_cli.commands.chaos import seconds_of
 from fencepost_cli.history_check import check_history
 from fencepost_cli.verdict import Kind as Wrong
@@ -106,8 +106,8 @@ def test_what_the_last_consumer_reads_is_not_throughput() -> None:
 # ---- What named producers were told ----
 
 
-def problems(told: list[Told], log: list[tuple[int, str]]) -> list[str]:
-    check = ResumedCheck(told)
+def problems(told: list[Told], log: list[tuple[int, str]], overruled: tuple[Overruled, ...] = ()) -> list[str]:
+    check = ResumedCheck(told, overruled)
     for offset, value in log:
         check.add(0, offset, value)
     return check.finish()
@@ -145,6 +145,17 @@ def test_an_answer_that_names_another_record_is_found() -> None:
     assert "there stands 'loader.1:1:'" in problem
     (problem,) = problems([told("loader.2", 1, 9, "loader.1:7:")], LOG)
     assert "there stands None" in problem
+
+
+def test_an_unclean_election_may_take_what_was_answered_before_it_and_no_more() -> None:
+    answers = [told("loader.1", 0), told("loader.2", 1, 2, "loader.1:7:"), told("loader.3", 2, 0, "loader.1:0:")]
+    assert (
+        len(problems(answers, LOG)) == 3
+    )  # another record stands at 2; behind 0 stand records of loader.1 and loader.2
+    assert problems(answers, LOG, (Overruled(0, 1, 2),)) == []
+    assert len(problems(answers, LOG, (Overruled(0, 1, 3),))) == 2, "what is kept is kept"
+    assert len(problems(answers, LOG, (Overruled(1, 1, 2),))) == 3, "of another partition"
+    assert len(problems(answers, LOG, (Overruled(0, 0, 2),))) == 3, "before the question"
 
 
 def test_answers_survive_their_file() -> None:

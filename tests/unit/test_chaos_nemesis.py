@@ -36,7 +36,7 @@ def test_a_nemesis_that_falls_behind_keeps_its_rests_and_ends_in_time(tmp_path: 
     faults = [Fault(REST_S + n * (REST_S + 0.01), 0.01, Kind.KILL_BROKER, ("broker-1",)) for n in range(10)]
     started_at = time.monotonic()
     log = NemesisLog(tmp_path / "nemesis.jsonl", started_at, lambda line: None)
-    executor = SlowExecutor(Mock(), Mock(), Mock(), None, log, duration_s=RUN_S)
+    executor = SlowExecutor(Mock(), Mock(), Mock(), None, log, duration_s=RUN_S, history=Mock())
     asyncio.run(executor.run(faults))
     ended_at = time.monotonic()
     log.close()

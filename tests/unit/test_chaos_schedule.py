@@ -5,12 +5,12 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fencepost_cli.chaos.faults import Fault, Kind, Nemesis, nemesis_of
+from fencepost_cli.chaos.faults import FILL_KINDS, FLIP_KINDS, UNCLEAN_KINDS, Fault, Kind, Nemesis, nemesis_of
 from fencepost_cli.chaos.schedule import FIRST_FAULT_S, Shape, make_schedule
 
 
-def shape(brokers: int = 3, partitions: int = 4, *, cuts: bool = True) -> Shape:
-    return Shape(brokers, partitions, ("loader", "mover"), ("hasty",), ("reader",), cuts)
+def shape(brokers: int = 3, partitions: int = 4, *, cuts: bool = True, fills: bool = True) -> Shape:
+    return Shape(brokers, partitions, ("loader", "mover"), ("hasty",), ("reader",), cuts, fills)
 
 
 SHAPES = st.builds(shape, st.integers(3, 6), st.integers(1, 8), cuts=st.booleans())
@@ -62,6 +62,11 @@ def test_without_a_network_to_cut_everything_else_stays_the_same(seed: int, dura
     assert uncut == [fault for fault in cut if fault.nemesis is not Nemesis.NETWORK]
 
 
+def test_where_no_disk_can_be_filled_none_is() -> None:
+    assert {fault.kind for fault in make_schedule(1, 300, shape())} >= {*FILL_KINDS}
+    assert not {fault.kind for fault in make_schedule(1, 300, shape(fills=False))} & {*FILL_KINDS}
+
+
 @settings(max_examples=30, deadline=None)
 @given(SEEDS, SHAPES)
 def test_faults_are_about_parties_that_there_are(seed: int, of: Shape) -> None:
@@ -72,6 +77,7 @@ def test_faults_are_about_parties_that_there_are(seed: int, of: Shape) -> None:
         check_links(fault, {*of.parties, *leaders}, set(of.clients))
         if fault.kind is Kind.MOVE_PARTITION:
             assert len(set(fault.targets)) == 3
+        if fault.kind in {Kind.MOVE_PARTITION, *FLIP_KINDS, *UNCLEAN_KINDS}:
             assert 0 <= fault.partition < of.partitions
 
 

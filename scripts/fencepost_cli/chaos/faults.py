@@ -11,6 +11,10 @@ Link = tuple[Party, Party]  # what the first sends to the second
 CONTROLLER = "controller"
 
 
+class Skipped(Exception):
+    """A fault that could not be carried out, and why."""
+
+
 class Nemesis(StrEnum):
     BROKERS = "brokers"
     CONTROLLER = "controller"
@@ -18,6 +22,7 @@ class Nemesis(StrEnum):
     CLIENTS = "clients"
     OPERATOR = "operator"
     DISKS = "disks"
+    ELECTIONS = "elections"
 
 
 class Kind(StrEnum):
@@ -55,6 +60,15 @@ class Kind(StrEnum):
 
     RESTORE_RUNNING = "restore-running"  # kill -9, and a restart with a copy of its folder, made earlier while it ran
     RESTORE_STOPPED = "restore-stopped"  # the same with a clean shutdown, and a copy made after another one
+    FLIP_LEADERS_BYTE = "flip-leaders-byte"  # a bit of a stored batch changes
+    FLIP_FOLLOWERS_BYTE = "flip-followers-byte"
+    FILL_DISK = "fill-disk"  # of a broker; it has room again afterwards
+    FILL_LEADERS_DISK = "fill-leaders-disk"
+    FILL_ALL_DISKS = "fill-all-disks"
+
+    # All replicas in sync are killed, and one that lags is elected.
+    UNCLEAN_AFTER_PAUSE = "unclean-after-pause"  # it had been paused
+    UNCLEAN_AFTER_KILL = "unclean-after-kill"  # it had been killed
 
 
 _CONTROLLER_KINDS = (Kind.KILL_CONTROLLER, Kind.BOUNCE_CONTROLLER, Kind.PAUSE_CONTROLLER)
@@ -70,6 +84,9 @@ NETWORK_KINDS = (
     Kind.SPLIT,
 )
 RESTORE_KINDS = (Kind.RESTORE_RUNNING, Kind.RESTORE_STOPPED)
+FLIP_KINDS = (Kind.FLIP_LEADERS_BYTE, Kind.FLIP_FOLLOWERS_BYTE)
+FILL_KINDS = (Kind.FILL_DISK, Kind.FILL_LEADERS_DISK, Kind.FILL_ALL_DISKS)
+UNCLEAN_KINDS = (Kind.UNCLEAN_AFTER_PAUSE, Kind.UNCLEAN_AFTER_KILL)
 _CLIENT_KINDS = (Kind.KILL_PRODUCER, Kind.PAUSE_PRODUCER, Kind.TAKE_OVER, Kind.PAUSE_CONSUMER)
 
 
@@ -80,8 +97,10 @@ def nemesis_of(kind: Kind) -> Nemesis:
         return Nemesis.NETWORK
     if kind is Kind.MOVE_PARTITION:
         return Nemesis.OPERATOR
-    if kind in RESTORE_KINDS:
+    if kind in (*RESTORE_KINDS, *FLIP_KINDS, *FILL_KINDS):
         return Nemesis.DISKS
+    if kind in UNCLEAN_KINDS:
+        return Nemesis.ELECTIONS
     return Nemesis.CLIENTS if kind in _CLIENT_KINDS else Nemesis.BROKERS
 
 
@@ -94,7 +113,7 @@ class Fault:
     kind: Kind
     targets: tuple[Party, ...]  # the processes that it hits; of a cut: whom it is about; of a move: to whom
     links: tuple[Link, ...] = ()
-    partition: int = -1  # of a move
+    partition: int = -1  # of a move, a flipped byte, an election
 
     @property
     def nemesis(self) -> Nemesis:

@@ -14,18 +14,31 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fencepost import AdminClient
+from fencepost.history import History
 from fencepost_cli.chaos.cuts import CuttableNetwork
 from fencepost_cli.chaos.data_folders import copy_folder, put_back
-from fencepost_cli.chaos.faults import CONTROLLER, RESTORE_KINDS, Fault, Kind, Link, Nemesis, Party
+from fencepost_cli.chaos.disks import Disks
+from fencepost_cli.chaos.faults import (
+    CONTROLLER,
+    FILL_KINDS,
+    FLIP_KINDS,
+    RESTORE_KINDS,
+    UNCLEAN_KINDS,
+    Fault,
+    Kind,
+    Link,
+    Nemesis,
+    Party,
+    Skipped,
+)
 from fencepost_cli.chaos.fleet import ClientProcess, Fleet
 from fencepost_cli.chaos.nemesis_log import Happened, NemesisLog
+from fencepost_cli.chaos.unclean import UncleanElections
+from fencepost_cli.chaos.view import View
 from fencepost_cli.local_cluster import CONTROLLER as LOCAL_CONTROLLER
 from fencepost_cli.local_cluster import LocalCluster, Node
-from fencepost_cli.metadata import read_image
 from fencepost_proto.errors import FencepostError
-from fencepost_proto.metadata import MetadataImage
 
-ASK_TIMEOUT_S = 0.5
 RESTART_TIMEOUT_S = 60.0
 MOVE_TIMEOUT_S = 5.0  # for the controller to take it up
 FREE_TIMEOUT_S = 10.0
@@ -40,10 +53,6 @@ _PAUSED = {Kind.PAUSE_BROKER, Kind.PAUSE_LEADER, Kind.PAUSE_CONTROLLER}
 _CLIENT_PAUSED = {Kind.PAUSE_PRODUCER, Kind.PAUSE_CONSUMER}
 
 
-class Skipped(Exception):
-    """A fault that could not be carried out, and why."""
-
-
 class Executor:
     """Runs a schedule against a cluster and its clients. `problems`: what did not go as it must."""
 
@@ -56,6 +65,7 @@ class Executor:
         log: NemesisLog,
         *,
         duration_s: float,
+        history: History,
     ) -> None:
         self.problems: list[str] = []
         self._cluster = cluster
@@ -65,6 +75,9 @@ class Executor:
         self._log = log
         self._duration_s = duration_s
         self._claimed: set[Party] = set()
+        self._view = View(cluster, fleet.topic)
+        self._disks = Disks(cluster, self._view, fleet.topic)
+        self._elections = UncleanElections(cluster, admin, self._view, fleet.topic, history)
 
     async def run(self, schedule: Sequence[Fault]) -> None:
         """Return once every fault is undone. Raises ClusterError where something does not come back."""
@@ -122,6 +135,12 @@ class Executor:
             await self._move(fault)
         elif fault.kind in RESTORE_KINDS:
             await self._restore(fault)
+        elif fault.kind in FLIP_KINDS:
+            await self._flip(fault)
+        elif fault.kind in FILL_KINDS:
+            await self._fill(fault)
+        elif fault.kind in UNCLEAN_KINDS:
+            await self._elect(fault)
         else:
             await self._take_over(fault)
 
@@ -202,8 +221,8 @@ class Executor:
 
     async def _put_back(self, fault: Fault, copy: Path) -> str:
         """Not where it is the last one in sync: then records would be lost, and the operator told so. A note, or none."""
-        node, everybody = node_of(fault.targets[0]), [party_of(broker) for broker in self._cluster.broker_ids]
-        await self._wait_free(everybody)
+        node = node_of(fault.targets[0])
+        everybody = await self._everybody_free()
         with self._claim(everybody):  # or another fault would make it the last one meanwhile
             if fault.kind is Kind.RESTORE_RUNNING:
                 self._cluster.kill(node)
@@ -215,6 +234,35 @@ class Executor:
                 await asyncio.to_thread(put_back, copy, self._cluster.member(node).directory)
             await self._cluster.start(node, timeout_s=RESTART_TIMEOUT_S)
         return "" if others_in_sync else "not put back: it may be the last one in sync"
+
+    async def _flip(self, fault: Fault) -> None:
+        everybody = await self._everybody_free()
+        with self._claim(everybody), self._logged(fault, fault.targets) as happened:
+            try:
+                if problem := await self._disks.flip(fault, happened):
+                    self.problems.append(problem)
+            except Skipped as skipped:
+                happened.note = f"not flipped: {skipped}"
+
+    async def _fill(self, fault: Fault) -> None:
+        with self._claim(await self._found(fault.targets)) as victims, self._logged(fault, victims):
+            self.problems += await self._disks.fill(fault, [node_of(party) for party in victims])
+
+    # ---- Unclean elections ----
+
+    async def _elect(self, fault: Fault) -> None:
+        everybody = await self._everybody_free()
+        with self._claim(everybody), self._logged(fault, fault.targets, f"partition {fault.partition}") as happened:
+            try:
+                await self._elections.run(fault, int(node_of(fault.targets[0])), happened)
+            except Skipped as skipped:
+                happened.note += f"; nobody is elected: {skipped}"
+
+    async def _everybody_free(self) -> list[Party]:
+        """All brokers, once no other fault has one of them. Raises Skipped."""
+        everybody = [party_of(broker) for broker in self._cluster.broker_ids]
+        await self._wait_free(everybody)
+        return everybody
 
     async def _stop(self, node: Node) -> None:
         code = await self._cluster.stop(node, timeout_s=RESTART_TIMEOUT_S)
@@ -230,7 +278,7 @@ class Executor:
             await asyncio.sleep(_GUARD_POLL_S)
 
     async def _others_in_sync(self, broker: int) -> bool:
-        image = await self._newest_image()
+        image = await self._view.image()
         return image is not None and all(
             any(member != broker for member in partition.isr) for partition in image.partitions.values()
         )
@@ -302,30 +350,19 @@ class Executor:
         """Roles made out. Raises Skipped where nobody plays one."""
         if not any(party.startswith("leader-") for party in parties):
             return list(parties)
-        image = await self._newest_image()
-        topic = (
-            next((topic for topic in image.topics.values() if topic.name == self._fleet.topic), None) if image else None
-        )
-        if image is None or topic is None:
-            raise Skipped("no broker tells who leads")
         found = []
         for party in parties:
             if not party.startswith("leader-"):
                 found.append(party)
                 continue
             index = int(party.removeprefix("leader-"))
-            leader = image.partitions[topic.topic_id, index].leader
-            if leader < 0:
+            partition = await self._view.partition(index)
+            if partition is None:
+                raise Skipped("no broker tells who leads")
+            if partition.leader < 0:
                 raise Skipped(f"partition {index} has no leader")
-            found.append(f"broker-{leader}")
+            found.append(f"broker-{partition.leader}")
         return found
-
-    async def _newest_image(self) -> MetadataImage | None:
-        asked = [
-            self._cluster.member(broker).address for broker in self._cluster.broker_ids if self._cluster.running(broker)
-        ]
-        answers = await asyncio.gather(*(read_image(address, timeout_s=ASK_TIMEOUT_S) for address in asked))
-        return max((image for image in answers if image is not None), key=lambda image: image.version, default=None)
 
 
 def party_of(node: Node) -> Party:

@@ -62,10 +62,16 @@ def summary(result: ChaosResult) -> str:
         if silence
         else ""
     )
+    lost = said["lost_as_told"]
+    if said["unclean_elections"]:
+        told += (
+            f" {said['unclean_elections']} unclean elections took {lost} acknowledged records, of which the operator was "
+            "told beforehand."
+        )
     return (
-        f"{said['acknowledged']} acknowledged records are in the log exactly once and in order, on every replica, through "
-        f"{said['faults']} faults. Nothing of the {said['failed']} sends that certainly failed is in the log, and none of "
-        f"the {said['unknown']} sends of unknown outcome is in it twice or out of order.{told}"
+        f"{said['acknowledged'] - lost} acknowledged records are in the log exactly once and in order, on every replica, "
+        f"through {said['faults']} faults. Nothing of the {said['failed']} sends that certainly failed is in the log, and "
+        f"none of the {said['unknown']} sends of unknown outcome is in it twice or out of order.{told}"
     )
 
 
@@ -76,6 +82,8 @@ def _figures(said: dict[str, Any]) -> list[tuple[str, object]]:
         "failed": "sends that certainly failed",
         "unknown": "sends of unknown outcome",
         "lost": "lost",
+        "unclean_elections": "unclean elections",
+        "lost_as_told": "lost to them, as the operator was shown",
         "duplicated": "duplicated",
         "reordered": "reordered",
         "records_in_log": "records in the log at the end",

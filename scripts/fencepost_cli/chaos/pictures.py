@@ -25,6 +25,7 @@ _COLOURS = {
     Nemesis.CLIENTS: "#7f7f7f",
     Nemesis.OPERATOR: "#17becf",
     Nemesis.DISKS: "#8c564b",
+    Nemesis.ELECTIONS: "#e377c2",
 }
 
 

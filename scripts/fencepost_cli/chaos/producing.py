@@ -66,6 +66,7 @@ async def _resume(config: ClientConfig, producer: Producer, stop: asyncio.Event)
     while partition < config.partitions:
         if stop.is_set():
             return False
+        asked_at_ns = round(asyncio.get_running_loop().time() * 1e9)
         try:
             resumed = await producer.resume(config.topic, partition)
         except FencepostError as error:
@@ -74,17 +75,17 @@ async def _resume(config: ClientConfig, producer: Producer, stop: asyncio.Event)
             log.info("not resumed yet process=%s error=%r", config.process, str(error))
             await asyncio.sleep(START_RETRY_S)
         else:
-            told = _told(config.process, partition, resumed, producer)
+            told = _told(config.process, partition, resumed, producer, asked_at_ns)
             _append_line(Path(config.resumed_file), told.to_line())
             partition += 1
     return True
 
 
-def _told(process: str, partition: int, resumed: Resumed | None, producer: Producer) -> Told:
+def _told(process: str, partition: int, resumed: Resumed | None, producer: Producer, asked_at_ns: int) -> Told:
     value = resumed.record.value if resumed is not None and resumed.record is not None else None
     offset = resumed.last_offset if resumed is not None else NOTHING
     text = value.decode() if value is not None else None
-    return Told(process, partition, offset, text, producer.producer_id, producer.epoch)
+    return Told(process, partition, offset, text, producer.producer_id, producer.epoch, asked_at_ns)
 
 
 # ---- Sending ----

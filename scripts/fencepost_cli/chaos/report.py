@@ -76,6 +76,9 @@ def _figures(result: ChaosResult) -> Table:
     row("unknown", said["unknown"], "sends that may be in the log or not: given up, or their process was killed")
     row("in the log", said["records_in_log"], f"read whole at the end; {said['records_read']} records read in all")
     row("lost", said["lost"], "acknowledged and not in the log", zero=True)
+    if said["unclean_elections"]:
+        told = f"acknowledged, to {said['unclean_elections']} unclean elections: exactly what the operator was shown"
+        row("lost as told", said["lost_as_told"], told)
     row("duplicated", said["duplicated"], "in the log more than once", zero=True)
     row("reordered", said["reordered"], "behind something that was sent later", zero=True)
     for kind, count in result.wrong.items():

@@ -134,6 +134,8 @@ class ChaosResult:
             "records_read": history.records_read if history else 0,
             "records_in_log": self.records_in_log,
             "lost": self.lost,
+            "unclean_elections": history.elections if history else 0,
+            "lost_as_told": history.lost_as_told if history else 0,
             "duplicated": self.duplicated,
             "reordered": self.reordered,
             "wrong": self.wrong,

@@ -18,8 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fencepost import AdminClient
+from fencepost.history import History
+from fencepost.history_format import from_line
 from fencepost_cli.chaos.client_config import EXIT_FENCED
 from fencepost_cli.chaos.cuts import CuttableNetwork, make_network
+from fencepost_cli.chaos.disks import CAN_FILL_DISKS
 from fencepost_cli.chaos.ending import check_files, read_everything, wait_moved, wait_settled, wait_writable
 from fencepost_cli.chaos.faults import Party
 from fencepost_cli.chaos.fleet import Fleet, Role, Target
@@ -28,7 +31,7 @@ from fencepost_cli.chaos.nemesis import RESTART_TIMEOUT_S, Executor, party_of
 from fencepost_cli.chaos.nemesis_log import NemesisLog
 from fencepost_cli.chaos.network import NetworkUnavailable
 from fencepost_cli.chaos.result import ChaosOptions, ChaosResult
-from fencepost_cli.chaos.resumed import ResumedCheck, Told
+from fencepost_cli.chaos.resumed import Overruled, ResumedCheck, Told
 from fencepost_cli.chaos.schedule import REPLICATION_FACTOR, Shape, make_schedule
 from fencepost_cli.failover import wait_in_sync
 from fencepost_cli.failures import CommandFailed, leaves
@@ -37,13 +40,19 @@ from fencepost_cli.history_files import HistoryFiles, UnreadableHistory
 from fencepost_cli.local_cluster import CONTROLLER, LocalCluster, Node
 from fencepost_cli.member import log_tail
 from fencepost_cli.processes import Place
+from fencepost_cli.recorded_election import OPERATOR
 from fencepost_proto.errors import FencepostError
 
 TOPIC = "chaos"
+OPERATORS_HISTORY = "operator.jsonl"
 MIN_INSYNC_REPLICAS = 2
-SEGMENT_BYTES = 1 << 20  # small, so that segments roll and snapshots are written
+SEGMENT_BYTES = 1 << 18  # small, so that segments roll and snapshots are written
 CONTROLLER_SETTINGS = {"session_timeout_ms": 1_500, "heartbeat_interval_ms": 300, "preferred_leader_interval_ms": 5_000}
-BROKER_SETTINGS = {"snapshot_interval_bytes": 256 * 1024, "replica_lag_time_max_ms": 3_000}
+BROKER_SETTINGS = {
+    "snapshot_interval_bytes": 256 * 1024,
+    "replica_lag_time_max_ms": 3_000,
+    "scrub_interval_ms": 1_500,  # a flipped byte is found soon
+}
 IN_SYNC_TIMEOUT_S = 90.0
 FINISH_TIMEOUT_S = 90.0  # for the clients' last records: more than any delivery timeout
 BEGIN_TIMEOUT_S = 30.0
@@ -82,6 +91,7 @@ def shape_of(options: ChaosOptions, *, cuts: bool) -> Shape:
         tuple(role.party for role in producers if not role.named),
         tuple(role.party for role in _ROLES if role.kind == "consumer"),
         cuts,
+        CAN_FILL_DISKS,
     )
 
 
@@ -204,7 +214,8 @@ class Chaos:
         options, result = self._options, self.result
         log = NemesisLog(self._report / "nemesis.jsonl", result.started_at, self._tell)
         schedule = make_schedule(options.seed, options.duration_s, shape_of(options, cuts=network is not None))
-        executor = Executor(cluster, fleet, admin, network, log, duration_s=options.duration_s)
+        history = History(self._report / "history" / OPERATORS_HISTORY, process=OPERATOR)
+        executor = Executor(cluster, fleet, admin, network, log, duration_s=options.duration_s, history=history)
         try:
             async with asyncio.TaskGroup() as group:
                 guard = group.create_task(executor.guard())
@@ -217,11 +228,13 @@ class Chaos:
             result.happened, result.skipped = log.happened, log.skipped
             result.problems += executor.problems
             log.close()
+            history.close()
 
     async def _read(self, cluster: LocalCluster, fleet: Fleet) -> None:
         if fleet.resumed_file.exists():
             lines = fleet.resumed_file.read_text().splitlines()
-            self._resumed = ResumedCheck(Told.from_line(line) for line in lines if line.endswith("}"))
+            told = [Told.from_line(line) for line in lines if line.endswith("}")]
+            self._resumed = ResumedCheck(told, self._overruled())
         self._tell("reading everything, and checking the history and every replica's files")
         self.result.records_in_log = await read_everything(
             cluster.bootstrap,
@@ -231,6 +244,15 @@ class Chaos:
         )
         self.result.problems += self._resumed.finish()
         self.result.resumed = len(self._resumed.told)
+
+    def _overruled(self) -> list[Overruled]:
+        """The unclean elections that were ordered."""
+        operations = map(from_line, (self._report / "history" / OPERATORS_HISTORY).read_text().splitlines())
+        return [
+            Overruled(operation.partition, operation.time_ns, operation.start_offset)
+            for operation in operations
+            if (operation.op, operation.type) == ("elect", "invoke")
+        ]
 
     # ---- The verdict ----
 

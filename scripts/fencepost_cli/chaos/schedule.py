@@ -3,8 +3,8 @@
 Pure: the same seed, duration and shape give the same schedule. A schedule names roles where the victim depends on what
 will have happened by then ("leader-2"); the nemesis finds out who that is.
 
-Six nemeses work at the same time, each with its own random numbers, so that a run without network cuts has the same
-other faults: brokers, controller, network, clients, operator, disks. Each has one fault at a time, so at most six overlap. A
+Seven nemeses work at the same time, each with its own random numbers, so that a run without network cuts has the same
+other faults: brokers, controller, network, clients, operator, disks, elections. Each has one fault at a time. A
 nemesis deals its kinds of fault from a shuffled deck, so that even a short run meets most of them.
 """
 
@@ -16,8 +16,11 @@ from dataclasses import dataclass
 
 from fencepost_cli.chaos.faults import (
     CONTROLLER,
+    FILL_KINDS,
+    FLIP_KINDS,
     NETWORK_KINDS,
     RESTORE_KINDS,
+    UNCLEAN_KINDS,
     Fault,
     Kind,
     Link,
@@ -42,6 +45,7 @@ class Shape:
     anonymous_producers: tuple[Party, ...]
     consumers: tuple[Party, ...]
     cuts: bool  # whether links can be cut
+    fills: bool = True  # whether disks can be filled
 
     @property
     def broker_parties(self) -> list[Party]:
@@ -76,18 +80,20 @@ _GAP_S = {  # least and most between two faults of one nemesis
     Nemesis.NETWORK: (0.5, 4.0),
     Nemesis.CLIENTS: (2.0, 6.0),
     Nemesis.OPERATOR: (2.0, 6.0),
-    Nemesis.DISKS: (4.0, 12.0),
+    Nemesis.DISKS: (3.0, 9.0),
+    Nemesis.ELECTIONS: (8.0, 25.0),
 }
 
 
 def _faults_of(nemesis: Nemesis, rng: random.Random, duration_s: float, shape: Shape) -> Iterator[Fault]:
-    deck = _deal([kind for kind in Kind if nemesis_of(kind) is nemesis], rng)
+    kinds = [kind for kind in Kind if nemesis_of(kind) is nemesis and (shape.fills or kind not in FILL_KINDS)]
+    deck = _deal(kinds, rng)
     at_s = FIRST_FAULT_S + rng.uniform(0, _GAP_S[nemesis][0])
     while True:
         kind = next(deck)
         fault_s = _duration_s(kind, rng)
         targets, links = _AIM[kind](kind, rng, shape)
-        partition = rng.randrange(shape.partitions) if kind is Kind.MOVE_PARTITION else -1
+        partition = rng.randrange(shape.partitions) if kind in _OF_A_PARTITION else -1
         if at_s + fault_s > duration_s:
             return
         yield Fault(round(at_s, 3), round(fault_s, 3), kind, targets, links, partition)
@@ -104,8 +110,10 @@ def _deal(kinds: list[Kind], rng: random.Random) -> Iterator[Kind]:
 def _duration_s(kind: Kind, rng: random.Random) -> float:
     if kind in _KILLS or kind in _BOUNCES:
         return rng.uniform(0.0, 3.0)
-    if kind is Kind.MOVE_PARTITION:
-        return 0.0  # the request is the fault
+    if kind is Kind.MOVE_PARTITION or kind in FLIP_KINDS:
+        return 0.0  # the request is the fault; a flipped byte stays until it is found
+    if kind in UNCLEAN_KINDS:
+        return rng.uniform(0.5, 3.0)  # in which the others go on
     if kind in RESTORE_KINDS:
         return rng.uniform(1.0, 4.0)  # how old the copy is
     if kind is Kind.TAKE_OVER:
@@ -122,6 +130,8 @@ _KILLS = {
     Kind.KILL_PRODUCER,
 }
 _BOUNCES = {Kind.BOUNCE_BROKER, Kind.BOUNCE_LEADER, Kind.BOUNCE_CONTROLLER}
+
+_OF_A_PARTITION = {Kind.MOVE_PARTITION, *FLIP_KINDS, *UNCLEAN_KINDS}
 
 Aim = tuple[tuple[Party, ...], tuple[Link, ...]]
 
@@ -140,6 +150,10 @@ def _two_brokers(kind: Kind, rng: random.Random, shape: Shape) -> Aim:
 
 def _everybody(kind: Kind, rng: random.Random, shape: Shape) -> Aim:
     return (CONTROLLER, *shape.broker_parties), ()
+
+
+def _brokers(kind: Kind, rng: random.Random, shape: Shape) -> Aim:
+    return tuple(shape.broker_parties), ()
 
 
 def _the_controller(kind: Kind, rng: random.Random, shape: Shape) -> Aim:
@@ -211,4 +225,9 @@ _AIM: dict[Kind, Callable[[Kind, random.Random, Shape], Aim]] = {
     Kind.MOVE_PARTITION: _new_replicas,
     **dict.fromkeys(NETWORK_KINDS, _cut),
     **dict.fromkeys(RESTORE_KINDS, _a_broker),
+    **dict.fromkeys(FLIP_KINDS, _brokers),
+    Kind.FILL_DISK: _a_broker,
+    Kind.FILL_LEADERS_DISK: _a_leader,
+    Kind.FILL_ALL_DISKS: _brokers,
+    **dict.fromkeys(UNCLEAN_KINDS, _a_broker),
 }

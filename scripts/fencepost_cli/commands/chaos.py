@@ -59,8 +59,10 @@ def chaos(
 
     Brokers, a controller and clients run as processes of their own. They are killed (-9), stopped cleanly, paused and
     started again, alone and together, and as root on Linux with iproute2 the network between chosen pairs is cut, one way
-    or both. In the end all is healed, everything is read, the clients' histories and every replica's files are checked,
-    and a report is written. Exit code 0 only if every acknowledged record is in the log exactly once and in order.
+    or both. Older copies of data folders are put back, bits of stored batches change, disks are full for a while, and an
+    operator orders unclean elections. In the end all is healed, everything is read, the clients' histories and every
+    replica's files are checked, and a report is written. Exit code 0 only if every acknowledged record is in the log exactly
+    once and in order, but for those that an unclean election took as its operator was shown beforehand.
     """
     from fencepost_cli.chaos.report import show_result
     from fencepost_cli.chaos.result import ChaosOptions

@@ -1,0 +1,152 @@
+"""Faults of chaos that do more than send signals: each happens on a running cluster, and the log is what it must be."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+from conftest import eventually
+
+from fencepost import AdminClient, RecordingProducer
+from fencepost.history import History
+from fencepost_cli.chaos.ending import read_everything, wait_settled
+from fencepost_cli.chaos.faults import Fault, Kind
+from fencepost_cli.chaos.nemesis import Executor
+from fencepost_cli.chaos.nemesis_log import Happened, NemesisLog
+from fencepost_cli.chaos.run import BROKER_SETTINGS, CONTROLLER_SETTINGS
+from fencepost_cli.failover import wait_in_sync
+from fencepost_cli.history_check import Verdict, check_history
+from fencepost_cli.local_cluster import LocalCluster
+from fencepost_proto.errors import FencepostError
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+ClusterFactory = Callable[..., LocalCluster]
+
+EVERYBODY = ("broker-1", "broker-2", "broker-3")
+PAUSE_S = 0.01  # between two records
+
+
+class Harm:
+    """A cluster of three, a topic of one partition with three replicas, and a producer at work."""
+
+    def __init__(self, cluster: LocalCluster, executor: Executor, log: NemesisLog, lines: list[str]) -> None:
+        self.cluster = cluster
+        self._executor = executor
+        self._log = log
+        self._lines = lines
+
+    @property
+    def acked(self) -> int:
+        return sum('"type":"ok","op":"send"' in line for line in self._lines)
+
+    async def fault(self, kind: Kind, *targets: str, duration_s: float = 1.0) -> Happened:
+        """Carry it out, to its end."""
+        await self._executor.run([Fault(0.0, duration_s, kind, targets or EVERYBODY, partition=0)])
+        assert self._executor.problems == []
+        assert not self._log.skipped
+        return self._log.happened[-1]
+
+    async def write(self, history: History, stop: asyncio.Event) -> None:
+        number = 0
+        async with RecordingProducer(self.cluster.bootstrap, history=history, linger_ms=5) as producer:
+            while not stop.is_set():
+                await asyncio.sleep(PAUSE_S)
+                number += 1
+                try:
+                    await producer.send("chaos", b"%d:".ljust(200, b".") % number)
+                except FencepostError:
+                    continue
+
+    async def goes_on(self) -> None:
+        before = self.acked
+        await eventually(lambda: self.acked > before + 20, "more is acknowledged", timeout_s=30)
+
+    async def verdict(self, admin: AdminClient, last_history: Path) -> Verdict:
+        """Once nothing more is written: read everything, and judge."""
+        await wait_settled(admin, "chaos")
+        await read_everything(self.cluster.bootstrap, "chaos", last_history, lambda record: None)
+        return check_history([*self._lines, *(await asyncio.to_thread(last_history.read_text)).splitlines()])
+
+
+@asynccontextmanager
+async def harm(cluster_factory: ClusterFactory, tmp_path: Path) -> AsyncIterator[Harm]:
+    """Whatever is done meanwhile: in the end everything is in sync again, and the history is clean but for what the operator
+    was shown."""
+    lines: list[str] = []
+    cluster = cluster_factory(brokers=3, controller_overrides=CONTROLLER_SETTINGS, broker_overrides=BROKER_SETTINGS)
+    stop, log = asyncio.Event(), NemesisLog(tmp_path / "nemesis.jsonl", time.monotonic(), lambda line: None)
+    async with cluster, AdminClient(cluster.bootstrap) as admin:
+        await admin.create_topic(
+            "chaos", partitions=1, replication_factor=3, min_insync_replicas=2, segment_bytes=16 * 1024
+        )
+        await wait_in_sync(admin, "chaos")
+        history, operators = History(lines.append, process="producer"), History(lines.append, process="operator")
+        with closing(log):
+            executor = Executor(cluster, Mock(topic="chaos"), admin, None, log, duration_s=1_000.0, history=operators)
+            harmed = Harm(cluster, executor, log, lines)
+            writer = asyncio.create_task(harmed.write(history, stop))
+            try:
+                await harmed.goes_on()
+                yield harmed
+                await harmed.goes_on()
+            finally:
+                stop.set()
+                await writer
+        await wait_in_sync(admin, "chaos")
+        verdict = await harmed.verdict(admin, tmp_path / "final.jsonl")
+        assert verdict.clean, [finding.text for finding in verdict.findings]
+        harmed_by_elections = [happened for happened in log.happened if "unclean" in happened.fault.kind.value]
+        assert verdict.elections == len(harmed_by_elections)
+        assert (verdict.lost_as_told > 0) == bool(harmed_by_elections)
+
+
+@pytest.mark.parametrize("kind", [Kind.UNCLEAN_AFTER_PAUSE, Kind.UNCLEAN_AFTER_KILL])
+def test_an_unclean_election_takes_what_the_operator_was_shown(
+    run: Run, cluster_factory: ClusterFactory, tmp_path: Path, kind: Kind
+) -> None:
+    async def scenario() -> None:
+        async with harm(cluster_factory, tmp_path) as harmed:
+            happened = await harmed.fault(kind, "broker-2", duration_s=0.5)
+            assert "broker 2 is elected: kept below " in happened.note
+
+    run(scenario())
+
+
+def test_a_flipped_byte_is_found_on_a_leader_and_on_a_follower(
+    run: Run, cluster_factory: ClusterFactory, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with harm(cluster_factory, tmp_path) as harmed:
+            await eventually(lambda: harmed.acked > 120, "more than a segment is stored")
+            for kind in (Kind.FLIP_LEADERS_BYTE, Kind.FLIP_FOLLOWERS_BYTE):
+                happened = await harmed.fault(kind)
+                assert happened.note.startswith("byte "), happened.note
+                (broker,) = happened.targets
+                folder = harmed.cluster.member(int(broker.removeprefix("broker-"))).directory
+                assert list(folder.glob("chaos-0.*.damaged")), "the damaged log is kept aside"
+                await harmed.goes_on()
+
+    run(scenario())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="filling a disk needs prlimit")
+def test_disks_that_are_full_have_room_again(run: Run, cluster_factory: ClusterFactory, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with harm(cluster_factory, tmp_path) as harmed:
+            await harmed.fault(Kind.FILL_LEADERS_DISK, "leader-0", duration_s=1.0)
+            await harmed.goes_on()
+            full = asyncio.create_task(harmed.fault(Kind.FILL_ALL_DISKS, duration_s=2.5))
+            await asyncio.sleep(1)  # for what was acknowledged before to be told
+            before = harmed.acked
+            await asyncio.sleep(1)
+            assert harmed.acked == before, "nothing can be stored"
+            await full
+
+    run(scenario())
