@@ -60,6 +60,10 @@ class PredecessorForgotten(UnknownProducerId):
     """What a name wrote before cannot be told: it was not used for so long that it had expired."""
 
 
+class ProducerIdTaken(InvalidProducerEpoch):
+    """Somebody else writes under this producer's id: a record of the other one stands where this one was to be."""
+
+
 class DeliveryTimeout(RetriableError):
     """A record was not acknowledged within the delivery timeout; `__cause__` is the last error that was met."""
 
@@ -115,6 +119,7 @@ __all__ = [
     "PreferredLeaderNotAvailable",
     "ProducerClosed",
     "ProducerFenced",
+    "ProducerIdTaken",
     "ReassignmentInProgress",
     "RecordListTooLarge",
     "RequestTimedOut",

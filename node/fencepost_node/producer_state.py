@@ -17,9 +17,14 @@ log) on any replica at any time. Two questions are asked of it:
     no state or a newer epoch, base sequence 0              append
     newer epoch, base sequence is not 0                     OutOfOrderSequenceNumber
     exactly one of the five remembered batches              Duplicate
+    the sequences of one of them, and other bytes           DuplicateSequenceNumber
     wholly older than the remembered batches                DuplicateSequenceNumber
     base sequence = last + 1 (0 after 2^31-1)               append
     anything else: a gap, or an overlap in part             OutOfOrderSequenceNumber
+
+A repeat is told by its CRC, too, which covers all that a client sends. Whoever wrote under this id meanwhile (an id is no
+secret) has not written this batch: taken for its repeat it would be acknowledged, and not stored. Snapshots of before
+version 3 do not tell CRCs; there the sequences decide.
 
 `record` is more lenient in one place only. Replicas expire idle producers each by its own clock and its own log, so a
 leader may have forgotten a producer that this replica still knows, and then accepts base sequence 0 from it anew: such a
@@ -68,8 +73,10 @@ _SEQUENCES = 2**31
 _HALF_OF_SEQUENCES = 2**30
 _COUNT = struct.Struct(">i")
 _ENTRY = struct.Struct(">qhBB")  # producer id, epoch, wrapped, number of batches
-_BATCH = struct.Struct(">iiqq")
-_ENTRY_OF = [struct.Struct(">qhBB" + count * "iiqq") for count in range(REMEMBERED_BATCHES + 1)]  # with its batches
+_BATCH = struct.Struct(">iiqqI")
+_BATCH_WITHOUT_CRC = struct.Struct(">iiqq")
+_ENTRY_OF = [struct.Struct(">qhBB" + count * "iiqqI") for count in range(REMEMBERED_BATCHES + 1)]  # with its batches
+UNKNOWN_CRC = 0
 
 
 def _no_pause() -> None:
@@ -83,6 +90,7 @@ class RememberedBatch(NamedTuple):
     last_sequence: int
     base_offset: int
     timestamp_ms: int
+    crc: int = UNKNOWN_CRC  # as it stands in the log
 
     @property
     def end_offset(self) -> int:
@@ -125,6 +133,7 @@ class Duplicate:
 APPEND = Append()
 
 Admit = Callable[[int], None]  # is given the id of a producer that is new here; raises to refuse it
+CrcAt = Callable[[int], int]  # the CRC of the batch in hand, had its leader given it this append time
 
 Staged = dict[int, ProducerEntry]  # what `apply` will set, the least recent first
 
@@ -167,10 +176,16 @@ class ProducerState:
     # ---- The two questions ----
 
     def check(
-        self, header: BatchHeader, *, ever_held_records: bool, fence_epoch: int = 0, admit: Admit | None = None
+        self,
+        header: BatchHeader,
+        *,
+        ever_held_records: bool,
+        fence_epoch: int = 0,
+        admit: Admit | None = None,
+        crc_at: CrcAt | None = None,
     ) -> Append | Duplicate:
         """What a leader does with a client's batch. `fence_epoch`: the lowest epoch that the controller allows; `admit` is
-        asked about a producer that is new here.
+        asked about a producer that is new here, `crc_at` about a repeat that does not have its original's CRC.
 
         Raises InvalidProducerEpoch, UnknownProducerId, OutOfOrderSequenceNumber, DuplicateSequenceNumber,
         ThrottlingQuotaExceeded. With each, nothing may be appended.
@@ -193,6 +208,7 @@ class ProducerState:
         first, last = header.base_sequence, header.last_sequence
         for batch in entry.batches:
             if batch.first_sequence == first and batch.last_sequence == last:
+                _check_same(batch, header, crc_at)
                 return Duplicate(batch.base_offset, batch.end_offset - 1)
         if _is_older(entry, first, last):
             raise DuplicateSequenceNumber(
@@ -323,8 +339,9 @@ class ProducerState:
         return b"".join(parts)
 
     @staticmethod
-    def decode(data: bytes, pause: Callable[[], None] = _no_pause) -> ProducerState:
+    def decode(data: bytes, pause: Callable[[], None] = _no_pause, *, with_crcs: bool = True) -> ProducerState:
         """The state that `encode` gave these bytes for; `pause` is called as there. Raises CorruptMessage."""
+        layout = _BATCH if with_crcs else _BATCH_WITHOUT_CRC
         entries: dict[int, ProducerEntry] = {}
         try:
             (count,) = _COUNT.unpack_from(data)
@@ -334,8 +351,8 @@ class ProducerState:
                 position += _ENTRY.size
                 if not 1 <= batch_count <= REMEMBERED_BATCHES:
                     raise CorruptMessage(f"{batch_count} batches of producer {producer_id} in a producer snapshot")
-                end = position + batch_count * _BATCH.size
-                batches = tuple(map(RememberedBatch._make, _BATCH.iter_unpack(data[position:end])))
+                end = position + batch_count * layout.size
+                batches = tuple(RememberedBatch(*batch) for batch in layout.iter_unpack(data[position:end]))
                 if len(batches) != batch_count:
                     raise CorruptMessage(f"a producer snapshot ends within producer {producer_id}")
                 entries[producer_id] = ProducerEntry(epoch, bool(wrapped), batches)
@@ -367,9 +384,23 @@ def describe_entry(producer_id: int, entry: ProducerEntry) -> ProducerStateInfo:
     )
 
 
+def _check_same(batch: RememberedBatch, header: BatchHeader, crc_at: CrcAt | None) -> None:
+    """Raises DuplicateSequenceNumber where the batch in hand has the sequences of one that it does not repeat."""
+    if UNKNOWN_CRC in (batch.crc, header.crc) or header.crc == batch.crc:
+        return
+    if crc_at is None or crc_at(batch.timestamp_ms) != batch.crc:
+        raise DuplicateSequenceNumber(
+            f"sequences {header.base_sequence} to {header.last_sequence} of producer {header.producer_id} epoch "
+            f"{header.producer_epoch} are those of another batch at offset {batch.base_offset}: CRC {header.crc:#010x} is "
+            f"not {batch.crc:#010x}, so somebody else writes under this id, or uses numbers twice"
+        )
+
+
 def _next_entry(entry: ProducerEntry | None, header: BatchHeader) -> ProducerEntry:
     """A producer's entry after one more batch."""
-    batch = RememberedBatch(header.base_sequence, header.last_sequence, header.base_offset, header.max_timestamp)
+    batch = RememberedBatch(
+        header.base_sequence, header.last_sequence, header.base_offset, header.max_timestamp, header.crc
+    )
     spans_wrap = batch.last_sequence < batch.first_sequence
     if entry is not None and header.producer_epoch == entry.epoch and batch.first_sequence == entry.next_sequence:
         wrapped = entry.wrapped or spans_wrap or batch.first_sequence == 0

@@ -71,6 +71,8 @@ class ClusterSettings:
     replication_window_bytes: int = 65_536
     retention_check_interval_ms: int = 2_000
     producer_expiration_ms: int = NEVER_MS
+    max_delivery_timeout_ms: int = 600_000
+    room_is_short: bool = False  # for producers: those that may not repeat any more are forgotten
     max_producer_names: int = 20_000
     producer_name_expiration_ms: int = NEVER_MS
     max_request_bytes: int = 8 * 1024 * 1024
@@ -85,6 +87,8 @@ class SimCluster:
         self.settings = settings
         self._nodes = {broker_node(broker_id): broker_id for broker_id in settings.broker_ids}
         expires_s = settings.producer_expiration_ms / 1000 if settings.producer_expiration_ms < NEVER_MS else math.inf
+        if settings.room_is_short:
+            expires_s = min(expires_s, settings.max_delivery_timeout_ms / 1000)
         self.judge = Judge(world, self._nodes.get, expires_s)
         self.judge.leader_epoch_of = self._leader_epoch
         self.judge.log_end_of = self._log_end
@@ -156,6 +160,7 @@ class SimCluster:
             replication_window_bytes=settings.replication_window_bytes,
             retention_check_interval_ms=settings.retention_check_interval_ms,
             producer_expiration_ms=settings.producer_expiration_ms,
+            max_delivery_timeout_ms=settings.max_delivery_timeout_ms,
             max_request_bytes=settings.max_request_bytes,
         )
         broker = Broker(config, host, disk)

@@ -8,15 +8,21 @@ here, as a broken bound: it need not do harm in this run.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from tests.simulation.cluster import CONTROLLER_ADDRESS
+from tests.simulation.cluster import CONTROLLER_ADDRESS, broker_address
 from tests.simulation.disk import MountedDisk
+from tests.simulation.loop import current_process
+from tests.simulation.process import SimProcess
+from tests.simulation.workload import Entry, Fate, Ledger
 
-from fencepost_proto.errors import ErrorCode
+from fencepost.history import History
+from fencepost_proto.errors import ErrorCode, RequestTimedOut
 from fencepost_proto.host import Host
-from fencepost_proto.metadata import MetadataImage
+from fencepost_proto.metadata import MetadataImage, Partition
+from fencepost_proto.records import BatchBuilder, Compression
 from fencepost_proto.request_limits import MAX_ENTRIES, MAX_STRING_BYTES
 from fencepost_proto.v1 import (
     broker_pb2,
@@ -55,17 +61,22 @@ class HostileClients:
             return
         address = brokers[self._nemesis.random.choice(sorted(brokers))].address
 
+        self._world.tell("nemesis", f"sends a hostile client to {address}: {kind.__name__.strip('_')}")
+        await self.run(lambda host: kind(host, address))
+
+    async def run(self, work: Callable[[Host], Awaitable[None]]) -> None:
+        """In a process of its own. Whatever it meets is its own concern."""
+
         async def main(host: Host, disk: MountedDisk) -> None:
             try:
                 async with asyncio.timeout(PATIENCE_S):
-                    await kind(host, address)
+                    await work(host)
             except TimeoutError:
                 pass
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
                 self._world.tell("hostile client", f"is left alone: {type(error).__name__}")
 
         self._number += 1
-        self._world.tell("nemesis", f"sends a hostile client to {address}: {kind.__name__.strip('_')}")
         process = self._world.start(f"hostile-{self._number}", main)
         while process.alive:  # noqa: ASYNC110 - a process has no event for its end
             await asyncio.sleep(0.05)
@@ -175,3 +186,125 @@ class HostileClients:
                 if answer is not grpc.aio.EOF and answer.WhichOneof("kind") == "registered":
                     self._taken(f"a client's registration as broker {victim.id}")
                 call.cancel()
+
+
+Stamp = tuple[int, int, int]  # producer id, epoch, base sequence
+FLOOD = 40  # new producers at once: more than a partition takes in the runs in which there is a flood
+SQUATTED = 4  # ids of each broker's block
+
+
+class HostileProducers:
+    """They keep to no rule of producers. What they write may get into the log; it must do no harm to anybody else's."""
+
+    def __init__(self, nemesis: Nemesis, clients: HostileClients) -> None:
+        self._nemesis = nemesis
+        self._cluster = nemesis.cluster
+        self._world = nemesis.world
+        self._clients = clients
+
+    async def ids_never_given_out(self) -> None:
+        """Batches under the ids that the next producers will get, and under epochs that names do not have yet."""
+        image = self._cluster.judge.image
+        stamps: list[Stamp] = [(image.next_producer_id + n, 0, 0) for n in range(8)]
+        stamps += [(image.next_named_id + n, 0, 0) for n in range(2)]
+        stamps += [(p.producer_id, p.epoch + 1, 0) for p in list(image.producers.values())[:4]]
+        await self._write([(stamp, 1) for stamp in stamps])
+
+    async def ids_of_the_next_producers(self) -> None:
+        """Ids that brokers have in hand, in some partition each: one batch, several, or many; also of later epochs. Then
+        somebody comes who is given them."""
+        chance = self._nemesis.random
+        batches: list[tuple[Stamp, int]] = []
+        for broker in self._cluster.brokers.values():
+            for producer_id in broker._ids._current[:SQUATTED]:
+                for epoch in range(chance.choice((1, 1, 2, 4))):
+                    sequence = 0
+                    for _ in range(chance.choice((1, 1, 2, 8))):
+                        count = chance.choice((1, 1, 2, 5))
+                        batches.append(((producer_id, epoch, sequence), count))
+                        sequence += count
+        await self._write(batches)
+        anonymous = [app for app in self._nemesis.apps if "name" not in app.spec.options]
+        for app in chance.sample(anonymous, min(2, len(anonymous))):
+            self._world.tell("nemesis", f"starts {app.spec.node} anew: it is given an id")
+            self._world.kill(app.spec.node)
+            app.start()
+
+    async def flood_of_new_producers(self) -> None:
+        """A producer's first batch is acknowledged; many others write their first ones; the first one is repeated."""
+        led = self._led()
+        if not led:
+            return
+        partition = self._nemesis.random.choice(led)
+        self._world.tell("nemesis", f"floods {partition.id} with new producers")
+
+        async def work(host: Host) -> None:
+            stub = broker_pb2_grpc.BrokerStub(host.wire.connect(broker_address(partition.leader)))
+            ids = [await self._new_id(stub) for _ in range(1 + FLOOD)]
+            batches = [self._batch(partition, (producer_id, 0, 0), 1) for producer_id in ids]
+            call = stub.Produce()
+            for some in (batches[:1], batches[1:], batches[:1]):
+                await self._send(call, partition, some)
+
+        await self._clients.run(work)
+
+    # ---- What they share ----
+
+    def _led(self) -> list[Partition]:
+        return [p for p in self._cluster.judge.image.partitions.values() if p.leader >= 0]
+
+    async def _write(self, stamps: list[tuple[Stamp, int]]) -> None:
+        """So many records under each stamp, everywhere."""
+        led = self._led()
+        self._world.tell("nemesis", f"writes under others' ids: {stamps[:4]} and {max(0, len(stamps) - 4)} more")
+
+        async def work(host: Host) -> None:
+            for partition in led:
+                call = broker_pb2_grpc.BrokerStub(host.wire.connect(broker_address(partition.leader))).Produce()
+                await self._send(call, partition, [self._batch(partition, *one) for one in stamps])
+
+        await self._clients.run(work)
+
+    @staticmethod
+    async def _new_id(stub: broker_pb2_grpc.BrokerAsyncStub) -> int:
+        while True:
+            answer = await stub.InitProducerId(broker_pb2.InitProducerIdRequest(), timeout=1)
+            if not answer.error.code:
+                return answer.producer_id
+            await asyncio.sleep(0.1)
+
+    @staticmethod
+    async def _send(call: Any, partition: Partition, batches: Sequence[bytes]) -> None:
+        """One message, and all answers to it."""
+        request = broker_pb2.ProduceRequest()
+        for number, data in enumerate(batches):
+            request.batches.add(
+                correlation_id=number, topic_id=partition.topic_id, partition=partition.index, leader_epoch=-1, acks=-1,
+                timeout_ms=1_000, records=data,
+            )  # fmt: skip
+        await call.write(request)
+        answered = 0
+        while answered < len(batches):
+            response = await call.read()
+            if not isinstance(response, broker_pb2.ProduceResponse):
+                return
+            answered += len(response.results)
+
+    def _batch(self, partition: Partition, stamp: Stamp, count: int) -> bytes:
+        """Its records are entered in the ledger as some of which nobody waits to hear."""
+        process = current_process.get()
+        assert isinstance(process, SimProcess)
+        ledger: Ledger = self._nemesis.apps[0].ledger
+        topic = self._cluster.judge.image.topics[partition.topic_id].name
+        builder = BatchBuilder(Compression.NONE, 10_000)
+        for number in range(count):
+            value = f"{process.node}/{topic}-{partition.index}/{'/'.join(map(str, stamp))}/{number}".encode()
+            builder.append(int(self._world.now * 1000), None, value, [])
+            entry = Entry(topic, None, process, self._world.now, Fate.UNKNOWN, partition.topic_id, partition.index)
+            if ledger.entries.setdefault(value, entry) is entry:
+                history = History(ledger.history.append, process=f"{process.node}/{value.decode()}")
+                operation = history.invoke_send(topic, partition.index, None, value)
+                history.complete_send(
+                    operation, topic, partition.index, -1, error=RequestTimedOut("nobody waits for it")
+                )
+        return builder.build(*stamp)

@@ -623,8 +623,8 @@ class Judge:
         if result.base_offset < view.start_offset:  # retention has removed it; its producer's state lives on
             index = index_of(record.committed, result.base_offset)
             held = record.committed[index] if index < len(record.committed) else None
-        wanted = (batch.producer_id, batch.producer_epoch, batch.base_sequence, batch.record_count)
-        if held is None or (held.producer_id, held.producer_epoch, held.base_sequence, held.record_count) != wanted:
+        wanted = (batch.producer_id, batch.producer_epoch, batch.base_sequence, batch.record_count, batch.crc)
+        if held is None or (*held[5:], held.crc) != wanted:
             self.fail("G6", f"{record.name}: broker {broker_id} acknowledged {wanted} at {result.base_offset}: {held}")
             return
         if acks < 0:

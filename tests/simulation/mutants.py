@@ -37,7 +37,7 @@ from fencepost_node.partition_folders import PartitionFolders
 from fencepost_node.producer_state import APPEND, ProducerState
 from fencepost_node.repairs import Repairs
 from fencepost_node.replica import Replica
-from fencepost_node.replication import push, reconciliation
+from fencepost_node.replication import leadership, push, reconciliation
 from fencepost_node.replication.leader_state import LeaderState
 from fencepost_node.replication.leadership import Leadership
 from fencepost_proto import malformed
@@ -474,6 +474,31 @@ def group_is_answered_before_its_commit(replace: Any) -> None:
 def bounds_of_requests_are_not_checked(replace: Any) -> None:
     replace(malformed, "check_encoded", lambda data, method: None)
     replace(malformed, "check_message", lambda message, size_bytes: None)
+
+
+@mutant("G8", kinds=("ids never given out",))
+def unallocated_id_is_accepted(replace: Any) -> None:
+    replace(leadership, "lowest_epoch", lambda producer_id, epoch, image: image.fences.get(producer_id, 0))
+
+
+@mutant("G6", kinds=("ids of the next producers",))
+def repeat_is_told_by_its_sequences_alone(replace: Any) -> None:
+    """Whoever is given an id that a stranger has written under has its first records acknowledged, and not stored."""
+    replace(producer_state, "_check_same", lambda batch, header, crc_at: None)
+
+
+@mutant("G2", "G5", kinds=("flood of new producers",))
+def young_producer_is_evicted(replace: Any) -> None:
+    """The one idle for longest makes room for a new one, however short a time ago it wrote."""
+    original = ProducerState.apply
+
+    def apply(self: ProducerState, staged: Any) -> None:
+        original(self, staged)
+        while len(self._entries) > producer_state.MAX_PRODUCERS:
+            del self._entries[next(iter(self._entries))]
+
+    replace(ProducerState, "apply", apply)
+    replace(ProducerState, "_check_room", lambda self, producer_id: None)
 
 
 @mutant("bounds", kinds=("hostile client",))

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from tests.simulation.cluster import CONTROLLER, SimCluster, broker_node
 from tests.simulation.disk import Fault
 from tests.simulation.folder_situations import FolderSituations
-from tests.simulation.hostile_clients import HostileClients
+from tests.simulation.hostile_clients import HostileClients, HostileProducers
 from tests.simulation.judge import Record
 from tests.simulation.loop import SimTask
 from tests.simulation.situations import Situations
@@ -51,6 +51,8 @@ class Nemesis:
         self._running: dict[SimTask[None], None] = {}
         self._situations = situations = Situations(self)
         folders = FolderSituations(self)
+        hostile = HostileClients(self)
+        strangers = HostileProducers(self, hostile)
         self.kinds: dict[str, tuple[int, Callable[[], Awaitable[None]]]] = {
             "kill broker": (6, self.kill_broker),
             "kill leader": (6, self.kill_leader),
@@ -87,7 +89,10 @@ class Nemesis:
             "older folder put back": (2, folders.older_folder_put_back),
             "log is lost": (1, folders.log_is_lost),
             "log is copied": (1, folders.log_is_copied),
-            "hostile client": (2, HostileClients(self).come),
+            "hostile client": (2, hostile.come),
+            "ids never given out": (1, strangers.ids_never_given_out),
+            "ids of the next producers": (1, strangers.ids_of_the_next_producers),
+            "flood of new producers": (1, strangers.flood_of_new_producers),
             "controller put back": (1, situations.controller_put_back),
         }
 

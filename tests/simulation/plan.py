@@ -14,10 +14,11 @@ from tests.simulation.workload import ProducerSpec
 from fencepost.producing import sequencer
 from fencepost_cli.history_check import log_order
 from fencepost_controller.decisions import producers as controller_producers
-from fencepost_node import producer_state
+from fencepost_node import partition_folders, producer_state
 from fencepost_proto import record_batch
 from fencepost_proto.v1 import controller_pb2
 
+SHORT_DELIVERY_TIMEOUT_MS = 3_000  # where there is room for few producers
 EXPIRATION_MS = 6_000  # of idle producers, in some runs; in the others none is forgotten
 SMALL_SEQUENCES = (
     512  # so many there are in some runs: still more than twice what a leader remembers and what is in flight
@@ -78,6 +79,11 @@ class Plan:
             f"{', small numbers' if self.small_numbers else ''}{', producers expire' if self.producers_expire else ''}"
             f"{', small requests' if self.settings.max_request_bytes == SMALL_REQUEST_BYTES else ''}"
         )
+
+    def with_short_room(self) -> Plan:
+        """With room for few producers in a partition, so that a flood of them is too many; nobody retries for long."""
+        settings = replace(self.settings, room_is_short=True, max_delivery_timeout_ms=SHORT_DELIVERY_TIMEOUT_MS)
+        return replace(self, settings=settings)
 
     @property
     def producers_expire(self) -> bool:
@@ -182,4 +188,15 @@ def small_numbers() -> Iterator[None]:
             (controller_producers, "MAX_EPOCH", SMALL_MAX_EPOCH),
         ):
             stack.enter_context(patch.object(where, name, value))
+        yield
+
+
+@contextmanager
+def short_room() -> Iterator[None]:
+    """A world in which a partition has room for few producers."""
+    with (
+        patch.object(producer_state, "MAX_PRODUCERS", 24),
+        patch.object(producer_state, "ROOM_FOR_THE_YOUNG", 8),
+        patch.object(partition_folders, "LATE_MS", 500),
+    ):
         yield

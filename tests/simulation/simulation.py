@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import random
 import time
 import zlib
 from collections import Counter
@@ -20,13 +21,15 @@ from tests.simulation.cluster import SimCluster, broker_node
 from tests.simulation.judge import Violation
 from tests.simulation.loop import Deadlock, Runaway, collector_off
 from tests.simulation.nemesis import Nemesis, is_snapshot
-from tests.simulation.plan import Plan, TopicPlan, plan, small_numbers
+from tests.simulation.plan import Plan, TopicPlan, plan, short_room, small_numbers
 from tests.simulation.verdict import Verdict
 from tests.simulation.workload import ConsumerApp, Fate, Ledger, ProducerApp
 from tests.simulation.world import World
 
 from fencepost.history_format import Operation
 
+FLOOD = "flood of new producers"
+FLOODED = 0.15  # of the runs know floods, and have room for few producers
 SWEEP_INTERVAL_S = 0.25
 TOPICS_WITHIN_S = 30.0
 LEADERS_WITHIN_S = 30.0  # after the faults
@@ -57,14 +60,19 @@ class Result:
 def simulate(seed: int, kinds: tuple[str, ...] = ()) -> Result:
     """One run from one seed; with `kinds`, under faults of these kinds only."""
     planned = plan(seed)
+    if FLOOD in kinds or (not kinds and random.Random(f"{seed}/floods").random() < FLOODED):
+        planned = planned.with_short_room()
     numbers = small_numbers() if planned.small_numbers else nullcontext()
-    with collector_off(), numbers, World(seed) as world, gzip_in_time(world):
+    room = short_room() if planned.settings.room_is_short else nullcontext()
+    with collector_off(), numbers, room, World(seed) as world, gzip_in_time(world):
         began = time.process_time()
         run = Run(world, planned)
         if kinds:
             run.nemesis.only(kinds)
         elif planned.producers_expire:
             run.nemesis.without("clock jump")  # an hour's jump is more than the expiration time
+        if not kinds and not planned.settings.room_is_short:
+            run.nemesis.without(FLOOD)
         result = Result(seed, planned, world.trace)
         try:
             world.run(run.story())

@@ -18,6 +18,7 @@ from fencepost_proto.errors import FencepostError
 from fencepost_proto.record_batch import MAX_SEQUENCE
 
 REMEMBERED = 5
+NOBODYS = range(0)  # what stands in a stranger's batch
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class ModelLog:
     def copy(self) -> ModelLog:
         return ModelLog(list(self.entries), self.forgotten_below, self.fence)
 
-    def check(self, stamp: Stamp, count: int) -> int | FencepostError | None:
+    def check(self, stamp: Stamp, count: int, label: range) -> int | FencepostError | None:
         """The position where it stands already, a refusal, or None: append it."""
         if stamp.producer_id < 0:
             return None
@@ -66,11 +67,13 @@ class ModelLog:
         remembered = same[-REMEMBERED:]
         for position, entry in remembered:
             if entry.stamp == stamp and entry.count == count:
-                return position
+                return position if entry.label == label else errors.DuplicateSequenceNumber(f"{stamp} of another one")
         last = remembered[-1][1]
         if stamp.base_sequence == (last.stamp.base_sequence + last.count) % (MAX_SEQUENCE + 1):
             return None
-        older = [entry for _, entry in same[:-REMEMBERED] if entry.stamp == stamp and entry.count == count]
+        end = stamp.base_sequence + count
+        older = [e for _, e in same[:-REMEMBERED] if e.label == NOBODYS and end <= remembered[0][1].stamp.base_sequence]
+        older += [entry for _, entry in same[:-REMEMBERED] if entry.stamp == stamp and entry.count == count]
         return errors.DuplicateSequenceNumber(f"{stamp}") if older else errors.OutOfOrderSequenceNumber(f"{stamp}")
 
 
@@ -110,6 +113,15 @@ class ModelPartition:
 
     # ---- Events ----
 
+    def squat(self, producer_id: int, epoch: int, counts: list[int]) -> None:
+        """A stranger writes under an epoch that its owner has not begun."""
+        if epoch <= max((e.stamp.epoch for e in self.log.entries if e.stamp.producer_id == producer_id), default=-1):
+            return
+        sequence = 0
+        for count in counts:
+            self.log.entries.append(Entry(Stamp(producer_id, epoch, sequence), count, NOBODYS))
+            sequence += count
+
     def process(self, route: Route, *, swallow: bool = False) -> None:
         """The broker at the end of the route takes the next message."""
         attempt = route.inbox.popleft()
@@ -117,7 +129,8 @@ class ModelPartition:
             self._lead(route, attempt)
         elif route.leader_epoch == self.zombie_epoch and self.zombie is not None and swallow:
             count = attempt.batch.record_count
-            if count <= self.max_records and self.zombie.check(attempt.stamp, count) is None:
+            label = self.label_of(attempt)
+            if count <= self.max_records and self.zombie.check(attempt.stamp, count, label) is None:
                 self.zombie.entries.append(self._entry(attempt))
         else:
             self._answer(route, Answer(attempt, errors.NotLeaderOrFollower("deposed")))
@@ -130,7 +143,7 @@ class ModelPartition:
         if attempt.batch.record_count > self.max_records:
             self._answer(route, Answer(attempt, errors.MessageTooLarge(f"more than {self.max_records} records")))
             return
-        known = self.log.check(attempt.stamp, attempt.batch.record_count)
+        known = self.log.check(attempt.stamp, attempt.batch.record_count, self.label_of(attempt))
         if isinstance(known, FencepostError):
             self._answer(route, Answer(attempt, known))
             return

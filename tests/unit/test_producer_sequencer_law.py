@@ -50,6 +50,7 @@ class World:
         self.resolutions: Counter[Batch] = Counter()
         self.next_id = PRODUCER_ID + 1
         self.splits = 0
+        self.squats = 0
 
     # ---- Events, each with a number that picks ----
 
@@ -155,6 +156,12 @@ class World:
     def limit_records(self, pick: int) -> None:
         """Leaders take fewer records in a batch from now on, or more again."""
         self.brokers.max_records = (1, 2, 3, 1_000)[pick % 4]
+
+    def squat(self, pick: int) -> None:
+        """Somebody writes under this id, in the present epoch before its owner does, or in the next."""
+        counts = [1 + (pick + number) % 3 for number in range(1 + pick % 7)]
+        self.brokers.squat(self.sequencer.producer_id, self.sequencer.epoch + pick % 2, counts)
+        self.squats += 1
 
     def hold(self, _: int) -> None:
         if self.sequencer.named:
@@ -317,6 +324,22 @@ def story(seed: int, events: list[Event], *, named: bool = False, max_records: i
     weights = [chance.choice((1, 2, 8)) for _ in events]  # each story has faults of its own
     script = [(event, chance.randrange(60)) for event in chance.choices(events, weights, k=STORY_EVENTS)]
     return play(script, named=named, max_records=max_records)
+
+
+def test_a_stranger_under_the_same_id_loses_and_doubles_nothing() -> None:
+    reached: Counter[str] = Counter()
+    for seed in range(STORIES):
+        world = story(seed, [*EVENTS, World.squat, World.squat])
+        try:
+            world.check()
+        except AssertionError as failure:
+            raise AssertionError(f"seed {seed}: {failure}") from failure
+        reached["squats"] += world.squats
+        reached["ids"] += world.sequencer.producer_id - PRODUCER_ID
+        for batch in world.batches:
+            if isinstance(batch.outcome, Failed):
+                reached[type(batch.outcome.error).__name__] += 1
+    assert all(reached[what] >= 10 for what in ("squats", "ids", "ProducerIdTaken")), reached
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["anonymous", "named"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from batches import header
+from batches import batch, header, header_of
 
 from fencepost_node import producer_state
 from fencepost_node.producer_state import APPEND, Append, Duplicate, ProducerState
@@ -16,7 +16,7 @@ from fencepost_proto.errors import (
     ThrottlingQuotaExceeded,
     UnknownProducerId,
 )
-from fencepost_proto.record_batch import MAX_SEQUENCE, NO_PRODUCER_ID
+from fencepost_proto.record_batch import MAX_SEQUENCE, NO_PRODUCER_ID, at_append_time
 
 
 def after(*batches: tuple[int, int], epoch: int = 0, start_offset: int = 100) -> ProducerState:
@@ -327,6 +327,38 @@ def test_a_follower_takes_whom_its_leader_let_in(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(producer_state, "MAX_PRODUCERS", 2)
     monkeypatch.setattr(producer_state, "ROOM_FOR_THE_YOUNG", 0)
     assert known(fill(4), 0, 1, 2, 3) == [True] * 4
+
+
+# ---- What somebody else has written under the same stamp ----
+
+
+def test_a_batch_with_a_remembered_ones_sequences_and_other_bytes_is_no_repeat() -> None:
+    mine, others = (header_of(batch(3, producer_id=7, value=value)) for value in (b"mine", b"others"))
+    state = ProducerState()
+    state.record(others, 40)
+    with pytest.raises(
+        DuplicateSequenceNumber, match=r"0 to 2 of producer 7 epoch 0 are those of .* at offset 40: CRC"
+    ):
+        state.check(mine, ever_held_records=True)
+    assert state.check(others, ever_held_records=True) == Duplicate(40, 42)
+    with pytest.raises(DuplicateSequenceNumber, match="those of another batch"):
+        ProducerState.decode(state.encode()).check(mine, ever_held_records=True)
+
+
+def test_a_repeat_is_recognised_under_the_time_that_its_leader_gave_it() -> None:
+    sent = batch(producer_id=7, value=b"mine")
+    state = ProducerState()
+    state.record(at_append_time(sent, 5_000)[0], 40)
+    for data, same in ((sent, True), (batch(producer_id=7, value=b"others"), False)):
+
+        def crc_at(now_ms: int, data: bytes = data) -> int:
+            return at_append_time(data, now_ms)[0].crc
+
+        if same:
+            assert state.check(header_of(data), ever_held_records=True, crc_at=crc_at) == Duplicate(40, 40)
+        else:
+            with pytest.raises(DuplicateSequenceNumber, match="those of another batch"):
+                state.check(header_of(data), ever_held_records=True, crc_at=crc_at)
 
 
 def test_only_a_producer_that_is_new_here_is_asked_about() -> None:

@@ -63,6 +63,7 @@ class Batch:
     open_attempts: int = 0  # under the present stamp, not known to have been refused: any of them may (have) appended
     attempts: int = 0  # under any stamp
     strikes: int = 0  # answers of the kind that is retried a few times only
+    refused: bool = False  # an attempt under the present stamp was
     committed: bool = False  # not answered, but a later batch of its epoch was acknowledged: it is in
     never: bool = False  # an earlier batch of its epoch is in no log and never will be: neither can this one
     alone: bool = False  # the message that it came in was too large: the next one carries nothing else

@@ -15,7 +15,8 @@ on the old route can do harm, so everything unresolved goes out on the new one i
 What is known of a batch is kept by counting its *open attempts*: sendings under its present stamp that have not been
 definitely refused. While there is one, the batch may be in the log, now or later. Two conclusions go beyond the count:
 
-- An acknowledgement of a batch says that all its predecessors of the same epoch are in the log (`committed`).
+- An acknowledgement of a batch says that all its predecessors of the same epoch are in the log (`committed`), but for one
+  that was ever refused: it has to be looked up, since a stranger's may stand in its place (below).
 - Where a batch is certainly absent, and will not be sent again under its stamp, then no later batch of its epoch can be
   in any log, whatever its attempts met (`never`): no leader appends behind a gap. (A leader without state takes sequence
   0 as a beginning. So no batch but an epoch's first has it: where numbers would wrap to exactly 0, an epoch ends.)
@@ -43,6 +44,13 @@ unknown count as open attempts at both halves: should one have been appended aft
 the halves' sequences are there already, no leader appends them a second time, and until that is resolved nothing of
 them is stamped anew. A window may hold more than five batches after a split; only the first five are sent.
 
+An id is no secret: somebody else may have written under it, before its owner or meanwhile. Leaders compare the bytes of a
+repeat, so the batch that finds its sequences *taken* is refused and is in no log (the table's "taken"). From then on
+nothing is concluded from one batch to another, since the other one's may stand where a predecessor was to be: each is
+sent until its own answer has come. One whose successor got into the log can not go into it any more and in order, so it
+fails, as certainly not appended. What is left is stamped anew under the next epoch, and, where the next two are taken as
+well, under another id.
+
 A batch that may be in is never looked up by other means than its retry: the leader's answer to the retry is the look-up.
 
 Error → reaction
@@ -51,11 +59,12 @@ Error → reaction
 answer to a batch's present attempt            reaction
 =============================================  =========================================================================
 success                                        delivered; its predecessors are `committed`
-DUPLICATE_SEQUENCE_NUMBER                      delivered, offset unknown (-1); likewise
 OUT_OF_ORDER_SEQUENCE_NUMBER,                  with an unresolved predecessor: wait, and go again behind it;
-UNKNOWN_PRODUCER_ID,                           else, if `committed`: delivered, offset unknown;
-INVALID_PRODUCER_EPOCH (anonymous)             else, if certainly absent: next epoch, stamped anew, no error;
-                                               else: failed, may have been appended; next epoch for what follows
+UNKNOWN_PRODUCER_ID,                           else, if `committed`: delivered, offset unknown (-1);
+DUPLICATE_SEQUENCE_NUMBER,                     else, if certainly absent: next epoch, stamped anew, no error;
+INVALID_PRODUCER_EPOCH (anonymous)             else: failed, may have been appended; next epoch for what follows
+DUPLICATE_SEQUENCE_NUMBER; any of these for    likewise, and its sequences are *taken*: a leader remembers what is not
+the first batch of an epoch                    yet acknowledged, and takes the first batch of an epoch
 INVALID_PRODUCER_EPOCH (named),                the producer is fenced: all that is pending fails, for good
 PRODUCER_FENCED                                (while its own bump is under way: as an anonymous producer)
 MESSAGE_TOO_LARGE                              split, down to one record, which fails alone
@@ -79,7 +88,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import islice
 
-from fencepost.errors import DeliveryTimeout
+from fencepost.errors import DeliveryTimeout, ProducerIdTaken
 from fencepost.producing.batch import NO_STAMP, Attempt, AttemptState, Batch, Delivered, Failed, Stamp
 from fencepost_proto.errors import ErrorCode as Code
 from fencepost_proto.errors import FencepostError, InvariantBroken, NetworkException, StorageError
@@ -87,15 +96,22 @@ from fencepost_proto.record_batch import MAX_EPOCH, add_sequence
 
 MAX_IN_FLIGHT = 5  # what every leader remembers of a producer
 MAX_STRIKES = 5
+MAX_TAKEN_EPOCHS = 2  # in a row; then another id is asked for
 
-_SEQUENCE_ERRORS = frozenset({Code.OUT_OF_ORDER_SEQUENCE_NUMBER, Code.UNKNOWN_PRODUCER_ID, Code.INVALID_PRODUCER_EPOCH})
+_SEQUENCE_ERRORS = frozenset(
+    {
+        Code.OUT_OF_ORDER_SEQUENCE_NUMBER,
+        Code.UNKNOWN_PRODUCER_ID,
+        Code.INVALID_PRODUCER_EPOCH,
+        Code.DUPLICATE_SEQUENCE_NUMBER,
+    }
+)
 _FENCING_ERRORS = frozenset({Code.INVALID_PRODUCER_EPOCH, Code.PRODUCER_FENCED})
 _STRIKE_ERRORS = frozenset({Code.CORRUPT_MESSAGE, Code.UNKNOWN_SERVER_ERROR})
 _SIZE_ERRORS = frozenset({Code.MESSAGE_TOO_LARGE, Code.RECORD_LIST_TOO_LARGE})
 
 
 class _Reaction(Enum):
-    ALREADY_THERE = auto()
     SEQUENCE = auto()
     FENCED = auto()
     SPLIT = auto()
@@ -145,6 +161,7 @@ class Sequencer:
         self._resume_at = 0.0  # nothing is sent before
         self._failures = 0  # rounds of refusals since the last success
         self._bumps = 0  # epochs begun since the last success
+        self._taken = False  # somebody else writes under the present id and epoch
 
     # ---- Questions ----
 
@@ -211,6 +228,8 @@ class Sequencer:
             within = [b for b in islice(self._window, self._limit) if b.outcome is None and b.current is None]
         for batch in within:
             if self.bump_needed and batch.certainly_absent:
+                if self._taken:
+                    continue  # what comes behind it may be in
                 break  # kept for the next epoch
             assert batch.stamp is not None
             batch.current = Attempt(batch, batch.stamp, self._leader_epoch)
@@ -265,12 +284,11 @@ class Sequencer:
             raise InvariantBroken(
                 f"{self.name}: {attempt.stamp} was acknowledged, which cannot be in any log: it is {batch.stamp} now"
             )
-        if self.idempotent:
-            self._conclude_committed_before(batch)
+        overtaken = self._conclude_committed_before(batch) if self.idempotent else []
         self._failures = self._bumps = 0
         self._resolve(batch, Delivered(base_offset, duplicate))
         self._settle()
-        return [batch]
+        return [*overtaken, batch]
 
     def _whole_is_there(self, batch: Batch) -> list[Batch]:
         """Of a batch that has been split: each piece is in the log, and its own retry tells so."""
@@ -279,27 +297,44 @@ class Sequencer:
             if piece.outcome is None:
                 piece.committed = True
         if (first := next((piece for piece in pieces if piece.outcome is None), None)) is not None:
-            self._conclude_committed_before(first)
+            return self._conclude_committed_before(first)
         return []
 
-    def _conclude_committed_before(self, batch: Batch) -> None:
-        for earlier in self._window:
+    def _conclude_committed_before(self, batch: Batch) -> list[Batch]:
+        """Those before it are in the log, too; what certainly is not has had its place taken, and fails."""
+        overtaken = []
+        for earlier in list(self._window):
             if earlier is batch:
-                return
-            if earlier.outcome is None:
-                if earlier.certainly_absent:
-                    raise InvariantBroken(f"{self.name}: {batch.stamp} was acknowledged; {earlier.stamp} is not in")
+                break
+            if earlier.outcome is not None:
+                continue
+            if earlier.certainly_absent:
+                self._find_taken()
+                overtaken.append(self._fail(earlier, ProducerIdTaken(
+                    f"{self.name}: somebody else writes under producer id {self.producer_id}: in the place of "
+                    f"{earlier.stamp} stands another record, and {batch.stamp} is behind it"
+                )))  # fmt: skip
+            elif not self._taken and not earlier.refused:
                 earlier.committed = True
+        return overtaken
+
+    def _find_taken(self) -> None:
+        """Somebody else has written under this id and epoch: what was concluded from successors may be wrong."""
+        self._taken = True
+        for batch in self.unresolved:
+            batch.committed = False
 
     def refused(self, attempt: Attempt, error: FencepostError, now: float) -> list[Batch]:
         """An error was the answer, to any attempt that was ever made."""
         attempt.state = AttemptState.ANSWERED
         batch = attempt.batch
         reaction = self._reaction(attempt, error)
-        if reaction is _Reaction.ALREADY_THERE:
-            return self.acknowledged(attempt, -1, True)
         if attempt.stamp is batch.stamp and _is_definite(error):
             batch.open_attempts -= 1
+        if batch.outcome is None and attempt.stamp is batch.stamp:
+            batch.refused = True
+            if reaction is _Reaction.SEQUENCE and _says_taken(attempt.stamp, error):
+                self._find_taken()
         if reaction is _Reaction.FENCED:
             self.fenced = error
             return []  # the producer fails everything, here and elsewhere
@@ -325,8 +360,6 @@ class Sequencer:
             return self._too_large(attempt.batch, error)
         if not self.idempotent:
             return _Reaction.RETRY if error.retriable and not self._strike(attempt, error) else _Reaction.FAIL
-        if error.code == Code.DUPLICATE_SEQUENCE_NUMBER:
-            return _Reaction.ALREADY_THERE
         if self.named and error.code in _FENCING_ERRORS and not self.bump_needed:
             mine = attempt.stamp[:2] == (self.producer_id, self.epoch)
             return _Reaction.FENCED if mine else _Reaction.SEQUENCE
@@ -404,7 +437,7 @@ class Sequencer:
         may_have_been_appended = not batch.certainly_absent
         if self.idempotent:
             self.bump_needed = True
-            if not may_have_been_appended:
+            if not may_have_been_appended and not self._taken:
                 self._rule_out_behind(batch)
         final = type(error)(
             error.message, current_leader=error.current_leader, may_have_been_appended=may_have_been_appended
@@ -431,7 +464,7 @@ class Sequencer:
             if not batch.certainly_absent:
                 raise InvariantBroken(f"{self.name}: {batch.stamp} may be in the log and would be stamped anew")
         self.producer_id, self.epoch, self.next_sequence = producer_id, epoch, 0
-        self.bump_needed = self.awaiting_identity = False
+        self.bump_needed = self.awaiting_identity = self._taken = False
         self._bumps += 1
         self._window = deque(unresolved)
         for batch in unresolved:
@@ -440,7 +473,7 @@ class Sequencer:
 
     def _stamp(self, batch: Batch) -> None:
         batch.stamp = Stamp(self.producer_id, self.epoch, self.next_sequence) if self.idempotent else NO_STAMP
-        batch.open_attempts, batch.never = 0, False
+        batch.open_attempts, batch.never, batch.refused = 0, False, False
         if self.idempotent:
             self.next_sequence = add_sequence(self.next_sequence, batch.record_count)
 
@@ -460,7 +493,7 @@ class Sequencer:
         assert batch.stamp is not None
         pieces, sequence = batch.split(self._split_at(batch)), batch.stamp.base_sequence
         for piece in pieces:
-            piece.stamp, piece.never, piece.alone = batch.stamp, batch.never, batch.alone
+            piece.stamp, piece.never, piece.alone, piece.refused = batch.stamp, batch.never, batch.alone, batch.refused
             piece.open_attempts, piece.committed, piece.last_error = (
                 batch.open_attempts, batch.committed, batch.last_error,
             )  # fmt: skip
@@ -488,10 +521,10 @@ class Sequencer:
             self._window.popleft()
         if not self.bump_needed or self.awaiting_identity or self.fenced is not None:
             return
-        if self._window and self._window[0].certainly_absent:
+        if self._window and self._window[0].certainly_absent and not self._taken:
             self._rule_out_behind(self._window[0])
         if self.drained:
-            if self.named or self.epoch >= MAX_EPOCH:
+            if self.named or self.epoch >= MAX_EPOCH or (self._taken and self._bumps >= MAX_TAKEN_EPOCHS):
                 self.awaiting_identity = True
             else:
                 self.grant(self.producer_id, self.epoch + 1)
@@ -500,9 +533,19 @@ class Sequencer:
 def _is_definite(error: FencepostError) -> bool:
     """Whether the answer says that this attempt appended nothing and never will.
 
-    StorageError means it, but a disk that has just failed is not taken at its word.
+    StorageError means it, but a disk that has just failed is not taken at its word. DUPLICATE_SEQUENCE_NUMBER says that
+    something is in the log, and not by this attempt.
     """
+    if error.code == Code.DUPLICATE_SEQUENCE_NUMBER:
+        return True
     return not error.may_have_been_appended and not isinstance(error, StorageError)
+
+
+def _says_taken(stamp: Stamp, error: FencepostError) -> bool:
+    """Whether a leader has refused this for what somebody else has written. Of its own it would remember, and take, this."""
+    if error.code == Code.DUPLICATE_SEQUENCE_NUMBER:
+        return True
+    return stamp.base_sequence == 0 and error.code != Code.UNKNOWN_PRODUCER_ID
 
 
 def _pieces_of(batch: Batch) -> list[Batch]:

@@ -6,13 +6,13 @@ synced, so its mere existence also says: the log below N is on the medium. Recov
 Layout (big-endian)::
 
     0  magic      4 bytes  "FPPS"
-    4  version    int16    2
+    4  version    int16    3
     6  CRC-32C    uint32   of everything from 10 to the end
    10  offset     int64
    18  last epoch int32    leader epoch of the batch that ends at the offset; -1: not known, or there is none
    22  producers           as ProducerState.encode gives them, all five batches of each
 
-Version 1 has no last epoch, and is still read.
+Version 2 has no CRCs of batches, and version 1 no last epoch either; both are still read.
 
 The same bytes travel to a follower that starts over at a leader's log start.
 """
@@ -38,7 +38,8 @@ log = logging.getLogger(__name__)
 GIVEN_UP_S = 0.000_2
 
 _MAGIC = b"FPPS"
-_VERSION = 2
+_VERSION = 3
+_VERSION_WITHOUT_CRCS = 2
 _VERSION_WITHOUT_EPOCH = 1
 _HEADER = struct.Struct(">4shI")
 _OFFSET = struct.Struct(">q")
@@ -71,7 +72,7 @@ def decode_snapshot(data: bytes) -> Snapshot:
     if len(data) < _HEADER.size + _OFFSET.size:
         raise CorruptMessage(f"{len(data)} bytes are no producer snapshot")
     magic, version, crc = _HEADER.unpack_from(data)
-    if magic != _MAGIC or version not in (_VERSION, _VERSION_WITHOUT_EPOCH):
+    if magic != _MAGIC or version not in (_VERSION, _VERSION_WITHOUT_CRCS, _VERSION_WITHOUT_EPOCH):
         raise CorruptMessage(f"magic {magic!r} version {version}: a producer snapshot has {_MAGIC!r} and {_VERSION}")
     content = data[_HEADER.size :]
     if (actual := crc32c(content)) != crc:
@@ -82,7 +83,9 @@ def decode_snapshot(data: bytes) -> Snapshot:
     offset, last_epoch = (*layout.unpack_from(content), NO_EPOCH)[:2]
     if offset < 0 or last_epoch < NO_EPOCH:
         raise CorruptMessage(f"offset {offset} or leader epoch {last_epoch} of a producer snapshot is negative")
-    return Snapshot(offset, ProducerState.decode(content[layout.size :], let_others_run), last_epoch)
+    with_crcs = version == _VERSION
+    producers = ProducerState.decode(content[layout.size :], let_others_run, with_crcs=with_crcs)
+    return Snapshot(offset, producers, last_epoch)
 
 
 def empty_snapshot(offset: int = 0) -> bytes:

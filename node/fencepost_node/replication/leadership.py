@@ -117,7 +117,7 @@ class Leadership:
             )
         if len(self._waiters) >= MAX_WAITERS:
             raise errors.NotEnoughReplicas(f"{len(self._waiters)} batches wait for their commit already")
-        duplicate = self._known(header, admit)
+        duplicate = self._known(header, batch, admit)
         if duplicate is not None:
             replica.deduplicated_batches += 1
             return Appended(duplicate.base_offset, duplicate.end_offset, duplicate=True)
@@ -159,13 +159,17 @@ class Leadership:
             replica.room_again()
         return stamped
 
-    def _known(self, header: BatchHeader, admit: Admit | None) -> Duplicate | None:
+    def _known(self, header: BatchHeader, batch: bytes, admit: Admit | None) -> Duplicate | None:
         if not header.idempotent:
             return None
         self.replica.log.producers.committed_below = self.high_watermark
         fence_epoch = lowest_epoch(header.producer_id, header.producer_epoch, self.replica.owner.image)
         answer = self.replica.log.producers.check(
-            header, fence_epoch=fence_epoch, ever_held_records=self.replica.log.ever_held_records, admit=admit
+            header,
+            fence_epoch=fence_epoch,
+            ever_held_records=self.replica.log.ever_held_records,
+            admit=admit,
+            crc_at=lambda time_ms: at_append_time(batch, time_ms)[0].crc,
         )
         return answer if isinstance(answer, Duplicate) else None
 
