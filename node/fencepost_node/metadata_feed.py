@@ -42,21 +42,38 @@ def client_delta(delta: common_pb2.MetadataDelta) -> common_pb2.MetadataDelta:
     """The delta without what clients do not see; it may become empty, but every version is told."""
     if delta.image:
         return common_pb2.MetadataDelta(version=delta.version, image=True)  # a watcher gets `client_image` for it
-    kinds = {entity.WhichOneof("kind") for entity in delta.changed}
-    hides_none = not any(key.startswith("producers/") for key in delta.deleted_keys)
-    if hides_none and kinds.isdisjoint((*_HIDDEN_KINDS, "broker")):
+    hidden, brokers = [], []  # places among what has changed
+    for place, entity in enumerate(delta.changed):
+        kind = entity.WhichOneof("kind")
+        if kind in _HIDDEN_KINDS:
+            hidden.append(place)
+        elif kind == "broker":
+            brokers.append(place)
+    hides_keys = any(key.startswith("producers/") for key in delta.deleted_keys)
+    if not (hidden or brokers or hides_keys):
         return delta
-    visible = [_visible(entity) for entity in delta.changed if entity.WhichOneof("kind") not in _HIDDEN_KINDS]
-    deleted = [key for key in delta.deleted_keys if not key.startswith("producers/")]
-    return common_pb2.MetadataDelta(version=delta.version, changed=visible, deleted_keys=deleted)
+    visible = common_pb2.MetadataDelta()
+    visible.CopyFrom(delta)  # as a whole: a version may change thousands of partitions beside one broker
+    for place in brokers:
+        visible.changed[place].broker.incarnation = ""
+    for first, last in reversed(_runs(hidden)):
+        del visible.changed[first : last + 1]
+    if hides_keys:
+        kept = [key for key in delta.deleted_keys if not key.startswith("producers/")]
+        del visible.deleted_keys[:]
+        visible.deleted_keys.extend(kept)
+    return visible
 
 
-def _visible(entity: common_pb2.Entity) -> common_pb2.Entity:
-    if not entity.HasField("broker"):
-        return entity
-    shown = common_pb2.Entity(broker=entity.broker)
-    shown.broker.incarnation = ""
-    return shown
+def _runs(places: list[int]) -> list[tuple[int, int]]:
+    """First and last of each run of neighbours; `places` rise."""
+    runs: list[tuple[int, int]] = []
+    for place in places:
+        if runs and runs[-1][1] == place - 1:
+            runs[-1] = (runs[-1][0], place)
+        else:
+            runs.append((place, place))
+    return runs
 
 
 class MetadataFeed:

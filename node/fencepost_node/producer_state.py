@@ -273,16 +273,22 @@ class ProducerState:
         return entry is not None and entry.last.base_offset < limit
 
     def idle(
-        self, expired_below: int, surplus_below: int, is_kept: Callable[[int], bool]
+        self,
+        expired_below: int,
+        surplus_below: int,
+        is_kept: Callable[[int], bool],
+        pause: Callable[[], None] = _no_pause,
     ) -> list[tuple[int, ProducerEntry]]:
         """Whom to forget, the longest idle first. It takes a while and changes nothing: call it on a copy.
 
         Committed ones whose last batch stands below `expired_below`; where there are more than MAX_PRODUCERS, also as many
-        as that is too many below `surplus_below`. Never one of which `is_kept` says so.
+        as that is too many below `surplus_below`. Never one of which `is_kept` says so. `pause` is called as in `encode`.
         """
         surplus = len(self._entries) - MAX_PRODUCERS
         found: list[tuple[int, ProducerEntry]] = []
-        for producer_id, entry in self._entries.items():
+        for number, (producer_id, entry) in enumerate(self._entries.items(), 1):
+            if number % PRODUCERS_IN_A_TURN == 0:
+                pause()
             limit = max(expired_below, surplus_below) if len(found) < surplus else expired_below
             if entry.last.base_offset >= limit or not self._resolved(entry):
                 break

@@ -11,6 +11,8 @@ import pytest
 from batches import batch, with_field
 from logs import NOW_MS, assert_lawful, content, fill, headers, open_log, produce, settings
 
+from fencepost_node import producer_state
+from fencepost_node.log import log as log_module
 from fencepost_node.log.disk import File, RealDisk
 from fencepost_node.log.log import CorruptLog, Log
 from fencepost_node.log.names import LOG_SUFFIX, SNAPSHOT_SUFFIX, SYNC_BEGUN, offsets_with
@@ -444,6 +446,30 @@ def test_what_recovery_found_is_what_expires_later(tmp_path: Path) -> None:
     assert len(log.producers) == 1
     log.forget_idle_producers(1_000, high_watermark=1, is_kept=lambda _: False)
     assert len(log.producers) == 0
+    log.close(clean=False)
+
+
+def test_many_producers_are_forgotten_in_turns_between_which_appends_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "FORGOTTEN_IN_A_TURN", 3)
+    monkeypatch.setattr(producer_state, "PRODUCERS_IN_A_TURN", 2)
+    log = Log.open(DISK, str(tmp_path / "orders-0"), settings(producer_expiration_ms=1_000), NOW_MS)
+    for producer_id in range(8):
+        produce(log, producer_id)
+    log.observe_end(running_ms=0)
+    pauses: list[bool] = []
+
+    def append_meanwhile() -> None:
+        was_free = log._lock.acquire(blocking=False)
+        pauses.append(was_free)
+        log._lock.release()
+        produce(log, 100 + len(pauses))
+
+    monkeypatch.setattr(log_module, "let_others_run", append_meanwhile)
+    log.forget_idle_producers(1_000, high_watermark=8, is_kept=lambda _: False)
+    assert pauses == [True] * 6, "four while they are looked for, two while they are forgotten"
+    assert log.producers.ids() == [101, 102, 103, 104, 105, 106]
     log.close(clean=False)
 
 

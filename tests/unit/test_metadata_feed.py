@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from unittest.mock import patch
 
 from fake_controller import run
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fencepost_node import metadata_feed
-from fencepost_node.metadata_feed import MAX_QUEUED_DELTAS, MetadataFeed, Watcher, client_image
+from fencepost_node.metadata_feed import MAX_QUEUED_DELTAS, MetadataFeed, Watcher, client_delta, client_image
 from fencepost_proto.metadata import (
     Broker,
     Cluster,
@@ -151,3 +152,32 @@ def test_watchers_and_those_that_wait_end_when_the_feed_is_closed() -> None:
             assert not await waiting
 
     run(test())
+
+
+@given(
+    st.lists(st.sampled_from("bpnit"), max_size=12), st.lists(st.sampled_from(["producers/x", "topics/T"]), max_size=3)
+)
+def test_a_change_is_told_without_what_clients_do_not_see_and_in_its_order(kinds: list[str], gone: list[str]) -> None:
+    entities: list[Entity] = []
+    for number, kind in enumerate(kinds):
+        of_kind: dict[str, Entity] = {
+            "b": Broker(number, "h:1", 7, "secret", False),
+            "p": Partition("T", number, (1,), (1,), 1, 0, 0),
+            "n": NamedProducer(f"name-{number}", number, 1),
+            "i": NextProducerId(number),
+            "t": Topic(f"T{number}", f"topic-{number}"),
+        }
+        entities.append(of_kind[kind])
+    delta = delta_to_proto(3, entities)
+    delta.deleted_keys.extend(gone)
+    before = delta.SerializeToString()
+    shown: list[Entity] = []
+    for entity in entities:
+        if isinstance(entity, Broker):
+            shown.append(replace(entity, incarnation=""))
+        elif not isinstance(entity, NamedProducer | NextProducerId):
+            shown.append(entity)
+    wanted = delta_to_proto(3, shown)
+    wanted.deleted_keys.extend(key for key in gone if not key.startswith("producers/"))
+    assert client_delta(delta) == wanted
+    assert delta.SerializeToString() == before, "the broker's own is as it was"
