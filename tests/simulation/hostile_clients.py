@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from tests.simulation.cluster import CONTROLLER_ADDRESS, broker_address
+from tests.simulation.cluster import CONTROLLER_ADDRESS, NEVER_MS, broker_address
 from tests.simulation.disk import MountedDisk
 from tests.simulation.loop import current_process
 from tests.simulation.process import SimProcess
@@ -212,8 +212,10 @@ class HostileProducers:
 
     async def ids_of_the_next_producers(self) -> None:
         """Ids that brokers have in hand, in some partition each: one batch, several, or many; also of later epochs. Then
-        somebody comes who is given them."""
-        chance = self._nemesis.random
+        somebody comes who is given them. Not where partitions forget producers: there the same numbers may come again."""
+        settings, chance = self._cluster.settings, self._nemesis.random
+        if settings.producer_expiration_ms < NEVER_MS or settings.room_is_short:
+            return
         batches: list[tuple[Stamp, int]] = []
         for broker in self._cluster.brokers.values():
             for producer_id in broker._ids._current[:SQUATTED]:
