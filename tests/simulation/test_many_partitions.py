@@ -37,6 +37,7 @@ def test_restarts_cost_few_versions_and_each_change_goes_once_to_each_broker(par
         assert back.requests <= BROKERS, "one request for each leader"
         assert back.versions <= 2 + back.requests
         assert back.images == 1
+        assert back.image_bytes <= partitions * ENTITY_BYTES + 10_000
         assert back.deltas <= back.versions * BROKERS
         assert back.delta_bytes <= BROKERS * (hosted * ENTITY_BYTES + 200 * back.versions)
 
@@ -50,6 +51,11 @@ def test_restarts_cost_few_versions_and_each_change_goes_once_to_each_broker(par
         assert again.changes <= 2 * REPLICATION_FACTOR * partitions
         assert again.versions <= 8 * BROKERS, f"{again}: a version for each request at most, not for each partition"
         assert again.requests <= 8 * BROKERS
+        assert again.proposals <= REPLICATION_FACTOR * partitions
+        assert again.deltas <= again.versions * BROKERS
+        assert again.delta_bytes <= BROKERS * (again.changes * ENTITY_BYTES + 200 * again.versions)
+        assert again.images <= 2 * BROKERS, "one for each session"
+        assert again.image_bytes <= again.images * (partitions * ENTITY_BYTES + 10_000)
         for what, traffic in (("one died", died), ("it is back", back), ("all restarted", again)):
             print(f"{partitions} partitions, {BROKERS} brokers, {what}: {traffic}")
 
