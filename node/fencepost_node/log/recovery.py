@@ -78,6 +78,7 @@ def recover(disk: Disk, directory: str, config: LogConfig, *, power_lost: bool =
     offsets = offsets_by_suffix(names)
     bases, snapshots = offsets.get(LOG_SUFFIX, []), offsets.get(SNAPSHOT_SUFFIX, [])
     names = _without_leftovers(disk, directory, names, offsets)
+    held = frozenset(names)  # of a log with thousands of segments each is looked for
     if not bases:
         if snapshots:
             path = f"{directory}/{file_name(snapshots[-1], SNAPSHOT_SUFFIX)}"
@@ -85,10 +86,10 @@ def recover(disk: Disk, directory: str, config: LogConfig, *, power_lost: bool =
         Segment.create(disk, directory, 0, config.index_interval_bytes).close()
         disk.sync_directory(directory)
         bases = [0]
-    segments = [Segment.open(disk, directory, base, config.index_interval_bytes, names) for base in bases]
+    segments = [Segment.open(disk, directory, base, config.index_interval_bytes, held) for base in bases]
     try:
         files = SnapshotFiles(disk, directory, snapshots)
-        return _Recovery(disk, directory, names, segments, files, power_lost=power_lost).run()
+        return _Recovery(disk, directory, held, segments, files, power_lost=power_lost).run()
     except BaseException:
         for segment in segments:
             segment.close()
