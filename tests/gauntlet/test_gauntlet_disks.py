@@ -12,6 +12,8 @@ import pytest
 from tests.gauntlet.story import Story, tale
 from tests.simulation.cluster import broker_node
 
+from fencepost_node.services.describe_log_dirs import describe_log_dirs
+
 LOG = "/data/orders-0/00000000000000000000.log"
 PARTS_OF_A_BATCH = {"base offset": 7, "length": 10, "leader epoch": 13, "magic": 16, "producer id": 45, "records": 66}
 
@@ -92,6 +94,8 @@ async def test_bit_rot_on_the_leader_that_nobody_can_take_the_place_of(story: St
     await asyncio.sleep(10)
     replica = story.replica(1, "orders-0")
     assert "is damaged at byte" in replica.trouble
+    (told,) = describe_log_dirs(story.cluster.brokers[1].manager, 1, 0.0).replicas
+    assert told.failure == replica.trouble, "what cluster status shows, which then exits with 1"
     assert story.leads(1), "it goes on"
     await story.acked(await client.send("later"))
     assert await story.read_some(10) == names[:10]

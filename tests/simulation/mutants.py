@@ -381,16 +381,6 @@ def scrubber_sees_no_damage(replace: Any) -> None:
     replace(segment.Segment, "check_from", check_from)
 
 
-@mutant("G1", "G11", kinds=("bit rot", "kill leader", "pause broker"), first_seed=3)
-def damaged_replica_starts_over_unasked(replace: Any) -> None:
-    """It gives its log up while it still counts as in sync."""
-
-    async def ask(self: Repairs, key: Any) -> None:
-        return
-
-    replace(Repairs, "_ask_to_start_over", ask)
-
-
 @mutant("G11", kinds=("disk full", "disk error"))
 def failed_replica_never_returns(replace: Any) -> None:
     async def leave_it(self: Repairs, key: Any, attempts: Any) -> None:

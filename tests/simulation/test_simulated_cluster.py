@@ -17,6 +17,7 @@ from tests.simulation.world import World
 
 from fencepost import Consumer, Producer
 from fencepost_node.data_folder import CLEAN_SHUTDOWN
+from fencepost_node.services.describe_log_dirs import describe_log_dirs
 from fencepost_proto.host import Host
 from fencepost_proto.v1 import controller_pb2
 
@@ -233,6 +234,8 @@ def test_a_log_that_cannot_be_read_at_the_start_is_read_when_the_disk_is_well(
         assert [index for _, index in cluster.brokers[3].manager.failed_replicas] == [1]
         assert [3 in partition.isr for partition in judge.image.partitions.values()] == [True, False]
         assert folder(1) == held
+        (shown,) = [info for info in describe_log_dirs(cluster.brokers[3].manager, 3, 0.0).replicas if info.failure]
+        assert (shown.partition, shown.failure) == (1, *cluster.brokers[3].manager.unopened.values())
         told = [line for line in world.trace if "log cannot be opened topic=orders partition=1" in line]
         await asyncio.sleep(15)
         assert not [line for line in world.trace if "isr refused" in line], "nobody proposes what does not follow"
