@@ -213,7 +213,7 @@ class HostileProducers:
     async def ids_of_the_next_producers(self) -> None:
         """Ids that brokers have in hand, in some partition each: one batch, several, or many; also of later epochs. Then
         somebody comes who is given them. Not where partitions forget producers: there the same numbers may come again."""
-        settings, chance = self._cluster.settings, self._nemesis.random
+        settings, chance = self._cluster.settings, self._nemesis.strange
         if settings.producer_expiration_ms < NEVER_MS or settings.room_is_short:
             return
         batches: list[tuple[Stamp, int]] = []
@@ -237,7 +237,7 @@ class HostileProducers:
         led = self._led()
         if not led:
             return
-        partition = self._nemesis.random.choice(led)
+        partition = self._nemesis.strange.choice(led)
         self._world.tell("nemesis", f"floods {partition.id} with new producers")
 
         async def work(host: Host) -> None:

@@ -25,6 +25,7 @@ from fencepost_proto.errors import CorruptMessage
 from fencepost_proto.metadata import Partition
 from fencepost_proto.v1 import controller_pb2
 
+STRANGE = 0.3  # of the faults bring a stranger along, in runs that know some
 MAX_DOWN_S = 6.0  # how long something stays dead, paused or cut off, at most
 FULL_DISK_ROOM_BYTES = 2_000  # what still fits when a disk becomes full, at most
 
@@ -52,7 +53,13 @@ class Nemesis:
         self._situations = situations = Situations(self)
         folders = FolderSituations(self)
         hostile = HostileClients(self)
-        strangers = HostileProducers(self, hostile)
+        self.strange = cluster.world.chance("strangers")
+        producers = HostileProducers(self, hostile)
+        self.strangers: dict[str, tuple[int, Callable[[], Awaitable[None]]]] = {  # drawn apart, beside the others
+            "ids never given out": (1, producers.ids_never_given_out),
+            "ids of the next producers": (1, producers.ids_of_the_next_producers),
+            "flood of new producers": (1, producers.flood_of_new_producers),
+        }
         self.kinds: dict[str, tuple[int, Callable[[], Awaitable[None]]]] = {
             "kill broker": (6, self.kill_broker),
             "kill leader": (6, self.kill_leader),
@@ -90,15 +97,14 @@ class Nemesis:
             "log is lost": (1, folders.log_is_lost),
             "log is copied": (1, folders.log_is_copied),
             "hostile client": (2, hostile.come),
-            "ids never given out": (1, strangers.ids_never_given_out),
-            "ids of the next producers": (1, strangers.ids_of_the_next_producers),
-            "flood of new producers": (1, strangers.flood_of_new_producers),
             "controller put back": (1, situations.controller_put_back),
         }
 
     def only(self, kinds: tuple[str, ...]) -> None:
         """Nothing but these."""
-        self.kinds = {name: self.kinds[name] for name in kinds}
+        known = self.kinds | self.strangers
+        self.kinds = {name: known[name] for name in kinds}
+        self.strangers = {}
 
     def without(self, kind: str) -> None:
         del self.kinds[kind]
@@ -114,13 +120,16 @@ class Nemesis:
             await asyncio.sleep(self.random.expovariate(1 / mean_pause_s))
             (name,) = self.random.choices(chosen, weights)
             self.begin(name)
+            if self.strangers and self.strange.random() < STRANGE:
+                self.begin(self.strange.choice(sorted(self.strangers)))
             if self.random.random() < 0.2:  # a burst
                 for _ in range(self.random.randint(1, 3)):
                     self.begin(self.random.choices(chosen, weights)[0])
 
     def begin(self, name: str) -> None:
         self.counts[name] += 1
-        task: SimTask[None] = self.world.loop.create_task(self.kinds[name][1]())  # type: ignore[arg-type]
+        work = (self.kinds | self.strangers)[name][1]()
+        task: SimTask[None] = self.world.loop.create_task(work)  # type: ignore[arg-type]
         self._running[task] = None
         task.add_done_callback(lambda _: self._running.pop(task, None))
 

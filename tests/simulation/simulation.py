@@ -29,7 +29,7 @@ from tests.simulation.world import World
 from fencepost.history_format import Operation
 
 FLOOD = "flood of new producers"
-FLOODED = 0.15  # of the runs know floods, and have room for few producers
+STRANGE, FLOODED = 0.25, 0.1  # of the runs: strangers write under others' ids; partitions have room for few producers
 SWEEP_INTERVAL_S = 0.25
 TOPICS_WITHIN_S = 30.0
 LEADERS_WITHIN_S = 30.0  # after the faults
@@ -60,7 +60,8 @@ class Result:
 def simulate(seed: int, kinds: tuple[str, ...] = ()) -> Result:
     """One run from one seed; with `kinds`, under faults of these kinds only."""
     planned = plan(seed)
-    if FLOOD in kinds or (not kinds and random.Random(f"{seed}/floods").random() < FLOODED):
+    strange = random.Random(f"{seed}/strange").random()
+    if FLOOD in kinds or (not kinds and strange < FLOODED):
         planned = planned.with_short_room()
     numbers = small_numbers() if planned.small_numbers else nullcontext()
     room = short_room() if planned.settings.room_is_short else nullcontext()
@@ -71,8 +72,10 @@ def simulate(seed: int, kinds: tuple[str, ...] = ()) -> Result:
             run.nemesis.only(kinds)
         elif planned.producers_expire:
             run.nemesis.without("clock jump")  # an hour's jump is more than the expiration time
-        if not kinds and not planned.settings.room_is_short:
-            run.nemesis.without(FLOOD)
+        if strange >= STRANGE:
+            run.nemesis.strangers = {}
+        elif not planned.settings.room_is_short:
+            run.nemesis.strangers.pop(FLOOD, None)
         result = Result(seed, planned, world.trace)
         try:
             world.run(run.story())
