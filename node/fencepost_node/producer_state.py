@@ -73,10 +73,10 @@ _SEQUENCES = 2**31
 _HALF_OF_SEQUENCES = 2**30
 _COUNT = struct.Struct(">i")
 _ENTRY = struct.Struct(">qhBB")  # producer id, epoch, wrapped, number of batches
-_BATCH = struct.Struct(">iiqqI")
+_BATCH = struct.Struct(">iiqqq")
 _BATCH_WITHOUT_CRC = struct.Struct(">iiqq")
-_ENTRY_OF = [struct.Struct(">qhBB" + count * "iiqqI") for count in range(REMEMBERED_BATCHES + 1)]  # with its batches
-UNKNOWN_CRC = 0
+_ENTRY_OF = [struct.Struct(">qhBB" + count * "iiqqq") for count in range(REMEMBERED_BATCHES + 1)]  # with its batches
+UNKNOWN_CRC = -1  # no batch has it, whoever made its bytes up
 
 
 def _no_pause() -> None:
@@ -392,7 +392,7 @@ def describe_entry(producer_id: int, entry: ProducerEntry) -> ProducerStateInfo:
 
 def _check_same(batch: RememberedBatch, header: BatchHeader, crc_at: CrcAt | None) -> None:
     """Raises DuplicateSequenceNumber where the batch in hand has the sequences of one that it does not repeat."""
-    if UNKNOWN_CRC in (batch.crc, header.crc) or header.crc == batch.crc:
+    if batch.crc in (UNKNOWN_CRC, header.crc):
         return
     if crc_at is None or crc_at(batch.timestamp_ms) != batch.crc:
         raise DuplicateSequenceNumber(

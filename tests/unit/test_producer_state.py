@@ -6,7 +6,7 @@ import pytest
 from batches import batch, header, header_of
 
 from fencepost_node import producer_state
-from fencepost_node.producer_state import APPEND, Append, Duplicate, ProducerState
+from fencepost_node.producer_state import APPEND, UNKNOWN_CRC, Append, Duplicate, ProducerState
 from fencepost_proto.errors import (
     CorruptMessage,
     DuplicateSequenceNumber,
@@ -343,6 +343,23 @@ def test_a_batch_with_a_remembered_ones_sequences_and_other_bytes_is_no_repeat()
     assert state.check(others, ever_held_records=True) == Duplicate(40, 42)
     with pytest.raises(DuplicateSequenceNumber, match="those of another batch"):
         ProducerState.decode(state.encode()).check(mine, ever_held_records=True)
+
+
+def test_no_crc_that_a_batch_can_have_stands_for_an_unknown_one() -> None:
+    """Whoever writes under another's id can choose the bytes, so also the CRC."""
+    mine = header_of(batch(producer_id=7, value=b"mine"))
+    for crc in (0, 2**31, 2**32 - 1):
+        state = ProducerState()
+        state.record(mine._replace(crc=crc), 40)
+        with pytest.raises(DuplicateSequenceNumber, match="those of another batch"):
+            ProducerState.decode(state.encode()).check(mine, ever_held_records=True)
+
+
+def test_batches_of_a_snapshot_without_crcs_are_told_by_their_sequences() -> None:
+    mine = header_of(batch(producer_id=7, value=b"mine"))
+    state = ProducerState()
+    state.record(mine._replace(crc=UNKNOWN_CRC), 40)
+    assert ProducerState.decode(state.encode()).check(mine, ever_held_records=True) == Duplicate(40, 40)
 
 
 def test_a_repeat_is_recognised_under_the_time_that_its_leader_gave_it() -> None:
