@@ -21,7 +21,7 @@ memory of it, and stays refused permanently.
 
 from __future__ import annotations
 
-from fencepost_proto.errors import CoordinatorNotAvailable, InvalidProducerEpoch
+from fencepost_proto.errors import CoordinatorNotAvailable, InvalidProducerEpoch, InvalidRequest
 from fencepost_proto.metadata import FIRST_NAMED_ID, MetadataImage
 
 
@@ -47,3 +47,25 @@ def lowest_epoch(producer_id: int, epoch: int, image: MetadataImage) -> int:
     if is_named:
         raise InvalidProducerEpoch(f"the name of producer id {producer_id} has expired or was removed")
     return 0
+
+
+def check_fence_stands(producer_id: int, epoch: int, image: MetadataImage) -> None:
+    """Return where this broker lets nothing below `epoch` of a named producer in any more: it has applied that fence.
+
+    Raises CoordinatorNotAvailable where it may still apply it, InvalidProducerEpoch for an id that no name has any more: it
+    is refused permanently, and what it wrote may be forgotten. InvalidRequest for an id that is no named producer's.
+    """
+    fence = image.fences.get(producer_id)
+    if fence is None and producer_id < FIRST_NAMED_ID:
+        raise InvalidRequest(f"producer id {producer_id} is not a named producer's: it has no fence")
+    if fence is None and producer_id < image.next_named_id:
+        raise InvalidProducerEpoch(
+            f"no name has producer id {producer_id} any more: the name has expired, was removed, or has used up "
+            f"another id since"
+        )
+    if fence is None or fence < epoch:
+        newest = "none" if fence is None else str(fence)
+        raise CoordinatorNotAvailable(
+            f"epoch {epoch} of producer id {producer_id} is not known here yet: {newest} is the newest at metadata version "
+            f"{image.version}"
+        )

@@ -170,6 +170,14 @@ async def test_names_used_up(story: Story) -> None:
     e = await third.send("E")
     await story.settled(e)
     assert isinstance(e.error, ProducerFenced)
+    asked_at = story.world.now
+    assert third.producer is not None
+    try:
+        await third.producer.resume("orders", 0)
+    except ProducerFenced:
+        assert story.world.now - asked_at < SOON_S, "no broker will ever know that id again"
+    else:
+        raise AssertionError("what a forgotten id wrote may be forgotten")
     await story.acked(await kept.send("F"))
     assert await story.end() == {"orders-0": ["A", "B", "D", "F"]}
 

@@ -15,6 +15,7 @@ from fencepost_controller.decisions.producers import (
     InitProducer,
     KeepName,
     RemoveName,
+    predecessor,
 )
 from fencepost_proto import errors
 from fencepost_proto.metadata import (
@@ -142,6 +143,18 @@ def test_the_last_epoch_is_followed_by_a_new_id_and_the_old_one_is_refused_for_g
     else:
         with pytest.raises(errors.ProducerFenced):
             story.does(InitProducer("loader", FIRST + 5, MAX_EPOCH))
+
+
+@pytest.mark.parametrize(
+    ("retired_ids", "expired", "told"),
+    [((), False, (0, False)), ((4,), False, (4, False)), ((4,), True, (4, True)), ((4, 9), False, (9, True))],
+)
+def test_a_successor_hears_of_the_newest_id_before_its_own_and_whether_there_were_others(
+    retired_ids: tuple[int, ...], expired: bool, told: tuple[int, bool]
+) -> None:
+    ids = tuple(FIRST + number for number in retired_ids)
+    newest, forgotten = predecessor(NamedProducer("a", FIRST + 10, 0, ids, predecessor_expired=expired))
+    assert (newest - FIRST if newest else 0, forgotten) == told
 
 
 def test_of_used_up_ids_the_last_one_is_kept_and_that_there_were_others_is_known() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fencepost_controller.decisions.draft import decide
 from fencepost_controller.decisions.elections import ElectUncleanLeader
-from fencepost_controller.decisions.producers import AllocateProducerIds, InitProducer
+from fencepost_controller.decisions.producers import AllocateProducerIds, InitProducer, RemoveName
 from fencepost_controller.decisions.recovery import (
     EPOCH_JUMP,
     MAX_SOUND_NAMED_ID,
@@ -177,6 +177,16 @@ def test_the_epoch_of_a_name_goes_beyond_what_logs_hold_and_where_none_is_left_i
     assert successor.retired_ids == (first + 1,)
     assert first + 100 + PRODUCER_ID_JUMP <= successor.producer_id < done.next_named_id
     assert (done.expired_producers["gone"], done.names_clock_ms) == (gone, 7)
+
+
+def test_a_name_whose_epochs_a_recovery_uses_up_keeps_that_its_predecessor_is_forgotten() -> None:
+    cluster = story()
+    first = FIRST_NAMED_ID
+    used_up = NamedProducer("old", first + 1, MAX_EPOCH, (first,), predecessor_expired=True, used_at_ms=3)
+    changes = {e.key: e for e in (NextProducerId(0, first + 100, 7), used_up)}
+    cluster.image = cluster.image.with_changes(cluster.image.version + 1, changes)
+    done = recover(EMPTY, told_by(cluster.image, 1, 2, 3), (), LINEAGE).image.producers["old"]
+    assert (done.retired_ids, done.predecessor_expired, done.used_at_ms) == ((first, first + 1), True, 3)
 
 
 # ---- Who has to tell ----
@@ -348,6 +358,20 @@ def test_a_name_that_was_given_two_ids_keeps_the_newer_one_and_the_other_is_reti
     assert newest != other
     assert done.producers["loader"].producer_id == newest
     assert done.producers["loader"].retired_ids == (other,)
+    assert not done.producers["loader"].predecessor_expired
+
+
+def test_of_a_name_that_one_head_had_forgotten_it_stays_known_that_it_was() -> None:
+    cluster = story()
+    backup = decide(cluster.image, InitProducer("loader"), {}).image
+    lost = decide(backup, RemoveName("loader"), {}).image
+    lost = decide(lost, InitProducer("loader"), {}).image
+    expired = replace(lost.producers["loader"], expired=True)
+    true = lost.with_changes(lost.version + 1, {expired.key: expired})
+    fork = started(backup, 8)
+    done = recover(fork, [*told_by(true, 1, 2), *told_by(fork, 3)], (), LINEAGE).image
+    assert done.producers["loader"].producer_id == backup.producers["loader"].producer_id
+    assert done.producers["loader"].predecessor_expired
 
 
 @settings(max_examples=60, deadline=None)

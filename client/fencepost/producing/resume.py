@@ -16,7 +16,15 @@ from fencepost.cluster import Cluster
 from fencepost.errors import PredecessorForgotten
 from fencepost.producing.identity import NO_ID, Identity
 from fencepost.rpc import rpc_errors
-from fencepost_proto.errors import FencepostError, NetworkException, OffsetOutOfRange, RequestTimedOut, raise_for
+from fencepost_proto.errors import (
+    FencepostError,
+    InvalidProducerEpoch,
+    NetworkException,
+    OffsetOutOfRange,
+    ProducerFenced,
+    RequestTimedOut,
+    raise_for,
+)
 from fencepost_proto.metadata import RETIRED_EPOCH, PartitionKey
 from fencepost_proto.record_batch import add_sequence
 from fencepost_proto.records import Record, read_records
@@ -32,6 +40,7 @@ FETCH_MAX_BYTES = 1  # the one batch that holds the record
 class Resumed:
     """The newest record of this producer in one partition."""
 
+    producer_id: int  # that it was written under: this instance's, or the one that the name had before
     epoch: int
     last_sequence: int
     last_offset: int
@@ -39,7 +48,10 @@ class Resumed:
 
 
 async def resume(cluster: Cluster, key: PartitionKey, identity: Identity, timeout_s: float) -> Resumed | None:
-    """None: this name never wrote there. Raises PredecessorForgotten, RequestTimedOut, and what the leader refuses."""
+    """None: this name never wrote there.
+
+    Raises PredecessorForgotten, ProducerFenced, RequestTimedOut, and what the leader refuses.
+    """
     producer_id, forgotten = identity.producer_id, identity.predecessor_expired
     asked = [(producer_id, identity.epoch)]
     if identity.retired_id != NO_ID:
@@ -50,6 +62,8 @@ async def resume(cluster: Cluster, key: PartitionKey, identity: Identity, timeou
                 resumed = await _resume(cluster, key, asked_id, epoch, timeout_s)
                 if resumed is not None:
                     return resumed
+    except InvalidProducerEpoch as error:  # the id, or the one before it, is no name's any more
+        raise ProducerFenced(error.message) from error
     except TimeoutError:
         raise RequestTimedOut(
             f"the leader of {key[0]}-{key[1]} did not tell of producer {producer_id} within {timeout_s} s",
@@ -83,7 +97,7 @@ async def _resume(
             last = info.batches[-1]
             offset = last.base_offset + add_sequence(last.last_sequence, -last.first_sequence)
             record = await _record_at(cluster, key, offset)
-            return Resumed(info.producer_epoch, last.last_sequence, offset, record)
+            return Resumed(producer_id, info.producer_epoch, last.last_sequence, offset, record)
     return None
 
 

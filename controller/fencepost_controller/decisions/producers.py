@@ -56,6 +56,12 @@ def _take_named_id(draft: Draft) -> int:
     return ids.next_named_id
 
 
+def predecessor(producer: NamedProducer) -> tuple[int, bool]:
+    """The id that the name had before, 0: none is known; and whether what it wrote under earlier ones is forgotten."""
+    newest = max(producer.retired_ids, default=0)
+    return newest, producer.predecessor_expired or len(producer.retired_ids) > 1
+
+
 @dataclass(frozen=True, slots=True)
 class AllocateProducerIds(Command[range]):
     broker_id: int

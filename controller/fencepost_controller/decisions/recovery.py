@@ -208,18 +208,22 @@ class _Recovery:
             for producer_id, epoch in one.epochs.items():
                 epochs[producer_id] = max(epoch, epochs.get(producer_id, 0))
         next_named_id = max(named_ids, default=FIRST_NAMED_ID) + PRODUCER_ID_JUMP
+        expired = {name: p for image in reversed(self._heads) for name, p in image.expired_producers.items()}
         producers = []
         for name in sorted({name for image in self._heads for name in image.producers}):
             producer = _united([image.producers[name] for image in self._heads if name in image.producers])
+            if name in expired:  # in another head: what it wrote under that id is forgotten
+                producer = replace(producer, predecessor_expired=True)
             epoch = max(producer.epoch, epochs.get(producer.producer_id, 0)) + PRODUCER_EPOCH_JUMP
             if epoch <= record_batch.MAX_EPOCH:
                 producers.append(replace(producer, epoch=epoch, bumped_by_holder=False))
                 continue
             retired = (*producer.retired_ids, producer.producer_id)
-            producers.append(NamedProducer(name, next_named_id, 0, retired, used_at_ms=producer.used_at_ms))
+            producers.append(
+                replace(producer, producer_id=next_named_id, epoch=0, retired_ids=retired, bumped_by_holder=False)
+            )
             next_named_id += 1
         known = {producer.name for producer in producers}
-        expired = {name: p for image in reversed(self._heads) for name, p in image.expired_producers.items()}
         producers += [producer for name, producer in sorted(expired.items()) if name not in known]
         clock_ms = max((image.names_clock_ms for image in self._heads), default=0)
         return producers, NextProducerId(max(ids, default=0) + PRODUCER_ID_JUMP, next_named_id, clock_ms)
@@ -389,4 +393,5 @@ def _united(producers: Sequence[NamedProducer]) -> NamedProducer:
     """One name, in several heads: the newest id goes on, the others are retired."""
     newest = max(producers, key=lambda p: (p.producer_id, p.epoch))
     others = {number for p in producers for number in (p.producer_id, *p.retired_ids)} - {newest.producer_id}
-    return replace(newest, retired_ids=tuple(sorted(others)))
+    forgotten = any(producer.predecessor_expired for producer in producers)
+    return replace(newest, retired_ids=tuple(sorted(others)), predecessor_expired=forgotten)

@@ -20,7 +20,13 @@ import heapq
 
 from fencepost_controller.commands import Commands
 from fencepost_controller.config import ControllerConfig
-from fencepost_controller.decisions.producers import AllocateProducerIds, InitProducer, KeepName, RemoveName
+from fencepost_controller.decisions.producers import (
+    AllocateProducerIds,
+    InitProducer,
+    KeepName,
+    RemoveName,
+    predecessor,
+)
 from fencepost_controller.fences import Fences
 from fencepost_proto.errors import ProducerFenced
 from fencepost_proto.metadata import NamedProducer
@@ -66,11 +72,12 @@ async def init_producer_id(
 
 
 def _identity(producer: NamedProducer, config: ControllerConfig) -> broker_pb2.InitProducerIdResponse:
+    retired_id, forgotten = predecessor(producer)
     return broker_pb2.InitProducerIdResponse(
         producer_id=producer.producer_id,
         producer_epoch=producer.epoch,
-        predecessor_expired=producer.predecessor_expired,
-        retired_producer_id=next(iter(producer.retired_ids), 0),
+        predecessor_expired=forgotten,
+        retired_producer_id=retired_id,
         name_expiration_ms=config.producer_name_expiration_ms,
     )
 

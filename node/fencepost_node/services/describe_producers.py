@@ -12,7 +12,8 @@ With `producer_epoch`, of a named producer, only a broker answers that has appli
 lets no older one in. A leader that was deposed and does not know it yet cannot answer so.
 
 Errors: UNKNOWN_TOPIC_ID, UNKNOWN_TOPIC_OR_PARTITION, NOT_LEADER_OR_FOLLOWER, COORDINATOR_NOT_AVAILABLE (the fence is not
-known here yet; ask again), REQUEST_TIMED_OUT (not committed in time, or the leadership ended before, or too many long lists
+known here yet; ask again), INVALID_PRODUCER_EPOCH (with `producer_epoch`: no name has this id any more),
+REQUEST_TIMED_OUT (not committed in time, or the leadership ended before, or too many long lists
 are asked for; ask again), INVALID_REQUEST (a negative timeout, a producer id below -1).
 Limits: waits at most 60 s. MAX_LISTS long ones are made at a time, and they wait, at most 30 s, until the answers that
 clients have not taken leave room. An id that the partition does not know is left out of the answer.
@@ -26,11 +27,12 @@ from typing import Any
 
 from fencepost_node import producer_state
 from fencepost_node.client_limits import AnswerBudget
+from fencepost_node.identities import check_fence_stands
 from fencepost_node.producer_state import ProducerState
 from fencepost_node.replica import Replica
 from fencepost_node.replica_manager import ReplicaManager
 from fencepost_proto.answering import Context
-from fencepost_proto.errors import CoordinatorNotAvailable, InvalidRequest, RequestTimedOut
+from fencepost_proto.errors import InvalidRequest, RequestTimedOut
 from fencepost_proto.tasks import Tasks
 from fencepost_proto.v1 import broker_pb2
 
@@ -93,7 +95,7 @@ async def describe_producers(
         raise InvalidRequest(f"commit_timeout_ms {request.commit_timeout_ms} is negative")
     replica = manager.leader(request.topic_id, request.partition, -1)
     if request.HasField("producer_epoch"):
-        _check_fence(manager, request)
+        check_fence_stands(request.producer_id, request.producer_epoch, manager.image)
     known = replica.log.producers
     is_long = request.producer_id == ALL and len(known) > PRODUCERS_IN_A_TURN
     if request.producer_id == ALL and len(known) > MAX_PRODUCERS:
@@ -147,12 +149,3 @@ async def _commit(replica: Replica, answer: broker_pb2.DescribeProducersResponse
     if replica.role is not leadership:
         raise RequestTimedOut(f"the leadership of epoch {answer.leader_epoch} ended before the answer")
     answer.high_watermark = replica.high_watermark
-
-
-def _check_fence(manager: ReplicaManager, request: broker_pb2.DescribeProducersRequest) -> None:
-    known = manager.image.fences.get(request.producer_id, -1)
-    if known < request.producer_epoch:
-        raise CoordinatorNotAvailable(
-            f"broker {manager.broker_id} does not know epoch {request.producer_epoch} of producer {request.producer_id}: "
-            f"{known} is the newest at metadata version {manager.image.version}"
-        )
