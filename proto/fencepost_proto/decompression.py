@@ -21,6 +21,7 @@ from fencepost_proto.errors import CorruptMessage
 GUESSED_RATIO = 4  # of the first buffer where the content does not say its length, and of each larger one
 MIN_BUFFER_BYTES = 64 * 1024
 _GZIP_OR_ZLIB_WINDOW = 31  # zlib's way to say: a gzip header, the largest window
+_GZIP_PIECE_BYTES = 256 * 1024  # fed to zlib at a time, and taken from it
 _XERIAL_MAGIC = b"\x82SNAPPY\x00"
 _XERIAL_HEADER_BYTES = 16
 _BLOCK_LENGTH = struct.Struct(">i")
@@ -103,19 +104,31 @@ def _zstd_content_bytes(content: memoryview) -> int:
 
 
 def _gzip(content: memoryview, limit: int, behind: bytes) -> bytearray:
-    """All members, one behind the other; zeros may follow the last one, as gzip allows."""
+    """All members, one behind the other; zeros may follow the last one, as gzip allows.
+
+    A piece at a time: asked for all of it, zlib makes its answer out of blocks, and so holds it twice beside `out`.
+    """
     out = bytearray(behind)
-    rest = bytes(content)
+    most = limit + len(behind)
+    member = zlib.decompressobj(_GZIP_OR_ZLIB_WINDOW)
+    rest, at = b"", 0
     while True:
-        member = zlib.decompressobj(_GZIP_OR_ZLIB_WINDOW)
-        out += member.decompress(rest, limit + len(behind) - len(out) + 1)
-        if len(out) > limit + len(behind):
+        if not rest and at < len(content):
+            rest, at = bytes(content[at : at + _GZIP_PIECE_BYTES]), at + _GZIP_PIECE_BYTES
+        if member.eof:
+            rest = rest.lstrip(b"\0")
+            if not rest:
+                if at >= len(content):
+                    return out
+                continue
+            member = zlib.decompressobj(_GZIP_OR_ZLIB_WINDOW)
+        piece = member.decompress(rest, min(_GZIP_PIECE_BYTES, most - len(out) + 1))
+        out += piece
+        if len(out) > most:
             raise DecompressedTooLarge(len(content), limit)
-        if not member.eof:
+        if not (rest or piece or member.eof):
             raise CorruptMessage(f"{len(content)} bytes of gzip content end within a member")
-        rest = member.unused_data.lstrip(b"\0")
-        if not rest:
-            return out
+        rest = member.unused_data if member.eof else member.unconsumed_tail
 
 
 def _snappy(content: memoryview, limit: int, behind: bytes) -> bytearray:

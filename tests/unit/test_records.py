@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import random
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 
@@ -85,6 +86,28 @@ def test_gzip_members_and_the_zeros_behind_them_are_read_as_gzip_does() -> None:
     assert decompress(Compression.GZIP, memoryview(packed), 6) == b"onetwo"
     with pytest.raises(DecompressedTooLarge):
         decompress(Compression.GZIP, memoryview(packed), 5)
+
+
+def test_gzip_members_longer_than_a_piece_are_read_whole() -> None:
+    """Of the content and of what it opens to; a member may end in the middle of one, and zeros go on in the next."""
+    parts = [random.Random(1).randbytes(600_000), b"ab" * 500_000, b"c", random.Random(2).randbytes(300_000)]
+    packed = b"".join(gzip.compress(part, 1) for part in parts) + bytes(300_000)
+    assert decompress(Compression.GZIP, memoryview(packed), 3_000_000, behind=b"h") == b"h" + b"".join(parts)
+    for end in (0, 5, 400_000, len(gzip.compress(parts[0], 1)) - 1):
+        with pytest.raises(CorruptMessage, match="end within a member"):
+            decompress(Compression.GZIP, memoryview(packed)[:end], 3_000_000)
+
+
+@pytest.mark.parametrize("codec", COMPRESSED)
+def test_what_opens_to_much_takes_no_more_than_its_limit_of_memory(codec: Compression) -> None:
+    bomb = memoryview(zeros(codec, BOMB_BYTES))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DecompressedTooLarge):
+            decompress(codec, bomb, MAX_DECOMPRESSED_BYTES)
+        assert tracemalloc.get_traced_memory()[1] < 1.3 * MAX_DECOMPRESSED_BYTES + len(bomb)
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("codec", COMPRESSED)
