@@ -28,7 +28,14 @@ from tests.simulation.taps import FetchTap, InitTap, ProduceTap
 from tests.simulation.world import World
 
 from fencepost_proto.errors import FencepostError
-from fencepost_proto.metadata import FIRST_NAMED_ID, RETIRED_EPOCH, MetadataImage, Partition, PartitionKey
+from fencepost_proto.metadata import (
+    APPEND_TIME,
+    FIRST_NAMED_ID,
+    RETIRED_EPOCH,
+    MetadataImage,
+    Partition,
+    PartitionKey,
+)
 from fencepost_proto.record_batch import BatchHeader, check_batch, read_header
 from fencepost_proto.records import Compression
 
@@ -65,6 +72,7 @@ class Record:
     key: PartitionKey
     name: str  # topic-partition
     flush_always: bool
+    append_time: bool  # leaders write their own time into batches, whose CRCs change by it
     views: dict[int, LogView] = field(default_factory=dict)  # by broker id
     committed: list[Batch] = field(default_factory=list)  # for ever, from offset 0
     fold: ProducerFold = field(default_factory=ProducerFold)  # of all that is committed
@@ -283,7 +291,12 @@ class Judge:
             topic = self.image.topics.get(key[0])
             if topic is None:
                 return None
-            record = Record(key, f"{topic.name}-{key[1]}", topic.config.flush_always)
+            record = Record(
+                key,
+                f"{topic.name}-{key[1]}",
+                topic.config.flush_always,
+                topic.config.message_timestamp_type == APPEND_TIME,
+            )
             self.records[key] = record
         return record
 
@@ -624,7 +637,7 @@ class Judge:
             index = index_of(record.committed, result.base_offset)
             held = record.committed[index] if index < len(record.committed) else None
         wanted = (batch.producer_id, batch.producer_epoch, batch.base_sequence, batch.record_count, batch.crc)
-        if held is None or (*held[5:], held.crc) != wanted:
+        if held is None or (*held[5:], batch.crc if record.append_time else held.crc) != wanted:
             self.fail("G6", f"{record.name}: broker {broker_id} acknowledged {wanted} at {result.base_offset}: {held}")
             return
         if acks < 0:

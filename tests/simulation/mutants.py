@@ -143,7 +143,7 @@ def truncation_keeps_the_state_of_what_it_cut(replace: Any) -> None:
     replace(Log, "_producers_at", lambda self, end_offset: (self.producers, 0))
 
 
-@mutant("G5", "invariant", kinds=("disk error", "disk full", "kill leader"))
+@mutant("G5", "invariant", kinds=("disk error", "disk full", "kill leader"), first_seed=2)
 def state_changes_though_the_append_failed(replace: Any) -> None:
     """And the replica goes on, as though nothing had been."""
     original = Log._append
@@ -160,13 +160,13 @@ def state_changes_though_the_append_failed(replace: Any) -> None:
     replace(Replica, "fail", lambda self, reason: None)
 
 
-@mutant("G5", "invariant", kinds=("replica begins anew",), seeds=40)
+@mutant("G5", "invariant", kinds=("replica begins anew",), seeds=40, first_seed=7)
 def moved_replica_gets_no_producer_state(replace: Any) -> None:
     original = Log.reset_to
     replace(Log, "reset_to", lambda self, start, _: original(self, start, snapshot.empty_snapshot(start)))
 
 
-@mutant("G3", kinds=("followers gone for a moment",), seeds=30)
+@mutant("G3", kinds=("followers gone for a moment",), seeds=30, first_seed=3)
 def batches_after_a_gap_are_appended(replace: Any) -> None:
     """The leader takes any sequence beyond the last one: a batch that it refused a moment before can never follow."""
     check = ProducerState.check
@@ -189,12 +189,12 @@ def acknowledged_before_the_commit(replace: Any) -> None:
     replace(Leadership, "when_committed", lambda self, end_offset, done: done(None))
 
 
-@mutant("G6", kinds=(*KILLS, *NETWORK))
+@mutant("G6", kinds=(*KILLS, *NETWORK), first_seed=2)
 def duplicate_acknowledged_before_the_commit(replace: Any) -> None:
     original = Leadership.append
 
-    def append(self: Leadership, batch: bytes, acks: int, now: float) -> Any:
-        appended = original(self, batch, acks, now)
+    def append(self: Leadership, *given: Any) -> Any:
+        appended = original(self, *given)
         if appended.duplicate:
             object.__setattr__(appended, "end_offset", 0)  # committed, as the waiting sees it
         return appended
@@ -208,7 +208,7 @@ def high_watermark_ignores_a_joining_member(replace: Any) -> None:
     replace(LeaderState, "_has_all_committed", lambda self, broker_id: True)
 
 
-@mutant("G6", kinds=(*KILLS, *NETWORK))
+@mutant("G6", kinds=(*KILLS, *NETWORK), first_seed=2)
 def high_watermark_of_a_majority(replace: Any) -> None:
     """Two of three suffice, while all three count as in sync."""
 
@@ -226,7 +226,7 @@ def high_watermark_of_a_majority(replace: Any) -> None:
     replace(LeaderState, "_advance", advance)
 
 
-@mutant("G6", kinds=("isolate broker",))
+@mutant("G6", kinds=("isolate broker",), first_seed=2)
 def leader_answers_after_losing_its_epoch(replace: Any) -> None:
     original = Leadership.end
 
@@ -248,7 +248,7 @@ def reads_above_the_high_watermark(replace: Any) -> None:
     replace(Replica, "read_committed", read_committed)
 
 
-@mutant("G10", kinds=("successor out of touch",))
+@mutant("G10", kinds=("successor out of touch",), first_seed=2)
 def new_leader_tells_an_old_high_watermark(replace: Any) -> None:
     original = LeaderState.__init__
 
@@ -262,7 +262,7 @@ def new_leader_tells_an_old_high_watermark(replace: Any) -> None:
 # ---- Replication ----
 
 
-@mutant("G4", "invariant", kinds=("isolate broker", "pause broker", "kill leader"))
+@mutant("G4", "invariant", kinds=("isolate broker", "pause broker", "kill leader"), first_seed=2)
 def no_truncation(replace: Any) -> None:
     original = reconciliation.answer_subscribe
 
@@ -274,7 +274,7 @@ def no_truncation(replace: Any) -> None:
     replace(push, "answer_subscribe", answer)
 
 
-@mutant("G1", "G4", kinds=(*KILLS, *NETWORK, "reassign"))
+@mutant("G1", "G4", kinds=(*KILLS, *NETWORK, "reassign"), first_seed=2)
 def isr_change_without_epoch_checks(replace: Any) -> None:
     """Whoever once led may change the in-sync set, and members need not be the incarnations that caught up."""
 
@@ -286,7 +286,7 @@ def isr_change_without_epoch_checks(replace: Any) -> None:
     replace(AlterPartition, "decide", decide)
 
 
-@mutant("G1", "G4", kinds=("isolate broker", "pause broker", "kill leader", "power failure"))
+@mutant("G1", "G4", kinds=("isolate broker", "pause broker", "kill leader", "power failure"), first_seed=4)
 def any_live_replica_is_elected(replace: Any) -> None:
     original = partitions._leader
 
@@ -314,7 +314,7 @@ def _with_leader(draft: Any, partition: Any, leader: Any) -> Any:
 # ---- The disk ----
 
 
-@mutant("G1", "G4", kinds=POWER, seeds=30)
+@mutant("G1", "G4", kinds=POWER, seeds=30, first_seed=5)
 def lost_tail_is_not_told(replace: Any) -> None:
     original = RegisterBroker.decide
 
@@ -368,7 +368,7 @@ def copied_log_is_opened(replace: Any) -> None:
 # ---- Damage and recovery ----
 
 
-@mutant("G10", kinds=("bit rot", "kill leader"), first_seed=5)
+@mutant("G10", kinds=("bit rot", "kill leader"), first_seed=7)
 def cold_reads_are_not_checked(replace: Any) -> None:
     replace(segment.Segment, "_sound_end", lambda self, data, first, epochs: first.position + len(data))
 
@@ -381,7 +381,7 @@ def scrubber_sees_no_damage(replace: Any) -> None:
     replace(segment.Segment, "check_from", check_from)
 
 
-@mutant("G11", kinds=("disk full", "disk error"))
+@mutant("G11", kinds=("disk full", "disk error"), first_seed=1)
 def failed_replica_never_returns(replace: Any) -> None:
     async def leave_it(self: Repairs, key: Any, attempts: Any) -> None:
         return
@@ -389,7 +389,7 @@ def failed_replica_never_returns(replace: Any) -> None:
     replace(Repairs, "_try", leave_it)
 
 
-@mutant("G11", kinds=("disk full", "disk error"))
+@mutant("G11", kinds=("disk full", "disk error"), first_seed=1)
 def recovered_replica_counts_as_failed(replace: Any) -> None:
     """For the controller, until its broker starts again."""
     original = Sessions._take_failed
@@ -405,7 +405,7 @@ def recovered_replica_counts_as_failed(replace: Any) -> None:
 # ---- Identity ----
 
 
-@mutant("G9", kinds=("take-over behind a cut",), seeds=30)
+@mutant("G9", kinds=("take-over behind a cut",), seeds=30, first_seed=2)
 def fence_is_not_waited_for(replace: Any) -> None:
     async def wait(self: Fences, version: int, timeout_s: float) -> None:
         return
@@ -424,7 +424,7 @@ def older_epoch_is_accepted(replace: Any) -> None:
     replace(ProducerState, "check", check)
 
 
-@mutant("G8", kinds=("kill controller", "kill broker", "kill producer"))
+@mutant("G8", kinds=("kill controller", "kill broker", "kill producer"), first_seed=3)
 def id_block_is_not_persisted(replace: Any) -> None:
     """The next broker gets the same one."""
 
@@ -544,7 +544,7 @@ def split_restamps_wrongly(replace: Any) -> None:
     replace(Sequencer, "_split", split)
 
 
-@mutant("G1", kinds=("isolate broker", "take-over behind a cut"), seeds=30)
+@mutant("G1", kinds=("isolate broker", "take-over behind a cut"), seeds=30, first_seed=2)
 def unknown_outcome_reported_as_certain(replace: Any) -> None:
     original = Sequencer._fail
 
