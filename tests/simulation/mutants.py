@@ -530,16 +530,16 @@ def retry_with_a_fresh_sequence(replace: Any) -> None:
     replace(Sequencer, "attempts_to_send", attempts_to_send)
 
 
-@mutant("G1", kinds=KILLS, first_seed=3)
+@mutant("G3", "unhandled", kinds=KILLS, first_seed=3)
 def split_restamps_wrongly(replace: Any) -> None:
-    """Both halves of a split batch get the sequences of the first: the second is taken for its repeat."""
+    """The halves of a split batch get each other's sequences: the second is stored before the first."""
     original = Sequencer._split
 
     def split(self: Sequencer, batch: Any) -> None:
         original(self, batch)
         first, second = batch.pieces
         if self.idempotent and first.record_count == second.record_count:
-            second.stamp = first.stamp
+            first.stamp, second.stamp = second.stamp, first.stamp
 
     replace(Sequencer, "_split", split)
 
