@@ -91,6 +91,7 @@ class SimCluster:
             expires_s = min(expires_s, settings.max_delivery_timeout_ms / 1000)
         self.judge = Judge(world, self._nodes.get, expires_s)
         self.judge.leader_epoch_of = self._leader_epoch
+        self.judge.high_watermark_of = self._high_watermark
         self.judge.log_end_of = self._log_end
         self.database = MetadataDatabase(self.judge.metadata, self.judge.recovered)
         self.brokers: dict[int, Broker] = {}
@@ -282,6 +283,11 @@ class SimCluster:
         """-1: the broker has no such replica."""
         replica = self.brokers[broker_id].manager.replicas.get(key)
         return replica.leader_epoch if replica is not None else -1
+
+    def _high_watermark(self, broker_id: int, key: PartitionKey) -> int:
+        """-1: the broker has no such replica, or is cutting its log just now."""
+        replica = self.brokers[broker_id].manager.replicas.get(key)
+        return replica.high_watermark if replica is not None and not replica.being_cut else -1
 
     def _log_end(self, broker_id: int, key: PartitionKey) -> int:
         """-1: the broker has no such replica."""

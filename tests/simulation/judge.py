@@ -24,7 +24,7 @@ from tests.simulation.elected_log import Past, common, index_of
 from tests.simulation.logview import Batch, LogView, ProducerFold
 from tests.simulation.network import Tap
 from tests.simulation.process import SimProcess
-from tests.simulation.taps import FetchTap, InitTap, ProduceTap
+from tests.simulation.taps import FetchTap, InitTap, ProduceTap, ReplicateTap
 from tests.simulation.world import World
 
 from fencepost_proto.errors import FencepostError
@@ -45,6 +45,7 @@ Producers = dict[int, tuple[int, tuple[tuple[int, int, int], ...]]]
 EXPIRY_SLACK_S = 0.5  # between when a batch is stored and when it is seen here
 
 BROKER = "/fencepost.v1.Broker/"
+REPLICATE = "/fencepost.v1.Replication/Replicate"
 
 
 class Violation(Exception):
@@ -127,6 +128,7 @@ class Judge:
         self.violation: Violation | None = None
         self.leader_epoch_of: Callable[[int, PartitionKey], int] = lambda broker_id, key: -1  # a peephole
         self.log_end_of: Callable[[int, PartitionKey], int] = lambda broker_id, key: -1  # another
+        self.high_watermark_of: Callable[[int, PartitionKey], int] = lambda broker_id, key: -1  # another
         self._broker_of_node = broker_of_node
         self._disks: dict[int, Any] = {}
         self._producer_ids: dict[int, str] = {}
@@ -139,6 +141,7 @@ class Judge:
         }
         for method, tap in taps.items():
             world.network.taps[BROKER + method] = tap
+        world.network.taps[REPLICATE] = ReplicateTap(self)
 
     def count(self, what: str, number: int = 1) -> None:
         self.counts[what] = self.counts.get(what, 0) + number
@@ -685,6 +688,39 @@ class Judge:
             index = index_of(record.committed, batch.base_offset)
             if index >= len(record.committed) or record.committed[index] != batch:
                 self.fail("G10", f"{record.name}: {client!r} read {batch}, which is not what is committed there")
+
+    def subscribes(self, client: SimProcess, key: PartitionKey) -> None:
+        """A follower says where its log ends, perhaps since it has just cut it."""
+        record, broker_id = self.record(key), self._broker_of_node(client.node)
+        if record is None or broker_id is None or not client.alive or record.tainted:
+            return
+        high_watermark, end_offset = self.high_watermark_of(broker_id, key), self.log_end_of(broker_id, key)
+        if high_watermark > end_offset:
+            self.fail(
+                "G6",
+                f"{record.name}: broker {broker_id} subscribes from its log's end {end_offset}, and takes what is below "
+                f"{high_watermark} for committed",
+            )
+        self.count("subscriptions looked at")
+
+    def continued(
+        self, server: SimProcess, client: SimProcess, key: PartitionKey, offset: int, last_epoch: int
+    ) -> None:
+        """A leader serves a reader who has read a batch of `last_epoch` just before `offset`: its log has that batch."""
+        record, broker_id = self.record(key), self._broker_of_node(server.node)
+        if record is None or broker_id is None or record.tainted or (broker_id, key) in self.damaged:
+            return
+        if record.past.leaders.get(self.leader_epoch_of(broker_id, key)) != broker_id:
+            return  # it has ceased to lead since it read this; its log may be cut already
+        view = self.view(record, broker_id)
+        before = next((batch for batch in reversed(view.batches) if batch.base_offset < offset), None)
+        if before is not None and offset <= before.end_offset and before.leader_epoch != last_epoch:
+            self.fail(
+                "G10",
+                f"{record.name}: broker {broker_id} serves {client!r} from {offset}, before which that had read a batch of "
+                f"leader epoch {last_epoch}; its log has {before} there",
+            )
+        self.count("continued readings looked at")
 
     def _check_continues(self, record: Record, client: SimProcess, content: bytes) -> None:
         """What a client gets behind the last batch that it got continues that one, also after an unclean election."""

@@ -573,3 +573,28 @@ def retry_sent_out_of_order(replace: Any) -> None:
         return original(self, now)
 
     replace(Sequencer, "attempts_to_send", attempts_to_send)
+
+
+# ---- Unclean elections ----
+
+
+@mutant("G6", kinds=("unclean election",))
+def cut_log_keeps_its_high_watermark(replace: Any) -> None:
+    """Also one that has been started over."""
+    for name in ("truncate", "start_over"):
+
+        def patched(original: Any) -> Any:
+            async def operate(self: Replica, *args: Any) -> None:
+                kept = self.high_watermark
+                await original(self, *args)
+                self.high_watermark = max(kept, self.high_watermark)
+
+            return operate
+
+        replace(Replica, name, patched(getattr(Replica, name)))
+
+
+@mutant("G10", kinds=("unclean election",))
+def readers_go_on_over_an_unclean_election(replace: Any) -> None:
+    """Their offset is all that counts, as though the log were still the one that they have read."""
+    replace(Replica, "check_continues", lambda self, offset, last_epoch: None)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MAX_CUT_S = 6.0
 MAX_LAG_S = 8.0  # for a follower to leave the in-sync set, and for a leader's death to be known
+ASLEEP = 0.5  # of the readers and the old leaders, during an unclean election
 SHORTER_ON_PURPOSE = 0.3  # of the unclean elections: any replica, whatever it holds
 
 
@@ -144,8 +145,9 @@ class Situations:
         cluster.start(CONTROLLER)
 
     async def unclean_election(self) -> None:
-        """The followers of a partition lag and leave, its leader goes on alone and then dies for some time; an operator
-        elects one of the others, mostly the best, sometimes a shorter log on purpose. Then the old leader comes back."""
+        """The followers of a partition lag and leave, its leader goes on alone and then dies or sleeps for some time; an
+        operator elects one of the others, mostly the best, sometimes a shorter log on purpose. Then the old leader comes
+        back: with what is on its disk, or with all that it remembers."""
         judge, nemesis = self._cluster.judge, self._nemesis
         choices = [p for p in judge.image.partitions.values() if p.leader >= 0 and len(p.replicas) > 1]
         if not choices:
@@ -157,28 +159,62 @@ class Situations:
         def now() -> Partition:
             return judge.image.partitions.get(key, partition)  # it may be deleted meanwhile
 
-        self._world.tell("nemesis", f"separates {leader} from {followers}, then kills it")
+        self._world.tell("nemesis", f"separates {leader} from {followers}, until it goes")
         for number, follower in enumerate(followers):
             if number:
                 await asyncio.sleep(nemesis.random.uniform(0, 1))  # they do not end at the same offset
-            for one, other in ((leader, follower), (follower, leader)):
-                self._world.network.cut(one, other)
+            self._world.network.cut(leader, follower)
+            self._world.network.cut(follower, leader)
         await self._until(lambda: now().isr == (partition.leader,), MAX_LAG_S)
         await asyncio.sleep(nemesis.random.uniform(0.5, 3))
-        self._cluster.kept_down[leader] = None
-        self._world.kill(leader)
+        come_back = self._kill_or_pause(leader)
         for follower in followers:
-            for one, other in ((leader, follower), (follower, leader)):
-                self._world.network.heal(one, other)
+            self._world.network.heal(leader, follower)
+            self._world.network.heal(follower, leader)
         await self._until(lambda: now().leader < 0, MAX_LAG_S)
+        wake_readers = self._pause_readers()
         if key in judge.image.partitions and now().leader < 0:
             on_purpose = nemesis.random.random() < SHORTER_ON_PURPOSE
             await self._cluster.elect_uncleanly(key, lambda count: nemesis.random.randrange(count) if on_purpose else 0)
             await asyncio.sleep(nemesis.random.uniform(0, 3))
-        self._cluster.kept_down.pop(leader, None)
-        if not self._world.machine(leader).powered:
-            self._world.power_on(leader)
-        self._cluster.start(leader)
+        come_back()
+        await asyncio.sleep(nemesis.random.uniform(0, 4))
+        wake_readers()
+
+    def _kill_or_pause(self, node: str) -> Callable[[], None]:
+        """Returns what undoes it."""
+        process = self._world.machine(node).process
+        sleeps = self._nemesis.random.random() < ASLEEP
+        self._world.tell("nemesis", f"{'pauses' if sleeps else 'kills'} {node}")
+        if sleeps:
+            self._world.pause(node)
+        else:
+            self._cluster.kept_down[node] = None
+            self._world.kill(node)
+
+        def undo() -> None:
+            if not sleeps:
+                self._cluster.kept_down.pop(node, None)
+                if not self._world.machine(node).powered:
+                    self._world.power_on(node)
+                self._cluster.start(node)
+            elif self._world.machine(node).process is process:
+                self._world.resume(node)
+
+        return undo
+
+    def _pause_readers(self) -> Callable[[], None]:
+        """Some of them: they hear of an election only when the new log has grown. Returns what wakes them."""
+        nodes = [reader.node for reader in self._nemesis.readers if self._nemesis.random.random() < ASLEEP]
+        for node in nodes:
+            self._world.tell("nemesis", f"pauses {node}")
+            self._world.pause(node)
+
+        def wake() -> None:
+            for node in nodes:
+                self._world.resume(node)
+
+        return wake
 
     async def _until(self, condition: Callable[[], bool], timeout_s: float) -> None:
         """Or until the time is up, or the partition is gone: other faults meddle."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.network import Tap
@@ -50,13 +51,40 @@ class ProduceTap(Tap):
 
 
 class FetchTap(Tap):
+    """Matches each answer with what it answers: on one stream, one after another."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self._asked: dict[object, deque[dict[PartitionKey, tuple[int, int]]]] = {}
+
+    def request(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
+        asked = {
+            (partition.topic_id, partition.partition): (partition.fetch_offset, partition.last_epoch)
+            for partition in message.partitions
+            if partition.HasField("last_epoch")
+        }
+        self._asked.setdefault(call, deque()).append(asked)
+
+    def response(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
+        waiting = self._asked.get(call)
+        asked = waiting.popleft() if waiting else {}
+        for answer in message.partitions:
+            if answer.error.code == 0:
+                position = asked.get((answer.topic_id, answer.partition))
+                if position is not None:
+                    self._judge.continued(server, client, (answer.topic_id, answer.partition), *position)
+                self._judge.fetched(server, client, answer)
+
+
+class ReplicateTap(Tap):
+    """A follower subscribes also after each cut."""
+
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
 
-    def response(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
-        for answer in message.partitions:
-            if answer.error.code == 0:
-                self._judge.fetched(server, client, answer)
+    def request(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
+        for subscribe in message.subscribe:
+            self._judge.subscribes(client, (subscribe.topic_id, subscribe.partition))
 
 
 class InitTap(Tap):
