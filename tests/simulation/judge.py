@@ -713,7 +713,8 @@ class Judge:
         if record.past.leaders.get(self.leader_epoch_of(broker_id, key)) != broker_id:
             return  # it has ceased to lead since it read this; its log may be cut already
         view = self.view(record, broker_id)
-        before = next((batch for batch in reversed(view.batches) if batch.base_offset < offset), None)
+        index = index_of(view.batches, offset) - 1
+        before = view.batches[index] if index >= 0 else None
         if before is not None and offset <= before.end_offset and before.leader_epoch != last_epoch:
             self.fail(
                 "G10",
