@@ -29,6 +29,7 @@ class Past:
     shown: dict[int, tuple[int, int]] = field(default_factory=dict)  # broker -> the tip that an operator was shown
     estranged: dict[int, None] = field(default_factory=dict)  # brokers whose logs may be those of before
     lost: list[Batch] = field(default_factory=list)  # committed once, and not any more
+    unseen: dict[Batch, None] = field(default_factory=dict)  # acknowledged by leaders whose files could not be compared
 
     @property
     def epoch(self) -> int:
@@ -78,6 +79,15 @@ class Past:
             known = committed[: index_of(committed, view.start_offset)]
         return known
 
+    def unseen_and_gone(self, held: list[Batch], epoch: int) -> list[Batch]:
+        """Of what leaders of before `epoch` acknowledged unseen: what is not in the log that is the truth from now on, and
+        is unseen no more."""
+        kept = {_identity(batch) for batch in held}
+        gone = [batch for batch in self.unseen if batch.leader_epoch < epoch and _identity(batch) not in kept]
+        for batch in gone:
+            del self.unseen[batch]
+        return gone
+
     def is_lost(self, stamp: Stamp) -> bool:
         producer_id, epoch, sequence = stamp
         return any(
@@ -89,6 +99,18 @@ class Past:
             )
             for batch in self.lost
         )
+
+
+def _identity(batch: Batch) -> tuple[int, ...]:
+    """What an answer tells of a batch: all but the leader epoch under which it was appended."""
+    return (
+        batch.base_offset,
+        batch.end_offset,
+        batch.crc,
+        batch.producer_id,
+        batch.producer_epoch,
+        batch.base_sequence,
+    )
 
 
 def common(one: list[Batch], other: list[Batch]) -> int:

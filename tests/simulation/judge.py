@@ -249,6 +249,7 @@ class Judge:
         held = [*below, *(batch for batch in view.batches if batch.leader_epoch < epoch)]
         parts = common(record.committed, held)
         gone = record.committed[parts:]
+        gone += [batch for batch in past.unseen_and_gone(held, epoch) if batch not in gone]
         shown_epoch, shown_end = past.shown.pop(broker_id, (-1, 0))
         for batch in gone:
             if broker_id not in past.estranged and batch.leader_epoch <= shown_epoch and batch.end_offset <= shown_end:
@@ -267,6 +268,15 @@ class Judge:
             "judge",
             f"{record.name}: the log of broker {broker_id} is the truth; lost: {len(gone)} batches from {parts} on",
         )
+
+    def _look_for_truth(self, record: Record, replica: Leader) -> None:
+        """A log that had been damaged has been elected: it may have been given up and be empty. What was committed before
+        cannot tell whether it is whole, since it is itself what is committed from now on."""
+        elected = record.past.pending >= 0 and replica.leads and (replica.broker_id, record.key) in self.damaged
+        if elected and not record.past.overruled(replica.broker_id, replica.leader_epoch):
+            view = self.view(record, replica.broker_id)
+            if not view.damage:
+                self._take_for_truth(record, replica.broker_id, view)
 
     def _is_overruled(self, record: Record, broker_id: int) -> bool:
         """The broker answers as a leader of before an unclean election, which it has not heard of."""
@@ -451,6 +461,7 @@ class Judge:
         for replica in replicas:
             record = self.record(replica.key)
             if record is not None:
+                self._look_for_truth(record, replica)
                 self._heal(record)
                 damaged = (replica.broker_id, replica.key) in self.damaged.keys() - self.rotten.keys()
                 if replica.leads and damaged and not record.tainted:
@@ -626,12 +637,16 @@ class Judge:
         if broker_id is None or record is None or record.tainted or acks == 0 or result.base_offset < 0:
             return
         if record.past.elections and self._is_overruled(record, broker_id):
-            held = self.view(record, broker_id).at(result.base_offset)
+            unseen = (broker_id, key) in self.damaged
+            answered = self._as_answered(record, broker_id, batch, result) if unseen else None
+            held = answered or self.view(record, broker_id).at(result.base_offset)
             if held is not None and record.committed[index_of(record.committed, held.base_offset) :][:1] != [held]:
                 record.past.lost.append(held)  # acknowledged by a leader that does not know that it is none
             return
         if (broker_id, key) in self.damaged:
-            return  # its files cannot be compared now; they are when they are whole again
+            # Its files cannot be compared now; they are when they are whole again, unless that is never.
+            record.past.unseen |= {self._as_answered(record, broker_id, batch, result): None} if acks < 0 else {}
+            return
         self.count("acknowledged batches")
         if batch.attributes:
             self.count(f"acknowledged batches, {Compression(batch.attributes).name.lower()}")
@@ -652,6 +667,14 @@ class Judge:
             below = record.committed[index_of(record.committed, held.base_offset)]
             if below != held:
                 self.fail("G6", f"{record.name}: broker {broker_id} acknowledged {held}; committed is {below}")
+
+    def _as_answered(self, record: Record, broker_id: int, batch: BatchHeader, result: Any) -> Batch:
+        """An acknowledged batch as its answer tells it; appended under the leader's epoch, or an older one."""
+        epoch = self.leader_epoch_of(broker_id, record.key)
+        if epoch < 0:  # it has let go of the replica since
+            epoch = self.image.partitions[record.key].leader_epoch
+        end_offset = result.base_offset + batch.record_count
+        return Batch.of(batch)._replace(base_offset=result.base_offset, end_offset=end_offset, leader_epoch=epoch)
 
     def fetched(self, server: SimProcess, client: SimProcess, answer: Any) -> None:
         key = (answer.topic_id, answer.partition)

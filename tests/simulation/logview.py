@@ -114,7 +114,7 @@ class LogView:
             self.batches = []
             self._read = read = []
             self.rebuilds += 1
-            self.damage = ""
+            self.damage = ""  # an empty log that took a damaged one's place has none
         if not read:
             self.start_offset = int(names[0].removesuffix(".log")) if names else 0
             ended = [batch for batch in (*known, self.before) if batch and batch.end_offset == self.start_offset]

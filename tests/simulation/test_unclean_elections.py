@@ -74,3 +74,51 @@ async def test_readers_and_producers_go_on_over_it(story: Story) -> None:
     await story.in_sync("orders-0", 1, 2)
     await asyncio.sleep(1)
     assert await story.end() == {"orders-0": [*(f"a{n}" for n in range(4)), *(f"c{n}" for n in range(12))]}
+
+
+def damage(story: Story, broker_id: int, number: int, *, running: bool) -> None:
+    """A byte changes in the records of that batch."""
+    record = story.judge.record(story.partition("orders-0").id)
+    log = story.log(broker_id)
+    place = log.place_of(log.batches[number])
+    assert record is not None
+    assert place is not None
+    story.world.machine(f"broker-{broker_id}").disk.corrupt(place[0], place[1] + 66)
+    (story.judge.rot if running else story.judge.damage)(record, broker_id)
+
+
+@tale()
+async def test_what_a_leader_with_changed_bytes_has_acknowledged_alone_is_lost_to_an_election(story: Story) -> None:
+    """The judge cannot read it in that leader's files (seed 81036 of commit 17c0933: G1)."""
+    await story.create_topic("orders", [[1, 2]], min_insync_replicas=1)
+    first = await story.producer("first")
+    await story.acked(await first.send("first"))
+    await story.in_sync("orders-0", 1, 2)
+    damage(story, 1, 0, running=True)
+    client = await one_goes_on_alone(story, common=4, alone=10)
+    await elect(story, 2, "broker-1")
+    await story.acked(await client.send("c"))
+    await story.until(lambda: story.judge.counts.get("batches lost to unclean elections"), "the judge has compared")
+    assert story.judge.counts["batches lost to unclean elections"] == 10
+    record = story.judge.record(story.partition("orders-0").id)
+    assert record is not None
+    assert [record.past.is_lost(stamp) for n in range(10) for stamp in story.stamps(f"b{n}")] == [True] * 10
+    assert not any(record.past.is_lost(stamp) for n in range(4) for stamp in story.stamps(f"a{n}"))
+    assert (await story.end())["orders-0"] == ["first", *(f"a{n}" for n in range(4)), "c"]
+
+
+@tale()
+async def test_a_damaged_log_that_was_given_up_is_elected(story: Story) -> None:
+    """The log is empty, and is the truth from then on (seed 81005 of commit 17c0933: G1)."""
+    await story.create_topic("orders", [[1, 2]], min_insync_replicas=1)
+    client = await one_goes_on_alone(story, common=4, alone=3)
+    story.kill("broker-2")
+    damage(story, 2, 2, running=False)
+    story.rejoin("broker-2", "broker-3")
+    story.start("broker-2")
+    await story.until(lambda: story.traced("log recovered directory=/data/orders-0", "end=0", "broker-2#2"), "given up")
+    await elect(story, 2, "broker-1")
+    await story.acked(await client.send("c"))
+    assert not story.judge.damaged
+    assert story.judge.counts["batches lost to unclean elections"] == 7
+    assert (await story.end())["orders-0"] == ["c"]
