@@ -30,6 +30,7 @@ from fencepost_node.config import BrokerConfig
 from fencepost_node.log.disk import Disk
 from fencepost_node.log.log import CorruptLog, Log, LogConfig
 from fencepost_node.log.names import (
+    LOG_FOLDER,
     PARTITION_METADATA,
     TEMPORARY_SUFFIX,
     UNKNOWN_PARTITION,
@@ -57,7 +58,6 @@ PROBE_HOLDS_S = 1.0
 DELETED_SUFFIX = ".deleted"  # on its way out
 DAMAGED_SUFFIX = ".damaged"  # kept for whoever wants to look at it
 
-_FOLDER = re.compile(r"(?P<topic>.+)-(?P<partition>0|[1-9][0-9]{0,8})")
 _SET_ASIDE = re.compile(r".+\.[0-9]+\.[a-z]+")
 _DIGEST_BYTES = 8
 _DEFAULTS = TopicConfig()
@@ -209,7 +209,7 @@ class PartitionFolders:
 
     def _identify(self, name: str, folder: str) -> _Found | None:
         """None: no folder of a partition, or none that may be opened, which is logged. Raises OSError."""
-        match = _FOLDER.fullmatch(name)
+        match = LOG_FOLDER.fullmatch(name)
         if not self._disk.is_folder(folder):
             if match:
                 log.warning("left alone path=%s because=it is no folder, or a link to one", folder)

@@ -35,6 +35,23 @@ class ClusterError(CommandFailed):
     """What went wrong with a local cluster, in words for its user."""
 
 
+def is_in_use(directory: Path) -> bool:
+    """Whether some process holds the lock of this data folder (`fencepost_proto.process`)."""
+    from fencepost_proto.process import LOCK_FILE
+
+    try:
+        lock = os.open(directory / LOCK_FILE, os.O_RDONLY)
+    except OSError:
+        return False  # no process has ever run on it, or it may not be looked at
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
 @dataclass(slots=True)
 class Member:
     """One process of the cluster, running or not."""
@@ -84,20 +101,8 @@ class Member:
         return self.process is not None and self.process.paused()
 
     def in_use(self) -> bool:
-        """Whether some process holds the lock of its folder (`fencepost_proto.process`), known to us or not."""
-        from fencepost_proto.process import LOCK_FILE
-
-        try:
-            lock = os.open(self.directory / LOCK_FILE, os.O_RDONLY)
-        except OSError:
-            return False  # no process has ever run on it, or it may not be looked at
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(lock)
-        return False
+        """Whether some process holds the lock of its folder, known to us or not."""
+        return is_in_use(self.directory)
 
     def running_process(self) -> ProcessRef:
         """Raises ClusterError where it does not run."""

@@ -32,7 +32,7 @@ from fencepost_node import metadata_feed, partition_folders, producer_state
 from fencepost_node.known_metadata import KnownMetadata
 from fencepost_node.log import recovery, segment, snapshot
 from fencepost_node.log.log import Log
-from fencepost_node.log.names import read_identity
+from fencepost_node.log.names import LOG_FOLDER, read_identity
 from fencepost_node.partition_folders import PartitionFolders
 from fencepost_node.producer_state import APPEND, ProducerState
 from fencepost_node.repairs import Repairs
@@ -358,7 +358,7 @@ def copied_log_is_opened(replace: Any) -> None:
     """By the number in its name, as whose ever it looks; then it is none of this broker's, and goes."""
 
     def identify(self: PartitionFolders, name: str, folder: str) -> Any:
-        match = partition_folders._FOLDER.fullmatch(name)
+        match = LOG_FOLDER.fullmatch(name)
         identity = read_identity(self._disk, folder) if match else None
         return partition_folders._Found(folder, identity, int(match["partition"])) if match and identity else None
 

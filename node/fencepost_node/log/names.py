@@ -23,6 +23,7 @@ RESET = "reset"  # a snapshot from which the log is to start over; see recovery.
 UNKNOWN_PARTITION = -1
 
 _NUMBER = re.compile(r"0|[1-9]\d{0,8}")  # as str(int) writes it
+LOG_FOLDER = re.compile(r"(?P<topic>.+)-(?P<partition>0|[1-9][0-9]{0,8})")  # the name of a log's folder
 _OFFSET_NAME = re.compile(r"(\d{20})(\.[a-z]+)")
 
 

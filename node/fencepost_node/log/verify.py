@@ -97,27 +97,36 @@ def _verify_segment(disk: Disk, found: Verified, base: int, tail_from: int | Non
     return end_offset
 
 
-def _verify_snapshot(disk: Disk, directory: str, offset: int, found: Verified) -> None:
-    path = f"{directory}/{file_name(offset, SNAPSHOT_SUFFIX)}"
+def _content(disk: Disk, path: str, found: Verified) -> bytes | None:
+    """Of a small file; None: it has gone, or cannot be read, which is told."""
     try:
-        if decode_snapshot(disk.read_bytes(path)).offset != offset:
-            found.damage.append(f"{path} is the snapshot of another offset")
-        found.snapshots += 1
+        return disk.read_bytes(path)
     except FileNotFoundError:
-        return
+        return None
     except OSError as error:
         found.damage.append(f"{path} cannot be read: {error}")
+        return None
+
+
+def _verify_snapshot(disk: Disk, directory: str, offset: int, found: Verified) -> None:
+    path = f"{directory}/{file_name(offset, SNAPSHOT_SUFFIX)}"
+    data = _content(disk, path, found)
+    if data is None:
+        return
+    try:
+        if decode_snapshot(data).offset != offset:
+            found.damage.append(f"{path} is the snapshot of another offset")
+        found.snapshots += 1
     except CorruptMessage as error:
         found.damage.append(f"{path} is damaged: {error.message}")
 
 
 def _verify_epochs(disk: Disk, directory: str, found: Verified) -> None:
     path = f"{directory}/{EPOCH_CHECKPOINT}"
-    try:
-        LeaderEpochs.decode(disk.read_bytes(path))
-    except FileNotFoundError:
+    data = _content(disk, path, found)
+    if data is None:
         return
-    except OSError as error:
-        found.damage.append(f"{path} cannot be read: {error}")
+    try:
+        LeaderEpochs.decode(data)
     except ValueError as error:
         found.notes.append(f"{path} is damaged: {error}; the next start makes it again from the batches")

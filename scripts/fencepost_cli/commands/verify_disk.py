@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -17,8 +15,6 @@ from fencepost_cli.terminal import DEFAULT_DATA_DIR, EXIT_FAILED, EXIT_USAGE, Da
 
 if TYPE_CHECKING:
     from fencepost_node.log.verify import Verified
-
-_PARTITION = re.compile(r".+-(0|[1-9][0-9]{0,8})")
 
 
 def verify_disk(
@@ -35,13 +31,14 @@ def verify_disk(
     Exit code 1 where something is damaged. A broker that runs finds the same by itself, in its next scrub or when it is
     read, and heals it from the leader.
     """
+    from fencepost_cli.member import is_in_use
     from fencepost_node.log.disk import RealDisk
     from fencepost_node.log.verify import verify_log
 
     disk = RealDisk()
     damaged = partitions = size = 0
     for folder in folders or _of_cluster(data_dir):
-        in_use = _in_use(folder)
+        in_use = is_in_use(folder)
         try:
             for partition in _partitions(folder):
                 told = verify_log(disk, str(partition), in_use=in_use)
@@ -64,27 +61,12 @@ def _of_cluster(data_dir: Path) -> list[Path]:
 
 def _partitions(folder: Path) -> Iterator[Path]:
     """Raises OSError."""
+    from fencepost_node.log.names import LOG_FOLDER
+
     for name in sorted(os.listdir(folder)):
         path = folder / name
-        if _PARTITION.fullmatch(name) and path.is_dir() and not path.is_symlink():
+        if LOG_FOLDER.fullmatch(name) and path.is_dir() and not path.is_symlink():
             yield path
-
-
-def _in_use(folder: Path) -> bool:
-    """Whether a process holds the folder's lock."""
-    from fencepost_proto.process import LOCK_FILE
-
-    try:
-        lock = os.open(folder / LOCK_FILE, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
 
 
 def _show(told: Verified, as_json: bool) -> None:
