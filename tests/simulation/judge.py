@@ -232,9 +232,6 @@ class Judge:
         record.past.elections.append(partition.leader_epoch)
         record.past.pending = partition.leader_epoch
         record.tainted = ""
-        if not self.view(record, partition.leader).damage:  # it has cut or set aside what was: what it holds is sound
-            self.damaged.pop((partition.leader, record.key), None)
-            self.rotten.pop((partition.leader, record.key), None)
         self.count("unclean elections")
         self.world.tell("judge", f"{record.name}: the log of broker {partition.leader} is to be the truth")
 
