@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def unbuffered_history(path: Path, process: str) -> Iterator[History]:
 
 
 def stop_on_sigterm() -> asyncio.Event:
-    """Set by SIGTERM. To the process's very end: a loop's own handler ends with it, and then SIGTERM would kill."""
+    """Set by SIGTERM, also when the loop is closed: its own handler would end with it, and then SIGTERM would kill."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def asked(_number: int, _frame: object) -> None:
@@ -43,6 +43,15 @@ def stop_on_sigterm() -> asyncio.Event:
 
     signal.signal(signal.SIGTERM, asked)
     return stop
+
+
+def run(client: Coroutine[None, None, int]) -> int:
+    """The exit code. From its end on SIGTERM is ignored: the interpreter puts other handlers back to the default, which
+    kills, while it takes itself down."""
+    try:
+        return asyncio.run(client)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 async def _run(config: ClientConfig) -> int:
@@ -54,7 +63,7 @@ async def _run(config: ClientConfig) -> int:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is meant for the run
-    sys.exit(asyncio.run(_run(ClientConfig.read(Path(sys.argv[1])))))
+    sys.exit(run(_run(ClientConfig.read(Path(sys.argv[1])))))
 
 
 if __name__ == "__main__":
