@@ -17,7 +17,9 @@ from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
+from fencepost.attempts import Attempts
 from fencepost.cluster import Cluster
 from fencepost.descriptions import (
     BrokerReplicas,
@@ -70,7 +72,7 @@ class Changed(Answer, Protocol):
         ...
 
 
-Request = TypeVar("Request")
+Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Changed)
 Told = TypeVar("Told", bound=Answer)
 
@@ -394,23 +396,21 @@ class AdminClient:
         request: Request,
     ) -> Told:
         """A question to the controller, through one broker or another."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + TIMEOUT_S
-        last: FencepostError = RequestTimedOut(f"no broker answered within {TIMEOUT_S:.0f} s")
-        while (left_s := deadline - loop.time()) > 0:
+        attempts = Attempts(_name_of(request), TIMEOUT_S)
+        while attempts.left_s > 0:
             for address in self._cluster.addresses():
                 try:
                     answer = await self._cluster.call_admin(
-                        method, request, address=address, timeout_s=min(left_s, ATTEMPT_S)
+                        method, request, address=address, timeout_s=min(max(attempts.left_s, 0.0), ATTEMPT_S)
                     )
                     raise_for(answer.error)
                     return answer
                 except FencepostError as error:
                     if not error.retriable:
                         raise
-                    last = error
-            await asyncio.sleep(RETRY_BACKOFF_S)
-        raise last
+                    attempts.failed(error)
+            await attempts.pause()
+        raise attempts.error
 
     async def _reassign(
         self,
@@ -438,24 +438,24 @@ class AdminClient:
 
         An `already_so` refusal after a lost answer is success if the image then shows what was asked for (`mine`).
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + TIMEOUT_S
-        lost: FencepostError | None = None
+        attempts = Attempts(_name_of(request), TIMEOUT_S)
+        is_lost = False  # an answer
         while True:
             for address in self._cluster.addresses():
-                left_s = deadline - loop.time()
+                left_s = attempts.left_s
                 if left_s <= 0:
-                    raise lost or RequestTimedOut(f"no broker answered within {TIMEOUT_S:.0f} s")
+                    raise attempts.error
                 try:
                     answer = await self._cluster.call_admin(
                         method, request, address=address, timeout_s=min(left_s, ATTEMPT_S)
                     )
                     raise_for(answer.error)
                 except (NetworkException, RequestTimedOut, NotController) as error:
-                    lost = error  # it may have been made all the same
+                    is_lost = True  # it may have been made all the same
+                    attempts.failed(error)
                     continue
                 except FencepostError as error:
-                    if lost is None or already_so is None or not isinstance(error, already_so):
+                    if not is_lost or already_so is None or not isinstance(error, already_so):
                         raise
                     try:
                         await self._see(mine, str(error))
@@ -464,7 +464,7 @@ class AdminClient:
                     return
                 await self._see_version(answer.version)
                 return
-            await asyncio.sleep(RETRY_BACKOFF_S)
+            await attempts.pause()
 
     async def _see_version(self, version: int) -> None:
         message = f"the change is made (metadata version {version}), but not seen here yet"
@@ -475,3 +475,8 @@ class AdminClient:
             return await self._cluster.wait_until(condition, VISIBLE_TIMEOUT_S)
         except TimeoutError:
             raise RequestTimedOut(otherwise) from None
+
+
+def _name_of(request: Message) -> str:
+    """As its method is called."""
+    return request.DESCRIPTOR.name.removesuffix("Request")

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 from collections.abc import Coroutine, Generator
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.simulation.cluster import ClusterSettings, SimCluster, broker_node
+from tests.simulation.cluster import CONTROLLER, ClusterSettings, SimCluster, broker_node
 from tests.simulation.disk import Fault, MountedDisk
 from tests.simulation.loop import collector_off
 from tests.simulation.process import SimProcess
 from tests.simulation.world import World
 
-from fencepost import Consumer, Producer
+from fencepost import AdminClient, Consumer, Producer
+from fencepost.attempts import TELL_AFTER_S
+from fencepost.cluster import Cluster
 from fencepost_node.data_folder import CLEAN_SHUTDOWN
 from fencepost_node.services.describe_log_dirs import describe_log_dirs
+from fencepost_proto.errors import ElectionNotNeeded, InvalidRequest
 from fencepost_proto.host import Host
 from fencepost_proto.v1 import controller_pb2
 
@@ -373,3 +377,60 @@ def test_a_leader_that_cannot_read_its_log_hands_over_to_one_that_can() -> None:
         world.run(story())
         cluster.database.close()
         assert world.failures() == []
+
+
+def test_a_change_that_waits_for_the_controller_says_so_once_and_asks_ever_more_seldom(
+    cluster: SimCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a word a user takes it for a command that hangs."""
+    world = cluster.world
+    asked: dict[str, list[float]] = {}
+    told: dict[str, float] = {}
+    call_admin = Cluster.call_admin
+
+    def counted(self: Cluster, method: Any, request: Any, **rest: Any) -> Any:
+        asked.setdefault(type(request).__name__.removesuffix("Request"), []).append(world.now)
+        return call_admin(self, method, request, **rest)
+
+    def heard(record: logging.LogRecord) -> bool:
+        if "still asking" in record.getMessage():
+            name = record.getMessage().partition("request=")[2].partition(" ")[0]
+            assert name not in told, "once"
+            told[name] = world.now
+        return True
+
+    async def operator(host: Host, disk: MountedDisk) -> None:
+        async with AdminClient(cluster.bootstrap, host=host) as admin:
+            changes = [
+                admin.create_topic("made"),
+                admin.delete_topic("orders"),
+                admin.reassign_partitions("kept", {0: (3, 1)}),
+                admin.elect_leader("kept", 0),
+                admin.remove_producer_name("nobody"),
+                admin.list_producer_names(),
+            ]
+            results = await asyncio.gather(*changes, return_exceptions=True)
+            refused = {type(result) for result in results if isinstance(result, BaseException)}
+            assert refused <= {ElectionNotNeeded, InvalidRequest}  # each was answered in the end
+
+    async def story() -> None:
+        await create_topic(cluster, "orders")
+        await create_topic(cluster, "kept")
+        await all_in_sync(cluster)
+        world.kill(CONTROLLER)
+        began = world.now
+        process = world.start("operator", operator)
+        await asyncio.sleep(20)
+        cluster.start(CONTROLLER)
+        await ended(process, within_s=12)
+        assert asked.keys() == told.keys()
+        assert len(told) == 6
+        assert all(TELL_AFTER_S <= at - began < TELL_AFTER_S + 3 for at in told.values())
+        for times in asked.values():
+            rounds = times[::3]  # three brokers each
+            assert 5 < len(rounds) < 30
+            assert rounds[1] - rounds[0] < 0.5
+
+    monkeypatch.setattr(Cluster, "call_admin", counted)
+    monkeypatch.setattr(logging.getLogger("fencepost.attempts"), "filters", [heard])
+    play(cluster, story())
