@@ -1,9 +1,12 @@
-# Sourced by the scripts beside it, from the project's root: makes .venv, installs the project into it, editable, with all
-# that its tests need, and does nothing when pyproject.toml has not changed since. One process at a time does it.
+# Sourced by the scripts beside it, from the project's root, with the extras that they need: `. scripts/venv.sh server,cli` or
+# `. scripts/venv.sh dev`, which has all. Makes .venv, installs the project into it, editable, and does nothing when
+# pyproject.toml has not changed since. One process at a time does it.
 _fencepost_venv() {
-    local stamp=.venv/.installed python
-    if [ -f "$stamp" ] && cmp -s pyproject.toml "$stamp"; then return 0; fi
-    for python in "${PYTHON:-}" python3 python3.13 python3.12 python3.11; do
+    local extras=$1 stamp python
+    for stamp in .venv/.installed-dev ".venv/.installed-$extras"; do
+        if [ -f "$stamp" ] && cmp -s pyproject.toml "$stamp"; then return 0; fi
+    done
+    for python in "${PYTHON:-}" python3 python3.14 python3.13 python3.12 python3.11; do
         [ -n "$python" ] && command -v "$python" >/dev/null 2>&1 &&
             "$python" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break
         python=
@@ -11,11 +14,11 @@ _fencepost_venv() {
     if [ -z "$python" ]; then echo "fencepost: needs Python 3.11 or newer (set PYTHON)" >&2; return 1; fi
     echo "fencepost: installing into .venv with $($python --version) …" >&2
     [ -x .venv/bin/python ] || "$python" -m venv .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"
     cp pyproject.toml "$stamp"
 }
 mkdir -p .venv
 exec 9>.venv/.lock
 if command -v flock >/dev/null 2>&1; then flock 9; fi
-_fencepost_venv
+_fencepost_venv "$1"
 exec 9>&-

@@ -13,6 +13,8 @@ from fencepost.producing.resume import Resumed
 from fencepost.producing.sender import ProducerStats
 from fencepost.recording import RecordingProducer
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AdminClient",
     "Consumer",
@@ -27,5 +29,6 @@ __all__ = [
     "RecordingProducer",
     "Resumed",
     "TopicPartition",
+    "__version__",
     "errors",
 ]

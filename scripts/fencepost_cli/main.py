@@ -31,9 +31,9 @@ from fencepost_proto.standard_streams import ensure_standard_streams
 
 def _show_version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
+        from fencepost import __version__
 
-        typer.echo(version("fencepost"))
+        typer.echo(__version__)
         raise typer.Exit
 
 

@@ -11,7 +11,7 @@ GENERATED = ROOT / "proto" / "fencepost_proto" / "v1"
 
 def test_generated_code_is_current(tmp_path: Path) -> None:
     done = subprocess.run(
-        [ROOT / "scripts" / "protos", tmp_path], capture_output=True, text=True, check=False, timeout=60
+        [ROOT / "scripts" / "protos", tmp_path], capture_output=True, text=True, check=False, timeout=110
     )
     assert done.returncode == 0, done.stderr
     fresh = {path.name: path.read_text() for path in tmp_path.iterdir()}

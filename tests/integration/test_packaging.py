@@ -1,0 +1,146 @@
+"""What is installed: a wheel and an sdist that work outside the checkout, and extras that bring no more than is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+import fencepost
+
+ROOT = Path(__file__).parents[2]
+STEP_TIMEOUT_S = 100
+EXTRAS = {"cli", "dev", "docs", "server", "testing"}
+
+# What only some installs have: importing it there must not be needed.
+OF_THE_COMMAND_LINE = ("click", "matplotlib", "psutil", "rich", "typer")
+OF_SERVERS = ("uvloop",)
+
+BLOCKED_IMPORTS = """
+import importlib, importlib.abc, pkgutil, sys
+
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"{{name}} is not installed here")
+
+sys.meta_path.insert(0, Blocker())
+for name in {packages!r}:
+    package = importlib.import_module(name)
+    for module in pkgutil.walk_packages(package.__path__, name + "."):
+        importlib.import_module(module.name)
+print(len([name for name in sys.modules if name.partition(".")[0] in {packages!r}]))
+"""
+
+
+def run(command: list[str | Path], folder: Path) -> str:
+    """Standard output of a command that must succeed, run in that folder without the checkout on its path."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=STEP_TIMEOUT_S, check=False
+    )
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def metadata_of(wheel: Path) -> Message:
+    with zipfile.ZipFile(wheel) as file:
+        name = next(name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
+        return Parser().parsestr(file.read(name).decode())
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as file:
+        return {name: file.read(name) for name in file.namelist() if not name.endswith("/RECORD")}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a wheel and an sdist of this checkout."""
+    folder = tmp_path_factory.mktemp("dist")
+    run([sys.executable, "-m", "hatchling", "build", "-d", folder], ROOT)
+    return folder
+
+
+def only(folder: Path, pattern: str) -> Path:
+    [found] = folder.glob(pattern)
+    return found
+
+
+def test_a_wheel_runs_the_demo_outside_the_checkout(built: Path, tmp_path: Path) -> None:
+    environment = tmp_path / "environment"
+    run([sys.executable, "-m", "venv", "--without-pip", environment], tmp_path)
+    python = environment / "bin" / "python"
+    install: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+    ]
+    run([*install, only(built, "*.whl")], tmp_path)
+    # The packages that it depends on come from this environment; its own .pth files, so the checkout, are not read there.
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(environment), "platbase": str(environment)}))
+    (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
+    where = run(
+        [python, "-c", "import fencepost, fencepost_cli; print(fencepost.__file__, fencepost_cli.__file__)"], tmp_path
+    )
+    assert all(Path(path).is_relative_to(site) for path in where.split()), where
+
+    command = environment / "bin" / "fencepost"
+    assert run([command, "--version"], tmp_path).strip() == fencepost.__version__
+    output = run([command, "demo", "--records", "2000", "--kills", "1", "--json"], tmp_path)
+    told = json.loads(output.splitlines()[-1])
+    assert told["ok"] is True, told["problems"]
+    assert told["records_in_log"] == 2000
+    assert told["leader_kills"] == 1
+
+
+def test_an_sdist_makes_the_same_wheel(built: Path, tmp_path: Path) -> None:
+    with tarfile.open(only(built, "*.tar.gz")) as archive:
+        archive.extractall(tmp_path, filter="data")
+    source = only(tmp_path, "fencepost-*")
+    assert (source / "scripts" / "demo").stat().st_mode & 0o111
+    assert not list(source.rglob("__pycache__"))
+    run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "dist"], source)
+    assert contents(only(tmp_path / "dist", "*.whl")) == contents(only(built, "*.whl"))
+
+
+def test_the_metadata_tell_the_version_the_extras_and_the_license(built: Path) -> None:
+    metadata = metadata_of(only(built, "*.whl"))
+    assert metadata["Version"] == fencepost.__version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert set(metadata.get_all("Provides-Extra") or []) == EXTRAS
+    requirements = metadata.get_all("Requires-Dist") or []
+    client_only = {re.split(r"[^\w-]", line)[0] for line in requirements if "extra ==" not in line}
+    assert "grpcio" in client_only
+    assert client_only.isdisjoint({*OF_THE_COMMAND_LINE, *OF_SERVERS})
+
+
+@pytest.mark.parametrize(
+    ("packages", "blocked"),
+    [
+        pytest.param(("fencepost",), (*OF_THE_COMMAND_LINE, *OF_SERVERS), id="client"),
+        pytest.param(("fencepost_node", "fencepost_controller"), OF_THE_COMMAND_LINE, id="servers"),
+    ],
+)
+def test_an_install_needs_nothing_of_the_extras_that_it_lacks(
+    packages: tuple[str, ...], blocked: tuple[str, ...], tmp_path: Path
+) -> None:
+    program = BLOCKED_IMPORTS.format(packages=packages, blocked=blocked)
+    imported = run([sys.executable, "-c", program], tmp_path)
+    assert int(imported) > 20
