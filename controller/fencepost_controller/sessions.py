@@ -37,10 +37,11 @@ from fencepost_controller.decisions.brokers import (
     RegisterBroker,
     UnfenceBroker,
 )
-from fencepost_controller.decisions.lineage import MetadataWentBack, check_known_version
+from fencepost_controller.decisions.lineage import KnownHistory, MetadataWentBack, UnknownHistory, check_known_version
 from fencepost_controller.liveness import Liveness
 from fencepost_controller.opening import Opening
 from fencepost_controller.probe import Verdict, pauses_s, probe
+from fencepost_controller.seldom import Seldom
 from fencepost_controller.session import MetadataMessages, Session
 from fencepost_proto import errors
 from fencepost_proto.metadata import Broker, Changes, MetadataImage, PartitionKey
@@ -51,6 +52,7 @@ log = logging.getLogger(__name__)
 
 _MOST_NAMED = 20  # of replicas in one line
 MAX_REFUSED_PAUSE_S = 2.0  # between attempts at what the store refuses
+REFUSED_LOGGED_EVERY_S = 10.0  # registrations that anyone may send, as often as they like
 SETTLE_S = 5.0  # a broker that has been live for this long may get its preferred leaderships back
 
 Spawn = Callable[[Coroutine[object, object, None], str], asyncio.Task[None]]
@@ -86,6 +88,7 @@ class Sessions:
         self._being_declared_dead: set[int] = set()
         self._not_stored: dict[int, Iterator[float]] = {}  # pauses of brokers whose fencing the store refuses
         self._closing = False
+        self._refusals = Seldom(REFUSED_LOGGED_EVERY_S)
 
     @property
     def _image(self) -> MetadataImage:
@@ -231,11 +234,22 @@ class Sessions:
         return session
 
     def _check_known(self, register: controller_pb2.Register) -> None:
-        """Raises NotController where the store has gone back; then this process ends."""
+        """Raises NotController where the store has gone back; then this process ends. UnknownHistory: somebody says so."""
         try:
             check_known_version(
-                self._image, register.broker_id, register.cluster_id, register.known_version, register.known_lineage_id
+                self._image,
+                KnownHistory(
+                    register.broker_id,
+                    register.cluster_id,
+                    register.known_version,
+                    register.known_lineage_id,
+                    register.oldest_lineage_id,
+                ),
             )
+        except UnknownHistory as error:
+            if self._refusals.is_due(self._loop.time()):
+                log.error("registration refused reason=%s more_since_the_last=%d", error, self._refusals.skipped())
+            raise
         except MetadataWentBack as error:
             self._closing = True
             self._on_went_back(error)

@@ -192,6 +192,7 @@ class Session:
             folder_is_copy=self._folder.is_copy,
             known_version=known.version,
             known_lineage_id=known.lineage_id,
+            oldest_lineage_id=self._known.image.lineage.oldest_id,
         )
         await _write(call, controller_pb2.SessionRequest(register=register))
         answer = await _read(call)

@@ -45,6 +45,14 @@ class Lineage:
     def current_id(self) -> int:
         return self.starts[-1].lineage_id if self.starts else UNKNOWN_LINEAGE
 
+    @property
+    def oldest_id(self) -> int:
+        return self.starts[0].lineage_id if self.starts else UNKNOWN_LINEAGE
+
+    def knows(self, lineage_id: int) -> bool:
+        """Is it the id of one of these starts?"""
+        return any(start.lineage_id == lineage_id for start in self.starts)
+
     def begin(self, lineage_id: int, version: int) -> Lineage:
         """The history with one more start, and without the oldest beyond `MAX_LINEAGES`."""
         return Lineage((*self.starts, LineageStart(lineage_id, version))[-MAX_LINEAGES:])

@@ -89,7 +89,7 @@ class FakeBroker:
         self.failed: list[PartitionKey] = []
         self.cluster_id = ""
         self.may_have_lost_tail = False
-        self.known = (0, 0)  # metadata version and lineage
+        self.known = (0, 0, 0)  # version, its lineage, the oldest lineage
         self._applied = 0
         self._server: RunningServer | socket.socket | None = None
         self._channel: grpc.aio.Channel | None = None
@@ -152,6 +152,7 @@ class FakeBroker:
             folder_epoch=known.broker_epoch if known is not None else 0,
             known_version=self.known[0],
             known_lineage_id=self.known[1],
+            oldest_lineage_id=self.known[2],
         )
         await self._call.write(controller_pb2.SessionRequest(register=register))
         self._tasks = [asyncio.create_task(self._receive())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from fencepost_controller.config import ControllerConfig
 from fencepost_controller.controller import Controller
 from fencepost_controller.decisions.lineage import MetadataWentBack
 from fencepost_controller.opening import Opening, expected
+from fencepost_controller.seldom import Seldom
 from fencepost_controller.store.sqlite import SqliteStore
 from fencepost_proto import errors
 from fencepost_proto.host import Host
@@ -29,7 +31,7 @@ def test_a_broker_that_knows_more_than_the_store_ends_the_controller_and_nothing
             version = controller.image.version
             ahead = await brokers.new(2)
             ahead.cluster_id = controller.image.cluster_id
-            ahead.known = (version + 1, 77)
+            ahead.known = (version + 1, 77, controller.image.lineage.oldest_id)
             await ahead.connect(controller)
             assert isinstance(ahead.error, errors.NotController)
             assert f"it is at metadata version {version}, and broker 2 was told of version {version + 1}" in str(
@@ -43,6 +45,37 @@ def test_a_broker_that_knows_more_than_the_store_ends_the_controller_and_nothing
             await controller.stop(clean=False)
 
     run(test())
+
+
+def test_a_stranger_that_claims_a_version_is_refused_and_the_log_says_so_now_and_then(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Versions and the cluster's id are shown to every client; the ids of lineages are not."""
+
+    async def test() -> None:
+        async with running() as controller, cluster(controller) as brokers:
+            (one,) = await brokers.live(1)
+            for number in range(20):
+                stranger = await brokers.new(1 + number % 3)  # an id in use, too
+                stranger.cluster_id = controller.image.cluster_id
+                stranger.known = (2**62, 77, 78)
+                await stranger.connect(controller)
+                assert isinstance(stranger.error, errors.InvalidRequest)
+                assert "knows none of its lineages" in str(stranger.error)
+            assert one.epoch == controller.image.brokers[1].broker_epoch
+            await create_topic(controller, "served", (1,))
+            assert not one.ended.is_set()
+
+    with caplog.at_level(logging.ERROR):
+        run(test())
+    assert [record.getMessage().split(" reason=")[0] for record in caplog.records] == ["registration refused"]
+
+
+def test_what_others_bring_about_is_logged_once_in_a_while_and_the_rest_is_counted() -> None:
+    seldom = Seldom(10.0)
+    assert [now for now in range(35) if seldom.is_due(float(now))] == [0, 10, 20, 30]
+    assert seldom.skipped() == 31
+    assert seldom.skipped() == 0
 
 
 def test_an_answer_names_the_version_that_it_rests_on() -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fencepost_controller.decisions.lineage import MetadataWentBack, check_known_version
+from fencepost_controller.decisions.lineage import (
+    KnownHistory,
+    MetadataWentBack,
+    UnknownHistory,
+    check_known_version,
+)
 from fencepost_proto.lineage import MAX_LINEAGES, UNKNOWN_LINEAGE, Lineage, LineageStart, VersionCheck
 from fencepost_proto.metadata import Broker, MetadataImage, from_proto, to_proto
 
@@ -74,6 +81,10 @@ def test_whoever_followed_one_store_is_sound_to_it_and_never_to_a_fork_that_has_
         assert history.check(known, lineage_id, version) is VersionCheck.SOUND
         here = fork.check(known, lineage_id, fork_version)
         assert (here is VersionCheck.SOUND) == (known <= taken_at)
+        if here is not VersionCheck.SOUND and backup.starts:
+            image = MetadataImage(version=fork_version, cluster_id="one", lineage=fork, brokers=IMAGE.brokers)
+            with pytest.raises(MetadataWentBack):  # believed: both begin with the same start
+                look(image, 1, "one", known, lineage_id, history.oldest_id)
 
 
 IMAGE = MetadataImage(
@@ -81,16 +92,29 @@ IMAGE = MetadataImage(
 )
 
 
+def look(image: MetadataImage, *known: Any) -> None:
+    check_known_version(image, KnownHistory(*known))
+
+
 def test_a_store_that_has_gone_back_is_told_by_name() -> None:
-    check_known_version(IMAGE, 1, "one", 25, 9)
+    look(IMAGE, 1, "one", 25, 9)
     with pytest.raises(MetadataWentBack, match=r"it is at metadata version 25, and broker 1 was told of version 26"):
-        check_known_version(IMAGE, 1, "one", 26, 9)
+        look(IMAGE, 1, "one", 26, 9)
     with pytest.raises(MetadataWentBack, match=r"metadata version 22 of lineage 0000000000000004.* 0000000000000009"):
-        check_known_version(IMAGE, 1, "one", 22, 4)
+        look(IMAGE, 1, "one", 22, 4, 7)
+
+
+@pytest.mark.parametrize(("version", "lineage_id"), [(2**62, 4), (26, UNKNOWN_LINEAGE), (22, 4)])
+def test_who_shows_no_lineage_of_this_store_is_not_believed(version: int, lineage_id: int) -> None:
+    for oldest in (UNKNOWN_LINEAGE, 4):
+        with pytest.raises(UnknownHistory, match=rf"broker 1 says .* version {version} .* knows none of its lineages"):
+            look(IMAGE, 1, "one", version, lineage_id, oldest)
+    with pytest.raises(MetadataWentBack):
+        look(IMAGE, 1, "one", version, lineage_id, 7)
 
 
 def test_a_new_store_among_old_brokers_is_told_and_a_stranger_among_known_ones_is_not_its_fault() -> None:
     with pytest.raises(MetadataWentBack, match=r"store is new: .* broker 2 belongs to cluster one and knows .* 57"):
-        check_known_version(MetadataImage(version=1, cluster_id="new"), 2, "one", 57, 9)
-    check_known_version(IMAGE, 2, "another", 57, 9)  # refused by the registration's own check
-    check_known_version(MetadataImage(version=1, cluster_id="new"), 2, "", 0, UNKNOWN_LINEAGE)
+        look(MetadataImage(version=1, cluster_id="new"), 2, "one", 57, 9)
+    look(IMAGE, 2, "another", 57, 9)  # refused by the registration's own check
+    look(MetadataImage(version=1, cluster_id="new"), 2, "")

@@ -35,6 +35,7 @@ class Register(_message.Message):
     FOLDER_IS_COPY_FIELD_NUMBER: _builtins.int
     KNOWN_VERSION_FIELD_NUMBER: _builtins.int
     KNOWN_LINEAGE_ID_FIELD_NUMBER: _builtins.int
+    OLDEST_LINEAGE_ID_FIELD_NUMBER: _builtins.int
     broker_id: _builtins.int
     incarnation: _builtins.str
     """a fresh random id of this process"""
@@ -51,6 +52,8 @@ class Register(_message.Message):
     """newest metadata version that this folder's broker was told of; 0: none"""
     known_lineage_id: _builtins.int
     """the lineage of that version; 0: unknown"""
+    oldest_lineage_id: _builtins.int
+    """the oldest lineage in the history that this folder's broker holds; 0: it holds none"""
     @_builtins.property
     def damaged_replicas(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.PartitionRef]:
         """their logs are broken below the end: in no in-sync set, also as last member"""
@@ -68,10 +71,11 @@ class Register(_message.Message):
         folder_is_copy: _builtins.bool = ...,
         known_version: _builtins.int = ...,
         known_lineage_id: _builtins.int = ...,
+        oldest_lineage_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "broker_id", b"broker_id", "cluster_id", b"cluster_id", "damaged_replicas", b"damaged_replicas", "folder_epoch", b"folder_epoch", "folder_is_copy", b"folder_is_copy", "incarnation", b"incarnation", "known_lineage_id", b"known_lineage_id", "known_version", b"known_version", "may_have_lost_tail", b"may_have_lost_tail"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "broker_id", b"broker_id", "cluster_id", b"cluster_id", "damaged_replicas", b"damaged_replicas", "folder_epoch", b"folder_epoch", "folder_is_copy", b"folder_is_copy", "incarnation", b"incarnation", "known_lineage_id", b"known_lineage_id", "known_version", b"known_version", "may_have_lost_tail", b"may_have_lost_tail", "oldest_lineage_id", b"oldest_lineage_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
