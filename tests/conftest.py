@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import signal
 
+import pytest
+
 
 def pytest_configure() -> None:
     """A runner in the background may have been told to ignore Ctrl-C, and its children inherit that; these tests send it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rewrite-transcripts", action="store_true", help="write tests/unit/transcripts as the decisions are today"
+    )
+
+
+@pytest.fixture(scope="session")
+def rewrite_transcripts(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--rewrite-transcripts"))

@@ -175,7 +175,7 @@ def _changed(after: MetadataImage, changes: Changes) -> list[str]:
                 standing = "shutting down" if entity.shutting_down else "live"
                 lines.append(f"broker {entity.id}: {'fenced' if entity.fenced else standing}")
             case Partition():
-                lines.append(_told(after, entity))
+                lines.append(partition_line(after, entity))
             case NamedProducer():
                 retired = f", retired {list(entity.retired_ids)}" if entity.retired_ids else ""
                 retired += ", expired" if entity.expired else ""
@@ -187,7 +187,7 @@ def _changed(after: MetadataImage, changes: Changes) -> list[str]:
     return lines
 
 
-def _told(image: MetadataImage, p: Partition) -> str:
+def partition_line(image: MetadataImage, p: Partition) -> str:
     def ids(broker_ids: tuple[int, ...]) -> str:
         return " ".join(map(str, broker_ids)) or "nobody"
 
