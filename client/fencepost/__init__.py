@@ -3,7 +3,7 @@
 from fencepost import errors
 from fencepost.admin import AdminClient
 from fencepost.consumer import Consumer
-from fencepost.consumer_partition import ConsumerRecord, TopicPartition
+from fencepost.consuming.partition import ConsumerRecord, TopicPartition
 from fencepost.errors import FencepostError
 from fencepost.history import History
 from fencepost.producer import Producer

@@ -33,7 +33,7 @@ from fencepost.descriptions import (
 from fencepost.draining import plan_draining
 from fencepost.rpc import Answer
 from fencepost.unclean_election import candidates
-from fencepost_proto.errors import (
+from fencepost_proto.protocol.errors import (
     BrokerIdNotRegistered,
     CurrentLeader,
     ElectionNotNeeded,
@@ -49,9 +49,9 @@ from fencepost_proto.errors import (
     UnknownTopicOrPartition,
     raise_for,
 )
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import NO_LEADER, MetadataImage, config_from_proto
-from fencepost_proto.v1 import broker_pb2, common_pb2, controller_pb2, controller_pb2_grpc
+from fencepost_proto.protocol.metadata import NO_LEADER, MetadataImage, config_from_proto
+from fencepost_proto.protocol.v1 import broker_pb2, common_pb2, controller_pb2, controller_pb2_grpc
+from fencepost_proto.runtime.host import Host
 
 TIMEOUT_S = 30.0  # for a change, or an answer from a partition's leader, through failures
 ATTEMPT_S = 3.0  # for one broker's answer to a change

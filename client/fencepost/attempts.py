@@ -10,7 +10,7 @@ import asyncio
 import logging
 
 from fencepost.producing.sequencer import Backoff
-from fencepost_proto.errors import FencepostError, RequestTimedOut
+from fencepost_proto.protocol.errors import FencepostError, RequestTimedOut
 
 log = logging.getLogger(__name__)
 

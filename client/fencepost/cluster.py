@@ -20,7 +20,7 @@ import grpc
 from fencepost.metadata_watch import MetadataWatch
 from fencepost.owner import Owner
 from fencepost.rpc import Answer, rpc_errors
-from fencepost_proto.errors import (
+from fencepost_proto.protocol.errors import (
     CurrentLeader,
     FencepostError,
     InconsistentClusterId,
@@ -30,9 +30,9 @@ from fencepost_proto.errors import (
     UnknownTopicOrPartition,
     raise_for,
 )
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import MetadataImage, PartitionKey, Topic
-from fencepost_proto.v1 import broker_pb2_grpc, controller_pb2_grpc
+from fencepost_proto.protocol.metadata import MetadataImage, PartitionKey, Topic
+from fencepost_proto.protocol.v1 import broker_pb2_grpc, controller_pb2_grpc
+from fencepost_proto.runtime.host import Host
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import NamedTuple, Self, TypeVar, get_args
 
 from fencepost.cluster import Cluster
-from fencepost.consumer_core import (
+from fencepost.consuming.consumer_core import (
     MAX_BUFFERED_BYTES,
     ConsumerCore,
     LargeBatch,
@@ -32,19 +32,19 @@ from fencepost.consumer_core import (
     StartPolicy,
     UnreadablePolicy,
 )
-from fencepost.consumer_fetch import Router, first_record_from, list_offset
-from fencepost.consumer_partition import EARLIEST, LATEST, UNRESOLVED, ConsumerRecord, TopicPartition
+from fencepost.consuming.fetching import Router, first_record_from, list_offset
+from fencepost.consuming.partition import EARLIEST, LATEST, UNRESOLVED, ConsumerRecord, TopicPartition
 from fencepost.history import History
-from fencepost_proto.errors import (
+from fencepost_proto.protocol.errors import (
     CorruptMessage,
     FencepostError,
     InvalidConfig,
     InvalidRequest,
     UnknownTopicOrPartition,
 )
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import PartitionKey
-from fencepost_proto.records import MAX_DECOMPRESSED_BYTES, Record
+from fencepost_proto.protocol.metadata import PartitionKey
+from fencepost_proto.protocol.records import MAX_DECOMPRESSED_BYTES, Record
+from fencepost_proto.runtime.host import Host
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fencepost_proto.metadata import MetadataImage, Partition, Topic, TopicConfig
-from fencepost_proto.v1 import broker_pb2
+from fencepost_proto.protocol.metadata import MetadataImage, Partition, Topic, TopicConfig
+from fencepost_proto.protocol.v1 import broker_pb2
 
 
 @dataclass(frozen=True, slots=True)

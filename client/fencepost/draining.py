@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from fencepost_proto.errors import InvalidReplicaAssignment
-from fencepost_proto.metadata import MetadataImage, Partition
+from fencepost_proto.protocol.errors import InvalidReplicaAssignment
+from fencepost_proto.protocol.metadata import MetadataImage, Partition
 
 Moves = dict[str, dict[int, tuple[int, ...]]]  # topic name -> partition -> its replicas afterwards
 

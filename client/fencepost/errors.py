@@ -7,7 +7,7 @@ and never will be, so that sending the record again cannot double it.
 
 from __future__ import annotations
 
-from fencepost_proto.errors import (
+from fencepost_proto.protocol.errors import (
     CoordinatorNotAvailable,
     CorruptMessage,
     CurrentLeader,

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import grpc
 
 from fencepost.rpc import rpc_errors
-from fencepost_proto.errors import FencepostError, InvalidRequest, NetworkException, UnknownServerError
-from fencepost_proto.metadata import MetadataImage
-from fencepost_proto.v1 import broker_pb2, broker_pb2_grpc
+from fencepost_proto.protocol.errors import FencepostError, InvalidRequest, NetworkException, UnknownServerError
+from fencepost_proto.protocol.metadata import MetadataImage
+from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc
 
 log = logging.getLogger(__name__)
 

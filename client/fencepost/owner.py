@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-from fencepost_proto.errors import InvalidRequest
+from fencepost_proto.protocol.errors import InvalidRequest
 
 
 class Owner:

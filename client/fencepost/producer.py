@@ -32,8 +32,8 @@ from fencepost.producing.config import ProducerConfig, ProducerOptions
 from fencepost.producing.delivery import Delivery, RecordMetadata
 from fencepost.producing.resume import Resumed, resume
 from fencepost.producing.sender import ProducerStats, Sender
-from fencepost_proto.errors import InvalidRequest
-from fencepost_proto.host import Host
+from fencepost_proto.protocol.errors import InvalidRequest
+from fencepost_proto.runtime.host import Host
 
 log = logging.getLogger(__name__)
 

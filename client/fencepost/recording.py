@@ -15,8 +15,8 @@ from fencepost.history import History
 from fencepost.producer import CLOSE_TIMEOUT_S, Headers, Producer
 from fencepost.producing.config import ProducerOptions
 from fencepost.producing.delivery import Delivery
-from fencepost_proto.errors import FencepostError
-from fencepost_proto.host import Host
+from fencepost_proto.protocol.errors import FencepostError
+from fencepost_proto.runtime.host import Host
 
 
 class RecordingProducer(Producer):

@@ -8,15 +8,15 @@ from typing import Protocol
 
 import grpc
 
-from fencepost_proto.cancellation import CallCancelled, own_cancellation_only
-from fencepost_proto.errors import (
+from fencepost_proto.protocol.errors import (
     FencepostError,
     InvalidRequest,
     NetworkException,
     RequestTimedOut,
     UnknownServerError,
 )
-from fencepost_proto.v1 import common_pb2
+from fencepost_proto.protocol.v1 import common_pb2
+from fencepost_proto.transport.cancellation import CallCancelled, own_cancellation_only
 
 
 class Answer(Protocol):

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fencepost.descriptions import BrokerReplicas, ElectionCandidate
-from fencepost_proto.metadata import MetadataImage, Partition
+from fencepost_proto.protocol.metadata import MetadataImage, Partition
 
 UNKNOWN = -1
 

@@ -1,4 +1,4 @@
-"""The controller process: `python -m fencepost_controller CONFIG.toml`. Its life and exit codes: `fencepost_proto.process`.
+"""The controller process: `python -m fencepost_controller CONFIG.toml`. Its life and exit codes: `runtime.process`.
 
 The data folder holds `metadata.sqlite`: everything.
 """
@@ -14,8 +14,8 @@ from fencepost_controller.controller import Controller
 from fencepost_controller.decisions.lineage import MetadataWentBack
 from fencepost_controller.store import StoreError
 from fencepost_controller.store.sqlite import SqliteStore
-from fencepost_proto.host import Host
-from fencepost_proto.process import EXIT_WENT_BACK, Program, main
+from fencepost_proto.runtime.host import Host
+from fencepost_proto.runtime.process import EXIT_WENT_BACK, Program, main
 
 STORE_FILE: Final = "metadata.sqlite"
 

@@ -28,8 +28,14 @@ from typing import Generic, TypeVar
 from fencepost_controller.decisions.draft import Command, FailedReplicas, Group
 from fencepost_controller.decisions.invariants import check_image
 from fencepost_controller.store import CommitFailed, Store, StoreError, VersionMismatch
-from fencepost_proto.errors import FencepostError, InvariantBroken, NotController, StorageError, UnknownServerError
-from fencepost_proto.metadata import Changes, MetadataImage
+from fencepost_proto.protocol.errors import (
+    FencepostError,
+    InvariantBroken,
+    NotController,
+    StorageError,
+    UnknownServerError,
+)
+from fencepost_proto.protocol.metadata import Changes, MetadataImage
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fencepost_proto.config import LOG_LEVELS, ConfigError, check_listen, check_settings, setting
+from fencepost_proto.runtime.config import LOG_LEVELS, ConfigError, check_listen, check_settings, setting
 
 MAX_PRODUCER_NAMES = 35_000  # named producers, those remembered as expired included: all metadata goes in one message
 

@@ -25,17 +25,17 @@ from fencepost_controller.fences import Fences
 from fencepost_controller.recovery import new_lineage_id
 from fencepost_controller.services.admin import random_id
 from fencepost_controller.services.servicers import AdminService, ControllerService
-from fencepost_controller.sessions import Sessions
+from fencepost_controller.session_registry import Sessions
 from fencepost_controller.store import Store
-from fencepost_proto.answering import Answering
-from fencepost_proto.errors import NotController, RetriableError
-from fencepost_proto.failure import Failure
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import Changes, MetadataImage, Partition, PartitionKey
-from fencepost_proto.running_time import RunningTime
-from fencepost_proto.tasks import Tasks
-from fencepost_proto.v1 import controller_pb2, controller_pb2_grpc
-from fencepost_proto.wire import RunningServer, serve
+from fencepost_proto.protocol.errors import NotController, RetriableError
+from fencepost_proto.protocol.metadata import Changes, MetadataImage, Partition, PartitionKey
+from fencepost_proto.protocol.v1 import controller_pb2, controller_pb2_grpc
+from fencepost_proto.runtime.failure import Failure
+from fencepost_proto.runtime.host import Host
+from fencepost_proto.runtime.running_time import RunningTime
+from fencepost_proto.runtime.tasks import Tasks
+from fencepost_proto.transport.answering import Answering
+from fencepost_proto.transport.wire import RunningServer, serve
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from fencepost_controller.decisions.fence import standing
-from fencepost_proto.errors import CoordinatorNotAvailable, FencepostError
-from fencepost_proto.metadata import MetadataImage
+from fencepost_proto.protocol.errors import CoordinatorNotAvailable, FencepostError
+from fencepost_proto.protocol.metadata import MetadataImage
 
 MAX_WAITING = 1_024
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from fencepost_proto.metadata import Broker
+from fencepost_proto.protocol.metadata import Broker
 
 MAX_WAIT_S = 10.0  # a broker gives up a registration after 30 s
 

@@ -15,7 +15,7 @@ from enum import Enum, auto
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from fencepost_proto.wire import Wire, connection_refused, incarnation_service
+from fencepost_proto.transport.wire import Wire, connection_refused, incarnation_service
 
 PROBE_TIMEOUT_S = 0.5
 FIRST_PAUSE_S = 0.005  # a process that is just ending resets the connection, and is gone a moment later

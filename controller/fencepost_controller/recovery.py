@@ -14,11 +14,11 @@ import grpc
 
 from fencepost_controller.decisions.recovery import HeldLog, Recovered, RecoveryRefused, Told, recover
 from fencepost_controller.store import Store
-from fencepost_proto.errors import FencepostError, raise_for
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import Entity, MetadataImage, from_proto
-from fencepost_proto.v1 import controller_pb2, controller_pb2_grpc
-from fencepost_proto.wire import Wire
+from fencepost_proto.protocol.errors import FencepostError, raise_for
+from fencepost_proto.protocol.metadata import Entity, MetadataImage, from_proto
+from fencepost_proto.protocol.v1 import controller_pb2, controller_pb2_grpc
+from fencepost_proto.runtime.host import Host
+from fencepost_proto.transport.wire import Wire
 
 ANSWER_TIMEOUT_S = 60.0  # of one broker: it reads through what it knows of its producers
 RETRY_S = 0.2

@@ -1,4 +1,4 @@
-"""The broker process: `python -m fencepost_node CONFIG.toml`. Its life and its exit codes: `fencepost_proto.process`."""
+"""The broker process: `python -m fencepost_node CONFIG.toml`. Its life and its exit codes: `runtime.process`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from fencepost_node.broker import Broker
 from fencepost_node.config import BrokerConfig
-from fencepost_node.data_folder import DataFolderError
+from fencepost_node.controller_session import REFUSALS
+from fencepost_node.folders.data_folder import DataFolderError
 from fencepost_node.log.disk import RealDisk
 from fencepost_node.log.open_files import open_files_for, raise_file_limit
-from fencepost_node.session import REFUSALS
-from fencepost_proto.config import ConfigError
-from fencepost_proto.host import Host
-from fencepost_proto.process import Program, main
+from fencepost_proto.runtime.config import ConfigError
+from fencepost_proto.runtime.host import Host
+from fencepost_proto.runtime.process import Program, main
 
 
 def _broker(config: BrokerConfig) -> Broker:

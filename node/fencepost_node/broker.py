@@ -22,23 +22,19 @@ from grpc_health.v1 import health_pb2
 from fencepost_node.client_limits import ClientLimits
 from fencepost_node.config import BrokerConfig
 from fencepost_node.controller_link import ControllerLink
-from fencepost_node.data_folder import DataFolder
-from fencepost_node.known_metadata import KnownMetadata
+from fencepost_node.controller_session import Session
+from fencepost_node.folders.data_folder import DataFolder
+from fencepost_node.folders.known_metadata import KnownMetadata
+from fencepost_node.grpc.admin import AdminRelay
+from fencepost_node.grpc.broker_service import BrokerService, RecoveryService, ReplicationService
+from fencepost_node.grpc.describe_producers import ProducerLists
 from fencepost_node.log.disk import Disk
 from fencepost_node.metadata_feed import MetadataFeed
-from fencepost_node.new_producers import NewProducers
-from fencepost_node.producer_ids import ProducerIds
+from fencepost_node.producers.new_producers import NewProducers
+from fencepost_node.producers.producer_ids import ProducerIds
 from fencepost_node.replica_manager import ReplicaManager
-from fencepost_node.services.admin import AdminRelay
-from fencepost_node.services.broker_service import BrokerService, RecoveryService, ReplicationService
-from fencepost_node.services.describe_producers import ProducerLists
-from fencepost_node.session import Session
-from fencepost_proto.answering import Answering
-from fencepost_proto.errors import InvalidRequest, InvariantBroken
-from fencepost_proto.failure import Failure
-from fencepost_proto.host import Host
-from fencepost_proto.tasks import Tasks
-from fencepost_proto.v1 import (
+from fencepost_proto.protocol.errors import InvalidRequest, InvariantBroken
+from fencepost_proto.protocol.v1 import (
     broker_pb2,
     broker_pb2_grpc,
     controller_pb2,
@@ -46,7 +42,11 @@ from fencepost_proto.v1 import (
     replication_pb2,
     replication_pb2_grpc,
 )
-from fencepost_proto.wire import RunningServer, incarnation_service, serve
+from fencepost_proto.runtime.failure import Failure
+from fencepost_proto.runtime.host import Host
+from fencepost_proto.runtime.tasks import Tasks
+from fencepost_proto.transport.answering import Answering
+from fencepost_proto.transport.wire import RunningServer, incarnation_service, serve
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
-from fencepost_proto import errors
+from fencepost_proto.protocol import errors
 
 MAX_CONNECTIONS = 2_000  # with streams, of one broker
 MAX_STREAMS_OF_A_CONNECTION = 512  # of one method

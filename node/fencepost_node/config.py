@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fencepost_proto.config import LOG_LEVELS, check_listen, check_settings, setting
-from fencepost_proto.request_limits import MAX_MESSAGE_BYTES
+from fencepost_proto.protocol.request_limits import MAX_MESSAGE_BYTES
+from fencepost_proto.runtime.config import LOG_LEVELS, check_listen, check_settings, setting
 
 KIB = 1024
 MIB = 1024 * KIB

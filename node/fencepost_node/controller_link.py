@@ -13,10 +13,10 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from fencepost_proto import errors
-from fencepost_proto.cancellation import CallCancelled, own_cancellation_only
-from fencepost_proto.host import Host
-from fencepost_proto.v1 import broker_pb2, controller_pb2, controller_pb2_grpc
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.v1 import broker_pb2, controller_pb2, controller_pb2_grpc
+from fencepost_proto.runtime.host import Host
+from fencepost_proto.transport.cancellation import CallCancelled, own_cancellation_only
 
 ALTER_PARTITION_TIMEOUT_S = 3.0
 ALLOCATE_TIMEOUT_S = 3.0

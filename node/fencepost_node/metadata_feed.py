@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from fencepost_proto.metadata import Cluster, Entity, MetadataImage, encode_delta
-from fencepost_proto.v1 import common_pb2
+from fencepost_proto.protocol.metadata import Cluster, Entity, MetadataImage, encode_delta
+from fencepost_proto.protocol.v1 import common_pb2
 
 MAX_QUEUED_DELTAS = 64  # of one watcher
 KEEP_ALIVE_S = 1.0  # a watcher hears from its broker at least this often

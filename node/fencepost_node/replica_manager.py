@@ -18,25 +18,25 @@ from itertools import chain
 from typing import Protocol
 
 from fencepost_node.config import BrokerConfig
+from fencepost_node.folders.partition_folders import LOGS_PER_JOB, PartitionFolders
 from fencepost_node.log.disk import Disk
 from fencepost_node.log.log import Log
 from fencepost_node.log.names import PARTITION_METADATA
-from fencepost_node.partition_folders import LOGS_PER_JOB, PartitionFolders
-from fencepost_node.repairs import Controller as RepairController
-from fencepost_node.repairs import Repairs
-from fencepost_node.replica import Following, Replica
+from fencepost_node.maintenance.log_maintenance import Upkeep
+from fencepost_node.maintenance.repairs import Controller as RepairController
+from fencepost_node.maintenance.repairs import Repairs
+from fencepost_node.maintenance.scrubber import Scrubber
 from fencepost_node.replication.follow import FollowerLink
 from fencepost_node.replication.isr_proposals import Controller, IsrProposals
 from fencepost_node.replication.leadership import Leadership
+from fencepost_node.replication.replica import Following, Replica
 from fencepost_node.replication.tail import TailBudget
-from fencepost_node.scrubber import Scrubber
-from fencepost_node.upkeep import Upkeep
-from fencepost_proto import errors
-from fencepost_proto.errors import InvariantBroken
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import FIRST_NAMED_ID, NO_LEADER, MetadataImage, Partition, PartitionKey, Topic
-from fencepost_proto.tasks import Tasks
-from fencepost_proto.turns import Turns
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.errors import InvariantBroken
+from fencepost_proto.protocol.metadata import FIRST_NAMED_ID, NO_LEADER, MetadataImage, Partition, PartitionKey, Topic
+from fencepost_proto.runtime.host import Host
+from fencepost_proto.runtime.tasks import Tasks
+from fencepost_proto.runtime.turns import Turns
 
 log = logging.getLogger(__name__)
 

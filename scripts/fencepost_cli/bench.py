@@ -16,12 +16,12 @@ from typing import Any
 import psutil
 
 from fencepost import AdminClient, Consumer, Producer
-from fencepost_cli.failover import AckWatch, kill_leader, wait_in_sync
-from fencepost_cli.failures import CommandFailed
-from fencepost_cli.ledger import Ledger
-from fencepost_cli.local_cluster import LocalCluster
-from fencepost_cli.metadata import read_log_dirs
-from fencepost_cli.workload import Workload, WorkloadSpec, percentile
+from fencepost_testing.cluster_metadata import read_log_dirs
+from fencepost_testing.failover import AckWatch, kill_leader, wait_in_sync
+from fencepost_testing.failures import CommandFailed
+from fencepost_testing.ledger import Ledger
+from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.workload import Workload, WorkloadSpec, percentile
 
 BROKERS = 3
 PARTITIONS = 3

@@ -17,18 +17,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fencepost import AdminClient, Consumer, Producer
-from fencepost_cli.failover import AckWatch, Failover, FailoverFailed, kill_leader, wait_in_sync
-from fencepost_cli.failures import CommandFailed, leaves
-from fencepost_cli.ledger import Ledger
-from fencepost_cli.local_cluster import LocalCluster
-from fencepost_cli.metadata import read_log_dirs
-from fencepost_cli.read_back import ReadBack, read_to_end
-from fencepost_cli.replica_check import check_same
-from fencepost_cli.replica_files import check_replica_files
-from fencepost_cli.verdict import Findings, Kind
-from fencepost_cli.workload import Workload, WorkloadSpec
-from fencepost_proto.errors import FencepostError
-from fencepost_proto.host import Host
+from fencepost_proto.protocol.errors import FencepostError
+from fencepost_proto.runtime.host import Host
+from fencepost_testing.cluster_metadata import read_log_dirs
+from fencepost_testing.failover import AckWatch, Failover, FailoverFailed, kill_leader, wait_in_sync
+from fencepost_testing.failures import CommandFailed, leaves
+from fencepost_testing.ledger import Ledger
+from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.read_back import ReadBack, read_to_end
+from fencepost_testing.replica_check import check_same
+from fencepost_testing.replica_files import check_replica_files
+from fencepost_testing.verdict import Findings, Kind
+from fencepost_testing.workload import Workload, WorkloadSpec
 
 TOPIC = "demo"
 REPLICATION_FACTOR = 3

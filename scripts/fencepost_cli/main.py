@@ -26,7 +26,7 @@ from fencepost_cli.commands import (
     workload,
 )
 from fencepost_cli.terminal import EXIT_FAILED, quiet_grpc
-from fencepost_proto.standard_streams import ensure_standard_streams
+from fencepost_proto.runtime.standard_streams import ensure_standard_streams
 
 
 def _show_version(asked: bool) -> None:

@@ -21,11 +21,11 @@ import grpc
 import psutil
 
 from fencepost import AdminClient, Producer
-from fencepost_cli.failures import CommandFailed
-from fencepost_cli.local_cluster import CONTROLLER, LocalCluster, Node
-from fencepost_cli.metadata import read_log_dirs
-from fencepost_proto.v1 import broker_pb2, broker_pb2_grpc, common_pb2
-from fencepost_proto.wire import GrpcWire
+from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc, common_pb2
+from fencepost_proto.transport.wire import GrpcWire
+from fencepost_testing.cluster_metadata import read_log_dirs
+from fencepost_testing.failures import CommandFailed
+from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, Node
 
 BROKERS = 3
 REPLICATION_FACTOR = 3

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fencepost_cli.failures import CommandFailed
 from fencepost_cli.scale import ScaleResult
+from fencepost_testing.failures import CommandFailed
 
 _INCHES = (9.0, 4.2)
 

@@ -10,11 +10,11 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from fencepost_cli.local_cluster import LocalCluster, Member, name_of
-from fencepost_cli.metadata import read_image, read_log_dirs
 from fencepost_cli.terminal import table
-from fencepost_proto.metadata import MetadataImage
-from fencepost_proto.v1 import broker_pb2
+from fencepost_proto.protocol.metadata import MetadataImage
+from fencepost_proto.protocol.v1 import broker_pb2
+from fencepost_testing.cluster_metadata import read_image, read_log_dirs
+from fencepost_testing.local_cluster import LocalCluster, Member, name_of
 
 _ANSWER_TIMEOUT_S = 2.0
 _CPU_SAMPLE_S = 0.3

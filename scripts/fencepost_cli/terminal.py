@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from fencepost_cli.failures import CommandFailed, leaves
-from fencepost_cli.local_cluster import ClusterError, LocalCluster
+from fencepost_testing.failures import CommandFailed, leaves
+from fencepost_testing.local_cluster import ClusterError, LocalCluster
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,7 +97,7 @@ def bootstrap_of(bootstrap: str | None, data_dir: Path) -> str:
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine to its end; what a user did wrong, or broke off, ends it without a traceback."""
-    from fencepost_proto.errors import FencepostError
+    from fencepost_proto.protocol.errors import FencepostError
 
     terminated = False
 

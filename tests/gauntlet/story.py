@@ -43,13 +43,13 @@ from tests.simulation.world import World
 
 from fencepost.producer import Producer
 from fencepost.producing.delivery import Delivery
-from fencepost_node.replica import Replica
-from fencepost_proto.errors import ErrorCode, FencepostError
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import Partition, Topic
-from fencepost_proto.record_batch import read_header
-from fencepost_proto.records import read_records
-from fencepost_proto.v1 import controller_pb2
+from fencepost_node.replication.replica import Replica
+from fencepost_proto.protocol.errors import ErrorCode, FencepostError
+from fencepost_proto.protocol.metadata import Partition, Topic
+from fencepost_proto.protocol.record_batch import read_header
+from fencepost_proto.protocol.records import read_records
+from fencepost_proto.protocol.v1 import controller_pb2
+from fencepost_proto.runtime.host import Host
 
 SEEDS = (1, 2, 3)
 NEVER_MS = 3_600_000

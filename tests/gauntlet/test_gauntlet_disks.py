@@ -12,7 +12,7 @@ import pytest
 from tests.gauntlet.story import Story, tale
 from tests.simulation.cluster import broker_node
 
-from fencepost_node.services.describe_log_dirs import describe_log_dirs
+from fencepost_node.grpc.describe_log_dirs import describe_log_dirs
 
 LOG = "/data/orders-0/00000000000000000000.log"
 PARTS_OF_A_BATCH = {"base offset": 7, "length": 10, "leader epoch": 13, "magic": 16, "producer id": 45, "records": 66}

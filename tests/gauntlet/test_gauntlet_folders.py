@@ -11,8 +11,8 @@ import asyncio
 import pytest
 from tests.gauntlet.story import Story, tale
 
-from fencepost_proto.metadata import MAX_TOPIC_NAME, NO_LEADER
-from fencepost_proto.v1 import controller_pb2
+from fencepost_proto.protocol.metadata import MAX_TOPIC_NAME, NO_LEADER
+from fencepost_proto.protocol.v1 import controller_pb2
 
 DATA = "/data"
 BROKERS = ("broker-1", "broker-2", "broker-3")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fencepost import AdminClient, Producer
-from fencepost_cli.local_cluster import CONTROLLER, LocalCluster, to_toml
-from fencepost_cli.metadata import read_image
-from fencepost_proto.metadata import Broker
+from fencepost_proto.protocol.metadata import Broker
+from fencepost_testing.cluster_metadata import read_image
+from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, to_toml
 
 TIMEOUT_S = 90.0
 MIB = 1024 * 1024

@@ -11,10 +11,10 @@ from tests.simulation.disk import MountedDisk
 
 from fencepost.producer import Producer
 from fencepost.producing.resume import Resumed
-from fencepost_proto.errors import FencepostError, InvalidRequest, ProducerFenced
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import NO_LEADER
-from fencepost_proto.v1 import broker_pb2, broker_pb2_grpc, controller_pb2
+from fencepost_proto.protocol.errors import FencepostError, InvalidRequest, ProducerFenced
+from fencepost_proto.protocol.metadata import NO_LEADER
+from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc, controller_pb2
+from fencepost_proto.runtime.host import Host
 
 SOON_S = 1.0  # far below a session timeout
 BROKERS = ("broker-1", "broker-2")
@@ -261,6 +261,6 @@ async def asked_of_broker_3(story: Story, client: Client) -> str:
 
 
 def broker_error(answer: broker_pb2.DescribeProducersResponse) -> str:
-    from fencepost_proto.errors import ErrorCode
+    from fencepost_proto.protocol.errors import ErrorCode
 
     return ErrorCode(answer.error.code).name

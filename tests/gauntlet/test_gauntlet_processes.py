@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from fencepost import AdminClient, Consumer, Producer
-from fencepost_cli.chaos.data_folders import copy_folder, put_back
-from fencepost_cli.failover import wait_in_sync
-from fencepost_cli.local_cluster import LocalCluster
+from fencepost_testing.chaos.data_folders import copy_folder, put_back
+from fencepost_testing.failover import wait_in_sync
+from fencepost_testing.local_cluster import LocalCluster
 
 TOPIC = "orders"
 TIMEOUT_S = 60.0

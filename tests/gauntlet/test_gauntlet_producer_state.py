@@ -17,10 +17,10 @@ from tests.simulation.disk import MountedDisk
 from tests.simulation.loop import current_process
 
 from fencepost_node.log.log import Log
-from fencepost_proto.errors import ErrorCode
-from fencepost_proto.host import Host
-from fencepost_proto.records import BatchBuilder, Compression
-from fencepost_proto.v1 import broker_pb2, broker_pb2_grpc
+from fencepost_proto.protocol.errors import ErrorCode
+from fencepost_proto.protocol.records import BatchBuilder, Compression
+from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc
+from fencepost_proto.runtime.host import Host
 
 BROKERS = ("broker-1", "broker-2", "broker-3")
 

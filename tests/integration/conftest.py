@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from fencepost_cli.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import LocalCluster
 
 T = TypeVar("T")
 ClusterFactory = Callable[..., LocalCluster]

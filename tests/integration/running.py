@@ -12,13 +12,13 @@ from conftest import eventually
 
 from fencepost import AdminClient, Consumer, Producer
 from fencepost.descriptions import PartitionDescription
-from fencepost_cli.failover import wait_in_sync
-from fencepost_cli.ledger import Ledger
-from fencepost_cli.local_cluster import LocalCluster
-from fencepost_cli.read_back import ReadBack, read_to_end
-from fencepost_cli.replica_check import check_same
-from fencepost_cli.replica_files import check_replica_files
-from fencepost_cli.workload import Acked, Workload, WorkloadSpec
+from fencepost_testing.failover import wait_in_sync
+from fencepost_testing.ledger import Ledger
+from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.read_back import ReadBack, read_to_end
+from fencepost_testing.replica_check import check_same
+from fencepost_testing.replica_files import check_replica_files
+from fencepost_testing.workload import Acked, Workload, WorkloadSpec
 
 TOPIC = "orders"
 PARTITIONS = 3

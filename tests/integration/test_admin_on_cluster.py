@@ -20,7 +20,7 @@ from fencepost.errors import (
     TopicAlreadyExists,
     UnknownTopicOrPartition,
 )
-from fencepost_cli.local_cluster import CONTROLLER, LocalCluster
+from fencepost_testing.local_cluster import CONTROLLER, LocalCluster
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]

@@ -17,13 +17,11 @@ import grpc
 import pytest
 from crc32c import crc32c
 
-from fencepost_cli.local_cluster import CONTROLLER, LocalCluster, to_toml
-from fencepost_cli.metadata import read_image
-from fencepost_proto.errors import ErrorCode
-from fencepost_proto.metadata import MetadataImage
-from fencepost_proto.record_batch import iter_batches, read_header
-from fencepost_proto.records import BatchBuilder, Compression
-from fencepost_proto.v1 import (
+from fencepost_proto.protocol.errors import ErrorCode
+from fencepost_proto.protocol.metadata import MetadataImage
+from fencepost_proto.protocol.record_batch import iter_batches, read_header
+from fencepost_proto.protocol.records import BatchBuilder, Compression
+from fencepost_proto.protocol.v1 import (
     broker_pb2,
     broker_pb2_grpc,
     common_pb2,
@@ -32,7 +30,9 @@ from fencepost_proto.v1 import (
     replication_pb2,
     replication_pb2_grpc,
 )
-from fencepost_proto.wire import GrpcWire
+from fencepost_proto.transport.wire import GrpcWire
+from fencepost_testing.cluster_metadata import read_image
+from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, to_toml
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]

@@ -14,12 +14,12 @@ import grpc
 import pytest
 
 from fencepost import AdminClient, Consumer, Producer
-from fencepost_cli.local_cluster import CONTROLLER, LocalCluster
-from fencepost_cli.metadata import read_image
-from fencepost_proto.errors import ErrorCode
-from fencepost_proto.metadata import Broker, MetadataImage, Partition
-from fencepost_proto.v1 import broker_pb2, broker_pb2_grpc, controller_pb2, controller_pb2_grpc
-from fencepost_proto.wire import GrpcWire
+from fencepost_proto.protocol.errors import ErrorCode
+from fencepost_proto.protocol.metadata import Broker, MetadataImage, Partition
+from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc, controller_pb2, controller_pb2_grpc
+from fencepost_proto.transport.wire import GrpcWire
+from fencepost_testing.cluster_metadata import read_image
+from fencepost_testing.local_cluster import CONTROLLER, LocalCluster
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]

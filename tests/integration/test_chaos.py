@@ -14,7 +14,7 @@ import pytest
 from command_line import Shell
 from test_demo import processes_of
 
-from fencepost_cli.chaos.network import Network, NetworkUnavailable
+from fencepost_testing.chaos.network import Network, NetworkUnavailable
 
 DEADLINE_S = 60.0
 

@@ -16,15 +16,15 @@ from conftest import eventually
 
 from fencepost import AdminClient, RecordingProducer
 from fencepost.history import History
-from fencepost_cli.chaos.ending import read_everything, wait_settled
-from fencepost_cli.chaos.faults import Fault, Kind
-from fencepost_cli.chaos.nemesis import Executor
-from fencepost_cli.chaos.nemesis_log import Happened, NemesisLog
-from fencepost_cli.chaos.run import BROKER_SETTINGS, CONTROLLER_SETTINGS
-from fencepost_cli.failover import wait_in_sync
-from fencepost_cli.history_check import Verdict, check_history
-from fencepost_cli.local_cluster import LocalCluster
-from fencepost_proto.errors import FencepostError
+from fencepost_proto.protocol.errors import FencepostError
+from fencepost_testing.chaos.ending import read_everything, wait_settled
+from fencepost_testing.chaos.faults import Fault, Kind
+from fencepost_testing.chaos.nemesis import Executor
+from fencepost_testing.chaos.nemesis_log import Happened, NemesisLog
+from fencepost_testing.chaos.run import BROKER_SETTINGS, CONTROLLER_SETTINGS
+from fencepost_testing.failover import wait_in_sync
+from fencepost_testing.history_check import Verdict, check_history
+from fencepost_testing.local_cluster import LocalCluster
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]

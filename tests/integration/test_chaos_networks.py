@@ -19,12 +19,12 @@ import pytest
 import uvloop
 from test_chaos import DEADLINE_S, namespaces
 
-from fencepost_cli.chaos.cuts import CuttableNetwork
-from fencepost_cli.chaos.network import Network, NetworkUnavailable
-from fencepost_cli.chaos.switches import SwitchedNetwork
-from fencepost_cli.local_cluster import CONTROLLER, PLACE_PORT, LocalCluster, Node
-from fencepost_cli.processes import Place
-from fencepost_proto.wire import FAULT_PORT
+from fencepost_proto.transport.wire import FAULT_PORT
+from fencepost_testing.chaos.cuts import CuttableNetwork
+from fencepost_testing.chaos.network import Network, NetworkUnavailable
+from fencepost_testing.chaos.switches import SwitchedNetwork
+from fencepost_testing.local_cluster import CONTROLLER, PLACE_PORT, LocalCluster, Node
+from fencepost_testing.processes import Place
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from command_line import Shell
 
-from fencepost_cli.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import LocalCluster
 
 DEADLINE_S = 30.0
 

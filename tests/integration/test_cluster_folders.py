@@ -8,7 +8,7 @@ from pathlib import Path
 
 from command_line import Shell
 
-from fencepost_cli.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import LocalCluster
 
 
 def test_copied_cluster_folder(tmp_path: Path) -> None:

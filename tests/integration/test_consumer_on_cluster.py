@@ -12,7 +12,7 @@ import pytest
 
 from fencepost import AdminClient, Consumer, ConsumerRecord, Producer, TopicPartition
 from fencepost.errors import OffsetOutOfRange, UnknownTopicOrPartition
-from fencepost_cli.local_cluster import CONTROLLER, LocalCluster
+from fencepost_testing.local_cluster import CONTROLLER, LocalCluster
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]

@@ -21,8 +21,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from fencepost_controller.store.sqlite import SCHEMA_VERSION, SqliteStore
-from fencepost_proto.metadata import MetadataImage
-from fencepost_proto.v1 import broker_pb2, controller_pb2, controller_pb2_grpc
+from fencepost_proto.protocol.metadata import MetadataImage
+from fencepost_proto.protocol.v1 import broker_pb2, controller_pb2, controller_pb2_grpc
 
 WAIT_S = 20.0
 

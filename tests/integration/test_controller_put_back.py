@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from command_line import Shell
 
-from fencepost_cli.local_cluster import LocalCluster
-from fencepost_proto.process import EXIT_WENT_BACK
+from fencepost_proto.runtime.process import EXIT_WENT_BACK
+from fencepost_testing.local_cluster import LocalCluster
 
 
 @pytest.fixture

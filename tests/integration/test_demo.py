@@ -15,8 +15,8 @@ from aiokafka.record import MemoryRecords
 from command_line import Shell
 
 from fencepost_cli.demo import TOPIC, Demo, DemoOptions
-from fencepost_cli.local_cluster import LocalCluster
-from fencepost_cli.verdict import Kind
+from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.verdict import Kind
 
 DEADLINE_S = 60.0
 

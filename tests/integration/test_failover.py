@@ -10,8 +10,8 @@ import pytest
 from conftest import eventually
 from running import TOPIC, running
 
-from fencepost_cli.failover import producer_views, wait_in_sync
-from fencepost_cli.local_cluster import CONTROLLER, LocalCluster
+from fencepost_testing.failover import producer_views, wait_in_sync
+from fencepost_testing.local_cluster import CONTROLLER, LocalCluster
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]

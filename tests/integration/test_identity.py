@@ -12,9 +12,9 @@ from running import TOPIC, judge
 
 from fencepost import AdminClient, Consumer, Producer, TopicPartition
 from fencepost.errors import ProducerFenced
-from fencepost_cli.ledger import Ledger
-from fencepost_cli.local_cluster import LocalCluster
-from fencepost_cli.workload import Workload, WorkloadSpec
+from fencepost_testing.ledger import Ledger
+from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.workload import Workload, WorkloadSpec
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fencepost_cli.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import LocalCluster
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

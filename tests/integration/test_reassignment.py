@@ -9,8 +9,8 @@ from conftest import eventually
 from running import TOPIC, Running, running
 
 from fencepost import AdminClient, Producer
-from fencepost_cli.failover import producer_views
-from fencepost_cli.local_cluster import LocalCluster
+from fencepost_testing.failover import producer_views
+from fencepost_testing.local_cluster import LocalCluster
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]

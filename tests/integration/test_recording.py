@@ -13,12 +13,12 @@ from running import TOPIC
 
 from fencepost import AdminClient, Consumer, History, RecordingProducer
 from fencepost.history_format import from_line
-from fencepost_cli.failover import wait_in_sync
-from fencepost_cli.history_check import Anomaly, check_history
-from fencepost_cli.ledger import Ledger
-from fencepost_cli.local_cluster import LocalCluster
-from fencepost_cli.read_back import ReadBack, read_to_end
-from fencepost_cli.workload import Workload, WorkloadSpec
+from fencepost_testing.failover import wait_in_sync
+from fencepost_testing.history_check import Anomaly, check_history
+from fencepost_testing.ledger import Ledger
+from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.read_back import ReadBack, read_to_end
+from fencepost_testing.workload import Workload, WorkloadSpec
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]

@@ -10,8 +10,8 @@ import pytest
 from conftest import eventually
 
 from fencepost import AdminClient, Consumer, Producer
-from fencepost_cli.failover import wait_in_sync
-from fencepost_cli.local_cluster import LocalCluster
+from fencepost_testing.failover import wait_in_sync
+from fencepost_testing.local_cluster import LocalCluster
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]

@@ -15,8 +15,8 @@ from conftest import eventually
 from fencepost import AdminClient, Consumer, Producer
 from fencepost.errors import ElectionNotNeeded, EligibleLeadersNotAvailable
 from fencepost.history_format import from_line
-from fencepost_cli.local_cluster import LocalCluster
-from fencepost_proto.record_batch import iter_batches
+from fencepost_proto.protocol.record_batch import iter_batches
+from fencepost_testing.local_cluster import LocalCluster
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]

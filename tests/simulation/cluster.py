@@ -30,14 +30,14 @@ from fencepost_controller.recovery import recover_store
 from fencepost_controller.store import CommitFailed, StoreError
 from fencepost_node.broker import Broker
 from fencepost_node.config import BrokerConfig
-from fencepost_node.data_folder import DataFolderError
-from fencepost_node.replica import CONTRADICTION, Replica
-from fencepost_node.session import REFUSALS
-from fencepost_proto.errors import FencepostError, InvariantBroken, StorageError
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import PartitionKey
-from fencepost_proto.process import Component, live
-from fencepost_proto.v1 import controller_pb2_grpc
+from fencepost_node.controller_session import REFUSALS
+from fencepost_node.folders.data_folder import DataFolderError
+from fencepost_node.replication.replica import CONTRADICTION, Replica
+from fencepost_proto.protocol.errors import FencepostError, InvariantBroken, StorageError
+from fencepost_proto.protocol.metadata import PartitionKey
+from fencepost_proto.protocol.v1 import controller_pb2_grpc
+from fencepost_proto.runtime.host import Host
+from fencepost_proto.runtime.process import Component, live
 
 CONTROLLER = "controller"
 CONTROLLER_ADDRESS = "controller:9090"

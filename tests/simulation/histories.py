@@ -15,9 +15,9 @@ from tests.simulation.workload import Ledger
 from fencepost import ConsumerRecord
 from fencepost.history import History
 from fencepost.history_format import Operation, from_line
-from fencepost_cli.history_check import Anomaly
-from fencepost_proto.metadata import PartitionKey
-from fencepost_proto.records import Record
+from fencepost_proto.protocol.metadata import PartitionKey
+from fencepost_proto.protocol.records import Record
+from fencepost_testing.history_check import Anomaly
 
 FINAL_READER = "reader"
 

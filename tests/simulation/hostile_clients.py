@@ -19,12 +19,11 @@ from tests.simulation.process import SimProcess
 from tests.simulation.workload import Entry, Fate, Ledger
 
 from fencepost.history import History
-from fencepost_proto.errors import ErrorCode, RequestTimedOut
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import MetadataImage, Partition
-from fencepost_proto.records import BatchBuilder, Compression
-from fencepost_proto.request_limits import MAX_ENTRIES, MAX_STRING_BYTES
-from fencepost_proto.v1 import (
+from fencepost_proto.protocol.errors import ErrorCode, RequestTimedOut
+from fencepost_proto.protocol.metadata import MetadataImage, Partition
+from fencepost_proto.protocol.records import BatchBuilder, Compression
+from fencepost_proto.protocol.request_limits import MAX_ENTRIES, MAX_STRING_BYTES
+from fencepost_proto.protocol.v1 import (
     broker_pb2,
     broker_pb2_grpc,
     common_pb2,
@@ -33,6 +32,7 @@ from fencepost_proto.v1 import (
     replication_pb2,
     replication_pb2_grpc,
 )
+from fencepost_proto.runtime.host import Host
 
 if TYPE_CHECKING:
     from tests.simulation.nemesis import Nemesis

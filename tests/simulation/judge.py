@@ -27,8 +27,8 @@ from tests.simulation.process import SimProcess
 from tests.simulation.taps import FetchTap, InitTap, ProduceTap, ReplicateTap
 from tests.simulation.world import World
 
-from fencepost_proto.errors import FencepostError
-from fencepost_proto.metadata import (
+from fencepost_proto.protocol.errors import FencepostError
+from fencepost_proto.protocol.metadata import (
     APPEND_TIME,
     FIRST_NAMED_ID,
     RETIRED_EPOCH,
@@ -36,8 +36,8 @@ from fencepost_proto.metadata import (
     Partition,
     PartitionKey,
 )
-from fencepost_proto.record_batch import BatchHeader, check_batch, read_header
-from fencepost_proto.records import Compression
+from fencepost_proto.protocol.record_batch import BatchHeader, check_batch, read_header
+from fencepost_proto.protocol.records import Compression
 
 # producer id -> (epoch, its last batches as (first sequence, last sequence, base offset))
 Producers = dict[int, tuple[int, tuple[tuple[int, int, int], ...]]]

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from tests.simulation.disk import FileNode, FolderNode, SimDisk
 
-from fencepost_proto.errors import FencepostError
-from fencepost_proto.record_batch import BatchHeader, add_sequence, check_batch
+from fencepost_proto.protocol.errors import FencepostError
+from fencepost_proto.protocol.record_batch import BatchHeader, add_sequence, check_batch
 
 REMEMBERED_BATCHES = 5
 

@@ -17,22 +17,22 @@ from unittest.mock import patch
 
 from tests.simulation.loop import SimLoop
 
-from fencepost_controller import sessions as sessions_module
+from fencepost_controller import session_registry as sessions_module
+from fencepost_controller.broker_session import Session
 from fencepost_controller.commands import Commands
 from fencepost_controller.config import ControllerConfig
 from fencepost_controller.decisions.cluster import FormCluster
 from fencepost_controller.decisions.placement import place
 from fencepost_controller.probe import Verdict
 from fencepost_controller.services.partitions import alter_partition
-from fencepost_controller.session import Session
-from fencepost_controller.sessions import Sessions
+from fencepost_controller.session_registry import Sessions
 from fencepost_controller.store.sqlite import SqliteStore
 from fencepost_node.replication.isr_proposals import MAX_PROPOSALS
-from fencepost_proto.errors import ErrorCode
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import Broker, Changes, MetadataImage, Partition, PartitionKey, Topic
-from fencepost_proto.tasks import Tasks
-from fencepost_proto.v1 import controller_pb2 as pb
+from fencepost_proto.protocol.errors import ErrorCode
+from fencepost_proto.protocol.metadata import Broker, Changes, MetadataImage, Partition, PartitionKey, Topic
+from fencepost_proto.protocol.v1 import controller_pb2 as pb
+from fencepost_proto.runtime.host import Host
+from fencepost_proto.runtime.tasks import Tasks
 
 REPLICATION_FACTOR = 3
 PARTITIONS_PER_TOPIC = 1_000

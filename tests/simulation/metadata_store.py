@@ -16,7 +16,7 @@ from typing import Any
 from tests.simulation.process import SimProcess
 
 from fencepost_controller.store.sqlite import SqliteStore
-from fencepost_proto.metadata import Changes, Entity, MetadataImage
+from fencepost_proto.protocol.metadata import Changes, Entity, MetadataImage
 
 _names = itertools.count()
 

@@ -27,28 +27,30 @@ from fencepost_controller.decisions.draft import Group
 from fencepost_controller.decisions.isr import AlterPartition
 from fencepost_controller.decisions.producers import ID_BLOCK_SIZE, AllocateProducerIds
 from fencepost_controller.fences import Fences
-from fencepost_controller.sessions import Sessions
-from fencepost_node import metadata_feed, partition_folders, producer_state
-from fencepost_node.known_metadata import KnownMetadata
+from fencepost_controller.session_registry import Sessions
+from fencepost_node import metadata_feed
+from fencepost_node.folders import partition_folders
+from fencepost_node.folders.known_metadata import KnownMetadata
+from fencepost_node.folders.partition_folders import PartitionFolders
 from fencepost_node.log import recovery, segment, snapshot
 from fencepost_node.log.log import Log
 from fencepost_node.log.names import LOG_FOLDER, read_identity
-from fencepost_node.partition_folders import PartitionFolders
-from fencepost_node.producer_state import APPEND, ProducerState
-from fencepost_node.repairs import Repairs
-from fencepost_node.replica import Replica
+from fencepost_node.maintenance.repairs import Repairs
+from fencepost_node.producers import producer_state
+from fencepost_node.producers.producer_state import APPEND, ProducerState
 from fencepost_node.replication import leadership, push, reconciliation
 from fencepost_node.replication.leader_state import LeaderState
 from fencepost_node.replication.leadership import Leadership
-from fencepost_proto import malformed
-from fencepost_proto.errors import (
+from fencepost_node.replication.replica import Replica
+from fencepost_proto.protocol.errors import (
     DuplicateSequenceNumber,
     InvariantBroken,
     OutOfOrderSequenceNumber,
     StorageError,
     UnknownProducerId,
 )
-from fencepost_proto.v1 import common_pb2
+from fencepost_proto.protocol.v1 import common_pb2
+from fencepost_proto.transport import malformed
 
 KILLS = ("kill broker", "kill leader", "pause broker", "clean restart")
 NETWORK = ("cut one way", "cut both ways", "isolate broker", "reset connections", "flaky links")

@@ -21,9 +21,9 @@ from tests.simulation.situations import Situations
 from tests.simulation.workload import ConsumerApp, ProducerApp
 
 from fencepost_node.log.snapshot import decode_snapshot
-from fencepost_proto.errors import CorruptMessage
-from fencepost_proto.metadata import Partition
-from fencepost_proto.v1 import controller_pb2
+from fencepost_proto.protocol.errors import CorruptMessage
+from fencepost_proto.protocol.metadata import Partition
+from fencepost_proto.protocol.v1 import controller_pb2
 
 STRANGE = 0.3  # of the faults bring a stranger along, in runs that know some
 MAX_DOWN_S = 6.0  # how long something stays dead, paused or cut off, at most

@@ -12,11 +12,12 @@ from tests.simulation.cluster import NEVER_MS, ClusterSettings
 from tests.simulation.workload import ProducerSpec
 
 from fencepost.producing import sequencer
-from fencepost_cli.history_check import log_order
 from fencepost_controller.decisions import producers as controller_producers
-from fencepost_node import partition_folders, producer_state
-from fencepost_proto import record_batch
-from fencepost_proto.v1 import controller_pb2
+from fencepost_node.folders import partition_folders
+from fencepost_node.producers import producer_state
+from fencepost_proto.protocol import record_batch
+from fencepost_proto.protocol.v1 import controller_pb2
+from fencepost_testing.history_check import log_order
 
 SHORT_DELIVERY_TIMEOUT_MS = 3_000  # where there is room for few producers
 EXPIRATION_MS = 6_000  # of idle producers, in some runs; in the others none is forgotten

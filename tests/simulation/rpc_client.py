@@ -24,7 +24,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]
 from tests.simulation.network import Connection, End, Network, Pipe, Status
 from tests.simulation.process import SimProcess
 
-from fencepost_proto.request_limits import MAX_MESSAGE_BYTES
+from fencepost_proto.protocol.request_limits import MAX_MESSAGE_BYTES
 
 INITIAL_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 0.5

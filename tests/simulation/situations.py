@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tests.simulation.cluster import CONTROLLER, broker_node
 
-from fencepost_proto.metadata import Partition
+from fencepost_proto.protocol.metadata import Partition
 
 if TYPE_CHECKING:
     from tests.simulation.nemesis import Nemesis

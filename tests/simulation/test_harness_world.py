@@ -20,9 +20,9 @@ from tests.simulation.loop import Deadlock, ProcessEnded, Runaway, SimLoop, coll
 from tests.simulation.process import SimProcess
 from tests.simulation.world import World
 
-from fencepost_proto.host import Host
-from fencepost_proto.v1 import replication_pb2, replication_pb2_grpc
-from fencepost_proto.wire import serve
+from fencepost_proto.protocol.v1 import replication_pb2, replication_pb2_grpc
+from fencepost_proto.runtime.host import Host
+from fencepost_proto.transport.wire import serve
 
 replication_stub: Any = replication_pb2_grpc.ReplicationStub
 ADDRESS = "server:9000"

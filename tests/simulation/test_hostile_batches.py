@@ -10,12 +10,12 @@ from tests.gauntlet.story import Story, tale
 from tests.simulation.disk import MountedDisk
 
 from fencepost.consumer import Consumer
-from fencepost_proto.errors import CorruptMessage, ErrorCode
-from fencepost_proto.host import Host
-from fencepost_proto.record_batch import HEADER_BYTES
-from fencepost_proto.records import BatchBuilder, Compression
-from fencepost_proto.v1 import broker_pb2 as pb
-from fencepost_proto.v1 import broker_pb2_grpc
+from fencepost_proto.protocol.errors import CorruptMessage, ErrorCode
+from fencepost_proto.protocol.record_batch import HEADER_BYTES
+from fencepost_proto.protocol.records import BatchBuilder, Compression
+from fencepost_proto.protocol.v1 import broker_pb2 as pb
+from fencepost_proto.protocol.v1 import broker_pb2_grpc
+from fencepost_proto.runtime.host import Host
 
 LIMIT = 1_000_000  # that a batch may open to
 

@@ -19,11 +19,11 @@ from tests.simulation.world import World
 from fencepost import AdminClient, Consumer, Producer
 from fencepost.attempts import TELL_AFTER_S
 from fencepost.cluster import Cluster
-from fencepost_node.data_folder import CLEAN_SHUTDOWN
-from fencepost_node.services.describe_log_dirs import describe_log_dirs
-from fencepost_proto.errors import ElectionNotNeeded, InvalidRequest
-from fencepost_proto.host import Host
-from fencepost_proto.v1 import controller_pb2
+from fencepost_node.folders.data_folder import CLEAN_SHUTDOWN
+from fencepost_node.grpc.describe_log_dirs import describe_log_dirs
+from fencepost_proto.protocol.errors import ElectionNotNeeded, InvalidRequest
+from fencepost_proto.protocol.v1 import controller_pb2
+from fencepost_proto.runtime.host import Host
 
 
 @pytest.fixture

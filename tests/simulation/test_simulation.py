@@ -10,7 +10,7 @@ import sys
 import pytest
 from tests.simulation.simulation import simulate
 
-from fencepost_cli.history_check import Anomaly, check_history
+from fencepost_testing.history_check import Anomaly, check_history
 
 SEEDS = range(32)  # about a second and a half of one core each
 DIGEST = """

@@ -13,8 +13,8 @@ from tests.simulation.world import World
 
 from fencepost.history import History
 from fencepost.history_format import Operation
-from fencepost_cli.history_check import check_history
-from fencepost_proto import records
+from fencepost_proto.protocol import records
+from fencepost_testing.history_check import check_history
 
 
 class Verdict:

@@ -12,7 +12,7 @@ from tests.simulation.rpc_server import SimServer
 
 
 class SimWire:
-    """Implements fencepost_proto.wire.Wire."""
+    """Implements fencepost_proto.transport.wire.Wire."""
 
     def __init__(self, network: Network, process: SimProcess) -> None:
         self._network = network

@@ -23,14 +23,14 @@ from fencepost.consumer import Consumer
 from fencepost.history import History
 from fencepost.producer import Producer
 from fencepost.producing.delivery import Delivery
-from fencepost_proto.errors import (
+from fencepost_proto.protocol.errors import (
     FencepostError,
     InvalidProducerEpoch,
     OffsetOutOfRange,
     ProducerFenced,
 )
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import PartitionKey
+from fencepost_proto.protocol.metadata import PartitionKey
+from fencepost_proto.runtime.host import Host
 
 START_RETRY_S = 0.5
 MAX_PENDING_RECORDS = 200  # of one producer: it waits for answers beyond that

@@ -22,7 +22,7 @@ from tests.simulation.network import Network
 from tests.simulation.process import SimProcess
 from tests.simulation.wire import SimWire
 
-from fencepost_proto.host import Host
+from fencepost_proto.runtime.host import Host
 
 T = TypeVar("T")
 

@@ -6,8 +6,8 @@ import struct
 
 from crc32c import crc32c
 
-from fencepost_proto.record_batch import BatchHeader, read_header, stamp
-from fencepost_proto.records import BatchBuilder, Compression
+from fencepost_proto.protocol.record_batch import BatchHeader, read_header, stamp
+from fencepost_proto.protocol.records import BatchBuilder, Compression
 
 NO_PRODUCER = -1
 

@@ -16,11 +16,11 @@ from fencepost_controller.config import ControllerConfig
 from fencepost_controller.controller import Controller
 from fencepost_controller.store import Store
 from fencepost_controller.store.sqlite import SqliteStore
-from fencepost_proto import errors
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import MetadataImage, PartitionKey
-from fencepost_proto.v1 import common_pb2, controller_pb2, controller_pb2_grpc
-from fencepost_proto.wire import GrpcWire, RunningServer, incarnation_service, serve
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.metadata import MetadataImage, PartitionKey
+from fencepost_proto.protocol.v1 import common_pb2, controller_pb2, controller_pb2_grpc
+from fencepost_proto.runtime.host import Host
+from fencepost_proto.transport.wire import GrpcWire, RunningServer, incarnation_service, serve
 
 T = TypeVar("T")
 

@@ -22,8 +22,8 @@ from fencepost_controller.decisions.cluster import FormCluster
 from fencepost_controller.decisions.draft import Command, decide
 from fencepost_controller.decisions.isr import AlterPartition
 from fencepost_controller.decisions.topics import CreateTopic
-from fencepost_proto.errors import FencepostError
-from fencepost_proto.metadata import (
+from fencepost_proto.protocol.errors import FencepostError
+from fencepost_proto.protocol.metadata import (
     NO_LEADER,
     Broker,
     Changes,

@@ -14,9 +14,8 @@ from typing import Any, TypeVar
 
 import grpc
 
-from fencepost_proto import errors
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import (
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.metadata import (
     NO_LEADER,
     Broker,
     Cluster,
@@ -27,10 +26,11 @@ from fencepost_proto.metadata import (
     Topic,
     delta_to_proto,
 )
-from fencepost_proto.record_batch import BatchHeader, read_header, stamp
-from fencepost_proto.records import BatchBuilder, Compression
-from fencepost_proto.v1 import broker_pb2, broker_pb2_grpc, common_pb2, controller_pb2, controller_pb2_grpc
-from fencepost_proto.wire import RunningServer, serve
+from fencepost_proto.protocol.record_batch import BatchHeader, read_header, stamp
+from fencepost_proto.protocol.records import BatchBuilder, Compression
+from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc, common_pb2, controller_pb2, controller_pb2_grpc
+from fencepost_proto.runtime.host import Host
+from fencepost_proto.transport.wire import RunningServer, serve
 
 T = TypeVar("T")
 WAIT_S = 10.0

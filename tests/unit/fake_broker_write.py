@@ -14,12 +14,12 @@ from typing import Any
 
 from fake_broker_read import FakeBroker, FakeCluster
 
-from fencepost_node.producer_state import Duplicate, ProducerState
-from fencepost_proto import errors
-from fencepost_proto.metadata import PartitionKey
-from fencepost_proto.record_batch import check_produced
-from fencepost_proto.records import Record, read_records
-from fencepost_proto.v1 import broker_pb2 as pb
+from fencepost_node.producers.producer_state import Duplicate, ProducerState
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.metadata import PartitionKey
+from fencepost_proto.protocol.record_batch import check_produced
+from fencepost_proto.protocol.records import Record, read_records
+from fencepost_proto.protocol.v1 import broker_pb2 as pb
 
 BREAK = "break the stream after the append"
 SWALLOW = "append, and never answer"

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import grpc
 
-from fencepost_proto import errors
-from fencepost_proto.metadata import Cluster, Entity, NextProducerId, delta_to_proto
-from fencepost_proto.v1 import broker_pb2, common_pb2, controller_pb2, controller_pb2_grpc
-from fencepost_proto.wire import GrpcWire, serve
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.metadata import Cluster, Entity, NextProducerId, delta_to_proto
+from fencepost_proto.protocol.v1 import broker_pb2, common_pb2, controller_pb2, controller_pb2_grpc
+from fencepost_proto.transport.wire import GrpcWire, serve
 
 WAIT_S = 10.0
 TEST_TIMEOUT_S = 40.0

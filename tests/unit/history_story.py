@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from fencepost.history_format import Operation, OperationType, RecordStamp
-from fencepost_cli.history_check import Anomaly, Verdict, check_history
+from fencepost_testing.history_check import Anomaly, Verdict, check_history
 
 TOPIC = "orders"
 

@@ -14,8 +14,8 @@ from fencepost_node.log.leader_epochs import LeaderEpochs
 from fencepost_node.log.log import Log, LogConfig
 from fencepost_node.log.names import SNAPSHOT_SUFFIX, offsets_with
 from fencepost_node.log.snapshot import decode_snapshot, load_snapshot
-from fencepost_node.producer_state import ProducerState
-from fencepost_proto.record_batch import BatchHeader, check_produced, iter_batches
+from fencepost_node.producers.producer_state import ProducerState
+from fencepost_proto.protocol.record_batch import BatchHeader, check_produced, iter_batches
 
 FOLDER = "/data/orders-0"
 NOW_MS = 1_000_000

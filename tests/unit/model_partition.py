@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fencepost.producing.batch import Attempt, Stamp
-from fencepost_proto import errors
-from fencepost_proto.errors import FencepostError
-from fencepost_proto.record_batch import MAX_SEQUENCE
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.errors import FencepostError
+from fencepost_proto.protocol.record_batch import MAX_SEQUENCE
 
 REMEMBERED = 5
 NOBODYS = range(0)  # what stands in a stranger's batch

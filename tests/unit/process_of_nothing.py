@@ -11,10 +11,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fencepost_proto.config import LOG_LEVELS, check_settings, setting
-from fencepost_proto.errors import InvariantBroken
-from fencepost_proto.failure import Failure
-from fencepost_proto.process import Program, main
+from fencepost_proto.protocol.errors import InvariantBroken
+from fencepost_proto.runtime.config import LOG_LEVELS, check_settings, setting
+from fencepost_proto.runtime.failure import Failure
+from fencepost_proto.runtime.process import Program, main
 
 
 class CannotBe(Exception):

@@ -7,8 +7,8 @@ from typing import Any
 from logs import NOW_MS, Machine, settings
 
 from fencepost_node.log.log import Log
-from fencepost_node.replica import Following, Replica
-from fencepost_proto.metadata import MetadataImage, Partition, Topic
+from fencepost_node.replication.replica import Following, Replica
+from fencepost_proto.protocol.metadata import MetadataImage, Partition, Topic
 
 TOPIC = Topic("T", "orders")
 BROKER_ID = 1

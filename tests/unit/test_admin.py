@@ -15,9 +15,9 @@ from fencepost import cluster as cluster_module
 from fencepost import metadata_watch
 from fencepost.admin import AdminClient
 from fencepost.descriptions import BatchDescription, PartitionDescription, ProducerDescription, Reassignment
-from fencepost_proto import errors
-from fencepost_proto.metadata import Partition, Topic, TopicConfig, config_from_proto
-from fencepost_proto.v1 import controller_pb2
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.metadata import Partition, Topic, TopicConfig, config_from_proto
+from fencepost_proto.protocol.v1 import controller_pb2
 
 
 class Controller:

@@ -11,10 +11,10 @@ import grpc
 import pytest
 from fake_controller import run
 
-from fencepost_proto.answering import Answering, Context
-from fencepost_proto.errors import CurrentLeader, ErrorCode, InvariantBroken, NotLeaderOrFollower
-from fencepost_proto.request_limits import RequestRefused
-from fencepost_proto.v1 import broker_pb2
+from fencepost_proto.protocol.errors import CurrentLeader, ErrorCode, InvariantBroken, NotLeaderOrFollower
+from fencepost_proto.protocol.request_limits import RequestRefused
+from fencepost_proto.protocol.v1 import broker_pb2
+from fencepost_proto.transport.answering import Answering, Context
 
 
 class RecordingContext:

@@ -17,17 +17,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fencepost_node.broker import Broker
 from fencepost_node.config import BrokerConfig
-from fencepost_node.data_folder import CLEAN_SHUTDOWN
+from fencepost_node.folders.data_folder import CLEAN_SHUTDOWN
+from fencepost_node.grpc import describe_producers as describe_producers_module
+from fencepost_node.grpc import list_offsets as list_offsets_module
 from fencepost_node.log.disk import RealDisk
-from fencepost_node.services import describe_producers as describe_producers_module
-from fencepost_node.services import list_offsets as list_offsets_module
-from fencepost_proto.errors import ErrorCode, InvariantBroken
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import Broker as BrokerEntity
-from fencepost_proto.metadata import Entity, MetadataImage, NamedProducer, Partition, Topic, TopicConfig
-from fencepost_proto.record_batch import iter_batches
-from fencepost_proto.records import BatchBuilder, Compression
-from fencepost_proto.v1 import broker_pb2, broker_pb2_grpc, controller_pb2, controller_pb2_grpc
+from fencepost_proto.protocol.errors import ErrorCode, InvariantBroken
+from fencepost_proto.protocol.metadata import Broker as BrokerEntity
+from fencepost_proto.protocol.metadata import Entity, MetadataImage, NamedProducer, Partition, Topic, TopicConfig
+from fencepost_proto.protocol.record_batch import iter_batches
+from fencepost_proto.protocol.records import BatchBuilder, Compression
+from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc, controller_pb2, controller_pb2_grpc
+from fencepost_proto.runtime.host import Host
 
 BROKER_ID = 1
 EPOCH = 3  # the broker's, and the version of the first image
@@ -196,7 +196,7 @@ def test_a_broken_invariant_in_a_request_ends_the_broker_and_an_accident_only_th
             async def fail(*_: object) -> None:
                 raise trouble.pop(0)
 
-            monkeypatch.setattr("fencepost_node.services.broker_service.list_offsets", fail)
+            monkeypatch.setattr("fencepost_node.grpc.broker_service.list_offsets", fail)
             answer = await running.stub.ListOffsets(offsets_request(-1))
             assert answer.error.code == ErrorCode.UNKNOWN_SERVER_ERROR
             assert "an accident" in answer.error.message

@@ -9,7 +9,7 @@ import pytest
 
 from fencepost_controller.config import ControllerConfig
 from fencepost_node.config import BrokerConfig
-from fencepost_proto.config import ConfigError, load, parse
+from fencepost_proto.runtime.config import ConfigError, load, parse
 
 GOOD: dict[str, object] = {"broker_id": 1, "data_dir": "/data", "controller": "127.0.0.1:9090"}
 

@@ -12,11 +12,11 @@ import pytest
 from fencepost.rpc import rpc_errors
 from fencepost_node.controller_link import ControllerLink
 from fencepost_node.replication.follow import FollowerLink
-from fencepost_proto.cancellation import CallCancelled, own_cancellation_only
-from fencepost_proto.errors import InvariantBroken, NetworkException, NotController
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import Broker, MetadataImage
-from fencepost_proto.v1 import controller_pb2
+from fencepost_proto.protocol.errors import InvariantBroken, NetworkException, NotController
+from fencepost_proto.protocol.metadata import Broker, MetadataImage
+from fencepost_proto.protocol.v1 import controller_pb2
+from fencepost_proto.runtime.host import Host
+from fencepost_proto.transport.cancellation import CallCancelled, own_cancellation_only
 
 GONE = grpc.aio.AioRpcError(
     grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details="the stream broke"

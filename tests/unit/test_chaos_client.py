@@ -7,7 +7,7 @@ import sys
 
 STOPPED_AT_ITS_END = """
 import asyncio, os, signal
-from fencepost_cli.chaos.client import run, stop_on_sigterm
+from fencepost_testing.chaos.client import run, stop_on_sigterm
 
 async def client():
     stop = stop_on_sigterm()

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
-from fencepost_cli.chaos.faults import Fault, Kind
-from fencepost_cli.chaos.nemesis import Executor
-from fencepost_cli.chaos.nemesis_log import NemesisLog
+from fencepost_testing.chaos.faults import Fault, Kind
+from fencepost_testing.chaos.nemesis import Executor
+from fencepost_testing.chaos.nemesis_log import NemesisLog
 
 TAKES_S = 0.2
 REST_S = 0.2

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fencepost_cli.chaos.faults import FILL_KINDS, FLIP_KINDS, UNCLEAN_KINDS, Fault, Kind, Nemesis, nemesis_of
-from fencepost_cli.chaos.schedule import FIRST_FAULT_S, Shape, make_schedule
+from fencepost_testing.chaos.faults import FILL_KINDS, FLIP_KINDS, UNCLEAN_KINDS, Fault, Kind, Nemesis, nemesis_of
+from fencepost_testing.chaos.schedule import FIRST_FAULT_S, Shape, make_schedule
 
 
 def shape(brokers: int = 3, partitions: int = 4, *, cuts: bool = True, fills: bool = True) -> Shape:

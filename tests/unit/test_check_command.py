@@ -11,8 +11,8 @@ from history_story import Story
 from typer.testing import CliRunner, Result
 
 from fencepost.history_format import Operation, to_line
-from fencepost_cli import history_files
 from fencepost_cli.main import app
+from fencepost_testing import history_files
 
 
 def write(path: Path, operations: list[Operation]) -> Path:

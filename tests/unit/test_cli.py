@@ -15,14 +15,14 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from fencepost_cli.commands import dump_log
-from fencepost_cli.local_cluster import LocalCluster
 from fencepost_cli.main import app
 from fencepost_cli.status import ClusterStatus, PartitionStatus, ProcessStatus, show_status
 from fencepost_cli.terminal import table
 from fencepost_node.log.snapshot import Snapshot, encode_snapshot
-from fencepost_node.producer_state import ProducerState
-from fencepost_proto.record_batch import read_header, stamp
-from fencepost_proto.records import BatchBuilder, Compression
+from fencepost_node.producers.producer_state import ProducerState
+from fencepost_proto.protocol.record_batch import read_header, stamp
+from fencepost_proto.protocol.records import BatchBuilder, Compression
+from fencepost_testing.local_cluster import LocalCluster
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from fake_broker_read import FakeCluster, fake_cluster, run, until
 from fencepost import cluster as cluster_module
 from fencepost import metadata_watch
 from fencepost.cluster import MAX_CHANNELS, Cluster, parse_bootstrap
-from fencepost_proto.errors import (
+from fencepost_proto.protocol.errors import (
     CurrentLeader,
     InvalidConfig,
     NetworkException,
@@ -21,8 +21,8 @@ from fencepost_proto.errors import (
     OffsetOutOfRange,
     UnknownTopicOrPartition,
 )
-from fencepost_proto.host import Host
-from fencepost_proto.v1 import broker_pb2
+from fencepost_proto.protocol.v1 import broker_pb2
+from fencepost_proto.runtime.host import Host
 
 NOBODY = "127.0.0.1:1"
 

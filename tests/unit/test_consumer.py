@@ -13,12 +13,13 @@ from batches import batch, with_field
 from fake_broker_read import FakeCluster, batch_of, fake_cluster, run, until
 
 from fencepost import cluster as cluster_module
-from fencepost import consumer_fetch, metadata_watch
+from fencepost import metadata_watch
 from fencepost.consumer import Consumer, OffsetAndTimestamp
-from fencepost.consumer_core import MAX_BUFFERED_BYTES
-from fencepost.consumer_partition import ConsumerRecord, TopicPartition
+from fencepost.consuming import fetching as consumer_fetch
+from fencepost.consuming.consumer_core import MAX_BUFFERED_BYTES
+from fencepost.consuming.partition import ConsumerRecord, TopicPartition
 from fencepost.history import History
-from fencepost_proto.errors import (
+from fencepost_proto.protocol.errors import (
     CorruptMessage,
     InvalidConfig,
     InvalidRequest,
@@ -26,9 +27,9 @@ from fencepost_proto.errors import (
     OffsetOutOfRange,
     UnknownTopicOrPartition,
 )
-from fencepost_proto.metadata import PartitionKey
-from fencepost_proto.record_batch import HEADER_BYTES
-from fencepost_proto.records import Compression
+from fencepost_proto.protocol.metadata import PartitionKey
+from fencepost_proto.protocol.record_batch import HEADER_BYTES
+from fencepost_proto.protocol.records import Compression
 
 T0 = TopicPartition("orders", 0)
 

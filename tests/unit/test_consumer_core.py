@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from fencepost.consumer_core import (
+from fencepost.consuming.consumer_core import (
     MAX_BUFFERED_BYTES,
     MAX_CORRUPT_FETCHES,
     MAX_HAND_OUT_RECORDS,
@@ -25,7 +25,7 @@ from fencepost.consumer_core import (
     ResetPolicy,
     UnreadablePolicy,
 )
-from fencepost.consumer_partition import (
+from fencepost.consuming.partition import (
     LARGE_COMPRESSED_BYTES,
     LATEST,
     MAX_INLINE_BYTES,
@@ -34,12 +34,12 @@ from fencepost.consumer_partition import (
     TopicPartition,
     end_of_batches,
 )
-from fencepost_proto import errors
-from fencepost_proto.errors import CorruptMessage, CurrentLeader, InvalidRequest, OffsetOutOfRange
-from fencepost_proto.metadata import PartitionKey
-from fencepost_proto.record_batch import HEADER_BYTES, read_header, stamp
-from fencepost_proto.records import Compression
-from fencepost_proto.v1 import broker_pb2
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.errors import CorruptMessage, CurrentLeader, InvalidRequest, OffsetOutOfRange
+from fencepost_proto.protocol.metadata import PartitionKey
+from fencepost_proto.protocol.record_batch import HEADER_BYTES, read_header, stamp
+from fencepost_proto.protocol.records import Compression
+from fencepost_proto.protocol.v1 import broker_pb2
 
 T0, T1 = TopicPartition("orders", 0), TopicPartition("orders", 1)
 KEYS: dict[TopicPartition, PartitionKey] = {T0: ("id", 0), T1: ("id", 1)}

@@ -8,12 +8,12 @@ import pytest
 from batches import batch
 from replicas import open_replica
 
-from fencepost.consumer_core import Asked, ConsumerCore, Parted, ResetPolicy, Route
-from fencepost.consumer_partition import TopicPartition
-from fencepost_node.replica import Diverged
-from fencepost_proto import errors
-from fencepost_proto.errors import OffsetOutOfRange
-from fencepost_proto.v1 import broker_pb2
+from fencepost.consuming.consumer_core import Asked, ConsumerCore, Parted, ResetPolicy, Route
+from fencepost.consuming.partition import TopicPartition
+from fencepost_node.replication.replica import Diverged
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.errors import OffsetOutOfRange
+from fencepost_proto.protocol.v1 import broker_pb2
 
 TP = TopicPartition("orders", 0)
 KEY = ("T", 0)

@@ -16,8 +16,8 @@ from fencepost_controller.decisions.brokers import (
     UnfenceBroker,
     UnregisterBroker,
 )
-from fencepost_proto import errors
-from fencepost_proto.metadata import NO_LEADER, TopicConfig
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.metadata import NO_LEADER, TopicConfig
 
 A = ("a-id", 0)
 

@@ -17,8 +17,16 @@ from fencepost_controller.decisions.producers import InitProducer
 from fencepost_controller.decisions.topics import CreateTopic
 from fencepost_controller.store import CommitFailed, StoreError, VersionMismatch
 from fencepost_controller.store.sqlite import SqliteStore
-from fencepost_proto import errors
-from fencepost_proto.metadata import FIRST_NAMED_ID, Changes, Cluster, Entity, MetadataImage, NextProducerId, Partition
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.metadata import (
+    FIRST_NAMED_ID,
+    Changes,
+    Cluster,
+    Entity,
+    MetadataImage,
+    NextProducerId,
+    Partition,
+)
 
 
 class GatedStore:

@@ -17,8 +17,8 @@ from fencepost_controller.decisions.elections import (
     RestorePreferredLeaders,
 )
 from fencepost_controller.decisions.partitions import settle
-from fencepost_proto import errors
-from fencepost_proto.metadata import Broker, MetadataImage, Partition, Topic
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.metadata import Broker, MetadataImage, Partition, Topic
 
 A = ("a-id", 0)
 

@@ -8,7 +8,7 @@ import pytest
 from controller_story import Story
 
 from fencepost_controller.decisions.isr import AlterPartition, AlterPartitions, StartReplicaOver
-from fencepost_proto import errors
+from fencepost_proto.protocol import errors
 
 A = ("a-id", 0)
 

@@ -38,8 +38,8 @@ from fencepost_controller.decisions.producers import (
 )
 from fencepost_controller.decisions.reassignment import ReassignPartitions
 from fencepost_controller.decisions.topics import CreateTopic, DeleteTopic
-from fencepost_proto.errors import FencepostError
-from fencepost_proto.metadata import (
+from fencepost_proto.protocol.errors import FencepostError
+from fencepost_proto.protocol.metadata import (
     FIRST_NAMED_ID,
     NO_LEADER,
     RETIRED_EPOCH,

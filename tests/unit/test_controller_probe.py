@@ -19,13 +19,13 @@ import pytest
 from controller_cluster import FakeBroker, run, until
 
 from fencepost_controller.probe import Verdict, probe
-from fencepost_proto.wire import GrpcWire, connection_refused
+from fencepost_proto.transport.wire import GrpcWire, connection_refused
 
 LIFE = "life 1"
 BROKER = """
 import asyncio, sys
 from grpc_health.v1.health_pb2 import HealthCheckResponse
-from fencepost_proto.wire import GrpcWire, incarnation_service, serve
+from fencepost_proto.transport.wire import GrpcWire, incarnation_service, serve
 
 async def broker():
     server = await serve(GrpcWire(), "127.0.0.1:0", [], lambda server: None)

@@ -17,8 +17,8 @@ from fencepost_controller.decisions.producers import (
     RemoveName,
     predecessor,
 )
-from fencepost_proto import errors
-from fencepost_proto.metadata import (
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.metadata import (
     FIRST_NAMED_ID,
     RETIRED_EPOCH,
     Changes,
@@ -26,7 +26,7 @@ from fencepost_proto.metadata import (
     NamedProducer,
     NextProducerId,
 )
-from fencepost_proto.record_batch import MAX_EPOCH
+from fencepost_proto.protocol.record_batch import MAX_EPOCH
 
 
 def with_producer(story: Story, producer: NamedProducer, next_id: int) -> Story:

@@ -7,8 +7,8 @@ from controller_story import Story
 
 from fencepost_controller.decisions.elections import ElectUncleanLeader
 from fencepost_controller.decisions.reassignment import ReassignPartitions
-from fencepost_proto import errors
-from fencepost_proto.metadata import TopicConfig
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.metadata import TopicConfig
 
 A = ("a-id", 0)
 

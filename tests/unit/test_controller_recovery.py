@@ -28,9 +28,9 @@ from fencepost_controller.decisions.recovery import (
     recover,
 )
 from fencepost_controller.decisions.topics import CreateTopic, DeleteTopic
-from fencepost_proto.errors import FencepostError
-from fencepost_proto.lineage import Lineage, LineageStart, VersionCheck
-from fencepost_proto.metadata import (
+from fencepost_proto.protocol.errors import FencepostError
+from fencepost_proto.protocol.lineage import Lineage, LineageStart, VersionCheck
+from fencepost_proto.protocol.metadata import (
     FIRST_NAMED_ID,
     NO_LEADER,
     Cluster,
@@ -40,7 +40,7 @@ from fencepost_proto.metadata import (
     Partition,
     TopicConfig,
 )
-from fencepost_proto.record_batch import MAX_EPOCH
+from fencepost_proto.protocol.record_batch import MAX_EPOCH
 
 EMPTY = MetadataImage(version=1, cluster_id="made by a start")
 LINEAGE = 99

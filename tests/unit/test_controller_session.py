@@ -7,17 +7,17 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fencepost_controller import session as session_module
-from fencepost_controller.session import MAX_BACKLOG, MAX_BACKLOG_BYTES, MetadataMessages, Session
-from fencepost_proto import errors
-from fencepost_proto.metadata import (
+from fencepost_controller import broker_session as session_module
+from fencepost_controller.broker_session import MAX_BACKLOG, MAX_BACKLOG_BYTES, MetadataMessages, Session
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.metadata import (
     Broker,
     MetadataImage,
     NamedProducer,
     NextProducerId,
     Topic,
 )
-from fencepost_proto.v1 import controller_pb2
+from fencepost_proto.protocol.v1 import controller_pb2
 
 
 class Listener:

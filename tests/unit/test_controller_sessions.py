@@ -23,24 +23,24 @@ from controller_cluster import (
     until,
 )
 
-from fencepost_controller import sessions as sessions_module
+from fencepost_controller import session_registry as sessions_module
 from fencepost_controller.fences import Fences
 from fencepost_controller.probe import Verdict
 from fencepost_controller.probe import probe as real_probe
 from fencepost_controller.store import CommitFailed
 from fencepost_controller.store.sqlite import SqliteStore
-from fencepost_proto import errors
-from fencepost_proto.lineage import Lineage
-from fencepost_proto.metadata import (
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.lineage import Lineage
+from fencepost_proto.protocol.metadata import (
     FIRST_NAMED_ID,
     NO_LEADER,
     Changes,
     Entity,
     MetadataImage,
 )
-from fencepost_proto.request_limits import MAX_PROPOSALS
-from fencepost_proto.v1 import broker_pb2, controller_pb2
-from fencepost_proto.wire import Wire
+from fencepost_proto.protocol.request_limits import MAX_PROPOSALS
+from fencepost_proto.protocol.v1 import broker_pb2, controller_pb2
+from fencepost_proto.transport.wire import Wire
 
 # ---- Registration and metadata ----
 

@@ -15,7 +15,7 @@ import pytest
 
 from fencepost_controller.store import CommitFailed, StoreError, VersionMismatch
 from fencepost_controller.store.sqlite import SCHEMA_VERSION, SqliteStore
-from fencepost_proto.metadata import (
+from fencepost_proto.protocol.metadata import (
     Broker,
     Cluster,
     Entity,
@@ -127,7 +127,7 @@ def test_killed_in_the_middle_of_commits_it_holds_everything_that_was_answered(p
     program = (
         "import sys\n"
         "from fencepost_controller.store.sqlite import SqliteStore\n"
-        "from fencepost_proto.metadata import Cluster, NextProducerId\n"
+        "from fencepost_proto.protocol.metadata import Cluster, NextProducerId\n"
         "store = SqliteStore(sys.argv[1])\n"
         "for version in range(1, 100_000):\n"
         "    changes = {'cluster': Cluster(f'c{version}'), 'next-producer-id': NextProducerId(version)}\n"

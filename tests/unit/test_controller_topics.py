@@ -21,8 +21,8 @@ from fencepost_controller.decisions.topics import (
     CreateTopic,
     DeleteTopic,
 )
-from fencepost_proto import errors
-from fencepost_proto.metadata import (
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.metadata import (
     MAX_TOPIC_NAME,
     Broker,
     Entity,
@@ -33,7 +33,7 @@ from fencepost_proto.metadata import (
     TopicConfig,
     delta_to_proto,
 )
-from fencepost_proto.request_limits import MAX_MESSAGE_BYTES
+from fencepost_proto.protocol.request_limits import MAX_MESSAGE_BYTES
 
 
 def test_a_topic_begins_with_all_its_live_replicas_in_sync_and_its_preferred_leaders() -> None:

@@ -15,10 +15,10 @@ from fencepost_controller.decisions.lineage import MetadataWentBack
 from fencepost_controller.opening import Opening, expected
 from fencepost_controller.seldom import Seldom
 from fencepost_controller.store.sqlite import SqliteStore
-from fencepost_proto import errors
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import Broker
-from fencepost_proto.v1 import controller_pb2
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.metadata import Broker
+from fencepost_proto.protocol.v1 import controller_pb2
+from fencepost_proto.runtime.host import Host
 
 
 def test_a_broker_that_knows_more_than_the_store_ends_the_controller_and_nothing_that_waits_is_decided() -> None:

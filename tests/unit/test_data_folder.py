@@ -11,10 +11,17 @@ import logs
 import pytest
 from tests.simulation.disk import MountedDisk
 
-from fencepost_node.data_folder import CLEAN_SHUTDOWN, META, ORIGIN_MARK, SYNCED_MARK, DataFolder, DataFolderError
+from fencepost_node.folders.data_folder import (
+    CLEAN_SHUTDOWN,
+    META,
+    ORIGIN_MARK,
+    SYNCED_MARK,
+    DataFolder,
+    DataFolderError,
+)
 from fencepost_node.log import origin_mark
 from fencepost_node.log.disk import RealDisk
-from fencepost_proto.errors import InconsistentClusterId
+from fencepost_proto.protocol.errors import InconsistentClusterId
 
 CLUSTER = "cluster-a"
 EPOCH = 5

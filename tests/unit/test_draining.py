@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fencepost.draining import plan_draining
-from fencepost_proto.errors import InvalidReplicaAssignment
-from fencepost_proto.metadata import Broker, MetadataImage, Partition, Topic
+from fencepost_proto.protocol.errors import InvalidReplicaAssignment
+from fencepost_proto.protocol.metadata import Broker, MetadataImage, Partition, Topic
 
 
 def image(assignments: dict[str, list[tuple[int, ...]]], brokers: int, fenced: tuple[int, ...] = ()) -> MetadataImage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fencepost.descriptions import BrokerReplicas, ReplicaDescription
 from fencepost.unclean_election import candidates
-from fencepost_proto.metadata import Broker, Entity, MetadataImage, Partition, Topic
+from fencepost_proto.protocol.metadata import Broker, Entity, MetadataImage, Partition, Topic
 
 REPLICAS = (1, 2, 3)
 

@@ -11,14 +11,14 @@ import pytest
 from batches import batch
 from replicas import following, open_replica
 
-from fencepost_node.replica import Following, Replica
 from fencepost_node.replication import follow
 from fencepost_node.replication.follow import FollowerLink
-from fencepost_proto import errors
-from fencepost_proto.errors import ErrorCode
-from fencepost_proto.host import Host
-from fencepost_proto.v1 import common_pb2
-from fencepost_proto.v1 import replication_pb2 as pb
+from fencepost_node.replication.replica import Following, Replica
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.errors import ErrorCode
+from fencepost_proto.protocol.v1 import common_pb2
+from fencepost_proto.protocol.v1 import replication_pb2 as pb
+from fencepost_proto.runtime.host import Host
 
 
 class _Half(random.Random):

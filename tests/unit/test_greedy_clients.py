@@ -12,12 +12,13 @@ import pytest
 from fake_controller import fake_controller, run, until
 from test_broker import TOPIC, Running, batch, broker_of, produce_batch
 
-from fencepost_node import client_limits, producer_state
-from fencepost_node.replica import Replica
-from fencepost_node.services import describe_producers as describe_producers_module
-from fencepost_proto.errors import ErrorCode
-from fencepost_proto.tasks import Tasks
-from fencepost_proto.v1 import broker_pb2, broker_pb2_grpc
+from fencepost_node import client_limits
+from fencepost_node.grpc import describe_producers as describe_producers_module
+from fencepost_node.producers import producer_state
+from fencepost_node.replication.replica import Replica
+from fencepost_proto.protocol.errors import ErrorCode
+from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc
+from fencepost_proto.runtime.tasks import Tasks
 
 KIB = 1024
 ANSWER_BYTES = 1024 * KIB

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fencepost.consumer_partition import ConsumerRecord
+from fencepost.consuming.partition import ConsumerRecord
 from fencepost.history import History
 from fencepost.history_format import Operation, RecordStamp, from_line
-from fencepost_proto.errors import InvalidRecord, NetworkException
+from fencepost_proto.protocol.errors import InvalidRecord, NetworkException
 
 
 def told_by(tell: Callable[[History], object]) -> list[Operation]:

@@ -6,8 +6,8 @@ import pytest
 from history_story import TOPIC, Story
 
 from fencepost.history_format import Operation, to_line
-from fencepost_cli.history_check import MEANING, Anomaly, BrokenHistory, HistoryCheck, check_history
-from fencepost_cli.history_check.anomalies import MAX_SHOWN
+from fencepost_testing.history_check import MEANING, Anomaly, BrokenHistory, HistoryCheck, check_history
+from fencepost_testing.history_check.anomalies import MAX_SHOWN
 
 # ---- lost-write and unseen ----
 

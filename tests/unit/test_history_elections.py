@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from model_history import ModelHistory
 
 from fencepost.history_format import NotAnOperation, from_line
-from fencepost_cli.history_check import Anomaly, BrokenHistory, check_history
+from fencepost_testing.history_check import Anomaly, BrokenHistory, check_history
 
 randoms = st.builds(Random, st.integers(0, 2**32))
 EXAMPLES = settings(max_examples=60, deadline=None)

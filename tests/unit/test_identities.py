@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from fencepost_node.identities import check_fence_stands
-from fencepost_proto.errors import CoordinatorNotAvailable, InvalidProducerEpoch, InvalidRequest
-from fencepost_proto.metadata import FIRST_NAMED_ID, RETIRED_EPOCH, MetadataImage, NamedProducer, NextProducerId
+from fencepost_node.producers.identities import check_fence_stands
+from fencepost_proto.protocol.errors import CoordinatorNotAvailable, InvalidProducerEpoch, InvalidRequest
+from fencepost_proto.protocol.metadata import (
+    FIRST_NAMED_ID,
+    RETIRED_EPOCH,
+    MetadataImage,
+    NamedProducer,
+    NextProducerId,
+)
 
 USED_UP, OLDER, NOW, NEXT = range(FIRST_NAMED_ID + 1, FIRST_NAMED_ID + 5)
 LOADER = NamedProducer("loader", NOW, 3, retired_ids=(USED_UP,))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fencepost_node.idleness import OBSERVATIONS, Idleness
-from fencepost_proto.running_time import RunningTime
+from fencepost_node.log.idleness import OBSERVATIONS, Idleness
+from fencepost_proto.runtime.running_time import RunningTime
 
 HORIZON_MS = 1_600
 

@@ -14,12 +14,12 @@ from fencepost_node.replication import isr_proposals as proposals_module
 from fencepost_node.replication.isr_proposals import MAX_PROPOSALS, IsrProposals
 from fencepost_node.replication.leader_state import LeaderState
 from fencepost_node.replication.leadership import Leadership
-from fencepost_proto import errors
-from fencepost_proto.errors import ErrorCode
-from fencepost_proto.metadata import Broker, MetadataImage, Partition
-from fencepost_proto.tasks import Tasks
-from fencepost_proto.v1 import common_pb2
-from fencepost_proto.v1 import controller_pb2 as pb
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.errors import ErrorCode
+from fencepost_proto.protocol.metadata import Broker, MetadataImage, Partition
+from fencepost_proto.protocol.v1 import common_pb2
+from fencepost_proto.protocol.v1 import controller_pb2 as pb
+from fencepost_proto.runtime.tasks import Tasks
 
 BROKERS = {b: Broker(b, f"h:{b}", 10 + b, f"i{b}", fenced=False) for b in (1, 2, 3)}
 

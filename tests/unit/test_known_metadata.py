@@ -11,12 +11,19 @@ import pytest
 from fake_controller import run, until
 from tests.simulation.disk import SimDisk
 
-from fencepost_node.known_metadata import IMAGE_FILE, JOURNAL_FILES, VERSION_FILE, KnownMetadata, KnownVersion
+from fencepost_node.folders.known_metadata import IMAGE_FILE, JOURNAL_FILES, VERSION_FILE, KnownMetadata, KnownVersion
 from fencepost_node.log.disk import RealDisk
-from fencepost_proto.errors import StorageError
-from fencepost_proto.lineage import Lineage, LineageStart
-from fencepost_proto.metadata import Cluster, MetadataImage, NamedProducer, NextProducerId, Topic, delta_to_proto
-from fencepost_proto.v1.common_pb2 import MetadataDelta
+from fencepost_proto.protocol.errors import StorageError
+from fencepost_proto.protocol.lineage import Lineage, LineageStart
+from fencepost_proto.protocol.metadata import (
+    Cluster,
+    MetadataImage,
+    NamedProducer,
+    NextProducerId,
+    Topic,
+    delta_to_proto,
+)
+from fencepost_proto.protocol.v1.common_pb2 import MetadataDelta
 
 
 def opened(folder: Path) -> KnownMetadata:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fencepost_node.log.leader_epochs import EpochStart, LeaderEpochs
-from fencepost_proto.errors import InvariantBroken
+from fencepost_proto.protocol.errors import InvariantBroken
 
 
 def history(*epochs: int) -> LeaderEpochs:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from fencepost_node.replication.leader_state import LeaderState, Proposal
-from fencepost_proto.errors import InvariantBroken
-from fencepost_proto.metadata import Partition
+from fencepost_proto.protocol.errors import InvariantBroken
+from fencepost_proto.protocol.metadata import Partition
 
 LAG_MAX_S = 5.0
 EVERYONE = frozenset((1, 2, 3))

@@ -14,8 +14,8 @@ from fencepost_controller.decisions.lineage import (
     UnknownHistory,
     check_known_version,
 )
-from fencepost_proto.lineage import MAX_LINEAGES, UNKNOWN_LINEAGE, Lineage, LineageStart, VersionCheck
-from fencepost_proto.metadata import Broker, MetadataImage, from_proto, to_proto
+from fencepost_proto.protocol.lineage import MAX_LINEAGES, UNKNOWN_LINEAGE, Lineage, LineageStart, VersionCheck
+from fencepost_proto.protocol.metadata import Broker, MetadataImage, from_proto, to_proto
 
 HISTORY = Lineage((LineageStart(7, 1), LineageStart(8, 10), LineageStart(9, 20)))
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fencepost_cli import local_cluster, processes
-from fencepost_cli.local_cluster import ClusterError, LocalCluster, Settings, to_toml
-from fencepost_cli.ports import PortReservation
-from fencepost_cli.processes import Place, ProcessRef, WatchdogFailed, spawn
+from fencepost_testing import local_cluster, processes
+from fencepost_testing.local_cluster import ClusterError, LocalCluster, Settings, to_toml
+from fencepost_testing.ports import PortReservation
+from fencepost_testing.processes import Place, ProcessRef, WatchdogFailed, spawn
 
 STAND_IN = """
     import json, os, signal, sys, tomllib
@@ -327,7 +327,7 @@ def test_another_process_with_the_same_pid_is_never_signalled(tmp_path: Path) ->
 OWNER = """
     import asyncio, os, sys, time
     from pathlib import Path
-    from fencepost_cli import local_cluster, processes
+    from fencepost_testing import local_cluster, processes
     local_cluster.spawn = lambda _, config, log, place: processes.spawn([sys.argv[2]], config, log, place)
     cluster = local_cluster.LocalCluster.create(sys.argv[1], brokers=2)
     asyncio.run(cluster.start(cluster.members))

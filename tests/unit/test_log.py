@@ -15,14 +15,14 @@ from logs import assert_lawful, content, fill, headers, open_log, produce
 from fencepost_node.log.disk import RealDisk
 from fencepost_node.log.log import Log
 from fencepost_node.log.names import LOG_SUFFIX, SNAPSHOT_SUFFIX, offsets_with, read_topic_id
-from fencepost_proto.errors import (
+from fencepost_proto.protocol.errors import (
     CorruptMessage,
     FencepostError,
     InvariantBroken,
     OffsetOutOfRange,
     StorageError,
 )
-from fencepost_proto.record_batch import BatchHeader, check_batch, iter_batches
+from fencepost_proto.protocol.record_batch import BatchHeader, check_batch, iter_batches
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,9 @@ from fencepost_node.log.log import Log
 from fencepost_node.log.names import LOG_SUFFIX, SNAPSHOT_SUFFIX, CorruptLog, offsets_with
 from fencepost_node.log.retention import SegmentFacts, segments_to_delete
 from fencepost_node.log.snapshot import Snapshot, decode_snapshot, encode_snapshot
-from fencepost_node.producer_state import Duplicate, ProducerState
-from fencepost_proto.errors import CorruptMessage, DuplicateSequenceNumber, OffsetOutOfRange
-from fencepost_proto.record_batch import iter_batches
+from fencepost_node.producers.producer_state import Duplicate, ProducerState
+from fencepost_proto.protocol.errors import CorruptMessage, DuplicateSequenceNumber, OffsetOutOfRange
+from fencepost_proto.protocol.record_batch import iter_batches
 
 
 def reopened(disk: Disk, log: Log, **changes: Any) -> Log:

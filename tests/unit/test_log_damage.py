@@ -16,7 +16,7 @@ from fencepost_node.log.disk import RealDisk
 from fencepost_node.log.log import CorruptLog, Log, OutOfRoom
 from fencepost_node.log.segment import merged
 from fencepost_node.log.verify import verify_log
-from fencepost_proto.record_batch import iter_batches
+from fencepost_proto.protocol.record_batch import iter_batches
 
 
 def filled(machine: Machine, **changes: Any) -> Log:

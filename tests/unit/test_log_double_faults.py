@@ -15,8 +15,8 @@ from tests.simulation.disk import Fault
 
 from fencepost_node.log.log import Log
 from fencepost_node.log.snapshot import Snapshot, encode_snapshot
-from fencepost_node.producer_state import ProducerState
-from fencepost_proto.errors import StorageError
+from fencepost_node.producers.producer_state import ProducerState
+from fencepost_proto.protocol.errors import StorageError
 
 EVERY_CALL = (
     "append", "create", "list", "mkdir", "open", "read", "remove", "rename", "stat", "sync", "sync_directory", "truncate"

@@ -17,9 +17,9 @@ from tests.simulation.disk import Fault
 from fencepost_node.log.log import CorruptLog, Log
 from fencepost_node.log.names import SYNC_BEGUN
 from fencepost_node.log.snapshot import Snapshot, encode_snapshot
-from fencepost_node.producer_state import ProducerState
-from fencepost_proto.errors import StorageError
-from fencepost_proto.record_batch import iter_batches
+from fencepost_node.producers.producer_state import ProducerState
+from fencepost_proto.protocol.errors import StorageError
+from fencepost_proto.protocol.record_batch import iter_batches
 
 # ---- Refusals ----
 

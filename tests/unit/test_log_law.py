@@ -14,9 +14,9 @@ from tests.simulation.disk import Fault
 
 from fencepost_node.log.log import Log
 from fencepost_node.log.snapshot import Snapshot, encode_snapshot
-from fencepost_node.producer_state import Duplicate
-from fencepost_proto.errors import StorageError
-from fencepost_proto.record_batch import BatchHeader, read_header
+from fencepost_node.producers.producer_state import Duplicate
+from fencepost_proto.protocol.errors import StorageError
+from fencepost_proto.protocol.record_batch import BatchHeader, read_header
 
 
 class LogLaw(RuleBasedStateMachine):

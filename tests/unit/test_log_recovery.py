@@ -11,13 +11,13 @@ import pytest
 from batches import batch, with_field
 from logs import NOW_MS, assert_lawful, content, fill, headers, open_log, produce, settings
 
-from fencepost_node import producer_state
 from fencepost_node.log import log as log_module
 from fencepost_node.log.disk import File, RealDisk
 from fencepost_node.log.log import CorruptLog, Log
 from fencepost_node.log.names import LOG_SUFFIX, SNAPSHOT_SUFFIX, SYNC_BEGUN, offsets_with
-from fencepost_node.producer_state import ProducerState
-from fencepost_proto.record_batch import iter_batches, stamp
+from fencepost_node.producers import producer_state
+from fencepost_node.producers.producer_state import ProducerState
+from fencepost_proto.protocol.record_batch import iter_batches, stamp
 
 DISK = RealDisk()
 

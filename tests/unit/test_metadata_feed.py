@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fencepost_node import metadata_feed
 from fencepost_node.metadata_feed import MAX_QUEUED_DELTAS, MetadataFeed, Watcher, client_delta, client_image
-from fencepost_proto.metadata import (
+from fencepost_proto.protocol.metadata import (
     Broker,
     Cluster,
     Entity,
@@ -23,7 +23,7 @@ from fencepost_proto.metadata import (
     Topic,
     delta_to_proto,
 )
-from fencepost_proto.v1 import common_pb2
+from fencepost_proto.protocol.v1 import common_pb2
 
 
 def published(feed: MetadataFeed, version: int, *entities: Entity, image: bool = False) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from fencepost_node import new_producers, producer_state
 from fencepost_node.config import BrokerConfig
-from fencepost_node.new_producers import BURST_S, IDS_TO_A_PRODUCER, MAX_WAIT_S, NewProducers
-from fencepost_proto.errors import ThrottlingQuotaExceeded
+from fencepost_node.producers import new_producers, producer_state
+from fencepost_node.producers.new_producers import BURST_S, IDS_TO_A_PRODUCER, MAX_WAIT_S, NewProducers
+from fencepost_proto.protocol.errors import ThrottlingQuotaExceeded
 
 PER_SECOND = 10
 BURST = int(PER_SECOND * BURST_S)

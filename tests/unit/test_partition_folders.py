@@ -12,15 +12,15 @@ import logs
 import pytest
 
 from fencepost_node.config import BrokerConfig
+from fencepost_node.folders.partition_folders import DELETED_SUFFIX, MAX_FILE_NAME, PartitionFolders, aside_name
+from fencepost_node.folders.replica_catalogue import CATALOGUE
 from fencepost_node.log.disk import RealDisk
 from fencepost_node.log.log import Log
 from fencepost_node.log.names import PARTITION_METADATA, PartitionIdentity
 from fencepost_node.log.open_files import PooledFile
-from fencepost_node.partition_folders import DELETED_SUFFIX, MAX_FILE_NAME, PartitionFolders, aside_name
-from fencepost_node.replica_catalogue import CATALOGUE
-from fencepost_proto.errors import StorageError
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import MAX_TOPIC_NAME, Topic
+from fencepost_proto.protocol.errors import StorageError
+from fencepost_proto.protocol.metadata import MAX_TOPIC_NAME, Topic
+from fencepost_proto.runtime.host import Host
 
 ORDERS = Topic("T", "orders")
 KEY = ("T", 0)

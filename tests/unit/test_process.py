@@ -21,10 +21,10 @@ import process_of_nothing
 import pytest
 from process_of_nothing import CannotBe, Nothing, NothingConfig, program
 
-from fencepost_proto import process as process_module
-from fencepost_proto.errors import InvariantBroken
-from fencepost_proto.failure import Failure
-from fencepost_proto.process import Ending, Event, LineFormatter, LineHandler, live
+from fencepost_proto.protocol.errors import InvariantBroken
+from fencepost_proto.runtime import process as process_module
+from fencepost_proto.runtime.failure import Failure
+from fencepost_proto.runtime.process import Ending, Event, LineFormatter, LineHandler, live
 
 WAIT_S = 20.0
 

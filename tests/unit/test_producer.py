@@ -35,10 +35,10 @@ from fencepost.producing import accumulator, sender
 from fencepost.producing.config import ProducerConfig, ProducerOptions
 from fencepost.producing.delivery import Delivery, RecordMetadata
 from fencepost.producing.partitioner import partition_for
-from fencepost_proto import errors
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import NO_LEADER
-from fencepost_proto.record_batch import MAX_EPOCH
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.metadata import NO_LEADER
+from fencepost_proto.protocol.record_batch import MAX_EPOCH
+from fencepost_proto.runtime.host import Host
 
 ORDERS = ("id-of-orders", 0)
 

@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 import pytest
 from fake_controller import run, until
 
-from fencepost_node import producer_ids
-from fencepost_node.producer_ids import PREFETCH_BELOW, ProducerIds
-from fencepost_proto.errors import CoordinatorNotAvailable, InvariantBroken, NotController
-from fencepost_proto.tasks import Tasks
+from fencepost_node.producers import producer_ids
+from fencepost_node.producers.producer_ids import PREFETCH_BELOW, ProducerIds
+from fencepost_proto.protocol.errors import CoordinatorNotAvailable, InvariantBroken, NotController
+from fencepost_proto.runtime.tasks import Tasks
 
 
 class Blocks:

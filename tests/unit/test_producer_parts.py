@@ -22,9 +22,9 @@ from fencepost.producing.batch import Batch, Stamp
 from fencepost.producing.buffer import BREATH_BYTES, Buffer
 from fencepost.producing.partitioner import murmur2, partition_for
 from fencepost.producing.sequencer import Sequencer
-from fencepost_proto.metadata import Topic
-from fencepost_proto.record_batch import check_produced
-from fencepost_proto.records import Compression, read_records
+from fencepost_proto.protocol.metadata import Topic
+from fencepost_proto.protocol.record_batch import check_produced
+from fencepost_proto.protocol.records import Compression, read_records
 
 TOPIC = Topic("id-of-orders", "orders")
 

@@ -17,8 +17,8 @@ from model_partition import Answer, ModelPartition, Route
 
 from fencepost.producing.batch import Attempt, AttemptState, Batch, Delivered, Failed
 from fencepost.producing.sequencer import Sequencer
-from fencepost_proto import errors
-from fencepost_proto.record_batch import MAX_EPOCH
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.record_batch import MAX_EPOCH
 
 TIMEOUT_S = 30.0
 PRODUCER_ID = 7

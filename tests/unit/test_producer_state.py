@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from batches import batch, header, header_of
 
-from fencepost_node import producer_state
-from fencepost_node.producer_state import APPEND, UNKNOWN_CRC, Append, Duplicate, ProducerState
-from fencepost_proto.errors import (
+from fencepost_node.producers import producer_state
+from fencepost_node.producers.producer_state import APPEND, UNKNOWN_CRC, Append, Duplicate, ProducerState
+from fencepost_proto.protocol.errors import (
     CorruptMessage,
     DuplicateSequenceNumber,
     InvalidProducerEpoch,
@@ -16,7 +16,7 @@ from fencepost_proto.errors import (
     ThrottlingQuotaExceeded,
     UnknownProducerId,
 )
-from fencepost_proto.record_batch import MAX_SEQUENCE, NO_PRODUCER_ID, at_append_time
+from fencepost_proto.protocol.record_batch import MAX_SEQUENCE, NO_PRODUCER_ID, at_append_time
 
 
 def after(*batches: tuple[int, int], epoch: int = 0, start_offset: int = 100) -> ProducerState:

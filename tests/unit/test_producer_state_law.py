@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fencepost_node.log.snapshot import Snapshot, decode_snapshot, encode_snapshot
-from fencepost_node.producer_state import Duplicate, ProducerState
-from fencepost_proto.errors import ErrorCode, FencepostError
-from fencepost_proto.record_batch import BatchHeader
+from fencepost_node.producers.producer_state import Duplicate, ProducerState
+from fencepost_proto.protocol.errors import ErrorCode, FencepostError
+from fencepost_proto.protocol.record_batch import BatchHeader
 
 SEQUENCES = 2**31
 PRODUCERS = st.integers(1, 3)

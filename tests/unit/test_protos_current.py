@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-GENERATED = ROOT / "proto" / "fencepost_proto" / "v1"
+GENERATED = ROOT / "proto" / "fencepost_proto" / "protocol" / "v1"
 
 
 def test_generated_code_is_current(tmp_path: Path) -> None:

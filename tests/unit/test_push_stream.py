@@ -10,14 +10,14 @@ from batches import batch
 from replicas import open_replica
 
 from fencepost_node.log.snapshot import Snapshot, decode_snapshot, encode_snapshot
-from fencepost_node.producer_state import ProducerEntry, ProducerState, RememberedBatch
+from fencepost_node.producers.producer_state import ProducerEntry, ProducerState, RememberedBatch
 from fencepost_node.replication.leadership import Leadership
 from fencepost_node.replication.push import PushStream, Subscription
-from fencepost_proto.errors import ErrorCode, OffsetOutOfRange
-from fencepost_proto.metadata import Broker, MetadataImage, Partition
-from fencepost_proto.records import BatchBuilder, Compression
-from fencepost_proto.request_limits import MAX_MESSAGE_BYTES
-from fencepost_proto.v1 import replication_pb2 as pb
+from fencepost_proto.protocol.errors import ErrorCode, OffsetOutOfRange
+from fencepost_proto.protocol.metadata import Broker, MetadataImage, Partition
+from fencepost_proto.protocol.records import BatchBuilder, Compression
+from fencepost_proto.protocol.request_limits import MAX_MESSAGE_BYTES
+from fencepost_proto.protocol.v1 import replication_pb2 as pb
 
 
 def one_batch() -> bytes:

@@ -25,7 +25,7 @@ from fencepost_node.replication.reconciliation import (
     answer_subscribe,
     cut_for,
 )
-from fencepost_proto.record_batch import iter_batches
+from fencepost_proto.protocol.record_batch import iter_batches
 
 NODES = 3
 

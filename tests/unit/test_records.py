@@ -14,15 +14,15 @@ import pytest
 from batches import batch, with_field
 
 from fencepost.producing.accumulator import size_of_headers
-from fencepost_proto.decompression import DecompressedTooLarge, decompress
-from fencepost_proto.errors import CorruptMessage, InvalidRecord
-from fencepost_proto.record_batch import (
+from fencepost_proto.protocol.decompression import DecompressedTooLarge, decompress
+from fencepost_proto.protocol.errors import CorruptMessage, InvalidRecord
+from fencepost_proto.protocol.record_batch import (
     HEADER_BYTES,
     MAX_RECORDS_RATIO,
     MIN_RECORD_BYTES,
     check_produced,
 )
-from fencepost_proto.records import MAX_DECOMPRESSED_BYTES, BatchBuilder, Compression, Headers, read_records
+from fencepost_proto.protocol.records import MAX_DECOMPRESSED_BYTES, BatchBuilder, Compression, Headers, read_records
 
 COMPRESSED = [codec for codec in Compression if codec is not Compression.NONE]
 BOMB_BYTES = 100_000_000

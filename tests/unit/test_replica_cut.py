@@ -9,10 +9,10 @@ from batches import batch
 from replicas import Owner, following, open_replica
 
 from fencepost_node.log.snapshot import Snapshot, encode_snapshot
-from fencepost_node.producer_state import ProducerState
-from fencepost_node.replica import CONTRADICTION, Replica
-from fencepost_proto.errors import CorruptMessage, StorageError
-from fencepost_proto.metadata import Partition
+from fencepost_node.producers.producer_state import ProducerState
+from fencepost_node.replication.replica import CONTRADICTION, Replica
+from fencepost_proto.protocol.errors import CorruptMessage, StorageError
+from fencepost_proto.protocol.metadata import Partition
 
 
 def follower_of(counts: list[int], *, leader_epoch: int = 3) -> Replica:

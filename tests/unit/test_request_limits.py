@@ -10,9 +10,9 @@ import pytest
 from fake_controller import run
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
-from fencepost_proto.control_characters import control_character
-from fencepost_proto.errors import ErrorCode
-from fencepost_proto.request_limits import (
+from fencepost_proto.protocol.control_characters import control_character
+from fencepost_proto.protocol.errors import ErrorCode
+from fencepost_proto.protocol.request_limits import (
     COUNTED_ABOVE_BYTES,
     FIELD_LIMITS,
     MAX_ENTRIES,
@@ -23,14 +23,14 @@ from fencepost_proto.request_limits import (
     check_message,
     method_of,
 )
-from fencepost_proto.v1 import (
+from fencepost_proto.protocol.v1 import (
     broker_pb2,
     broker_pb2_grpc,
     common_pb2,
     controller_pb2,
     replication_pb2,
 )
-from fencepost_proto.wire import GrpcWire, serve
+from fencepost_proto.transport.wire import GrpcWire, serve
 
 FILES = (broker_pb2, controller_pb2, replication_pb2)
 METHODS: list[MethodDescriptor] = [

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from logs import Machine, fill, open_log
 
-from fencepost_node import scrubber as scrubber_module
 from fencepost_node.config import BrokerConfig
 from fencepost_node.log.disk import RealDisk
 from fencepost_node.log.log import CorruptLog, Log
-from fencepost_node.scrubber import LAST_SCRUB, Scrubber
-from fencepost_proto.host import Host
-from fencepost_proto.tasks import Tasks
+from fencepost_node.maintenance import scrubber as scrubber_module
+from fencepost_node.maintenance.scrubber import LAST_SCRUB, Scrubber
+from fencepost_proto.runtime.host import Host
+from fencepost_proto.runtime.tasks import Tasks
 
 DAY_MS = 24 * 3_600_000
 NOW_MS = 1_700_000_000_000

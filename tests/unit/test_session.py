@@ -14,13 +14,13 @@ import pytest
 from fake_controller import CLUSTER_ID, FakeController, fake_controller, run, until
 
 from fencepost_node.controller_link import ControllerLink
-from fencepost_node.data_folder import ORIGIN_MARK, DataFolder
-from fencepost_node.known_metadata import KnownMetadata
+from fencepost_node.controller_session import Session, SessionBroken
+from fencepost_node.folders.data_folder import ORIGIN_MARK, DataFolder
+from fencepost_node.folders.known_metadata import KnownMetadata
 from fencepost_node.log.disk import RealDisk
 from fencepost_node.log.origin_mark import TOLERANCE_NS
 from fencepost_node.metadata_feed import MetadataFeed
-from fencepost_node.session import Session, SessionBroken
-from fencepost_proto.errors import (
+from fencepost_proto.protocol.errors import (
     DuplicateBrokerRegistration,
     InconsistentClusterId,
     InvariantBroken,
@@ -28,9 +28,9 @@ from fencepost_proto.errors import (
     StaleBrokerEpoch,
     StorageError,
 )
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import Broker, MetadataImage, NamedProducer, Partition, PartitionKey, Topic
-from fencepost_proto.turns import Turns
+from fencepost_proto.protocol.metadata import Broker, MetadataImage, NamedProducer, Partition, PartitionKey, Topic
+from fencepost_proto.runtime.host import Host
+from fencepost_proto.runtime.turns import Turns
 
 BROKER_ID = 7
 ADDRESS = "127.0.0.1:7777"

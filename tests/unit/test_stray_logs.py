@@ -10,14 +10,14 @@ import pytest
 from fake_controller import fake_controller, run, until
 from test_broker import BROKER_ID, CONTROLLER_AWAY, ORDERS, TOPIC, batch, broker_of, config_of, produce_batch
 
-from fencepost_node import stray_logs
+from fencepost_node.folders import stray_logs
+from fencepost_node.folders.partition_folders import PartitionFolders
 from fencepost_node.log.disk import RealDisk
 from fencepost_node.log.names import PARTITION_METADATA
-from fencepost_node.partition_folders import PartitionFolders
-from fencepost_proto.errors import ErrorCode
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import Partition, delta_to_proto
-from fencepost_proto.v1 import controller_pb2
+from fencepost_proto.protocol.errors import ErrorCode
+from fencepost_proto.protocol.metadata import Partition, delta_to_proto
+from fencepost_proto.protocol.v1 import controller_pb2
+from fencepost_proto.runtime.host import Host
 
 LED = Partition(TOPIC, 0, (BROKER_ID,), (BROKER_ID,), BROKER_ID, 1, 1)
 STRAY = re.compile(r"orders-0\.\d+\.stray")

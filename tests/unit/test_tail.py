@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fencepost_node.replication.tail import Tail, TailBudget
-from fencepost_proto.errors import InvariantBroken
+from fencepost_proto.protocol.errors import InvariantBroken
 
 
 def filled(sizes: list[int], max_bytes: int) -> tuple[Tail, list[tuple[int, int, bytes]]]:

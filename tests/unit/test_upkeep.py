@@ -9,12 +9,12 @@ from typing import Any, cast
 import pytest
 from replicas import open_replica
 
-from fencepost_node import upkeep as upkeep_module
-from fencepost_node.replica import Replica
-from fencepost_node.upkeep import Upkeep
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import PartitionKey
-from fencepost_proto.tasks import Tasks
+from fencepost_node.maintenance import log_maintenance as upkeep_module
+from fencepost_node.maintenance.log_maintenance import Upkeep
+from fencepost_node.replication.replica import Replica
+from fencepost_proto.protocol.metadata import PartitionKey
+from fencepost_proto.runtime.host import Host
+from fencepost_proto.runtime.tasks import Tasks
 
 
 class Looked(dict[PartitionKey, Replica]):

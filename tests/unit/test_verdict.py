@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fencepost_cli.ledger import MIN_RECORD_BYTES, Ledger, Mark, make_value, read_mark
-from fencepost_cli.replica_check import ReplicaSummary, Segment, check_replica, check_same
-from fencepost_cli.verdict import Findings, Kind, RecordCheck
-from fencepost_proto.record_batch import MAX_SEQUENCE, stamp
-from fencepost_proto.records import BatchBuilder, Compression
+from fencepost_proto.protocol.record_batch import MAX_SEQUENCE, stamp
+from fencepost_proto.protocol.records import BatchBuilder, Compression
+from fencepost_testing.ledger import MIN_RECORD_BYTES, Ledger, Mark, make_value, read_mark
+from fencepost_testing.replica_check import ReplicaSummary, Segment, check_replica, check_same
+from fencepost_testing.verdict import Findings, Kind, RecordCheck
 
 RUN = "run00001"
 Row = tuple[int, int, bytes | None, bytes | None]  # partition, offset, key, value

@@ -11,11 +11,11 @@ from typing import Any, cast
 import pytest
 
 from fencepost import Producer, RecordMetadata
-from fencepost_cli.failover import AckWatch
-from fencepost_cli.ledger import Ledger, Outcome
-from fencepost_cli.verdict import RecordCheck
-from fencepost_cli.workload import Acked, Workload, WorkloadSpec, percentile
-from fencepost_proto.errors import FencepostError, MessageTooLarge, ProducerFenced, RequestTimedOut
+from fencepost_proto.protocol.errors import FencepostError, MessageTooLarge, ProducerFenced, RequestTimedOut
+from fencepost_testing.failover import AckWatch
+from fencepost_testing.ledger import Ledger, Outcome
+from fencepost_testing.verdict import RecordCheck
+from fencepost_testing.workload import Acked, Workload, WorkloadSpec, percentile
 
 DEADLINE_S = 20.0
 

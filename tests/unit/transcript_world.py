@@ -20,9 +20,9 @@ from fencepost_controller.decisions.fence import standing
 from fencepost_controller.decisions.isr import AlterPartition
 from fencepost_controller.decisions.producers import AllocateProducerIds, InitProducer, RemoveName
 from fencepost_controller.decisions.reassignment import ReassignPartitions
-from fencepost_node.identities import lowest_epoch
 from fencepost_node.log.leader_epochs import LeaderEpochs
-from fencepost_node.producer_state import Duplicate, ProducerState
+from fencepost_node.producers.identities import lowest_epoch
+from fencepost_node.producers.producer_state import Duplicate, ProducerState
 from fencepost_node.replication.leader_state import LeaderState
 from fencepost_node.replication.reconciliation import (
     FollowerPosition,
@@ -32,9 +32,9 @@ from fencepost_node.replication.reconciliation import (
     answer_subscribe,
     cut_for,
 )
-from fencepost_proto.errors import FencepostError
-from fencepost_proto.metadata import FIRST_NAMED_ID, MetadataImage, PartitionKey, TopicConfig
-from fencepost_proto.record_batch import BatchHeader
+from fencepost_proto.protocol.errors import FencepostError
+from fencepost_proto.protocol.metadata import FIRST_NAMED_ID, MetadataImage, PartitionKey, TopicConfig
+from fencepost_proto.protocol.record_batch import BatchHeader
 
 LAG_MAX_S = 5.0  # of a follower, before its leader proposes to take it out of the in-sync set
 

@@ -16,11 +16,11 @@ from fencepost.producing.batch import Batch, Stamp
 from fencepost.producing.config import ProducerConfig
 from fencepost.producing.partitioner import partition_for
 from fencepost.producing.sequencer import Sequencer
-from fencepost_proto.errors import InvalidRecord, InvalidTimestamp, MessageTooLarge, UnknownTopicOrPartition
-from fencepost_proto.metadata import APPEND_TIME, PartitionKey, Topic
-from fencepost_proto.record_batch import HEADER_BYTES, restamp
-from fencepost_proto.records import BatchBuilder, Compression, Headers, read_records
-from fencepost_proto.records import Record as ReadRecord
+from fencepost_proto.protocol.errors import InvalidRecord, InvalidTimestamp, MessageTooLarge, UnknownTopicOrPartition
+from fencepost_proto.protocol.metadata import APPEND_TIME, PartitionKey, Topic
+from fencepost_proto.protocol.record_batch import HEADER_BYTES, restamp
+from fencepost_proto.protocol.records import BatchBuilder, Compression, Headers, read_records
+from fencepost_proto.protocol.records import Record as ReadRecord
 
 RECORD_OVERHEAD_BYTES = 21  # of lengths, deltas and counts around one record, at most
 TELL_AFTER_S = 3.0  # records wait for a leader for so long: then the log says so, once

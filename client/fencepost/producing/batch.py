@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
 
-from fencepost_proto.errors import FencepostError
+from fencepost_proto.protocol.errors import FencepostError
 
 
 class Stamp(NamedTuple):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
-from fencepost_proto.errors import InvalidConfig
-from fencepost_proto.records import Compression
+from fencepost_proto.protocol.errors import InvalidConfig
+from fencepost_proto.protocol.records import Compression
 
 Acks = Literal["all", 1, 0]
 MAX_BATCH_BYTES = 8 * 1024 * 1024  # a batch must fit a gRPC message with room to spare

@@ -21,11 +21,11 @@ from fencepost.producing.accumulator import PartitionQueue, RecordBatch
 from fencepost.producing.batch import Attempt, AttemptState
 from fencepost.producing.config import ProducerConfig
 from fencepost.producing.sequencer import Backoff
-from fencepost_proto.cancellation import CallCancelled, own_cancellation_only
-from fencepost_proto.host import Host
-from fencepost_proto.records import Compression
-from fencepost_proto.v1 import broker_pb2 as pb
-from fencepost_proto.v1 import broker_pb2_grpc
+from fencepost_proto.protocol.records import Compression
+from fencepost_proto.protocol.v1 import broker_pb2 as pb
+from fencepost_proto.protocol.v1 import broker_pb2_grpc
+from fencepost_proto.runtime.host import Host
+from fencepost_proto.transport.cancellation import CallCancelled, own_cancellation_only
 
 log = logging.getLogger(__name__)
 

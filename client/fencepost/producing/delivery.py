@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, cast
 from fencepost.history_format import RecordStamp
 from fencepost.producing.accumulator import RecordBatch
 from fencepost.producing.batch import NO_STAMP, Delivered
-from fencepost_proto.errors import InvalidRequest
-from fencepost_proto.metadata import APPEND_TIME
-from fencepost_proto.record_batch import add_sequence
+from fencepost_proto.protocol.errors import InvalidRequest
+from fencepost_proto.protocol.metadata import APPEND_TIME
+from fencepost_proto.protocol.record_batch import add_sequence
 
 
 class RecordMetadata(NamedTuple):

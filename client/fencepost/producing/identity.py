@@ -22,14 +22,14 @@ from fencepost.cluster import Cluster
 from fencepost.producing.accumulator import PartitionQueue
 from fencepost.producing.config import ProducerConfig
 from fencepost.producing.sequencer import Backoff
-from fencepost_proto.errors import (
+from fencepost_proto.protocol.errors import (
     CoordinatorNotAvailable,
     FencepostError,
     InvalidProducerEpoch,
     ProducerFenced,
     raise_for,
 )
-from fencepost_proto.v1 import broker_pb2 as pb
+from fencepost_proto.protocol.v1 import broker_pb2 as pb
 
 log = logging.getLogger(__name__)
 

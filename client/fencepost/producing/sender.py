@@ -28,7 +28,7 @@ from fencepost.producing.config import ProducerConfig
 from fencepost.producing.connection import BrokerConnection
 from fencepost.producing.identity import Identity
 from fencepost.producing.sequencer import Backoff, Sequencer
-from fencepost_proto.errors import (
+from fencepost_proto.protocol.errors import (
     FencepostError,
     InvalidRequest,
     InvariantBroken,
@@ -37,9 +37,9 @@ from fencepost_proto.errors import (
     UnknownTopicOrPartition,
     from_proto,
 )
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import NO_LEADER, MetadataImage
-from fencepost_proto.v1 import broker_pb2 as pb
+from fencepost_proto.protocol.metadata import NO_LEADER, MetadataImage
+from fencepost_proto.protocol.v1 import broker_pb2 as pb
+from fencepost_proto.runtime.host import Host
 
 log = logging.getLogger(__name__)
 

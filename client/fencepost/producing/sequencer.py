@@ -90,9 +90,9 @@ from itertools import islice
 
 from fencepost.errors import DeliveryTimeout, ProducerIdTaken
 from fencepost.producing.batch import NO_STAMP, Attempt, AttemptState, Batch, Delivered, Failed, Stamp
-from fencepost_proto.errors import ErrorCode as Code
-from fencepost_proto.errors import FencepostError, InvariantBroken, NetworkException, StorageError
-from fencepost_proto.record_batch import MAX_EPOCH, add_sequence
+from fencepost_proto.protocol.errors import ErrorCode as Code
+from fencepost_proto.protocol.errors import FencepostError, InvariantBroken, NetworkException, StorageError
+from fencepost_proto.protocol.record_batch import MAX_EPOCH, add_sequence
 
 MAX_IN_FLIGHT = 5  # what every leader remembers of a producer
 MAX_STRIKES = 5

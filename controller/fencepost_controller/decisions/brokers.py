@@ -33,16 +33,16 @@ from dataclasses import dataclass, replace
 
 from fencepost_controller.decisions.draft import Command, Draft
 from fencepost_controller.decisions.partitions import settle, settle_all_of
-from fencepost_proto.config import address_problem, is_wildcard_address
-from fencepost_proto.control_characters import control_character
-from fencepost_proto.errors import (
+from fencepost_proto.protocol.control_characters import control_character
+from fencepost_proto.protocol.errors import (
     BrokerIdNotRegistered,
     DuplicateBrokerRegistration,
     InconsistentClusterId,
     InvalidRequest,
     StaleBrokerEpoch,
 )
-from fencepost_proto.metadata import Broker, MetadataImage, PartitionKey
+from fencepost_proto.protocol.metadata import Broker, MetadataImage, PartitionKey
+from fencepost_proto.runtime.config import address_problem, is_wildcard_address
 
 MAX_BROKERS = 1_000
 MAX_ADDRESS_LENGTH = 255

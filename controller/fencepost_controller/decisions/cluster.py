@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fencepost_controller.decisions.draft import Command, Draft
-from fencepost_proto.lineage import UNKNOWN_LINEAGE
-from fencepost_proto.metadata import Cluster
+from fencepost_proto.protocol.lineage import UNKNOWN_LINEAGE
+from fencepost_proto.protocol.metadata import Cluster
 
 
 @dataclass(frozen=True, slots=True)

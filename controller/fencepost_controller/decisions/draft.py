@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 from fencepost_controller.decisions.invariants import check_invariants
-from fencepost_proto.metadata import (
+from fencepost_proto.protocol.metadata import (
     Broker,
     Changes,
     Entity,

@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 
 from fencepost_controller.decisions.draft import Command, Draft
 from fencepost_controller.decisions.partitions import settle
-from fencepost_proto.errors import (
+from fencepost_proto.protocol.errors import (
     ElectionNotNeeded,
     EligibleLeadersNotAvailable,
     InvalidRequest,
     PreferredLeaderNotAvailable,
     UnknownTopicOrPartition,
 )
-from fencepost_proto.metadata import NO_LEADER, Partition
+from fencepost_proto.protocol.metadata import NO_LEADER, Partition
 
 ANY_EPOCH = 0  # below every broker epoch: whichever incarnation is live
 MOVES_PER_ROUND = 100  # leaderships restored at a time, at least: each costs its clients a redirect …

@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from fencepost_proto.metadata import MetadataImage
+from fencepost_proto.protocol.metadata import MetadataImage
 
 NO_BROKER = -1
 

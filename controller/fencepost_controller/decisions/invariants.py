@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from fencepost_proto.errors import InvariantBroken
-from fencepost_proto.metadata import (
+from fencepost_proto.protocol.errors import InvariantBroken
+from fencepost_proto.protocol.metadata import (
     FIRST_NAMED_ID,
     NO_LEADER,
     Broker,

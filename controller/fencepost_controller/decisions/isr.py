@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from fencepost_controller.decisions.brokers import check_broker_epoch
 from fencepost_controller.decisions.draft import Command, Draft
 from fencepost_controller.decisions.partitions import settle
-from fencepost_proto.errors import (
+from fencepost_proto.protocol.errors import (
     EligibleLeadersNotAvailable,
     FencedLeaderEpoch,
     FencepostError,
@@ -31,7 +31,7 @@ from fencepost_proto.errors import (
     UnknownTopicId,
     UnknownTopicOrPartition,
 )
-from fencepost_proto.metadata import NO_LEADER, Partition, PartitionKey
+from fencepost_proto.protocol.metadata import NO_LEADER, Partition, PartitionKey
 
 
 @dataclass(frozen=True, slots=True)

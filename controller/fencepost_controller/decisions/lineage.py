@@ -1,6 +1,6 @@
 """Is this store the one that committed what brokers were told?
 
-Each start of the controller begins a lineage of metadata versions (`fencepost_proto.lineage`). A broker tells at its
+Each start of the controller begins a lineage of metadata versions (`protocol.lineage`). A broker tells at its
 registration the newest version that it knows of, and its lineage. Where this store does not have that version, it has
 gone back: its folder was put back from a backup, or is new in the place of one that was lost. What it says next would
 take back what was promised: ids and epochs would be given out twice, and topics that it does not know would be gone. So it
@@ -19,9 +19,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fencepost_proto.errors import InvalidRequest
-from fencepost_proto.lineage import UNKNOWN_LINEAGE, VersionCheck
-from fencepost_proto.metadata import MetadataImage
+from fencepost_proto.protocol.errors import InvalidRequest
+from fencepost_proto.protocol.lineage import UNKNOWN_LINEAGE, VersionCheck
+from fencepost_proto.protocol.metadata import MetadataImage
 
 WHAT_TO_DO = "nobody is served; 'fencepost controller recover' makes the store whole from what the brokers hold"
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fencepost_controller.decisions.draft import Draft
-from fencepost_proto.metadata import NO_LEADER, Partition
+from fencepost_proto.protocol.metadata import NO_LEADER, Partition
 
 
 def settle(draft: Draft, before: Partition, after: Partition | None = None) -> Partition:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fencepost_controller.decisions.draft import Draft
-from fencepost_proto.errors import InvalidReplicaAssignment
+from fencepost_proto.protocol.errors import InvalidReplicaAssignment
 
 MAX_REPLICATION_FACTOR = 16
 

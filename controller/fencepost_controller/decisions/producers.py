@@ -36,9 +36,9 @@ from itertools import islice
 
 from fencepost_controller.decisions.brokers import check_broker_epoch
 from fencepost_controller.decisions.draft import Command, Draft
-from fencepost_proto.errors import InvalidRequest, ProducerFenced
-from fencepost_proto.metadata import FIRST_NAMED_ID, NamedProducer
-from fencepost_proto.record_batch import MAX_EPOCH
+from fencepost_proto.protocol.errors import InvalidRequest, ProducerFenced
+from fencepost_proto.protocol.metadata import FIRST_NAMED_ID, NamedProducer
+from fencepost_proto.protocol.record_batch import MAX_EPOCH
 
 ID_BLOCK_SIZE = 1_000
 MAX_PRODUCER_ID = 2**63 - 1

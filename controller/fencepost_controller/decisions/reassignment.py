@@ -19,8 +19,8 @@ from fencepost_controller.decisions.draft import Command, Draft
 from fencepost_controller.decisions.elections import partition_of
 from fencepost_controller.decisions.partitions import settle
 from fencepost_controller.decisions.placement import check_assignment
-from fencepost_proto.errors import InvalidReplicaAssignment, InvalidRequest, NoReassignmentInProgress
-from fencepost_proto.metadata import Partition
+from fencepost_proto.protocol.errors import InvalidReplicaAssignment, InvalidRequest, NoReassignmentInProgress
+from fencepost_proto.protocol.metadata import Partition
 
 
 @dataclass(frozen=True, slots=True)

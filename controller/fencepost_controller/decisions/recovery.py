@@ -35,10 +35,10 @@ from dataclasses import dataclass, field, replace
 
 from fencepost_controller.decisions.invariants import check_image
 from fencepost_controller.decisions.topics import MAX_PARTITIONS_PER_TOPIC
-from fencepost_proto import record_batch
-from fencepost_proto.errors import InvalidTopic
-from fencepost_proto.lineage import Lineage, LineageStart, VersionCheck
-from fencepost_proto.metadata import (
+from fencepost_proto.protocol import record_batch
+from fencepost_proto.protocol.errors import InvalidTopic
+from fencepost_proto.protocol.lineage import Lineage, LineageStart, VersionCheck
+from fencepost_proto.protocol.metadata import (
     FIRST_NAMED_ID,
     NO_LEADER,
     Broker,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from fencepost_controller.decisions.draft import Command, Draft
 from fencepost_controller.decisions.placement import MAX_REPLICATION_FACTOR, check_assignment, place
-from fencepost_proto.errors import (
+from fencepost_proto.protocol.errors import (
     InvalidConfig,
     InvalidPartitions,
     InvalidReplicaAssignment,
@@ -18,7 +18,7 @@ from fencepost_proto.errors import (
     TopicAlreadyExists,
     UnknownTopicOrPartition,
 )
-from fencepost_proto.metadata import APPEND_TIME, CREATE_TIME, Partition, Topic, TopicConfig, check_topic_name
+from fencepost_proto.protocol.metadata import APPEND_TIME, CREATE_TIME, Partition, Topic, TopicConfig, check_topic_name
 
 MAX_TOPICS = 2_000
 MAX_PARTITIONS_PER_TOPIC = 1_000

@@ -14,8 +14,8 @@ from fencepost_controller.decisions.brokers import UnregisterBroker
 from fencepost_controller.decisions.elections import ElectPreferredLeader, ElectUncleanLeader
 from fencepost_controller.decisions.reassignment import ReassignPartitions
 from fencepost_controller.decisions.topics import CreateTopic, DeleteTopic
-from fencepost_proto.metadata import config_from_proto
-from fencepost_proto.v1 import controller_pb2 as pb
+from fencepost_proto.protocol.metadata import config_from_proto
+from fencepost_proto.protocol.v1 import controller_pb2 as pb
 
 ID_BYTES = 16
 

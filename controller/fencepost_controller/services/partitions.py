@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from fencepost_controller.commands import Commands
 from fencepost_controller.decisions.isr import AlterPartition, AlterPartitions, StartReplicaOver
-from fencepost_proto.errors import to_proto
-from fencepost_proto.v1 import common_pb2
-from fencepost_proto.v1 import controller_pb2 as pb
+from fencepost_proto.protocol.errors import to_proto
+from fencepost_proto.protocol.v1 import common_pb2
+from fencepost_proto.protocol.v1 import controller_pb2 as pb
 
 
 async def alter_partition(commands: Commands, request: pb.AlterPartitionRequest) -> pb.AlterPartitionResponse:

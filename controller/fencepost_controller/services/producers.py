@@ -28,10 +28,10 @@ from fencepost_controller.decisions.producers import (
     predecessor,
 )
 from fencepost_controller.fences import Fences
-from fencepost_proto.errors import ProducerFenced
-from fencepost_proto.metadata import NamedProducer
-from fencepost_proto.v1 import broker_pb2
-from fencepost_proto.v1 import controller_pb2 as pb
+from fencepost_proto.protocol.errors import ProducerFenced
+from fencepost_proto.protocol.metadata import NamedProducer
+from fencepost_proto.protocol.v1 import broker_pb2
+from fencepost_proto.protocol.v1 import controller_pb2 as pb
 
 MAX_TIMEOUT_MS = 60_000  # of one InitProducerId
 MAX_NAMES_IN_A_PAGE = 1_000

@@ -24,11 +24,11 @@ from fencepost_controller.services.producers import (
     list_producer_names,
     remove_producer_name,
 )
-from fencepost_controller.services.session import serve_session
-from fencepost_controller.sessions import Sessions
-from fencepost_proto.answering import Answering, Context
-from fencepost_proto.v1 import broker_pb2, controller_pb2_grpc
-from fencepost_proto.v1 import controller_pb2 as pb
+from fencepost_controller.services.session_stream import serve_session
+from fencepost_controller.session_registry import Sessions
+from fencepost_proto.protocol.v1 import broker_pb2, controller_pb2_grpc
+from fencepost_proto.protocol.v1 import controller_pb2 as pb
+from fencepost_proto.transport.answering import Answering, Context
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from fencepost_proto.metadata import Changes, Entity
+from fencepost_proto.protocol.metadata import Changes, Entity
 
 
 class StoreError(Exception):

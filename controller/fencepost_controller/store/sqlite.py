@@ -25,9 +25,9 @@ from collections.abc import Callable, Sequence
 from google.protobuf.message import DecodeError
 
 from fencepost_controller.store import CommitFailed, StoreError, VersionMismatch
-from fencepost_proto.medium import write_again
-from fencepost_proto.metadata import Changes, Entity, encoded, from_proto
-from fencepost_proto.v1 import common_pb2
+from fencepost_proto.protocol.metadata import Changes, Entity, encoded, from_proto
+from fencepost_proto.protocol.v1 import common_pb2
+from fencepost_proto.runtime.fsync import write_again
 
 APPLICATION_ID = 0x46504D44  # "FPMD"
 SCHEMA_VERSION = 1

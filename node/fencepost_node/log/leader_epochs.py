@@ -19,7 +19,7 @@ from bisect import bisect_right
 from itertools import pairwise
 from typing import NamedTuple
 
-from fencepost_proto.errors import InvariantBroken
+from fencepost_proto.protocol.errors import InvariantBroken
 
 NO_EPOCH = -1
 _VERSION = 0

@@ -28,9 +28,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from fencepost_node.idleness import Idleness
 from fencepost_node.log.config import NO_LIMIT, LogConfig
 from fencepost_node.log.disk import Disk
+from fencepost_node.log.idleness import Idleness
 from fencepost_node.log.leader_epochs import LeaderEpochs
 from fencepost_node.log.names import (
     EPOCH_CHECKPOINT,
@@ -61,9 +61,15 @@ from fencepost_node.log.snapshot import (
     snapshots_to_keep,
 )
 from fencepost_node.log.sync_mark import sync_announced
-from fencepost_node.producer_state import ProducerState
-from fencepost_proto.errors import CorruptMessage, FencepostError, InvariantBroken, OffsetOutOfRange, StorageError
-from fencepost_proto.record_batch import BatchHeader, iter_batches, stamp
+from fencepost_node.producers.producer_state import ProducerState
+from fencepost_proto.protocol.errors import (
+    CorruptMessage,
+    FencepostError,
+    InvariantBroken,
+    OffsetOutOfRange,
+    StorageError,
+)
+from fencepost_proto.protocol.record_batch import BatchHeader, iter_batches, stamp
 
 __all__ = ["CorruptLog", "Log", "LogConfig", "OutOfRoom"]
 

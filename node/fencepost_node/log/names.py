@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from fencepost_node.log.disk import Disk
-from fencepost_proto.errors import StorageError
+from fencepost_proto.protocol.errors import StorageError
 
 LOG_SUFFIX = ".log"
 INDEX_SUFFIX = ".index"

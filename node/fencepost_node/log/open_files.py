@@ -23,7 +23,7 @@ import resource
 import threading
 from collections import OrderedDict
 
-from fencepost_proto.medium import write_again
+from fencepost_proto.runtime.fsync import write_again
 
 Buffer = bytes | bytearray | memoryview
 

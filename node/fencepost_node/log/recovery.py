@@ -43,9 +43,9 @@ from fencepost_node.log.names import (
 from fencepost_node.log.segment import PlacedBatch, Segment, scan, walk
 from fencepost_node.log.snapshot import Snapshot, SnapshotFiles, decode_snapshot
 from fencepost_node.log.sync_mark import sync_announced
-from fencepost_node.producer_state import ProducerState
-from fencepost_proto.errors import CorruptMessage, InvariantBroken
-from fencepost_proto.record_batch import HEADER_BYTES, LENGTH_END
+from fencepost_node.producers.producer_state import ProducerState
+from fencepost_proto.protocol.errors import CorruptMessage, InvariantBroken
+from fencepost_proto.protocol.record_batch import HEADER_BYTES, LENGTH_END
 
 log = logging.getLogger(__name__)
 

@@ -30,8 +30,8 @@ from crc32c import crc32c
 from fencepost_node.log.disk import Disk
 from fencepost_node.log.leader_epochs import NO_EPOCH
 from fencepost_node.log.names import SNAPSHOT_SUFFIX, CorruptLog, file_name
-from fencepost_node.producer_state import ProducerState
-from fencepost_proto.errors import CorruptMessage
+from fencepost_node.producers.producer_state import ProducerState
+from fencepost_proto.protocol.errors import CorruptMessage
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from fencepost_node.log.names import (
 )
 from fencepost_node.log.segment import scan
 from fencepost_node.log.snapshot import decode_snapshot
-from fencepost_proto.errors import CorruptMessage
+from fencepost_proto.protocol.errors import CorruptMessage
 
 
 @dataclass(slots=True)

@@ -20,15 +20,15 @@ from typing import Protocol
 
 import grpc
 
-from fencepost_node.replica import Following, Replica
 from fencepost_node.replication.reconciliation import Truncate, cut_for
-from fencepost_proto import errors
-from fencepost_proto.cancellation import CallCancelled, own_cancellation_only
-from fencepost_proto.errors import ErrorCode, FencepostError
-from fencepost_proto.host import Host
-from fencepost_proto.metadata import MetadataImage, PartitionKey
-from fencepost_proto.v1 import replication_pb2 as pb
-from fencepost_proto.v1.replication_pb2_grpc import ReplicationStub
+from fencepost_node.replication.replica import Following, Replica
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.errors import ErrorCode, FencepostError
+from fencepost_proto.protocol.metadata import MetadataImage, PartitionKey
+from fencepost_proto.protocol.v1 import replication_pb2 as pb
+from fencepost_proto.protocol.v1.replication_pb2_grpc import ReplicationStub
+from fencepost_proto.runtime.host import Host
+from fencepost_proto.transport.cancellation import CallCancelled, own_cancellation_only
 
 log = logging.getLogger(__name__)
 

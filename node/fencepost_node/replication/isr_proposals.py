@@ -24,12 +24,12 @@ from typing import NamedTuple, Protocol
 
 from fencepost_node.replication.leader_state import Proposal
 from fencepost_node.replication.leadership import Leadership
-from fencepost_proto import errors
-from fencepost_proto.errors import ErrorCode, FencepostError
-from fencepost_proto.metadata import MetadataImage, PartitionKey
-from fencepost_proto.tasks import Tasks
-from fencepost_proto.turns import Turns
-from fencepost_proto.v1 import controller_pb2
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.errors import ErrorCode, FencepostError
+from fencepost_proto.protocol.metadata import MetadataImage, PartitionKey
+from fencepost_proto.protocol.v1 import controller_pb2
+from fencepost_proto.runtime.tasks import Tasks
+from fencepost_proto.runtime.turns import Turns
 
 log = logging.getLogger(__name__)
 

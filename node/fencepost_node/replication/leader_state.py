@@ -18,8 +18,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fencepost_proto.errors import InvariantBroken
-from fencepost_proto.metadata import Partition
+from fencepost_proto.protocol.errors import InvariantBroken
+from fencepost_proto.protocol.metadata import Partition
 
 UNKNOWN_END = -1  # the follower has not told this leader where its log ends
 

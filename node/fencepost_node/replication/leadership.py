@@ -15,19 +15,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from fencepost_node.identities import lowest_epoch
 from fencepost_node.log.config import NO_LIMIT
 from fencepost_node.log.log import OutOfRoom
-from fencepost_node.producer_state import Admit, Duplicate
+from fencepost_node.producers.identities import lowest_epoch
+from fencepost_node.producers.producer_state import Admit, Duplicate
 from fencepost_node.replication.leader_state import LeaderState, Proposal
 from fencepost_node.replication.tail import Tail
-from fencepost_proto import errors
-from fencepost_proto.errors import FencepostError, InvariantBroken
-from fencepost_proto.metadata import APPEND_TIME, Partition, TopicConfig
-from fencepost_proto.record_batch import BatchHeader, at_append_time, check_produced
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.errors import FencepostError, InvariantBroken
+from fencepost_proto.protocol.metadata import APPEND_TIME, Partition, TopicConfig
+from fencepost_proto.protocol.record_batch import BatchHeader, at_append_time, check_produced
 
 if TYPE_CHECKING:
-    from fencepost_node.replica import Replica
+    from fencepost_node.replication.replica import Replica
 
 ALL_ACKS = -1
 FIRST_ROOM_PAUSE_S = 0.1  # between appends of a leader without room, which nobody else can take the place of; doubles

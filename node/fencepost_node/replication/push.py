@@ -24,11 +24,11 @@ from fencepost_node.replication.reconciliation import (
     Truncate,
     answer_subscribe,
 )
-from fencepost_proto import errors
-from fencepost_proto.errors import FencepostError
-from fencepost_proto.metadata import PartitionKey
-from fencepost_proto.record_batch import last_end_offset
-from fencepost_proto.v1 import replication_pb2 as pb
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.errors import FencepostError
+from fencepost_proto.protocol.metadata import PartitionKey
+from fencepost_proto.protocol.record_batch import last_end_offset
+from fencepost_proto.protocol.v1 import replication_pb2 as pb
 
 log = logging.getLogger(__name__)
 

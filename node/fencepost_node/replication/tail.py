@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 
-from fencepost_proto.errors import InvariantBroken
+from fencepost_proto.protocol.errors import InvariantBroken
 
 _COMPACT_AFTER = 16  # dropped entries kept before the lists are cut
 _CLOSED_KEPT = 1_024  # places of closed tails in a budget's queue before it is cleared of them

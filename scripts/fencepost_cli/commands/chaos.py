@@ -20,8 +20,8 @@ from fencepost_cli.terminal import EXIT_FAILED, EXIT_USAGE, console, fail, run
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fencepost_cli.chaos.result import ChaosOptions, ChaosResult
-    from fencepost_cli.chaos.run import Chaos
+    from fencepost_testing.chaos.result import ChaosOptions, ChaosResult
+    from fencepost_testing.chaos.run import Chaos
 
 REPORTS = "chaos-reports"
 MIN_DURATION_S = 5.0
@@ -64,8 +64,8 @@ def chaos(
     replica's files are checked, and a report is written. Exit code 0 only if every acknowledged record is in the log exactly
     once and in order, but for those that an unclean election took as its operator was shown beforehand.
     """
-    from fencepost_cli.chaos.report import show_result
-    from fencepost_cli.chaos.result import ChaosOptions
+    from fencepost_testing.chaos.report import show_result
+    from fencepost_testing.chaos.result import ChaosOptions
 
     options = ChaosOptions(seed, seconds_of(duration), brokers, partitions, rate, cuts)
     folder = _folder(report, seed)
@@ -111,8 +111,8 @@ def _folder(given: Path | None, seed: int) -> Path:
 
 
 async def _run(folder: Path, options: ChaosOptions, out: Console) -> ChaosResult:
-    from fencepost_cli.chaos.report import write_report
-    from fencepost_cli.chaos.run import Chaos
+    from fencepost_testing.chaos.report import write_report
+    from fencepost_testing.chaos.run import Chaos
 
     started = time.monotonic()
     chaos = Chaos(folder, options, lambda line: out.print(f"{time.monotonic() - started:6.1f} {line}", markup=False))

@@ -16,7 +16,7 @@ from fencepost_cli.terminal import EXIT_FAILED, EXIT_USAGE, console, fail
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fencepost_cli.history_check import Finding, Verdict
+    from fencepost_testing.history_check import Finding, Verdict
 
 
 def check(
@@ -35,7 +35,7 @@ def check(
     election may take what its operator was shown, and nothing else (`fencepost topic elect --history`). Exit code 0:
     clean; 1: something is wrong; 2: a history cannot be read.
     """
-    from fencepost_cli.history_files import UnreadableHistory
+    from fencepost_testing.history_files import UnreadableHistory
 
     try:
         verdict, torn = _check(history, foreign_records=foreign_records)
@@ -50,8 +50,8 @@ def check(
 
 def _check(paths: list[Path], *, foreign_records: bool) -> tuple[Verdict, list[str]]:
     """The verdict, and what was left out of it."""
-    from fencepost_cli.history_check import BrokenHistory, HistoryCheck, with_operations
-    from fencepost_cli.history_files import HistoryFiles, UnreadableHistory
+    from fencepost_testing.history_check import BrokenHistory, HistoryCheck, with_operations
+    from fencepost_testing.history_files import HistoryFiles, UnreadableHistory
 
     files = HistoryFiles(paths)
     history = HistoryCheck(foreign_records=foreign_records)
@@ -86,7 +86,7 @@ def _progress(total_bytes: int) -> Iterator[Callable[[int], None] | None]:
 def _show(verdict: Verdict, torn: list[str], out: Console) -> None:
     from rich.table import Table
 
-    from fencepost_cli.history_check import MEANING, Anomaly
+    from fencepost_testing.history_check import MEANING, Anomaly
 
     for note in torn:
         out.print(f"left out: {note}", markup=False, soft_wrap=True)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fencepost_cli.local_cluster import CONTROLLER, STATE_FILE, ClusterError, LocalCluster, Node, name_of
 from fencepost_cli.terminal import DEFAULT_DATA_DIR, LEDGERS, DataDir, console, fail, run
+from fencepost_testing.local_cluster import CONTROLLER, STATE_FILE, ClusterError, LocalCluster, Node, name_of
 
 if TYPE_CHECKING:
-    from fencepost_proto.metadata import MetadataImage
+    from fencepost_proto.protocol.metadata import MetadataImage
 
 DEFAULT_BROKERS = 3
 _LEADER_PREFIX = "leader:"
@@ -66,7 +66,7 @@ async def _image(cluster: LocalCluster) -> MetadataImage | None:
     """The newest of the running brokers' metadata."""
     import asyncio
 
-    from fencepost_cli.metadata import read_image
+    from fencepost_testing.cluster_metadata import read_image
 
     asked = [cluster.member(broker).address for broker in cluster.broker_ids if cluster.running(broker)]
     images = await asyncio.gather(*(read_image(address, timeout_s=_METADATA_TIMEOUT_S) for address in asked))
@@ -259,7 +259,7 @@ def remove_broker(
 
         async def remove() -> None:
             from fencepost import AdminClient
-            from fencepost_proto.errors import BrokerIdNotRegistered
+            from fencepost_proto.protocol.errors import BrokerIdNotRegistered
 
             cluster.member(broker)
             others = [cluster.member(b).address for b in cluster.broker_ids if b != broker and cluster.running(b)]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fencepost_cli.commands.cluster import _load, _locked
-from fencepost_cli.failures import CommandFailed
-from fencepost_cli.local_cluster import CONTROLLER, LocalCluster, Node
 from fencepost_cli.terminal import DEFAULT_DATA_DIR, DataDir, fail, run
+from fencepost_testing.failures import CommandFailed
+from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, Node
 
 if TYPE_CHECKING:
     from fencepost_controller.decisions.recovery import Recovered
@@ -83,7 +83,7 @@ def recover(
 
 def _data_dir_of(config: Path) -> Path:
     from fencepost_controller.config import ControllerConfig
-    from fencepost_proto.config import ConfigError, load
+    from fencepost_proto.runtime.config import ConfigError, load
 
     try:
         return Path(load(ControllerConfig, str(config)).data_dir)
@@ -110,8 +110,8 @@ async def _recover(folder: Path, addresses: list[str], without: frozenset[int]) 
     from fencepost_controller.recovery import recover_store
     from fencepost_controller.store import CommitFailed, StoreError
     from fencepost_controller.store.sqlite import SqliteStore
-    from fencepost_proto.host import Host
-    from fencepost_proto.process import _hold
+    from fencepost_proto.runtime.host import Host
+    from fencepost_proto.runtime.process import _hold
 
     path = folder / STORE_FILE
     try:

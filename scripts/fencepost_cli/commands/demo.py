@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fencepost_cli.ledger import MIN_RECORD_BYTES
 from fencepost_cli.terminal import EXIT_FAILED, EXIT_USAGE, console, fail, run
+from fencepost_testing.ledger import MIN_RECORD_BYTES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,9 +88,9 @@ def _folder(given: Path | None, *, keep: bool) -> Iterator[Path]:
 async def _run(folder: Path, options: DemoOptions, out: Console) -> DemoResult:
     """The demo on a cluster of its own; where it cannot go on, what there is so far, with the reason."""
     from fencepost_cli.demo import Demo
-    from fencepost_cli.failures import CommandFailed
-    from fencepost_cli.local_cluster import LocalCluster
-    from fencepost_proto.errors import FencepostError
+    from fencepost_proto.protocol.errors import FencepostError
+    from fencepost_testing.failures import CommandFailed
+    from fencepost_testing.local_cluster import LocalCluster
 
     cluster = LocalCluster.create(folder, brokers=options.brokers)
     async with cluster:

@@ -12,8 +12,8 @@ import typer
 from fencepost_cli.terminal import EXIT_USAGE, fail
 
 if TYPE_CHECKING:
-    from fencepost_proto.record_batch import BatchHeader
-    from fencepost_proto.records import Record
+    from fencepost_proto.protocol.record_batch import BatchHeader
+    from fencepost_proto.protocol.records import Record
 
 _READ_BYTES = 8 * 1024 * 1024
 _SHOWN_BYTES = 60  # of a key or value
@@ -28,7 +28,7 @@ class FoundBatch(NamedTuple):
 
 def read_batches(path: Path) -> Iterator[FoundBatch]:
     """Every batch of a segment, checked. Raises FencepostError at the first bytes that are none."""
-    from fencepost_proto.record_batch import HEADER_BYTES, LENGTH_END, check_batch
+    from fencepost_proto.protocol.record_batch import HEADER_BYTES, LENGTH_END, check_batch
 
     with path.open("rb") as file:
         position, rest = 0, b""
@@ -68,8 +68,8 @@ def dump_log(
 
 
 def _dump_segment(path: Path, *, records: bool, as_json: bool) -> None:
-    from fencepost_proto.errors import FencepostError
-    from fencepost_proto.records import read_records
+    from fencepost_proto.protocol.errors import FencepostError
+    from fencepost_proto.protocol.records import read_records
 
     batches = bytes_read = record_count = 0
     try:
@@ -90,7 +90,7 @@ def _batch_json(found: FoundBatch) -> str:
 
 
 def _batch_line(found: FoundBatch) -> str:
-    from fencepost_proto.records import Compression
+    from fencepost_proto.protocol.records import Compression
 
     header = found.header
     producer = "no producer"
@@ -135,7 +135,7 @@ def _shown(data: bytes | None) -> str:
 
 def _dump_snapshot(path: Path, *, as_json: bool) -> None:
     from fencepost_node.log.snapshot import decode_snapshot
-    from fencepost_proto.errors import FencepostError
+    from fencepost_proto.protocol.errors import FencepostError
 
     try:
         snapshot = decode_snapshot(path.read_bytes())

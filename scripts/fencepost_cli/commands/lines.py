@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fencepost_cli.failures import CommandFailed
 from fencepost_cli.terminal import DEFAULT_DATA_DIR, EXIT_USAGE, Bootstrap, DataDir, bootstrap_of, fail, run
+from fencepost_testing.failures import CommandFailed
 
 if TYPE_CHECKING:
     from fencepost import ConsumerRecord, Delivery
@@ -61,7 +61,7 @@ def produce(
 async def _produce(brokers: str, topic: str, separator: bytes, name: str, compression: str) -> int:
     """How many lines were sent, all of them acknowledged. Raises CommandFailed naming the first line that was not."""
     from fencepost import Producer
-    from fencepost_proto.errors import FencepostError
+    from fencepost_proto.protocol.errors import FencepostError
 
     sent = number = 0
     failure: FencepostError | None = None

@@ -305,7 +305,7 @@ def elect(
     async def work() -> int:
         from fencepost import AdminClient
         from fencepost.history import History
-        from fencepost_cli.recorded_election import OPERATOR, elect_recorded
+        from fencepost_testing.recorded_election import OPERATOR, elect_recorded
 
         async with AdminClient(brokers) as admin:
             if chosen is not None and history is not None:

@@ -31,9 +31,9 @@ def verify_disk(
     Exit code 1 where something is damaged. A broker that runs finds the same by itself, in its next scrub or when it is
     read, and heals it from the leader.
     """
-    from fencepost_cli.member import is_in_use
     from fencepost_node.log.disk import RealDisk
     from fencepost_node.log.verify import verify_log
+    from fencepost_testing.member import is_in_use
 
     disk = RealDisk()
     damaged = partitions = size = 0

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
-from fencepost_cli.failures import CommandFailed
-from fencepost_cli.ledger import MIN_RECORD_BYTES, Ledger
 from fencepost_cli.terminal import (
     DEFAULT_DATA_DIR,
     EXIT_FAILED,
@@ -27,13 +25,15 @@ from fencepost_cli.terminal import (
     fail,
     run,
 )
+from fencepost_testing.failures import CommandFailed
+from fencepost_testing.ledger import MIN_RECORD_BYTES, Ledger
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from fencepost import AdminClient, History, Producer
-    from fencepost_cli.verdict import Findings, RecordCheck
-    from fencepost_cli.workload import Workload, WorkloadSpec
+    from fencepost_testing.verdict import Findings, RecordCheck
+    from fencepost_testing.workload import Workload, WorkloadSpec
 
 DEFAULT_TOPIC = "workload"
 _FIGURES_S = 1.0
@@ -86,7 +86,7 @@ def produce(
 
     Each record carries what 'verify' needs, and a ledger of the run is kept. Exit code 1 where a record failed.
     """
-    from fencepost_cli.workload import WorkloadSpec
+    from fencepost_testing.workload import WorkloadSpec
 
     brokers = bootstrap_of(bootstrap, data_dir)
     spec = WorkloadSpec(topic, record_size, keys, rate, count, duration, seed)
@@ -117,7 +117,7 @@ async def _produce(
     out: Console,
 ) -> Workload:
     from fencepost import AdminClient
-    from fencepost_cli.workload import Workload
+    from fencepost_testing.workload import Workload
 
     stop = _stop_on_interrupt("waiting for the outcome of what was sent")
     async with AdminClient(brokers) as admin:
@@ -168,7 +168,7 @@ def _stop_on_interrupt(told: str) -> asyncio.Event:
 async def _make_topic(admin: AdminClient, topic: str) -> None:
     """Where it is missing: three partitions, three replicas as far as there are so many brokers."""
     from fencepost_cli.commands.topic import default_replication
-    from fencepost_proto.errors import TopicAlreadyExists
+    from fencepost_proto.protocol.errors import TopicAlreadyExists
 
     if topic in await admin.list_topics():
         return
@@ -184,7 +184,7 @@ def _save(ledger: Ledger, folder: Path) -> None:
 
 
 def _produce_figures(workload: Workload, elapsed_s: float) -> str:
-    from fencepost_cli.workload import percentile
+    from fencepost_testing.workload import percentile
 
     latencies = sorted(workload.latencies_s)
     p50, p99 = percentile(latencies, 0.5) * 1000, percentile(latencies, 0.99) * 1000
@@ -315,7 +315,7 @@ def verify(
     Exit code 1 where an acknowledged record is missing, or any record is there twice or out of order. Of a run that
     left no ledger only order and uniqueness are checked. Records that retention has removed count as lost.
     """
-    from fencepost_cli.verdict import Kind
+    from fencepost_testing.verdict import Kind
 
     verified = run(_verify(bootstrap_of(bootstrap, data_dir), topic, _ledgers_of(ledgers, data_dir, topic)))
     known, check, findings = verified.ledgers, verified.check, verified.findings
@@ -354,7 +354,7 @@ class Verified(NamedTuple):
 
 async def _verify(brokers: str, topic: str, ledgers: Path) -> Verified:
     from fencepost import AdminClient, Consumer
-    from fencepost_cli.read_back import ReadBack, read_to_end
+    from fencepost_testing.read_back import ReadBack, read_to_end
 
     async with AdminClient(brokers) as admin:
         topic_id = (await admin.describe_topic(topic)).topic_id

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fencepost_node import producer_state
-from fencepost_node.producer_state import APPEND, ProducerState
-from fencepost_proto.errors import InvariantBroken
+from fencepost_node.producers import producer_state
+from fencepost_node.producers.producer_state import APPEND, ProducerState
+from fencepost_proto.protocol.errors import InvariantBroken
 
 _next_entry = producer_state._next_entry
 

@@ -1,0 +1,433 @@
+"""What a consumer decides: what to ask of each leader, how to take an answer, what to hand out next.
+
+An answer counts only if it answers what would be asked now: same generation (a seek starts a new one), same offset. So
+an answer that comes late, twice, or after a seek changes nothing, and whoever leads, records follow each other without
+a gap or a repeat.
+
+A batch that cannot be read (its producer sent what is no batch inside, or more than the limit when it is opened, or its
+bytes are damaged) is fetched again a few times, since another leader may have it whole. Then the `unreadable` policy
+decides: the partition fails at the batch's offset, or goes on behind the batch, which is counted.
+
+Each fetch says under which leader epoch the batch before it was written. A leader whose log does not have that batch has
+been elected uncleanly, without some of what was read: nothing goes on silently there. What is only buffered is dropped and
+fetched again from where the two logs part. If the application has got more than that, the `reset` policy decides: "error"
+fails the partition with OffsetOutOfRange; the others go back to where the logs part.
+
+A leader that refuses a position as out of range makes the core ask where the log starts. A start above the position means
+that retention has removed what came next: the `reset` policy says how to go on. A position above the log's end is never
+explained by retention: it is an error whatever the policy.
+
+Nothing here waits, reads a clock or does I/O.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal, NamedTuple
+
+from fencepost.consuming.partition import (
+    EARLIEST,
+    LATEST,
+    MAX_INLINE_BYTES,
+    UNRESOLVED,
+    AssignedPartition,
+    ConsumerRecord,
+    TopicPartition,
+    is_large,
+    open_batch,
+)
+from fencepost_proto.protocol.decompression import DecompressedTooLarge
+from fencepost_proto.protocol.errors import (
+    CorruptMessage,
+    CurrentLeader,
+    ErrorCode,
+    FencepostError,
+    InvalidRequest,
+    OffsetOutOfRange,
+    UnknownTopicOrPartition,
+    from_proto,
+)
+from fencepost_proto.protocol.metadata import PartitionKey
+from fencepost_proto.protocol.records import MAX_DECOMPRESSED_BYTES, Record
+from fencepost_proto.protocol.v1 import broker_pb2
+
+MAX_BUFFERED_BYTES = 16 * 1024 * 1024  # nothing is asked while so much waits for the application
+RESPONSE_MAX_BYTES = 8 * 1024 * 1024  # of one answer; each leader may exceed the buffer's bound by one answer
+PARTITION_MAX_BYTES = 1024 * 1024  # of one partition in one answer; one larger batch is taken all the same
+MAX_WAIT_MS = 500  # of one long poll
+RETRY_BACKOFF_S = 0.05  # after a refusal, unless another leader is known earlier
+MAX_CORRUPT_FETCHES = 3  # in a row, of one partition, before the application is told
+MAX_HAND_OUT_RECORDS = 2_000  # at once: a few milliseconds of decoding
+HAND_OUT_BYTES = 512 * 1024  # of batches opened at once
+
+
+StartPolicy = Literal["earliest", "latest"]
+ResetPolicy = Literal["earliest", "latest", "error"]
+UnreadablePolicy = Literal["error", "skip"]
+
+
+class Route(NamedTuple):
+    """What one stream fetches of one partition; another leader epoch or a seek makes it another route."""
+
+    key: PartitionKey
+    leader_epoch: int
+    generation: int
+
+
+class Asked(NamedTuple):
+    """What an answer must answer to count."""
+
+    generation: int
+    fetch_offset: int
+    leader_epoch: int  # whose leader was asked
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """The next request of one stream. Without partitions: ask again after `wait_s`, or when the buffer has room."""
+
+    partitions: list[broker_pb2.FetchPartition]
+    asked: dict[PartitionKey, Asked]
+    wait_s: float
+
+    def request(self) -> broker_pb2.FetchRequest:
+        return broker_pb2.FetchRequest(
+            partitions=self.partitions,
+            max_wait_ms=ceil(self.wait_s * 1000),
+            min_bytes=1,
+            max_bytes=RESPONSE_MAX_BYTES,
+        )
+
+
+class LargeBatch(NamedTuple):
+    """A compressed batch whose opening would hold the event loop."""
+
+    tp: TopicPartition
+    generation: int
+    batch: bytes
+    position: int
+    max_decompressed_bytes: int
+
+    def open(self) -> Iterator[Record]:
+        """Safe in any thread. Raises CorruptMessage."""
+        return open_batch(self.batch, self.position, self.max_decompressed_bytes)
+
+
+class Skipped(NamedTuple):
+    """Records of one batch that nobody can read, and that a consumer has gone past."""
+
+    tp: TopicPartition
+    offset: int
+    end_offset: int
+    error: CorruptMessage
+
+
+class Parted(NamedTuple):
+    """Records that were handed out and that an unclean election has taken from the log: reading goes back to `offset`."""
+
+    tp: TopicPartition
+    position: int
+    offset: int
+
+
+class ConsumerCore:
+    """The state of one consumer. `routes_version` rises with every change that `routes` may answer differently for."""
+
+    def __init__(
+        self,
+        reset: ResetPolicy,
+        unreadable: UnreadablePolicy = "error",
+        max_decompressed_bytes: int = MAX_DECOMPRESSED_BYTES,
+    ) -> None:
+        self.skipped: deque[Skipped] = deque()  # for the caller to take out
+        self.parted: deque[Parted] = deque()  # likewise
+        self._reset = reset
+        self._unreadable = unreadable
+        self._max_decompressed_bytes = max_decompressed_bytes
+        self._assigned: dict[TopicPartition, AssignedPartition] = {}
+        self._by_key: dict[PartitionKey, AssignedPartition] = {}
+        self._ready: deque[AssignedPartition] = deque()  # those with something buffered, in turn
+        self._generation = 0
+        self._answers = 0
+        self.routes_version = 0
+
+    # ---- Positions ----
+
+    def assign(
+        self, partitions: Mapping[TopicPartition, PartitionKey], positions: Mapping[TopicPartition, int]
+    ) -> None:
+        """Read exactly these from now on. One that was assigned before goes on where it is; the others begin at their
+        position, or else at the log's start."""
+        kept = {tp: p for tp, p in self._assigned.items() if partitions.get(tp) == p.key}
+        self._assigned = {tp: kept.get(tp) or AssignedPartition(tp, key) for tp, key in sorted(partitions.items())}
+        self._by_key = {p.key: p for p in self._assigned.values()}
+        self._ready = deque(p for p in self._ready if p.tp in kept)
+        self.routes_version += 1
+        for tp, p in self._assigned.items():
+            if tp not in kept:
+                self._move(p, positions.get(tp, UNRESOLVED))
+
+    @property
+    def assignment(self) -> list[TopicPartition]:
+        return list(self._assigned)
+
+    def key(self, tp: TopicPartition) -> PartitionKey:
+        return self._of(tp).key
+
+    def position(self, tp: TopicPartition) -> int:
+        """The next offset to hand out, or UNRESOLVED."""
+        return self._of(tp).position
+
+    def high_watermark(self, tp: TopicPartition) -> int:
+        """The highest that a leader has told; -1: none yet."""
+        return self._of(tp).high_watermark
+
+    def seek(self, tp: TopicPartition, offset: int) -> None:
+        if offset < 0:
+            raise InvalidRequest(f"offset {offset} of {tp.topic}-{tp.partition} is negative")
+        self._move(self._of(tp), offset)
+
+    def unresolved(self) -> list[tuple[TopicPartition, PartitionKey, int, int]]:
+        """(partition, key, ListOffsets marker, generation) of each whose position is to be found out."""
+        return [
+            (p.tp, p.key, p.start, p.generation)
+            for p in self._assigned.values()
+            if p.position == UNRESOLVED and p.failure is None
+        ]
+
+    def resolve(self, tp: TopicPartition, generation: int, offset: int) -> bool:
+        """Where the log begins or ends; ignored (False) if the application has moved the partition since."""
+        p = self._assigned.get(tp)
+        if p is None or p.generation != generation or p.position != UNRESOLVED:
+            return False
+        if p.out_of_range >= 0:
+            return self._out_of_range(p, offset)
+        self._move(p, offset)
+        return True
+
+    def fail(self, tp: TopicPartition, generation: int, error: FencepostError) -> None:
+        """No way on from this position: the application is told, and only it can go on, by a seek."""
+        p = self._assigned.get(tp)
+        if p is not None and p.generation == generation:
+            p.failure = error
+            self.routes_version += 1
+
+    def failures(self) -> list[FencepostError]:
+        """Of the partitions that have nothing left to hand out before their error."""
+        return [p.failure for p in self._assigned.values() if p.failure is not None and not p.has_buffered]
+
+    # ---- Asking ----
+
+    def routes(self, leader: Callable[[PartitionKey], CurrentLeader | None]) -> dict[str, frozenset[Route]]:
+        """What to fetch from which address. A partition that the cluster no longer has fails."""
+        found: dict[str, set[Route]] = {}
+        for p in self._assigned.values():
+            if p.failure is not None:
+                continue
+            known = leader(p.key)
+            if known is None:
+                gone = UnknownTopicOrPartition(f"partition {p.tp.topic}-{p.tp.partition} is not in the cluster")
+                self.fail(p.tp, p.generation, gone)
+            elif known.address and p.position != UNRESOLVED:
+                found.setdefault(known.address, set()).add(Route(p.key, known.leader_epoch, p.generation))
+        return {address: frozenset(routes) for address, routes in found.items()}
+
+    def ask(self, routes: Iterable[Route], now_s: float) -> Ask:
+        """The next request on a stream that serves `routes`. Partitions that were refused wait for their time."""
+        wait_s = MAX_WAIT_MS / 1000
+        asked: dict[PartitionKey, Asked] = {}
+        partitions: list[broker_pb2.FetchPartition] = []
+        if self.buffered_bytes >= MAX_BUFFERED_BYTES:
+            return Ask(partitions, asked, wait_s)
+        current = [(self._by_key[route.key], route) for route in routes if self._is_current(route)]
+        for p, route in sorted(current, key=lambda pair: (pair[0].served, pair[0].key)):
+            if p.retry_at > now_s and route.leader_epoch <= p.refused_epoch:
+                wait_s = min(wait_s, p.retry_at - now_s)
+                continue
+            asked[p.key] = Asked(p.generation, p.next_fetch, route.leader_epoch)
+            partitions.append(
+                broker_pb2.FetchPartition(
+                    topic_id=p.key[0],
+                    partition=p.key[1],
+                    leader_epoch=route.leader_epoch,
+                    fetch_offset=p.next_fetch,
+                    max_bytes=PARTITION_MAX_BYTES,
+                    last_epoch=p.last_epoch,
+                    mismatch=p.corrupt > 0,  # the leader is to look at its own bytes
+                )
+            )
+        return Ask(partitions, asked, wait_s)
+
+    def take(
+        self,
+        asked: Mapping[PartitionKey, Asked],
+        answer: broker_pb2.FetchedPartition,
+        now_s: float,
+        source: str = "",
+    ) -> None:
+        """One partition of a leader's answer, from the broker at `source`. A refusal's hint at another leader is the
+        caller's to learn."""
+        key = (answer.topic_id, answer.partition)
+        p = self._by_key.get(key)
+        question = asked.get(key)
+        if p is None or question is None or p.failure is not None:
+            return
+        if (question.generation, question.fetch_offset) != (p.generation, p.next_fetch):
+            return
+        if answer.error.code != ErrorCode.NONE:
+            p.retry_at, p.refused_epoch = now_s + RETRY_BACKOFF_S, question.leader_epoch
+        if answer.error.code == ErrorCode.OFFSET_OUT_OF_RANGE and answer.HasField("divergence"):
+            self._part(p, p.parts_at(answer.divergence.epoch, answer.divergence.end_offset))
+        elif answer.error.code == ErrorCode.OFFSET_OUT_OF_RANGE:
+            if not p.has_buffered:  # else what is buffered is handed out first
+                refused = p.next_fetch
+                self._move(p, UNRESOLVED)
+                p.out_of_range = refused
+        elif answer.error.code != ErrorCode.NONE:
+            error = from_proto(answer.error)
+            if not error.retriable:
+                self.fail(p.tp, p.generation, error)
+        else:
+            p.high_watermark = max(p.high_watermark, answer.high_watermark)
+            p.source = source
+            if answer.records:
+                self._take_records(p, answer)
+
+    def _take_records(self, p: AssignedPartition, answer: broker_pb2.FetchedPartition) -> None:
+        was_ready = p.has_buffered
+        try:
+            p.put(answer.records, answer.high_watermark)
+        except CorruptMessage as error:
+            self._corrupt(p, error, None)
+            return
+        if not was_ready:
+            self._ready.append(p)
+        self._answers += 1
+        p.served = self._answers
+
+    def _part(self, p: AssignedPartition, offset: int) -> None:
+        """What was read from `offset` on is not in the log any more."""
+        position = p.position
+        if position <= offset < p.next_fetch:
+            self._move(p, position)  # only what is buffered has gone
+        elif offset >= p.next_fetch or self._reset == "error":
+            self._move(p, position)
+            message = (
+                f"records of {p.tp.topic}-{p.tp.partition} that were read, from offset {offset} to {position}, are not in "
+                f"the log any more: a leader has been elected uncleanly"
+            )
+            self.fail(p.tp, p.generation, OffsetOutOfRange(message))
+        else:
+            self._move(p, offset)
+            self.parted.append(Parted(p.tp, position, offset))
+
+    def _out_of_range(self, p: AssignedPartition, log_start_offset: int) -> bool:
+        """Go on from a refused position, or fail. True where the new position is known now."""
+        refused = p.out_of_range
+        if refused >= log_start_offset or self._reset == "error":
+            where = "below the log's start" if refused < log_start_offset else "above the log's end; it starts at"
+            message = f"offset {refused} of {p.tp.topic}-{p.tp.partition} is {where} {log_start_offset}"
+            self._move(p, refused)
+            self.fail(p.tp, p.generation, OffsetOutOfRange(message))
+            return False
+        if self._reset == "latest":
+            self._move(p, UNRESOLVED, LATEST)
+            return False
+        self._move(p, log_start_offset)
+        return True
+
+    # ---- Handing out ----
+
+    @property
+    def readable(self) -> bool:
+        """Something is buffered."""
+        return bool(self._ready)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Of all partitions, in whole batches."""
+        return sum(p.buffered_bytes for p in self._ready)
+
+    def large_batch(self) -> LargeBatch | None:
+        """The batch that is next in turn, if it must be opened in a thread; then `put_opened` it."""
+        if self._ready and self._ready[0].opened is None:
+            p = self._ready[0]
+            batch = p.next_batch()
+            if p.large or is_large(batch):
+                return LargeBatch(p.tp, p.generation, batch, p.position, self._max_decompressed_bytes)
+        return None
+
+    def put_opened(self, large: LargeBatch, records: Iterator[Record] | CorruptMessage) -> None:
+        """A large batch's records, or why there are none; ignored if the application has moved on."""
+        p = self._assigned.get(large.tp)
+        if p is None or p.generation != large.generation or p.opened is not None or p.position != large.position:
+            return
+        if isinstance(records, CorruptMessage):
+            self._corrupt(p, records, p.end_of_unreadable())
+        else:
+            p.put_opened(large.batch, records)
+
+    def hand_out(self, max_records: int) -> list[ConsumerRecord]:
+        """The next records, partition by partition in turn; positions move with them. Few where batches are large."""
+        room = min(max_records, MAX_HAND_OUT_RECORDS)
+        handed: list[ConsumerRecord] = []
+        opened_bytes = 0
+        while self._ready and room > len(handed):
+            p = self._ready[0]
+            try:
+                if p.opened is None:
+                    batch = p.next_batch()
+                    if opened_bytes >= HAND_OUT_BYTES or p.large or is_large(batch):
+                        break
+                    opened_bytes += len(batch)
+                    p.put_opened(batch, open_batch(batch, p.position, MAX_INLINE_BYTES))
+                p.read(room - len(handed), handed)
+            except DecompressedTooLarge:
+                p.large = True
+                break
+            except CorruptMessage as error:
+                self._corrupt(p, error, p.end_of_unreadable())
+                continue
+            if p.between_answers:  # the next partition's turn
+                self._ready.popleft()
+                if p.has_buffered:
+                    self._ready.append(p)
+        return handed
+
+    # ---- Inside ----
+
+    def _of(self, tp: TopicPartition) -> AssignedPartition:
+        p = self._assigned.get(tp)
+        if p is None:
+            raise InvalidRequest(f"partition {tp.topic}-{tp.partition} is not assigned to this consumer")
+        return p
+
+    def _is_current(self, route: Route) -> bool:
+        p = self._by_key.get(route.key)
+        return p is not None and p.generation == route.generation and p.failure is None
+
+    def _move(self, p: AssignedPartition, position: int, start: int = EARLIEST) -> None:
+        self._generation += 1
+        p.move(position, start, self._generation)
+        if p in self._ready:
+            self._ready.remove(p)
+        self.routes_version += 1
+
+    def _corrupt(self, p: AssignedPartition, error: CorruptMessage, end_offset: int | None) -> None:
+        """Bytes that cannot be read: fetch them again from the position, a bounded number of times; then give up, or go
+        on at `end_offset` where that is the policy and the end is certain."""
+        count, position = p.corrupt + 1, p.position
+        self._move(p, position)
+        p.corrupt = count
+        if count < MAX_CORRUPT_FETCHES:
+            return
+        where = f"{p.tp.topic}-{p.tp.partition} at offset {position}, as broker {p.source} sent it: {error.message}"
+        if self._unreadable == "skip" and end_offset is not None and end_offset > position:
+            self._move(p, end_offset)
+            self.skipped.append(Skipped(p.tp, position, end_offset, CorruptMessage(where)))
+            return
+        onward = f" (the next batch begins at offset {end_offset})" if end_offset is not None else ""
+        self.fail(p.tp, p.generation, CorruptMessage(where + onward))

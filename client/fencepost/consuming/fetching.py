@@ -1,0 +1,315 @@
+"""Fetching: one long-lived stream to each leader that the consumer reads from.
+
+A `FetchStream` lives as long as what it fetches stays the same: it asks, waits for the answer, hands it to the core and
+asks again at once, so that the next answer is on its way while the application reads the last one. It ends by raising.
+
+The `Router` keeps one stream for each leader's address, and replaces it when the routes through it change: a new
+leader, a seek, another assignment. It is woken by news (of the cluster, of the core, of a stream that broke), so a
+partition is fetched from its new leader as soon as that one is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+
+import grpc
+
+from fencepost.cluster import Cluster
+from fencepost.consuming.consumer_core import RETRY_BACKOFF_S, Ask, ConsumerCore, Route
+from fencepost.consuming.partition import TopicPartition, open_batch
+from fencepost.rpc import rpc_errors
+from fencepost_proto.protocol.errors import (
+    CurrentLeader,
+    FencepostError,
+    InvariantBroken,
+    NetworkException,
+    NotLeaderOrFollower,
+    OffsetOutOfRange,
+    raise_for,
+)
+from fencepost_proto.protocol.metadata import PartitionKey
+from fencepost_proto.protocol.records import Record
+from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+RESPONSE_MARGIN_S = 2.5  # beyond a long poll's own wait: then its broker counts as silent
+RETRY_BACKOFF_MAX_S = 0.5  # the pauses before a broker is tried again double up to this
+RESOLVE_TIMEOUT_S = 30.0  # for a ListOffsets answer from whoever leads; then asked again
+
+
+async def list_offset(cluster: Cluster, key: PartitionKey, timestamp_ms: int, timeout_s: float) -> tuple[int, int]:
+    """(offset, timestamp) as the partition's leader answers ListOffsets. Raises as Cluster.call_leader."""
+
+    def request(leader: CurrentLeader) -> broker_pb2.ListOffsetsRequest:
+        return broker_pb2.ListOffsetsRequest(
+            topic_id=key[0], partition=key[1], leader_epoch=leader.leader_epoch, timestamp_ms=timestamp_ms
+        )
+
+    answer = await cluster.call_leader(key, lambda broker: broker.ListOffsets, request, timeout_s=timeout_s)
+    return answer.offset, answer.timestamp_ms
+
+
+async def first_record_from(cluster: Cluster, key: PartitionKey, timestamp_ms: int, timeout_s: float) -> Record | None:
+    """The partition's first committed record of that time or later; None: there is none yet.
+
+    The leader tells the batch; the record is found by reading it. Raises as Cluster.call_leader.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    while True:
+        offset, _ = await list_offset(cluster, key, timestamp_ms, deadline - loop.time())
+        if offset < 0:
+            return None
+        try:
+            batch = await fetch_batch(cluster, key, offset)
+            return await asyncio.to_thread(_first_of, batch, timestamp_ms)
+        except FencepostError as error:
+            if not (error.retriable or isinstance(error, OffsetOutOfRange)) or loop.time() >= deadline:
+                raise
+        await asyncio.sleep(RETRY_BACKOFF_S)
+
+
+def _first_of(batch: bytes, timestamp_ms: int) -> Record | None:
+    records = open_batch(batch, 0) if batch else iter(())
+    return next((record for record in records if record.timestamp_ms >= timestamp_ms), None)
+
+
+async def fetch_batch(cluster: Cluster, key: PartitionKey, offset: int) -> bytes:
+    """The committed batch that holds `offset`, from whoever leads now; empty: there is none (yet). One attempt.
+
+    Raises NetworkException, and what the leader refuses.
+    """
+    leader = cluster.leader(key)
+    if leader is None or not leader.address:
+        raise NotLeaderOrFollower(f"partition {key[0]}-{key[1]} has no leader now")
+    asked = broker_pb2.FetchPartition(
+        topic_id=key[0], partition=key[1], leader_epoch=leader.leader_epoch, fetch_offset=offset, max_bytes=1
+    )
+    call = broker_pb2_grpc.BrokerStub(cluster.channel(leader.address)).Fetch()
+    request = broker_pb2.FetchRequest(partitions=[asked], max_wait_ms=0, min_bytes=1, max_bytes=1)
+    try:
+        answer = await _answer(call, request, RESPONSE_MARGIN_S, leader.address)
+    finally:
+        call.cancel()
+    fetched = answer.partitions[0]
+    learn_from(cluster, fetched)
+    raise_for(fetched.error)
+    return fetched.records
+
+
+FetchCall = grpc.aio.StreamStreamCall[broker_pb2.FetchRequest, broker_pb2.FetchResponse]
+
+
+async def _answer(
+    call: FetchCall, request: broker_pb2.FetchRequest, timeout_s: float, address: str
+) -> broker_pb2.FetchResponse:
+    """The answer to one request on a Fetch stream. Raises NetworkException where it breaks or stays silent."""
+    try:
+        with rpc_errors(address):
+            async with asyncio.timeout(timeout_s):
+                with suppress(asyncio.InvalidStateError):  # the stream is over: reading from it tells why
+                    await call.write(request)
+                answer = await call.read()
+    except TimeoutError:
+        raise NetworkException(f"broker {address} has not answered a fetch for {timeout_s:.1f} s") from None
+    if not isinstance(answer, broker_pb2.FetchResponse):
+        raise NetworkException(f"broker {address} ended the fetch stream")
+    return answer
+
+
+def learn_from(cluster: Cluster, fetched: broker_pb2.FetchedPartition) -> bool:
+    """Take a refusal's hint at the leader. False where there is none, or nothing new."""
+    if not fetched.error.HasField("current_leader"):
+        return False
+    hint = fetched.error.current_leader
+    leader = CurrentLeader(hint.leader_id, hint.leader_epoch, hint.address)
+    return cluster.learn((fetched.topic_id, fetched.partition), leader)
+
+
+class FetchStream:
+    """One Fetch stream to `address` for the partitions of `routes`."""
+
+    def __init__(
+        self,
+        core: ConsumerCore,
+        cluster: Cluster,
+        address: str,
+        routes: frozenset[Route],
+        taken: Callable[[bool], None],
+    ) -> None:
+        self.routes = routes
+        self.answered = False  # the broker has answered on it
+        self.room = asyncio.Event()  # the buffer may have room again
+        self._core = core
+        self._cluster = cluster
+        self._address = address
+        self._taken = taken
+
+    async def run(self) -> None:
+        """Fetch until the stream breaks. Raises the reason, or is cancelled."""
+        loop = asyncio.get_running_loop()
+        call = broker_pb2_grpc.BrokerStub(self._cluster.channel(self._address)).Fetch()
+        try:
+            while True:
+                self.room.clear()
+                ask = self._core.ask(self.routes, loop.time())
+                if ask.partitions:
+                    timeout_s = ask.wait_s + RESPONSE_MARGIN_S
+                    answer = await _answer(call, ask.request(), timeout_s, self._address)
+                    self.answered = True
+                    await self._take(ask, answer)
+                else:
+                    await _wait(self.room, ask.wait_s)
+        finally:
+            call.cancel()
+
+    async def _take(self, ask: Ask, answer: broker_pb2.FetchResponse) -> None:
+        loop = asyncio.get_running_loop()
+        for fetched in answer.partitions:
+            self._core.take(ask.asked, fetched, loop.time(), self._address)
+            self._taken(learn_from(self._cluster, fetched))
+            await asyncio.sleep(0)  # a large answer must not hold the loop
+
+
+class Router:
+    """Keeps the streams that the core's routes ask for. `run` is a task of the consumer's."""
+
+    def __init__(
+        self,
+        core: ConsumerCore,
+        cluster: Cluster,
+        arrived: Callable[[], None],
+        moved: Callable[[TopicPartition, int], None],
+    ) -> None:
+        self._core = core
+        self._cluster = cluster
+        self._arrived = arrived  # the application may have something to read, or to be told
+        self._moved = moved  # a position is found out that the application did not choose
+        self._news = asyncio.Event()
+        self._routed_version = -1  # of the core, when last routed
+        self._streams: dict[str, tuple[FetchStream, asyncio.Task[None]]] = {}
+        self._retry_at: dict[str, float] = {}  # addresses whose stream broke
+        self._failures: dict[str, int] = {}  # in a row, of streams to an address
+        self._told_unknown: dict[tuple[TopicPartition, int], None] = {}  # starts that are not known yet, by generation
+        self._resolving: dict[tuple[TopicPartition, int], asyncio.Task[None]] = {}  # by generation
+
+    def look(self) -> None:
+        """The core may have changed: wake up if it routes otherwise now."""
+        if self._core.routes_version != self._routed_version:
+            self.wake()
+
+    def wake(self) -> None:
+        """Something may be routed otherwise now, or the buffer may have room."""
+        self._news.set()
+        for stream, _ in self._streams.values():
+            stream.room.set()
+
+    async def run(self) -> None:
+        """Route until cancelled. Raises only what is a bug."""
+        loop = asyncio.get_running_loop()
+        self._cluster.add_listener(self._on_image)
+        try:
+            while True:
+                self._news.clear()
+                self._routed_version = self._core.routes_version
+                self._reap(loop.time())
+                wanted = self._core.routes(self._cluster.leader)
+                await self._stop_streams_unlike(wanted)
+                self._start_streams(wanted, loop.time())
+                self._resolve_positions()
+                self._arrived()  # a partition may have failed
+                again_at = [at for address, at in self._retry_at.items() if address in wanted]
+                await _wait(self._news, min(again_at) - loop.time() if again_at else None)
+        finally:
+            self._cluster.remove_listener(self._on_image)
+            tasks = [task for _, task in self._streams.values()] + list(self._resolving.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _on_taken(self, led_elsewhere: bool) -> None:
+        while self._core.parted:
+            tp, position, offset = self._core.parted.popleft()
+            log.warning(
+                "records read are lost to an unclean election, reading goes back topic=%s partition=%d from=%d to=%d",
+                tp.topic, tp.partition, position, offset,
+            )  # fmt: skip
+            self._moved(tp, offset)
+        if led_elsewhere:
+            self.wake()
+        self.look()
+        self._arrived()
+
+    def _on_image(self, _: object) -> None:
+        self.wake()
+
+    def _reap(self, now_s: float) -> None:
+        """Remember why streams ended; a partition refused there is tried again when its time has come."""
+        self._retry_at = {address: at for address, at in self._retry_at.items() if at > now_s}
+        for address, (stream, task) in list(self._streams.items()):
+            if task.done():
+                del self._streams[address]
+                error = task.exception()
+                if not isinstance(error, FencepostError):
+                    raise error or InvariantBroken("a fetch stream ended without an error")
+                failures = 1 if stream.answered else self._failures.get(address, 0) + 1
+                if failures == 1:  # a dead broker is told of once
+                    log.info("fetch stream broke address=%s reason=%s", address, error.message)
+                self._failures[address] = failures
+                pause_s = min(RETRY_BACKOFF_MAX_S, RETRY_BACKOFF_S * 2.0 ** min(failures - 1, 30))
+                self._retry_at[address] = now_s + pause_s
+        for position, task in list(self._resolving.items()):
+            if task.done():
+                del self._resolving[position]
+                task.result()
+
+    async def _stop_streams_unlike(self, wanted: dict[str, frozenset[Route]]) -> None:
+        unlike = [a for a, (stream, _) in self._streams.items() if wanted.get(a) != stream.routes]
+        tasks = [self._streams.pop(address)[1] for address in unlike]
+        for task in tasks:
+            task.cancel()
+        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+            if not isinstance(outcome, FencepostError | asyncio.CancelledError):
+                raise outcome or InvariantBroken("a fetch stream ended without an error")
+
+    def _start_streams(self, wanted: dict[str, frozenset[Route]], now_s: float) -> None:
+        for address, routes in sorted(wanted.items()):
+            if address not in self._streams and self._retry_at.get(address, now_s) <= now_s:
+                stream = FetchStream(self._core, self._cluster, address, routes, self._on_taken)
+                task = asyncio.create_task(stream.run(), name=f"fetch-{address}")
+                task.add_done_callback(lambda _: self.wake())
+                self._streams[address] = (stream, task)
+
+    def _resolve_positions(self) -> None:
+        for tp, key, marker, generation in self._core.unresolved():
+            if (tp, generation) not in self._resolving:
+                resolving = self._resolve(tp, key, marker, generation)
+                task = asyncio.create_task(resolving, name=f"resolve-{tp.topic}-{tp.partition}")
+                task.add_done_callback(lambda _: self.wake())
+                self._resolving[tp, generation] = task
+
+    async def _resolve(self, tp: TopicPartition, key: PartitionKey, marker: int, generation: int) -> None:
+        try:
+            offset, _ = await list_offset(self._cluster, key, marker, RESOLVE_TIMEOUT_S)
+        except FencepostError as error:
+            if not error.retriable:
+                self._core.fail(tp, generation, error)
+            elif (tp, generation) not in self._told_unknown:
+                self._told_unknown[tp, generation] = None
+                log.warning("start not known yet topic=%s partition=%d reason=%s", tp.topic, tp.partition, error)
+        else:
+            self._told_unknown.pop((tp, generation), None)
+            if self._core.resolve(tp, generation, offset):
+                self._moved(tp, offset)
+
+
+async def _wait(event: asyncio.Event, timeout_s: float | None) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return

@@ -1,0 +1,263 @@
+"""One partition that a consumer reads: its position, and what is buffered of it.
+
+Two offsets. `position` is the next record that the application gets; `next_fetch` is the next offset to ask the leader
+for. All that lies between is buffered here, as the bytes of whole batches (position <= next_fetch). A batch is checked,
+decompressed and decoded when the application wants its records, one batch at a time.
+
+An answer may begin below the position, in the middle of a batch: the records below are skipped.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain, dropwhile, islice
+from typing import NamedTuple
+
+from fencepost_proto.protocol.errors import (
+    CorruptMessage,
+    FencepostError,
+    InvalidRecord,
+    InvariantBroken,
+    UnsupportedForMessageFormat,
+)
+from fencepost_proto.protocol.metadata import PartitionKey
+from fencepost_proto.protocol.record_batch import HEADER_BYTES, LENGTH_END, check_batch
+from fencepost_proto.protocol.records import MAX_DECOMPRESSED_BYTES, Headers, Record, read_records
+
+LATEST = -1  # timestamps with a meaning in ListOffsets
+EARLIEST = -2
+UNRESOLVED = -1  # a position that a ListOffsets answer will set
+
+LARGE_COMPRESSED_BYTES = 32 * 1024  # a compressed batch from this size on is opened in a thread …
+MAX_INLINE_BYTES = 1024 * 1024  # … and so is one that turns out to open to more than this
+
+_BATCH = struct.Struct(">qi11xi")  # base offset, length, …, last offset delta
+_BATCH_EPOCH = struct.Struct(">qii")  # base offset, length, leader epoch
+MAX_EPOCHS = 100  # leader epochs that a partition remembers having read from: the oldest are forgotten
+_ATTRIBUTES_LOW = 22  # the low byte of the attributes
+_COMPRESSION = 0x07
+
+
+class TopicPartition(NamedTuple):
+    """A partition by its topic's name."""
+
+    topic: str
+    partition: int
+
+
+class ConsumerRecord(NamedTuple):
+    """One record as the application gets it."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+def open_batch(batch: bytes, position: int, max_decompressed_bytes: int = MAX_DECOMPRESSED_BYTES) -> Iterator[Record]:
+    """The batch's records from `position` on: checked and decompressed now, decoded as they are taken.
+
+    Raises CorruptMessage, now or while records are taken; DecompressedTooLarge above the limit.
+    """
+    records = read_records(batch, max_decompressed_bytes)
+    try:
+        first = next(records, None)
+    except (InvalidRecord, UnsupportedForMessageFormat) as error:  # no leader stores such a batch: it was damaged
+        raise CorruptMessage(error.message) from error
+    if first is None:
+        raise CorruptMessage(f"{len(batch)} bytes hold no record")
+    whole = chain((first,), records)
+    return whole if first.offset >= position else dropwhile(lambda record: record.offset < position, whole)
+
+
+def end_of_batches(records: bytes, fetch_offset: int, high_watermark: int) -> int:
+    """The end offset of a fetch answer's batches, seen from outside; their content is checked when they are opened.
+
+    Raises CorruptMessage unless they are whole, follow each other, begin at or below `fetch_offset` and end above it,
+    at or below the high watermark (-1: a new leader does not tell it yet; what it sends is committed all the same).
+    """
+    at, size = 0, len(records)
+    expected = -1
+    while at < size:
+        if size - at < HEADER_BYTES:
+            raise CorruptMessage(f"{size - at} bytes at the end of an answer to a fetch of offset {fetch_offset}")
+        base_offset, length, last_delta = _BATCH.unpack_from(records, at)
+        if expected < 0:
+            if base_offset > fetch_offset:
+                raise CorruptMessage(f"answer to a fetch of offset {fetch_offset} begins at {base_offset}")
+        elif base_offset != expected:
+            raise CorruptMessage(f"batch at offset {base_offset} follows one that ends at {expected}")
+        expected = base_offset + last_delta + 1
+        at += LENGTH_END + length
+        if length < HEADER_BYTES - LENGTH_END or at > size or last_delta < 0:
+            raise CorruptMessage(f"batch at offset {base_offset} has length {length} and last delta {last_delta}")
+    if expected <= fetch_offset or 0 <= high_watermark < expected:
+        raise CorruptMessage(
+            f"answer to a fetch of offset {fetch_offset} ends at {expected}, the high watermark is {high_watermark}"
+        )
+    return expected
+
+
+def epochs_in(records: bytes) -> Iterator[tuple[int, int]]:
+    """(leader epoch, base offset) of each of an answer's batches, which `end_of_batches` has checked."""
+    at = 0
+    while at < len(records):
+        base_offset, length, epoch = _BATCH_EPOCH.unpack_from(records, at)
+        yield epoch, base_offset
+        at += LENGTH_END + length
+
+
+def is_large(batch: bytes) -> bool:
+    """Opening it would hold the event loop."""
+    return len(batch) >= LARGE_COMPRESSED_BYTES and bool(batch[_ATTRIBUTES_LOW] & _COMPRESSION)
+
+
+@dataclass(slots=True, eq=False)
+class AssignedPartition:
+    """One assigned partition."""
+
+    tp: TopicPartition
+    key: PartitionKey
+    position: int = UNRESOLVED
+    start: int = EARLIEST  # where to begin while the position is UNRESOLVED
+    out_of_range: int = -1  # the position that a leader refused, while the log's start is asked for to tell why
+    next_fetch: int = UNRESOLVED  # position <= next_fetch
+    generation: int = 0  # another one at every move
+    high_watermark: int = -1  # never goes back
+    retry_at: float = 0.0  # not before, of the leader of `refused_epoch` or an older one
+    refused_epoch: int = -1
+    served: int = 0  # number of the last answer that brought records: whoever waited longest is asked for first
+    corrupt: int = 0  # fetches in a row whose bytes could not be read
+    source: str = ""  # address of the broker whose answer came last
+    large: bool = False  # the next batch has turned out to need a thread
+    failure: FencepostError | None = None
+    epochs: list[tuple[int, int]] = field(default_factory=list)  # (leader epoch, its first offset read), rising
+    opened: Iterator[Record] | None = None  # what is left of the batch that is being handed out
+    _opened_end: int = 0  # its end offset
+    _opened_bytes: int = 0
+    _answers: deque[bytes] = field(default_factory=deque)  # of whole batches
+    _at: int = 0  # 0 <= _at < len(_answers[0]): where the next batch begins in the first answer
+
+    def move(self, position: int, start: int, generation: int) -> None:
+        """Begin again at `position`: what is buffered or on its way no longer counts."""
+        goes_back = 0 <= position <= self.next_fetch
+        self.epochs = [entry for entry in self.epochs if goes_back and entry[1] < position]
+        self.position, self.start, self.next_fetch, self.out_of_range = position, start, position, -1
+        self.generation = generation
+        self.retry_at, self.corrupt, self.failure = 0.0, 0, None
+        self.drop_buffer()
+
+    # ---- The buffer ----
+
+    @property
+    def has_buffered(self) -> bool:
+        return self.opened is not None or bool(self._answers)
+
+    @property
+    def buffered_bytes(self) -> int:
+        opened = self._opened_bytes if self.opened is not None else 0
+        return sum(map(len, self._answers)) - self._at + opened
+
+    @property
+    def between_answers(self) -> bool:
+        """All of the last answer that was touched has been handed out."""
+        return self.opened is None and self._at == 0
+
+    def put(self, records: bytes, high_watermark: int) -> None:
+        """Buffer a leader's answer. Raises CorruptMessage."""
+        self.next_fetch = end_of_batches(records, self.next_fetch, high_watermark)
+        for epoch, base_offset in epochs_in(records):
+            if not self.epochs or self.epochs[-1][0] != epoch:
+                self.epochs = [*self.epochs[1 - MAX_EPOCHS :], (epoch, base_offset)]
+        self.high_watermark = max(self.high_watermark, self.next_fetch)  # what a leader serves is committed
+        self._answers.append(records)
+
+    @property
+    def last_epoch(self) -> int | None:
+        """Leader epoch of the batch before `next_fetch`; None: it was not read."""
+        return self.epochs[-1][0] if self.epochs else None
+
+    def parts_at(self, epoch: int, end_offset: int) -> int:
+        """Where what was read parts from the log of a leader whose newest epoch that is not newer than `last_epoch` is
+        `epoch` (-1: it has none), and ends at `end_offset`: at this offset, or further down, as the next fetch will tell."""
+        end = self.next_fetch
+        for known, first_offset in reversed(self.epochs):
+            if known <= epoch:
+                return min(end, end_offset)
+            end = first_offset
+        return min(end, end_offset)
+
+    def drop_buffer(self) -> None:
+        self._answers.clear()
+        self._at, self.opened, self.large = 0, None, False
+
+    # ---- Handing out ----
+
+    def next_batch(self) -> bytes:
+        """The next batch that is not opened yet."""
+        answer = self._answers[0]
+        _, length, _ = _BATCH.unpack_from(answer, self._at)
+        return answer[self._at : self._at + LENGTH_END + length]
+
+    def put_opened(self, batch: bytes, records: Iterator[Record]) -> None:
+        """`records` are those of `next_batch`."""
+        base_offset, _, last_delta = _BATCH.unpack_from(batch)
+        self.opened, self._opened_end, self._opened_bytes = records, base_offset + last_delta + 1, len(batch)
+        self.large = False
+        self._at += len(batch)
+        if self._at == len(self._answers[0]):
+            self._answers.popleft()
+            self._at = 0
+
+    def end_of_unreadable(self) -> int | None:
+        """The end offset of the batch that could not be opened, or read to its end; None: where it ends is not certain.
+
+        It is where the CRC covers it (the bytes are the producer's, whatever he has sent), or where the next batch of
+        the same answer begins there.
+        """
+        if self.opened is not None:
+            return self._opened_end
+        if not self._answers:
+            return None
+        batch = self.next_batch()
+        base_offset, _, last_delta = _BATCH.unpack_from(batch)
+        if self._at + len(batch) == len(self._answers[0]):
+            try:
+                check_batch(batch)
+            except InvalidRecord:  # its CRC is right, and its count is not
+                pass
+            except (CorruptMessage, UnsupportedForMessageFormat):
+                return None
+        return int(base_offset + last_delta + 1)
+
+    def read(self, max_records: int, into: list[ConsumerRecord]) -> None:
+        """Move up to so many records of the opened batch into a list, and the position with them.
+
+        Raises CorruptMessage; what is in the list then has been read for good.
+        """
+        if self.opened is None:
+            raise InvariantBroken(f"no batch of {self.tp} is open")
+        topic, partition = self.tp
+        make = ConsumerRecord._make  # the next line is what most of a reader's time goes into
+        records = [make((topic, partition, *record)) for record in islice(self.opened, max_records)]
+        if records:
+            first, last = records[0].offset, records[-1].offset
+            if first != self.position or last != first + len(records) - 1:
+                raise CorruptMessage(
+                    f"{len(records)} records at offsets {first} to {last} of {topic}-{partition}, "
+                    f"where {self.position} is next"
+                )
+            into += records
+            self.position = last + 1
+        if self.position == self._opened_end:
+            self.opened, self.corrupt = None, 0
+        elif len(records) < max_records:
+            raise CorruptMessage(
+                f"batch of {topic}-{partition} that should end at {self._opened_end} ends at {self.position}"
+            )

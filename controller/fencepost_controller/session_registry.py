@@ -1,0 +1,436 @@
+"""The brokers' sessions, and with them who is alive.
+
+**Fast for what is certain.** A stream that ends without a goodbye is followed at once by a probe of the broker's address.
+Refused, or answered by another process: dead now, and its partitions have new leaders milliseconds later. Otherwise the
+probe is repeated until the broker registers again, or its silence decides.
+
+**Patient for what is not.** Silence for a session timeout means dead, as does no progress with unapplied metadata for as
+long; the rules are in `liveness.py`. A broker that is declared dead wrongly finds its session ended, registers again, and is
+unfenced again; that costs an election, never safety.
+
+Every broker that is live in the metadata is watched, whether it has a session or not. That is so by three steps: one that
+was live at the start is expected, one whose session ends is missed, and so is one that became live only after its session
+had ended (the commit that unfences it was under way).
+
+**A registration** of a broker id that another incarnation holds is accepted only when that one is dead: known to be, or
+found to be by a probe. While a probe does not tell, the registration waits, at most until silence has decided.
+
+Heartbeats change nothing in the store. What they ask for (to be unfenced, to shut down, to be spared a failed replica)
+becomes one command each, submitted by the session's own `follow` task, so that a slow commit never keeps heartbeats from
+being read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import replace
+
+from fencepost_controller.broker_session import MetadataMessages, Session
+from fencepost_controller.commands import Commands
+from fencepost_controller.config import ControllerConfig
+from fencepost_controller.decisions.brokers import (
+    NO_EPOCH,
+    BeginShutdown,
+    FailReplicas,
+    FenceBroker,
+    RegisterBroker,
+    UnfenceBroker,
+)
+from fencepost_controller.decisions.lineage import KnownHistory, MetadataWentBack, UnknownHistory, check_known_version
+from fencepost_controller.liveness import Liveness
+from fencepost_controller.opening import Opening
+from fencepost_controller.probe import Verdict, pauses_s, probe
+from fencepost_controller.seldom import Seldom
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.metadata import Broker, Changes, MetadataImage, PartitionKey
+from fencepost_proto.protocol.v1 import common_pb2, controller_pb2
+from fencepost_proto.transport.wire import Wire
+
+log = logging.getLogger(__name__)
+
+_MOST_NAMED = 20  # of replicas in one line
+MAX_REFUSED_PAUSE_S = 2.0  # between attempts at what the store refuses
+REFUSED_LOGGED_EVERY_S = 10.0  # registrations that anyone may send, as often as they like
+SETTLE_S = 5.0  # a broker that has been live for this long may get its preferred leaderships back
+
+Spawn = Callable[[Coroutine[object, object, None], str], asyncio.Task[None]]
+
+
+class Sessions:
+    """Every open session, by broker id; at most one for each."""
+
+    def __init__(
+        self,
+        *,
+        wire: Wire,
+        config: ControllerConfig,
+        commands: Commands,
+        failed: dict[tuple[int, int], frozenset[PartitionKey]],
+        on_applied: Callable[[], None],
+        on_went_back: Callable[[BaseException], None],
+        spawn: Spawn,
+    ) -> None:
+        self._wire = wire
+        self._config = config
+        self._commands = commands
+        self._failed = failed  # shared with the decisions: (broker id, broker epoch) -> its failed replicas
+        self._on_applied = on_applied
+        self._on_went_back = on_went_back
+        self._spawn = spawn
+        self._loop = asyncio.get_running_loop()
+        self.opening = Opening()
+        self.messages = MetadataMessages(lambda: commands.image)
+        self._liveness = Liveness(config.session_timeout_ms / 1000, self._loop.time())
+        self._sessions: dict[int, Session] = {}
+        self._live_since: dict[int, float] = {}
+        self._being_declared_dead: set[int] = set()
+        self._not_stored: dict[int, Iterator[float]] = {}  # pauses of brokers whose fencing the store refuses
+        self._closing = False
+        self._refusals = Seldom(REFUSED_LOGGED_EVERY_S)
+
+    @property
+    def _image(self) -> MetadataImage:
+        return self._commands.image
+
+    def start(self) -> None:
+        """The image is loaded: whoever was live then is given a full session timeout to register again."""
+        now = self._loop.time()
+        for broker in self._image.brokers.values():
+            if not broker.fenced:
+                self._liveness.expect(broker.id, now)
+                self._live_since[broker.id] = now
+        self.opening.start(self._image.brokers.values(), self._config.session_timeout_ms / 1000)
+
+    async def watch(self) -> None:
+        """Declare dead who is overdue; a task for the controller's life."""
+        while True:
+            await asyncio.sleep(self._liveness.tick_interval_s)
+            for broker_id, reason in self._liveness.tick(self._loop.time()):
+                broker = self._image.brokers.get(broker_id)
+                if broker is None:
+                    self._liveness.forget(broker_id)
+                elif broker_id not in self._being_declared_dead and not self._closing:
+                    self._spawn(self._declare_dead(broker, reason), f"declare broker {broker_id} dead")
+
+    def applied(self) -> dict[int, int]:
+        """The metadata version applied by each broker with a session under its current broker epoch."""
+        return {
+            broker_id: session.applied_version
+            for broker_id, session in self._sessions.items()
+            if not session.over
+            and broker_id in self._image.brokers
+            and self._image.brokers[broker_id].broker_epoch == session.broker_epoch
+        }
+
+    def settled(self) -> frozenset[int]:
+        """Brokers that have been live for some time and would hear of a leadership now."""
+        now = self._loop.time()
+        return frozenset(
+            broker.id
+            for broker in self._image.brokers.values()
+            if not broker.fenced
+            and broker.id in self._sessions
+            and now - self._live_since.get(broker.id, now) >= SETTLE_S
+        )
+
+    def publish(self, changes: Changes) -> None:
+        """Metadata has been committed: what changed with the newest version."""
+        delta = self.messages.delta(self._image.version, changes)
+        for session in self._sessions.values():
+            session.publish(delta)
+        live = [i for i in self._sessions if i in self._image.brokers and not self._image.brokers[i].fenced]
+        self._liveness.published(self._image.version, live, self._loop.time())
+        for broker in [entity for entity in changes.values() if isinstance(entity, Broker)]:
+            self._broker_changed(broker)
+        removed = [key for key, entity in changes.items() if entity is None and key.startswith("brokers/")]
+        for broker_id in sorted(int(key.removeprefix("brokers/")) for key in removed):
+            self._broker_removed(broker_id)
+
+    def _broker_changed(self, broker: Broker) -> None:
+        if broker.fenced:
+            self._live_since.pop(broker.id, None)
+            return
+        self._live_since.setdefault(broker.id, self._loop.time())
+        if broker.id not in self._sessions and not self._liveness.watches(broker.id):
+            self._liveness.expect(broker.id, self._loop.time())
+            self._miss(broker)
+
+    def _broker_removed(self, broker_id: int) -> None:
+        """Only one that is fenced can be; it may just be registering all the same."""
+        session = self._sessions.pop(broker_id, None)
+        if session is not None:
+            session.end(errors.BrokerIdNotRegistered(f"broker {broker_id} has been removed from the cluster"))
+        self._liveness.forget(broker_id)
+        self._live_since.pop(broker_id, None)
+
+    def end_all(self, error: errors.FencepostError) -> None:
+        """The controller stops. Nobody is declared dead for the streams that end now."""
+        self._closing = True
+        for session in self._sessions.values():
+            session.end(error)
+
+    # ---- One session's life ----
+
+    async def register(self, register: controller_pb2.Register) -> Session:
+        """Begin a session. Raises the FencepostError that refuses it."""
+        if self._closing:
+            raise errors.NotController("the controller is stopping")
+        command = RegisterBroker(
+            broker_id=register.broker_id,
+            incarnation=register.incarnation,
+            cluster_id=register.cluster_id,
+            address=register.address,
+            may_have_lost_tail=register.may_have_lost_tail,
+            damaged=tuple((ref.topic_id, ref.partition) for ref in register.damaged_replicas),
+            folder_epoch=register.folder_epoch,
+            folder_is_copy=register.folder_is_copy,
+        )
+        self._check_known(register)
+        command.check(self._image)
+        known = self._image.brokers.get(command.broker_id)
+        rejoins = known is not None and known.incarnation == command.incarnation and self.opening.is_over
+        if not rejoins and self._liveness.watches(command.broker_id) and command.broker_id not in self._sessions:
+            self._liveness.expect(command.broker_id, self._loop.time())  # it is there, and waits
+        self.opening.heard(command.broker_id)
+        await self.opening.wait()
+        broker = await self._register(command)
+        if broker.id not in self._image.brokers:  # removed in the moment since
+            raise errors.NetworkException(f"broker {broker.id} has been removed while it registered")
+        before = self._sessions.get(broker.id)
+        if before is not None:
+            before.end(errors.NetworkException(f"broker {broker.id} has begun another session"))
+        for key in [key for key in self._failed if key[0] == broker.id and key[1] != broker.broker_epoch]:
+            del self._failed[key]
+        greeting = controller_pb2.Registered(
+            broker_epoch=broker.broker_epoch,
+            cluster_id=self._image.cluster_id,
+            session_timeout_ms=self._config.session_timeout_ms,
+            heartbeat_interval_ms=self._config.heartbeat_interval_ms,
+            metadata_version=self._image.version,
+            lineage_id=self._image.lineage.current_id,
+        )
+        session = Session(broker, self._image.version, greeting)
+        session.replicas_failed = (broker.id, broker.broker_epoch) in self._failed  # not all may have been acted on
+        if self._closing:
+            session.end(errors.NotController("the controller is stopping"))
+        self._sessions[broker.id] = session
+        if rejoins and self._liveness.watches(broker.id):
+            self._liveness.rejoins(broker.id)
+        else:
+            self._liveness.expect(broker.id, self._loop.time())
+        if not broker.fenced:
+            self._liveness.published(self._image.version, [broker.id], self._loop.time())  # it may have missed some
+        log.info(
+            "broker registered broker=%d broker_epoch=%d incarnation=%s address=%s fenced=%s may_have_lost_tail=%s",
+            broker.id,
+            broker.broker_epoch,
+            broker.incarnation,
+            broker.address,
+            broker.fenced,
+            register.may_have_lost_tail,
+        )
+        return session
+
+    def _check_known(self, register: controller_pb2.Register) -> None:
+        """Raises NotController where the store has gone back; then this process ends. UnknownHistory: somebody says so."""
+        try:
+            check_known_version(
+                self._image,
+                KnownHistory(
+                    register.broker_id,
+                    register.cluster_id,
+                    register.known_version,
+                    register.known_lineage_id,
+                    register.oldest_lineage_id,
+                ),
+            )
+        except UnknownHistory as error:
+            if self._refusals.is_due(self._loop.time()):
+                log.error("registration refused reason=%s more_since_the_last=%d", error, self._refusals.skipped())
+            raise
+        except MetadataWentBack as error:
+            self._closing = True
+            self._on_went_back(error)
+            raise errors.NotController(str(error)) from None
+
+    async def _register(self, command: RegisterBroker) -> Broker:
+        while True:
+            replaces = await self._replaceable(command)
+            known = self._image.brokers.get(command.broker_id)
+            try:
+                broker = (await self._commands.submit(replace(command, replaces=replaces))).answer
+            except errors.DuplicateBrokerRegistration as error:  # another one came before it, which may be dead by now
+                log.info("registration again reason=%s", error)
+                continue
+            if (
+                known is not None
+                and known.incarnation != command.incarnation
+                and (problem := command.folder_problem(known))
+            ):
+                log.warning(
+                    "data folder may lack acknowledged records, broker leaves every in-sync set broker=%d because=%s",
+                    broker.id,
+                    problem,
+                )
+            return broker
+
+    def heartbeat(self, session: Session, heartbeat: controller_pb2.Heartbeat) -> None:
+        """Raises InvalidRequest for what cannot be."""
+        if heartbeat.applied_version > self._image.version:
+            raise errors.InvalidRequest(
+                f"broker {session.broker_id} has applied metadata version {heartbeat.applied_version}, and there are only "
+                f"{self._image.version}: this controller's store has lost metadata, or is of another cluster"
+            )
+        if self._sessions.get(session.broker_id) is not session:
+            return
+        now = self._loop.time()
+        self._liveness.heard(session.broker_id, heartbeat.applied_version, now, heartbeat.progress)
+        session.ready = heartbeat.ready
+        session.wants_shutdown = heartbeat.want_shutdown
+        self._take_failed(session, heartbeat.failed_replicas)
+        session.news.set()
+        if heartbeat.applied_version != session.applied_version:
+            session.applied_version = heartbeat.applied_version
+            self._on_applied()
+
+    def _take_failed(self, session: Session, refs: Sequence[common_pb2.PartitionRef]) -> None:
+        """A heartbeat names all replicas that are failed now; one that it names no more serves again."""
+        key = (session.broker_id, session.broker_epoch)
+        known = self._failed.get(key, frozenset())
+        failed = frozenset((ref.topic_id, ref.partition) for ref in refs) & self._image.partitions.keys()
+        if failed == known:
+            return
+        self._failed[key] = failed
+        session.replicas_failed = True
+        for what, keys in (("replicas failed", failed - known), ("replicas recovered", known - failed)):
+            if keys:
+                names = ",".join(sorted(f"{topic_id}-{index}" for topic_id, index in keys)[:_MOST_NAMED])
+                log.warning("%s broker=%d count=%d replicas=%s", what, session.broker_id, len(keys), names)
+
+    async def follow(self, session: Session) -> None:
+        """Submit what the session's heartbeats ask for; a task for the session's life."""
+        refused: Iterator[float] | None = None  # pauses, while the store or the queue refuses
+        while True:
+            await session.news.wait()
+            session.news.clear()
+            try:
+                await self._act(session)
+            except errors.StaleBrokerEpoch as error:
+                session.end(error)
+                return
+            except errors.RetriableError as error:  # the next heartbeat asks again
+                if refused is None:
+                    log.warning("could not follow a heartbeat broker=%d reason=%s", session.broker_id, error)
+                    refused = pauses_s(MAX_REFUSED_PAUSE_S)
+                await asyncio.sleep(next(refused))
+            else:
+                refused = None
+
+    async def _act(self, session: Session) -> None:
+        who = (session.broker_id, session.broker_epoch)
+        if session.replicas_failed:
+            session.replicas_failed = False
+            try:
+                await self._commands.submit(FailReplicas(*who))
+            except errors.RetriableError:
+                session.replicas_failed = True
+                raise
+        broker = self._image.brokers.get(session.broker_id)
+        if broker is None:  # it has been removed, and its session has ended by that
+            return
+        if session.wants_shutdown:
+            if not broker.fenced and not broker.shutting_down:
+                await self._commands.submit(BeginShutdown(*who))
+                log.info("broker shuts down broker=%d", session.broker_id)
+            session.allow_shutdown()  # whatever another replica can lead is led by it, by the same commit
+        elif broker.fenced and session.ready and session.applied_version >= session.start_version and not session.over:
+            await self._commands.submit(UnfenceBroker(*who))
+            log.info("broker unfenced broker=%d broker_epoch=%d", *who)
+
+    async def goodbye(self, session: Session) -> None:
+        """The process ends: dead now. Done even where the caller does not wait for it."""
+        if self._sessions.get(session.broker_id) is not session:
+            return
+        broker = self._image.brokers[session.broker_id]
+        await asyncio.shield(self._spawn(self._declare_dead(broker, "goodbye"), f"goodbye of broker {broker.id}"))
+
+    def stream_ended(self, session: Session) -> None:
+        """However it ended. Where nobody expected it, find out why."""
+        session.end()
+        if self._sessions.get(session.broker_id) is not session:
+            return
+        del self._sessions[session.broker_id]
+        broker = self._image.brokers[session.broker_id]
+        if broker.fenced:
+            self._liveness.forget(broker.id)
+        else:
+            self._miss(broker)
+
+    # ---- Who is dead ----
+
+    def _miss(self, broker: Broker) -> None:
+        """It is live, and has no session."""
+        if not self._closing:
+            log.info("session broke broker=%d broker_epoch=%d", broker.id, broker.broker_epoch)
+            self._spawn(self._find_out(broker), f"probe broker {broker.id}")
+
+    async def _find_out(self, broker: Broker) -> None:
+        """Probe until the broker is back, found dead, or declared dead for its silence."""
+        pauses = pauses_s()
+        while self._is_missed(broker):
+            verdict = await probe(self._wire, broker.address, broker.incarnation)
+            if verdict is Verdict.DEAD and self._is_missed(broker):
+                await self._declare_dead(broker, "its process is gone")
+            if self._is_missed(broker):
+                await asyncio.sleep(next(pauses))
+
+    def _is_missed(self, broker: Broker) -> bool:
+        now = self._image.brokers.get(broker.id)
+        if now is None:
+            return False
+        is_same = now.broker_epoch == broker.broker_epoch and not now.fenced
+        return is_same and broker.id not in self._sessions and not self._closing
+
+    async def _declare_dead(self, broker: Broker, reason: str) -> None:
+        """Fence it and end its session. Where the store refuses, it is tried again, with growing pauses."""
+        self._being_declared_dead.add(broker.id)
+        try:
+            session = self._sessions.get(broker.id)
+            if session is not None and session.broker_epoch == broker.broker_epoch:
+                del self._sessions[broker.id]
+                session.end(errors.RequestTimedOut(f"broker {broker.id} was declared dead: {reason}"))
+            committed = await self._commands.submit(FenceBroker(broker.id, broker.broker_epoch))
+        except errors.FencepostError as error:
+            if broker.id not in self._not_stored:
+                log.error("could not fence broker=%d reason=%s", broker.id, error)
+            await asyncio.sleep(next(self._not_stored.setdefault(broker.id, pauses_s(MAX_REFUSED_PAUSE_S))))
+            return
+        finally:
+            self._being_declared_dead.discard(broker.id)
+        self._not_stored.pop(broker.id, None)
+        now = self._image.brokers.get(broker.id)
+        if broker.id not in self._sessions and (now is None or now.fenced):
+            self._liveness.forget(broker.id)
+        if committed.answer:
+            log.info("broker fenced broker=%d broker_epoch=%d reason=%s", broker.id, broker.broker_epoch, reason)
+
+    async def _replaceable(self, register: RegisterBroker) -> int:
+        """The broker epoch of the registration that this one may replace. Raises DuplicateBrokerRegistration."""
+        give_up_at = self._loop.time() + 2 * self._config.session_timeout_ms / 1000
+        pauses = pauses_s()
+        while True:
+            known = self._image.brokers.get(register.broker_id)
+            if known is None or known.incarnation == register.incarnation:
+                return NO_EPOCH
+            if known.fenced and known.id not in self._sessions:
+                return known.broker_epoch
+            verdict = await probe(self._wire, known.address, known.incarnation)
+            if verdict is Verdict.DEAD:
+                return known.broker_epoch
+            if verdict is Verdict.ALIVE or self._loop.time() >= give_up_at:
+                raise errors.DuplicateBrokerRegistration(
+                    f"broker id {known.id} is in use by the process at {known.address} (incarnation {known.incarnation})"
+                )
+            await asyncio.sleep(next(pauses))

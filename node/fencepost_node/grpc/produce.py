@@ -1,0 +1,159 @@
+"""Produce: many batches of many partitions on one long-lived stream.
+
+Each batch is checked and appended the moment its message is read, in message order, and answered on its own: an error at
+once, a success when the batch (or the one that it repeats) is below the high watermark (acks=all), or at once (acks 1
+and 0). So results come in any order; the client matches them by correlation id.
+
+Errors of a batch: UNKNOWN_TOPIC_ID, UNKNOWN_TOPIC_OR_PARTITION, NOT_LEADER_OR_FOLLOWER, FENCED_LEADER_EPOCH,
+UNKNOWN_LEADER_EPOCH, INVALID_REQUIRED_ACKS, MESSAGE_TOO_LARGE, CORRUPT_MESSAGE, INVALID_RECORD,
+INVALID_TIMESTAMP, UNSUPPORTED_FOR_MESSAGE_FORMAT, NOT_ENOUGH_REPLICAS, INVALID_PRODUCER_EPOCH, OUT_OF_ORDER_SEQUENCE_NUMBER,
+UNKNOWN_PRODUCER_ID, DUPLICATE_SEQUENCE_NUMBER, COORDINATOR_NOT_AVAILABLE (an id or epoch that was not given out, as far as
+this broker knows), THROTTLING_QUOTA_EXCEEDED (too many new producers), KAFKA_STORAGE_ERROR: nothing was appended by this
+attempt.
+REQUEST_TIMED_OUT and NOT_ENOUGH_REPLICAS_AFTER_APPEND: it was, and may yet be committed or cut.
+
+Limits: MAX_PENDING results on one stream, then reading pauses; a message of more than `max_request_bytes` of records is
+refused whole (RECORD_LIST_TOO_LARGE), one of more batches than `request_limits.py` allows ends the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from fencepost_node.producers.producer_state import Admit
+from fencepost_node.replica_manager import ReplicaManager
+from fencepost_node.replication.leadership import ALL_ACKS
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.errors import FencepostError
+from fencepost_proto.protocol.v1 import broker_pb2 as pb
+
+MAX_PENDING = 4_096  # batches of one stream that are appended or refused and not yet answered
+MAX_RESULTS = 1_024  # in one response
+BATCHES_IN_A_TURN = 64  # appended before others get a turn on the loop: a millisecond or two
+MAX_TIMEOUT_MS = 600_000
+
+
+class ProduceContext(Protocol):
+    """What this needs of a gRPC servicer context."""
+
+    async def write(self, message: pb.ProduceResponse) -> None: ...
+
+
+async def produce(
+    manager: ReplicaManager,
+    requests: AsyncIterator[pb.ProduceRequest],
+    context: ProduceContext,
+    admit: Admit | None = None,  # asked about producers that a partition does not know
+) -> None:
+    """Serve one stream until the client ends it and every batch is answered."""
+    stream = _ProduceStream(manager, admit)
+    async with asyncio.TaskGroup() as group:
+        writer = group.create_task(stream.write_results(context))
+        async for request in requests:
+            await stream.take(request)
+            await stream.room()
+        stream.finish()
+        await writer
+
+
+class _ProduceStream:
+    def __init__(self, manager: ReplicaManager, admit: Admit | None) -> None:
+        self._manager = manager
+        self._admit = admit
+        self._loop = asyncio.get_running_loop()
+        self._results: list[pb.ProduceResult] = []
+        self._pending = 0  # taken and not yet written
+        self._finished = False
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+
+    async def take(self, request: pb.ProduceRequest) -> None:
+        self._pending += len(request.batches)
+        refusal = self._too_large(request)
+        for number, batch in enumerate(request.batches, 1):
+            if refusal is not None:
+                self._refuse(batch.correlation_id, refusal)
+            else:
+                self._take(batch)
+            if number % BATCHES_IN_A_TURN == 0:
+                await asyncio.sleep(0)
+
+    def _too_large(self, request: pb.ProduceRequest) -> FencepostError | None:
+        limit = self._manager.config.max_request_bytes
+        if request.ByteSize() <= limit:
+            return None  # so are the records in it; to look at each would copy it
+        size = sum(len(batch.records) for batch in request.batches)
+        if size <= limit:
+            return None
+        return errors.RecordListTooLarge(f"request with {size} bytes of records; at most {limit} are taken")
+
+    def _take(self, batch: pb.ProduceBatch) -> None:
+        try:
+            self._append(batch, self._loop.time())
+        except FencepostError as refusal:
+            self._refuse(batch.correlation_id, refusal)
+
+    def _append(self, batch: pb.ProduceBatch, now: float) -> None:
+        if batch.acks not in (ALL_ACKS, 0, 1):
+            raise errors.InvalidRequiredAcks(f"acks {batch.acks}: -1 (all), 0 and 1 are possible")
+        replica = self._manager.leader(batch.topic_id, batch.partition, batch.leader_epoch)
+        leadership = replica.leadership()
+        appended = leadership.append(batch.records, batch.acks, now, self._admit)
+        correlation_id = batch.correlation_id
+        result = pb.ProduceResult(
+            correlation_id=correlation_id,
+            base_offset=appended.base_offset,
+            log_start_offset=replica.log.log_start_offset,
+            duplicate=appended.duplicate,
+        )
+        if batch.acks != ALL_ACKS:
+            self._answer(result)
+            return
+        answered = False
+
+        def done(error: FencepostError | None) -> None:
+            nonlocal answered
+            if answered:
+                return
+            answered = True
+            timer.cancel()
+            if error is None:
+                self._answer(result)
+            else:
+                self._refuse(correlation_id, error)
+
+        def timed_out() -> None:
+            done(errors.RequestTimedOut(f"offset {appended.base_offset} was not committed in {batch.timeout_ms} ms"))
+
+        timer = self._loop.call_later(min(batch.timeout_ms, MAX_TIMEOUT_MS) / 1000, timed_out)
+        leadership.when_committed(appended.end_offset, done)
+
+    def _refuse(self, correlation_id: int, error: FencepostError) -> None:
+        self._answer(pb.ProduceResult(correlation_id=correlation_id, error=errors.to_proto(error), base_offset=-1))
+
+    def _answer(self, result: pb.ProduceResult) -> None:
+        self._results.append(result)
+        self._wake.set()
+
+    async def room(self) -> None:
+        """Return when more may be taken."""
+        while self._pending > MAX_PENDING:
+            self._room.clear()
+            await self._room.wait()
+
+    def finish(self) -> None:
+        self._finished = True
+        self._wake.set()
+
+    async def write_results(self, context: ProduceContext) -> None:
+        """Until finished and all is answered."""
+        while not (self._finished and self._pending == 0):
+            await self._wake.wait()
+            self._wake.clear()
+            while self._results:
+                results, self._results = self._results[:MAX_RESULTS], self._results[MAX_RESULTS:]
+                await context.write(pb.ProduceResponse(results=results))
+                self._pending -= len(results)
+                self._room.set()

@@ -1,0 +1,1 @@
+"""Background work on replicas: sync, snapshots, retention, scrubbing, repair."""

@@ -1,0 +1,251 @@
+"""Brings failed replicas back, without an operator and without a restart.
+
+A replica fails when its disk refuses a write or a sync, or when what the disk holds turns out to be damaged. The controller
+hears of it with the next heartbeat and lets others lead. Then, with growing pauses between attempts:
+
+- Where the disk refused, the log is opened again: recovery cuts what was left half written, and writes again what a failed
+  sync may have lost (`log/recovery.py`). Before that a full disk has to show that there is room.
+- Where the log is damaged, and another broker leads, the log is given up: its folder is set aside (`.damaged`), and an empty
+  one takes its place, which is filled by the leader. The controller is asked first: from its answer on this replica is in no
+  in-sync set, and a new leader epoch begins, under which it has to join with what it holds then (`StartReplicaOver`).
+- Where the log is damaged and nobody else may lead, nothing is given up: the log is opened as it is, so that what is whole
+  in it can be read.
+
+Never while this broker counts as the leader: the leadership that the failure ended must be over for the controller too, so
+that there are no two leaderships of one epoch.
+
+**Between any two steps** the process may die: the next start finds the damaged log, the folder set aside, or an empty log.
+In each case this broker is a new incarnation, in no in-sync set but one that had no other member, and of such a one nothing
+was given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fencepost_node.log.log import CorruptLog, Log
+from fencepost_node.replication.replica import Replica
+from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.metadata import NO_LEADER, MetadataImage, PartitionKey, Topic
+from fencepost_proto.protocol.v1 import controller_pb2
+from fencepost_proto.runtime.host import Host
+from fencepost_proto.runtime.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 5.0
+SOUND_AFTER_S = 60.0  # a replica that has served for so long since it was brought back begins with short pauses again
+METADATA_TIMEOUT_S = 5.0  # for a version that the controller has answered to arrive
+_LOOK_S = 0.05
+
+
+class Folders(Protocol):
+    """What is asked of `PartitionFolders`."""
+
+    unread_damage: dict[PartitionKey, str]  # logs that could not be opened, since they are damaged
+
+    def give_up(self, key: PartitionKey) -> None:
+        """Of those: an empty log may take its place."""
+        ...
+
+    def reopen(self, partition: int, topic: Topic, *, probe: bool) -> Awaitable[Log]:
+        """The log that is there, recovered. `probe`: only if the disk has room. Raises StorageError, OSError."""
+        ...
+
+    def replace(self, partition: int, topic: Topic) -> Awaitable[Log]:
+        """An empty log; what is there is set aside. Raises StorageError, OSError."""
+        ...
+
+
+class Controller(Protocol):
+    async def start_replica_over(
+        self, request: controller_pb2.StartReplicaOverRequest
+    ) -> controller_pb2.StartReplicaOverResponse: ...
+
+
+class RepairsOwner(Protocol):
+    """What is asked of the replica manager."""
+
+    @property
+    def image(self) -> MetadataImage: ...
+
+    @property
+    def broker_id(self) -> int: ...
+
+    @property
+    def broker_epoch(self) -> int: ...
+
+    @property
+    def replicas(self) -> Mapping[PartitionKey, Replica]: ...
+
+    @property
+    def unopened(self) -> Mapping[PartitionKey, str]:
+        """Logs that could not be opened, and why."""
+        ...
+
+    def replica_recovered(self) -> None:
+        """Tell the controller."""
+        ...
+
+    async def in_turn(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do it when nothing else is done to the folders of logs. Raises what it raises."""
+        ...
+
+    def open_again(self, key: PartitionKey) -> None:
+        """Try once more to open a log that could not be opened."""
+        ...
+
+
+@dataclass(slots=True)
+class _Attempts:
+    """Of one replica."""
+
+    pause_s: float = FIRST_PAUSE_S
+    due_at: float = 0.0
+    recovered_at: float = 0.0
+    told: set[str] = field(default_factory=set)  # what has been logged of it
+
+
+class Repairs:
+    """Of the replicas of one broker, whichever they are at the time. `tasks` owns what it starts."""
+
+    def __init__(
+        self,
+        host: Host,
+        owner: RepairsOwner,
+        folders: Folders,
+        controller: Controller,
+        tasks: Tasks,
+    ) -> None:
+        self._host = host
+        self._owner = owner
+        self._folders = folders
+        self._controller = controller
+        self._replicas = owner.replicas
+        self._unopened = owner.unopened
+        self._tasks = tasks
+        self._attempts: dict[PartitionKey, _Attempts] = {}
+        self._wake = asyncio.Event()
+
+    def start(self) -> None:
+        self._tasks.spawn(self._run(), "repairs")
+
+    def wake(self) -> None:
+        """A replica has failed, or a log could not be opened."""
+        self._wake.set()
+
+    async def _run(self) -> None:
+        """One after another: a disk in trouble is not asked for everything at once."""
+        loop = asyncio.get_running_loop()
+        while True:
+            failed = [*self._unopened, *(key for key, replica in self._replicas.items() if replica.failure)]
+            self._forget(failed)
+            now = loop.time()
+            for key in failed:
+                attempts = self._attempts.get(key)
+                if attempts is None or 0 < attempts.recovered_at < now - SOUND_AFTER_S:
+                    attempts = self._attempts[key] = _Attempts(due_at=now + self._jittered(FIRST_PAUSE_S))
+                elif attempts.recovered_at:
+                    attempts.recovered_at, attempts.due_at = 0.0, now + self._jittered(attempts.pause_s)
+                if attempts.due_at <= now:
+                    attempts.pause_s = min(2 * attempts.pause_s, LONGEST_PAUSE_S)
+                    await self._try(key, attempts)
+                    attempts.due_at = loop.time() + self._jittered(attempts.pause_s)
+            due_at = min((self._attempts[key].due_at for key in failed if key in self._attempts), default=None)
+            self._wake.clear()
+            try:
+                async with asyncio.timeout_at(due_at):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    def _jittered(self, pause_s: float) -> float:
+        return pause_s * self._host.random.uniform(0.75, 1.25)
+
+    def _forget(self, failed: list[PartitionKey]) -> None:
+        for key in [key for key in self._attempts if key not in self._replicas and key not in failed]:
+            del self._attempts[key]
+
+    async def _try(self, key: PartitionKey, attempts: _Attempts) -> None:
+        if key in self._unopened:
+            await self._open_again(key)
+            return
+        replica = self._replicas.get(key)
+        partition = self._owner.image.partitions.get(key)
+        if replica is None or partition is None or partition.leader == self._owner.broker_id:
+            return
+        only_here = partition.leader == NO_LEADER and partition.isr == (self._owner.broker_id,)
+        starts_over = replica.damaged and not only_here
+        try:
+            if starts_over:
+                await self._ask_to_start_over(replica.key)
+            await self._owner.in_turn(lambda: self._bring_back(replica, starts_over))
+        except CorruptLog as error:
+            replica.damaged = True
+            self._tell(attempts, replica, error)
+        except (OSError, errors.FencepostError) as error:
+            self._tell(attempts, replica, error)
+        else:
+            attempts.recovered_at = asyncio.get_running_loop().time()
+            attempts.told.clear()
+
+    async def _open_again(self, key: PartitionKey) -> None:
+        """A log that could not be opened at all."""
+        if key in self._folders.unread_damage:
+            try:
+                await self._ask_to_start_over(key)
+            except errors.FencepostError as error:
+                log.debug("log not given up topic_id=%s partition=%d reason=%s", *key, error)
+                return
+            self._folders.give_up(key)
+        self._owner.open_again(key)
+
+    async def _bring_back(self, replica: Replica, starts_over: bool) -> None:
+        """Raises CorruptLog, StorageError, OSError."""
+        if self._replicas.get(replica.key) is not replica:
+            return
+        if replica.partition is not self._owner.image.partitions.get(replica.key):
+            raise errors.RequestTimedOut("the newest metadata is still being applied")
+        await replica.let_go_of_log()
+        topic, index = replica.topic, replica.key[1]
+        if starts_over:
+            log.warning("giving up a damaged log topic=%s partition=%d", topic.name, index)
+            opened = await self._folders.replace(index, topic)
+        else:
+            opened = await self._folders.reopen(index, topic, probe=replica.out_of_room)
+        if self._replicas.get(replica.key) is replica:
+            replica.recovered(opened)
+            self._owner.replica_recovered()
+        else:
+            await asyncio.to_thread(opened.close, False)
+
+    async def _ask_to_start_over(self, key: PartitionKey) -> None:
+        """Returns when this replica is in no in-sync set, here too. Raises FencepostError."""
+        request = controller_pb2.StartReplicaOverRequest(
+            broker_id=self._owner.broker_id,
+            broker_epoch=self._owner.broker_epoch,
+            topic_id=key[0],
+            partition=key[1],
+        )
+        answer = await self._controller.start_replica_over(request)
+        errors.raise_for(answer.error)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + METADATA_TIMEOUT_S
+        while self._owner.image.version < answer.version:
+            if loop.time() >= deadline:
+                raise errors.RequestTimedOut(f"metadata version {answer.version} has not arrived")
+            await asyncio.sleep(_LOOK_S)
+
+    def _tell(self, attempts: _Attempts, replica: Replica, error: BaseException) -> None:
+        """Each reason once."""
+        reason = str(error)
+        if reason not in attempts.told:
+            attempts.told.add(reason)
+            log.warning(
+                "replica not recovered yet topic=%s partition=%d reason=%s", replica.topic.name, replica.key[1], reason
+            )

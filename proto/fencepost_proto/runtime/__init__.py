@@ -1,0 +1,1 @@
+"""What every process needs: configuration, start and end, tasks, failure, time, disks."""

@@ -1,0 +1,27 @@
+"""What a process gets from the machine that it runs on: how to reach others, the wall clock, and chance.
+
+Together with the broker's disk this is all that the simulation replaces. Time that passes is not here: it comes from
+the running event loop.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fencepost_proto.transport.wire import GrpcWire, Wire
+
+
+def _wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The surroundings of one process."""
+
+    wire: Wire = field(default_factory=GrpcWire)
+    wall_clock_ms: Callable[[], int] = _wall_clock_ms  # for record timestamps and retention only
+    random: random.Random = field(default_factory=random.Random)  # ids, jitter

@@ -1,0 +1,1 @@
+"""A cluster on this machine that tests can use and break, and the checks of what it stored."""

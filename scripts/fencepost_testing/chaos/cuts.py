@@ -1,0 +1,38 @@
+"""How the links of a run can be cut here: really, in a network of namespaces, else by fault switches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from fencepost_testing.chaos.faults import Link, Party
+from fencepost_testing.chaos.network import Network, NetworkUnavailable
+from fencepost_testing.chaos.switches import SwitchedNetwork
+from fencepost_testing.processes import Place
+
+
+class CuttableNetwork(Protocol):
+    """Where a run's processes are, each at a place of its own."""
+
+    def place(self, party: Party) -> Place: ...
+
+    async def cut(self, links: Iterable[Link]) -> None:
+        """What the first of each link sends to the second does not arrive from now on."""
+        ...
+
+    async def mend(self, links: Iterable[Link]) -> None:
+        """Undo a `cut` of the same links; one that is cut by another cut too stays cut."""
+        ...
+
+    def close(self) -> None:
+        """Everything that was made is removed. To be called once its processes are gone."""
+        ...
+
+
+async def make_network(parties: Sequence[Party], servers: Sequence[Party]) -> tuple[CuttableNetwork, str]:
+    """And how it cuts, in words. `servers`: those of the parties that others call. Raises NetworkUnavailable."""
+    try:
+        return await asyncio.to_thread(Network.make, parties), "network namespaces"
+    except NetworkUnavailable as unavailable:
+        return await SwitchedNetwork.make(parties, servers), f"fault switches ({unavailable})"

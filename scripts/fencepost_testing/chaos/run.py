@@ -1,0 +1,303 @@
+"""One chaos run, from an empty folder to a verdict.
+
+    REPORT/cluster/     the cluster's folder (removed after an exact run, unless it is to be kept)
+    REPORT/clients/     what each client process was told
+    REPORT/history/     what each client recorded
+    REPORT/logs/        what each process logged
+    REPORT/nemesis.jsonl, resumed.jsonl
+
+What ends the faults early (a process that does not come back) still leads to the ending and its checks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fencepost import AdminClient
+from fencepost.history import History
+from fencepost.history_format import from_line
+from fencepost_proto.protocol.errors import FencepostError
+from fencepost_testing.chaos.client_config import EXIT_FENCED
+from fencepost_testing.chaos.cuts import CuttableNetwork, make_network
+from fencepost_testing.chaos.disks import CAN_FILL_DISKS
+from fencepost_testing.chaos.ending import check_files, read_everything, wait_moved, wait_settled, wait_writable
+from fencepost_testing.chaos.faults import Party
+from fencepost_testing.chaos.fleet import Fleet, Role, Target
+from fencepost_testing.chaos.measure import Measure
+from fencepost_testing.chaos.nemesis import RESTART_TIMEOUT_S, Executor, party_of
+from fencepost_testing.chaos.nemesis_log import NemesisLog
+from fencepost_testing.chaos.network import NetworkUnavailable
+from fencepost_testing.chaos.result import ChaosOptions, ChaosResult
+from fencepost_testing.chaos.resumed import Overruled, ResumedCheck, Told
+from fencepost_testing.chaos.schedule import REPLICATION_FACTOR, Shape, make_schedule
+from fencepost_testing.failover import wait_in_sync
+from fencepost_testing.failures import CommandFailed, leaves
+from fencepost_testing.history_check import BrokenHistory, HistoryCheck, with_operations
+from fencepost_testing.history_files import HistoryFiles, UnreadableHistory
+from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, Node
+from fencepost_testing.member import log_tail
+from fencepost_testing.processes import Place
+from fencepost_testing.recorded_election import OPERATOR
+
+TOPIC = "chaos"
+OPERATORS_HISTORY = "operator.jsonl"
+MIN_INSYNC_REPLICAS = 2
+SEGMENT_BYTES = 1 << 18  # small, so that segments roll and snapshots are written
+CONTROLLER_SETTINGS = {"session_timeout_ms": 1_500, "heartbeat_interval_ms": 300, "preferred_leader_interval_ms": 5_000}
+BROKER_SETTINGS = {
+    "snapshot_interval_bytes": 256 * 1024,
+    "replica_lag_time_max_ms": 3_000,
+    "scrub_interval_ms": 1_500,  # a flipped byte is found soon
+}
+IN_SYNC_TIMEOUT_S = 90.0
+FINISH_TIMEOUT_S = 90.0  # for the clients' last records: more than any delivery timeout
+BEGIN_TIMEOUT_S = 30.0
+HEARD_TIMEOUT_S = 60.0  # for an acknowledgement to each producer, once all is healed
+_STOP_TIMEOUT_S = 30.0
+
+_ROLES = (
+    # Patient: no outcome is ever unknown unless the process dies. Named, so that it can resume and be taken over.
+    Role("loader", "producer", 0.3, keys=40, settings={"name": "chaos-loader", "linger_ms": 5}),
+    Role(
+        "mover",
+        "producer",
+        0.2,
+        keys=40,
+        settings={"name": "chaos-mover", "compression": "zstd", "fault_drop_acks": 0.02},
+    ),
+    # Hasty: gives records up while brokers are away, so that outcomes are unknown and epochs rise.
+    Role("hasty", "producer", 0.3, keys=40, settings={"delivery_timeout_ms": 2_500, "request_timeout_ms": 800}),
+    Role("steady", "producer", 0.2, keys=0, settings={"fault_drop_acks": 0.02, "compression": "lz4"}),
+    Role("reader", "consumer"),
+    Role("rewinder", "consumer", rewinds=True),
+)
+
+
+def roles(rate: float) -> list[Role]:
+    """The clients of a run; producers share the rate."""
+    return [Role(r.party, r.kind, r.rate * rate, r.keys, r.rewinds, dict(r.settings)) for r in _ROLES]
+
+
+def shape_of(options: ChaosOptions, *, cuts: bool) -> Shape:
+    producers = [role for role in _ROLES if role.kind == "producer"]
+    return Shape(
+        options.brokers,
+        options.partitions,
+        tuple(role.party for role in producers if role.named),
+        tuple(role.party for role in producers if not role.named),
+        tuple(role.party for role in _ROLES if role.kind == "consumer"),
+        cuts,
+        CAN_FILL_DISKS,
+    )
+
+
+class Chaos:
+    """`run` it once. `tell` gets one line for each thing that happens; `phase` and `count_acked` may be asked meanwhile."""
+
+    def __init__(self, report: Path, options: ChaosOptions, tell: Callable[[str], None]) -> None:
+        self.result = ChaosResult(options)
+        self.phase = "starting"
+        self._report = report
+        self._options = options
+        self._tell = tell
+        self._fleet: Fleet | None = None
+        self._resumed = ResumedCheck(())
+
+    def count_acked(self) -> int:
+        """Of all clients so far; their histories tell."""
+        return self._fleet.count_acked() if self._fleet is not None else 0
+
+    async def run(self) -> ChaosResult:
+        started = time.monotonic()
+        network = await self._network()
+        try:
+            await self._run_in(network)
+        finally:
+            if network is not None:
+                network.close()
+        await asyncio.to_thread(self._judge)
+        self.result.elapsed_s = time.monotonic() - started
+        return self.result
+
+    async def _network(self) -> CuttableNetwork | None:
+        result, shape = self.result, shape_of(self._options, cuts=True)
+        if not self._options.cuts:
+            result.no_cuts_because = "they were not asked for"
+            return None
+        try:
+            network, result.cuts_by = await make_network(shape.parties, shape.servers)
+        except NetworkUnavailable as unavailable:
+            result.no_cuts_because = str(unavailable)
+            self._tell(f"no network cuts: {unavailable}")
+            return None
+        self._tell(f"the network is cut by {result.cuts_by}")
+        return network
+
+    async def _run_in(self, network: CuttableNetwork | None) -> None:
+        options, result = self._options, self.result
+
+        def place(party: Party) -> Place | None:
+            return network.place(party) if network is not None else None
+
+        nodes: list[Node] = [CONTROLLER, *range(1, options.brokers + 1)]
+        cluster = LocalCluster.create(
+            self._report / "cluster",
+            brokers=options.brokers,
+            controller_overrides=CONTROLLER_SETTINGS,
+            broker_overrides=BROKER_SETTINGS,
+            places={node: network.place(party_of(node)) for node in nodes} if network is not None else None,
+        )
+        target = Target(cluster.bootstrap, TOPIC, options.partitions)
+        fleet = Fleet(self._report, options.seed, target, place=place)
+        self._fleet = fleet
+        try:
+            async with cluster:
+                self._tell(f"a controller and {options.brokers} brokers are up")
+                async with AdminClient(cluster.bootstrap) as admin:
+                    await self._harm_and_heal(cluster, fleet, network, admin)
+        except (FencepostError, CommandFailed) as error:
+            result.problems.append(f"the run could not go on: {error}")
+        finally:
+            fleet.close()
+            result.clients = len(fleet.processes)
+            result.fenced_clients = sum(client.child.returncode == EXIT_FENCED for client in fleet.processes)
+            self._gather_logs(cluster)
+
+    async def _harm_and_heal(
+        self, cluster: LocalCluster, fleet: Fleet, network: CuttableNetwork | None, admin: AdminClient
+    ) -> None:
+        options, result = self._options, self.result
+        await admin.create_topic(
+            TOPIC,
+            partitions=options.partitions,
+            replication_factor=min(REPLICATION_FACTOR, options.brokers),
+            min_insync_replicas=MIN_INSYNC_REPLICAS,
+            segment_bytes=SEGMENT_BYTES,
+        )
+        await wait_in_sync(admin, TOPIC)
+        clients = [fleet.start(role) for role in roles(options.rate)]
+        for client in clients:
+            if not await fleet.wait_begun(client, BEGIN_TIMEOUT_S):
+                raise CommandFailed(f"client {client.name} has not begun:\n{log_tail(client.log_file)}")
+        result.started_at = time.monotonic()
+        self.phase = "harming"
+        await self._harm(cluster, fleet, network, admin)
+        result.faults_end_s = time.monotonic() - result.started_at
+        self.phase = "healing"
+        self._tell("no more faults: everything is to heal")
+        await cluster.start(cluster.nodes, timeout_s=RESTART_TIMEOUT_S)
+        result.healed_in_s = await wait_writable(admin, TOPIC)
+        await fleet.wait_heard(HEARD_TIMEOUT_S)
+        await wait_moved(admin)
+        await wait_in_sync(admin, TOPIC, IN_SYNC_TIMEOUT_S)
+        self._tell(f"writes go on in every partition after {result.healed_in_s:.1f} s, and all replicas are in sync")
+        result.problems += await fleet.finish(FINISH_TIMEOUT_S)
+        ends = await wait_settled(admin, TOPIC)
+        replicas = {p.partition: p.replicas for p in (await admin.describe_topic(TOPIC)).partitions}
+        self.phase = "reading"
+        await self._read(cluster, fleet)
+        stopped: list[Node] = [*cluster.broker_ids, CONTROLLER]
+        for node in stopped:
+            code = await cluster.stop(node, timeout_s=_STOP_TIMEOUT_S)
+            if code != 0:
+                result.problems.append(f"{party_of(node)}: the exit code of the last clean shutdown was {code}")
+        found = await check_files(cluster, TOPIC, replicas, ends)
+        result.findings, result.replicas_checked, result.records_in_files = found
+
+    async def _harm(
+        self, cluster: LocalCluster, fleet: Fleet, network: CuttableNetwork | None, admin: AdminClient
+    ) -> None:
+        options, result = self._options, self.result
+        log = NemesisLog(self._report / "nemesis.jsonl", result.started_at, self._tell)
+        schedule = make_schedule(options.seed, options.duration_s, shape_of(options, cuts=network is not None))
+        history = History(self._report / "history" / OPERATORS_HISTORY, process=OPERATOR)
+        executor = Executor(cluster, fleet, admin, network, log, duration_s=options.duration_s, history=history)
+        try:
+            async with asyncio.TaskGroup() as group:
+                guard = group.create_task(executor.guard())
+                await executor.run(schedule)
+                await asyncio.sleep(result.started_at + options.duration_s - time.monotonic())
+                guard.cancel()
+        except* (FencepostError, CommandFailed) as errors:
+            result.problems += [f"the faults ended early: {error}" for error in leaves(errors)]
+        finally:
+            result.happened, result.skipped = log.happened, log.skipped
+            result.problems += executor.problems
+            log.close()
+            history.close()
+
+    async def _read(self, cluster: LocalCluster, fleet: Fleet) -> None:
+        if fleet.resumed_file.exists():
+            lines = fleet.resumed_file.read_text().splitlines()
+            told = [Told.from_line(line) for line in lines if line.endswith("}")]
+            self._resumed = ResumedCheck(told, self._overruled())
+        self._tell("reading everything, and checking the history and every replica's files")
+        self.result.records_in_log = await read_everything(
+            cluster.bootstrap,
+            TOPIC,
+            self._report / "history" / "final.jsonl",
+            lambda record: self._resumed.add(record.partition, record.offset, (record.value or b"").decode()),
+        )
+        self.result.problems += self._resumed.finish()
+        self.result.resumed = len(self._resumed.told)
+
+    def _overruled(self) -> list[Overruled]:
+        """The unclean elections that were ordered."""
+        operations = map(from_line, (self._report / "history" / OPERATORS_HISTORY).read_text().splitlines())
+        return [
+            Overruled(operation.partition, operation.time_ns, operation.start_offset)
+            for operation in operations
+            if (operation.op, operation.type) == ("elect", "invoke")
+        ]
+
+    # ---- The verdict ----
+
+    def _gather_logs(self, cluster: LocalCluster) -> None:
+        for node in cluster.nodes:
+            if (log := cluster.member(node).log_file).exists():
+                shutil.copy(log, self._report / "logs" / f"{party_of(node)}.log")
+
+    def _judge(self) -> None:
+        """The history, and what must have happened for the verdict to mean anything."""
+        result = self.result
+        self.phase = "judging"
+        self._check_history()
+        self._look_for_accidents()
+        if not result.happened:
+            result.problems.append("no fault was carried out")
+        if result.history is not None and result.history.stamped < result.history.acked:
+            result.problems.append(
+                f"the sequence numbers of {result.history.stamped} sends are known, not of all that were acknowledged"
+            )
+        if result.history is not None and result.history.final_reads != self._options.partitions:
+            result.problems.append(f"{result.history.final_reads} partitions were read whole, not all")
+        if result.records_in_files != result.records_in_log:
+            result.problems.append(
+                f"{result.records_in_files} records in the segment files, {result.records_in_log} were read"
+            )
+
+    def _check_history(self) -> None:
+        result = self.result
+        files = HistoryFiles(sorted((self._report / "history").glob("*.jsonl")))
+        check, measure = HistoryCheck(), Measure(round(result.started_at * 1e9))
+        try:
+            for operation, _, _ in files:
+                check.feed(operation)
+                measure.add(operation)
+            verdict = check.finish()
+            result.history = verdict if verdict.clean else with_operations(verdict, files.located())
+        except (BrokenHistory, UnreadableHistory) as error:
+            result.problems.append(f"the history cannot be checked: {error}")
+        result.measure = measure
+
+    def _look_for_accidents(self) -> None:
+        """No process may have met what its code does not foresee."""
+        for log in sorted((self._report / "logs").glob("*.log")):
+            lines = log.read_text(errors="replace").splitlines()
+            accidents = [line for line in lines if line.startswith("Traceback") or "InvariantBroken" in line]
+            if accidents:
+                self.result.problems.append(f"logs/{log.name} has {len(accidents)} tracebacks or broken invariants")

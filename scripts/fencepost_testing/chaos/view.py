@@ -1,0 +1,59 @@
+"""What the brokers that run say of the topic, for nemeses that have to know who leads and who is in sync."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from fencepost_proto.protocol.metadata import MetadataImage, Partition
+from fencepost_testing.chaos.faults import Skipped
+from fencepost_testing.cluster_metadata import read_image
+from fencepost_testing.local_cluster import LocalCluster
+
+ASK_TIMEOUT_S = 0.5
+_POLL_S = 0.1
+
+
+class View:
+    """Of one topic."""
+
+    def __init__(self, cluster: LocalCluster, topic: str) -> None:
+        self._cluster = cluster
+        self._topic = topic
+
+    async def image(self) -> MetadataImage | None:
+        """The newest that a broker has. None: no broker answers."""
+        asked = [
+            self._cluster.member(broker).address for broker in self._cluster.broker_ids if self._cluster.running(broker)
+        ]
+        answers = await asyncio.gather(*(read_image(address, timeout_s=ASK_TIMEOUT_S) for address in asked))
+        return max((image for image in answers if image is not None), key=lambda image: image.version, default=None)
+
+    async def partition(self, index: int) -> Partition | None:
+        """None: no broker answers, or none knows the topic."""
+        image = await self.image()
+        if image is None:
+            return None
+        topic = next((topic for topic in image.topics.values() if topic.name == self._topic), None)
+        return image.partitions.get((topic.topic_id, index)) if topic is not None else None
+
+    async def until(self, index: int, condition: Callable[[Partition], bool], timeout_s: float, what: str) -> Partition:
+        """The partition, once the condition holds. Raises Skipped where it does not in time."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            partition = await self.partition(index)
+            if partition is not None and condition(partition):
+                return partition
+            if time.monotonic() > deadline:
+                raise Skipped(f"not within {timeout_s:g} s: {what} of partition {index}; last seen: {partition}")
+            await asyncio.sleep(_POLL_S)
+
+    async def all_in_sync(self, index: int, timeout_s: float) -> Partition:
+        """The partition, once it has a leader, every replica is in sync, and none is on its way. Raises Skipped."""
+
+        def holds(partition: Partition) -> bool:
+            moves = partition.adding or partition.removing
+            return partition.leader >= 0 and not moves and set(partition.isr) == set(partition.replicas)
+
+        return await self.until(index, holds, timeout_s, "all replicas in sync")

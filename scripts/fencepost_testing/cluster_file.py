@@ -1,0 +1,77 @@
+"""cluster.json: what a local cluster's folder remembers of it from one command to the next."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fencepost_testing.member import CONTROLLER, ClusterError, Member, Node, Setting, folder_of
+from fencepost_testing.processes import ProcessRef
+
+STATE_FILE = "cluster.json"
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFile:
+    """Its content."""
+
+    members: dict[Node, Member]
+    controller_overrides: dict[str, Setting]
+    broker_overrides: dict[str, Setting]
+
+    @classmethod
+    def read(cls, root: Path) -> ClusterFile:
+        """Raises ClusterError where it is missing or cannot be used."""
+        path = root / STATE_FILE
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ClusterError(f"no cluster in {root}: start one with 'fencepost cluster up'") from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ClusterError(f"{path} cannot be read: {error}") from error
+        try:
+            return cls._decoded(root, state)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ClusterError(f"{path} is not a cluster's state of this version: {error!r}") from error
+
+    @classmethod
+    def _decoded(cls, root: Path, state: dict[str, Any]) -> ClusterFile:
+        if state["version"] != _VERSION:
+            raise ValueError(f"version {state['version']}")
+        members: dict[Node, Member] = {}
+        for said in state["members"]:
+            node: Node = CONTROLLER if said["node"] == CONTROLLER else int(said["node"])
+            member = Member(node, root / folder_of(node), int(said["port"]))
+            if said["pid"]:
+                started = str(said.get("started", ""))  # not in files of older versions
+                config_file = str(member.config_file)
+                member.process = ProcessRef(int(said["pid"]), float(said["create_time_s"]), config_file, started)
+            members[node] = member
+        return cls(members, state["controller_overrides"], state["broker_overrides"])
+
+    def write(self, root: Path) -> None:
+        """In one step: other commands may read it meanwhile."""
+        brokers = [member.address for member in self.members.values() if member.node != CONTROLLER]
+        state = {
+            "version": _VERSION,
+            "bootstrap": ",".join(brokers),
+            "members": [
+                {
+                    "node": member.node,
+                    "port": member.port,
+                    "pid": member.process.pid if member.process else 0,
+                    "create_time_s": member.process.create_time_s if member.process else 0.0,
+                    "started": member.process.started if member.process else "",
+                }
+                for member in self.members.values()
+            ],
+            "controller_overrides": self.controller_overrides,
+            "broker_overrides": self.broker_overrides,
+        }
+        draft = root / f".{STATE_FILE}.{os.getpid()}"
+        draft.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+        draft.replace(root / STATE_FILE)

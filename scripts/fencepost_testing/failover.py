@@ -1,0 +1,173 @@
+"""One failover, measured: the leader of a partition is killed while a workload writes to it.
+
+The time that writes were unavailable runs from the SIGKILL to the first acknowledgement of a record that was *sent*
+after it, so that an answer which was already on its way does not count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from fencepost import AdminClient
+from fencepost_proto.protocol.record_batch import MAX_SEQUENCE
+from fencepost_testing.failures import CommandFailed
+from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.workload import Acked
+
+RESUME_TIMEOUT_S = 30.0
+HEAL_TIMEOUT_S = 30.0
+_POLL_S = 0.05
+_SEQUENCES = MAX_SEQUENCE + 1
+
+
+class FailoverFailed(CommandFailed):
+    """Writes did not resume, or a broker did not come back into sync, in time."""
+
+
+class AckWatch:
+    """Told of every acknowledgement; lets one wait for the first of a record that was sent after some moment."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, list[tuple[float, asyncio.Future[float]]]] = defaultdict(list)  # by partition
+
+    def __call__(self, acked: Acked) -> None:
+        waiting = self._waiting.get(acked.metadata.partition)
+        if not waiting:
+            return
+        for entry in list(waiting):
+            since, reached = entry
+            if acked.sent_at > since:
+                waiting.remove(entry)
+                if not reached.done():
+                    reached.set_result(acked.acked_at)
+
+    async def first_after(self, partition: int, since: float, timeout_s: float) -> float:
+        """When a record sent to the partition after `since` was first acknowledged.
+
+        Raises TimeoutError.
+        """
+        reached: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._waiting[partition].append((since, reached))
+        async with asyncio.timeout(timeout_s):
+            return await reached
+
+
+@dataclass(frozen=True, slots=True)
+class ProducerView:
+    """A producer's state in one partition, as one leader tells it."""
+
+    producer_id: int
+    epoch: int
+    first_sequence: int  # of the oldest batch remembered
+    last_sequence: int
+    batches: int
+    last_offset: int
+
+
+@dataclass(slots=True)
+class LeaderChange:
+    """One partition's leadership, before and after."""
+
+    partition: int
+    leader_before: int
+    epoch_before: int
+    leader_after: int = -1
+    epoch_after: int = -1
+    producers_before: list[ProducerView] = field(default_factory=list)
+    producers_after: list[ProducerView] = field(default_factory=list)
+
+    def forgotten(self) -> list[ProducerView]:
+        """Producers of before whose state after the change is missing or older."""
+        after = {view.producer_id: (view.epoch, view.last_offset) for view in self.producers_after}
+        return [
+            view
+            for view in self.producers_before
+            if after.get(view.producer_id, (-1, -1)) < (view.epoch, view.last_offset)
+        ]
+
+
+@dataclass(slots=True)
+class Failover:
+    """What one kill did."""
+
+    killed: int
+    partition: int  # whose writes were watched
+    unavailable_ms: float
+    changes: list[LeaderChange]
+
+
+async def kill_leader(
+    cluster: LocalCluster, admin: AdminClient, topic: str, partition: int, acks: AckWatch
+) -> Failover:
+    """Kill the partition's leader, and return once writes to it have resumed. The broker stays down."""
+    before = {p.partition: p for p in (await admin.describe_topic(topic)).partitions}
+    victim = before[partition].leader
+    changes = [
+        LeaderChange(
+            p.partition, victim, p.leader_epoch, producers_before=await producer_views(admin, topic, p.partition)
+        )
+        for p in before.values()
+        if p.leader == victim
+    ]
+    killed_at = time.monotonic()
+    cluster.kill(victim)
+    try:
+        resumed_at = await acks.first_after(partition, killed_at, RESUME_TIMEOUT_S)
+    except TimeoutError:
+        raise FailoverFailed(
+            f"writes to {topic}-{partition} did not resume within {RESUME_TIMEOUT_S:g} s after broker {victim} was killed"
+        ) from None
+    for change in changes:
+        await _see_after(change, admin, topic)
+    return Failover(victim, partition, (resumed_at - killed_at) * 1000, changes)
+
+
+async def _see_after(change: LeaderChange, admin: AdminClient, topic: str) -> None:
+    """Ask the next leader, and wait until it is known who that is."""
+    change.producers_after = await producer_views(admin, topic, change.partition)
+    deadline = time.monotonic() + HEAL_TIMEOUT_S
+    while True:
+        after = (await admin.describe_topic(topic)).partitions[change.partition]
+        if after.leader_epoch > change.epoch_before and after.leader >= 0:
+            change.leader_after, change.epoch_after = after.leader, after.leader_epoch
+            return
+        if time.monotonic() > deadline:
+            raise FailoverFailed(f"{topic}-{change.partition} has no other leader after {HEAL_TIMEOUT_S:g} s")
+        await asyncio.sleep(_POLL_S)
+
+
+async def producer_views(admin: AdminClient, topic: str, partition: int) -> list[ProducerView]:
+    """Of the partition's present leader, whoever that becomes; committed state only."""
+    described = await admin.describe_producers(topic, partition)
+    views = []
+    for producer in described.producers:
+        first, last = producer.batches[0], producer.batches[-1]
+        last_offset = last.base_offset + (last.last_sequence - last.first_sequence) % _SEQUENCES
+        views.append(
+            ProducerView(
+                producer.producer_id,
+                producer.producer_epoch,
+                first.first_sequence,
+                last.last_sequence,
+                len(producer.batches),
+                last_offset,
+            )
+        )
+    return views
+
+
+async def wait_in_sync(admin: AdminClient, topic: str, timeout_s: float = HEAL_TIMEOUT_S) -> None:
+    """Return once every partition has a leader and all its replicas in sync."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        partitions = (await admin.describe_topic(topic)).partitions
+        late = [p for p in partitions if p.leader < 0 or set(p.isr) != set(p.replicas)]
+        if not late:
+            return
+        if time.monotonic() > deadline:
+            told = "; ".join(f"{topic}-{p.partition}: in sync {list(p.isr)} of {list(p.replicas)}" for p in late)
+            raise FailoverFailed(f"not all replicas in sync within {timeout_s:g} s: {told}")
+        await asyncio.sleep(_POLL_S)

@@ -1,0 +1,441 @@
+"""A cluster of real processes on this machine's loopback: one controller and some brokers, in one folder.
+
+    DIR/cluster.json             what this module remembers: members, ports, processes, settings
+    DIR/controller/              the controller's data, controller.toml, server.log, process.json
+    DIR/broker-<id>/             a broker's data, broker.toml, server.log, process.json
+
+Two ways of life. An *owned* cluster (demo, bench, tests) dies with its owner, whatever ends it: a watchdog process sees
+to that. One that is not owned (`fencepost cluster up`) goes on after the command, and later commands find it by its
+cluster.json.
+
+Ports are chosen before anything starts, so that all processes can start at the same time, and stay the same over
+restarts, unless the whole cluster was down and another process has taken one. A process is ready once it has written
+its process.json; the cluster is up once every broker knows that all brokers have registered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fencepost_testing.cluster_file import STATE_FILE, ClusterFile
+from fencepost_testing.member import (
+    CONTROLLER,
+    GONE_TIMEOUT_S,
+    POLL_S,
+    ClusterError,
+    Member,
+    Node,
+    Setting,
+    Settings,
+    folder_of,
+    log_tail,
+    name_of,
+    to_toml,
+    usable_folder,
+)
+from fencepost_testing.ports import PortReservation, reserve_ports
+from fencepost_testing.processes import Place, Watchdog, spawn
+
+__all__ = [
+    "CONTROLLER",
+    "STATE_FILE",
+    "ClusterError",
+    "LocalCluster",
+    "Member",
+    "Node",
+    "Setting",
+    "Settings",
+    "name_of",
+    "to_toml",
+]
+
+READY_TIMEOUT_S = 20.0
+UNDO_TIMEOUT_S = 5.0  # for a clean end of what a failed start has started
+STOP_TIMEOUT_S = 30.0
+MAX_BROKERS = 64  # on one machine
+PLACE_PORT = 9092  # of every process that has an address of its own
+_METADATA_TIMEOUT_S = 1.0
+
+
+@dataclass(slots=True)
+class LocalCluster:
+    """Make one with `create` or `load`. As an async context manager it is brought up, and killed at the end."""
+
+    directory: Path
+    members: dict[Node, Member]
+    controller_overrides: dict[str, Setting]
+    broker_overrides: dict[str, Setting]
+    owned: bool
+    _watchdog: Watchdog | None = None
+    _reservations: list[PortReservation] = field(default_factory=list)
+
+    # ---- Making, remembering ----
+
+    @classmethod
+    def create(
+        cls,
+        directory: str | os.PathLike[str],
+        *,
+        brokers: int = 3,
+        controller_overrides: Settings | None = None,
+        broker_overrides: Settings | None = None,
+        owned: bool = True,
+        first_port: int | None = None,
+        places: Mapping[Node, Place] | None = None,
+    ) -> LocalCluster:
+        """A new cluster in a folder that holds none yet. Nothing is started.
+
+        `owned`: its processes die with this one. `first_port`: the first broker's, the others' follow; None: any that are
+        free. The overrides are settings of the two kinds of configuration file.
+        `places`: where each process is to run, all of them or none; only of an owned cluster, for its folder does not
+        remember them.
+        """
+        root = usable_folder(directory)
+        if not 1 <= brokers <= MAX_BROKERS:
+            raise ClusterError(f"{brokers} brokers: from 1 to {MAX_BROKERS} can run on one machine")
+        if (root / STATE_FILE).exists():
+            raise ClusterError(f"{root} holds a cluster already ({STATE_FILE} is there)")
+        nodes: list[Node] = [CONTROLLER, *range(1, brokers + 1)]
+        for node in nodes:
+            if (folder := root / folder_of(node)).exists() and any(folder.iterdir()):
+                raise ClusterError(f"{folder} holds data already, and no {STATE_FILE} says of which cluster")
+        if places is not None and (not owned or set(places) != set(nodes)):
+            raise ClusterError(f"places for {list(places)}: an owned cluster needs one for each of {nodes}")
+        root.mkdir(parents=True, exist_ok=True)
+        reservations: list[PortReservation] = []
+        if places is not None:
+            members = {node: Member(node, root / folder_of(node), PLACE_PORT, place=places[node]) for node in nodes}
+        else:
+            of_brokers = reserve_ports(brokers, first_port)
+            reservations = [PortReservation(), *of_brokers]
+            members = {
+                node: Member(node, root / folder_of(node), reservation.port)
+                for node, reservation in zip(nodes, reservations, strict=True)
+            }
+        cluster = cls(
+            root,
+            members,
+            dict(controller_overrides or {}),
+            dict(broker_overrides or {}),
+            owned,
+            _reservations=reservations,
+        )
+        for member in members.values():
+            cluster._prepare(member)
+        cluster._save()
+        return cluster
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> LocalCluster:
+        """The cluster that `create` made there, as its last command left it; not owned."""
+        root = usable_folder(directory)
+        found = ClusterFile.read(root)
+        return cls(root, found.members, found.controller_overrides, found.broker_overrides, owned=False)
+
+    def _save(self) -> None:
+        ClusterFile(self.members, self.controller_overrides, self.broker_overrides).write(self.directory)
+
+    def _write_config(self, member: Member) -> None:
+        settings: dict[str, Setting] = {"data_dir": str(member.directory), "listen": member.address}
+        if member.place is not None:
+            settings["insecure_listen"] = True  # an address of a network that only this machine reaches
+        if member.node == CONTROLLER:
+            settings |= self.controller_overrides
+        else:
+            settings |= {"broker_id": member.node, "controller": self.members[CONTROLLER].address}
+            settings |= self.broker_overrides
+        member.config_file.write_text(to_toml(settings), encoding="utf-8")
+
+    # ---- More brokers, fewer brokers ----
+
+    def add_broker(self) -> int:
+        """A place for one more broker, with the lowest free id, which it returns. It is not started."""
+        if len(self.broker_ids) >= MAX_BROKERS:
+            raise ClusterError(f"{MAX_BROKERS} brokers run on this machine already, which is the most")
+        broker = next(number for number in range(1, MAX_BROKERS + 1) if number not in self.members)
+        folder = self.directory / folder_of(broker)
+        if folder.exists() and any(folder.iterdir()):
+            raise ClusterError(f"{folder} holds data already, of a broker that this cluster does not know")
+        reservation = PortReservation()
+        self._reservations.append(reservation)
+        self.members[broker] = Member(broker, folder, reservation.port)
+        self._prepare(self.members[broker])
+        self._save()
+        return broker
+
+    def drop_broker(self, broker: int) -> None:
+        """Forget a broker that is down, and delete its folder."""
+        member = self.member(broker)
+        if member.running() or member.in_use():
+            raise ClusterError(f"broker {broker} still runs")
+        del self.members[broker]
+        self._save()
+        shutil.rmtree(member.directory, ignore_errors=True)
+
+    # ---- Looking ----
+
+    @property
+    def broker_ids(self) -> list[int]:
+        return [node for node in self.members if node != CONTROLLER]
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The controller, then every broker."""
+        return list(self.members)
+
+    @property
+    def bootstrap(self) -> str:
+        """Every broker's address, comma-separated."""
+        return ",".join(self.members[broker].address for broker in self.broker_ids)
+
+    def member(self, node: Node) -> Member:
+        try:
+            return self.members[node]
+        except KeyError:
+            known = ", ".join(str(known) for known in self.members)
+            raise ClusterError(f"no {name_of(node)} in this cluster: it has {known}") from None
+
+    def running(self, node: Node) -> bool:
+        return self.member(node).running()
+
+    def paused(self, node: Node) -> bool:
+        return self.member(node).paused()
+
+    def pid(self, node: Node) -> int:
+        """Of the running process. Raises ClusterError where there is none."""
+        return self.member(node).running_process().pid
+
+    def log(self, node: Node) -> str:
+        """All that the process (and those before it) wrote to its log."""
+        return self.member(node).log_file.read_text(errors="replace")
+
+    def any_running(self) -> bool:
+        return any(member.running() for member in self.members.values())
+
+    # ---- Starting ----
+
+    async def up(self, *, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Start every member that does not run, and wait until all brokers have registered.
+
+        Raises ClusterError where one does not; what was started here has ended then.
+        """
+        down = [node for node in self.members if not self.running(node)]
+        await self.start(self.members, timeout_s=timeout_s)
+        try:
+            await self.wait_registered(self.broker_ids, timeout_s=timeout_s, needs_controller=True)
+        except BaseException:
+            await self._undo_start(down)
+            raise
+
+    async def start(self, nodes: Iterable[Node] | Node, *, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Start those of the nodes that do not run, at the same time, and wait until each listens.
+
+        Raises ClusterError, with the end of its log, for a process that ends or is not ready in time, and
+        WatchdogFailed; what was started here has ended then.
+        """
+        if not self._reservations and not self.any_running():
+            self._reserve_ports()
+        wanted = [nodes] if isinstance(nodes, int | str) else list(nodes)
+        members = [self.member(node) for node in wanted]
+        started = [member for member in members if not member.running()]
+        try:
+            for member in started:
+                await member.wait_gone()
+                self._spawn(member)
+            self._save()
+            if self._watchdog is not None:
+                await asyncio.to_thread(self._watchdog.confirm)
+            deadline = time.monotonic() + timeout_s
+            for member in members:
+                await member.wait_ready(deadline)
+        except BaseException:
+            await self._undo_start([member.node for member in started])
+            raise
+
+    async def _undo_start(self, nodes: Iterable[Node]) -> None:
+        """End what a start that failed has started: cleanly where that is quick."""
+        running = [node for node in nodes if self.running(node)]
+        for node in running:
+            with contextlib.suppress(ClusterError):  # it ended meanwhile
+                self.terminate(node)
+        for node in running:
+            try:
+                await self.wait_gone(node, timeout_s=UNDO_TIMEOUT_S)
+            except ClusterError:
+                with contextlib.suppress(ClusterError):
+                    self.kill(node)
+                await self.wait_gone(node)
+        self._save()
+
+    def _reserve_ports(self) -> None:
+        """While a whole cluster was down its ports may have gone to others: then it moves."""
+        for member in self.members.values():
+            if member.place is not None:  # nobody else has its address
+                continue
+            try:
+                reservation = PortReservation(member.port)
+            except OSError:
+                reservation = PortReservation()
+                member.port = reservation.port
+            self._reservations.append(reservation)
+
+    def _prepare(self, member: Member) -> None:
+        """Write its configuration from where the folder is now: it may have been copied or moved since."""
+        try:
+            member.directory.mkdir(mode=0o700, exist_ok=True)
+            self._write_config(member)
+            member.ready_file.unlink(missing_ok=True)
+        except OSError as error:
+            raise ClusterError(f"{member.directory} cannot hold {name_of(member.node)}: {error.strerror}") from error
+
+    def _spawn(self, member: Member) -> None:
+        self._prepare(member)
+        if self.owned and self._watchdog is None:
+            self._watchdog = Watchdog()
+        member.process, member.child = spawn(["-m", member.module], member.config_file, member.log_file, member.place)
+        if self._watchdog is not None:
+            self._watchdog.watch(member.process)
+
+    async def wait_registered(
+        self, brokers: Iterable[int] = (), *, timeout_s: float = READY_TIMEOUT_S, needs_controller: bool = False
+    ) -> None:
+        """Return once the metadata of every one of `brokers`, and of all others that run, shows all of them as
+        registered and serving. A paused one is not waited for: it says nothing before it is resumed.
+
+        Raises ClusterError, with the end of its log, where one of them has ended or is not registered in time.
+        """
+        from fencepost_testing.cluster_metadata import read_image
+
+        expected = {*brokers, *(broker for broker in self.broker_ids if self.running(broker))}
+        wanted = {broker for broker in expected if not self.paused(broker)}
+        deadline = time.monotonic() + timeout_s
+        serving: set[int] = set()
+        while not wanted <= serving:
+            if time.monotonic() > deadline:
+                late = ", ".join(str(broker) for broker in sorted(wanted - serving))
+                suspects: list[Node] = [CONTROLLER, *sorted(wanted - serving)[:1]]
+                tails = "\n".join(f"  {name_of(node)}:\n{log_tail(self.member(node).log_file)}" for node in suspects)
+                raise ClusterError(f"not registered in time: broker {late}; the ends of the logs:\n{tails}")
+            for broker in sorted(wanted):
+                self.member(broker).still_running()
+                image = await read_image(self.member(broker).address, timeout_s=_METADATA_TIMEOUT_S)
+                serving = {known.id for known in image.brokers.values() if not known.fenced} if image else set()
+                if not wanted <= serving:
+                    if needs_controller:
+                        self.member(CONTROLLER).still_running()
+                    break  # each of them is to know all of them
+            await asyncio.sleep(POLL_S)
+
+    # ---- Faults, stopping ----
+
+    def kill(self, node: Node) -> None:
+        """SIGKILL. Returns at once; `wait_gone` waits for the end."""
+        self.member(node).signal(signal.SIGKILL)
+
+    def pause(self, node: Node) -> None:
+        """SIGSTOP: the process holds everything and does nothing."""
+        self.member(node).signal(signal.SIGSTOP)
+
+    def resume(self, node: Node) -> None:
+        self.member(node).signal(signal.SIGCONT)
+
+    def terminate(self, node: Node) -> None:
+        """SIGTERM: begin a clean shutdown. A paused process is resumed for it."""
+        self.member(node).signal(signal.SIGTERM)
+        self.member(node).signal(signal.SIGCONT)
+
+    async def stop(self, node: Node, *, timeout_s: float = STOP_TIMEOUT_S) -> int | None:
+        """A clean shutdown, to its end. The exit code, where this process started it.
+
+        Raises ClusterError where it takes too long; the process is left to go on.
+        """
+        self.terminate(node)
+        return await self.wait_gone(node, timeout_s=timeout_s)
+
+    async def wait_gone(self, node: Node, *, timeout_s: float = GONE_TIMEOUT_S) -> int | None:
+        """Return once the process has ended. The exit code (negative: the signal), where this process started it."""
+        member = self.member(node)
+        await member.wait_gone(timeout_s)
+        return member.child.returncode if member.child else None
+
+    async def restart(self, node: Node, *, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Start the node again: after a clean shutdown if it runs. Returns once it listens."""
+        if self.running(node):
+            with contextlib.suppress(ClusterError):  # it is just ending, of a kill
+                self.terminate(node)
+            await self.wait_gone(node, timeout_s=STOP_TIMEOUT_S)
+        await self.start(node, timeout_s=timeout_s)
+
+    async def down(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Cleanly stop the brokers, then the controller. What is left at the deadline is killed."""
+        brokers = [broker for broker in self.broker_ids if self.running(broker)]
+        for nodes in (brokers, [CONTROLLER] if self.running(CONTROLLER) else []):
+            for node in nodes:
+                with contextlib.suppress(ClusterError):  # it ended meanwhile
+                    self.terminate(node)
+            for node in nodes:
+                try:
+                    await self.wait_gone(node, timeout_s=timeout_s)
+                except ClusterError:
+                    self.kill(node)
+                    await self.wait_gone(node)
+        self._forget()
+
+    def kill_all(self) -> None:
+        """SIGKILL to every process that runs, at once."""
+        for member in self.members.values():
+            if member.process is not None:
+                member.process.send(signal.SIGKILL)
+
+    def close(self) -> None:
+        """The end of an owned cluster: everything is killed, and gone when this returns. Its data stay."""
+        self.kill_all()
+        for member in self.members.values():
+            if member.child is not None:
+                member.child.wait()
+        self._forget()
+
+    def remove(self) -> None:
+        """Delete the data and the state of a cluster that is down, and nothing else that is in its folder."""
+        for member in self.members.values():
+            if member.running() or member.in_use():
+                raise ClusterError(f"{name_of(member.node)} of the cluster in {self.directory} still runs")
+        for member in self.members.values():
+            shutil.rmtree(member.directory, ignore_errors=True)
+        (self.directory / STATE_FILE).unlink(missing_ok=True)
+
+    def _forget(self) -> None:
+        for member in self.members.values():
+            if not member.running():
+                member.process = member.child = None
+        if self._watchdog is not None:
+            self._watchdog.close()
+            self._watchdog = None
+        for reservation in self._reservations:
+            reservation.release()
+        self._reservations.clear()
+        if self.directory.exists():
+            self._save()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.up()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,182 @@
+"""One process of a local cluster: its folder, its port, whether it runs and is ready, and waiting for that."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fencepost_testing.failures import CommandFailed
+from fencepost_testing.ports import LOOPBACK
+from fencepost_testing.processes import Place, ProcessRef
+
+Controller = Literal["controller"]
+Node = int | Controller
+Setting = str | int | float | bool
+Settings = Mapping[str, Setting]
+
+CONTROLLER: Controller = "controller"
+GONE_TIMEOUT_S = 10.0
+POLL_S = 0.01
+MAX_FOLDER_BYTES = 480  # of its path: SQLite opens a file by a path of at most 512
+_LOG_TAIL_LINES = 12
+_LOG_TAIL_BYTES = 16 * 1024
+
+
+class ClusterError(CommandFailed):
+    """What went wrong with a local cluster, in words for its user."""
+
+
+def is_in_use(directory: Path) -> bool:
+    """Whether some process holds the lock of this data folder (`fencepost_proto.runtime.process`)."""
+    from fencepost_proto.runtime.process import LOCK_FILE
+
+    try:
+        lock = os.open(directory / LOCK_FILE, os.O_RDONLY)
+    except OSError:
+        return False  # no process has ever run on it, or it may not be looked at
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+@dataclass(slots=True)
+class Member:
+    """One process of the cluster, running or not."""
+
+    node: Node
+    directory: Path
+    port: int
+    process: ProcessRef | None = None
+    child: subprocess.Popen[bytes] | None = None  # where this very process started it
+    place: Place | None = None  # None: here, on loopback
+
+    @property
+    def address(self) -> str:
+        return f"{self.place.host if self.place else LOOPBACK}:{self.port}"
+
+    @property
+    def config_file(self) -> Path:
+        return self.directory / ("controller.toml" if self.node == CONTROLLER else "broker.toml")
+
+    @property
+    def log_file(self) -> Path:
+        return self.directory / "server.log"
+
+    @property
+    def ready_file(self) -> Path:
+        return self.directory / "process.json"
+
+    @property
+    def module(self) -> str:
+        return "fencepost_controller" if self.node == CONTROLLER else "fencepost_node"
+
+    def running(self) -> bool:
+        """Reaps it too, where it is this process's child."""
+        if self.child is not None:
+            return self.child.poll() is None
+        return self.process is not None and self.process.alive()
+
+    def ready(self) -> bool:
+        """Whether the process that runs now has said that it listens."""
+        try:
+            said = json.loads(self.ready_file.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return False
+        return self.process is not None and isinstance(said, dict) and said.get("pid") == self.process.pid
+
+    def paused(self) -> bool:
+        return self.process is not None and self.process.paused()
+
+    def in_use(self) -> bool:
+        """Whether some process holds the lock of its folder, known to us or not."""
+        return is_in_use(self.directory)
+
+    def running_process(self) -> ProcessRef:
+        """Raises ClusterError where it does not run."""
+        if self.process is None or not self.running():
+            raise ClusterError(f"{name_of(self.node)} is not running")
+        return self.process
+
+    def signal(self, number: signal.Signals) -> None:
+        """Raises ClusterError where it does not run."""
+        if not self.running_process().send(number):
+            raise ClusterError(f"{name_of(self.node)} is not running")
+
+    def still_running(self) -> None:
+        """Raises ClusterError, with the end of its log, where it has ended."""
+        if not self.running():
+            code = f" with exit code {self.child.returncode}" if self.child else ""
+            raise ClusterError(f"{name_of(self.node)} ended{code}; its log:\n{log_tail(self.log_file)}")
+
+    async def wait_ready(self, deadline: float) -> None:
+        """Return once it listens. Raises ClusterError, with the end of its log, where it ends or it takes too long."""
+        while not self.ready():
+            self.still_running()
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{name_of(self.node)} is not ready in time; its log:\n{log_tail(self.log_file)}")
+            await asyncio.sleep(POLL_S)
+
+    async def wait_gone(self, timeout_s: float = GONE_TIMEOUT_S) -> None:
+        """Return once it has ended. Raises ClusterError where that takes too long."""
+        deadline = time.monotonic() + timeout_s
+        while self.running():
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{name_of(self.node)} has not ended within {timeout_s:g} s")
+            await asyncio.sleep(POLL_S)
+
+
+def name_of(node: Node) -> str:
+    return node if node == CONTROLLER else f"broker {node}"
+
+
+def to_toml(settings: Settings) -> str:
+    """A flat TOML document. JSON's numbers and booleans are TOML's too, and so are its strings where no character is
+    written as two surrogates and DEL is escaped."""
+    return "".join(f"{key} = {_toml_value(value)}\n" for key, value in settings.items())
+
+
+def _toml_value(value: Setting) -> str:
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def log_tail(path: Path) -> str:
+    """The last lines of a log, indented for an error message."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _LOG_TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+    except FileNotFoundError:
+        lines = []
+    return "\n".join(f"    {line}" for line in lines) or "    (nothing)"
+
+
+def usable_folder(directory: str | os.PathLike[str]) -> Path:
+    """The absolute path of a cluster's folder. Raises ClusterError for one that its processes cannot use."""
+    root = Path(directory).absolute()
+    try:
+        size = len(str(root).encode())
+    except UnicodeEncodeError:
+        raise ClusterError(f"{str(root)!r} cannot hold a cluster: its name is not UTF-8") from None
+    if size > MAX_FOLDER_BYTES:
+        raise ClusterError(
+            f"{root} cannot hold a cluster: its path has {size} bytes, and {MAX_FOLDER_BYTES} is the most"
+        )
+    return root
+
+
+def folder_of(node: Node) -> str:
+    return CONTROLLER if node == CONTROLLER else f"broker-{node}"
