@@ -3,11 +3,15 @@
 Each watch takes an image and then every change from one broker (WatchMetadata), and keeps its own image of them, since
 changes build on what that broker sent before. A broker whose stream breaks, that falls silent, or that stays behind
 what another one has told, is left for the one whose last failure is longest ago.
+
+A change may concern thousands of partitions. It is decoded in turns, so that the application's event loop goes on, and once
+for all watches that are told the same.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,9 +19,11 @@ from typing import NamedTuple
 import grpc
 
 from fencepost.rpc import rpc_errors
+from fencepost_proto.applying import apply_in_turns
 from fencepost_proto.protocol.errors import FencepostError, InvalidRequest, NetworkException, UnknownServerError
 from fencepost_proto.protocol.metadata import MetadataImage
-from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc
+from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc, common_pb2
+from fencepost_proto.runtime.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +49,36 @@ class Failure(NamedTuple):
 NEVER = Failure(float("-inf"), "", 0)
 
 
+class _Decoded(NamedTuple):
+    """What was decoded last: `delta` (its digest), told after `before` (None: it is an image), has made `after`."""
+
+    before: MetadataImage | None
+    delta: bytes
+    after: MetadataImage
+
+
+class SharedDecoding:
+    """Decodes what the watches are told, one at a time. What two of them are told alike is decoded once, and makes the very
+    same image."""
+
+    def __init__(self) -> None:
+        self._turns = Turns()
+        self._one_at_a_time = asyncio.Lock()
+        self._last: _Decoded | None = None
+
+    async def apply(self, image: MetadataImage, delta: common_pb2.MetadataDelta) -> MetadataImage:
+        """As `MetadataImage.apply`."""
+        before = None if delta.image else image
+        async with self._one_at_a_time:
+            digest = hashlib.sha256(delta.SerializeToString(deterministic=True)).digest()
+            last = self._last
+            if last is not None and last.before is before and last.delta == digest:
+                return last.after
+            after = (await apply_in_turns(image, delta, self._turns)).image
+            self._last = _Decoded(before, digest, after)
+            return after
+
+
 class MetadataWatch:
     """Follows brokers between `start` and `close`.
 
@@ -59,6 +95,7 @@ class MetadataWatch:
         self._channel = channel
         self._candidates = candidates
         self._take = take
+        self._decoding = SharedDecoding()
         self._tasks: list[asyncio.Task[None]] = []
         self._watching: dict[int, str] = {}  # watch number -> address
         self._heard: dict[str, float] = {}  # watched address -> when it last spoke
@@ -142,7 +179,7 @@ class MetadataWatch:
                 if image is None and not delta.image:
                     raise NetworkException(f"the stream began with a change to version {delta.version}, not an image")
                 try:
-                    image = (image or MetadataImage()).apply(delta)
+                    image = await self._decoding.apply(image or MetadataImage(), delta)
                 except ValueError as error:
                     raise UnknownServerError(f"metadata at version {delta.version} is unreadable: {error}") from error
                 self._heard[address] = loop.time()

@@ -35,15 +35,9 @@ from fencepost_node.controller_link import ControllerLink
 from fencepost_node.folders.data_folder import DataFolder
 from fencepost_node.folders.known_metadata import KnownMetadata
 from fencepost_node.metadata_feed import MetadataFeed
+from fencepost_proto.applying import apply_in_turns
 from fencepost_proto.protocol import errors
-from fencepost_proto.protocol.metadata import (
-    ImageDraft,
-    MetadataImage,
-    Partition,
-    PartitionKey,
-    from_proto,
-    partition_id,
-)
+from fencepost_proto.protocol.metadata import MetadataImage, PartitionKey
 from fencepost_proto.protocol.v1 import common_pb2, controller_pb2, controller_pb2_grpc
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.turns import Turns
@@ -288,8 +282,9 @@ class Session:
         known = self.image.version
         if delta.version < known or (delta.version == known and not delta.image):
             raise errors.InvariantBroken(f"metadata version {delta.version} came after {known}")
-        image, changed = await self._decoded(delta)
+        image, named = await apply_in_turns(self.image, delta, self._turns)
         self._known.applies(image, delta)  # before anything rests on it
+        changed = None if delta.image else named
         try:
             await self._replicas.apply_in_turns(image, self._link.broker_epoch, changed, self._turns)
         except errors.FencepostError as error:  # not a reason to try again: a part of it may stand
@@ -299,23 +294,6 @@ class Session:
         if self._ready():
             self.was_ready.set()
         self._link.request_heartbeat()
-
-    async def _decoded(self, delta: common_pb2.MetadataDelta) -> tuple[MetadataImage, Collection[PartitionKey] | None]:
-        """The image after the change, and which partitions differ from the one before; None: any may."""
-        draft = ImageDraft(MetadataImage() if delta.image else self.image)
-        changed: dict[PartitionKey, None] = {}
-        for message in delta.changed:
-            entity = from_proto(message)
-            draft.put(entity)
-            if isinstance(entity, Partition):
-                changed[entity.id] = None
-            await self._turns.step()
-        for key in delta.deleted_keys:
-            draft.delete(key)
-            if (partition := partition_id(key)) is not None:
-                changed[partition] = None
-            await self._turns.step()
-        return draft.at(delta.version), None if delta.image else changed
 
     def _log_trouble(self, error: grpc.aio.AioRpcError | errors.FencepostError | CallCancelled) -> None:
         """Once for each kind of trouble: a controller that is away is met at every attempt."""

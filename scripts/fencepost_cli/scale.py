@@ -22,6 +22,7 @@ import psutil
 
 from fencepost import AdminClient, Producer
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc, common_pb2
+from fencepost_proto.runtime.turns import Turns
 from fencepost_proto.transport.wire import GrpcWire
 from fencepost_testing.cluster_metadata import read_log_dirs
 from fencepost_testing.failures import CommandFailed
@@ -100,6 +101,8 @@ class Observer:
         self.blocked_until: dict[tuple[str, int], float] = {}  # of the others: the last moment at which that was so
         self._leaders: dict[tuple[str, int], int] = {}
         self._news = asyncio.Event()
+        self._turns = Turns()
+        self._taking = False  # a change is taken in turns, and what is known is of neither version
 
     async def run(self) -> None:
         while True:
@@ -109,13 +112,14 @@ class Observer:
                         async for delta in broker_pb2_grpc.BrokerStub(channel).WatchMetadata(
                             broker_pb2.WatchMetadataRequest()
                         ):
-                            self._take(delta)
+                            await self._take(delta)
             await asyncio.sleep(_POLL_S)
 
-    def _take(self, delta: common_pb2.MetadataDelta) -> None:
+    async def _take(self, delta: common_pb2.MetadataDelta) -> None:
         if delta.version < self.version:
             return  # of a broker that is behind
         now = time.monotonic()
+        self._taking = True
         self.version = delta.version
         if delta.image:
             self.blocked_until |= dict.fromkeys(self.blocked, now)
@@ -134,7 +138,9 @@ class Observer:
             self._leaders[key] = partition.leader
             _put(self.leaderless, key, partition.leader < 0)
             _put(self.lagging, key, len(partition.isr) < len(partition.replicas))
+            await self._turns.step()  # the writes that are measured share this loop
         self.partitions = len(self._leaders)
+        self._taking = False
         self._news.set()
 
     def killed(self, broker: int | None = None) -> None:
@@ -147,7 +153,7 @@ class Observer:
         """When it was so."""
         try:
             async with asyncio.timeout(SETTLE_TIMEOUT_S):
-                while not condition():
+                while self._taking or not condition():
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError:

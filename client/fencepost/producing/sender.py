@@ -44,6 +44,7 @@ from fencepost_proto.runtime.host import Host
 log = logging.getLogger(__name__)
 
 MAX_SHOWN = 3  # partitions by name in one line
+QUEUES_IN_A_TURN = 64  # looked at before the event loop goes on: a millisecond
 QUIET_S = 10.0  # batches of one partition that fail within so long of a told one are counted, not told
 
 
@@ -78,6 +79,7 @@ class Sender:
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._batches: dict[RecordBatch, None] = {}  # not resolved, oldest first
         self._changed: dict[PartitionQueue, None] = {}
+        self._moved: dict[PartitionQueue, None] = {}  # changed too; hold no records, so they come last
         self._waiting: list[PartitionQueue] = []  # whose records have waited for long, not told yet
         self._wake = asyncio.Event()
         self._end: FencepostError | InvariantBroken | None = None  # why there is nothing more to do
@@ -229,9 +231,17 @@ class Sender:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            changed, self._changed = self._changed, {}
-            for queue in changed:
+            for number in range(1, len(self._changed) + len(self._moved) + 1):
+                queues = self._changed or self._moved
+                if not queues:  # a topic has been deleted
+                    break
+                queue = next(iter(queues))
+                del queues[queue]
                 self._pump(queue, loop.time())
+                if number % QUEUES_IN_A_TURN == 0:
+                    await asyncio.sleep(0)
+            if self._changed or self._moved:
+                self._wake.set()
             if self._waiting:
                 self._tell_waiting()
 
@@ -339,12 +349,18 @@ class Sender:
     # ---- Where partitions are led ----
 
     def _image_changed(self, image: MetadataImage) -> None:
+        addresses = {broker.id: broker.address for broker in image.brokers.values()}
         for topic in list(self.topics.values()):
             if topic.topic.topic_id not in image.topics:
                 self._forget(topic)
                 continue
-            for queue in topic.queues:
-                self.changed(queue)
+            for queue in topic.queues:  # there may be thousands, and few of them changed: no call for each
+                partition = image.partitions.get(queue.key)
+                if partition is None or partition.leader_epoch < queue.leader_epoch:
+                    continue
+                if partition.leader_epoch > queue.leader_epoch or queue.address != addresses.get(partition.leader, ""):
+                    (self._changed if queue.holds_records else self._moved)[queue] = None
+                    self._wake.set()
         self._retire_connections(image)
 
     def _retire_connections(self, image: MetadataImage) -> None:
@@ -363,6 +379,7 @@ class Sender:
         for queue in topic.queues:
             self._fail_queue(queue, error)
             self._changed.pop(queue, None)
+            self._moved.pop(queue, None)
             self._leave(queue)
 
     def _leave(self, queue: PartitionQueue) -> None:
