@@ -327,11 +327,10 @@ class SimCluster:
 
 
 def _producers(replica: Replica) -> Producers:
-    state = replica.log.producers
     return {
-        info.producer_id: (
-            info.producer_epoch,
-            tuple((batch.first_sequence, batch.last_sequence, batch.base_offset) for batch in info.batches),
+        producer_id: (
+            entry.epoch,
+            tuple((batch.first_sequence, batch.last_sequence, batch.base_offset) for batch in entry.batches),
         )
-        for info in state.describe()
+        for producer_id, entry in sorted(replica.log.producers.items())
     }

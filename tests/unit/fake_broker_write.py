@@ -14,6 +14,7 @@ from typing import Any
 
 from fake_broker_read import FakeBroker, FakeCluster
 
+from fencepost_node.grpc.describe_producers import describe
 from fencepost_node.producers.producer_state import Duplicate, ProducerState
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.metadata import PartitionKey
@@ -110,9 +111,7 @@ class FakeWriteBroker(FakeBroker):
 
     async def DescribeProducers(self, request: Any, context: Any) -> pb.DescribeProducersResponse:
         state = self.cluster.states[request.topic_id, request.partition]
-        return pb.DescribeProducersResponse(
-            producers=[info for info in state.describe() if request.producer_id in (-1, info.producer_id)]
-        )
+        return pb.DescribeProducersResponse(producers=describe(state, request.producer_id))
 
 
 class FakeWriteCluster(FakeCluster):

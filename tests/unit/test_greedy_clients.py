@@ -14,7 +14,6 @@ from test_broker import TOPIC, Running, batch, broker_of, produce_batch
 
 from fencepost_node import client_limits
 from fencepost_node.grpc import describe_producers as describe_producers_module
-from fencepost_node.producers import producer_state
 from fencepost_node.replication.replica import Replica
 from fencepost_proto.protocol.errors import ErrorCode
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc
@@ -176,7 +175,7 @@ def test_a_long_list_of_producers_is_the_same_as_a_short_one_and_is_made_once(tm
             short = await running.stub.DescribeProducers(request)
             assert [info.producer_id for info in short.producers] == list(range(1, 8))
             described: list[int] = []
-            describe = producer_state.describe_entry
+            describe = describe_producers_module.describe_entry
 
             def counted(producer_id: int, entry: Any) -> Any:
                 described.append(producer_id)
@@ -184,7 +183,7 @@ def test_a_long_list_of_producers_is_the_same_as_a_short_one_and_is_made_once(tm
 
             with (
                 patch.object(describe_producers_module, "PRODUCERS_IN_A_TURN", 2),
-                patch.object(producer_state, "describe_entry", counted),
+                patch.object(describe_producers_module, "describe_entry", counted),
             ):
                 final = broker_pb2.DescribeProducersRequest(topic_id=TOPIC, producer_id=-1, commit_timeout_ms=5_000)
                 answers = await asyncio.gather(*(running.stub.DescribeProducers(final) for _ in range(5)))

@@ -15,6 +15,7 @@ from tests.simulation.disk import Fault
 from fencepost_node.log.log import Log
 from fencepost_node.log.snapshot import Snapshot, encode_snapshot
 from fencepost_node.producers.producer_state import Duplicate
+from fencepost_node.producers.producer_state_codec import encode_producers
 from fencepost_proto.protocol.errors import StorageError
 from fencepost_proto.protocol.record_batch import BatchHeader, read_header
 
@@ -110,9 +111,9 @@ class LogLaw(RuleBasedStateMachine):
     @rule(clean=st.booleans())
     def restart(self, clean: bool) -> None:
         self.log.close(clean)
-        before = self.log.producers.encode()
+        before = encode_producers(self.log.producers)
         self.log = open_log(self.machine.mount())
-        assert self.log.producers.encode() == before
+        assert encode_producers(self.log.producers) == before
         if clean:
             self.synced = self.log.log_end_offset
 

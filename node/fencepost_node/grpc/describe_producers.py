@@ -28,7 +28,7 @@ from typing import Any
 from fencepost_node.client_limits import AnswerBudget
 from fencepost_node.producers import producer_state
 from fencepost_node.producers.identities import check_fence_stands
-from fencepost_node.producers.producer_state import ProducerState
+from fencepost_node.producers.producer_state import ProducerEntry, ProducerState
 from fencepost_node.replica_manager import ReplicaManager
 from fencepost_node.replication.replica import Replica
 from fencepost_proto.protocol.errors import InvalidRequest, RequestTimedOut
@@ -73,7 +73,7 @@ class ProducerLists:
                     described = []
                     for producer_id in ids[start : start + PRODUCERS_IN_A_TURN]:
                         if (entry := state.get(producer_id)) is not None:
-                            described.append(producer_state.describe_entry(producer_id, entry))
+                            described.append(describe_entry(producer_id, entry))
                     parts.append(broker_pb2.DescribeProducersResponse(producers=described).SerializeToString())
                     await asyncio.sleep(0)
             made.set_result(b"".join(parts))
@@ -106,12 +106,37 @@ async def describe_producers(
         leader_epoch=replica.leader_epoch,
     )
     if not is_long:
-        answer.producers.extend(known.describe(None if request.producer_id == ALL else request.producer_id))
+        answer.producers.extend(describe(known, request.producer_id))
         await _commit(replica, answer, request.commit_timeout_ms)
         return answer
     encoded = lists.of(replica)  # begins with the state as it is now
     await _commit(replica, answer, request.commit_timeout_ms)
     return await _with_room(await encoded, answer, context, lists.answers)
+
+
+def describe(state: ProducerState, producer_id: int) -> list[broker_pb2.ProducerStateInfo]:
+    """That producer, where it is known; ALL: every one, by id."""
+    if producer_id == ALL:
+        return [describe_entry(each_id, entry) for each_id, entry in sorted(state.items())]
+    entry = state.get(producer_id)
+    return [] if entry is None else [describe_entry(producer_id, entry)]
+
+
+def describe_entry(producer_id: int, entry: ProducerEntry) -> broker_pb2.ProducerStateInfo:
+    """The answer's description of one producer."""
+    return broker_pb2.ProducerStateInfo(
+        producer_id=producer_id,
+        producer_epoch=entry.epoch,
+        batches=[
+            broker_pb2.BatchState(
+                first_sequence=batch.first_sequence,
+                last_sequence=batch.last_sequence,
+                base_offset=batch.base_offset,
+                timestamp_ms=batch.timestamp_ms,
+            )
+            for batch in entry.batches
+        ],
+    )
 
 
 async def _with_room(

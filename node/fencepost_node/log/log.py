@@ -525,9 +525,10 @@ class Log:
         with self._maintenance:
             with self._lock:
                 expired_below, surplus_below = self._idle_below(running_ms)
-                self.producers.committed_below = max(self.producers.committed_below, high_watermark)
                 seen = self.producers.copy()
-            idle = seen.idle(expired_below, surplus_below, is_kept, let_others_run)  # the loop goes on appending
+            idle = seen.idle(  # the loop goes on appending
+                expired_below, surplus_below, high_watermark, is_kept, let_others_run
+            )
             if not idle:
                 return
             expired = 0
@@ -582,7 +583,6 @@ class Log:
                 if placed.header.base_offset >= snapshot.offset:
                     fold(segment.path, placed, producers)
                     folded_bytes += placed.header.size_bytes
-        producers.carry_from(self.producers)
         return producers, folded_bytes
 
     def _forget_above(
@@ -641,7 +641,6 @@ class Log:
             except (OSError, StorageError) as error:
                 self._fail(f"reset of {self.directory} to {start_offset} failed: {error}")
                 raise StorageError(self.failure) from error
-            recovered.producers.carry_from(self.producers)
             with self._lock:
                 self._expiring, self._repeatable = Idleness(), Idleness()
                 self._take(recovered)

@@ -10,7 +10,7 @@ Layout (big-endian)::
     6  CRC-32C    uint32   of everything from 10 to the end
    10  offset     int64
    18  last epoch int32    leader epoch of the batch that ends at the offset; -1: not known, or there is none
-   22  producers           as ProducerState.encode gives them, all five batches of each
+   22  producers           as `producer_state_codec.py` says, all five batches of each
 
 Version 2 has no CRCs of batches, and version 1 no last epoch either; both are still read.
 
@@ -31,6 +31,7 @@ from fencepost_node.log.disk import Disk
 from fencepost_node.log.leader_epochs import NO_EPOCH
 from fencepost_node.log.names import SNAPSHOT_SUFFIX, CorruptLog, file_name
 from fencepost_node.producers.producer_state import ProducerState
+from fencepost_node.producers.producer_state_codec import decode_producers, encode_producers
 from fencepost_proto.protocol.errors import CorruptMessage
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def let_others_run() -> None:
 
 def encode_snapshot(snapshot: Snapshot) -> bytes:
     """Takes a while for many producers: for a thread."""
-    producers = snapshot.producers.encode(let_others_run)
+    producers = encode_producers(snapshot.producers, let_others_run)
     content = _OFFSET_AND_EPOCH.pack(snapshot.offset, snapshot.last_epoch) + producers
     return _HEADER.pack(_MAGIC, _VERSION, crc32c(content)) + content
 
@@ -84,7 +85,7 @@ def decode_snapshot(data: bytes) -> Snapshot:
     if offset < 0 or last_epoch < NO_EPOCH:
         raise CorruptMessage(f"offset {offset} or leader epoch {last_epoch} of a producer snapshot is negative")
     with_crcs = version == _VERSION
-    producers = ProducerState.decode(content[layout.size :], let_others_run, with_crcs=with_crcs)
+    producers = decode_producers(content[layout.size :], let_others_run, with_crcs=with_crcs)
     return Snapshot(offset, producers, last_epoch)
 
 

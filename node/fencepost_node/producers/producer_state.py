@@ -46,14 +46,11 @@ leader know whom the leader knew.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, ItemsView, Iterable
 from dataclasses import dataclass
-from itertools import chain
 from typing import NamedTuple
 
 from fencepost_proto.protocol.errors import (
-    CorruptMessage,
     DuplicateSequenceNumber,
     InvalidProducerEpoch,
     InvariantBroken,
@@ -62,24 +59,18 @@ from fencepost_proto.protocol.errors import (
     UnknownProducerId,
 )
 from fencepost_proto.protocol.record_batch import MAX_SEQUENCE, BatchHeader, add_sequence
-from fencepost_proto.protocol.v1.broker_pb2 import BatchState, ProducerStateInfo
 
 REMEMBERED_BATCHES = 5  # as many as a producer may have in flight
 MAX_PRODUCERS = 50_000  # of one partition: about 50 MB where all have five batches
-PRODUCERS_IN_A_TURN = 256  # encoded or decoded at a time: half a millisecond
+PRODUCERS_IN_A_TURN = 256  # looked at, encoded or decoded at a time: half a millisecond
 ROOM_FOR_THE_YOUNG = 10_000  # beyond that, for those that must not be forgotten yet
 
 _SEQUENCES = 2**31
 _HALF_OF_SEQUENCES = 2**30
-_COUNT = struct.Struct(">i")
-_ENTRY = struct.Struct(">qhBB")  # producer id, epoch, wrapped, number of batches
-_BATCH = struct.Struct(">iiqqq")
-_BATCH_WITHOUT_CRC = struct.Struct(">iiqq")
-_ENTRY_OF = [struct.Struct(">qhBB" + count * "iiqqq") for count in range(REMEMBERED_BATCHES + 1)]  # with its batches
 UNKNOWN_CRC = -1  # no batch has it, whoever made its bytes up
 
 
-def _no_pause() -> None:
+def no_pause() -> None:
     return
 
 
@@ -141,12 +132,10 @@ Staged = dict[int, ProducerEntry]  # what `apply` will set, the least recent fir
 class ProducerState:
     """The producers of one partition at one offset of its log."""
 
-    __slots__ = ("_entries", "committed_below")
+    __slots__ = ("_entries",)
 
     def __init__(self, entries: dict[int, ProducerEntry] | None = None) -> None:
         self._entries = {} if entries is None else entries  # the longest idle first
-        self.committed_below = 0
-        """Batches that end at or below this offset are resolved; the owner raises it as the high watermark rises."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -167,11 +156,13 @@ class ProducerState:
         """Of every producer that is known."""
         return list(self._entries)
 
+    def items(self) -> ItemsView[int, ProducerEntry]:
+        """(producer id, entry) of every producer that is known, the longest idle first."""
+        return self._entries.items()
+
     def copy(self) -> ProducerState:
         """Entries are values, so this costs no more than their references."""
-        copied = ProducerState(dict(self._entries))
-        copied.committed_below = self.committed_below
-        return copied
+        return ProducerState(dict(self._entries))
 
     # ---- The two questions ----
 
@@ -276,13 +267,15 @@ class ProducerState:
         self,
         expired_below: int,
         surplus_below: int,
+        high_watermark: int,
         is_kept: Callable[[int], bool],
-        pause: Callable[[], None] = _no_pause,
+        pause: Callable[[], None] = no_pause,
     ) -> list[tuple[int, ProducerEntry]]:
         """Whom to forget, the longest idle first. It takes a while and changes nothing: call it on a copy.
 
-        Committed ones whose last batch stands below `expired_below`; where there are more than MAX_PRODUCERS, also as many
-        as that is too many below `surplus_below`. Never one of which `is_kept` says so. `pause` is called as in `encode`.
+        Those whose last batch is below the high watermark and below `expired_below`; where there are more than
+        MAX_PRODUCERS, also as many as that is too many below `surplus_below`. Never one of which `is_kept` says so.
+        `pause` is called after every PRODUCERS_IN_A_TURN: a thread that looks at many of them lets others run.
         """
         surplus = len(self._entries) - MAX_PRODUCERS
         found: list[tuple[int, ProducerEntry]] = []
@@ -290,7 +283,7 @@ class ProducerState:
             if number % PRODUCERS_IN_A_TURN == 0:
                 pause()
             limit = max(expired_below, surplus_below) if len(found) < surplus else expired_below
-            if entry.last.base_offset >= limit or not self._resolved(entry):
+            if entry.last.base_offset >= limit or entry.last.end_offset > high_watermark:
                 break
             if not is_kept(producer_id):
                 found.append((producer_id, entry))
@@ -308,86 +301,6 @@ class ProducerState:
         forgotten = len(self._entries) - len(kept)
         self._entries = kept
         return forgotten
-
-    def _resolved(self, entry: ProducerEntry) -> bool:
-        return entry.last.end_offset <= self.committed_below
-
-    def carry_from(self, older: ProducerState) -> None:
-        """Take over what the log does not tell: the high watermark."""
-        self.committed_below = older.committed_below
-
-    # ---- Outside views ----
-
-    def describe(self, only: int | None = None) -> list[ProducerStateInfo]:
-        """Every producer, by id; with `only`, that one, where it is known."""
-        if only is not None:
-            entry = self._entries.get(only)
-            entries = [] if entry is None else [(only, entry)]
-        else:
-            entries = sorted(self._entries.items())
-        return [describe_entry(producer_id, entry) for producer_id, entry in entries]
-
-    def encode(self, pause: Callable[[], None] = _no_pause) -> bytes:
-        """The entries as bytes: a count, then for each its batches (big-endian; see the structs above).
-
-        The order is that of the last batches' offsets, so equal states have equal bytes. `pause` is called after every
-        PRODUCERS_IN_A_TURN: a thread that encodes many of them lets others run.
-        """
-        parts = [_COUNT.pack(len(self._entries))]
-        for number, (producer_id, entry) in enumerate(self._entries.items(), 1):
-            batches = entry.batches
-            whole = _ENTRY_OF[len(batches)]
-            parts.append(
-                whole.pack(producer_id, entry.epoch, entry.wrapped, len(batches), *chain.from_iterable(batches))
-            )
-            if number % PRODUCERS_IN_A_TURN == 0:
-                pause()
-        return b"".join(parts)
-
-    @staticmethod
-    def decode(data: bytes, pause: Callable[[], None] = _no_pause, *, with_crcs: bool = True) -> ProducerState:
-        """The state that `encode` gave these bytes for; `pause` is called as there. Raises CorruptMessage."""
-        layout = _BATCH if with_crcs else _BATCH_WITHOUT_CRC
-        entries: dict[int, ProducerEntry] = {}
-        try:
-            (count,) = _COUNT.unpack_from(data)
-            position = _COUNT.size
-            for number in range(1, count + 1):
-                producer_id, epoch, wrapped, batch_count = _ENTRY.unpack_from(data, position)
-                position += _ENTRY.size
-                if not 1 <= batch_count <= REMEMBERED_BATCHES:
-                    raise CorruptMessage(f"{batch_count} batches of producer {producer_id} in a producer snapshot")
-                end = position + batch_count * layout.size
-                batches = tuple(RememberedBatch(*batch) for batch in layout.iter_unpack(data[position:end]))
-                if len(batches) != batch_count:
-                    raise CorruptMessage(f"a producer snapshot ends within producer {producer_id}")
-                entries[producer_id] = ProducerEntry(epoch, bool(wrapped), batches)
-                position = end
-                if number % PRODUCERS_IN_A_TURN == 0:
-                    pause()
-        except struct.error as error:
-            raise CorruptMessage(f"a producer snapshot of {len(data)} bytes ends too early: {error}") from error
-        if position != len(data) or len(entries) != count:
-            raise CorruptMessage(
-                f"a producer snapshot of {len(data)} bytes holds {len(entries)} producers, not {count}"
-            )
-        return ProducerState(entries)
-
-
-def describe_entry(producer_id: int, entry: ProducerEntry) -> ProducerStateInfo:
-    return ProducerStateInfo(
-        producer_id=producer_id,
-        producer_epoch=entry.epoch,
-        batches=[
-            BatchState(
-                first_sequence=batch.first_sequence,
-                last_sequence=batch.last_sequence,
-                base_offset=batch.base_offset,
-                timestamp_ms=batch.timestamp_ms,
-            )
-            for batch in entry.batches
-        ],
-    )
 
 
 def _check_same(batch: RememberedBatch, header: BatchHeader, crc_at: CrcAt | None) -> None:

@@ -162,7 +162,6 @@ class Leadership:
     def _known(self, header: BatchHeader, batch: bytes, admit: Admit | None) -> Duplicate | None:
         if not header.idempotent:
             return None
-        self.replica.log.producers.committed_below = self.high_watermark
         fence_epoch = lowest_epoch(header.producer_id, header.producer_epoch, self.replica.owner.image)
         answer = self.replica.log.producers.check(
             header,

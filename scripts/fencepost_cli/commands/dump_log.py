@@ -141,10 +141,10 @@ def _dump_snapshot(path: Path, *, as_json: bool) -> None:
         snapshot = decode_snapshot(path.read_bytes())
     except FencepostError as error:
         fail(f"{path} is damaged: {error}")
-    producers = snapshot.producers.describe()
+    producers = sorted(snapshot.producers.items())
     if not as_json:
         typer.echo(f"producer state at offset {snapshot.offset}: {len(producers)} producers")
-    for producer in producers:
+    for producer_id, entry in producers:
         batches = [
             {
                 "first_sequence": batch.first_sequence,
@@ -152,14 +152,14 @@ def _dump_snapshot(path: Path, *, as_json: bool) -> None:
                 "base_offset": batch.base_offset,
                 "timestamp_ms": batch.timestamp_ms,
             }
-            for batch in producer.batches
+            for batch in entry.batches
         ]
         if as_json:
-            told = {"producer_id": producer.producer_id, "producer_epoch": producer.producer_epoch, "batches": batches}
+            told = {"producer_id": producer_id, "producer_epoch": entry.epoch, "batches": batches}
             typer.echo(json.dumps(told))
             continue
-        typer.echo(f"producer {producer.producer_id} epoch {producer.producer_epoch}")
-        for batch in producer.batches:
+        typer.echo(f"producer {producer_id} epoch {entry.epoch}")
+        for batch in entry.batches:
             typer.echo(
                 f"    sequences {batch.first_sequence}-{batch.last_sequence} at offset {batch.base_offset}, "
                 f"timestamp {batch.timestamp_ms}"
