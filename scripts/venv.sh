@@ -1,10 +1,11 @@
 # Sourced by the scripts beside it, from the project's root, with the extras that they need: `. scripts/venv.sh server,cli` or
-# `. scripts/venv.sh dev`, which has all. Makes .venv, installs the project into it, editable, and does nothing when
-# pyproject.toml has not changed since. One process at a time does it.
+# `. scripts/venv.sh dev`, which has all. Makes .venv, installs the project into it, editable, and does nothing when what
+# pyproject.toml says of the install has not changed since. One process at a time does it.
+_fencepost_install_settings() { awk '/^\[/ { on = /^\[(build-system|project|tool\.hatch)/ } on' pyproject.toml; }
 _fencepost_venv() {
     local extras=$1 stamp python
     for stamp in .venv/.installed-dev ".venv/.installed-$extras"; do
-        if [ -f "$stamp" ] && cmp -s pyproject.toml "$stamp"; then return 0; fi
+        if [ -f "$stamp" ] && _fencepost_install_settings | cmp -s - "$stamp"; then return 0; fi
     done
     for python in "${PYTHON:-}" python3 python3.14 python3.13 python3.12 python3.11; do
         [ -n "$python" ] && command -v "$python" >/dev/null 2>&1 &&
@@ -15,7 +16,7 @@ _fencepost_venv() {
     echo "fencepost: installing into .venv with $($python --version) …" >&2
     [ -x .venv/bin/python ] || "$python" -m venv .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"
-    cp pyproject.toml "$stamp"
+    _fencepost_install_settings >"$stamp"
 }
 mkdir -p .venv
 exec 9>.venv/.lock

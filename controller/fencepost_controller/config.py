@@ -13,18 +13,39 @@ MAX_PRODUCER_NAMES = 35_000  # named producers, those remembered as expired incl
 class ControllerConfig:
     """Checked when it is made: raises ConfigError naming key and value."""
 
-    data_dir: str = setting(minimum=1)
-    listen: str = setting("127.0.0.1:0", address=True)  # port 0: any free one
-    insecure_listen: bool = setting(False)  # may other machines reach `listen`? Nothing authenticates them
-    log_level: str = setting("INFO", choices=LOG_LEVELS)
+    data_dir: str = setting(minimum=1, doc="Folder with the metadata store. One process at a time uses it.")
+    listen: str = setting("127.0.0.1:0", address=True, doc="Address to listen on, host:port. Port 0: any free one.")
+    insecure_listen: bool = setting(
+        False, doc="Whether `listen` may be an address that other machines reach. Nothing authenticates who connects."
+    )
+    log_level: str = setting("INFO", choices=LOG_LEVELS, doc="The least severe events that are logged.")
 
-    session_timeout_ms: int = setting(3_000, minimum=100, maximum=300_000)  # silence that means dead
-    heartbeat_interval_ms: int = setting(500, minimum=10)  # what brokers are asked for
-    preferred_leader_interval_ms: int = setting(10_000, minimum=10)  # between rounds that restore preferred leaders
-    min_segment_bytes: int = setting(16 * 1024, minimum=256)  # that a topic may ask for; less is for tests
+    session_timeout_ms: int = setting(
+        3_000, minimum=100, maximum=300_000, doc="A broker that has been silent for longer counts as dead."
+    )
+    heartbeat_interval_ms: int = setting(
+        500, minimum=10, doc="How often brokers send heartbeats. At most half of `session_timeout_ms`."
+    )
+    preferred_leader_interval_ms: int = setting(
+        10_000, minimum=10, doc="Pause between two rounds that give leaderships back to preferred leaders."
+    )
+    min_segment_bytes: int = setting(
+        16 * 1024,
+        minimum=256,
+        doc="The smallest `segment_bytes` that a topic may ask for. Less than the default is for tests.",
+    )
 
-    max_producer_names: int = setting(20_000, minimum=1, maximum=MAX_PRODUCER_NAMES)
-    producer_name_expiration_ms: int = setting(7 * 24 * 3600 * 1000, minimum=1_000)  # not used for so long: forgotten
+    max_producer_names: int = setting(
+        20_000,
+        minimum=1,
+        maximum=MAX_PRODUCER_NAMES,
+        doc="Named producers at a time, those that are remembered as expired included.",
+    )
+    producer_name_expiration_ms: int = setting(
+        7 * 24 * 3600 * 1000,
+        minimum=1_000,
+        doc="A name that has not been used for longer is forgotten, and its id is refused permanently.",
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

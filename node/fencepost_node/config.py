@@ -16,41 +16,78 @@ DAY_MS = 24 * 3600 * 1000
 class BrokerConfig:
     """Checked when it is made: raises ConfigError naming key and value."""
 
-    broker_id: int = setting(minimum=0, maximum=2**31 - 1)
-    data_dir: str = setting(minimum=1)
-    controller: str = setting(address=True)  # host:port
-    listen: str = setting("127.0.0.1:0", address=True)  # port 0: any free one
+    broker_id: int = setting(
+        minimum=0, maximum=2**31 - 1, doc="Number of this broker in its cluster. It belongs to the data folder."
+    )
+    data_dir: str = setting(minimum=1, doc="Folder with the logs. One process at a time uses it.")
+    controller: str = setting(address=True, doc="Address of the controller, host:port.")
+    listen: str = setting("127.0.0.1:0", address=True, doc="Address to listen on, host:port. Port 0: any free one.")
     advertised_address: str = setting(
-        "", address=True, optional=True
-    )  # told to clients and brokers; port 0: the real one
-    insecure_listen: bool = setting(False)  # may other machines reach `listen`? Nothing authenticates them
-    log_level: str = setting("INFO", choices=LOG_LEVELS)
+        "",
+        address=True,
+        optional=True,
+        doc="Address that clients and other brokers are told to connect to. Empty: where it listens. Port 0: the real one.",
+    )
+    insecure_listen: bool = setting(
+        False, doc="Whether `listen` may be an address that other machines reach. Nothing authenticates who connects."
+    )
+    log_level: str = setting("INFO", choices=LOG_LEVELS, doc="The least severe events that are logged.")
 
     # Replication
-    replica_lag_time_max_ms: int = setting(5_000, minimum=100)  # a follower behind for longer leaves the in-sync set
-    replication_window_bytes: int = setting(8 * MIB, minimum=64 * KIB)  # pushed and not acknowledged, per follower
-    tail_bytes: int = setting(8 * MIB, minimum=0)  # newest batches kept in memory, of all partitions together
+    replica_lag_time_max_ms: int = setting(
+        5_000, minimum=100, doc="A follower that has been behind for longer leaves the in-sync set."
+    )
+    replication_window_bytes: int = setting(
+        8 * MIB, minimum=64 * KIB, doc="Pushed to one follower and not yet acknowledged by it."
+    )
+    tail_bytes: int = setting(8 * MIB, minimum=0, doc="Newest batches kept in memory, of all partitions together.")
 
     # The log
-    snapshot_interval_bytes: int = setting(64 * MIB, minimum=1)  # appended between snapshots: bounds recovery time
-    producer_expiration_ms: int = setting(7 * DAY_MS, minimum=1)  # an idle producer's state is forgotten after this
-    max_new_producers_per_second: int = setting(50, minimum=1)  # that one connection may bring, after a burst of 1,000
+    snapshot_interval_bytes: int = setting(
+        64 * MIB,
+        minimum=1,
+        doc="Appended to a log between two snapshots of producer state. It bounds what recovery reads.",
+    )
+    producer_expiration_ms: int = setting(
+        7 * DAY_MS, minimum=1, doc="An anonymous producer that has been idle for longer is forgotten."
+    )
+    max_new_producers_per_second: int = setting(
+        50, minimum=1, doc="New producers that one connection may bring, after a burst of 1,000."
+    )
     max_delivery_timeout_ms: int = setting(
-        600_000, minimum=1
-    )  # no producer may retry for longer; none is forgotten sooner
-    retention_check_interval_ms: int = setting(30_000, minimum=10)
-    scrub_interval_ms: int = setting(7 * DAY_MS, minimum=0)  # between readings of every stored byte; 0: none
-    scrub_bytes_per_second: int = setting(10 * MIB, minimum=64 * KIB)  # how fast they go
-    max_open_files: int = setting(0, minimum=0)  # of logs, at a time; 0: by what the system allows (ulimit -n)
-    stray_retention_ms: int = setting(7 * DAY_MS, minimum=1)  # of a log that the metadata does not know
+        600_000,
+        minimum=1,
+        doc="The longest delivery timeout of a producer. For so long a repeat is recognised, and no producer is forgotten.",
+    )
+    retention_check_interval_ms: int = setting(
+        30_000, minimum=10, doc="Pause between two looks for segments that retention removes."
+    )
+    scrub_interval_ms: int = setting(
+        7 * DAY_MS, minimum=0, doc="Time between two readings of every stored byte. 0: none."
+    )
+    scrub_bytes_per_second: int = setting(10 * MIB, minimum=64 * KIB, doc="How fast those readings go.")
+    max_open_files: int = setting(
+        0, minimum=0, doc="Files of logs that are open at a time. 0: by what the system allows (`ulimit -n`)."
+    )
+    stray_retention_ms: int = setting(
+        7 * DAY_MS, minimum=1, doc="How long a log is kept that the metadata does not know."
+    )
 
     # Clients
-    max_request_bytes: int = setting(8 * MIB, minimum=1 * KIB, maximum=MAX_MESSAGE_BYTES)  # one ProduceRequest
-    client_answer_bytes: int = setting(64 * MIB, minimum=MIB)  # answers made and not yet taken by their clients, in all
-    max_fetch_bytes: int = setting(8 * MIB, minimum=1 * KIB, maximum=MAX_MESSAGE_BYTES)  # one FetchResponse
+    max_request_bytes: int = setting(
+        8 * MIB, minimum=1 * KIB, maximum=MAX_MESSAGE_BYTES, doc="The largest ProduceRequest."
+    )
+    client_answer_bytes: int = setting(
+        64 * MIB, minimum=MIB, doc="Answers made and not yet taken by their clients, of all connections together."
+    )
+    max_fetch_bytes: int = setting(
+        8 * MIB, minimum=1 * KIB, maximum=MAX_MESSAGE_BYTES, doc="The largest FetchResponse."
+    )
 
     # Shutdown
-    controlled_shutdown_max_wait_ms: int = setting(5_000, minimum=0)  # for others to take the leaderships over
+    controlled_shutdown_max_wait_ms: int = setting(
+        5_000, minimum=0, doc="How long a clean shutdown waits for other brokers to take the leaderships over."
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

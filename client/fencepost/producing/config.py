@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, TypedDict
+from dataclasses import dataclass, fields
+from typing import Literal, TypedDict, get_args
 
 from fencepost_proto.protocol.errors import InvalidConfig
 from fencepost_proto.protocol.records import Compression
+from fencepost_proto.runtime.config import setting
 
+KIB = 1024
+MIB = 1024 * KIB
 Acks = Literal["all", 1, 0]
 MAX_BATCH_BYTES = 8 * 1024 * 1024  # a batch must fit a gRPC message with room to spare
+_CODECS = tuple(name.lower() for name in Compression.__members__)
 
 
 class ProducerOptions(TypedDict, total=False):
@@ -32,42 +36,55 @@ class ProducerOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProducerConfig:
-    """Sizes in bytes of records before compression; times in milliseconds."""
+    """Sizes in bytes of records before compression; times in milliseconds. Raises InvalidConfig naming key and value."""
 
-    name: str = ""  # a named producer: one live instance at a time, older ones are fenced, `resume` is possible
-    acks: Acks = "all"  # "all": exactly once. 1 and 0: no stamps, so at most once, one batch at a time to a partition
-    compression: str = "none"  # none, gzip, snappy, lz4, zstd
-    batch_size: int = 256 * 1024
-    linger_ms: float = 0  # how long a batch that is not full waits for more records
-    buffer_memory: int = 32 * 1024 * 1024  # of records that are not yet acknowledged or failed; `send` waits for room
-    max_request_size: int = 1024 * 1024  # of one record
-    max_block_ms: int = 60_000  # how long `send` waits for room, and a start for a producer id
-    delivery_timeout_ms: int = 120_000  # from `send` to acknowledged or failed
-    request_timeout_ms: int = 10_000  # how long a leader may take to commit a batch, before it is sent again
-    retry_backoff_ms: int = 20  # doubles up to the next
-    retry_backoff_max_ms: int = 500
-    # A fault switch: the probability that an answer is thrown away and its connection broken, so that what was in
-    # flight must be sent again and brokers must recognise what they have. For demonstrations and tests.
-    fault_drop_acks: float = 0.0
+    name: str = setting(
+        "", doc="Name of a producer of which one instance lives at a time: older ones are fenced, `resume` is possible."
+    )
+    acks: Acks = setting(  # noqa: RUF009  # it makes a field
+        "all",
+        choices=get_args(Acks),
+        doc="`all`: exactly once. 1 and 0: without sequence numbers, so at most once, one batch at a time to a partition.",
+    )
+    compression: str = setting("none", choices=_CODECS, doc="Codec of the batches.")
+    batch_size: int = setting(256 * KIB, minimum=1, maximum=MAX_BATCH_BYTES, doc="A batch of so many bytes is full.")
+    linger_ms: float = setting(0, minimum=0, doc="How long a batch that is not full waits for more records.")
+    buffer_memory: int = setting(
+        32 * MIB, minimum=1, doc="Records that are not yet acknowledged or failed. Beyond it, `send` waits for room."
+    )
+    max_request_size: int = setting(MIB, minimum=1, maximum=MAX_BATCH_BYTES, doc="The largest record.")
+    max_block_ms: int = setting(60_000, minimum=1, doc="How long `send` waits for room, and a start for a producer id.")
+    delivery_timeout_ms: int = setting(
+        120_000,
+        minimum=1,
+        doc="From `send` to acknowledged or failed. At most the brokers' `max_delivery_timeout_ms`.",
+    )
+    request_timeout_ms: int = setting(
+        10_000, minimum=1, doc="How long a leader may take to commit a batch, before it is sent again."
+    )
+    retry_backoff_ms: int = setting(20, minimum=1, doc="Pause before a retry; it doubles with each.")
+    retry_backoff_max_ms: int = setting(500, minimum=1, doc="The longest of these pauses; at least `retry_backoff_ms`.")
+    fault_drop_acks: float = setting(
+        0.0,
+        minimum=0,
+        maximum=1,
+        doc="A fault switch, for demonstrations and tests: the probability that an answer is thrown away and its "
+        "connection broken, so that brokers must recognise what they have.",
+    )
 
     def __post_init__(self) -> None:
         if self.acks not in ("all", 1, 0) or self.acks is True or self.acks is False:
             raise InvalidConfig(f"acks={self.acks!r}: 'all', 1 or 0")
         if not isinstance(self.name, str):
             raise InvalidConfig(f"name={self.name!r}: text is expected")
-        if not isinstance(self.compression, str) or self.compression.upper() not in Compression.__members__:
-            known = ", ".join(name.lower() for name in Compression.__members__)
-            raise InvalidConfig(f"compression={self.compression!r}: one of {known}")
+        if not isinstance(self.compression, str) or self.compression.lower() not in _CODECS:
+            raise InvalidConfig(f"compression={self.compression!r}: one of {', '.join(_CODECS)}")
         if self.name and self.acks != "all":
             raise InvalidConfig(f"name={self.name!r} with acks={self.acks!r}: a named producer needs acks='all'")
-        self._check_range("fault_drop_acks", 0, 1)
-        self._check_range("batch_size", 1, MAX_BATCH_BYTES)
-        self._check_range("max_request_size", 1, MAX_BATCH_BYTES)
-        self._check_range("buffer_memory", 1)
-        self._check_range("linger_ms", 0)
-        for name in ("max_block_ms", "delivery_timeout_ms", "request_timeout_ms"):
-            self._check_range(name, 1)
-        self._check_range("retry_backoff_ms", 1)
+        for field in fields(self):
+            least, most = field.metadata["minimum"], field.metadata["maximum"]
+            if least is not None:
+                self._check_range(field.name, least, most)
         self._check_range("retry_backoff_max_ms", self.retry_backoff_ms)
 
     def _check_range(self, name: str, least: float, most: float | None = None) -> None:

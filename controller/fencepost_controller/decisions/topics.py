@@ -100,9 +100,15 @@ class CreateTopic(Command[Topic]):
         return list(self.assignments)
 
 
-def check_config(config: TopicConfig, replication_factor: int, min_segment_bytes: int) -> None:
-    """Raises InvalidConfig naming key and value."""
-    limits = {
+UNLIMITED = -1
+MAY_BE_UNLIMITED = frozenset(
+    {"retention_ms", "retention_bytes", "message_timestamp_before_max_ms", "message_timestamp_after_max_ms"}
+)
+
+
+def limits_of_config(replication_factor: int, min_segment_bytes: int) -> dict[str, tuple[int, int]]:
+    """Least and greatest value of each number in a TopicConfig; those in MAY_BE_UNLIMITED may be UNLIMITED too."""
+    return {
         "min_insync_replicas": (1, replication_factor),
         "retention_ms": (1, MAX_INT64),
         "retention_bytes": (1, MAX_INT64),
@@ -111,15 +117,17 @@ def check_config(config: TopicConfig, replication_factor: int, min_segment_bytes
         "message_timestamp_before_max_ms": (1, MAX_INT64),
         "message_timestamp_after_max_ms": (1, MAX_INT64),
     }
-    unlimited = (
-        "retention_ms", "retention_bytes", "message_timestamp_before_max_ms", "message_timestamp_after_max_ms",
-    )  # fmt: skip
+
+
+def check_config(config: TopicConfig, replication_factor: int, min_segment_bytes: int) -> None:
+    """Raises InvalidConfig naming key and value."""
+    limits = limits_of_config(replication_factor, min_segment_bytes)
     for key, (least, most) in limits.items():
         value = getattr(config, key)
-        if key in unlimited and value == -1:
+        if key in MAY_BE_UNLIMITED and value == UNLIMITED:
             continue
         if not least <= value <= most:
-            extra = " or -1" if key in unlimited else ""
+            extra = " or -1" if key in MAY_BE_UNLIMITED else ""
             of = " (the replication factor)" if key == "min_insync_replicas" else ""
             raise InvalidConfig(f"{key}={value}: must be {least} to {most}{of}{extra}")
     if config.message_timestamp_type not in (CREATE_TIME, APPEND_TIME):

@@ -30,19 +30,29 @@ class ConfigError(Exception):
 def setting(
     default: object = dataclasses.MISSING,
     *,
-    minimum: int | None = None,
-    maximum: int | None = None,
-    choices: Sequence[str] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: Sequence[object] = (),
     address: bool = False,
     optional: bool = False,
+    doc: str = "",
 ) -> Any:
     """A dataclass field with limits: numbers from `minimum` to `maximum`, strings out of `choices` or host:port.
 
-    `optional`: a string may also be empty.
+    `optional`: a string may also be empty. `doc`: what it sets, for docs/CONFIGURATION.md.
     """
-    limits = {"minimum": minimum, "maximum": maximum, "choices": tuple(choices), "address": address}
-    limits["optional"] = optional
+    limits: dict[str, object] = {"minimum": minimum, "maximum": maximum, "choices": tuple(choices)}
+    limits |= {"address": address, "optional": optional, "doc": doc}
     return dataclasses.field(default=default, metadata=limits)
+
+
+def settings_help(cls: type) -> str:
+    """A line for each setting: its name, its default and what it sets."""
+    lines = []
+    for field in dataclasses.fields(cls):
+        default = "required" if field.default is dataclasses.MISSING else f"default {field.default!r}"
+        lines.append(f"  {field.name} ({default}): {field.metadata.get('doc', '')}")
+    return "\n".join(lines)
 
 
 def load(cls: type[T], path: str) -> T:

@@ -41,7 +41,7 @@ from typing import Final, Generic, Protocol, TextIO, TypeVar
 import uvloop
 
 from fencepost_proto.protocol.errors import StorageError
-from fencepost_proto.runtime.config import ConfigError, load
+from fencepost_proto.runtime.config import ConfigError, load, settings_help
 from fencepost_proto.runtime.failure import Failure
 from fencepost_proto.runtime.standard_streams import ensure_standard_streams
 
@@ -177,7 +177,7 @@ def main(program: Program[C]) -> int:
     parser = argparse.ArgumentParser(
         prog=f"python -m {program.package}",
         description=f"{program.description} It logs to standard error; SIGTERM shuts it down cleanly.",
-        epilog=f"example of a configuration:\n{program.example}",
+        epilog=f"settings:\n{settings_help(program.config)}\n\nexample of a configuration:\n{program.example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG.toml", help=f"the {program.kind}'s configuration, a flat TOML file")

@@ -1,0 +1,71 @@
+"""The pages of docs/ say what the code says, where that can be compared."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.simulation.mutants import MUTANTS
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
+LINKED_TEST = re.compile(r"\[`(test_\w+)`\]\(([^)]+)\)")
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+
+
+def text_of(page: Path) -> str:
+    return FENCE.sub("", page.read_text())
+
+
+def page_with(heading: str) -> str:
+    """The text below a heading, up to the next one of its level or above."""
+    for page in PAGES:
+        found = re.search(rf"^(#+) {re.escape(heading)}$", page.read_text(), re.MULTILINE)
+        if found:
+            rest = page.read_text()[found.end() :]
+            return re.split(rf"^#{{1,{len(found[1])}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+    raise AssertionError(f"no page has the heading {heading!r}")
+
+
+def test_the_configuration_page_is_what_the_dataclasses_say() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "generators" / "configuration.py"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (ROOT / "docs" / "CONFIGURATION.md").read_text() == done.stdout, "run ./scripts/docs"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file(page: Path) -> None:
+    links = [link for link in LINK.findall(text_of(page)) if "://" not in link]
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_every_failure_of_the_gauntlet_names_a_test_that_is_there() -> None:
+    named = LINKED_TEST.findall(page_with("The gauntlet"))
+    assert len(named) > 30
+    missing = [name for name, file in named if f"def {name}(" not in (ROOT / "docs" / file).read_text()]
+    assert not missing
+
+
+def test_every_file_of_the_gauntlet_is_named() -> None:
+    text = page_with("The gauntlet")
+    files = [file.name for file in (ROOT / "tests" / "gauntlet").glob("test_*.py")]
+    assert files
+    assert [name for name in files if name not in text] == []
+
+
+def test_the_table_of_deliberate_faults_is_that_of_the_simulator() -> None:
+    rows = re.findall(r"^\| ([a-z-]+) \| ([\w ,]+) \| \S+ \| (\d+) \|$", page_with("That it can fail"), re.MULTILINE)
+    assert [(name, int(seeds)) for name, _, seeds in rows] == [(mutant.name, mutant.seeds) for mutant in MUTANTS]
+    promises = {mutant.name: mutant.promises for mutant in MUTANTS}
+    assert [name for name, promise, _ in rows if promise not in promises[name]] == []
