@@ -1,6 +1,6 @@
 """Hooks of the docs site: pages that are made while it is built, and links that lead out of `docs/`.
 
-- `index.md` is the README, and `CHANGELOG.md`, `CONTRIBUTING.md` and their like are the files beside it.
+- `index.md` is the README, and the other pages of `FROM_THE_ROOT` are the files beside it.
 - `reference/cli.md` is what Typer says of the command line.
 - A link to a file that is no page must lead to one, and only its text is shown: the repository may be anywhere.
 """
@@ -19,7 +19,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 FROM_THE_ROOT = {"index.md": "README.md"}  # page -> file
-FROM_THE_ROOT |= {name: name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md") if (ROOT / name).exists()}
+FROM_THE_ROOT |= {f"{name}.md": f"{name}.md" for name in ("CHANGELOG", "CODE_OF_CONDUCT", "CONTRIBUTING", "SECURITY")}
 CLI = "reference/cli.md"
 
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
