@@ -5,6 +5,11 @@ from __future__ import annotations
 import signal
 
 import pytest
+from hypothesis import settings
+
+# No limit on the time of one example: on a busy machine any may take long. pytest-timeout bounds the whole test.
+settings.register_profile("fencepost", deadline=None)
+settings.load_profile("fencepost")
 
 
 def pytest_configure() -> None:
