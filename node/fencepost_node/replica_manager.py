@@ -29,7 +29,8 @@ from fencepost_node.maintenance.scrubber import Scrubber
 from fencepost_node.replication.follow import FollowerLink
 from fencepost_node.replication.isr_proposals import Controller, IsrProposals
 from fencepost_node.replication.leadership import Leadership
-from fencepost_node.replication.replica import Following, Replica
+from fencepost_node.replication.local_broker import LocalBroker
+from fencepost_node.replication.replica import Following, Replica, ReplicaCalls
 from fencepost_node.replication.tail import TailBudget
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import InvariantBroken
@@ -59,18 +60,16 @@ class ReplicaManager:
         controller: ManagersController,
         on_failure: Callable[[BaseException], None],
     ) -> None:
-        self.image = MetadataImage()
-        self.broker_epoch = -1
+        self.local = LocalBroker(config.broker_id, TailBudget(config.tail_bytes))
         self.replicas: dict[PartitionKey, Replica] = {}
         self.unopened: dict[PartitionKey, str] = {}  # logs that the disk refuses to open, and why
         self.on_failed_replica: Callable[[], None] = lambda: None  # set by the session: a heartbeat is due now
         self.config = config
         self._host = host
         self._disk = disk
-        self._tail_budget = TailBudget(config.tail_bytes)
         self._tasks = Tasks(on_failure)
         self._folders = PartitionFolders(host, disk, config)
-        self._isr_proposals = IsrProposals(self, controller, self._tasks, config.replica_lag_time_max_ms)
+        self._isr_proposals = IsrProposals(self.local, controller, self._tasks, config.replica_lag_time_max_ms)
         self._upkeep = Upkeep(
             host,
             disk,
@@ -80,41 +79,57 @@ class ReplicaManager:
             is_kept=self._is_kept_producer,
         )
         self.scrubber = Scrubber(host, disk, config, self.replicas, self._tasks)
-        self._repairs = Repairs(host, self, self._folders, controller, self._tasks)
+        self._repairs = Repairs(
+            host,
+            self.local,
+            self.replicas,
+            unopened=self.unopened,
+            folders=self._folders,
+            controller=controller,
+            tasks=self._tasks,
+            in_turn=self._in_turn,
+            open_again=self._open_again,
+            on_recovered=self._tell_failures,
+        )
+        self._calls = ReplicaCalls(
+            propose_isr=self._isr_proposals.propose,
+            sync_soon=self._upkeep.sync_soon,
+            snapshot_due=self._upkeep.maintain_soon,
+            role_changed=self._role_changed,
+            failures_changed=self._failures_changed,
+        )
         self._links: dict[int, tuple[FollowerLink, asyncio.Task[None]]] = {}
         # At most one entry for each replica that appears (its key) or goes.
         self._work: asyncio.Queue[PartitionKey | Callable[[], Coroutine[object, object, None]]] = asyncio.Queue()
         self._expected: set[PartitionKey] = set()  # their creation is in the queue
 
-    # ---- What replicas, links and proposals ask ----
-
     @property
     def broker_id(self) -> int:
-        return self.config.broker_id
+        return self.local.broker_id
 
     @property
-    def tail_bytes(self) -> int:
-        return self.config.tail_bytes
+    def broker_epoch(self) -> int:
+        return self.local.broker_epoch
+
+    @property
+    def image(self) -> MetadataImage:
+        return self.local.image
+
+    # ---- What replicas and repairs call ----
 
     def _is_kept_producer(self, producer_id: int) -> bool:
         """[any thread] A named producer is not forgotten while its name is known, or no metadata says that it is not."""
         image = self.image
         return producer_id >= FIRST_NAMED_ID and (not image.version or producer_id in image.fences)
 
-    def propose_isr(self, leadership: Leadership) -> None:
-        self._isr_proposals.propose(leadership)
-
-    def sync_soon(self, replica: Replica) -> None:
-        self._upkeep.sync_soon(replica)
-
-    def replica_failed(self) -> None:
+    def _failures_changed(self) -> None:
         self.on_failed_replica()
         self._repairs.wake()
 
-    def replica_recovered(self) -> None:
+    def _tell_failures(self) -> None:
         self.on_failed_replica()
 
-    async def in_turn(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _in_turn(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do it when nothing else is done to the folders of logs. Raises what it raises."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -131,7 +146,7 @@ class ReplicaManager:
         self._work.put_nowait(in_queue)
         await done
 
-    def open_again(self, key: PartitionKey) -> None:
+    def _open_again(self, key: PartitionKey) -> None:
         """Try once more to open a log that could not be opened."""
         if key not in self._expected and key not in self._folders.recovered:
             self._expected.add(key)
@@ -155,8 +170,8 @@ class ReplicaManager:
 
     # ---- Services ----
 
-    def leader(self, topic_id: str, partition: int, leader_epoch: int) -> Replica:
-        """The replica that leads here. `leader_epoch` -1: whichever epoch.
+    def leader(self, topic_id: str, partition: int, leader_epoch: int) -> Leadership:
+        """This broker's leadership of that partition. `leader_epoch` -1: whichever epoch.
 
         Raises UnknownTopicId, UnknownTopicOrPartition, NotLeaderOrFollower, FencedLeaderEpoch, UnknownLeaderEpoch.
         """
@@ -170,12 +185,13 @@ class ReplicaManager:
                 current_leader=hint,
             )
         replica = self.replicas.get(entity.id)
-        if replica is None or not replica.is_leader:
+        leadership = None if replica is None else replica.leadership
+        if leadership is None:
             raise errors.NotLeaderOrFollower(
                 f"broker {self.broker_id} does not lead {topic_id}-{partition}",
                 current_leader=self.image.current_leader(entity),
             )
-        return replica
+        return leadership
 
     def _entity(self, topic_id: str, partition: int) -> Partition:
         entity = self.image.partitions.get((topic_id, partition))
@@ -261,9 +277,9 @@ class ReplicaManager:
         """A step for each partition: first those that go, then those that are led here, for which clients wait."""
         if image.brokers is not self.image.brokers:
             self._isr_proposals.brokers_changed()
-        self.image = image
+        self.local.image = image
         if broker_epoch != self.broker_epoch:
-            self.broker_epoch = broker_epoch
+            self.local.broker_epoch = broker_epoch
             for link, _ in self._links.values():
                 link.reconnect()  # the streams' first message names the broker epoch
         stay: list[Partition] = []
@@ -353,8 +369,7 @@ class ReplicaManager:
         if partition.id in self.replicas:
             raise InvariantBroken(f"the log of {topic.name}-{partition.index} was opened twice")
         opened.clock = self._host.wall_clock_ms
-        replica = self.replicas[partition.id] = Replica(self, partition, topic, opened, self._tail_budget)
-        replica.on_snapshot_due = self._upkeep.maintain_soon
+        replica = self.replicas[partition.id] = Replica(self.local, partition, topic, opened, self._calls)
         replica.apply(partition)
 
     def _drop(self, key: PartitionKey, *, delete: bool) -> None:
@@ -443,7 +458,7 @@ class ReplicaManager:
 
     # ---- Links to leaders ----
 
-    def role_changed(self, replica: Replica) -> None:
+    def _role_changed(self, replica: Replica) -> None:
         """Make the links fit the replica's role."""
         role = replica.role
         if not isinstance(role, Following):
@@ -454,7 +469,7 @@ class ReplicaManager:
             return
         self._unfollow(replica.key)
         if link is None:
-            link = FollowerLink(self._host, self, role.leader)
+            link = FollowerLink(self._host, self.local, role.leader)
             task = self._tasks.spawn(link.run(), f"follow-{role.leader}")
             self._links[role.leader] = (link, task)
         link.follow(replica, role)

@@ -243,11 +243,11 @@ def leader_answers_after_losing_its_epoch(replace: Any) -> None:
 
 @mutant("G10", kinds=(*KILLS, *NETWORK))
 def reads_above_the_high_watermark(replace: Any) -> None:
-    async def read_committed(self: Replica, offset: int, max_bytes: int, *, mismatch: bool = False) -> bytes:
-        self.leadership()
+    async def read_committed(self: Leadership, offset: int, max_bytes: int, *, mismatch: bool = False) -> bytes:
+        self.require_leading()
         return self.log.read(offset, max_bytes) if offset < self.log.log_end_offset else b""
 
-    replace(Replica, "read_committed", read_committed)
+    replace(Leadership, "read_committed", read_committed)
 
 
 @mutant("G10", kinds=("successor out of touch",), first_seed=2)
@@ -589,7 +589,7 @@ def cut_log_keeps_its_high_watermark(replace: Any) -> None:
             async def operate(self: Replica, *args: Any) -> None:
                 kept = self.high_watermark
                 await original(self, *args)
-                self.high_watermark = max(kept, self.high_watermark)
+                self._high_watermark = max(kept, self._high_watermark)
 
             return operate
 
@@ -599,4 +599,4 @@ def cut_log_keeps_its_high_watermark(replace: Any) -> None:
 @mutant("G10", kinds=("unclean election",))
 def readers_go_on_over_an_unclean_election(replace: Any) -> None:
     """Their offset is all that counts, as though the log were still the one that they have read."""
-    replace(Replica, "check_continues", lambda self, offset, last_epoch: None)
+    replace(Leadership, "check_continues", lambda self, offset, last_epoch: None)

@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 from batches import batch
-from replicas import open_replica
+from replicas import leading, open_replica
 
 from fencepost.consuming.consumer_core import Asked, ConsumerCore, Parted, ResetPolicy, Route
 from fencepost.consuming.partition import TopicPartition
-from fencepost_node.replication.replica import Diverged
+from fencepost_node.replication.leadership import Diverged
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import OffsetOutOfRange
 from fencepost_proto.protocol.v1 import broker_pb2
@@ -121,30 +121,27 @@ def test_a_divergence_that_explains_nothing_is_an_error_and_no_endless_exchange(
 
 
 def test_a_leader_refuses_a_reader_of_another_history_and_nobody_else() -> None:
-    async def story() -> None:
-        replica = open_replica(leader=2, epoch=5)
-        for offset, epoch in enumerate((1, 1, 3, 3)):
-            replica.log.append_as_follower(batch(1, base_offset=offset, leader_epoch=epoch))
-        assert not replica.is_leader
+    async def deposed() -> None:
+        leadership = leading(open_replica(leader=1, epoch=3))
+        leadership.end(errors.NotLeaderOrFollower("over"), errors.RequestTimedOut("over"))
         with pytest.raises(errors.NotLeaderOrFollower):
-            replica.check_continues(2, 1)
+            leadership.check_continues(2, 1)
 
     async def as_leader() -> None:
-        replica = open_replica(leader=1, epoch=3)
-        leadership = replica.leadership()
+        leadership = leading(open_replica(leader=1, epoch=3))
         for _ in range(4):
             leadership.append(batch(1), 1, 0.0)
         for offset in range(1, 5):
-            replica.check_continues(offset, 3)
+            leadership.check_continues(offset, 3)
         with pytest.raises(Diverged) as found:
-            replica.check_continues(6, 3)
+            leadership.check_continues(6, 3)
         assert (found.value.parted.epoch, found.value.parted.end_offset) == (3, 4)
         with pytest.raises(Diverged) as found:
-            replica.check_continues(2, 7)
+            leadership.check_continues(2, 7)
         assert (found.value.parted.epoch, found.value.parted.end_offset) == (3, 4)
         with pytest.raises(Diverged) as found:
-            replica.check_continues(2, 1)
+            leadership.check_continues(2, 1)
         assert (found.value.parted.epoch, found.value.parted.end_offset) == (-1, 0)
 
-    asyncio.run(story())
+    asyncio.run(deposed())
     asyncio.run(as_leader())

@@ -34,7 +34,7 @@ class Link:
     def __init__(self, replica: Replica) -> None:
         host = Host(random=_Half())
         self.replica = replica
-        self.link = FollowerLink(host, cast(Any, replica.owner), leader=2)
+        self.link = FollowerLink(host, replica._local, leader=2)
         self.link.follow(replica, following(replica))
 
     async def subscription(self) -> pb.Subscribe:

@@ -14,7 +14,7 @@ from test_broker import TOPIC, Running, batch, broker_of, produce_batch
 
 from fencepost_node import client_limits
 from fencepost_node.grpc import describe_producers as describe_producers_module
-from fencepost_node.replication.replica import Replica
+from fencepost_node.replication.leadership import Leadership
 from fencepost_proto.protocol.errors import ErrorCode
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc
 from fencepost_proto.runtime.tasks import Tasks
@@ -61,17 +61,17 @@ def test_min_bytes_above_what_an_answer_may_hold_is_capped(tmp_path: Path) -> No
 def test_a_fetch_that_waits_reads_nothing_until_there_is_enough(tmp_path: Path) -> None:
     async def test() -> None:
         reads: list[int] = []
-        read = Replica.read_committed
+        read = Leadership.read_committed
 
-        async def counted(replica: Replica, offset: int, max_bytes: int, **named: bool) -> bytes:
+        async def counted(leadership: Leadership, offset: int, max_bytes: int, **named: bool) -> bytes:
             reads.append(offset)
-            return await read(replica, offset, max_bytes, **named)
+            return await read(leadership, offset, max_bytes, **named)
 
         async with fake_controller() as controller, broker_of(controller, tmp_path, tail_bytes=40_000) as running:
             await fill(running, 1, 100)
-            with patch.object(Replica, "read_committed", counted):
+            with patch.object(Leadership, "read_committed", counted):
                 asking = asyncio.create_task(answer_to(running, fetch_request(1, min_bytes=20_000, max_wait_ms=60_000)))
-                await until(lambda: running.broker.manager.replicas[TOPIC, 0].has_readers, "the fetch waits")
+                await until(lambda: running.broker.manager.leader(TOPIC, 0, -1).has_readers, "the fetch waits")
                 for _ in range(9):
                     await running.produce(produce_batch(batch([bytes(2_000)])))
                 assert not asking.done()
@@ -191,8 +191,10 @@ def test_a_long_list_of_producers_is_the_same_as_a_short_one_and_is_made_once(tm
                 described.clear()
                 tasks = Tasks(lambda error: pytest.fail(str(error)))
                 lists = describe_producers_module.ProducerLists(tasks, running.broker.limits.answers)
-                replica = running.broker.manager.replicas[TOPIC, 0]
-                both = await asyncio.gather(lists.of(replica), lists.of(replica))  # nothing has changed in between
+                leadership = running.broker.manager.leader(TOPIC, 0, -1)
+                both = await asyncio.gather(
+                    lists.of(leadership), lists.of(leadership)
+                )  # nothing has changed in between
                 assert both[0] == both[1]
                 assert described == list(range(1, 8))
                 await tasks.close()

@@ -67,8 +67,9 @@ class Story:
         for follower in (2, 3):
             state.follower_joined(follower, 10 + follower, 0, 0.0)
         topic = SimpleNamespace(name="topic")
-        leadership = SimpleNamespace(state=state, epoch=4, subscribers=frozenset((2, 3)))
-        leadership.replica = SimpleNamespace(role=leadership, topic=topic, key=partition.id)
+        leadership = SimpleNamespace(
+            state=state, epoch=4, subscribers=frozenset((2, 3)), topic=topic, key=partition.id, is_over=False
+        )
         leadership.proposal_refused = state.proposal_refused
         return cast(Leadership, leadership)
 
@@ -234,6 +235,6 @@ def test_what_is_at_rest_is_not_looked_at_until_it_grows(monkeypatch: pytest.Mon
         first.state.appended(1, 1, 0.0)
         first.on_append(first)
         await story.until(lambda: story.open == [0], "its followers lag")
-        assert second.replica.key not in story.proposals._watched
+        assert second.key not in story.proposals._watched
 
     with_story(2, test)

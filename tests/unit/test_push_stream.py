@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from batches import batch
-from replicas import open_replica
+from replicas import leading, open_replica
 
 from fencepost_node.log.snapshot import Snapshot, decode_snapshot, encode_snapshot
 from fencepost_node.producers.producer_state import ProducerEntry, ProducerState, RememberedBatch
@@ -31,7 +31,7 @@ def subscribed(stream: PushStream, topic_id: str, read: Any) -> Subscription:
     leadership = SimpleNamespace(
         high_watermark=0,
         read=lambda *asked: asyncio.to_thread(read, *asked),
-        replica=SimpleNamespace(log=SimpleNamespace(log_end_offset=1, log_start_offset=0)),
+        log=SimpleNamespace(log_end_offset=1, log_start_offset=0),
         remove_subscription=lambda _: None,
     )
     subscription = Subscription((topic_id, 0), 1, cast(Leadership, leadership), stream, sent_offset=0, acked_offset=0)
@@ -71,7 +71,7 @@ def ask(end: int, **changes: Any) -> pb.Subscribe:
 
 
 def leader_of_ten() -> Leadership:
-    leadership = open_replica(leader=1).leadership()
+    leadership = leading(open_replica(leader=1))
     for sequence in range(10):
         leadership.append(batch(1, producer_id=7, epoch=0, sequence=sequence), 1, 0.0)
     return leadership
@@ -100,7 +100,7 @@ def test_a_process_that_is_known_to_have_a_successor_does_not_count_before_that_
         leadership = leader_of_ten()
         registered = Broker(2, "broker-2:1", 9, "incarnation", fenced=True)
         image = MetadataImage().with_changes(1, {registered.key: registered})
-        cast(Any, leadership.replica.owner).image = image
+        leadership._local.image = image
         old = PushStream(2, 4, 65_536)
         await old.subscribe(leadership, ask(10))
         assert leadership.high_watermark == 0
@@ -146,10 +146,10 @@ def test_answers_go_out_in_as_many_messages_as_they_need() -> None:
 def test_a_snapshot_is_read_when_its_turn_has_come_and_goes_with_the_epoch_before_the_start() -> None:
     async def story() -> None:
         leadership = leader_of_ten()
-        log = leadership.replica.log
+        log = leadership.log
         log.close(clean=True)
-        leadership = open_replica(leader=1, epoch=6, segment_bytes=300, retention_bytes=400).leadership()
-        replica, log = leadership.replica, leadership.replica.log
+        replica = open_replica(leader=1, epoch=6, segment_bytes=300, retention_bytes=400)
+        leadership, log = leading(replica), replica.log
         for sequence in range(20):
             leadership.append(batch(1, producer_id=7, epoch=0, sequence=sequence), 1, 0.0)
         log.apply_retention(1_000, 20)

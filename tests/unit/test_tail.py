@@ -12,7 +12,7 @@ from fencepost_proto.protocol.errors import InvariantBroken
 
 def filled(sizes: list[int], max_bytes: int) -> tuple[Tail, list[tuple[int, int, bytes]]]:
     """A tail of batches of `sizes` bytes, each holding as many offsets as its index + 1."""
-    tail = Tail(100, max_bytes)
+    tail = Tail(100, TailBudget(max_bytes))
     batches = []
     for index, size in enumerate(sizes):
         base, end = tail.end_offset, tail.end_offset + index + 1
@@ -73,7 +73,7 @@ def test_tails_that_share_a_budget_drop_what_was_appended_first_of_all(
     steps: list[tuple[int, int, int]], max_bytes: int, closed: list[int]
 ) -> None:
     budget = TailBudget(max_bytes)
-    tails = [Tail(0, 10**9, budget) for _ in range(4)]
+    tails = [Tail(0, budget) for _ in range(4)]
     kept: list[tuple[int, int, int, bytes]] = []  # (tail, base offset, end offset, batch): the oldest first
     for number, (which, size, records) in enumerate(steps):
         base, batch = tails[which].end_offset, bytes([number % 256]) * size
@@ -85,7 +85,7 @@ def test_tails_that_share_a_budget_drop_what_was_appended_first_of_all(
             for gone in dict.fromkeys(closed):
                 tails[gone].close()
                 kept = [entry for entry in kept if entry[0] != gone]
-                tails[gone] = Tail(0, 10**9, budget)
+                tails[gone] = Tail(0, budget)
     assert budget.used_bytes == sum(len(batch) for *_, batch in kept)
     for which, tail in enumerate(tails):
         mine = [entry for entry in kept if entry[0] == which]
@@ -114,7 +114,7 @@ def test_what_is_available_is_what_an_unbounded_read_gives(
 def test_closed_tails_leave_nothing_in_the_budget() -> None:
     budget = TailBudget(10**9)
     for _ in range(20):
-        tail = Tail(0, 0, budget)
+        tail = Tail(0, budget)
         for n in range(500):
             tail.append(n, n + 1, b"x" * 10)
         tail.close()
@@ -124,7 +124,7 @@ def test_closed_tails_leave_nothing_in_the_budget() -> None:
 
 def test_a_tail_that_is_emptied_keeps_no_memory_for_what_it_dropped() -> None:
     budget = TailBudget(100)
-    tails = [Tail(0, 0, budget) for _ in range(10)]
+    tails = [Tail(0, budget) for _ in range(10)]
     for n in range(1_000):
         for tail in tails:
             tail.append(n, n + 1, b"x" * 10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -67,7 +68,7 @@ def with_upkeep(test: Callable[[Upkeep, Looked, Disk], Any]) -> None:
             replicas["T", index] = replica
         upkeep = Upkeep(Host(), cast(Any, disk), replicas, tasks, 3_600_000, is_kept=lambda _: True)
         for replica in replicas.values():
-            replica.on_snapshot_due = upkeep.maintain_soon
+            replica._calls = dataclasses.replace(replica._calls, snapshot_due=upkeep.maintain_soon)
         upkeep.start()
         try:
             await test(upkeep, replicas, disk)

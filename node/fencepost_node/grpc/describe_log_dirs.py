@@ -29,8 +29,8 @@ def describe_log_dirs(
                 log_end_offset=replica.log.log_end_offset,
                 high_watermark=replica.high_watermark,
                 size_bytes=replica.log.size_bytes,
-                appended_batches=replica.appended_batches,
-                deduplicated_batches=replica.deduplicated_batches,
+                appended_batches=replica.counts.appended,
+                deduplicated_batches=replica.counts.repeated,
                 failure=replica.failure or replica.trouble,
                 last_epoch=replica.log.last_epoch,
             )

@@ -30,7 +30,7 @@ from fencepost_node.producers import producer_state
 from fencepost_node.producers.identities import check_fence_stands
 from fencepost_node.producers.producer_state import ProducerEntry, ProducerState
 from fencepost_node.replica_manager import ReplicaManager
-from fencepost_node.replication.replica import Replica
+from fencepost_node.replication.leadership import Leadership
 from fencepost_proto.protocol.errors import InvalidRequest, RequestTimedOut
 from fencepost_proto.protocol.v1 import broker_pb2
 from fencepost_proto.runtime.tasks import Tasks
@@ -51,20 +51,20 @@ class ProducerLists:
         self.answers = answers
         self._tasks = tasks
         self._turn = asyncio.Lock()  # one is made at a time
-        self._making: dict[tuple[Replica, int, int], asyncio.Future[bytes]] = {}
+        self._making: dict[tuple[Leadership, int, int], asyncio.Future[bytes]] = {}
 
-    def of(self, replica: Replica) -> Awaitable[bytes]:
+    def of(self, leadership: Leadership) -> Awaitable[bytes]:
         """The producers as they are now, encoded as the field `producers`. Raises RequestTimedOut."""
-        state = replica.log.producers
-        key = (replica, replica.log.log_end_offset, len(state))
+        state = leadership.log.producers
+        key = (leadership, leadership.log.log_end_offset, len(state))
         if (made := self._making.get(key)) is None:
             if len(self._making) >= MAX_LISTS:
                 raise RequestTimedOut(f"{MAX_LISTS} lists of many producers are being made; ask again")
             made = self._making[key] = asyncio.get_running_loop().create_future()
-            self._tasks.spawn(self._make(key, state.copy(), made), f"list-producers-{replica.key}")
+            self._tasks.spawn(self._make(key, state.copy(), made), f"list-producers-{leadership.key}")
         return asyncio.shield(made)
 
-    async def _make(self, key: tuple[Replica, int, int], state: ProducerState, made: asyncio.Future[bytes]) -> None:
+    async def _make(self, key: tuple[Leadership, int, int], state: ProducerState, made: asyncio.Future[bytes]) -> None:
         parts = []
         try:
             async with self._turn:
@@ -93,24 +93,24 @@ async def describe_producers(
         raise InvalidRequest(f"producer id {request.producer_id}: -1 (all) or an id")
     if request.commit_timeout_ms < 0:
         raise InvalidRequest(f"commit_timeout_ms {request.commit_timeout_ms} is negative")
-    replica = manager.leader(request.topic_id, request.partition, -1)
+    leadership = manager.leader(request.topic_id, request.partition, -1)
     if request.HasField("producer_epoch"):
         check_fence_stands(request.producer_id, request.producer_epoch, manager.image)
-    known = replica.log.producers
+    known = leadership.log.producers
     is_long = request.producer_id == ALL and len(known) > PRODUCERS_IN_A_TURN
     if request.producer_id == ALL and len(known) > MAX_PRODUCERS:
         raise InvalidRequest(f"{len(known)} producers are more than {MAX_PRODUCERS}: ask for one producer id")
     answer = broker_pb2.DescribeProducersResponse(
-        log_end_offset=replica.log.log_end_offset,
-        high_watermark=replica.high_watermark,
-        leader_epoch=replica.leader_epoch,
+        log_end_offset=leadership.log.log_end_offset,
+        high_watermark=leadership.high_watermark,
+        leader_epoch=leadership.epoch,
     )
     if not is_long:
         answer.producers.extend(describe(known, request.producer_id))
-        await _commit(replica, answer, request.commit_timeout_ms)
+        await _commit(leadership, answer, request.commit_timeout_ms)
         return answer
-    encoded = lists.of(replica)  # begins with the state as it is now
-    await _commit(replica, answer, request.commit_timeout_ms)
+    encoded = lists.of(leadership)  # begins with the state as it is now
+    await _commit(leadership, answer, request.commit_timeout_ms)
     return await _with_room(await encoded, answer, context, lists.answers)
 
 
@@ -157,20 +157,19 @@ async def _with_room(
     return encoded + answer.SerializeToString()  # two encodings of one message, one after the other, are one
 
 
-async def _commit(replica: Replica, answer: broker_pb2.DescribeProducersResponse, commit_timeout_ms: int) -> None:
+async def _commit(leadership: Leadership, answer: broker_pb2.DescribeProducersResponse, commit_timeout_ms: int) -> None:
     """Return once the answer is final, where that is asked for. Raises RequestTimedOut."""
     if not commit_timeout_ms:
         return
-    leadership = replica.leadership()
     timeout_ms = min(commit_timeout_ms, MAX_COMMIT_TIMEOUT_MS)
     try:
         async with asyncio.timeout(timeout_ms / 1000):
-            await replica.wait_final(answer.log_end_offset)
+            await leadership.wait_final(answer.log_end_offset)
     except TimeoutError:
         raise RequestTimedOut(
             f"offsets below {answer.log_end_offset} were not committed within {timeout_ms} ms; "
-            f"the high watermark is {replica.high_watermark}"
+            f"the high watermark is {leadership.high_watermark}"
         ) from None
-    if replica.role is not leadership:
+    if leadership.is_over:
         raise RequestTimedOut(f"the leadership of epoch {answer.leader_epoch} ended before the answer")
-    answer.high_watermark = replica.high_watermark
+    answer.high_watermark = leadership.high_watermark

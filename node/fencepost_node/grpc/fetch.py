@@ -30,7 +30,7 @@ from typing import Protocol
 
 from fencepost_node.client_limits import AnswerBudget
 from fencepost_node.replica_manager import ReplicaManager
-from fencepost_node.replication.replica import Diverged, Replica
+from fencepost_node.replication.leadership import Diverged, Leadership
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_proto.protocol.v1 import broker_pb2 as pb
@@ -94,14 +94,14 @@ async def _room(poll: _Poll, answers: AnswerBudget, peer: str) -> int:
 
 
 class _Wanted:
-    """One partition of a request. A reader of its replica, which calls `set` when there may be more."""
+    """One partition of a request. A reader of its leadership, which calls `set` when there may be more."""
 
-    __slots__ = ("available", "error", "is_new", "partition", "poll", "records", "replica")
+    __slots__ = ("available", "error", "is_new", "leadership", "partition", "poll", "records")
 
     def __init__(self, poll: _Poll, partition: pb.FetchPartition) -> None:
         self.poll = poll
         self.partition = partition
-        self.replica: Replica | None = None
+        self.leadership: Leadership | None = None
         self.error: FencepostError | None = None
         self.available = 0
         self.records = b""
@@ -111,18 +111,18 @@ class _Wanted:
         """Raises what is wrong with the partition."""
         if self.error is not None:
             raise self.error
-        assert self.replica is not None  # it was looked at
+        assert self.leadership is not None  # it was looked at
         response.partitions.add(
             topic_id=self.partition.topic_id,
             partition=self.partition.partition,
-            high_watermark=_high_watermark(self.replica),
-            log_start_offset=self.replica.log.log_start_offset,
+            high_watermark=_high_watermark(self.leadership),
+            log_start_offset=self.leadership.log.log_start_offset,
             records=self.records,
         )
         self.records = b""
 
     def set(self) -> None:
-        """For the replica: there may be more to read, or the leadership has ended."""
+        """For the leadership: there may be more to read, or it has ended."""
         if not self.is_new:
             self.is_new = True
             self.poll.changed(self)
@@ -178,13 +178,13 @@ class _Poll:
         self._available -= wanted.available
         wanted.available = 0
         try:
-            replica = self._manager.leader(partition.topic_id, partition.partition, partition.leader_epoch)
-            if wanted.replica is None:
-                wanted.replica = replica
-                replica.add_reader(wanted)
+            leadership = self._manager.leader(partition.topic_id, partition.partition, partition.leader_epoch)
+            if wanted.leadership is not leadership:  # the first look, or a later epoch
+                wanted.leadership = leadership
+                leadership.add_reader(wanted)
             if partition.HasField("last_epoch"):
-                replica.check_continues(partition.fetch_offset, partition.last_epoch)
-            available = replica.available(partition.fetch_offset)
+                leadership.check_continues(partition.fetch_offset, partition.last_epoch)
+            available = leadership.available(partition.fetch_offset)
         except FencepostError as error:
             wanted.error = error
             self._failed = True
@@ -203,10 +203,10 @@ class _Poll:
         """Read up to `room` bytes (but one batch at least, where there is one); how many were read."""
         taken = 0
         for number, wanted in enumerate(self._wanted, 1):
-            if wanted.replica is not None and wanted.error is None and taken < room:
+            if wanted.leadership is not None and wanted.error is None and taken < room:
                 limit = max(1, min(wanted.partition.max_bytes or self._limit, room - taken))
                 try:
-                    wanted.records = await wanted.replica.read_committed(
+                    wanted.records = await wanted.leadership.read_committed(
                         wanted.partition.fetch_offset, limit, mismatch=wanted.partition.mismatch
                     )
                 except FencepostError as error:
@@ -232,14 +232,14 @@ class _Poll:
 
     def close(self) -> None:
         for wanted in self._wanted:
-            if wanted.replica is not None:
-                wanted.replica.remove_reader(wanted)
+            if wanted.leadership is not None:
+                wanted.leadership.remove_reader(wanted)
 
 
-def _high_watermark(replica: Replica) -> int:
+def _high_watermark(leadership: Leadership) -> int:
     """Raises NotLeaderOrFollower."""
     try:
-        return replica.latest_offset()
+        return leadership.latest_offset()
     except errors.OffsetNotAvailable:
         return -1
 

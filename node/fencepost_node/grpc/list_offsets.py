@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 
 from fencepost_node.replica_manager import ReplicaManager
-from fencepost_proto.protocol.errors import InvalidRequest, NotLeaderOrFollower
+from fencepost_proto.protocol.errors import InvalidRequest
 from fencepost_proto.protocol.v1 import broker_pb2
 
 LATEST = -1
@@ -28,19 +28,14 @@ async def list_offsets(
 ) -> broker_pb2.ListOffsetsResponse:
     if request.timestamp_ms < EARLIEST:
         raise InvalidRequest(f"timestamp {request.timestamp_ms}: -1 (latest), -2 (earliest) or ms since 1970")
-    replica = manager.leader(request.topic_id, request.partition, request.leader_epoch)
+    leadership = manager.leader(request.topic_id, request.partition, request.leader_epoch)
     if request.timestamp_ms == EARLIEST:
-        return broker_pb2.ListOffsetsResponse(offset=replica.log.log_start_offset, timestamp_ms=NONE)
-    latest = replica.latest_offset()
+        return broker_pb2.ListOffsetsResponse(offset=leadership.log.log_start_offset, timestamp_ms=NONE)
+    latest = leadership.latest_offset()
     if request.timestamp_ms == LATEST:
         return broker_pb2.ListOffsetsResponse(offset=latest, timestamp_ms=NONE)
-    leadership = replica.leadership()
-    found = await asyncio.to_thread(replica.log.offset_for_timestamp, request.timestamp_ms)
-    if replica.role is not leadership:
-        raise NotLeaderOrFollower(
-            f"the leadership of {request.topic_id}-{request.partition} ended during the search",
-            current_leader=manager.image.current_leader(replica.partition),
-        )
+    found = await asyncio.to_thread(leadership.log.offset_for_timestamp, request.timestamp_ms)
+    leadership.require_leading("during the search")
     if found is None or found[0] >= latest:
         return broker_pb2.ListOffsetsResponse(offset=NONE, timestamp_ms=NONE)
     offset, timestamp_ms = found

@@ -98,14 +98,13 @@ class _ProduceStream:
     def _append(self, batch: pb.ProduceBatch, now: float) -> None:
         if batch.acks not in (ALL_ACKS, 0, 1):
             raise errors.InvalidRequiredAcks(f"acks {batch.acks}: -1 (all), 0 and 1 are possible")
-        replica = self._manager.leader(batch.topic_id, batch.partition, batch.leader_epoch)
-        leadership = replica.leadership()
+        leadership = self._manager.leader(batch.topic_id, batch.partition, batch.leader_epoch)
         appended = leadership.append(batch.records, batch.acks, now, self._admit)
         correlation_id = batch.correlation_id
         result = pb.ProduceResult(
             correlation_id=correlation_id,
             base_offset=appended.base_offset,
-            log_start_offset=replica.log.log_start_offset,
+            log_start_offset=leadership.log.log_start_offset,
             duplicate=appended.duplicate,
         )
         if batch.acks != ALL_ACKS:

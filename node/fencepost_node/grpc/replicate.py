@@ -85,7 +85,7 @@ async def _take(manager: ReplicaManager, stream: PushStream, request: pb.Replica
     for number, wanted in enumerate(request.subscribe, 1):
         await _turn(number)
         try:
-            leadership = manager.leader(wanted.topic_id, wanted.partition, wanted.leader_epoch).leadership()
+            leadership = manager.leader(wanted.topic_id, wanted.partition, wanted.leader_epoch)
             if not leadership.state.follows(stream.broker_id):
                 raise errors.NotLeaderOrFollower(
                     f"broker {stream.broker_id} is no replica of {wanted.topic_id}-{wanted.partition}"

@@ -27,10 +27,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fencepost_node.log.log import CorruptLog, Log
+from fencepost_node.folders.partition_folders import PartitionFolders
+from fencepost_node.log.log import CorruptLog
+from fencepost_node.replication.local_broker import LocalBroker
 from fencepost_node.replication.replica import Replica
 from fencepost_proto.protocol import errors
-from fencepost_proto.protocol.metadata import NO_LEADER, MetadataImage, PartitionKey, Topic
+from fencepost_proto.protocol.metadata import NO_LEADER, PartitionKey
 from fencepost_proto.protocol.v1 import controller_pb2
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.tasks import Tasks
@@ -44,61 +46,10 @@ METADATA_TIMEOUT_S = 5.0  # for a version that the controller has answered to ar
 _LOOK_S = 0.05
 
 
-class Folders(Protocol):
-    """What is asked of `PartitionFolders`."""
-
-    unread_damage: dict[PartitionKey, str]  # logs that could not be opened, since they are damaged
-
-    def give_up(self, key: PartitionKey) -> None:
-        """Of those: an empty log may take its place."""
-        ...
-
-    def reopen(self, partition: int, topic: Topic, *, probe: bool) -> Awaitable[Log]:
-        """The log that is there, recovered. `probe`: only if the disk has room. Raises StorageError, OSError."""
-        ...
-
-    def replace(self, partition: int, topic: Topic) -> Awaitable[Log]:
-        """An empty log; what is there is set aside. Raises StorageError, OSError."""
-        ...
-
-
 class Controller(Protocol):
     async def start_replica_over(
         self, request: controller_pb2.StartReplicaOverRequest
     ) -> controller_pb2.StartReplicaOverResponse: ...
-
-
-class RepairsOwner(Protocol):
-    """What is asked of the replica manager."""
-
-    @property
-    def image(self) -> MetadataImage: ...
-
-    @property
-    def broker_id(self) -> int: ...
-
-    @property
-    def broker_epoch(self) -> int: ...
-
-    @property
-    def replicas(self) -> Mapping[PartitionKey, Replica]: ...
-
-    @property
-    def unopened(self) -> Mapping[PartitionKey, str]:
-        """Logs that could not be opened, and why."""
-        ...
-
-    def replica_recovered(self) -> None:
-        """Tell the controller."""
-        ...
-
-    async def in_turn(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do it when nothing else is done to the folders of logs. Raises what it raises."""
-        ...
-
-    def open_again(self, key: PartitionKey) -> None:
-        """Try once more to open a log that could not be opened."""
-        ...
 
 
 @dataclass(slots=True)
@@ -117,17 +68,26 @@ class Repairs:
     def __init__(
         self,
         host: Host,
-        owner: RepairsOwner,
-        folders: Folders,
+        local: LocalBroker,
+        replicas: Mapping[PartitionKey, Replica],
+        *,
+        unopened: Mapping[PartitionKey, str],  # logs that could not be opened, and why
+        folders: PartitionFolders,
         controller: Controller,
         tasks: Tasks,
+        in_turn: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]],  # when no log's folder is being changed
+        open_again: Callable[[PartitionKey], None],  # try once more to open a log that could not be opened
+        on_recovered: Callable[[], None],  # the controller is to hear of it
     ) -> None:
         self._host = host
-        self._owner = owner
+        self._local = local
+        self._replicas = replicas
+        self._unopened = unopened
         self._folders = folders
         self._controller = controller
-        self._replicas = owner.replicas
-        self._unopened = owner.unopened
+        self._in_turn = in_turn
+        self._open_log_again = open_again
+        self._on_recovered = on_recovered
         self._tasks = tasks
         self._attempts: dict[PartitionKey, _Attempts] = {}
         self._wake = asyncio.Event()
@@ -176,15 +136,15 @@ class Repairs:
             await self._open_again(key)
             return
         replica = self._replicas.get(key)
-        partition = self._owner.image.partitions.get(key)
-        if replica is None or partition is None or partition.leader == self._owner.broker_id:
+        partition = self._local.image.partitions.get(key)
+        if replica is None or partition is None or partition.leader == self._local.broker_id:
             return
-        only_here = partition.leader == NO_LEADER and partition.isr == (self._owner.broker_id,)
+        only_here = partition.leader == NO_LEADER and partition.isr == (self._local.broker_id,)
         starts_over = replica.damaged and not only_here
         try:
             if starts_over:
                 await self._ask_to_start_over(replica.key)
-            await self._owner.in_turn(lambda: self._bring_back(replica, starts_over))
+            await self._in_turn(lambda: self._bring_back(replica, starts_over))
         except CorruptLog as error:
             replica.damaged = True
             self._tell(attempts, replica, error)
@@ -203,13 +163,13 @@ class Repairs:
                 log.debug("log not given up topic_id=%s partition=%d reason=%s", *key, error)
                 return
             self._folders.give_up(key)
-        self._owner.open_again(key)
+        self._open_log_again(key)
 
     async def _bring_back(self, replica: Replica, starts_over: bool) -> None:
         """Raises CorruptLog, StorageError, OSError."""
         if self._replicas.get(replica.key) is not replica:
             return
-        if replica.partition is not self._owner.image.partitions.get(replica.key):
+        if replica.partition is not self._local.image.partitions.get(replica.key):
             raise errors.RequestTimedOut("the newest metadata is still being applied")
         await replica.let_go_of_log()
         topic, index = replica.topic, replica.key[1]
@@ -220,15 +180,15 @@ class Repairs:
             opened = await self._folders.reopen(index, topic, probe=replica.out_of_room)
         if self._replicas.get(replica.key) is replica:
             replica.recovered(opened)
-            self._owner.replica_recovered()
+            self._on_recovered()
         else:
             await asyncio.to_thread(opened.close, False)
 
     async def _ask_to_start_over(self, key: PartitionKey) -> None:
         """Returns when this replica is in no in-sync set, here too. Raises FencepostError."""
         request = controller_pb2.StartReplicaOverRequest(
-            broker_id=self._owner.broker_id,
-            broker_epoch=self._owner.broker_epoch,
+            broker_id=self._local.broker_id,
+            broker_epoch=self._local.broker_epoch,
             topic_id=key[0],
             partition=key[1],
         )
@@ -236,7 +196,7 @@ class Repairs:
         errors.raise_for(answer.error)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + METADATA_TIMEOUT_S
-        while self._owner.image.version < answer.version:
+        while self._local.image.version < answer.version:
             if loop.time() >= deadline:
                 raise errors.RequestTimedOut(f"metadata version {answer.version} has not arrived")
             await asyncio.sleep(_LOOK_S)

@@ -16,15 +16,15 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
 
 import grpc
 
+from fencepost_node.replication.local_broker import LocalBroker
 from fencepost_node.replication.reconciliation import Truncate, cut_for
 from fencepost_node.replication.replica import Following, Replica
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import ErrorCode, FencepostError
-from fencepost_proto.protocol.metadata import MetadataImage, PartitionKey
+from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.v1 import replication_pb2 as pb
 from fencepost_proto.protocol.v1.replication_pb2_grpc import ReplicationStub
 from fencepost_proto.runtime.host import Host
@@ -44,19 +44,6 @@ RESUBSCRIBE_DELAY_MAX_S = 1.0
 RECONCILING_ROUNDS = 50  # answers of cuts and resets in a row that are obeyed without a pause: an exchange needs a few
 
 
-class LinkOwner(Protocol):
-    """What a link asks of the manager that holds it."""
-
-    @property
-    def image(self) -> MetadataImage: ...
-
-    @property
-    def broker_id(self) -> int: ...
-
-    @property
-    def broker_epoch(self) -> int: ...
-
-
 @dataclass(slots=True, eq=False)
 class _Followed:
     """One replica on this link."""
@@ -74,9 +61,9 @@ class _Followed:
 class FollowerLink:
     """The stream to one leader broker."""
 
-    def __init__(self, host: Host, owner: LinkOwner, leader: int) -> None:
+    def __init__(self, host: Host, local: LocalBroker, leader: int) -> None:
         self._host = host
-        self._owner = owner
+        self._local = local
         self._leader = leader
         self._followed: dict[PartitionKey, _Followed] = {}
         self._next_subscription = 1
@@ -125,7 +112,7 @@ class FollowerLink:
         """Until cancelled: keep a stream to the leader broker."""
         delay = RECONNECT_DELAY_S
         while True:
-            broker = self._owner.image.brokers.get(self._leader)
+            broker = self._local.image.brokers.get(self._leader)
             if broker is not None:
                 self.address = broker.address
                 if await self._stream(broker.address):
@@ -167,9 +154,9 @@ class FollowerLink:
     async def _write(self, call: grpc.aio.StreamStreamCall[pb.ReplicateRequest, pb.ReplicateResponse]) -> None:
         await call.write(
             pb.ReplicateRequest(
-                broker_id=self._owner.broker_id,
-                broker_epoch=self._owner.broker_epoch,
-                cluster_id=self._owner.image.cluster_id,
+                broker_id=self._local.broker_id,
+                broker_epoch=self._local.broker_epoch,
+                cluster_id=self._local.image.cluster_id,
             )
         )
         while True:
@@ -203,7 +190,7 @@ class FollowerLink:
         self._wake.set()
 
     def _queue_up(self, replica: Replica) -> None:
-        queue = self._members if self._owner.broker_id in replica.partition.isr else self._others
+        queue = self._members if self._local.broker_id in replica.partition.isr else self._others
         queue[replica.key] = None
 
     def _forget_wish(self, key: PartitionKey) -> None:

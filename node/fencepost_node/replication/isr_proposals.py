@@ -24,9 +24,10 @@ from typing import NamedTuple, Protocol
 
 from fencepost_node.replication.leader_state import Proposal
 from fencepost_node.replication.leadership import Leadership
+from fencepost_node.replication.local_broker import LocalBroker
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import ErrorCode, FencepostError
-from fencepost_proto.protocol.metadata import MetadataImage, PartitionKey
+from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.v1 import controller_pb2
 from fencepost_proto.runtime.tasks import Tasks
 from fencepost_proto.runtime.turns import Turns
@@ -64,21 +65,6 @@ class Controller(Protocol):
     ) -> controller_pb2.AlterPartitionResponse: ...
 
 
-class ProposalsOwner(Protocol):
-    """What is asked of the replica manager."""
-
-    @property
-    def image(self) -> MetadataImage: ...
-
-    @property
-    def broker_id(self) -> int: ...
-
-    @property
-    def broker_epoch(self) -> int:
-        """-1: not registered yet."""
-        ...
-
-
 class _Open(NamedTuple):
     """A proposal that the controller has not definitely answered."""
 
@@ -87,14 +73,14 @@ class _Open(NamedTuple):
     attempts: int
 
     def is_open(self) -> bool:
-        return self.leadership.replica.role is self.leadership and self.leadership.state.proposal is self.proposal
+        return not self.leadership.is_over and self.leadership.state.proposal is self.proposal
 
 
 class IsrProposals:
     """Of all partitions that this broker leads. `tasks` owns what it starts."""
 
-    def __init__(self, owner: ProposalsOwner, controller: Controller, tasks: Tasks, lag_max_ms: int) -> None:
-        self._owner = owner
+    def __init__(self, local: LocalBroker, controller: Controller, tasks: Tasks, lag_max_ms: int) -> None:
+        self._local = local
         self._controller = controller
         self._tasks = tasks
         self._lag_max_s = lag_max_ms / 1000
@@ -110,7 +96,7 @@ class IsrProposals:
 
     def watch(self, leadership: Leadership) -> None:
         """Look at it from time to time until it is at rest, or over: of a follower that lags nothing may be heard."""
-        self._watched[leadership.replica.key] = leadership
+        self._watched[leadership.key] = leadership
 
     def brokers_changed(self) -> None:
         """Others may join now than before."""
@@ -120,21 +106,21 @@ class IsrProposals:
         """See whether the in-sync set should change, and ask the controller if so."""
         leadership.on_append = self.watch
         self.watch(leadership)
-        if self._owner.broker_epoch < 0:
+        if self._local.broker_epoch < 0:
             return
         eligible = leadership.subscribers & self._eligible_brokers()
         proposal = leadership.state.propose(eligible, self._lag_max_s, asyncio.get_running_loop().time())
         if proposal is not None:
             log.info(
                 "proposing isr topic=%s partition=%d epoch=%d isr=%s was=%s",
-                leadership.replica.topic.name, leadership.replica.key[1], leadership.epoch, proposal.isr,
+                leadership.topic.name, leadership.key[1], leadership.epoch, proposal.isr,
                 leadership.state.partition.isr,
             )  # fmt: skip
             self._send_soon([_Open(leadership, proposal, 0)])
 
     def _eligible_brokers(self) -> frozenset[int]:
         """Those that the controller would accept, as far as this broker knows."""
-        image = self._owner.image
+        image = self._local.image
         if self._eligible[0] != image.version:
             brokers = (b.id for b in image.brokers.values() if not b.fenced and not b.shutting_down)
             self._eligible = (image.version, frozenset(brokers))
@@ -150,7 +136,7 @@ class IsrProposals:
             self._look_now.clear()
             began = loop.time()
             for key, leadership in list(self._watched.items()):
-                if leadership.replica.role is not leadership or leadership.state.at_rest:
+                if leadership.is_over or leadership.state.at_rest:
                     if self._watched.get(key) is leadership:
                         del self._watched[key]
                 elif leadership.state.proposal is None:
@@ -192,10 +178,8 @@ class IsrProposals:
         again: list[_Open] = []
         for one, result in zip(asked, answer.results, strict=True):
             if result.code in _REFUSED:
-                replica = one.leadership.replica
-                log.warning(
-                    "isr refused topic=%s partition=%d error=%s", replica.topic.name, replica.key[1], result.message
-                )
+                log.warning("isr refused topic=%s partition=%d error=%s",
+                            one.leadership.topic.name, one.leadership.key[1], result.message)  # fmt: skip
                 if one.is_open():
                     one.leadership.proposal_refused(one.proposal)
             elif result.code != ErrorCode.NONE and result.code not in _OVERTAKEN:
@@ -209,9 +193,9 @@ class IsrProposals:
 
     def _request(self, asked: Sequence[_Open]) -> controller_pb2.AlterPartitionRequest:
         request = controller_pb2.AlterPartitionRequest(
-            broker_id=self._owner.broker_id, broker_epoch=self._owner.broker_epoch
+            broker_id=self._local.broker_id, broker_epoch=self._local.broker_epoch
         )
-        brokers = self._owner.image.brokers
+        brokers = self._local.image.brokers
         for one in asked:
             partition = one.leadership.state.partition
             added = request.proposals.add(

@@ -1,7 +1,7 @@
 """This broker's leadership of one partition, for one leader epoch: the shell around the pure `LeaderState`.
 
-It checks and appends what clients produce, hands it to the followers' streams, and lets go of whoever waits for a commit
-when the high watermark has moved.
+It checks and appends what clients produce, hands it to the followers' streams, answers readers, and lets go of whoever
+waits for a commit when the high watermark has moved.
 
 A success is never answered before its commit (G6), for a repeat as for the original. When the leadership ends, those
 who still wait hear an error that leaves the outcome open: the next leader may have the batch.
@@ -13,21 +13,21 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from fencepost_node.log.config import NO_LIMIT
-from fencepost_node.log.log import OutOfRoom
+from fencepost_node.log.leader_epochs import NO_EPOCH
+from fencepost_node.log.log import Log, OutOfRoom
 from fencepost_node.producers.identities import lowest_epoch
 from fencepost_node.producers.producer_state import Admit, Duplicate
 from fencepost_node.replication.leader_state import LeaderState, Proposal
+from fencepost_node.replication.local_broker import LocalBroker
+from fencepost_node.replication.reconciliation import FollowerPosition, Push, Truncate, answer_subscribe
 from fencepost_node.replication.tail import Tail
+from fencepost_node.replication.timestamps import check_timestamps
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import FencepostError, InvariantBroken
-from fencepost_proto.protocol.metadata import APPEND_TIME, Partition, TopicConfig
+from fencepost_proto.protocol.metadata import APPEND_TIME, Partition, Topic
 from fencepost_proto.protocol.record_batch import BatchHeader, at_append_time, check_produced
-
-if TYPE_CHECKING:
-    from fencepost_node.replication.replica import Replica
 
 ALL_ACKS = -1
 FIRST_ROOM_PAUSE_S = 0.1  # between appends of a leader without room, which nobody else can take the place of; doubles
@@ -66,35 +66,106 @@ class Subscriber(Protocol):
         ...
 
 
+class Reader(Protocol):
+    """Waits for a leadership's news: an asyncio.Event, or something that remembers which partition it was."""
+
+    def set(self) -> None: ...
+
+
+class Diverged(errors.OffsetOutOfRange):
+    """What a reader has read is not in the log any more. `parted`: as a follower would be told to truncate; its epoch is -1
+    where nothing is left of it, and its offset then the log's start."""
+
+    def __init__(self, message: str, parted: Truncate) -> None:
+        super().__init__(message)
+        self.parted = parted
+
+
+@dataclass(slots=True)
+class AppendCounts:
+    """Batches that one replica has taken from clients since the broker's start, under all its leaderships."""
+
+    appended: int = 0
+    repeated: int = 0  # recognised, and not appended
+
+
+@dataclass(frozen=True, slots=True)
+class LeadershipCalls:
+    """What a leadership reports to the replica that it is the role of."""
+
+    disk_refused: Callable[[errors.StorageError], None]
+    room_found: Callable[[], None]  # something could be written
+    log_grew: Callable[[], None]
+    sync_soon: Callable[[], None]  # a flush=always log has unsynced batches
+    propose_isr: Callable[[Leadership], None]  # the in-sync set may be due for a change
+
+
 def _nothing(_: Leadership) -> None: ...
 
 
 class Leadership:
     """This broker leads one partition for one leader epoch."""
 
-    def __init__(self, replica: Replica, partition: Partition, now: float) -> None:
-        self.replica = replica
+    def __init__(
+        self,
+        local: LocalBroker,
+        topic: Topic,
+        log: Log,
+        partition: Partition,
+        now: float,
+        *,
+        high_watermark: int,
+        calls: LeadershipCalls,
+        counts: AppendCounts,
+    ) -> None:
+        self.key = partition.id
+        self.topic = topic
+        self.log = log
         self.epoch = partition.leader_epoch
         self.state = LeaderState(
-            replica.owner.broker_id,
+            local.broker_id,
             partition,
-            replica.log.log_end_offset,
-            replica.high_watermark,
+            log.log_end_offset,
+            high_watermark,
             now,
             # What came as a follower, or was found at the start, may not be synced yet; what is committed is.
-            durable_end_offset=replica.high_watermark if replica.topic.config.flush_always else None,
+            durable_end_offset=high_watermark if topic.config.flush_always else None,
         )
-        self.tail = Tail(replica.log.log_end_offset, replica.owner.tail_bytes, replica.tail_budget)
+        self.tail = Tail(log.log_end_offset, local.tails)
+        self._local = local
+        self._calls = calls
+        self._counts = counts
+        self._readers: dict[Reader, None] = {}
         self._waiters: deque[tuple[int, Committed]] = deque()  # by end offset, rising
         self._subscriptions: dict[Subscriber, None] = {}
         self._ended: FencepostError | None = None
-        self._room_looked_for_at = 0.0  # after an append that found none: not before; 0: there was room
+        self._room_refusal = ""  # what the last append that found no room was told
+        self._room_looked_for_at = 0.0  # after such an append: not before; 0: there was room
         self._room_pause_s = FIRST_ROOM_PAUSE_S
         self.on_append: Callable[[Leadership], None] = _nothing  # followers may lag from now on; set by `IsrProposals`
 
     @property
     def high_watermark(self) -> int:
         return self.state.high_watermark
+
+    @property
+    def name(self) -> str:
+        """TOPIC-PARTITION, for messages."""
+        return f"{self.topic.name}-{self.key[1]}"
+
+    @property
+    def is_over(self) -> bool:
+        """This broker leads no more, or leads under a later epoch."""
+        return self._ended is not None
+
+    def require_leading(self, when: str = "before") -> None:
+        """Raises NotLeaderOrFollower, with a hint, once the leadership is over. `when` it ended is part of the message."""
+        if self._ended is not None:
+            image = self._local.image
+            raise errors.NotLeaderOrFollower(
+                f"the leadership of {self.name} by broker {self._local.broker_id} ended {when}",
+                current_leader=image.current_leader(image.partitions.get(self.key, self.state.partition)),
+            )
 
     # ---- Produce ----
 
@@ -103,38 +174,38 @@ class Leadership:
 
         `admit` is asked before a producer that this partition does not know is let in.
         """
-        replica = self.replica
-        config = replica.topic.config
+        self.require_leading()
+        config = self.topic.config
         if len(batch) > config.max_message_bytes:
             raise errors.MessageTooLarge(
-                f"batch of {len(batch)} bytes; topic {replica.topic.name} takes at most {config.max_message_bytes}"
+                f"batch of {len(batch)} bytes; topic {self.topic.name} takes at most {config.max_message_bytes}"
             )
         header = check_produced(batch)
         if acks == ALL_ACKS and len(self.state.partition.isr) < config.min_insync_replicas:
             raise errors.NotEnoughReplicas(
-                f"{replica.topic.name}-{replica.key[1]} has {len(self.state.partition.isr)} replicas in sync, "
+                f"{self.name} has {len(self.state.partition.isr)} replicas in sync, "
                 f"{config.min_insync_replicas} are needed"
             )
         if len(self._waiters) >= MAX_WAITERS:
             raise errors.NotEnoughReplicas(f"{len(self._waiters)} batches wait for their commit already")
         duplicate = self._known(header, batch, admit)
         if duplicate is not None:
-            replica.deduplicated_batches += 1
+            self._counts.repeated += 1
             return Appended(duplicate.base_offset, duplicate.end_offset, duplicate=True)
-        now_ms = replica.log.now_ms()
+        now_ms = self.log.now_ms()
         if config.message_timestamp_type == APPEND_TIME:
             header, batch = at_append_time(batch, now_ms)
         else:  # not before the repeats: one that was in time once is recognised for ever
-            check_timestamps(header, config, now_ms, replica.topic.name)
-        base_offset = replica.log.log_end_offset
+            check_timestamps(header, config, now_ms, self.topic.name)
+        base_offset = self.log.log_end_offset
         stamped = self._append(header, batch, now)
-        replica.appended_batches += 1
-        end_offset = replica.log.log_end_offset
+        self._counts.appended += 1
+        end_offset = self.log.log_end_offset
         self.tail.append(base_offset, end_offset, stamped)
-        replica.look_at_log()
+        self._calls.log_grew()
         self.on_append(self)
         if config.flush_always:
-            replica.owner.sync_soon(replica)
+            self._calls.sync_soon()
             self._after(self.state.appended(end_offset, self.state.durable_end_offset, now))
         else:
             self._after(self.state.appended(end_offset, end_offset, now))
@@ -144,29 +215,29 @@ class Leadership:
 
     def _append(self, header: BatchHeader, batch: bytes, now: float) -> bytes:
         """Raises StorageError; where there is no room, at once and with growing pauses between attempts."""
-        replica = self.replica
         if now < self._room_looked_for_at:
-            raise errors.StorageError(replica.trouble or f"{replica.log.directory} has no room")
+            raise errors.StorageError(self._room_refusal)
         try:
-            stamped = replica.log.append_as_leader(header, batch, self.epoch)
+            stamped = self.log.append_as_leader(header, batch, self.epoch)
         except errors.StorageError as error:
-            replica.disk_refuses(error)
+            self._room_refusal = str(error)
+            self._calls.disk_refused(error)
             self._room_looked_for_at = now + self._room_pause_s
             self._room_pause_s = min(2 * self._room_pause_s, LONGEST_ROOM_PAUSE_S)
             raise
         if self._room_looked_for_at:
             self._room_looked_for_at, self._room_pause_s = 0.0, FIRST_ROOM_PAUSE_S
-            replica.room_again()
+            self._calls.room_found()
         return stamped
 
     def _known(self, header: BatchHeader, batch: bytes, admit: Admit | None) -> Duplicate | None:
         if not header.idempotent:
             return None
-        fence_epoch = lowest_epoch(header.producer_id, header.producer_epoch, self.replica.owner.image)
-        answer = self.replica.log.producers.check(
+        fence_epoch = lowest_epoch(header.producer_id, header.producer_epoch, self._local.image)
+        answer = self.log.producers.check(
             header,
             fence_epoch=fence_epoch,
-            ever_held_records=self.replica.log.ever_held_records,
+            ever_held_records=self.log.ever_held_records,
             admit=admit,
             crc_at=lambda time_ms: at_append_time(batch, time_ms)[0].crc,
         )
@@ -184,12 +255,10 @@ class Leadership:
             self._waiters.append((end_offset, done))
 
     def _commit_error(self) -> FencepostError | None:
-        in_sync, needed = len(self.state.partition.isr), self.replica.topic.config.min_insync_replicas
+        in_sync, needed = len(self.state.partition.isr), self.topic.config.min_insync_replicas
         if in_sync >= needed:
             return None
-        return errors.NotEnoughReplicasAfterAppend(
-            f"appended, and {self.replica.topic.name}-{self.replica.key[1]} has only {in_sync} of {needed} replicas"
-        )
+        return errors.NotEnoughReplicasAfterAppend(f"appended, and {self.name} has only {in_sync} of {needed} replicas")
 
     # ---- Reading ----
 
@@ -199,16 +268,15 @@ class Leadership:
         `mismatch`: what was read there before was not sound; the disk is read and checked. Raises OffsetOutOfRange,
         StorageError; see `Replica.disk_refuses`.
         """
-        replica = self.replica
         if mismatch:
-            replica.log.distrust(offset)
+            self.log.distrust(offset)
         elif (records := self.tail.read(offset, max_bytes, end_offset)) is not None:
             return records
-        return await self._on_disk(lambda: replica.log.read(offset, max_bytes, end_offset))
+        return await self._on_disk(lambda: self.log.read(offset, max_bytes, end_offset))
 
     async def producer_snapshot(self) -> bytes:
         """The producer state at the log's start, for a follower that begins there. Raises StorageError."""
-        return await self._on_disk(self.replica.log.snapshot_at_log_start)
+        return await self._on_disk(self.log.snapshot_at_log_start)
 
     async def _on_disk(self, work: Callable[[], bytes]) -> bytes:
         try:
@@ -216,9 +284,111 @@ class Leadership:
         except OutOfRoom:
             raise
         except errors.StorageError as error:
-            if self.replica.role is self:
-                self.replica.disk_refuses(error)
+            if not self.is_over:
+                self._calls.disk_refused(error)
             raise
+
+    # ---- Readers of what is committed ----
+
+    def latest_offset(self) -> int:
+        """The high watermark. Raises OffsetNotAvailable until it has reached this leader epoch's start (KIP-207)."""
+        self.require_leading()
+        if self.high_watermark < self.state.epoch_start_offset:
+            raise errors.OffsetNotAvailable(
+                f"high watermark {self.high_watermark} of {self.name} has not reached the "
+                f"start {self.state.epoch_start_offset} of leader epoch {self.epoch}"
+            )
+        return self.high_watermark
+
+    def available(self, offset: int) -> int | None:
+        """How many bytes `read_committed` would give, had it no bound; None: it would read the disk. Raises as it does."""
+        self.require_leading()
+        self._check_within(offset)
+        return self.tail.available(offset, self.high_watermark)
+
+    def check_continues(self, offset: int, last_epoch: int) -> None:
+        """Raises Diverged where this leader's log does not have the batch of `last_epoch` that a reader found just before
+        `offset`, NotLeaderOrFollower where this broker does not lead. Below the log's start nothing is known of it."""
+        self.require_leading()
+        start, end = self.log.log_start_offset, self.log.log_end_offset
+        if offset < start:
+            return
+        answer = answer_subscribe(FollowerPosition(offset, last_epoch), self.log.leader_epochs, start, end)
+        if not isinstance(answer, Push):
+            parted = answer if isinstance(answer, Truncate) else Truncate(NO_EPOCH, start)
+            raise Diverged(
+                f"{self.name} no longer has the batch of leader epoch {last_epoch} before offset "
+                f"{offset}; its history is the same up to offset {parted.end_offset} at most",
+                parted,
+            )
+
+    async def read_committed(self, offset: int, max_bytes: int, *, mismatch: bool = False) -> bytes:
+        """Whole batches below the high watermark, from the one that holds `offset`; b"" where there is none yet.
+        `mismatch`: see `read`.
+
+        Raises OffsetOutOfRange outside of the log, NotLeaderOrFollower where this broker does not lead.
+        """
+        self.require_leading()
+        self._check_within(offset)
+        end_offset = self.high_watermark
+        if offset >= end_offset:
+            return b""
+        records = await self.read(offset, max_bytes, end_offset, mismatch=mismatch)
+        self.require_leading("during the read")
+        return records
+
+    def _check_within(self, offset: int) -> None:
+        if not self.log.log_start_offset <= offset <= self.log.log_end_offset:
+            raise errors.OffsetOutOfRange(
+                f"offset {offset} of {self.name} is outside of {self.log.log_start_offset} to {self.log.log_end_offset}"
+            )
+
+    async def wait_committed(self, end_offset: int) -> None:
+        """Return once all below `end_offset` is committed. Raises FencepostError when leadership ends before."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def committed(error: FencepostError | None) -> None:
+            if not done.done():
+                if error is not None and not isinstance(error, errors.NotEnoughReplicasAfterAppend):
+                    done.set_exception(error)
+                else:
+                    done.set_result(None)
+
+        self.require_leading()
+        self.when_committed(end_offset, committed)
+        await done
+
+    async def wait_final(self, end_offset: int) -> None:
+        """Return once all below `end_offset` is committed and nothing else of before can ever be: until every in-sync
+        member has joined this leadership, one of them may hold a batch of an earlier epoch and be elected with it.
+
+        Raises FencepostError when leadership ends before.
+        """
+        await self.wait_committed(end_offset)
+        news = asyncio.Event()
+        self.add_reader(news)
+        try:
+            while not self.is_over and not self.state.in_sync_set_joined:
+                await news.wait()
+                news.clear()
+        finally:
+            self.remove_reader(news)
+        self.require_leading("meanwhile")
+
+    def add_reader(self, reader: Reader) -> None:
+        """Call its `set` when there may be more to read, or the leadership ends."""
+        self._readers[reader] = None
+
+    def remove_reader(self, reader: Reader) -> None:
+        self._readers.pop(reader, None)
+
+    @property
+    def has_readers(self) -> bool:
+        return bool(self._readers)
+
+    def _notify_readers(self) -> None:
+        for reader in self._readers:
+            reader.set()
 
     # ---- Followers ----
 
@@ -232,7 +402,7 @@ class Leadership:
 
         What that one holds is not known to be held by the later one, whose machine may have lost it.
         """
-        registered = self.replica.owner.image.brokers.get(broker_id)
+        registered = self._local.image.brokers.get(broker_id)
         known = max(self.state.broker_epoch_of(broker_id), registered.broker_epoch if registered else -1)
         if broker_epoch < known:
             raise errors.StaleBrokerEpoch(f"broker epoch {broker_epoch} of follower {broker_id} is older than {known}")
@@ -241,11 +411,11 @@ class Leadership:
         broker_id, broker_epoch = subscription.broker_id, subscription.broker_epoch
         for other in [s for s in self._subscriptions if s.broker_id == broker_id]:
             del self._subscriptions[other]  # of a stream that has broken and does not know it yet
-            other.ended(errors.NetworkException(f"broker {broker_id} subscribed {self.replica.key} anew"))
+            other.ended(errors.NetworkException(f"broker {broker_id} subscribed {self.key} anew"))
         self._subscriptions[subscription] = None
         self._after(self.state.follower_joined(broker_id, broker_epoch, end_offset, self._now()))
-        self.replica.owner.propose_isr(self)
-        self.replica.notify_readers()
+        self._calls.propose_isr(self)
+        self._notify_readers()
 
     def remove_subscription(self, subscription: Subscriber) -> None:
         self._subscriptions.pop(subscription, None)
@@ -253,7 +423,7 @@ class Leadership:
     def follower_acked(self, broker_id: int, end_offset: int) -> None:
         self._after(self.state.follower_acked(broker_id, end_offset, self._now()))
         if broker_id not in self.state.partition.isr:
-            self.replica.owner.propose_isr(self)
+            self._calls.propose_isr(self)
 
     # ---- Changes ----
 
@@ -263,12 +433,12 @@ class Leadership:
 
     def partition_changed(self, partition: Partition) -> None:
         self._after(self.state.partition_changed(partition, self._now()))
-        self.replica.notify_readers()
+        self._notify_readers()
         for subscription in list(self._subscriptions):
             if not self.state.follows(subscription.broker_id):
                 self._subscriptions.pop(subscription)
                 subscription.ended(errors.NotLeaderOrFollower(f"broker is no replica of {partition.key}"))
-        self.replica.owner.propose_isr(self)
+        self._calls.propose_isr(self)
 
     def proposal_refused(self, proposal: Proposal) -> None:
         self._after(self.state.proposal_refused(proposal))
@@ -283,42 +453,24 @@ class Leadership:
         for _, done in waiters:
             done(unknown)
         self.tail.close()
-        self.replica.notify_readers()
+        self._notify_readers()
 
     def _after(self, high_watermark_moved: bool) -> None:
         """What a moved high watermark sets free."""
         if not high_watermark_moved:
             return
         high_watermark = self.state.high_watermark
-        self.replica.high_watermark = high_watermark
-        if high_watermark > self.replica.log.log_end_offset:
+        if high_watermark > self.log.log_end_offset:
             raise InvariantBroken(
-                f"high watermark {high_watermark} above the log end {self.replica.log.log_end_offset} "
-                f"of {self.replica.topic.name}-{self.replica.key[1]}"
+                f"high watermark {high_watermark} above the log end {self.log.log_end_offset} of {self.name}"
             )
         error = self._commit_error()
         while self._waiters and self._waiters[0][0] <= high_watermark:
             self._waiters.popleft()[1](error)
         for subscription in self._subscriptions:
             subscription.high_watermark_moved()
-        self.replica.notify_readers()
+        self._notify_readers()
 
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
-
-
-def check_timestamps(header: BatchHeader, config: TopicConfig, now_ms: int, topic_name: str) -> None:
-    """Raises InvalidTimestamp where the batch's first or newest record lies outside of the topic's bounds."""
-    before_ms, after_ms = config.message_timestamp_before_max_ms, config.message_timestamp_after_max_ms
-    for timestamp_ms in (header.base_timestamp, header.max_timestamp):
-        if after_ms != NO_LIMIT and timestamp_ms > now_ms + after_ms:
-            raise errors.InvalidTimestamp(
-                f"timestamp {timestamp_ms} is {timestamp_ms - now_ms} ms in the future, by the leader's clock; "
-                f"topic {topic_name} takes {after_ms} ms (message_timestamp_after_max_ms)"
-            )
-        if before_ms != NO_LIMIT and timestamp_ms < now_ms - before_ms:
-            raise errors.InvalidTimestamp(
-                f"timestamp {timestamp_ms} is {now_ms - timestamp_ms} ms in the past, by the leader's clock; "
-                f"topic {topic_name} takes {before_ms} ms (message_timestamp_before_max_ms)"
-            )

@@ -109,7 +109,7 @@ class PushStream:
         except errors.StaleBrokerEpoch as error:
             self.refuse(key, request.subscription, error)
             return
-        replica_log = leadership.replica.log
+        replica_log = leadership.log
         if request.mismatch:
             replica_log.distrust(request.log_end_offset)
         answer = answer_subscribe(
@@ -146,7 +146,7 @@ class PushStream:
         log.log(
             logging.DEBUG if again else logging.INFO,  # a follower that comes no further asks again and again
             "follower subscribed topic=%s partition=%d epoch=%d follower=%d end=%d last_epoch=%d answer=%s",
-            leadership.replica.topic.name, key[1], leadership.epoch, self.broker_id,
+            leadership.topic.name, key[1], leadership.epoch, self.broker_id,
             request.log_end_offset, request.last_epoch, answer,
         )  # fmt: skip
 
@@ -243,7 +243,7 @@ class PushStream:
         while self._dirty and room > 0 and len(pushes) < MAX_PUSHES:
             subscription = next(iter(self._dirty))
             try:
-                log_end_offset = subscription.leadership.replica.log.log_end_offset
+                log_end_offset = subscription.leadership.log.log_end_offset
                 records = await subscription.leadership.read(subscription.sent_offset, room, log_end_offset)
             except FencepostError as error:  # retention has passed the follower, or the disk refuses: it is to ask anew
                 self._end(subscription, error)
@@ -254,7 +254,7 @@ class PushStream:
             if records or subscription.sent_high_watermark < 0:  # the first one answers the subscription
                 pushes.append(self._push(subscription, records))
                 room -= len(records)
-                if subscription.sent_offset < subscription.leadership.replica.log.log_end_offset:
+                if subscription.sent_offset < subscription.leadership.log.log_end_offset:
                     self._dirty[subscription] = None  # behind the others
         if self._stale_high_watermark and self._timer is None:
             for subscription in list(self._stale_high_watermark):
@@ -276,12 +276,12 @@ class PushStream:
         """The answer to the oldest reset: one to a message, of which its snapshot may take most; or an error."""
         key = next(iter(self._resets))
         reset = self._resets.pop(key)
-        replica = reset.leadership.replica
+        leadership = reset.leadership
         push = pb.PartitionPush(topic_id=key[0], partition=key[1], subscription=reset.number)
         try:
-            start_offset = replica.log.log_start_offset
-            snapshot = await reset.leadership.producer_snapshot()
-            if replica.role is not reset.leadership or replica.log.log_start_offset != start_offset:
+            start_offset = leadership.log.log_start_offset
+            snapshot = await leadership.producer_snapshot()
+            if leadership.is_over or leadership.log.log_start_offset != start_offset:
                 raise errors.OffsetNotAvailable(f"the log that starts at {start_offset} has changed meanwhile")
         except FencepostError as error:
             push.error.CopyFrom(errors.to_proto(error))
@@ -303,7 +303,7 @@ class PushStream:
             partition=subscription.key[1],
             subscription=subscription.number,
             high_watermark=leadership.high_watermark,
-            log_start_offset=leadership.replica.log.log_start_offset,
+            log_start_offset=leadership.log.log_start_offset,
             base_offset=base_offset,
             records=records,
         )

@@ -13,68 +13,20 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from fencepost_node.log.leader_epochs import NO_EPOCH
 from fencepost_node.log.log import CorruptLog, Log, OutOfRoom
-from fencepost_node.replication.leadership import Leadership
-from fencepost_node.replication.reconciliation import FollowerPosition, Push, Truncate, answer_subscribe
-from fencepost_node.replication.tail import TailBudget
+from fencepost_node.replication.leadership import AppendCounts, Leadership, LeadershipCalls
+from fencepost_node.replication.local_broker import LocalBroker
 from fencepost_proto.protocol import errors
-from fencepost_proto.protocol.errors import FencepostError, InvariantBroken
-from fencepost_proto.protocol.metadata import MetadataImage, Partition, PartitionKey, Topic
+from fencepost_proto.protocol.errors import InvariantBroken
+from fencepost_proto.protocol.metadata import Partition, PartitionKey, Topic
 
 log = logging.getLogger(__name__)
 
 CONTRADICTION = "this log contradicts "  # begins the failure of a replica that other processes do not agree with
 
 T = TypeVar("T")
-
-
-class ReplicaOwner(Protocol):
-    """What a replica asks of the manager that holds it."""
-
-    @property
-    def image(self) -> MetadataImage: ...
-
-    @property
-    def broker_id(self) -> int: ...
-
-    @property
-    def tail_bytes(self) -> int:
-        """Of a tail that shares no budget."""
-        ...
-
-    def propose_isr(self, leadership: Leadership) -> None:
-        """See whether the in-sync set should change, and ask the controller if so."""
-        ...
-
-    def sync_soon(self, replica: Replica) -> None:
-        """A flush=always log has unsynced batches: sync it in a thread, then call `replica.synced`."""
-        ...
-
-    def role_changed(self, replica: Replica) -> None:
-        """A role has begun or ended: follow where it says, or nowhere."""
-        ...
-
-    def replica_failed(self) -> None:
-        """Tell the controller which replicas are failed now."""
-        ...
-
-
-class Reader(Protocol):
-    """Who waits for a replica's news: an asyncio.Event, or something that remembers which replica it was."""
-
-    def set(self) -> None: ...
-
-
-class Diverged(errors.OffsetOutOfRange):
-    """What a reader has read is not in the log any more. `parted`: as a follower would be told to truncate; its epoch is -1
-    where nothing is left of it, and its offset then the log's start."""
-
-    def __init__(self, message: str, parted: Truncate) -> None:
-        super().__init__(message)
-        self.parted = parted
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,26 +37,26 @@ class Following:
     epoch: int
 
 
-def _nothing(_: Replica) -> None: ...
+@dataclass(frozen=True, slots=True)
+class ReplicaCalls:
+    """What a replica reports to the broker around it."""
+
+    propose_isr: Callable[[Leadership], None]  # the in-sync set may be due for a change
+    sync_soon: Callable[[Replica], None]  # a flush=always log has unsynced batches
+    snapshot_due: Callable[[Replica], None]  # its log may have one due
+    role_changed: Callable[[Replica], None]  # a role has begun or ended: follow where it says, or nowhere
+    failures_changed: Callable[[], None]  # which replicas count as failed: tell the controller
 
 
 class Replica:
     """A log and its role."""
 
     def __init__(
-        self,
-        owner: ReplicaOwner,
-        partition: Partition,
-        topic: Topic,
-        replica_log: Log,
-        tail_budget: TailBudget | None = None,
+        self, local: LocalBroker, partition: Partition, topic: Topic, replica_log: Log, calls: ReplicaCalls
     ) -> None:
-        self.owner = owner
-        self.tail_budget = tail_budget  # shared by all replicas of a broker
         self.key: PartitionKey = partition.id
         self.topic = topic
         self.log = replica_log
-        self.high_watermark = replica_log.log_start_offset
         self.role: Leadership | Following | None = None
         self.failure = ""  # why it does nothing now; empty: it serves
         self.damaged = False  # it failed since bytes on its disk are not what was stored
@@ -112,19 +64,28 @@ class Replica:
         self.trouble = ""  # what it cannot do though it leads: nobody else can, or nobody else does yet
         self.yields = False  # it has no room, and leads on, for readers, until another one does
         self._trouble_is_room = False
-        self.on_snapshot_due: Callable[[Replica], None] = _nothing  # set by the manager
-        self.appended_batches = 0
-        self.deduplicated_batches = 0
+        self.counts = AppendCounts()
+        self._local = local
+        self._calls = calls
+        self._high_watermark = replica_log.log_start_offset  # while this replica does not lead
         self._partition = partition
         self._operation: asyncio.Future[None] | None = None  # a truncation or reset in a thread
-        self._readers: dict[Reader, None] = {}
         self._closed = False
 
     # ---- Role ----
 
     @property
+    def leadership(self) -> Leadership | None:
+        return self.role if isinstance(self.role, Leadership) else None
+
+    @property
     def is_leader(self) -> bool:
         return isinstance(self.role, Leadership)
+
+    @property
+    def high_watermark(self) -> int:
+        """What is known to be committed ends here: the leadership's own, or what the leader has last told."""
+        return self.role.high_watermark if isinstance(self.role, Leadership) else self._high_watermark
 
     @property
     def leader_epoch(self) -> int:
@@ -134,12 +95,6 @@ class Replica:
     def partition(self) -> Partition:
         """As the controller last told."""
         return self._partition
-
-    def leadership(self) -> Leadership:
-        """Raises NotLeaderOrFollower, with a hint, where this broker does not lead."""
-        if not isinstance(self.role, Leadership):
-            raise self._not_leader(f"broker {self.owner.broker_id} does not lead {self.topic.name}-{self.key[1]}")
-        return self.role
 
     def apply(self, partition: Partition) -> None:
         """Take what the controller says of this partition."""
@@ -151,18 +106,18 @@ class Replica:
         if self.role is None or partition.leader_epoch != old.leader_epoch:
             self._end_role()
             self._begin_role()
-            self.owner.role_changed(self)
+            self._calls.role_changed(self)
 
     def _begin_role(self) -> None:
         self.look_at_log()
         if self.failure or self._closed or self._operation is not None:
             return  # an operation begins it when it ends
         partition = self._partition
-        if self.yields and partition.leader != self.owner.broker_id:
+        if self.yields and partition.leader != self._local.broker_id:
             self.out_of_room, self.yields = True, False
             self.fail(self.trouble)
             return
-        if partition.leader == self.owner.broker_id:
+        if partition.leader == self._local.broker_id:
             now = asyncio.get_running_loop().time()
             try:
                 self.log.assign_epoch(partition.leader_epoch)
@@ -172,16 +127,15 @@ class Replica:
             except InvariantBroken as contradiction:
                 self.contradicted(f"its new leadership: {contradiction}")
                 return
-            self.role = leadership = Leadership(self, partition, now)
-            self.high_watermark = leadership.high_watermark
+            self.role = leadership = self._lead(partition, now)
             log.info(
                 "became leader topic=%s partition=%d epoch=%d isr=%s start=%d end=%d high_watermark=%d",
                 self.topic.name, self.key[1], partition.leader_epoch, partition.isr,
                 self.log.log_start_offset, self.log.log_end_offset, self.high_watermark,
             )  # fmt: skip
             if leadership.state.durable_end_offset < self.log.log_end_offset:
-                self.owner.sync_soon(self)
-            self.owner.propose_isr(leadership)
+                self._sync_soon()
+            self._calls.propose_isr(leadership)
         elif partition.leader >= 0:
             self.role = Following(partition.leader, partition.leader_epoch)
             log.info(
@@ -189,21 +143,44 @@ class Replica:
                 self.topic.name, self.key[1], partition.leader_epoch, partition.leader, self.log.log_end_offset,
             )  # fmt: skip
 
+    def _lead(self, partition: Partition, now: float) -> Leadership:
+        calls = LeadershipCalls(
+            disk_refused=self.disk_refuses,
+            room_found=self.room_again,
+            log_grew=self.look_at_log,
+            sync_soon=self._sync_soon,
+            propose_isr=self._calls.propose_isr,
+        )
+        return Leadership(
+            self._local,
+            self.topic,
+            self.log,
+            partition,
+            now,
+            high_watermark=self._high_watermark,
+            calls=calls,
+            counts=self.counts,
+        )
+
+    def _sync_soon(self) -> None:
+        self._calls.sync_soon(self)
+
     def _end_role(self) -> None:
         role, self.role = self.role, None
         if isinstance(role, Leadership):
+            self._high_watermark = role.high_watermark
             log.info("stopped leading topic=%s partition=%d epoch=%d", self.topic.name, self.key[1], role.epoch)
             name = f"{self.topic.name}-{self.key[1]}"
             role.end(
-                self._not_leader(f"broker {self.owner.broker_id} does not lead {name} any more"),
+                self._not_leader(f"broker {self._local.broker_id} does not lead {name} any more"),
                 errors.RequestTimedOut(
                     f"the leadership of {name} ended before the batch was committed",
-                    current_leader=self.owner.image.current_leader(self._partition),
+                    current_leader=self._local.image.current_leader(self._partition),
                 ),
             )
 
     def _not_leader(self, message: str) -> errors.NotLeaderOrFollower:
-        return errors.NotLeaderOrFollower(message, current_leader=self.owner.image.current_leader(self._partition))
+        return errors.NotLeaderOrFollower(message, current_leader=self._local.image.current_leader(self._partition))
 
     def fail(self, reason: str) -> None:
         """The disk refuses, or holds what it should not: this replica does nothing until it is brought back (`repairs`)."""
@@ -212,8 +189,8 @@ class Replica:
         self.failure, self.trouble, self.yields = reason, "", False
         log.error("replica failed topic=%s partition=%d reason=%s", self.topic.name, self.key[1], reason)
         self._end_role()
-        self.owner.role_changed(self)
-        self.owner.replica_failed()
+        self._calls.role_changed(self)
+        self._calls.failures_changed()
 
     def disk_refuses(self, error: errors.StorageError) -> None:
         """Something could not be written, synced or read. Where nobody else can lead, the replica goes on with what it can
@@ -227,7 +204,7 @@ class Replica:
             self._note_trouble(error)
             if not alone and not self.yields:
                 self.yields = True
-                self.owner.replica_failed()
+                self._calls.failures_changed()
             return
         if leads and alone and not self.log.failure and isinstance(error, CorruptLog):
             self._note_trouble(error)
@@ -250,7 +227,7 @@ class Replica:
             log.warning("leader has room again topic=%s partition=%d", self.topic.name, self.key[1])
             if self.yields:
                 self.yields = False
-                self.owner.replica_failed()  # it is none of those any more
+                self._calls.failures_changed()  # it is none of those any more
 
     def contradicted(self, by: str) -> None:
         """What this log holds cannot be true together with that. It is given up as a damaged one is."""
@@ -287,11 +264,11 @@ class Replica:
         opened.clock = self.log.clock
         self.log = opened
         self.failure, self.damaged, self.out_of_room = "", False, False
-        self.high_watermark = max(opened.log_start_offset, min(self.high_watermark, opened.log_end_offset))
+        self._high_watermark = max(opened.log_start_offset, min(self._high_watermark, opened.log_end_offset))
         log.warning("replica recovered topic=%s partition=%d start=%d end=%d", self.topic.name, self.key[1],
                     opened.log_start_offset, opened.log_end_offset)  # fmt: skip
         self._begin_role()
-        self.owner.role_changed(self)
+        self._calls.role_changed(self)
 
     # ---- Following ----
 
@@ -318,12 +295,12 @@ class Replica:
     def look_at_log(self) -> None:
         """It has grown, or is another one: see whether a snapshot is due."""
         if self.log.maintenance_due:
-            self.on_snapshot_due(self)
+            self._calls.snapshot_due(self)
 
     def leader_told(self, following: Following, high_watermark: int) -> None:
         """The high watermark of a follower is the leader's, as far as its own log reaches; it never goes back."""
         if self.role is following:
-            self.high_watermark = max(self.high_watermark, min(high_watermark, self.log.log_end_offset))
+            self._high_watermark = max(self._high_watermark, min(high_watermark, self.log.log_end_offset))
 
     async def truncate(self, following: Following, offset: int) -> None:
         """Cut what the leader's history does not have."""
@@ -349,7 +326,7 @@ class Replica:
                 "truncating below the high watermark topic=%s partition=%d leader=%d epoch=%d high_watermark=%d to=%d",
                 self.topic.name, self.key[1], following.leader, following.epoch, self.high_watermark, end_offset,
             )  # fmt: skip
-            self.high_watermark = end_offset
+            self._high_watermark = end_offset
         self._operation = asyncio.get_running_loop().run_in_executor(None, operation)
         self._operation.add_done_callback(self._operated)
         return self._operation
@@ -359,7 +336,7 @@ class Replica:
         self.look_at_log()
         # A cut may have ended below what was asked, at a border of batches; a log that has been started over has
         # everything below its start committed. So the high watermark lies within the log, and goes on from there.
-        self.high_watermark = min(max(self.high_watermark, self.log.log_start_offset), self.log.log_end_offset)
+        self._high_watermark = min(max(self._high_watermark, self.log.log_start_offset), self.log.log_end_offset)
         error = None if operation.cancelled() else operation.exception()
         if isinstance(error, errors.StorageError):
             self.disk_refuses(error)
@@ -367,112 +344,7 @@ class Replica:
             self.fail(str(error))
         if self.role is None:
             self._begin_role()
-            self.owner.role_changed(self)
-
-    # ---- Readers ----
-
-    def latest_offset(self) -> int:
-        """The high watermark. Raises OffsetNotAvailable until it has reached this leader epoch's start (KIP-207)."""
-        leadership = self.leadership()
-        if leadership.high_watermark < leadership.state.epoch_start_offset:
-            raise errors.OffsetNotAvailable(
-                f"high watermark {leadership.high_watermark} of {self.topic.name}-{self.key[1]} has not reached the "
-                f"start {leadership.state.epoch_start_offset} of leader epoch {leadership.epoch}"
-            )
-        return leadership.high_watermark
-
-    def available(self, offset: int) -> int | None:
-        """How many bytes `read_committed` would give, had it no bound; None: it would read the disk. Raises as it does."""
-        leadership = self.leadership()
-        self._check_within(offset)
-        return leadership.tail.available(offset, leadership.high_watermark)
-
-    def check_continues(self, offset: int, last_epoch: int) -> None:
-        """Raises Diverged where this leader's log does not have the batch of `last_epoch` that a reader found just before
-        `offset`, NotLeaderOrFollower where this broker does not lead. Below the log's start nothing is known of it."""
-        self.leadership()
-        start, end = self.log.log_start_offset, self.log.log_end_offset
-        if offset < start:
-            return
-        answer = answer_subscribe(FollowerPosition(offset, last_epoch), self.log.leader_epochs, start, end)
-        if not isinstance(answer, Push):
-            parted = answer if isinstance(answer, Truncate) else Truncate(NO_EPOCH, start)
-            raise Diverged(
-                f"{self.topic.name}-{self.key[1]} no longer has the batch of leader epoch {last_epoch} before offset "
-                f"{offset}; its history is the same up to offset {parted.end_offset} at most",
-                parted,
-            )
-
-    async def read_committed(self, offset: int, max_bytes: int, *, mismatch: bool = False) -> bytes:
-        """Whole batches below the high watermark, from the one that holds `offset`; b"" where there is none yet.
-        `mismatch`: see `Leadership.read`.
-
-        Raises OffsetOutOfRange outside of the log, NotLeaderOrFollower where this broker does not lead.
-        """
-        leadership = self.leadership()
-        self._check_within(offset)
-        end_offset = leadership.high_watermark
-        if offset >= end_offset:
-            return b""
-        records = await leadership.read(offset, max_bytes, end_offset, mismatch=mismatch)
-        if self.role is not leadership:
-            raise self._not_leader(f"the leadership of {self.topic.name}-{self.key[1]} ended during the read")
-        return records
-
-    def _check_within(self, offset: int) -> None:
-        if not self.log.log_start_offset <= offset <= self.log.log_end_offset:
-            raise errors.OffsetOutOfRange(
-                f"offset {offset} of {self.topic.name}-{self.key[1]} is outside of "
-                f"{self.log.log_start_offset} to {self.log.log_end_offset}"
-            )
-
-    async def wait_committed(self, end_offset: int) -> None:
-        """Return once all below `end_offset` is committed. Raises FencepostError when leadership ends before."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def committed(error: FencepostError | None) -> None:
-            if not done.done():
-                if error is not None and not isinstance(error, errors.NotEnoughReplicasAfterAppend):
-                    done.set_exception(error)
-                else:
-                    done.set_result(None)
-
-        self.leadership().when_committed(end_offset, committed)
-        await done
-
-    async def wait_final(self, end_offset: int) -> None:
-        """Return once all below `end_offset` is committed and nothing else of before can ever be: until every in-sync
-        member has joined this leadership, one of them may hold a batch of an earlier epoch and be elected with it.
-
-        Raises FencepostError when leadership ends before.
-        """
-        leadership = self.leadership()
-        await self.wait_committed(end_offset)
-        news = asyncio.Event()
-        self.add_reader(news)
-        try:
-            while self.role is leadership and not leadership.state.in_sync_set_joined:
-                await news.wait()
-                news.clear()
-        finally:
-            self.remove_reader(news)
-        if self.role is not leadership:
-            raise self._not_leader(f"the leadership of {self.topic.name}-{self.key[1]} ended")
-
-    def add_reader(self, reader: Reader) -> None:
-        """Call its `set` when there may be more to read, or the leadership ends."""
-        self._readers[reader] = None
-
-    def remove_reader(self, reader: Reader) -> None:
-        self._readers.pop(reader, None)
-
-    @property
-    def has_readers(self) -> bool:
-        return bool(self._readers)
-
-    def notify_readers(self) -> None:
-        for reader in self._readers:
-            reader.set()
+            self._calls.role_changed(self)
 
     # ---- The end ----
 

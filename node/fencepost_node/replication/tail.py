@@ -52,11 +52,11 @@ class TailBudget:
 
 
 class Tail:
-    """The newest batches of one log. Where no budget is shared, at most `max_bytes` of them (but always the last one)."""
+    """The newest batches of one log."""
 
-    def __init__(self, end_offset: int, max_bytes: int, budget: TailBudget | None = None) -> None:
+    def __init__(self, end_offset: int, budget: TailBudget) -> None:
         self.end_offset = end_offset
-        self._budget = TailBudget(max_bytes) if budget is None else budget
+        self._budget = budget
         self._base_offsets: list[int] = []
         self._positions: list[int] = []  # bytes appended before each
         self._batches: list[bytes] = []

@@ -1,0 +1,18 @@
+"""This broker as its replicas and their streams see it: who it is, the newest metadata, and the memory that they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fencepost_node.replication.tail import TailBudget
+from fencepost_proto.protocol.metadata import MetadataImage
+
+
+@dataclass(slots=True, eq=False)
+class LocalBroker:
+    """One per process. The replica manager keeps `image` and `broker_epoch` current; everybody else only reads them."""
+
+    broker_id: int
+    tails: TailBudget
+    image: MetadataImage = field(default_factory=MetadataImage)
+    broker_epoch: int = -1  # not registered yet
