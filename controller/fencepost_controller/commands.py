@@ -25,8 +25,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from fencepost_controller.decisions.draft import Command, FailedReplicas, Group
+from fencepost_controller.decisions.draft import Command, Group
 from fencepost_controller.decisions.invariants import check_image
+from fencepost_controller.failed_replicas import FailedReplicas
 from fencepost_controller.store import CommitFailed, Store, StoreError, VersionMismatch
 from fencepost_proto.protocol.errors import (
     FencepostError,
@@ -153,7 +154,7 @@ class Commands:
         asked = [one for one in waiting if not one.future.done()]  # the callers of the others have left
         if not asked:
             return
-        group = Group(self.image, dict(self._failed))
+        group = Group(self.image, self._failed.snapshot())
         try:
             image = await asyncio.get_running_loop().run_in_executor(None, self._decide_and_commit, group, asked)
         except CommitFailed as error:

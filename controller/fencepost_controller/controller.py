@@ -21,14 +21,15 @@ from fencepost_controller.config import ControllerConfig
 from fencepost_controller.decisions.cluster import FormCluster
 from fencepost_controller.decisions.elections import RestorePreferredLeaders
 from fencepost_controller.decisions.producers import ExpireNames
+from fencepost_controller.failed_replicas import FailedReplicas
 from fencepost_controller.fences import Fences
+from fencepost_controller.random_id import random_id
 from fencepost_controller.recovery import new_lineage_id
-from fencepost_controller.services.admin import random_id
 from fencepost_controller.services.servicers import AdminService, ControllerService
 from fencepost_controller.session_registry import Sessions
 from fencepost_controller.store import Store
 from fencepost_proto.protocol.errors import NotController, RetriableError
-from fencepost_proto.protocol.metadata import Changes, MetadataImage, Partition, PartitionKey
+from fencepost_proto.protocol.metadata import Changes, MetadataImage, Partition
 from fencepost_proto.protocol.v1 import controller_pb2, controller_pb2_grpc
 from fencepost_proto.runtime.failure import Failure
 from fencepost_proto.runtime.host import Host
@@ -60,7 +61,7 @@ class Controller:
         self._store = store
         self.failure = Failure("controller")
         self._tasks = Tasks(self.failure.report)
-        failed: dict[tuple[int, int], frozenset[PartitionKey]] = {}
+        failed = FailedReplicas()
         self._commands = Commands(store, failed, self._committed)
         self._sessions = Sessions(
             wire=host.wire,

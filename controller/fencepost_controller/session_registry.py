@@ -39,12 +39,13 @@ from fencepost_controller.decisions.brokers import (
     UnfenceBroker,
 )
 from fencepost_controller.decisions.lineage import KnownHistory, MetadataWentBack, UnknownHistory, check_known_version
+from fencepost_controller.failed_replicas import FailedReplicas
 from fencepost_controller.liveness import Liveness
 from fencepost_controller.opening import Opening
 from fencepost_controller.probe import Verdict, pauses_s, probe
 from fencepost_controller.seldom import Seldom
 from fencepost_proto.protocol import errors
-from fencepost_proto.protocol.metadata import Broker, Changes, MetadataImage, PartitionKey
+from fencepost_proto.protocol.metadata import Broker, Changes, MetadataImage
 from fencepost_proto.protocol.v1 import common_pb2, controller_pb2
 from fencepost_proto.transport.wire import Wire
 
@@ -67,7 +68,7 @@ class Sessions:
         wire: Wire,
         config: ControllerConfig,
         commands: Commands,
-        failed: dict[tuple[int, int], frozenset[PartitionKey]],
+        failed: FailedReplicas,
         on_applied: Callable[[], None],
         on_went_back: Callable[[BaseException], None],
         spawn: Spawn,
@@ -75,7 +76,7 @@ class Sessions:
         self._wire = wire
         self._config = config
         self._commands = commands
-        self._failed = failed  # shared with the decisions: (broker id, broker epoch) -> its failed replicas
+        self._failed = failed
         self._on_applied = on_applied
         self._on_went_back = on_went_back
         self._spawn = spawn
@@ -201,8 +202,7 @@ class Sessions:
         before = self._sessions.get(broker.id)
         if before is not None:
             before.end(errors.NetworkException(f"broker {broker.id} has begun another session"))
-        for key in [key for key in self._failed if key[0] == broker.id and key[1] != broker.broker_epoch]:
-            del self._failed[key]
+        self._failed.keep_only(broker.id, broker.broker_epoch)
         greeting = controller_pb2.Registered(
             broker_epoch=broker.broker_epoch,
             cluster_id=self._image.cluster_id,
@@ -212,7 +212,7 @@ class Sessions:
             lineage_id=self._image.lineage.current_id,
         )
         session = Session(broker, self._image.version, greeting)
-        session.replicas_failed = (broker.id, broker.broker_epoch) in self._failed  # not all may have been acted on
+        session.replicas_failed = self._failed.has_reported(broker.id, broker.broker_epoch)  # perhaps not acted on
         if self._closing:
             session.end(errors.NotController("the controller is stopping"))
         self._sessions[broker.id] = session
@@ -297,12 +297,11 @@ class Sessions:
 
     def _take_failed(self, session: Session, refs: Sequence[common_pb2.PartitionRef]) -> None:
         """A heartbeat names all replicas that are failed now; one that it names no more serves again."""
-        key = (session.broker_id, session.broker_epoch)
-        known = self._failed.get(key, frozenset())
+        known = self._failed.of(session.broker_id, session.broker_epoch)
         failed = frozenset((ref.topic_id, ref.partition) for ref in refs) & self._image.partitions.keys()
         if failed == known:
             return
-        self._failed[key] = failed
+        self._failed.report(session.broker_id, session.broker_epoch, failed)
         session.replicas_failed = True
         for what, keys in (("replicas failed", failed - known), ("replicas recovered", known - failed)):
             if keys:

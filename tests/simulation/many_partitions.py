@@ -23,6 +23,7 @@ from fencepost_controller.commands import Commands
 from fencepost_controller.config import ControllerConfig
 from fencepost_controller.decisions.cluster import FormCluster
 from fencepost_controller.decisions.placement import place
+from fencepost_controller.failed_replicas import FailedReplicas
 from fencepost_controller.probe import Verdict
 from fencepost_controller.services.partitions import alter_partition
 from fencepost_controller.session_registry import Sessions
@@ -105,7 +106,7 @@ class ManyPartitions:
             entities.append(Partition(topic_id, index, replicas, replicas, -1, 0, 0))
         store.commit(0, 1, {entity.key: entity for entity in entities})
         self.failures: list[BaseException] = []
-        failed: dict[tuple[int, int], frozenset[PartitionKey]] = {}
+        failed = FailedReplicas()
 
         async def make() -> None:
             self.tasks = Tasks(self.failures.append)

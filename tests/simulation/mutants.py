@@ -397,7 +397,7 @@ def recovered_replica_counts_as_failed(replace: Any) -> None:
     original = Sessions._take_failed
 
     def take_failed(self: Sessions, session: Any, refs: Any) -> None:
-        known = self._failed.get((session.broker_id, session.broker_epoch), frozenset())
+        known = self._failed.of(session.broker_id, session.broker_epoch)
         kept = [common_pb2.PartitionRef(topic_id=topic_id, partition=index) for topic_id, index in known]
         original(self, session, [*refs, *kept])
 
@@ -443,7 +443,7 @@ def group_is_answered_before_its_commit(replace: Any) -> None:
 
     async def carry_out(self: Commands, waiting: Any) -> None:
         asked = [one for one in waiting if not one.future.done()]
-        group = Group(self.image, dict(self._failed))
+        group = Group(self.image, self._failed.snapshot())
         for one in asked:
             one.decide(group)
         before, self.image = self.image, group.image()

@@ -15,6 +15,7 @@ from fencepost_controller.decisions.cluster import FormCluster
 from fencepost_controller.decisions.draft import Command, Draft
 from fencepost_controller.decisions.producers import InitProducer
 from fencepost_controller.decisions.topics import CreateTopic
+from fencepost_controller.failed_replicas import FailedReplicas
 from fencepost_controller.store import CommitFailed, StoreError, VersionMismatch
 from fencepost_controller.store.sqlite import SqliteStore
 from fencepost_proto.protocol import errors
@@ -56,7 +57,7 @@ class Fixture:
         self.store = store
         self.published: list[Changes] = []
         self.images: list[MetadataImage] = []
-        self.commands = Commands(store, {}, self._on_commit)
+        self.commands = Commands(store, FailedReplicas(), self._on_commit)
 
     def _on_commit(self, image: MetadataImage, changes: Changes) -> None:
         assert self.commands.image is image
@@ -301,7 +302,7 @@ def test_the_image_is_what_the_store_holds(tmp_path: object) -> None:
     async def run() -> None:
         path = f"{tmp_path}/metadata.sqlite"
         store = SqliteStore(path)
-        commands = Commands(store, {}, lambda image, changes: None)
+        commands = Commands(store, FailedReplicas(), lambda image, changes: None)
         await commands.load()
         task = asyncio.create_task(commands.run())
         await commands.submit(FormCluster("c"))
@@ -312,7 +313,7 @@ def test_the_image_is_what_the_store_holds(tmp_path: object) -> None:
         commands.close()
         await task
         store.close()
-        again = Commands(SqliteStore(path), {}, lambda image, changes: None)
+        again = Commands(SqliteStore(path), FailedReplicas(), lambda image, changes: None)
         await again.load()
         assert again.image == commands.image
 

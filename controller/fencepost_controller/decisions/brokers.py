@@ -39,7 +39,6 @@ from fencepost_proto.protocol.errors import (
     DuplicateBrokerRegistration,
     InconsistentClusterId,
     InvalidRequest,
-    StaleBrokerEpoch,
 )
 from fencepost_proto.protocol.metadata import Broker, MetadataImage, PartitionKey
 from fencepost_proto.runtime.config import address_problem, is_wildcard_address
@@ -49,18 +48,6 @@ MAX_ADDRESS_LENGTH = 255
 MAX_INCARNATION_LENGTH = 64
 MAX_NAMED = 3  # partitions in one error message
 NO_EPOCH = 0  # below every broker epoch: there was no registration
-
-
-def check_broker_epoch(draft: Draft, broker_id: int, broker_epoch: int) -> Broker:
-    """The broker that makes a request. Raises StaleBrokerEpoch or BrokerIdNotRegistered."""
-    broker = draft.broker(broker_id)
-    if broker is None:
-        raise BrokerIdNotRegistered(f"broker {broker_id} is not registered")
-    if broker.broker_epoch != broker_epoch:
-        raise StaleBrokerEpoch(
-            f"broker {broker_id} asks with broker epoch {broker_epoch}; it is registered with {broker.broker_epoch}"
-        )
-    return broker
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +171,7 @@ class UnfenceBroker(Command[bool]):
     broker_epoch: int
 
     def decide(self, draft: Draft) -> bool:
-        broker = check_broker_epoch(draft, self.broker_id, self.broker_epoch)
+        broker = draft.check_broker_epoch(self.broker_id, self.broker_epoch)
         if not broker.fenced or broker.shutting_down:
             return False
         draft.put(replace(broker, fenced=False, served_epoch=broker.broker_epoch))
@@ -200,7 +187,7 @@ class BeginShutdown(Command[bool]):
     broker_epoch: int
 
     def decide(self, draft: Draft) -> bool:
-        broker = check_broker_epoch(draft, self.broker_id, self.broker_epoch)
+        broker = draft.check_broker_epoch(self.broker_id, self.broker_epoch)
         if broker.shutting_down:
             return False
         draft.put(replace(broker, shutting_down=True))
@@ -217,5 +204,5 @@ class FailReplicas(Command[None]):
     broker_epoch: int
 
     def decide(self, draft: Draft) -> None:
-        check_broker_epoch(draft, self.broker_id, self.broker_epoch)
+        draft.check_broker_epoch(self.broker_id, self.broker_epoch)
         settle_all_of(draft, self.broker_id)

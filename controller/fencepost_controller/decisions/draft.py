@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 from fencepost_controller.decisions.invariants import check_invariants
+from fencepost_proto.protocol.errors import BrokerIdNotRegistered, StaleBrokerEpoch, UnknownTopicOrPartition
 from fencepost_proto.protocol.metadata import (
     Broker,
     Changes,
@@ -33,7 +34,7 @@ from fencepost_proto.protocol.metadata import (
 A = TypeVar("A")
 A_co = TypeVar("A_co", covariant=True)
 
-FailedReplicas = Mapping[tuple[int, int], frozenset[PartitionKey]]  # by (broker id, broker epoch)
+FailedByBroker = Mapping[tuple[int, int], frozenset[PartitionKey]]  # by (broker id, broker epoch)
 
 
 class _Standing(NamedTuple):
@@ -47,7 +48,7 @@ class _Standing(NamedTuple):
 class Draft:
     """What one command changes."""
 
-    def __init__(self, image: MetadataImage, failed: FailedReplicas) -> None:
+    def __init__(self, image: MetadataImage, failed: FailedByBroker) -> None:
         self.image = image  # as it was before
         self.version = image.version + 1  # what this will be, if it changes anything
         self._failed = failed
@@ -71,6 +72,27 @@ class Draft:
     def topic_named(self, name: str) -> Topic | None:
         topic_id = self.image.topic_ids.get(name)
         return None if topic_id is None else self.image.topics[topic_id]
+
+    def partition_of(self, topic_name: str, index: int) -> Partition:
+        """Raises UnknownTopicOrPartition."""
+        topic = self.topic_named(topic_name)
+        if topic is None:
+            raise UnknownTopicOrPartition(f"topic {topic_name!r} does not exist")
+        partition = self.partition((topic.topic_id, index))
+        if partition is None:
+            raise UnknownTopicOrPartition(f"topic {topic_name!r} has no partition {index}")
+        return partition
+
+    def check_broker_epoch(self, broker_id: int, broker_epoch: int) -> Broker:
+        """The broker that makes a request. Raises StaleBrokerEpoch or BrokerIdNotRegistered."""
+        broker = self.broker(broker_id)
+        if broker is None:
+            raise BrokerIdNotRegistered(f"broker {broker_id} is not registered")
+        if broker.broker_epoch != broker_epoch:
+            raise StaleBrokerEpoch(
+                f"broker {broker_id} asks with broker epoch {broker_epoch}; it is registered with {broker.broker_epoch}"
+            )
+        return broker
 
     def partitions_in_sync_on(self, broker_id: int) -> list[Partition]:
         """Those with this broker in the in-sync set, whoever leads them."""
@@ -132,7 +154,7 @@ class Command(ABC, Generic[A_co]):
 class Group:
     """Commands decided one after the other; all that they change is one version."""
 
-    def __init__(self, image: MetadataImage, failed: FailedReplicas) -> None:
+    def __init__(self, image: MetadataImage, failed: FailedByBroker) -> None:
         self.changes: dict[str, Entity | None] = {}  # of all commands so far; empty: the image is as it was
         self._before = image
         self._failed = failed
@@ -168,7 +190,7 @@ class Decision(Generic[A_co]):
     image: MetadataImage  # after it: the next version, or the same image where nothing changes
 
 
-def decide(image: MetadataImage, command: Command[A], failed: FailedReplicas) -> Decision[A]:
+def decide(image: MetadataImage, command: Command[A], failed: FailedByBroker) -> Decision[A]:
     """One command alone. Raises the FencepostError that refuses it, or InvariantBroken."""
     group = Group(image, failed)
     answer = group.decide(command)

@@ -21,24 +21,12 @@ from fencepost_proto.protocol.errors import (
     EligibleLeadersNotAvailable,
     InvalidRequest,
     PreferredLeaderNotAvailable,
-    UnknownTopicOrPartition,
 )
-from fencepost_proto.protocol.metadata import NO_LEADER, Partition
+from fencepost_proto.protocol.metadata import NO_LEADER
 
 ANY_EPOCH = 0  # below every broker epoch: whichever incarnation is live
 MOVES_PER_ROUND = 100  # leaderships restored at a time, at least: each costs its clients a redirect …
 PART_PER_ROUND = 10  # … and of all partitions at most a tenth, so that a large cluster is done after as many rounds
-
-
-def partition_of(draft: Draft, topic_name: str, index: int) -> Partition:
-    """Raises UnknownTopicOrPartition."""
-    topic = draft.topic_named(topic_name)
-    if topic is None:
-        raise UnknownTopicOrPartition(f"topic {topic_name!r} does not exist")
-    partition = draft.partition((topic.topic_id, index))
-    if partition is None:
-        raise UnknownTopicOrPartition(f"topic {topic_name!r} has no partition {index}")
-    return partition
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +35,7 @@ class ElectPreferredLeader(Command[None]):
     index: int
 
     def decide(self, draft: Draft) -> None:
-        partition = partition_of(draft, self.topic_name, self.index)
+        partition = draft.partition_of(self.topic_name, self.index)
         preferred = partition.replicas[0]
         if partition.leader == preferred:
             raise ElectionNotNeeded(f"{self.topic_name}-{self.index}: broker {preferred} leads already")
@@ -66,7 +54,7 @@ class ElectUncleanLeader(Command[None]):
     broker_epoch: int = ANY_EPOCH
 
     def decide(self, draft: Draft) -> None:
-        partition = partition_of(draft, self.topic_name, self.index)
+        partition = draft.partition_of(self.topic_name, self.index)
         name = f"{self.topic_name}-{self.index}"
         if partition.leader != NO_LEADER:
             raise ElectionNotNeeded(f"{name}: broker {partition.leader} leads")

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fencepost_controller.decisions.brokers import check_broker_epoch
 from fencepost_controller.decisions.draft import Command, Draft
 from fencepost_controller.decisions.partitions import settle
 from fencepost_proto.protocol.errors import (
@@ -44,7 +43,7 @@ class AlterPartition(Command[None]):
     new_isr: tuple[tuple[int, int], ...]  # (broker id, broker epoch as the leader saw it)
 
     def decide(self, draft: Draft) -> None:
-        check_broker_epoch(draft, self.broker_id, self.broker_epoch)
+        draft.check_broker_epoch(self.broker_id, self.broker_epoch)
         partition = self._partition(draft)
         self._check_leader(draft, partition)
         members = tuple(broker_id for broker_id, _ in self.new_isr)
@@ -105,7 +104,7 @@ class AlterPartitions(Command[tuple[FencepostError | None, ...]]):
     proposals: tuple[AlterPartition, ...]  # of this broker
 
     def decide(self, draft: Draft) -> tuple[FencepostError | None, ...]:
-        check_broker_epoch(draft, self.broker_id, self.broker_epoch)
+        draft.check_broker_epoch(self.broker_id, self.broker_epoch)
         return tuple(self._decide(draft, proposal) for proposal in self.proposals)
 
     def _decide(self, draft: Draft, proposal: AlterPartition) -> FencepostError | None:
@@ -130,7 +129,7 @@ class StartReplicaOver(Command[None]):
     partition: PartitionKey
 
     def decide(self, draft: Draft) -> None:
-        check_broker_epoch(draft, self.broker_id, self.broker_epoch)
+        draft.check_broker_epoch(self.broker_id, self.broker_epoch)
         partition = draft.partition(self.partition)
         if partition is None:
             raise UnknownTopicOrPartition(f"partition {self.partition[0]}-{self.partition[1]} is not known")

@@ -34,7 +34,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from fencepost_controller.decisions.brokers import check_broker_epoch
 from fencepost_controller.decisions.draft import Command, Draft
 from fencepost_proto.protocol.errors import InvalidRequest, ProducerFenced
 from fencepost_proto.protocol.metadata import FIRST_NAMED_ID, NamedProducer
@@ -68,7 +67,7 @@ class AllocateProducerIds(Command[range]):
     broker_epoch: int
 
     def decide(self, draft: Draft) -> range:
-        check_broker_epoch(draft, self.broker_id, self.broker_epoch)
+        draft.check_broker_epoch(self.broker_id, self.broker_epoch)
         ids = draft.image.next_ids
         block = range(ids.next_id, ids.next_id + ID_BLOCK_SIZE)
         if block.stop > FIRST_NAMED_ID:

@@ -16,7 +16,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fencepost_controller.decisions.draft import Command, Draft
-from fencepost_controller.decisions.elections import partition_of
 from fencepost_controller.decisions.partitions import settle
 from fencepost_controller.decisions.placement import check_assignment
 from fencepost_proto.protocol.errors import InvalidReplicaAssignment, InvalidRequest, NoReassignmentInProgress
@@ -35,7 +34,7 @@ class ReassignPartitions(Command[None]):
                 f"topic {self.topic_name!r}: reassignment of partitions {indexes}: each once, at least one"
             )
         for index, target in self.targets:
-            partition = partition_of(draft, self.topic_name, index)
+            partition = draft.partition_of(self.topic_name, index)
             original = tuple(b for b in partition.replicas if b not in partition.adding)
             if not target:
                 if not partition.adding and not partition.removing:

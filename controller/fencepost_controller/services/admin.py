@@ -6,7 +6,6 @@ Each answers the metadata version that carries the change; brokers learn of it a
 
 from __future__ import annotations
 
-import base64
 from random import Random
 
 from fencepost_controller.commands import Commands
@@ -14,18 +13,9 @@ from fencepost_controller.decisions.brokers import UnregisterBroker
 from fencepost_controller.decisions.elections import ElectPreferredLeader, ElectUncleanLeader
 from fencepost_controller.decisions.reassignment import ReassignPartitions
 from fencepost_controller.decisions.topics import CreateTopic, DeleteTopic
+from fencepost_controller.random_id import random_id
 from fencepost_proto.protocol.metadata import config_from_proto
 from fencepost_proto.protocol.v1 import controller_pb2 as pb
-
-ID_BYTES = 16
-
-
-def random_id(random: Random) -> str:
-    """As Kafka writes its ids: 16 random bytes, 22 characters, and none that a command line takes for an option."""
-    while True:
-        text = base64.urlsafe_b64encode(random.randbytes(ID_BYTES)).decode().rstrip("=")
-        if not text.startswith("-"):
-            return text
 
 
 async def create_topic(
