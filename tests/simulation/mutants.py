@@ -193,7 +193,7 @@ def acknowledged_before_the_commit(replace: Any) -> None:
 
 @mutant("G6", kinds=(*KILLS, *NETWORK), first_seed=2)
 def duplicate_acknowledged_before_the_commit(replace: Any) -> None:
-    original = Leadership.append
+    original = Leadership.append_batch
 
     def append(self: Leadership, *given: Any) -> Any:
         appended = original(self, *given)
@@ -201,7 +201,7 @@ def duplicate_acknowledged_before_the_commit(replace: Any) -> None:
             object.__setattr__(appended, "end_offset", 0)  # committed, as the waiting sees it
         return appended
 
-    replace(Leadership, "append", append)
+    replace(Leadership, "append_batch", append)
 
 
 @mutant("G1", "G10", kinds=(*KILLS, *NETWORK))

@@ -19,8 +19,8 @@ from fencepost_node.broker import Broker
 from fencepost_node.config import BrokerConfig
 from fencepost_node.folders.data_folder import CLEAN_SHUTDOWN
 from fencepost_node.grpc import describe_producers as describe_producers_module
-from fencepost_node.grpc import list_offsets as list_offsets_module
 from fencepost_node.log.disk import RealDisk
+from fencepost_node.requests.list_offsets import EARLIEST
 from fencepost_proto.protocol.errors import ErrorCode, InvariantBroken
 from fencepost_proto.protocol.metadata import Broker as BrokerEntity
 from fencepost_proto.protocol.metadata import Entity, MetadataImage, NamedProducer, Partition, Topic, TopicConfig
@@ -438,7 +438,7 @@ def test_a_new_leader_does_not_tell_an_end_that_may_go_back(tmp_path: Path) -> N
                 for timestamp_ms in (-1, 0):
                     answer = await running.stub.ListOffsets(offsets_request(timestamp_ms))
                     assert answer.error.code == ErrorCode.OFFSET_NOT_AVAILABLE
-            earliest = await running.stub.ListOffsets(offsets_request(list_offsets_module.EARLIEST))
+            earliest = await running.stub.ListOffsets(offsets_request(EARLIEST))
             assert (earliest.error.code, earliest.offset) == (ErrorCode.NONE, 0)
 
     run(test())

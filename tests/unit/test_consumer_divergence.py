@@ -130,7 +130,7 @@ def test_a_leader_refuses_a_reader_of_another_history_and_nobody_else() -> None:
     async def as_leader() -> None:
         leadership = leading(open_replica(leader=1, epoch=3))
         for _ in range(4):
-            leadership.append(batch(1), 1, 0.0)
+            leadership.append_batch(batch(1), 1, 0.0)
         for offset in range(1, 5):
             leadership.check_continues(offset, 3)
         with pytest.raises(Diverged) as found:

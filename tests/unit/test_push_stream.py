@@ -73,7 +73,7 @@ def ask(end: int, **changes: Any) -> pb.Subscribe:
 def leader_of_ten() -> Leadership:
     leadership = leading(open_replica(leader=1))
     for sequence in range(10):
-        leadership.append(batch(1, producer_id=7, epoch=0, sequence=sequence), 1, 0.0)
+        leadership.append_batch(batch(1, producer_id=7, epoch=0, sequence=sequence), 1, 0.0)
     return leadership
 
 
@@ -151,7 +151,7 @@ def test_a_snapshot_is_read_when_its_turn_has_come_and_goes_with_the_epoch_befor
         replica = open_replica(leader=1, epoch=6, segment_bytes=300, retention_bytes=400)
         leadership, log = leading(replica), replica.log
         for sequence in range(20):
-            leadership.append(batch(1, producer_id=7, epoch=0, sequence=sequence), 1, 0.0)
+            leadership.append_batch(batch(1, producer_id=7, epoch=0, sequence=sequence), 1, 0.0)
         log.apply_retention(1_000, 20)
         start = log.log_start_offset
         assert start > 0

@@ -24,7 +24,8 @@ from typing import Protocol
 
 from fencepost_node.producers.producer_state import Admit
 from fencepost_node.replica_manager import ReplicaManager
-from fencepost_node.replication.leadership import ALL_ACKS
+from fencepost_node.replication.leadership import Appended
+from fencepost_node.requests.append import append_batch
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_proto.protocol.v1 import broker_pb2 as pb
@@ -32,7 +33,6 @@ from fencepost_proto.protocol.v1 import broker_pb2 as pb
 MAX_PENDING = 4_096  # batches of one stream that are appended or refused and not yet answered
 MAX_RESULTS = 1_024  # in one response
 BATCHES_IN_A_TURN = 64  # appended before others get a turn on the loop: a millisecond or two
-MAX_TIMEOUT_MS = 600_000
 
 
 class ProduceContext(Protocol):
@@ -52,7 +52,7 @@ async def produce(
     async with asyncio.TaskGroup() as group:
         writer = group.create_task(stream.write_results(context))
         async for request in requests:
-            await stream.take(request)
+            await stream.append_all(request)
             await stream.room()
         stream.finish()
         await writer
@@ -62,21 +62,20 @@ class _ProduceStream:
     def __init__(self, manager: ReplicaManager, admit: Admit | None) -> None:
         self._manager = manager
         self._admit = admit
-        self._loop = asyncio.get_running_loop()
         self._results: list[pb.ProduceResult] = []
         self._pending = 0  # taken and not yet written
         self._finished = False
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
 
-    async def take(self, request: pb.ProduceRequest) -> None:
+    async def append_all(self, request: pb.ProduceRequest) -> None:
         self._pending += len(request.batches)
         refusal = self._too_large(request)
         for number, batch in enumerate(request.batches, 1):
             if refusal is not None:
                 self._refuse(batch.correlation_id, refusal)
             else:
-                self._take(batch)
+                self._append_or_refuse(batch)
             if number % BATCHES_IN_A_TURN == 0:
                 await asyncio.sleep(0)
 
@@ -89,45 +88,39 @@ class _ProduceStream:
             return None
         return errors.RecordListTooLarge(f"request with {size} bytes of records; at most {limit} are taken")
 
-    def _take(self, batch: pb.ProduceBatch) -> None:
+    def _append_or_refuse(self, batch: pb.ProduceBatch) -> None:
         try:
-            self._append(batch, self._loop.time())
+            self._append(batch)
         except FencepostError as refusal:
             self._refuse(batch.correlation_id, refusal)
 
-    def _append(self, batch: pb.ProduceBatch, now: float) -> None:
-        if batch.acks not in (ALL_ACKS, 0, 1):
-            raise errors.InvalidRequiredAcks(f"acks {batch.acks}: -1 (all), 0 and 1 are possible")
-        leadership = self._manager.leader(batch.topic_id, batch.partition, batch.leader_epoch)
-        appended = leadership.append(batch.records, batch.acks, now, self._admit)
+    def _append(self, batch: pb.ProduceBatch) -> None:
         correlation_id = batch.correlation_id
-        result = pb.ProduceResult(
-            correlation_id=correlation_id,
-            base_offset=appended.base_offset,
-            log_start_offset=leadership.log.log_start_offset,
-            duplicate=appended.duplicate,
-        )
-        if batch.acks != ALL_ACKS:
-            self._answer(result)
-            return
-        answered = False
 
-        def done(error: FencepostError | None) -> None:
-            nonlocal answered
-            if answered:
-                return
-            answered = True
-            timer.cancel()
-            if error is None:
-                self._answer(result)
-            else:
+        def report(appended: Appended, log_start_offset: int, error: FencepostError | None) -> None:
+            if error is not None:
                 self._refuse(correlation_id, error)
+                return
+            self._answer(
+                pb.ProduceResult(
+                    correlation_id=correlation_id,
+                    base_offset=appended.base_offset,
+                    log_start_offset=log_start_offset,
+                    duplicate=appended.duplicate,
+                )
+            )
 
-        def timed_out() -> None:
-            done(errors.RequestTimedOut(f"offset {appended.base_offset} was not committed in {batch.timeout_ms} ms"))
-
-        timer = self._loop.call_later(min(batch.timeout_ms, MAX_TIMEOUT_MS) / 1000, timed_out)
-        leadership.when_committed(appended.end_offset, done)
+        append_batch(
+            self._manager,
+            batch.topic_id,
+            batch.partition,
+            batch.leader_epoch,
+            batch.records,
+            acks=batch.acks,
+            timeout_ms=batch.timeout_ms,
+            admit=self._admit,
+            report=report,
+        )
 
     def _refuse(self, correlation_id: int, error: FencepostError) -> None:
         self._answer(pb.ProduceResult(correlation_id=correlation_id, error=errors.to_proto(error), base_offset=-1))

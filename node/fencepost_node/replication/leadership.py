@@ -169,7 +169,7 @@ class Leadership:
 
     # ---- Produce ----
 
-    def append(self, batch: bytes, acks: int, now: float, admit: Admit | None = None) -> Appended:
+    def append_batch(self, batch: bytes, acks: int, now: float, admit: Admit | None = None) -> Appended:
         """Check and append one batch as it came from a client. All or nothing; raises FencepostError for nothing.
 
         `admit` is asked before a producer that this partition does not know is let in.
