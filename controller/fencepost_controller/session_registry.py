@@ -370,13 +370,18 @@ class Sessions:
     # ---- Who is dead ----
 
     def _miss(self, broker: Broker) -> None:
-        """It is live, and has no session."""
+        """Start probing a broker that is live in the metadata and has no session (any more)."""
         if not self._closing:
             log.info("session broke broker=%d broker_epoch=%d", broker.id, broker.broker_epoch)
             self._spawn(self._find_out(broker), f"probe broker {broker.id}")
 
     async def _find_out(self, broker: Broker) -> None:
-        """Probe until the broker is back, found dead, or declared dead for its silence."""
+        """Probe the broker's address, with growing pauses, until one of these is known:
+
+        - it has registered again;
+        - it is dead: the connection was refused, or another process answered. It is fenced at once;
+        - it was fenced for its silence (`watch`).
+        """
         pauses = pauses_s()
         while self._is_missed(broker):
             verdict = await probe(self._wire, broker.address, broker.incarnation)

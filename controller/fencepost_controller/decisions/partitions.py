@@ -1,16 +1,15 @@
-"""What follows for one partition when a broker's standing, its replicas or its in-sync set change.
+"""Recompute in-sync set, leader and epochs of a partition after its replicas, its in-sync set or a broker changed.
 
 Every change of a partition goes through `settle`, so there is one place that keeps these rules:
 
-1. **The in-sync set** loses each member that does not serve (dead, shutting down, its disk failed), unless nobody would be
-   left. Then those stay that can go on leading while they shut down; where there are none, all stay that were left (mostly
-   one, and more where they went at once): nothing is acknowledged without a leader, so each of them holds everything that
-   was, and only they are sure to. The set is kept in assignment order.
+1. **The in-sync set.** Remove members that do not serve (dead, shutting down, their disk failed). If that would empty the
+   set: keep those in controlled shutdown that can still lead; failing that, keep all: nothing was acknowledged meanwhile,
+   so each still holds every acknowledged record, and no other replica is sure to. The set is in assignment order.
 2. **A reassignment completes** as soon as its target is in sync (KIP-455): every added replica is in the in-sync set, one
    of the target can lead, and dropping the others does not by itself bring the set below min.insync.replicas.
 3. **The leader** stays while it serves. Otherwise the first in-sync replica in assignment order that serves takes over. A
-   leader in a controlled shutdown goes on where nobody else can. Otherwise there is none: the partition is offline
-   until an in-sync replica returns. Nobody outside the in-sync set becomes leader here.
+   leader in controlled shutdown stays if no other replica can lead. Otherwise there is none: the partition is offline
+   until an in-sync replica returns. No replica outside the in-sync set becomes leader here.
 4. **Epochs**: the partition epoch rises by one with every change; the leader epoch with every change of leader, also to
    none, and with every removal of a replica. For a replica may be removed and soon added again: a broker that has heard of
    neither still holds the log that it is about to delete, and must not join the in-sync set with it; under a new epoch the
@@ -28,7 +27,10 @@ from fencepost_proto.protocol.metadata import NO_LEADER, Partition
 
 
 def settle(draft: Draft, before: Partition, after: Partition | None = None) -> Partition:
-    """Write down what follows for a partition, which `after` (or a change elsewhere) is a first change of."""
+    """Recompute ISR, leader and epochs after a change, and stage the result in `draft`.
+
+    `after`: the partition as the command changed it; None where only a broker changed. Returns the staged partition.
+    """
     settled = _in_sync(draft, after or before)
     settled = _complete_reassignment(draft, settled)
     leader = _leader(draft, settled)
@@ -53,7 +55,7 @@ def settle(draft: Draft, before: Partition, after: Partition | None = None) -> P
 
 
 def settle_all_of(draft: Draft, broker_id: int) -> None:
-    """After a change in what this broker may do."""
+    """Recompute each partition with this broker in its in-sync set, after a change in what the broker may do."""
     for partition in draft.partitions_in_sync_on(broker_id):
         settle(draft, partition)
 

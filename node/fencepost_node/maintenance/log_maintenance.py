@@ -1,8 +1,8 @@
-"""What a broker's logs need done in threads while they are appended to: syncs, snapshots, retention.
+"""Background work on logs: fsync, snapshots, retention. A disk error fails the replica; the controller re-elects.
 
-Producers that have been idle are forgotten with each round of retention. What the disk refuses makes the replica fail; the
-controller lets others lead then, and `repairs` brings it back. But where a snapshot only finds no room, nothing is lost: it
-is still due, and tried again with pauses.
+- Idle producers are forgotten with each round of retention.
+- A failed replica is brought back by `repairs`.
+- A snapshot that finds no room on the disk fails nothing: it stays due, and is tried again with pauses.
 """
 
 from __future__ import annotations

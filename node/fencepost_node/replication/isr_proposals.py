@@ -1,8 +1,7 @@
-"""A leader's proposals to change in-sync sets, on their way to the controller, who decides.
+"""Polls LeaderState every 250 ms (lag produces no event) and retries AlterPartition until the answer is definite.
 
-`leader_state` says when there is something to propose. It is asked when a follower has come closer, and, since lag produces
-no event, every 250 ms. All proposals of a broker that wait at one time go in one request, one request at a time: while it is
-under way the next ones gather.
+LeaderState is also asked when a follower has acknowledged more. All proposals of a broker that wait at one time go in one
+request, one request at a time: while it is under way the next ones gather.
 
 A proposal stays open until metadata or a definite refusal closes it. As long as it is open its members count for the high
 watermark, since the controller may have put them in sync. So it is closed only by

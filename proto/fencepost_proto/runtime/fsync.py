@@ -1,7 +1,6 @@
-"""What a failed sync has thrown away, given to the next one.
+"""Rewrite pages after a failed fsync: the kernel marks them clean, so the next fsync would skip them.
 
-When a sync fails, the system takes the pages for clean all the same: they are read as they were written, they are not on
-the medium, and no later sync writes them. Written once more they are dirty again.
+Until then they are read from the page cache as they were written, and they are not on disk.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ _COPY_BYTES = 1024 * 1024
 
 
 def write_again(descriptor: int, position: int = 0) -> None:
-    """Write what the file holds from `position` on once more, in place: the next sync has all of it to put on the medium.
+    """Rewrite the file's content from `position` on, in place, so that the next fsync writes all of it.
 
     Raises OSError.
     """

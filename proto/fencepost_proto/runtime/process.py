@@ -7,7 +7,7 @@ and SIGINT are a clean shutdown. Exit codes:
     2   where it cannot run as it is configured (the configuration, the port, the data folder, …), with one line on
         standard error that says why
     65  of a controller whose store has gone back: brokers know newer metadata. 'fencepost controller recover' mends it
-    70  where it has found a fault in itself. Nothing of that state is written any more: it ends there and then.
+    70  an invariant was violated: the process exits without flushing.
 
 In the data folder:
 
