@@ -464,8 +464,7 @@ def group_is_answered_before_its_commit(replace: Any) -> None:
 
 @mutant("bounds", kinds=("hostile client",))
 def bounds_of_requests_are_not_checked(replace: Any) -> None:
-    replace(malformed, "check_encoded", lambda data, method: None)
-    replace(malformed, "check_message", lambda message, size_bytes: None)
+    replace(malformed, "bounded", lambda method, deserialize: deserialize)
 
 
 @mutant("G8", kinds=("ids never given out",))

@@ -15,11 +15,11 @@ walks the descriptors of all services, and fails for a repeated, map or bytes fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from operator import attrgetter
-from typing import Final
+from typing import Final, TypeVar
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.descriptor_pool import Default as default_pool
@@ -67,8 +67,14 @@ _MAX_VARINT_BYTES = 10
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5  # wire types
 
 
+M = TypeVar("M", bound=Message)
+
+
 class RequestRefused(DecodeError):
     """A request outside of its bounds. To gRPC it is like one that cannot be parsed."""
+
+
+_Check = Callable[[Message], None]
 
 
 # ---- One plan for each message type ----
@@ -88,10 +94,9 @@ class _Plan:
     max_fields: int  # on the wire, at this level
     nested: dict[int, _Plan]  # by field number: those that hold repeated fields themselves
     packed: dict[int, int]  # by field number: repeated numbers, and how many
-    one_string: Callable[[Message], str] | None = None  # how to read it, where there is nothing else to check
+    has_one_string: bool = False  # and nothing else to check
     safe_bytes: int = MAX_MESSAGE_BYTES  # encoded in no more than these, no field in it but a string can be too long
-    has_strings: bool = False  # in it, or in a message in it
-    lists_with_strings: dict[int, _Plan] = field(default_factory=dict)  # by field number
+    string_checks: Sequence[_Check] = ()  # of the strings in it, and in the messages in it
 
     @property
     def is_empty(self) -> bool:
@@ -103,12 +108,11 @@ def _plan(descriptor: Descriptor) -> _Plan:
     plan = _Plan(descriptor.name, [], [], [], [], [], [], len(descriptor.fields) + _SPARE_FIELDS, {}, {})
     for each in descriptor.fields:
         _add(plan, each)
-    if len(plan.strings) == 1 and not (plan.bytes_fields or plan.repeated or plan.messages):
-        plan.one_string = attrgetter(plan.strings[0])
+    plan.has_one_string = len(plan.strings) == 1 and not (plan.bytes_fields or plan.repeated or plan.messages)
     inner = [message for _, message in (*plan.messages, *plan.repeated_messages)]
     bounds = [bound for _, bound in (*plan.bytes_fields, *plan.repeated)]  # an entry takes a byte at least
     plan.safe_bytes = min([MAX_MESSAGE_BYTES, *bounds, *(message.safe_bytes for message in inner)])
-    plan.has_strings = bool(plan.strings or plan.repeated_strings) or any(message.has_strings for message in inner)
+    plan.string_checks = _string_checks(plan)
     return plan
 
 
@@ -130,8 +134,6 @@ def _add(plan: _Plan, field: FieldDescriptor) -> None:
             assert not field.message_type.GetOptions().map_entry, f"{field.full_name}: no check of maps is written"
             if not inner.is_empty:
                 (plan.repeated_messages if is_repeated else plan.messages).append((field.name, inner))
-            if is_repeated and inner.has_strings:
-                plan.lists_with_strings[field.number] = inner
             if inner.repeated or inner.nested:
                 plan.nested[field.number] = inner
         case FieldDescriptor.TYPE_STRING:
@@ -223,8 +225,8 @@ def check_message(message: Message, size_bytes: int = MAX_MESSAGE_BYTES) -> None
     plan = _plan(message.DESCRIPTOR)
     if size_bytes > plan.safe_bytes:
         _check_lengths(message, plan)
-    if plan.has_strings:
-        _check_strings(message, plan)
+    for check in plan.string_checks:
+        check(message)
 
 
 def _check_lengths(message: Message, plan: _Plan) -> None:
@@ -244,32 +246,68 @@ def _check_lengths(message: Message, plan: _Plan) -> None:
                 _check_lengths(entry, inner)
 
 
-def _check_strings(message: Message, plan: _Plan) -> None:
-    for name in plan.strings:
-        text = getattr(message, name)
-        if len(text) > _SHORT or not text.isprintable():
-            _check_string(plan, name, text)
-    for name in plan.repeated_strings:
-        for text in getattr(message, name):
-            _check_string(plan, name, text)
-    for name, inner in plan.messages:
-        if inner.has_strings and message.HasField(name):
-            _check_strings(getattr(message, name), inner)
-    if plan.lists_with_strings:
-        for told, entries in message.ListFields():  # a list that is empty costs nothing
-            entry_plan = plan.lists_with_strings.get(told.number)
-            if entry_plan is not None:
-                _check_strings_of_list(entries, entry_plan)
+def _string_checks(plan: _Plan) -> Sequence[_Check]:
+    """One function for each field in which there are strings. Made once for each type: a request runs through them."""
+    return [
+        *(_check_of_string(plan, name) for name in plan.strings),
+        *(_check_of_strings(plan, name) for name in plan.repeated_strings),
+        *(_check_of_message(name, inner) for name, inner in plan.messages if inner.string_checks),
+        *(_check_of_messages(name, inner) for name, inner in plan.repeated_messages if inner.string_checks),
+    ]
 
 
-def _check_strings_of_list(entries: Iterable[Message], plan: _Plan) -> None:
-    if plan.one_string is None:
-        for entry in entries:
-            _check_strings(entry, plan)
-        return
-    for text in map(plan.one_string, entries):  # so it is with the lists that are long
+def _check_of_string(plan: _Plan, name: str) -> _Check:
+    text_of = attrgetter(name)
+
+    def check(message: Message) -> None:
+        text = text_of(message)
         if len(text) > _SHORT or not text.isprintable():
-            _check_string(plan, plan.strings[0], text)
+            _check_string(plan, name, text)
+
+    return check
+
+
+def _check_of_strings(plan: _Plan, name: str) -> _Check:
+    texts_of = attrgetter(name)
+
+    def check(message: Message) -> None:
+        for text in texts_of(message):
+            _check_string(plan, name, text)
+
+    return check
+
+
+def _check_of_message(name: str, inner: _Plan) -> _Check:
+    inner_of = attrgetter(name)
+
+    def check(message: Message) -> None:
+        if message.HasField(name):
+            entry = inner_of(message)
+            for check_field in inner.string_checks:
+                check_field(entry)
+
+    return check
+
+
+def _check_of_messages(name: str, inner: _Plan) -> _Check:
+    entries_of = attrgetter(name)
+    if not inner.has_one_string:
+
+        def check(message: Message) -> None:
+            for entry in entries_of(message):
+                for check_field in inner.string_checks:
+                    check_field(entry)
+
+        return check
+    only = inner.strings[0]
+    text_of = attrgetter(only)
+
+    def check_text(message: Message) -> None:  # so it is with the lists that are long, or come often
+        for text in map(text_of, entries_of(message)):
+            if len(text) > _SHORT or not text.isprintable():
+                _check_string(inner, only, text)
+
+    return check_text
 
 
 def _check_string(plan: _Plan, name: str, text: str) -> None:
@@ -277,6 +315,32 @@ def _check_string(plan: _Plan, name: str, text: str) -> None:
         raise RequestRefused(f"{plan.name}.{name} has {size} bytes; at most {MAX_STRING_BYTES} are taken")
     if found := control_character(text):
         raise RequestRefused(f"{plan.name}.{name} = {text!r} holds the control character {found!r}")
+
+
+# ---- Both, for one method ----
+
+
+def bounded(method: MethodDescriptor, deserialize: Callable[[bytes], M]) -> Callable[[bytes], M]:
+    """`deserialize` for what lies within the bounds of the method's requests; it raises RequestRefused otherwise.
+
+    What both checks need is looked up here, once: small requests come often.
+    """
+    limit, plan = _bounds(method)
+    counted_above = min(limit, COUNTED_ABOVE_BYTES)
+    checks = plan.string_checks
+
+    def read(data: bytes) -> M:
+        size = len(data)
+        if size > counted_above:
+            check_encoded(data, method)
+        message = deserialize(data)
+        if size > plan.safe_bytes:
+            _check_lengths(message, plan)
+        for check in checks:
+            check(message)
+        return message
+
+    return read
 
 
 # ---- By method ----

@@ -6,7 +6,7 @@ client, a traceback in the log. Here it becomes an answer:
 - a unary call whose response has an `error` field is answered INVALID_REQUEST in that field, like any refusal;
 - any other call, and a stream, ends with the status INVALID_ARGUMENT.
 
-Responses may be messages or their encodings.
+The response of a unary call may be a message or its encoding.
 
 The bounds are those of `request_limits.py`. They are checked by the deserialiser, so on every message of a stream too. The
 simulated server calls `refusing` as the interceptor of the real one does.
@@ -24,7 +24,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 from fencepost_proto.protocol import errors
-from fencepost_proto.protocol.request_limits import RequestRefused, check_encoded, check_message, method_of
+from fencepost_proto.protocol.request_limits import RequestRefused, bounded, method_of
 from fencepost_proto.protocol.v1 import common_pb2
 
 PACKAGE = "fencepost.v1"
@@ -50,10 +50,12 @@ def refusing(path: str, handler: Handler | None) -> Handler | None:
     if handler is None or handler.request_deserializer is None:
         return handler  # unknown, or one that takes bytes as they are
     method = method_of(path)
-    read, write = _bounded(handler.request_deserializer, method), _unless_encoded(handler.response_serializer)
+    read = _bounded(handler.request_deserializer, method)
     if handler.unary_unary is not None:
         behaviour = _looked_at(handler.unary_unary, _refusal_type(method))
+        write = _unless_encoded(handler.response_serializer)
         return grpc.unary_unary_rpc_method_handler(behaviour, _tolerant(read), write)
+    write = handler.response_serializer
     if handler.unary_stream is not None:
         behaviour = _looked_at(handler.unary_stream, None)
         return grpc.unary_stream_rpc_method_handler(behaviour, _tolerant(read), write)
@@ -86,13 +88,7 @@ def _bounded(deserialize: Callable[[bytes], Any], method: MethodDescriptor | Non
 
         return read_small
 
-    def read(data: bytes) -> Any:
-        check_encoded(data, method)
-        message = deserialize(data)
-        check_message(message, len(data))
-        return message
-
-    return read
+    return bounded(method, deserialize)
 
 
 def _refusal_type(method: MethodDescriptor | None) -> Callable[..., Any] | None:
