@@ -135,6 +135,30 @@ def test_a_log_of_many_segments_is_written_and_read_with_few_files(tmp_path: Pat
     assert disk.open_files.count == 0
 
 
+@pytest.mark.parametrize("call", ["append", "overwrite"])
+def test_a_sync_that_runs_beside_a_write_does_not_vouch_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """It has begun before the bytes were there; what may be closed then must not have unsynced data."""
+    pool = OpenFiles(budget=1, limit=10)
+    (file,) = made(pool, tmp_path, 1)
+    write = os.pwrite
+
+    def overtaken(descriptor: int, data: bytes, position: int) -> int:
+        file.sync()
+        return write(descriptor, data, position)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", overtaken)
+        file.append(b"!") if call == "append" else file.overwrite(0, b"!")
+    other = PooledFile(pool, str(tmp_path / "other"), create=True)
+    other.append(b"")
+    assert file.unsynced
+    assert file.descriptor != CLOSED
+    file.sync()
+    assert not file.unsynced
+
+
 def test_an_idle_log_has_no_file_open(tmp_path: Path) -> None:
     disk = RealDisk(OpenFiles(budget=100, limit=200))
     log = open_log(disk, str(tmp_path / "orders-0"))

@@ -72,14 +72,14 @@ class OpenFiles:
         self._lock = threading.Lock()
         self._count = 0
         self._idle: OrderedDict[PooledFile, None] = OrderedDict()  # may be closed; the least recently used first
-        self._unsynced: OrderedDict[PooledFile, None] = OrderedDict()  # may not, and nobody uses them now
+        self._unsynced: dict[PooledFile, None] = {}  # may not; those that have been so for longest first
 
     @property
     def count(self) -> int:
         return self._count
 
     def crowding_folders(self) -> list[str]:
-        """Where more than the budget is open for want of syncs: folders of such files, the least recently used first."""
+        """Where more than the budget is open for want of syncs: folders of such files, those that wait for longest first."""
         if self._count <= self.budget:
             return []
         with self._lock:
@@ -94,10 +94,12 @@ class OpenFiles:
         with self._lock:
             file.check_usable()
             file.users += 1
-            if file.descriptor != CLOSED:
-                self._idle.pop(file, None)
-                self._unsynced.pop(file, None)
-                return file.descriptor
+            acquired = file.descriptor
+            if acquired != CLOSED:
+                if file.is_idle:
+                    file.is_idle = False
+                    del self._idle[file]
+                return acquired
         try:
             descriptor = self._open(file)
         except BaseException:
@@ -120,11 +122,17 @@ class OpenFiles:
             if not file.users and file.descriptor != CLOSED:
                 if file.closed:
                     closed = self._let_go(file)
+                elif file.unsynced:
+                    self._unsynced[file] = None  # where it may be already: appends come many to a sync
                 else:
-                    (self._unsynced if file.unsynced else self._idle)[file] = None
+                    self._unsynced.pop(file, None)
+                    self._idle[file] = None
+                    file.is_idle = True
+            is_over = self._count > self.budget
         if closed != CLOSED:
             os.close(closed)
-        self._close_surplus(0)
+        if is_over:
+            self._close_surplus(0)
 
     def close(self, file: PooledFile) -> None:
         """For good; where it is in use, when that ends."""
@@ -140,6 +148,7 @@ class OpenFiles:
         """The lock is held."""
         self._idle.pop(file, None)
         self._unsynced.pop(file, None)
+        file.is_idle = False
         descriptor, file.descriptor = file.descriptor, CLOSED
         self._count -= 1
         return descriptor
@@ -181,6 +190,7 @@ class PooledFile:
         "_writes",
         "closed",
         "descriptor",
+        "is_idle",
         "path",
         "users",
     )
@@ -188,12 +198,13 @@ class PooledFile:
     def __init__(self, pool: OpenFiles, path: str, *, create: bool) -> None:
         """Raises FileNotFoundError unless the file is there or `create` is set, OSError."""
         self._pool = pool
-        self._writes = 0
+        self._writes = 0  # counted when each is over: a sync that runs meanwhile, in another thread, may not meet it
         self._synced_writes = 0
         self.path = path
-        self.descriptor = CLOSED  # the pool guards this and the next two
+        self.descriptor = CLOSED  # the pool guards this and the next three
         self.users = 0
         self.closed = False
+        self.is_idle = False  # open, and may be closed
         self._size = 0
         self._identity: tuple[int, int] | None = None  # (device, inode), once it is known
         self._create = create
@@ -239,23 +250,28 @@ class PooledFile:
     def append(self, data: Buffer) -> None:
         descriptor = self._pool.acquire(self)
         try:
-            view = memoryview(data)
-            self._writes += 1
-            while view:
-                written = os.pwrite(descriptor, view, self._size)
-                self._size += written
-                view = view[written:]
+            written = os.pwrite(descriptor, data, self._size)
+            self._size += written
+            if written < len(data):
+                self._append_rest(descriptor, memoryview(data)[written:])
         finally:
+            self._writes += 1
             self._pool.release(self)
+
+    def _append_rest(self, descriptor: int, rest: memoryview) -> None:
+        while rest:
+            written = os.pwrite(descriptor, rest, self._size)
+            self._size += written
+            rest = rest[written:]
 
     def overwrite(self, position: int, data: Buffer) -> None:
         descriptor = self._pool.acquire(self)
         try:
-            self._writes += 1
             written = os.pwrite(descriptor, data, position)
             if written != len(data):
                 raise OSError(errno.EIO, f"{written} of {len(data)} bytes were written")
         finally:
+            self._writes += 1
             self._pool.release(self)
 
     def read(self, position: int, length: int) -> bytes:
@@ -286,18 +302,18 @@ class PooledFile:
     def truncate(self, size: int) -> None:
         descriptor = self._pool.acquire(self)
         try:
-            self._writes += 1
             os.ftruncate(descriptor, size)
             self._size = size
         finally:
+            self._writes += 1
             self._pool.release(self)
 
     def write_again(self, position: int) -> None:
         descriptor = self._pool.acquire(self)
         try:
-            self._writes += 1
             write_again(descriptor, position)
         finally:
+            self._writes += 1
             self._pool.release(self)
 
     def sync(self) -> None:
