@@ -172,7 +172,7 @@ class Log:
         """
         base_offset = self.log_end_offset
         stamped = stamp(batch, base_offset, leader_epoch)
-        placed = PlacedBatch(0, header._replace(base_offset=base_offset, leader_epoch=leader_epoch))
+        placed = PlacedBatch(0, header.stamped(base_offset, leader_epoch))
         self._append(stamped, (placed,))
         return stamped
 
@@ -199,10 +199,10 @@ class Log:
             self._require_usable()
             headers = [header for _, header in batches]
             staged = self.producers.stage(headers)
-            epochs = self.leader_epochs.copy()
-            for header in headers:
-                epochs.record(header.leader_epoch, header.base_offset)
-            segment = self._segment_for(len(data))
+            epochs = self._epochs_with(headers)
+            segment = self._row.all[-1]
+            if segment.size and segment.size + len(data) > self.config.segment_bytes:
+                segment = self._roll()
             try:
                 segment.append(data, batches)
             except OSError as error:
@@ -215,12 +215,17 @@ class Log:
             self.size_bytes += len(data)
             self._unsnapshotted_bytes += len(data)
 
-    def _segment_for(self, size_bytes: int) -> Segment:
-        """The last segment, or a new one where `size_bytes` would make it too large."""
-        segment = self._row.active
-        if segment.size and segment.size + size_bytes > self.config.segment_bytes:
-            return self._roll()
-        return segment
+    def _epochs_with(self, headers: Sequence[BatchHeader]) -> LeaderEpochs:
+        """The history when these batches follow: the same one for as long as the epoch is. Raises InvariantBroken."""
+        epochs = self.leader_epochs
+        last_epoch = epochs.last_epoch
+        for header in headers:
+            if header.leader_epoch != last_epoch:
+                if epochs is self.leader_epochs:
+                    epochs = epochs.copy()
+                epochs.record(header.leader_epoch, header.base_offset)
+                last_epoch = header.leader_epoch
+        return epochs
 
     def _roll(self) -> Segment:
         """Begin a new segment at the end, and remember the state there for its snapshot. The lock is held."""

@@ -58,7 +58,7 @@ from fencepost_proto.protocol.errors import (
     ThrottlingQuotaExceeded,
     UnknownProducerId,
 )
-from fencepost_proto.protocol.record_batch import MAX_SEQUENCE, BatchHeader, add_sequence
+from fencepost_proto.protocol.record_batch import MAX_SEQUENCE, BatchHeader
 
 REMEMBERED_BATCHES = 5  # as many as a producer may have in flight
 MAX_PRODUCERS = 50_000  # of one partition: about 50 MB where all have five batches
@@ -101,7 +101,7 @@ class ProducerEntry(NamedTuple):
 
     @property
     def next_sequence(self) -> int:
-        return add_sequence(self.batches[-1].last_sequence, 1)
+        return (self.batches[-1].last_sequence + 1) & MAX_SEQUENCE
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,8 @@ Nothing here reads a record: brokers touch batches only.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from crc32c import crc32c
@@ -94,11 +95,18 @@ class BatchHeader(NamedTuple):
 
     @property
     def last_sequence(self) -> int:
-        return add_sequence(self.base_sequence, self.record_count - 1)
+        return (self.base_sequence + self.record_count - 1) & MAX_SEQUENCE
+
+    def stamped(self, base_offset: int, leader_epoch: int) -> BatchHeader:
+        """As `stamp` leaves it."""
+        return BatchHeader(base_offset, self.batch_length, leader_epoch, *self[3:])
 
     @property
     def idempotent(self) -> bool:
         return self.producer_id != NO_PRODUCER_ID
+
+
+_AS_HEADER: Callable[[Iterable[int]], BatchHeader] = partial(tuple.__new__, BatchHeader)  # of 13 numbers, unchecked
 
 
 def add_sequence(sequence: int, count: int) -> int:
@@ -119,7 +127,7 @@ def read_header(buffer: Buffer, position: int = 0) -> BatchHeader:
         if magic in (0, 1):
             raise UnsupportedForMessageFormat(f"magic {magic}: only record batches of magic {MAGIC} are stored")
         raise CorruptMessage(f"magic {magic} is not {MAGIC}")
-    return BatchHeader._make(_HEADER.unpack_from(buffer, position))
+    return _AS_HEADER(_HEADER.unpack_from(buffer, position))
 
 
 def check_batch(buffer: Buffer, position: int = 0) -> BatchHeader:
