@@ -206,7 +206,7 @@ def duplicate_acknowledged_before_the_commit(replace: Any) -> None:
 
 @mutant("G1", "G10", kinds=(*KILLS, *NETWORK))
 def high_watermark_ignores_a_joining_member(replace: Any) -> None:
-    replace(LeaderState, "maximal_isr", property(lambda self: self.partition.isr))
+    replace(LeaderState, "_maximal_isr", lambda self: self.partition.isr)
     replace(LeaderState, "_has_all_committed", lambda self, broker_id: True)
 
 

@@ -42,7 +42,6 @@ class Link:
         async with asyncio.timeout(10):
             while True:
                 await self.link._wake.wait()
-                self.link._wake.clear()
                 await self.link._sync_subscribers()
                 request = self.link._next_request()
                 if request is not None and request.subscribe:
@@ -197,9 +196,9 @@ def test_replicas_in_sync_subscribe_at_once_and_the_others_take_turns(monkeypatc
         assert await subscribes(link) == [], "three are catching up"
         await pushed(link, 1, high_watermark=5)
         assert await subscribes(link) == [], "1 does not have all that is committed yet"
-        link._wake.clear()
+        await link._wake.wait()
         await pushed(link, 0, high_watermark=0)
-        assert link._wake.is_set()
+        assert link._wake.is_set
         assert await subscribes(link) == [3]
         await pushed(link, 2, error=pb_error(ErrorCode.NOT_LEADER_OR_FOLLOWER))
         assert await subscribes(link) == [4], "2 waits for its turn again"

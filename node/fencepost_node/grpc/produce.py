@@ -29,6 +29,7 @@ from fencepost_node.requests.append import append_batch
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_proto.protocol.v1 import broker_pb2 as pb
+from fencepost_proto.runtime.signal import Signal
 
 MAX_PENDING = 4_096  # batches of one stream that are appended or refused and not yet answered
 MAX_RESULTS = 1_024  # in one response
@@ -65,8 +66,8 @@ class _ProduceStream:
         self._results: list[pb.ProduceResult] = []
         self._pending = 0  # taken and not yet written
         self._finished = False
-        self._wake = asyncio.Event()
-        self._room = asyncio.Event()
+        self._wake = Signal()
+        self._room = Signal()
 
     async def append_all(self, request: pb.ProduceRequest) -> None:
         self._pending += len(request.batches)
@@ -132,7 +133,6 @@ class _ProduceStream:
     async def room(self) -> None:
         """Return when more may be taken."""
         while self._pending > MAX_PENDING:
-            self._room.clear()
             await self._room.wait()
 
     def finish(self) -> None:
@@ -143,7 +143,6 @@ class _ProduceStream:
         """Until finished and all is answered."""
         while not (self._finished and self._pending == 0):
             await self._wake.wait()
-            self._wake.clear()
             while self._results:
                 results, self._results = self._results[:MAX_RESULTS], self._results[MAX_RESULTS:]
                 await context.write(pb.ProduceResponse(results=results))

@@ -20,7 +20,7 @@ from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_proto.protocol.v1 import replication_pb2 as pb
 
-PARTITIONS_IN_A_TURN = 128  # of one message: a millisecond or two
+PARTITIONS_IN_A_TURN = 128  # of one message, before others get a turn on the loop: a millisecond or two
 
 
 class ReplicateContext(Protocol):
@@ -78,12 +78,15 @@ async def _write(stream: PushStream, context: ReplicateContext) -> None:
 async def _take(manager: ReplicaManager, stream: PushStream, request: pb.ReplicateRequest) -> None:
     for number, gone in enumerate(request.unsubscribe, 1):
         stream.unsubscribe((gone.topic_id, gone.partition))
-        await _turn(number)
+        if number % PARTITIONS_IN_A_TURN == 0:
+            await asyncio.sleep(0)
     for number, ack in enumerate(request.acks, 1):
         stream.acked(ack)
-        await _turn(number)
+        if number % PARTITIONS_IN_A_TURN == 0:
+            await asyncio.sleep(0)
     for number, wanted in enumerate(request.subscribe, 1):
-        await _turn(number)
+        if number % PARTITIONS_IN_A_TURN == 0:
+            await asyncio.sleep(0)
         try:
             leadership = manager.leader(wanted.topic_id, wanted.partition, wanted.leader_epoch)
             if not leadership.state.follows(stream.broker_id):
@@ -93,9 +96,3 @@ async def _take(manager: ReplicaManager, stream: PushStream, request: pb.Replica
             await stream.subscribe(leadership, wanted)
         except FencepostError as error:
             stream.refuse((wanted.topic_id, wanted.partition), wanted.subscription, error)
-
-
-async def _turn(number: int) -> None:
-    """Let others have the loop, after so many."""
-    if number % PARTITIONS_IN_A_TURN == 0:
-        await asyncio.sleep(0)

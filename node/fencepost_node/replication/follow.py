@@ -28,6 +28,7 @@ from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.v1 import replication_pb2 as pb
 from fencepost_proto.protocol.v1.replication_pb2_grpc import ReplicationStub
 from fencepost_proto.runtime.host import Host
+from fencepost_proto.runtime.signal import Signal
 from fencepost_proto.transport.cancellation import CallCancelled, own_cancellation_only
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class FollowerLink:
         self._to_unsubscribe: list[PartitionKey] = []
         self._catching_up: dict[PartitionKey, float] = {}  # admitted, and when; oldest first
         self._to_ack: dict[PartitionKey, int] = {}  # the end offset to acknowledge, to its current subscription
-        self._wake = asyncio.Event()
+        self._wake = Signal()
         self._call: grpc.aio.StreamStreamCall[pb.ReplicateRequest, pb.ReplicateResponse] | None = None
         self.address = ""
 
@@ -161,8 +162,8 @@ class FollowerLink:
         )
         while True:
             await self._wake.wait()
-            self._wake.clear()
-            await self._sync_subscribers()
+            if self._to_sync:
+                await self._sync_subscribers()
             request = self._next_request()
             if request is not None:
                 await call.write(request)
@@ -203,7 +204,9 @@ class FollowerLink:
             request.unsubscribe.add(topic_id=key[0], partition=key[1])
         del self._to_unsubscribe[:MAX_IN_A_REQUEST]
         ready: list[PartitionKey] = []
-        if not self._to_unsubscribe:  # what has been given up and is followed again is told in that order
+        if (
+            self._members or self._others
+        ) and not self._to_unsubscribe:  # what has been given up and is followed again is told in that order
             ready = self._admitted()
         for key in ready:
             followed = self._followed[key]
@@ -265,8 +268,12 @@ class FollowerLink:
             followed = self._followed.get((push.topic_id, push.partition))
             if followed is None or followed.subscription != push.subscription:
                 continue  # of a subscription that is over
+            records = push.records
             try:
-                await self._take_push(followed, push)
+                if push.HasField("error") or push.HasField("divergence") or push.HasField("reset"):
+                    await self._take_answer(followed, push)
+                else:
+                    self._store(followed, push, records)
             except FencepostError as error:
                 followed.mismatch = isinstance(error, _NO_SOUND_BATCH)
                 log.log(
@@ -277,16 +284,32 @@ class FollowerLink:
                 followed.refused_with = error.code
                 self._refused(followed)
             else:
-                if push.records:
+                if records:
                     followed.mismatch = False
                     stored.append(followed)
-        await self._acknowledge(stored)
+        for followed in stored:
+            if followed.replica.topic.config.flush_always:
+                await self._acknowledge_synced(followed)
+            else:
+                self._acknowledge(followed, followed.subscription, followed.replica.log.log_end_offset)
 
-    async def _take_push(self, followed: _Followed, push: pb.PartitionPush) -> None:
+    def _store(self, followed: _Followed, push: pb.PartitionPush, records: bytes) -> None:
+        """Batches, or only a high watermark."""
         replica, following = followed.replica, followed.following
-        if push.error.code != ErrorCode.NONE or push.HasField("divergence") or push.HasField("reset"):
-            self._caught_up(replica.key)  # or not: it subscribes again, and waits for its turn
-        if push.error.code != ErrorCode.NONE:
+        high_watermark = push.high_watermark
+        if records:
+            replica.append_as_follower(following, push.base_offset, records)
+        if self._catching_up and replica.log.log_end_offset >= high_watermark:
+            self._caught_up(replica.key)
+        replica.leader_told(following, high_watermark)
+        followed.rounds = followed.refusals = 0
+        followed.refused_with = ErrorCode.NONE
+
+    async def _take_answer(self, followed: _Followed, push: pb.PartitionPush) -> None:
+        """What comes to a subscription instead of records."""
+        replica, following = followed.replica, followed.following
+        self._caught_up(replica.key)  # or not: it subscribes again, and waits for its turn
+        if push.HasField("error"):
             error = errors.from_proto(push.error)
             log.log(
                 logging.INFO if push.error.code != followed.refused_with else logging.DEBUG,  # a refusal is told once
@@ -302,18 +325,10 @@ class FollowerLink:
             else:
                 await replica.truncate(following, cut)
             self._reconcile(followed)
-        elif push.HasField("reset"):
+        else:
             await replica.start_over(following, push.reset.start_offset, push.reset.producer_snapshot)
             followed.nothing_agrees = False
             self._reconcile(followed)
-        else:
-            if push.records:
-                replica.append_as_follower(following, push.base_offset, push.records)
-            if replica.log.log_end_offset >= push.high_watermark:
-                self._caught_up(replica.key)
-            replica.leader_told(following, push.high_watermark)
-            followed.rounds = followed.refusals = 0
-            followed.refused_with = ErrorCode.NONE
 
     @staticmethod
     def _cut(replica: Replica, divergence: pb.Divergence) -> int | None:
@@ -328,20 +343,19 @@ class FollowerLink:
             )
         return cut
 
-    async def _acknowledge(self, stored: list[_Followed]) -> None:
-        """Acknowledge what was stored; where the topic says flush=always, only what is synced."""
-        for followed in stored:
-            replica = followed.replica
-            subscription = followed.subscription
-            end_offset = replica.log.log_end_offset
-            if replica.topic.config.flush_always:
-                try:
-                    end_offset = await replica.on_disk(replica.log.sync)
-                except errors.StorageError:
-                    continue
-            if subscription and followed.subscription == subscription and self._followed.get(replica.key) is followed:
-                self._to_ack[replica.key] = end_offset
-        if self._to_ack:
+    async def _acknowledge_synced(self, followed: _Followed) -> None:
+        """With flush=always only what is synced is acknowledged."""
+        replica, subscription = followed.replica, followed.subscription
+        try:
+            end_offset = await replica.on_disk(replica.log.sync)
+        except errors.StorageError:
+            return
+        self._acknowledge(followed, subscription, end_offset)
+
+    def _acknowledge(self, followed: _Followed, subscription: int, end_offset: int) -> None:
+        key = followed.replica.key
+        if subscription and followed.subscription == subscription and self._followed.get(key) is followed:
+            self._to_ack[key] = end_offset
             self._wake.set()
 
     def _reconcile(self, followed: _Followed) -> None:

@@ -65,11 +65,13 @@ class LeaderState:
         self.durable_end_offset = log_end_offset if durable_end_offset is None else durable_end_offset
         self.high_watermark = high_watermark
         self.proposal: Proposal | None = None
+        self.maximal_isr: tuple[int, ...] = ()  # everyone who is, or may be, in sync; follows from these two
         self._followers = {
             other: FollowerProgress(caught_up_at=now, mark_offset=log_end_offset, mark_at=now)
             for other in partition.replicas
             if other != broker_id
         }
+        self.maximal_isr = self._maximal_isr()
         self._advance()
 
     # ---- What happens ----
@@ -125,19 +127,19 @@ class LeaderState:
                 )
         for other in [other for other in self._followers if other not in partition.replicas]:
             del self._followers[other]
+        self.maximal_isr = self._maximal_isr()
         return self._advance()
 
     def proposal_refused(self, proposal: Proposal) -> bool:
         """The controller has definitely not applied it, and never will. True where the high watermark moved."""
         if self.proposal == proposal:
             self.proposal = None
+            self.maximal_isr = self._maximal_isr()
         return self._advance()
 
     # ---- What follows ----
 
-    @property
-    def maximal_isr(self) -> tuple[int, ...]:
-        """Everyone who is, or may be, in sync."""
+    def _maximal_isr(self) -> tuple[int, ...]:
         proposed = self.proposal.isr if self.proposal else ()
         return self.partition.isr + tuple(member for member in proposed if member not in self.partition.isr)
 
@@ -180,6 +182,7 @@ class LeaderState:
         if set(isr) == set(self.partition.isr):
             return None
         self.proposal = Proposal(isr, self.partition.partition_epoch)
+        self.maximal_isr = self._maximal_isr()
         return self.proposal
 
     def _has_all_committed(self, broker_id: int) -> bool:
@@ -190,10 +193,10 @@ class LeaderState:
         return follower.end_offset < self.log_end_offset and now - follower.caught_up_at > lag_max_s
 
     def _advance(self) -> bool:
-        reached = min(
-            (self.durable_end_offset if member == self.broker_id else self._end_of(member))
-            for member in self.maximal_isr
-        )
+        reached = self.log_end_offset
+        for member in self.maximal_isr:
+            end_offset = self.durable_end_offset if member == self.broker_id else self._end_of(member)
+            reached = min(reached, end_offset)
         if reached <= self.high_watermark:
             return False
         self.high_watermark = reached

@@ -29,6 +29,7 @@ from fencepost_proto.protocol.errors import FencepostError
 from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.record_batch import last_end_offset
 from fencepost_proto.protocol.v1 import replication_pb2 as pb
+from fencepost_proto.runtime.signal import Signal
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class PushStream:
         self._timer: asyncio.TimerHandle | None = None
         self._answers: deque[pb.PartitionPush] = deque()  # errors, divergences: at most one for each subscription
         self._resets: dict[PartitionKey, _Reset] = {}  # oldest first
-        self._wake = asyncio.Event()
+        self._wake = Signal()
 
     # ---- From the follower ----
 
@@ -230,21 +231,27 @@ class PushStream:
         """What to write on the stream, for as long as it lives."""
         while True:
             await self._wake.wait()
-            self._wake.clear()
-            while (message := await self._next_message()) is not None:
+            while self._has_news and (message := await self._next_message()) is not None:
                 yield message
 
+    @property
+    def _has_news(self) -> bool:
+        """There may be something to send."""
+        stale = self._stale_high_watermark and self._timer is None
+        return bool(self._dirty or self._answers or self._resets or stale)
+
     async def _next_message(self) -> pb.ReplicateResponse | None:
-        pushes, size = self._take_answers()
+        pushes, size = self._take_answers() if self._answers else ([], 0)
         if self._resets:
             pushes.append(await self._next_reset())
             size += pushes[-1].ByteSize()
         room = min(MESSAGE_BYTES - size, self._window_bytes - self._in_flight_bytes)
         while self._dirty and room > 0 and len(pushes) < MAX_PUSHES:
             subscription = next(iter(self._dirty))
+            leadership = subscription.leadership
+            log_end_offset = leadership.log.log_end_offset
             try:
-                log_end_offset = subscription.leadership.log.log_end_offset
-                records = await subscription.leadership.read(subscription.sent_offset, room, log_end_offset)
+                records = await leadership.read(subscription.sent_offset, room, log_end_offset)
             except FencepostError as error:  # retention has passed the follower, or the disk refuses: it is to ask anew
                 self._end(subscription, error)
                 continue
@@ -254,7 +261,7 @@ class PushStream:
             if records or subscription.sent_high_watermark < 0:  # the first one answers the subscription
                 pushes.append(self._push(subscription, records))
                 room -= len(records)
-                if subscription.sent_offset < subscription.leadership.log.log_end_offset:
+                if subscription.sent_offset < leadership.log.log_end_offset:
                     self._dirty[subscription] = None  # behind the others
         if self._stale_high_watermark and self._timer is None:
             for subscription in list(self._stale_high_watermark):
@@ -292,17 +299,18 @@ class PushStream:
 
     def _push(self, subscription: Subscription, records: bytes) -> pb.PartitionPush:
         leadership = subscription.leadership
+        high_watermark = leadership.high_watermark
         base_offset = subscription.sent_offset
         if records:
             subscription.sent_offset = last_end_offset(records)
             subscription.unacked.append((subscription.sent_offset, len(records)))
             self._in_flight_bytes += len(records)
-        subscription.sent_high_watermark = leadership.high_watermark
+        subscription.sent_high_watermark = high_watermark
         return pb.PartitionPush(
             topic_id=subscription.key[0],
             partition=subscription.key[1],
             subscription=subscription.number,
-            high_watermark=leadership.high_watermark,
+            high_watermark=high_watermark,
             log_start_offset=leadership.log.log_start_offset,
             base_offset=base_offset,
             records=records,

@@ -299,7 +299,7 @@ class Replica:
 
     def leader_told(self, following: Following, high_watermark: int) -> None:
         """The high watermark of a follower is the leader's, as far as its own log reaches; it never goes back."""
-        if self.role is following:
+        if self.role is following and high_watermark > self._high_watermark:
             self._high_watermark = max(self._high_watermark, min(high_watermark, self.log.log_end_offset))
 
     async def truncate(self, following: Following, offset: int) -> None:
