@@ -1,7 +1,7 @@
 """Hooks of the docs site: pages that are made while it is built, and links that lead out of `docs/`.
 
 - `index.md` is the README, and the other pages of `FROM_THE_ROOT` are the files beside it.
-- `reference/cli.md` is what Typer says of the command line.
+- `reference/cli.md` is Typer's reference of the command line.
 - A link to a file that is no page must lead to one, and only its text is shown: the repository may be anywhere.
 """
 

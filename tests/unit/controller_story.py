@@ -189,7 +189,7 @@ def _changed(after: MetadataImage, changes: Changes) -> list[str]:
 
 def partition_line(image: MetadataImage, p: Partition) -> str:
     def ids(broker_ids: tuple[int, ...]) -> str:
-        return " ".join(map(str, broker_ids)) or "nobody"
+        return " ".join(map(str, broker_ids)) or "none"
 
     text = f"{_name(image, p.id)}: "
     text += f"leader {p.leader}" if p.leader != NO_LEADER else "offline"

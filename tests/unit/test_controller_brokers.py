@@ -91,7 +91,7 @@ def test_lost_tail_of_the_last_replica_waits_for_an_operator() -> None:
             synced-0: offline epoch 1, in sync 1 of 1 2, change 2
         broker 1 starts without its last writes
             broker 1: fenced
-            a-0: offline epoch 1, in sync nobody of 1 2, change 3, last in sync 1
+            a-0: offline epoch 1, in sync none of 1 2, change 3, last in sync 1
         broker 1 is ready
             broker 1: live
             synced-0: leader 1 epoch 2, in sync 1 of 1 2, change 3
@@ -126,8 +126,8 @@ def test_an_empty_folder_under_a_known_id_has_lost_everything_synced_or_not() ->
     story.reads("""
         broker 1 starts with an empty folder
             broker 1: fenced
-            a-0: offline epoch 1, in sync nobody of 1, change 2, last in sync 1
-            synced-0: offline epoch 1, in sync nobody of 1, change 2, last in sync 1
+            a-0: offline epoch 1, in sync none of 1, change 2, last in sync 1
+            synced-0: offline epoch 1, in sync none of 1, change 2, last in sync 1
         broker 1 is ready
             broker 1: live
     """)
@@ -152,8 +152,8 @@ def test_an_older_folder_has_lost_everything_synced_or_not() -> None:
             synced-0: leader 1 epoch 2, in sync 1 of 1 2, change 3
         broker 1 starts with an older folder
             broker 1: fenced
-            a-0: offline epoch 3, in sync nobody of 1 2, change 5, last in sync 1
-            synced-0: offline epoch 3, in sync nobody of 1 2, change 5, last in sync 1
+            a-0: offline epoch 3, in sync none of 1 2, change 5, last in sync 1
+            synced-0: offline epoch 3, in sync none of 1 2, change 5, last in sync 1
         broker 1 is ready
             broker 1: live
         broker 1 starts with the same folder again
@@ -167,7 +167,7 @@ def test_a_copy_of_a_folder_that_was_in_use_has_lost_everything() -> None:
     story.reads("""
         broker 1 starts with a copy
             broker 1: fenced
-            a-0: offline epoch 1, in sync nobody of 1, change 2, last in sync 1
+            a-0: offline epoch 1, in sync none of 1, change 2, last in sync 1
     """)
 
 
@@ -198,7 +198,7 @@ def test_a_damaged_replica_leaves_its_in_sync_set_even_as_the_last_member() -> N
     story.reads("""
         broker 1 starts with a damaged a-0
             broker 1: fenced
-            a-0: offline epoch 1, in sync nobody of 1, change 2, last in sync 1
+            a-0: offline epoch 1, in sync none of 1, change 2, last in sync 1
             b-0: offline epoch 1, in sync 1 of 1, change 1
         broker 1 is ready
             broker 1: live

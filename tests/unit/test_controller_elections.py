@@ -155,7 +155,7 @@ def test_an_unclean_election_is_of_the_incarnation_that_told_what_it_holds() -> 
             a-0: leader 2 epoch 1, in sync 2 of 1 2, change 1
         broker 2 starts without its last writes
             broker 2: fenced
-            a-0: offline epoch 2, in sync nobody of 1 2, change 3, last in sync 2
+            a-0: offline epoch 2, in sync none of 1 2, change 3, last in sync 2
         broker 2 is ready
             broker 2: live
         broker 2 starts

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from transcript_events import happens
 from transcript_world import World
 
 TRANSCRIPTS = sorted((Path(__file__).parent / "transcripts").glob("*.txt"))
@@ -21,7 +22,7 @@ def told_again(text: str) -> str:
     for line in text.splitlines():
         if line.startswith("> "):
             lines.append(line)
-            lines.extend(f"    {decided}" for decided in world.happens(line.removeprefix("> ")))
+            lines.extend(f"    {decided}" for decided in happens(world, line.removeprefix("> ")))
         elif not line.startswith("    "):
             lines.append(line)
     return "\n".join(lines) + "\n"
@@ -43,4 +44,4 @@ def test_there_are_transcripts_of_elections_and_of_fencing() -> None:
 
 def test_an_event_in_words_that_none_has_is_refused() -> None:
     with pytest.raises(ValueError, match="0 events are worded 'broker 1 sings'"):
-        World().happens("broker 1 sings")
+        happens(World(), "broker 1 sings")
