@@ -26,15 +26,17 @@ EXTRAS = {"cli", "dev", "docs", "server", "testing"}
 OF_THE_COMMAND_LINE = ("click", "matplotlib", "psutil", "rich", "typer")
 OF_SERVERS = ("uvloop",)
 
-BLOCKED_IMPORTS = """
+BLOCKER = """
 import importlib, importlib.abc, pkgutil, sys
 
 class Blocker(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {blocked!r}:
-            raise ModuleNotFoundError(f"{{name}} is not installed here")
+            raise ModuleNotFoundError(f"{{name}} is not installed here", name=name)
 
 sys.meta_path.insert(0, Blocker())
+"""
+IMPORT_EVERYTHING = """
 for name in {packages!r}:
     package = importlib.import_module(name)
     for module in pkgutil.walk_packages(package.__path__, name + "."):
@@ -141,6 +143,16 @@ def test_the_metadata_tell_the_version_the_extras_and_the_license(built: Path) -
 def test_an_install_needs_nothing_of_the_extras_that_it_lacks(
     packages: tuple[str, ...], blocked: tuple[str, ...], tmp_path: Path
 ) -> None:
-    program = BLOCKED_IMPORTS.format(packages=packages, blocked=blocked)
+    program = BLOCKER.format(blocked=blocked) + IMPORT_EVERYTHING.format(packages=packages)
     imported = run([sys.executable, "-c", program], tmp_path)
     assert int(imported) > 20
+
+
+def test_the_command_of_a_client_only_install_says_what_is_missing() -> None:
+    program = (
+        BLOCKER.format(blocked=(*OF_THE_COMMAND_LINE, *OF_SERVERS)) + "import fencepost_cli.__main__ as m; m.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "pip install 'fencepost[server,cli]'" in done.stderr
+    assert "Traceback" not in done.stderr
