@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import subprocess
 import sys
@@ -48,6 +49,13 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
     links = [link for link in LINK.findall(text_of(page)) if "://" not in link]
     missing = [link for link in links if not (page.parent / link).exists()]
     assert not missing
+
+
+def test_every_name_of_the_reference_is_there() -> None:
+    names = [name for page in PAGES for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)]
+    assert names
+    for name in names:
+        pkgutil.resolve_name(name)
 
 
 def test_every_failure_of_the_gauntlet_names_a_test_that_is_there() -> None:
