@@ -13,6 +13,11 @@ from tests.simulation.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+SOURCES = [
+    str(path.relative_to(ROOT))
+    for folder in ("proto", "node", "controller", "client", "scripts", "tests", "docs")
+    for path in (ROOT / folder).rglob("*.*")
+]
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
 LINKED_TEST = re.compile(r"\[`(test_\w+)`\]\(([^)]+)\)")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -49,6 +54,21 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
     links = [link for link in LINK.findall(text_of(page)) if "://" not in link]
     missing = [link for link in links if not (page.parent / link).exists()]
     assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_source_file_that_a_page_names_is_there(page: Path) -> None:
+    named = set(re.findall(r"`([a-z\d_/…-]+\.(?:py|txt|proto))`", text_of(page))) - {"orders.py"}
+    missing = [name for name in sorted(named) if not any(is_named(path, name) for path in SOURCES)]
+    assert not missing
+
+
+def is_named(path: str, name: str) -> bool:
+    """`controller/…/decisions/isr.py` names a path with these parts, in this order, up to its end."""
+    first, *rest = name.split("…")
+    if not rest:
+        return path == name or path.endswith(f"/{name}")
+    return path.startswith(first) and path.endswith(rest[-1])
 
 
 def test_every_name_of_the_reference_is_there() -> None:
