@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from fencepost.producing.sequencer import Backoff
 from fencepost_proto.protocol.errors import FencepostError, RequestTimedOut
+from fencepost_proto.runtime.backoff import Backoff
 
 log = logging.getLogger(__name__)
 
@@ -47,4 +47,4 @@ class Attempts:
     async def pause(self) -> None:
         """Every broker was asked: wait, but not beyond the end."""
         self._rounds += 1
-        await asyncio.sleep(max(0.0, min(PAUSES.after(self._rounds), self.left_s)))
+        await asyncio.sleep(max(0.0, min(PAUSES.pause_s(self._rounds), self.left_s)))

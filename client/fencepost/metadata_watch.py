@@ -23,6 +23,7 @@ from fencepost_proto.applying import apply_in_turns
 from fencepost_proto.protocol.errors import FencepostError, InvalidRequest, NetworkException, UnknownServerError
 from fencepost_proto.protocol.metadata import MetadataImage
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc, common_pb2
+from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.runtime.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -30,8 +31,8 @@ log = logging.getLogger(__name__)
 WATCHED_BROKERS = 2
 SILENCE_S = 3.0  # without a word, or behind another broker, for so long: a watch is broken (brokers speak every second)
 QUIET_S = 1.5  # without a word for so long: others are asked first
-RETRY_BACKOFF_S = 0.1  # between two attempts to watch the same broker …
-RETRY_BACKOFF_MAX_S = 1.0  # … doubling up to this while it does not speak
+RETRY = Backoff(first_s=0.1, most_s=1.0)  # pauses between attempts to watch the same broker, while it does not speak
+NO_BROKER_S = 0.1  # while there is no broker to watch
 
 
 class Failure(NamedTuple):
@@ -43,7 +44,7 @@ class Failure(NamedTuple):
 
     @property
     def retry_at(self) -> float:
-        return self.at + min(RETRY_BACKOFF_MAX_S, RETRY_BACKOFF_S * 2.0 ** min(self.in_a_row - 1, 30))
+        return self.at + RETRY.pause_s(self.in_a_row)
 
 
 NEVER = Failure(float("-inf"), "", 0)
@@ -135,7 +136,7 @@ class MetadataWatch:
         while True:
             address = self._next_to_watch(number)
             if address is None:
-                await asyncio.sleep(RETRY_BACKOFF_S)
+                await asyncio.sleep(NO_BROKER_S)
                 continue
             self._watching[number] = address
             try:

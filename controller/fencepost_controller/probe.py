@@ -9,17 +9,17 @@ of reach; an answer that is no broker's (UNIMPLEMENTED is also what gRPC makes o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import Enum, auto
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.transport.wire import Wire, connection_refused, incarnation_service
 
 PROBE_TIMEOUT_S = 0.5
-FIRST_PAUSE_S = 0.005  # a process that is just ending resets the connection, and is gone a moment later
-MAX_PAUSE_S = 0.1
+PAUSES = Backoff(first_s=0.005, most_s=0.1)  # between probes: a process that is just ending resets the connection, and
+# is gone a moment later
 
 
 class Verdict(Enum):
@@ -42,11 +42,3 @@ async def probe(wire: Wire, address: str, incarnation: str) -> Verdict:
         return Verdict.ALIVE
     finally:
         await channel.close()
-
-
-def pauses_s(longest_s: float = MAX_PAUSE_S) -> Iterator[float]:
-    """Between the probes of one process that have not told yet, or other attempts: soon again at first."""
-    pause_s = FIRST_PAUSE_S
-    while True:
-        yield pause_s
-        pause_s = min(2 * pause_s, longest_s)

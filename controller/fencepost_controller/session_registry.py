@@ -42,7 +42,7 @@ from fencepost_controller.decisions.lineage import KnownHistory, MetadataWentBac
 from fencepost_controller.failed_replicas import FailedReplicas
 from fencepost_controller.liveness import Liveness
 from fencepost_controller.opening import Opening
-from fencepost_controller.probe import Verdict, pauses_s, probe
+from fencepost_controller.probe import PAUSES, Verdict, probe
 from fencepost_controller.seldom import Seldom
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.metadata import Broker, Changes, MetadataImage
@@ -52,7 +52,7 @@ from fencepost_proto.transport.wire import Wire
 log = logging.getLogger(__name__)
 
 _MOST_NAMED = 20  # of replicas in one line
-MAX_REFUSED_PAUSE_S = 2.0  # between attempts at what the store refuses
+REFUSED = replace(PAUSES, most_s=2.0)  # pauses between attempts at what the store refuses
 REFUSED_LOGGED_EVERY_S = 10.0  # registrations that anyone may send, as often as they like
 SETTLE_S = 5.0  # a broker that has been live for this long may get its preferred leaderships back
 
@@ -322,7 +322,7 @@ class Sessions:
             except errors.RetriableError as error:  # the next heartbeat asks again
                 if refused is None:
                     log.warning("could not follow a heartbeat broker=%d reason=%s", session.broker_id, error)
-                    refused = pauses_s(MAX_REFUSED_PAUSE_S)
+                    refused = REFUSED.pauses_s()
                 await asyncio.sleep(next(refused))
             else:
                 refused = None
@@ -382,7 +382,7 @@ class Sessions:
         - it is dead: the connection was refused, or another process answered. It is fenced at once;
         - it was fenced for its silence (`watch`).
         """
-        pauses = pauses_s()
+        pauses = PAUSES.pauses_s()
         while self._is_missed(broker):
             verdict = await probe(self._wire, broker.address, broker.incarnation)
             if verdict is Verdict.DEAD and self._is_missed(broker):
@@ -409,7 +409,7 @@ class Sessions:
         except errors.FencepostError as error:
             if broker.id not in self._not_stored:
                 log.error("could not fence broker=%d reason=%s", broker.id, error)
-            await asyncio.sleep(next(self._not_stored.setdefault(broker.id, pauses_s(MAX_REFUSED_PAUSE_S))))
+            await asyncio.sleep(next(self._not_stored.setdefault(broker.id, REFUSED.pauses_s())))
             return
         finally:
             self._being_declared_dead.discard(broker.id)
@@ -423,7 +423,7 @@ class Sessions:
     async def _replaceable(self, register: RegisterBroker) -> int:
         """The broker epoch of the registration that this one may replace. Raises DuplicateBrokerRegistration."""
         give_up_at = self._loop.time() + 2 * self._config.session_timeout_ms / 1000
-        pauses = pauses_s()
+        pauses = PAUSES.pauses_s()
         while True:
             known = self._image.brokers.get(register.broker_id)
             if known is None or known.incarnation == register.incarnation:

@@ -39,6 +39,7 @@ from fencepost_proto.applying import apply_in_turns
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.metadata import MetadataImage, PartitionKey
 from fencepost_proto.protocol.v1 import common_pb2, controller_pb2, controller_pb2_grpc
+from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.turns import Turns
 from fencepost_proto.transport.cancellation import CallCancelled, own_cancellation_only
@@ -46,8 +47,7 @@ from fencepost_proto.transport.cancellation import CallCancelled, own_cancellati
 log = logging.getLogger(__name__)
 
 INCARNATION_BITS = 128
-MIN_BACKOFF_S = 0.05
-MAX_BACKOFF_S = 0.5
+RETRY = Backoff(first_s=0.05, most_s=0.5, jitter=(0.5, 1.0))  # pauses between attempts to hold a session
 REGISTRATION_TIMEOUT_S = 30.0  # the controller may have to find out whether another process with this id is dead
 GOODBYE_TIMEOUT_S = 1.0
 MAX_WAIT_FOR_CONTROLLER_S = 1.0
@@ -121,7 +121,7 @@ class Session:
 
     async def run(self) -> None:
         """Hold a session until `goodbye`. Raises one of REFUSALS, or what went wrong in applying metadata."""
-        backoff_s = MIN_BACKOFF_S
+        failures = 1
         try:
             while not self._leaving:
                 try:
@@ -133,9 +133,9 @@ class Session:
                     self._log_trouble(error)
                 if self._leaving:
                     break
-                backoff_s = MIN_BACKOFF_S if self._registered else min(2 * backoff_s, MAX_BACKOFF_S)
+                failures = 1 if self._registered else failures + 1
                 self._registered = False
-                await asyncio.sleep(backoff_s * self._random.uniform(0.5, 1.0))
+                await asyncio.sleep(RETRY.jittered_pause_s(failures, self._random))
         finally:
             self._left.set()
 

@@ -245,7 +245,7 @@ def test_replicas_are_told_by_every_live_broker_and_one_that_does_not_answer_say
         await admin._see(lambda image: image.version == fake.image.version, "the fence")
         assert sorted(await admin.describe_replicas()) == [1, 2]
 
-    monkeypatch.setattr(metadata_watch, "RETRY_BACKOFF_S", 0.02)
+    monkeypatch.setattr(metadata_watch, "RETRY", replace(metadata_watch.RETRY, first_s=0.02))
     scenario(test)
 
 

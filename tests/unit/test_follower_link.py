@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -91,8 +92,7 @@ def test_a_cut_that_would_cut_nothing_is_not_obeyed() -> None:
 
 def pauses_of(monkeypatch: pytest.MonkeyPatch, answers: list[dict[str, Any]]) -> list[float]:
     """How long the link waits after each answer, in units of the first delay and without chance."""
-    monkeypatch.setattr(follow, "RESUBSCRIBE_DELAY_S", 0.001)
-    monkeypatch.setattr(follow, "RESUBSCRIBE_DELAY_MAX_S", 0.008)
+    monkeypatch.setattr(follow, "RESUBSCRIBE", replace(follow.RESUBSCRIBE, first_s=0.001, most_s=0.008))
     found: list[float] = []
 
     async def story() -> None:

@@ -102,7 +102,7 @@ def with_story(count: int, test: Callable[[Story], Awaitable[None]]) -> None:
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proposals_module, "RETRY_PAUSE_S", 0.001)
+    monkeypatch.setattr(proposals_module, "RETRY", replace(proposals_module.RETRY, first_s=0.001))
 
 
 def test_what_waits_at_one_time_goes_in_one_request_and_the_rest_in_the_next() -> None:

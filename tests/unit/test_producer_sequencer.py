@@ -6,10 +6,11 @@ import pytest
 
 from fencepost.errors import DeliveryTimeout, ProducerIdTaken
 from fencepost.producing.batch import Attempt, AttemptState, Batch, Delivered, Failed
-from fencepost.producing.sequencer import MAX_IN_FLIGHT, MAX_STRIKES, Backoff, Sequencer
+from fencepost.producing.sequencer import MAX_IN_FLIGHT, MAX_STRIKES, Sequencer
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import FencepostError, InvariantBroken
 from fencepost_proto.protocol.record_batch import MAX_EPOCH, MAX_SEQUENCE
+from fencepost_proto.runtime.backoff import Backoff
 
 LEADER_EPOCH = 3
 

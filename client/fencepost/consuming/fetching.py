@@ -33,11 +33,12 @@ from fencepost_proto.protocol.errors import (
 from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.records import Record
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc
+from fencepost_proto.runtime.backoff import Backoff
 
 log = logging.getLogger(__name__)
 
 RESPONSE_MARGIN_S = 2.5  # beyond a long poll's own wait: then its broker counts as silent
-RETRY_BACKOFF_MAX_S = 0.5  # the pauses before a broker is tried again double up to this
+RETRY = Backoff(first_s=RETRY_BACKOFF_S, most_s=0.5)  # pauses before a broker whose stream broke is tried again
 RESOLVE_TIMEOUT_S = 30.0  # for a ListOffsets answer from whoever leads; then asked again
 
 
@@ -260,8 +261,7 @@ class Router:
                 if failures == 1:  # a dead broker is told of once
                     log.info("fetch stream broke address=%s reason=%s", address, error.message)
                 self._failures[address] = failures
-                pause_s = min(RETRY_BACKOFF_MAX_S, RETRY_BACKOFF_S * 2.0 ** min(failures - 1, 30))
-                self._retry_at[address] = now_s + pause_s
+                self._retry_at[address] = now_s + RETRY.pause_s(failures)
         for position, task in list(self._resolving.items()):
             if task.done():
                 del self._resolving[position]

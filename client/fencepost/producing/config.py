@@ -7,6 +7,7 @@ from typing import Literal, TypedDict, get_args
 
 from fencepost_proto.protocol.errors import InvalidConfig
 from fencepost_proto.protocol.records import Compression
+from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.runtime.config import setting
 
 KIB = 1024
@@ -102,6 +103,11 @@ class ProducerConfig:
     @property
     def wire_acks(self) -> int:
         return -1 if self.acks == "all" else self.acks
+
+    @property
+    def backoff(self) -> Backoff:
+        """Pauses between attempts of any kind."""
+        return Backoff(self.retry_backoff_ms / 1000, self.retry_backoff_max_ms / 1000)
 
     @property
     def codec(self) -> Compression:

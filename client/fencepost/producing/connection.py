@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol, cast
 
 import grpc
@@ -20,7 +21,6 @@ import grpc
 from fencepost.producing.accumulator import PartitionQueue, RecordBatch
 from fencepost.producing.batch import Attempt, AttemptState
 from fencepost.producing.config import ProducerConfig
-from fencepost.producing.sequencer import Backoff
 from fencepost_proto.protocol.records import Compression
 from fencepost_proto.protocol.v1 import broker_pb2 as pb
 from fencepost_proto.protocol.v1 import broker_pb2_grpc
@@ -34,6 +34,7 @@ ProduceCall = grpc.aio.StreamStreamCall[pb.ProduceRequest, pb.ProduceResponse]
 MAX_BATCHES_OF_A_MESSAGE = 1_000  # a broker takes ten times as many
 MAX_MESSAGE_BYTES = 1024 * 1024  # of batches coalesced into one message; a single batch may be larger
 OPEN_TIMEOUT_S = 5.0
+JITTER = (0.8, 1.2)  # of the pauses between streams
 GRACE_S = 2.0  # that an answer may take on its way, beyond the time that the leader has
 
 
@@ -72,7 +73,7 @@ class BrokerConnection:
         self._config = config
         self._host = host
         self._owner = owner
-        self._backoff = Backoff(config.retry_backoff_ms / 1000, config.retry_backoff_max_ms / 1000)
+        self._backoff = replace(config.backoff, jitter=JITTER)
         # What compresses takes milliseconds a batch: the event loop gets a turn after each.
         self._message_bytes = MAX_MESSAGE_BYTES if config.codec is Compression.NONE else 1
         self._answer_limit_s = config.request_timeout_ms / 1000 + GRACE_S
@@ -111,8 +112,7 @@ class BrokerConnection:
                     log.info("produce stream broke address=%s reason=%s", self.address, reason)
             finally:
                 self._down()
-            delay_s = self._backoff.after(failures)
-            await asyncio.sleep(delay_s * self._host.random.uniform(0.8, 1.2))
+            await asyncio.sleep(self._backoff.jittered_pause_s(failures, self._host.random))
 
     def _down(self) -> None:
         was_up, self.up = self.up, False

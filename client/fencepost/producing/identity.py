@@ -21,7 +21,6 @@ from typing import Protocol
 from fencepost.cluster import Cluster
 from fencepost.producing.accumulator import PartitionQueue
 from fencepost.producing.config import ProducerConfig
-from fencepost.producing.sequencer import Backoff
 from fencepost_proto.protocol.errors import (
     CoordinatorNotAvailable,
     FencepostError,
@@ -60,7 +59,7 @@ class Identity:
         self._cluster = cluster
         self._config = config
         self._owner = owner
-        self._backoff = Backoff(config.retry_backoff_ms / 1000, config.retry_backoff_max_ms / 1000)
+        self._backoff = config.backoff
         self._needed = asyncio.Event()
         self._bumping = False
         self._last_error: FencepostError | None = None
@@ -169,7 +168,7 @@ class Identity:
                     told = True
                     log.warning("no producer id yet, still asking name=%s reason=%s", self._config.name or "-", error)
                 if failures % len(addresses) == 0:  # every broker was asked
-                    await asyncio.sleep(self._backoff.after(failures // len(addresses)))
+                    await asyncio.sleep(self._backoff.pause_s(failures // len(addresses)))
 
     def _request(self, producer_id: int, epoch: int, keep_alive: bool = False) -> pb.InitProducerIdRequest:
         return pb.InitProducerIdRequest(

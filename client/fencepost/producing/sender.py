@@ -27,7 +27,7 @@ from fencepost.producing.buffer import Buffer
 from fencepost.producing.config import ProducerConfig
 from fencepost.producing.connection import BrokerConnection
 from fencepost.producing.identity import Identity
-from fencepost.producing.sequencer import Backoff, Sequencer
+from fencepost.producing.sequencer import Sequencer
 from fencepost_proto.protocol.errors import (
     FencepostError,
     InvalidRequest,
@@ -193,7 +193,7 @@ class Sender:
             self.identity.epoch,
             named=bool(config.name),
             idempotent=config.idempotent,
-            backoff=Backoff(config.retry_backoff_ms / 1000, config.retry_backoff_max_ms / 1000),
+            backoff=config.backoff,
         )
 
     def opened(self, batch: RecordBatch) -> None:

@@ -84,7 +84,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import islice
 
@@ -93,9 +92,11 @@ from fencepost.producing.batch import NO_STAMP, Attempt, AttemptState, Batch, De
 from fencepost_proto.protocol.errors import ErrorCode as Code
 from fencepost_proto.protocol.errors import FencepostError, InvariantBroken, NetworkException, StorageError
 from fencepost_proto.protocol.record_batch import MAX_EPOCH, add_sequence
+from fencepost_proto.runtime.backoff import Backoff
 
 MAX_IN_FLIGHT = 5  # what every leader remembers of a producer
 MAX_STRIKES = 5
+DEFAULT_BACKOFF = Backoff(first_s=0.02, most_s=0.5)  # as ProducerConfig has it
 MAX_TAKEN_EPOCHS = 2  # in a row; then another id is asked for
 
 _SEQUENCE_ERRORS = frozenset(
@@ -119,17 +120,6 @@ class _Reaction(Enum):
     FAIL = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Backoff:
-    """Seconds from a refusal to the next attempt: doubling from `first_s` up to `most_s`."""
-
-    first_s: float = 0.02
-    most_s: float = 0.5
-
-    def after(self, failures: int) -> float:
-        return min(self.most_s, self.first_s * 2.0 ** min(failures - 1, 30))
-
-
 class Sequencer:
     """One partition of one producer. Methods that resolve batches return them, oldest first, each exactly once."""
 
@@ -141,7 +131,7 @@ class Sequencer:
         *,
         named: bool = False,
         idempotent: bool = True,
-        backoff: Backoff = Backoff(),
+        backoff: Backoff = DEFAULT_BACKOFF,
         next_sequence: int = 0,
     ) -> None:
         self.name = name
@@ -401,7 +391,7 @@ class Sequencer:
         """No sending for a while. The refusals of one round count once."""
         if now >= self._resume_at:
             self._failures += 1
-            self._resume_at = now + self._backoff.after(self._failures)
+            self._resume_at = now + self._backoff.pause_s(self._failures)
 
     # ---- Time, and the end ----
 

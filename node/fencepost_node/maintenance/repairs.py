@@ -34,13 +34,13 @@ from fencepost_node.replication.replica import Replica
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.metadata import NO_LEADER, PartitionKey
 from fencepost_proto.protocol.v1 import controller_pb2
+from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 5.0
+PAUSES = Backoff(first_s=0.5, most_s=5.0, jitter=(0.75, 1.25))  # between attempts at one replica
 SOUND_AFTER_S = 60.0  # a replica that has served for so long since it was brought back begins with short pauses again
 METADATA_TIMEOUT_S = 5.0  # for a version that the controller has answered to arrive
 _LOOK_S = 0.05
@@ -56,7 +56,7 @@ class Controller(Protocol):
 class _Attempts:
     """Of one replica."""
 
-    pause_s: float = FIRST_PAUSE_S
+    pauses: int = 1  # so many, the coming one among them
     due_at: float = 0.0
     recovered_at: float = 0.0
     told: set[str] = field(default_factory=set)  # what has been logged of it
@@ -109,13 +109,13 @@ class Repairs:
             for key in failed:
                 attempts = self._attempts.get(key)
                 if attempts is None or 0 < attempts.recovered_at < now - SOUND_AFTER_S:
-                    attempts = self._attempts[key] = _Attempts(due_at=now + self._jittered(FIRST_PAUSE_S))
+                    attempts = self._attempts[key] = _Attempts(due_at=now + self._pause_s(1))
                 elif attempts.recovered_at:
-                    attempts.recovered_at, attempts.due_at = 0.0, now + self._jittered(attempts.pause_s)
+                    attempts.recovered_at, attempts.due_at = 0.0, now + self._pause_s(attempts.pauses)
                 if attempts.due_at <= now:
-                    attempts.pause_s = min(2 * attempts.pause_s, LONGEST_PAUSE_S)
+                    attempts.pauses += 1
                     await self._try(key, attempts)
-                    attempts.due_at = loop.time() + self._jittered(attempts.pause_s)
+                    attempts.due_at = loop.time() + self._pause_s(attempts.pauses)
             due_at = min((self._attempts[key].due_at for key in failed if key in self._attempts), default=None)
             self._wake.clear()
             try:
@@ -124,8 +124,8 @@ class Repairs:
             except TimeoutError:
                 continue
 
-    def _jittered(self, pause_s: float) -> float:
-        return pause_s * self._host.random.uniform(0.75, 1.25)
+    def _pause_s(self, number: int) -> float:
+        return PAUSES.jittered_pause_s(number, self._host.random)
 
     def _forget(self, failed: list[PartitionKey]) -> None:
         for key in [key for key in self._attempts if key not in self._replicas and key not in failed]:

@@ -13,12 +13,13 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from fencepost_proto.protocol.errors import CoordinatorNotAvailable, FencepostError
+from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.runtime.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
 PREFETCH_BELOW = 500  # ids left: half of a block
-RETRY_PAUSE_S, MAX_RETRY_PAUSE_S = 0.2, 10.0  # before a block is fetched ahead again; doubles
+RETRY = Backoff(first_s=0.4, most_s=10.0)  # pauses before a block is fetched ahead again
 MAX_WAITERS = 1_000  # callers that wait for a block at the same time
 
 
@@ -32,7 +33,7 @@ class ProducerIds:
         self._next_block = range(0)
         self._fetch: asyncio.Task[None] | None = None
         self._failure: FencepostError | None = None  # of the newest fetch
-        self._pause_s = RETRY_PAUSE_S
+        self._failures = 0  # in a row
         self._ahead_again_at = 0.0
         self._waiters = 0
 
@@ -53,7 +54,7 @@ class ProducerIds:
         while not (self._current or self._next_block):
             await asyncio.wait([self._ensure_fetch()])
             if self._failure is not None:
-                await asyncio.sleep(self._pause_s)
+                await asyncio.sleep(RETRY.pause_s(self._failures))
 
     async def _wait_for_block(self) -> None:
         if self._waiters >= MAX_WAITERS:
@@ -76,9 +77,9 @@ class ProducerIds:
     async def _fetch_block(self) -> None:
         try:
             self._next_block = await self._allocate()
-            self._pause_s = RETRY_PAUSE_S
+            self._failures = 0
         except FencepostError as error:
             self._failure = error
-            self._pause_s = min(2 * self._pause_s, MAX_RETRY_PAUSE_S)
-            self._ahead_again_at = asyncio.get_running_loop().time() + self._pause_s
+            self._failures += 1
+            self._ahead_again_at = asyncio.get_running_loop().time() + RETRY.pause_s(self._failures)
             log.warning("no new block of producer ids left=%d error=%s", len(self._current), error)

@@ -27,21 +27,21 @@ from fencepost_proto.protocol.errors import ErrorCode, FencepostError
 from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.v1 import replication_pb2 as pb
 from fencepost_proto.protocol.v1.replication_pb2_grpc import ReplicationStub
+from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.signal import Signal
 from fencepost_proto.transport.cancellation import CallCancelled, own_cancellation_only
 
 log = logging.getLogger(__name__)
 
-RECONNECT_DELAY_S = 0.05  # first; doubles
-RECONNECT_DELAY_MAX_S = 0.5
+RECONNECT = Backoff(first_s=0.05, most_s=0.5, jitter=(0.5, 1.5))  # pauses between streams
 _NO_SOUND_BATCH = (errors.CorruptMessage, errors.InvalidRecord, errors.UnsupportedForMessageFormat)
 _WRITE_ENDS = (grpc.aio.AioRpcError, asyncio.InvalidStateError)  # what a write on a call that has ended raises
 MAX_IN_A_REQUEST = 1_000  # subscriptions, acknowledgements, partitions given up: each; the rest goes in the next one
 MAX_CATCHING_UP = 500  # replicas out of sync that subscribe at the same time, on one stream …
 CATCH_UP_S = 10.0  # … and for how long one keeps the others waiting
-RESUBSCRIBE_DELAY_S = 0.02  # after a refusal: the leader may not have heard of its leadership yet; doubles
-RESUBSCRIBE_DELAY_MAX_S = 1.0
+RESUBSCRIBE = Backoff(first_s=0.02, most_s=1.0, jitter=(0.5, 1.5))  # pauses after refusals: the leader may not have
+# heard of its leadership yet
 RECONCILING_ROUNDS = 50  # answers of cuts and resets in a row that are obeyed without a pause: an exchange needs a few
 
 
@@ -111,15 +111,15 @@ class FollowerLink:
 
     async def run(self) -> None:
         """Until cancelled: keep a stream to the leader broker."""
-        delay = RECONNECT_DELAY_S
+        failures = 0
         while True:
             broker = self._local.image.brokers.get(self._leader)
             if broker is not None:
                 self.address = broker.address
                 if await self._stream(broker.address):
-                    delay = RECONNECT_DELAY_S
-            await asyncio.sleep(delay * (0.5 + self._host.random.random()))
-            delay = min(delay * 2, RECONNECT_DELAY_MAX_S)
+                    failures = 0
+            failures += 1
+            await asyncio.sleep(RECONNECT.jittered_pause_s(failures, self._host.random))
 
     async def _stream(self, address: str) -> bool:
         """One stream's life. True where anything came back on it."""
@@ -368,10 +368,8 @@ class FollowerLink:
 
     def _refused(self, followed: _Followed) -> None:
         """Try again after a pause that grows with each refusal in a row."""
-        delay_s = min(RESUBSCRIBE_DELAY_S * 2**followed.refusals, RESUBSCRIBE_DELAY_MAX_S)
-        if delay_s < RESUBSCRIBE_DELAY_MAX_S:
-            followed.refusals += 1
-        self._subscribe_again(followed, delay_s * (0.5 + self._host.random.random()))
+        followed.refusals += 1
+        self._subscribe_again(followed, RESUBSCRIBE.jittered_pause_s(followed.refusals, self._host.random))
 
     def _subscribe_again(self, followed: _Followed, delay_s: float) -> None:
         """As long as it still follows here."""

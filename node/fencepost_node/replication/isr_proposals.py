@@ -28,6 +28,7 @@ from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import ErrorCode, FencepostError
 from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.v1 import controller_pb2
+from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.runtime.tasks import Tasks
 from fencepost_proto.runtime.turns import Turns
 
@@ -37,8 +38,7 @@ ISR_CHECK_INTERVAL_S = 0.25  # how often lag is looked at; joining needs no chec
 CHECK_SHARE = 10  # … for at most one part in so many of the time …
 MAX_CHECK_INTERVAL_S = 1.0  # … but that often
 MAX_PROPOSALS = 500  # in one request (the controller takes 1,000)
-RETRY_PAUSE_S = 0.1  # after the first attempt whose outcome is open; doubles
-MAX_RETRY_PAUSE_S = 2.0
+RETRY = Backoff(first_s=0.1, most_s=2.0)  # pauses after attempts whose outcome is open
 
 # Definite: the proposal is not carried out, and the metadata that it was based on still stands.
 _REFUSED = frozenset((ErrorCode.INELIGIBLE_REPLICA, ErrorCode.INVALID_REQUEST))
@@ -171,7 +171,7 @@ class IsrProposals:
             log.info("isr proposals without an answer count=%d error=%s", len(asked), error)
             self._waiting[:0] = asked
             self._failures += 1
-            await asyncio.sleep(_pause_s(self._failures))
+            await asyncio.sleep(RETRY.pause_s(self._failures))
             return
         self._failures = 0
         again: list[_Open] = []
@@ -187,7 +187,7 @@ class IsrProposals:
             self._tasks.spawn(self._send_again(again), "alter-partition-again")
 
     async def _send_again(self, again: Sequence[_Open]) -> None:
-        await asyncio.sleep(_pause_s(max(one.attempts for one in again)))
+        await asyncio.sleep(RETRY.pause_s(max(one.attempts for one in again)))
         self._send_soon(again)
 
     def _request(self, asked: Sequence[_Open]) -> controller_pb2.AlterPartitionRequest:
@@ -210,7 +210,3 @@ class IsrProposals:
                     broker_id=member, broker_epoch=one.leadership.state.broker_epoch_of(member) if joins else known
                 )
         return request
-
-
-def _pause_s(attempts: int) -> float:
-    return float(min(RETRY_PAUSE_S * 2 ** (attempts - 1), MAX_RETRY_PAUSE_S))

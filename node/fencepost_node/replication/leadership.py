@@ -28,10 +28,10 @@ from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import FencepostError, InvariantBroken
 from fencepost_proto.protocol.metadata import APPEND_TIME, Partition, Topic
 from fencepost_proto.protocol.record_batch import BatchHeader, at_append_time, check_produced
+from fencepost_proto.runtime.backoff import Backoff
 
 ALL_ACKS = -1
-FIRST_ROOM_PAUSE_S = 0.1  # between appends of a leader without room, which nobody else can take the place of; doubles
-LONGEST_ROOM_PAUSE_S = 2.0
+ROOM = Backoff(first_s=0.1, most_s=2.0)  # pauses between appends of a leader without room, whom no other can replace
 MAX_WAITERS = 65_536  # produced batches that wait for the high watermark of one partition
 
 Committed = Callable[[FencepostError | None], None]  # called once: None when committed
@@ -141,7 +141,7 @@ class Leadership:
         self._ended: FencepostError | None = None
         self._room_refusal = ""  # what the last append that found no room was told
         self._room_looked_for_at = 0.0  # after such an append: not before; 0: there was room
-        self._room_pause_s = FIRST_ROOM_PAUSE_S
+        self._without_room = 0  # appends in a row that found none
         self.on_append: Callable[[Leadership], None] = _nothing  # followers may lag from now on; set by `IsrProposals`
 
     @property
@@ -222,11 +222,11 @@ class Leadership:
         except errors.StorageError as error:
             self._room_refusal = str(error)
             self._calls.disk_refused(error)
-            self._room_looked_for_at = now + self._room_pause_s
-            self._room_pause_s = min(2 * self._room_pause_s, LONGEST_ROOM_PAUSE_S)
+            self._without_room += 1
+            self._room_looked_for_at = now + ROOM.pause_s(self._without_room)
             raise
         if self._room_looked_for_at:
-            self._room_looked_for_at, self._room_pause_s = 0.0, FIRST_ROOM_PAUSE_S
+            self._room_looked_for_at, self._without_room = 0.0, 0
             self._calls.room_found()
         return stamped
 
