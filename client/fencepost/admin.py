@@ -31,7 +31,6 @@ from fencepost.descriptions import (
     TopicDescription,
 )
 from fencepost.draining import plan_draining
-from fencepost.rpc import Answer
 from fencepost.unclean_election import candidates
 from fencepost_proto.protocol.errors import (
     BrokerIdNotRegistered,
@@ -52,6 +51,7 @@ from fencepost_proto.protocol.errors import (
 from fencepost_proto.protocol.metadata import NO_LEADER, MetadataImage, config_from_proto
 from fencepost_proto.protocol.v1 import broker_pb2, common_pb2, controller_pb2, controller_pb2_grpc
 from fencepost_proto.runtime.host import Host
+from fencepost_proto.transport.rpc_errors import Answer
 
 TIMEOUT_S = 30.0  # for a change, or an answer from a partition's leader, through failures
 ATTEMPT_S = 3.0  # for one broker's answer to a change

@@ -19,7 +19,6 @@ import grpc
 
 from fencepost.metadata_watch import MetadataWatch
 from fencepost.owner import Owner
-from fencepost.rpc import Answer, rpc_errors
 from fencepost_proto.protocol.errors import (
     CurrentLeader,
     FencepostError,
@@ -33,6 +32,7 @@ from fencepost_proto.protocol.errors import (
 from fencepost_proto.protocol.metadata import MetadataImage, PartitionKey, Topic
 from fencepost_proto.protocol.v1 import broker_pb2_grpc, controller_pb2_grpc
 from fencepost_proto.runtime.host import Host
+from fencepost_proto.transport.rpc_errors import Answer, rpc_errors
 
 log = logging.getLogger(__name__)
 

@@ -18,13 +18,13 @@ from typing import NamedTuple
 
 import grpc
 
-from fencepost.rpc import rpc_errors
 from fencepost_proto.applying import apply_in_turns
 from fencepost_proto.protocol.errors import FencepostError, InvalidRequest, NetworkException, UnknownServerError
 from fencepost_proto.protocol.metadata import MetadataImage
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc, common_pb2
 from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.runtime.turns import Turns
+from fencepost_proto.transport.rpc_errors import rpc_errors
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ from typing import Any
 import grpc
 import pytest
 
-from fencepost.rpc import rpc_errors
 from fencepost_node.controller_link import ControllerLink
 from fencepost_node.replication.follow import FollowerLink
 from fencepost_proto.protocol.errors import InvariantBroken, NetworkException, NotController
@@ -17,6 +16,7 @@ from fencepost_proto.protocol.metadata import Broker, MetadataImage
 from fencepost_proto.protocol.v1 import controller_pb2
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.transport.cancellation import CallCancelled, own_cancellation_only
+from fencepost_proto.transport.rpc_errors import rpc_errors
 
 GONE = grpc.aio.AioRpcError(
     grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details="the stream broke"

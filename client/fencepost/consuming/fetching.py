@@ -20,7 +20,6 @@ import grpc
 from fencepost.cluster import Cluster
 from fencepost.consuming.consumer_core import RETRY_BACKOFF_S, Ask, ConsumerCore, Route
 from fencepost.consuming.partition import TopicPartition, open_batch
-from fencepost.rpc import rpc_errors
 from fencepost_proto.protocol.errors import (
     CurrentLeader,
     FencepostError,
@@ -34,6 +33,7 @@ from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.records import Record
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc
 from fencepost_proto.runtime.backoff import Backoff
+from fencepost_proto.transport.rpc_errors import rpc_errors
 
 log = logging.getLogger(__name__)
 

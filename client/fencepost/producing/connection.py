@@ -26,6 +26,7 @@ from fencepost_proto.protocol.v1 import broker_pb2 as pb
 from fencepost_proto.protocol.v1 import broker_pb2_grpc
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.transport.cancellation import CallCancelled, own_cancellation_only
+from fencepost_proto.transport.rpc_errors import reason_of
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ class BrokerConnection:
             if not isinstance(error, _BREAKS):
                 raise error
         first = [part.exception() for part in ended if not part.cancelled()]
-        raise _StreamBroke(_reason(first[0]) if first and first[0] is not None else "the call was cancelled")
+        raise _StreamBroke(reason_of(first[0]) if first and first[0] is not None else "the call was cancelled")
 
     async def _open(self, call: ProduceCall) -> None:
         """Until the broker has been reached: what was never written has no unknown outcome."""
@@ -159,7 +160,7 @@ class BrokerConnection:
                 async with asyncio.timeout(OPEN_TIMEOUT_S):
                     await call.write(pb.ProduceRequest())
         except (*_BREAKS, CallCancelled) as error:
-            raise _StreamBroke(_reason(error)) from None
+            raise _StreamBroke(reason_of(error)) from None
 
     async def _write(self, call: ProduceCall) -> None:
         while True:
@@ -223,8 +224,3 @@ class BrokerConnection:
             if left_s <= 0:
                 raise _StreamBroke(f"no answer within {self._answer_limit_s} s")
             await asyncio.sleep(min(left_s, self._answer_limit_s / 4))
-
-
-def _reason(error: BaseException) -> str:
-    text = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
-    return text or type(error).__name__

@@ -15,7 +15,6 @@ import grpc
 from fencepost.cluster import Cluster
 from fencepost.errors import PredecessorForgotten
 from fencepost.producing.identity import NO_ID, Identity
-from fencepost.rpc import rpc_errors
 from fencepost_proto.protocol.errors import (
     FencepostError,
     InvalidProducerEpoch,
@@ -30,6 +29,7 @@ from fencepost_proto.protocol.record_batch import add_sequence
 from fencepost_proto.protocol.records import Record, read_records
 from fencepost_proto.protocol.v1 import broker_pb2 as pb
 from fencepost_proto.protocol.v1 import broker_pb2_grpc
+from fencepost_proto.transport.rpc_errors import rpc_errors
 
 COMMIT_TIMEOUT_MS = 5_000  # of one DescribeProducers: how long the leader may take to commit what it has
 RETRY_S = 0.05

@@ -10,25 +10,18 @@ import asyncio
 import logging
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from fencepost_proto.protocol import errors
-from fencepost_proto.protocol.v1 import common_pb2
+from fencepost_proto.transport.rpc_errors import Answer
 
 log = logging.getLogger(__name__)
 
 
-class HasError(Protocol):
-    """A response with an `error` field."""
-
-    @property
-    def error(self) -> common_pb2.Error: ...
-
-
-R = TypeVar("R", bound=HasError)
+R = TypeVar("R", bound=Answer)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 # How gRPC says that nothing more can be read or written: aborted on purpose, the client has gone, or this server stops.

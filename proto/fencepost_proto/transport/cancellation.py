@@ -1,9 +1,10 @@
-"""Is it this task that is cancelled, or only the call that it waits for?
+"""Tells a cancelled task from a cancelled RPC. grpc.aio (seen in 1.85) confuses them in both directions:
 
-gRPC takes the one for the other, both ways. For a call that another task, or the other side, has cancelled it raises
-CancelledError. And it swallows a cancellation of the task that comes at the very moment at which its call ends: the call's
-error is raised as if nothing had been asked, so a task that takes this for a broken connection and tries again would live
-on, and whoever awaits its end with it.
+- *A call is cancelled* by another task or by the other side: it raises CancelledError in the task that awaits the call,
+  although that task was not cancelled.
+- *A task is cancelled* at the moment when its call ends: the cancellation is lost, and the call's own error is raised. A
+  task that takes this for a broken connection and connects again would live on, and the task that awaits its end would
+  wait for ever.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _ENDS: Final = (grpc.RpcError, asyncio.InvalidStateError, StopAsyncIteration, Fe
 
 
 class CallCancelled(Exception):
-    """The call was cancelled, and not by the end of the task that waits for it."""
+    """The call was cancelled; the task that awaits it was not."""
 
     def __init__(self) -> None:
         super().__init__("the call was cancelled")
@@ -29,9 +30,9 @@ class CallCancelled(Exception):
 
 @contextmanager
 def own_cancellation_only() -> Iterator[None]:
-    """Around calls of gRPC: CancelledError comes out of it exactly where this task has been asked to end meanwhile.
+    """Around a call of gRPC: raises CancelledError if, and only if, this task was cancelled meanwhile.
 
-    Raises CallCancelled for a call that was cancelled otherwise.
+    Raises CallCancelled where only the call was cancelled.
     """
     before = _cancel_requests()
     try:
@@ -49,7 +50,7 @@ def own_cancellation_only() -> Iterator[None]:
 
 
 def _cancel_requests() -> int:
-    """How often the present task has been asked to end. Only its rise tells anything: up to Python 3.12 a TaskGroup whose
-    child failed leaves it raised."""
+    """How often the present task was cancelled. Only a difference of two values has a meaning: until Python 3.12 a TaskGroup
+    whose child has failed leaves the count raised."""
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()

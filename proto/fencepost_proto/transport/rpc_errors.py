@@ -1,4 +1,4 @@
-"""What every call to a broker has in common: its errors as this project's."""
+"""What a failed gRPC call means in this project's errors. One mapping, for every call to a broker."""
 
 from __future__ import annotations
 
@@ -20,15 +20,21 @@ from fencepost_proto.transport.cancellation import CallCancelled, own_cancellati
 
 
 class Answer(Protocol):
-    """Every response that says in `error` whether the request was refused."""
+    """A response with an `error` field: its code is not NONE where the request was refused."""
 
     @property
     def error(self) -> common_pb2.Error: ...
 
 
+def reason_of(error: BaseException) -> str:
+    """Why a call ended, in words: the status details of gRPC, else the error's text, else the name of its class."""
+    text = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+    return text or type(error).__name__
+
+
 def error_of(error: grpc.aio.AioRpcError, address: str) -> FencepostError:
-    """What a failed call means here: most often, that the broker is gone."""
-    code, text = error.code(), f"broker {address}: {error.details()}"
+    """The error of this project for a failed call to the broker at `address`. Most often the broker is gone."""
+    code, text = error.code(), f"broker {address}: {reason_of(error)}"
     match code:
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return RequestTimedOut(text)
@@ -42,7 +48,10 @@ def error_of(error: grpc.aio.AioRpcError, address: str) -> FencepostError:
 
 @contextmanager
 def rpc_errors(address: str) -> Iterator[None]:
-    """Errors of this project for what gRPC raises inside; only this task's own cancellation passes as one."""
+    """Around a call to the broker at `address`: what gRPC raises inside comes out as an error of this project.
+
+    CancelledError comes out only where this task itself was cancelled.
+    """
     try:
         with own_cancellation_only():
             yield
