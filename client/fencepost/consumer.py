@@ -32,9 +32,10 @@ from fencepost.consuming.consumer_core import (
     StartPolicy,
     UnreadablePolicy,
 )
-from fencepost.consuming.fetching import Router, first_record_from, list_offset
+from fencepost.consuming.fetching import Router
 from fencepost.consuming.partition import EARLIEST, LATEST, UNRESOLVED, ConsumerRecord, TopicPartition
 from fencepost.history import History
+from fencepost.log_queries import first_record_from, list_offset
 from fencepost_proto.protocol.errors import (
     CorruptMessage,
     FencepostError,

@@ -13,122 +13,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import suppress
-
-import grpc
 
 from fencepost.cluster import Cluster
 from fencepost.consuming.consumer_core import RETRY_BACKOFF_S, Ask, ConsumerCore, Route
-from fencepost.consuming.partition import TopicPartition, open_batch
-from fencepost_proto.protocol.errors import (
-    CurrentLeader,
-    FencepostError,
-    InvariantBroken,
-    NetworkException,
-    NotLeaderOrFollower,
-    OffsetOutOfRange,
-    raise_for,
-)
+from fencepost.consuming.partition import TopicPartition
+from fencepost.log_queries import RESPONSE_MARGIN_S, exchange, learn_from, list_offset
+from fencepost_proto.protocol.errors import FencepostError, InvariantBroken
 from fencepost_proto.protocol.metadata import PartitionKey
-from fencepost_proto.protocol.records import Record
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc
 from fencepost_proto.runtime.backoff import Backoff
-from fencepost_proto.transport.rpc_errors import rpc_errors
 
 log = logging.getLogger(__name__)
 
-RESPONSE_MARGIN_S = 2.5  # beyond a long poll's own wait: then its broker counts as silent
 RETRY = Backoff(first_s=RETRY_BACKOFF_S, most_s=0.5)  # pauses before a broker whose stream broke is tried again
 RESOLVE_TIMEOUT_S = 30.0  # for a ListOffsets answer from whoever leads; then asked again
-
-
-async def list_offset(cluster: Cluster, key: PartitionKey, timestamp_ms: int, timeout_s: float) -> tuple[int, int]:
-    """(offset, timestamp) as the partition's leader answers ListOffsets. Raises as Cluster.call_leader."""
-
-    def request(leader: CurrentLeader) -> broker_pb2.ListOffsetsRequest:
-        return broker_pb2.ListOffsetsRequest(
-            topic_id=key[0], partition=key[1], leader_epoch=leader.leader_epoch, timestamp_ms=timestamp_ms
-        )
-
-    answer = await cluster.call_leader(key, lambda broker: broker.ListOffsets, request, timeout_s=timeout_s)
-    return answer.offset, answer.timestamp_ms
-
-
-async def first_record_from(cluster: Cluster, key: PartitionKey, timestamp_ms: int, timeout_s: float) -> Record | None:
-    """The partition's first committed record of that time or later; None: there is none yet.
-
-    The leader tells the batch; the record is found by reading it. Raises as Cluster.call_leader.
-    """
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout_s
-    while True:
-        offset, _ = await list_offset(cluster, key, timestamp_ms, deadline - loop.time())
-        if offset < 0:
-            return None
-        try:
-            batch = await fetch_batch(cluster, key, offset)
-            return await asyncio.to_thread(_first_of, batch, timestamp_ms)
-        except FencepostError as error:
-            if not (error.retriable or isinstance(error, OffsetOutOfRange)) or loop.time() >= deadline:
-                raise
-        await asyncio.sleep(RETRY_BACKOFF_S)
-
-
-def _first_of(batch: bytes, timestamp_ms: int) -> Record | None:
-    records = open_batch(batch, 0) if batch else iter(())
-    return next((record for record in records if record.timestamp_ms >= timestamp_ms), None)
-
-
-async def fetch_batch(cluster: Cluster, key: PartitionKey, offset: int) -> bytes:
-    """The committed batch that holds `offset`, from whoever leads now; empty: there is none (yet). One attempt.
-
-    Raises NetworkException, and what the leader refuses.
-    """
-    leader = cluster.leader(key)
-    if leader is None or not leader.address:
-        raise NotLeaderOrFollower(f"partition {key[0]}-{key[1]} has no leader now")
-    asked = broker_pb2.FetchPartition(
-        topic_id=key[0], partition=key[1], leader_epoch=leader.leader_epoch, fetch_offset=offset, max_bytes=1
-    )
-    call = broker_pb2_grpc.BrokerStub(cluster.channel(leader.address)).Fetch()
-    request = broker_pb2.FetchRequest(partitions=[asked], max_wait_ms=0, min_bytes=1, max_bytes=1)
-    try:
-        answer = await _answer(call, request, RESPONSE_MARGIN_S, leader.address)
-    finally:
-        call.cancel()
-    fetched = answer.partitions[0]
-    learn_from(cluster, fetched)
-    raise_for(fetched.error)
-    return fetched.records
-
-
-FetchCall = grpc.aio.StreamStreamCall[broker_pb2.FetchRequest, broker_pb2.FetchResponse]
-
-
-async def _answer(
-    call: FetchCall, request: broker_pb2.FetchRequest, timeout_s: float, address: str
-) -> broker_pb2.FetchResponse:
-    """The answer to one request on a Fetch stream. Raises NetworkException where it breaks or stays silent."""
-    try:
-        with rpc_errors(address):
-            async with asyncio.timeout(timeout_s):
-                with suppress(asyncio.InvalidStateError):  # the stream is over: reading from it tells why
-                    await call.write(request)
-                answer = await call.read()
-    except TimeoutError:
-        raise NetworkException(f"broker {address} has not answered a fetch for {timeout_s:.1f} s") from None
-    if not isinstance(answer, broker_pb2.FetchResponse):
-        raise NetworkException(f"broker {address} ended the fetch stream")
-    return answer
-
-
-def learn_from(cluster: Cluster, fetched: broker_pb2.FetchedPartition) -> bool:
-    """Take a refusal's hint at the leader. False where there is none, or nothing new."""
-    if not fetched.error.HasField("current_leader"):
-        return False
-    hint = fetched.error.current_leader
-    leader = CurrentLeader(hint.leader_id, hint.leader_epoch, hint.address)
-    return cluster.learn((fetched.topic_id, fetched.partition), leader)
 
 
 class FetchStream:
@@ -160,7 +58,7 @@ class FetchStream:
                 ask = self._core.ask(self.routes, loop.time())
                 if ask.partitions:
                     timeout_s = ask.wait_s + RESPONSE_MARGIN_S
-                    answer = await _answer(call, ask.request(), timeout_s, self._address)
+                    answer = await exchange(call, ask.request(), timeout_s, self._address)
                     self.answered = True
                     await self._take(ask, answer)
                 else:

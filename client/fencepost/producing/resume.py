@@ -10,30 +10,23 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-import grpc
-
 from fencepost.cluster import Cluster
 from fencepost.errors import PredecessorForgotten
+from fencepost.log_queries import RETRY_BACKOFF_S, fetch_batch
 from fencepost.producing.identity import NO_ID, Identity
 from fencepost_proto.protocol.errors import (
     FencepostError,
     InvalidProducerEpoch,
-    NetworkException,
     OffsetOutOfRange,
     ProducerFenced,
     RequestTimedOut,
-    raise_for,
 )
 from fencepost_proto.protocol.metadata import RETIRED_EPOCH, PartitionKey
 from fencepost_proto.protocol.record_batch import add_sequence
 from fencepost_proto.protocol.records import Record, read_records
 from fencepost_proto.protocol.v1 import broker_pb2 as pb
-from fencepost_proto.protocol.v1 import broker_pb2_grpc
-from fencepost_proto.transport.rpc_errors import rpc_errors
 
 COMMIT_TIMEOUT_MS = 5_000  # of one DescribeProducers: how long the leader may take to commit what it has
-RETRY_S = 0.05
-FETCH_MAX_BYTES = 1  # the one batch that holds the record
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,41 +95,15 @@ async def _resume(
 
 
 async def _record_at(cluster: Cluster, key: PartitionKey, offset: int) -> Record | None:
+    """The record at an offset that was committed; None: retention has removed it. Asks until it is answered."""
     while True:
-        leader = cluster.leader(key)
-        if leader is not None and leader.address:
-            request = pb.FetchPartition(
-                topic_id=key[0],
-                partition=key[1],
-                leader_epoch=leader.leader_epoch,
-                fetch_offset=offset,
-                max_bytes=FETCH_MAX_BYTES,
-            )
-            try:
-                fetched = await _fetch(cluster.channel(leader.address), request, leader.address)
-                raise_for(fetched.error)
-                for record in read_records(fetched.records):
-                    if record.offset == offset:
-                        return record
-            except OffsetOutOfRange:
-                return None
-            except FencepostError as error:
-                if not error.retriable:
-                    raise
-                if error.current_leader is not None:
-                    cluster.learn(key, error.current_leader)
-        await asyncio.sleep(RETRY_S)
-
-
-async def _fetch(channel: grpc.aio.Channel, partition: pb.FetchPartition, address: str) -> pb.FetchedPartition:
-    call = broker_pb2_grpc.BrokerStub(channel).Fetch()
-    request = pb.FetchRequest(partitions=[partition], max_wait_ms=0, min_bytes=1, max_bytes=FETCH_MAX_BYTES)
-    try:
-        with rpc_errors(address):
-            await call.write(request)
-            response = await call.read()
-    finally:
-        call.cancel()
-    if not isinstance(response, pb.FetchResponse) or not response.partitions:
-        raise NetworkException(f"broker {address} ended the stream")
-    return response.partitions[0]
+        try:
+            for record in read_records(await fetch_batch(cluster, key, offset)):
+                if record.offset == offset:
+                    return record
+        except OffsetOutOfRange:
+            return None
+        except FencepostError as error:
+            if not error.retriable:
+                raise
+        await asyncio.sleep(RETRY_BACKOFF_S)
