@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import grpc
 
-from fencepost.metadata_watch import MetadataWatch
+from fencepost.metadata_watch import MetadataWatch, report_bug
 from fencepost.owner import Owner
 from fencepost_proto.protocol.errors import (
     CurrentLeader,
@@ -32,6 +32,7 @@ from fencepost_proto.protocol.errors import (
 from fencepost_proto.protocol.metadata import MetadataImage, PartitionKey, Topic
 from fencepost_proto.protocol.v1 import broker_pb2_grpc, controller_pb2_grpc
 from fencepost_proto.runtime.host import Host
+from fencepost_proto.runtime.tasks import Tasks
 from fencepost_proto.transport.rpc_errors import Answer, rpc_errors
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class Cluster:
         self._hints: dict[PartitionKey, CurrentLeader] = {}
         self._listeners: list[Listener] = []
         self._channels: dict[str, grpc.aio.Channel] = {}  # least recently asked for first
-        self._closing: dict[asyncio.Task[None], None] = {}
+        self._closing = Tasks(report_bug)  # of channels that are not needed any more
         self._watch = MetadataWatch(self.channel, self.addresses, self._take)
         self._order = host.random.sample(self._bootstrap, len(self._bootstrap))
 
@@ -106,7 +107,7 @@ class Cluster:
         channels, self._channels = list(self._channels.values()), {}
         for channel in channels:
             await channel.close()
-        await asyncio.gather(*self._closing)
+        await self._closing.join()
 
     # ---- What is known ----
 
@@ -294,9 +295,7 @@ class Cluster:
         needed = {*self.addresses(), *(hint.address for hint in self._hints.values())}
         for address in self._channels:
             if address not in needed:
-                task = asyncio.create_task(self._channels.pop(address).close(), name=f"close-{address}")
-                self._closing[task] = None
-                task.add_done_callback(self._closing.pop)
+                self._closing.spawn(self._channels.pop(address).close(), f"close-{address}")
                 return
 
     def _take(self, image: MetadataImage, address: str) -> int:

@@ -46,6 +46,7 @@ from fencepost_proto.protocol.errors import (
 from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.records import MAX_DECOMPRESSED_BYTES, Record
 from fencepost_proto.runtime.host import Host
+from fencepost_proto.runtime.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,8 @@ class Consumer:
         self._arrived = asyncio.Event()  # set with every change that reading or `position` may wait for
         self._router = Router(self._core, self._cluster, self._arrived.set, self._on_resolved)
         self._connected = False  # between start and close
-        self._routing: asyncio.Task[None] | None = None
+        self._tasks = Tasks(self._task_failed)
+        self._bug: BaseException | None = None  # that has ended the fetching
         self._iterated: deque[ConsumerRecord] = deque()  # decoded for `async for`, not handed out yet
         self._history = history
         self._operation = 0  # of the history, to which `_iterated` belongs
@@ -124,8 +126,7 @@ class Consumer:
         """Connect. Raises NetworkException where no broker answers, UnknownTopicOrPartition for a topic."""
         await self._cluster.start()
         self._connected = True
-        self._routing = asyncio.create_task(self._router.run(), name="consumer-router")
-        self._routing.add_done_callback(lambda _: self._arrived.set())
+        self._tasks.spawn(self._router.run(), "consumer-router")
         try:
             if self._topics:
                 await self.subscribe(*self._topics)
@@ -142,10 +143,14 @@ class Consumer:
             return
         self._cluster.owner.check()
         self._connected = False
-        if self._routing is not None:
-            self._routing.cancel()
-            await asyncio.gather(self._routing, return_exceptions=True)  # a bug in it was raised by reading
+        self._arrived.set()
+        await self._tasks.close()
         await self._cluster.close()
+
+    def _task_failed(self, error: BaseException) -> None:
+        """The next read raises it."""
+        self._bug = error
+        self._arrived.set()
 
     # ---- What to read ----
 
@@ -349,8 +354,8 @@ class Consumer:
     def _raise_failure(self) -> None:
         """Raise what reading cannot get past, if there is such."""
         self._check_connected()
-        if self._routing is not None and self._routing.done():
-            self._routing.result()
+        if self._bug is not None:
+            raise self._bug
         if not self._core.assignment:
             raise InvalidRequest("no partition is assigned to this consumer")
         for failure in self._core.failures():

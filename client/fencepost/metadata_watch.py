@@ -23,6 +23,7 @@ from fencepost_proto.protocol.errors import FencepostError, InvalidRequest, Netw
 from fencepost_proto.protocol.metadata import MetadataImage
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc, common_pb2
 from fencepost_proto.runtime.backoff import Backoff
+from fencepost_proto.runtime.tasks import Tasks
 from fencepost_proto.runtime.turns import Turns
 from fencepost_proto.transport.rpc_errors import rpc_errors
 
@@ -97,25 +98,23 @@ class MetadataWatch:
         self._candidates = candidates
         self._take = take
         self._decoding = SharedDecoding()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = Tasks(report_bug)
+        self._started = False
         self._watching: dict[int, str] = {}  # watch number -> address
         self._heard: dict[str, float] = {}  # watched address -> when it last spoke
         self._failures: dict[str, Failure] = {}  # address -> the last one
 
     def start(self) -> None:
         """Raises InvalidRequest the second time."""
-        if self._tasks:
+        if self._started:
             raise InvalidRequest("the cluster client has been started before")
+        self._started = True
         for number in range(WATCHED_BROKERS):
-            task = asyncio.create_task(self._watch(number), name=f"watch-{number}")
-            task.add_done_callback(_report_bug)
-            self._tasks.append(task)
+            self._tasks.spawn(self._watch(number), f"watch-{number}")
 
     async def close(self) -> None:
         """May be called twice."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)  # a bug in one has been logged as it ended
+        await self._tasks.close()
 
     def watched(self) -> list[str]:
         """The addresses that are followed now."""
@@ -193,6 +192,6 @@ class MetadataWatch:
             call.cancel()
 
 
-def _report_bug(watch: asyncio.Task[None]) -> None:
-    if not watch.cancelled() and watch.exception() is not None:
-        log.critical("metadata watch ended task=%s", watch.get_name(), exc_info=watch.exception())
+def report_bug(error: BaseException) -> None:
+    """For tasks that handle every expected error: what comes out of one is a bug."""
+    log.critical("a task of the cluster client failed", exc_info=error)

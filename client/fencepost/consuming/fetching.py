@@ -22,6 +22,7 @@ from fencepost_proto.protocol.errors import FencepostError, InvariantBroken
 from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc
 from fencepost_proto.runtime.backoff import Backoff
+from fencepost_proto.runtime.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,8 @@ class Router:
         self._moved = moved  # a position is found out that the application did not choose
         self._news = asyncio.Event()
         self._routed_version = -1  # of the core, when last routed
+        self._tasks = Tasks(self._task_failed)
+        self._bug: BaseException | None = None  # of a task
         self._streams: dict[str, tuple[FetchStream, asyncio.Task[None]]] = {}
         self._retry_at: dict[str, float] = {}  # addresses whose stream broke
         self._failures: dict[str, int] = {}  # in a row, of streams to an address
@@ -116,6 +119,8 @@ class Router:
                 self._news.clear()
                 self._routed_version = self._core.routes_version
                 self._reap(loop.time())
+                if self._bug is not None:
+                    raise self._bug
                 wanted = self._core.routes(self._cluster.leader)
                 await self._stop_streams_unlike(wanted)
                 self._start_streams(wanted, loop.time())
@@ -125,10 +130,13 @@ class Router:
                 await _wait(self._news, min(again_at) - loop.time() if again_at else None)
         finally:
             self._cluster.remove_listener(self._on_image)
-            tasks = [task for _, task in self._streams.values()] + list(self._resolving.values())
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._tasks.close()
+
+    def _task_failed(self, error: BaseException) -> None:
+        """A stream ends with the reason why it broke, which `_reap` looks at; everything else is a bug."""
+        if not isinstance(error, FencepostError):
+            self._bug = error
+            self._news.set()
 
     def _on_taken(self, led_elsewhere: bool) -> None:
         while self._core.parted:
@@ -163,22 +171,19 @@ class Router:
         for position, task in list(self._resolving.items()):
             if task.done():
                 del self._resolving[position]
-                task.result()
 
     async def _stop_streams_unlike(self, wanted: dict[str, frozenset[Route]]) -> None:
         unlike = [a for a, (stream, _) in self._streams.items() if wanted.get(a) != stream.routes]
         tasks = [self._streams.pop(address)[1] for address in unlike]
         for task in tasks:
             task.cancel()
-        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-            if not isinstance(outcome, FencepostError | asyncio.CancelledError):
-                raise outcome or InvariantBroken("a fetch stream ended without an error")
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _start_streams(self, wanted: dict[str, frozenset[Route]], now_s: float) -> None:
         for address, routes in sorted(wanted.items()):
             if address not in self._streams and self._retry_at.get(address, now_s) <= now_s:
                 stream = FetchStream(self._core, self._cluster, address, routes, self._on_taken)
-                task = asyncio.create_task(stream.run(), name=f"fetch-{address}")
+                task = self._tasks.spawn(stream.run(), f"fetch-{address}")
                 task.add_done_callback(lambda _: self.wake())
                 self._streams[address] = (stream, task)
 
@@ -186,7 +191,7 @@ class Router:
         for tp, key, marker, generation in self._core.unresolved():
             if (tp, generation) not in self._resolving:
                 resolving = self._resolve(tp, key, marker, generation)
-                task = asyncio.create_task(resolving, name=f"resolve-{tp.topic}-{tp.partition}")
+                task = self._tasks.spawn(resolving, f"resolve-{tp.topic}-{tp.partition}")
                 task.add_done_callback(lambda _: self.wake())
                 self._resolving[tp, generation] = task
 

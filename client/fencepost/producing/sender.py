@@ -14,9 +14,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 from fencepost.cluster import Cluster
 from fencepost.errors import DeliveryTimeout, ProducerClosed
@@ -40,6 +40,7 @@ from fencepost_proto.protocol.errors import (
 from fencepost_proto.protocol.metadata import NO_LEADER, MetadataImage
 from fencepost_proto.protocol.v1 import broker_pb2 as pb
 from fencepost_proto.runtime.host import Host
+from fencepost_proto.runtime.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Sender:
         self._stats = ProducerStats()
         self._connections: dict[str, BrokerConnection] = {}
         self._connection_tasks: dict[str, asyncio.Task[None]] = {}
-        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._tasks = Tasks(self._task_failed)
         self._batches: dict[RecordBatch, None] = {}  # not resolved, oldest first
         self._changed: dict[PartitionQueue, None] = {}
         self._moved: dict[PartitionQueue, None] = {}  # changed too; hold no records, so they come last
@@ -93,10 +94,10 @@ class Sender:
         await self.identity.start()
         self._refusal = None
         self._cluster.add_listener(self._image_changed)
-        self._own(self._run(), "producer-sender")
-        self._own(self.identity.run(), "producer-identity")
+        self._tasks.spawn(self._run(), "producer-sender")
+        self._tasks.spawn(self.identity.run(), "producer-identity")
         if self._config.name:
-            self._own(self.identity.keep_name(), "producer-name")
+            self._tasks.spawn(self.identity.keep_name(), "producer-name")
         self.buffer.pause_next()
 
     def check(self) -> None:
@@ -115,27 +116,14 @@ class Sender:
         """Fail whatever is left, and end every task."""
         self._end = self._end or ProducerClosed("the producer is closed")
         self._fail_everything(ProducerClosed("the producer was closed before the record was acknowledged"))
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)  # each one's error went to _task_ended
+        await self._tasks.close()
 
-    def _own(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.create_task(work, name=name)
-        self._tasks[task] = None
-        task.add_done_callback(self._task_ended)
-        return task
-
-    def _task_ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.pop(task, None)
-        error = None if task.cancelled() else task.exception()
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+    def _task_failed(self, error: BaseException) -> None:
         if isinstance(error, FencepostError | InvariantBroken):
             self._stop(error)
-        elif error is not None:
-            log.critical("producer task failed task=%s", task.get_name(), exc_info=error)
-            self._stop(UnknownServerError(f"the producer's {task.get_name()} failed: {error!r}"))
+        else:
+            log.critical("producer task failed", exc_info=error)
+            self._stop(UnknownServerError(f"a task of the producer failed: {error!r}"))
 
     def _stop(self, error: FencepostError | InvariantBroken) -> None:
         """The producer is at its end: everything pending fails, and every later send raises this."""
@@ -408,7 +396,7 @@ class Sender:
         if connection is None:
             connection = BrokerConnection(address, self._cluster.channel, self._config, self._host, self)
             self._connections[address] = connection
-            self._connection_tasks[address] = self._own(connection.run(), f"producer-connection-{address}")
+            self._connection_tasks[address] = self._tasks.spawn(connection.run(), f"producer-connection-{address}")
         return connection
 
     def connection_up(self, connection: BrokerConnection) -> None:

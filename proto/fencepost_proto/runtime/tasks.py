@@ -1,7 +1,8 @@
 """Tasks with an owner.
 
-Every task of a broker and of the controller belongs to a `Tasks`, which cancels and awaits it at the end and hands what
-went wrong in it to `on_failure`: nothing fails unseen. An error that a task did not handle is fatal to the process.
+Every task of a broker, of the controller and of a client belongs to a `Tasks`, which awaits it at the end and hands an error
+that the task did not handle to `on_failure`: no task fails unseen. In a broker or the controller such an error ends the
+process; in a client it ends the producer or the consumer.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Tasks:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
+            error.add_note(f"It ended the task {task.get_name()!r}.")
             self._on_failure(error)
 
     async def close(self) -> None:
@@ -35,3 +37,8 @@ class Tasks:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+
+    async def join(self) -> None:
+        """Wait until every task has ended by itself."""
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))
