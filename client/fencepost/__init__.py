@@ -11,7 +11,6 @@ from fencepost.producing.config import ProducerConfig
 from fencepost.producing.delivery import Delivery, RecordMetadata
 from fencepost.producing.resume import Resumed
 from fencepost.producing.sender import ProducerStats
-from fencepost.recording import RecordingProducer
 
 __version__ = "0.1.0"
 
@@ -26,7 +25,6 @@ __all__ = [
     "ProducerConfig",
     "ProducerStats",
     "RecordMetadata",
-    "RecordingProducer",
     "Resumed",
     "TopicPartition",
     "__version__",

@@ -36,6 +36,7 @@ from fencepost.consuming.fetching import Router
 from fencepost.consuming.partition import EARLIEST, LATEST, UNRESOLVED, ConsumerRecord, TopicPartition
 from fencepost.history import History
 from fencepost.log_queries import first_record_from, list_offset
+from fencepost.recording import ReadRecorder
 from fencepost_proto.protocol.errors import (
     CorruptMessage,
     FencepostError,
@@ -72,8 +73,8 @@ class Consumer:
     ("latest"), or with OffsetOutOfRange ("error"). `unreadable`: at a batch that nobody can read (its producer sent what
     is no batch inside, or more than the next setting allows), raise CorruptMessage and stay there ("error"), or go on
     behind it ("skip"): each one is logged and counted in `skipped_batches` and `skipped_records`.
-    `max_decompressed_bytes`: what one compressed batch may open to; the rest of it is never opened. `history`: tell it
-    what is read.
+    `max_decompressed_bytes`: what one compressed batch may open to; the rest of it is never opened. `history`: where
+    to record what is read.
     """
 
     def __init__(
@@ -107,9 +108,7 @@ class Consumer:
         self._tasks = Tasks(self._task_failed)
         self._bug: BaseException | None = None  # that has ended the fetching
         self._iterated: deque[ConsumerRecord] = deque()  # decoded for `async for`, not handed out yet
-        self._history = history
-        self._operation = 0  # of the history, to which `_iterated` belongs
-        self._resolved: dict[TopicPartition, int] = {}  # positions found out, of which the history is not told yet
+        self._recorder = ReadRecorder(history, self._core.high_watermark) if history is not None else None
 
     # ---- Life ----
 
@@ -165,7 +164,7 @@ class Consumer:
         positions = await self._offsets(fresh, LATEST) if self._start == "latest" else {}
         self._core.assign(keys, positions)
         for tp, position in positions.items():
-            self._tell_moved(tp, position)
+            self._moved(tp, position)
         self._iterated = deque(record for record in self._iterated if _tp(record) in keys)
         self._router.wake()
 
@@ -189,7 +188,7 @@ class Consumer:
     def seek(self, tp: TopicPartition, offset: int) -> None:
         """Read `offset` next. Whether it exists turns out in reading."""
         self._core.seek(tp, offset)
-        self._tell_moved(tp, offset)
+        self._moved(tp, offset)
         self._iterated = deque(record for record in self._iterated if _tp(record) != tp)
         self._router.wake()
 
@@ -251,8 +250,8 @@ class Consumer:
             records = [self._iterated.popleft() for _ in range(min(max_records, len(self._iterated)))]
         else:
             records = await self._read(max_records, asyncio.get_running_loop().time() + timeout_ms / 1000)
-        if self._history is not None:
-            self._tell(self._history, records)
+        if self._recorder is not None:
+            self._recorder.handed_out(records)
         return records
 
     def __aiter__(self) -> Self:
@@ -263,21 +262,21 @@ class Consumer:
         while not self._iterated:
             self._iterated.extend(await self._read(ITERATION_RECORDS, None))
         record = self._iterated.popleft()
-        if self._history is not None:
-            self._tell(self._history, [record])
+        if self._recorder is not None:
+            self._recorder.handed_out([record])
         return record
 
     async def _read(self, max_records: int, deadline_s: float | None) -> list[ConsumerRecord]:
-        if self._history is None:
-            return await self._take(max_records, deadline_s)
-        self._operation = self._history.invoke_poll()
+        if self._recorder is None:
+            return await self._next_records(max_records, deadline_s)
+        self._recorder.invoked()
         try:
-            return await self._take(max_records, deadline_s)
+            return await self._next_records(max_records, deadline_s)
         except (FencepostError, asyncio.CancelledError) as error:
-            self._history.polled_nothing(self._operation, error)
+            self._recorder.failed(error)
             raise
 
-    async def _take(self, max_records: int, deadline_s: float | None) -> list[ConsumerRecord]:
+    async def _next_records(self, max_records: int, deadline_s: float | None) -> list[ConsumerRecord]:
         """Nothing is awaited between taking records from the core and returning them: cancellation cannot lose any."""
         await asyncio.sleep(0)  # an application that finds records every time must let others run, the fetching too
         while True:
@@ -297,23 +296,15 @@ class Consumer:
 
     # ---- Inside ----
 
-    def _tell(self, history: History, records: list[ConsumerRecord]) -> None:
-        for record in records:
-            tp = _tp(record)
-            if self._resolved.get(tp) == record.offset:
-                self._tell_moved(tp, record.offset)
-            history.polled(self._operation, record, self._core.high_watermark(tp))
-        if not records:
-            history.polled_nothing(self._operation)
-
-    def _tell_moved(self, tp: TopicPartition, offset: int) -> None:
-        self._resolved.pop(tp, None)
-        if self._history is not None:
-            self._history.moved(tp.topic, tp.partition, offset)
+    def _moved(self, tp: TopicPartition, offset: int) -> None:
+        """The application has moved a position."""
+        if self._recorder is not None:
+            self._recorder.moved(tp, offset)
 
     def _on_resolved(self, tp: TopicPartition, offset: int) -> None:
-        """The history is told when the record there is handed out: others may still wait before it."""
-        self._resolved[tp] = offset
+        """A position was found out, or has moved without the application."""
+        if self._recorder is not None:
+            self._recorder.found(tp, offset)
 
     def _hand_out(self, max_records: int) -> list[ConsumerRecord]:
         was_full = self._core.buffered_bytes >= MAX_BUFFERED_BYTES

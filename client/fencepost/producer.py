@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from fencepost.cluster import Cluster
+from fencepost.history import History
 from fencepost.producing.accumulator import (
     NO_HEADERS,
     RECORD_OVERHEAD_BYTES,
@@ -32,7 +33,8 @@ from fencepost.producing.config import ProducerConfig, ProducerOptions
 from fencepost.producing.delivery import Delivery, RecordMetadata
 from fencepost.producing.resume import Resumed, resume
 from fencepost.producing.sender import ProducerStats, Sender
-from fencepost_proto.protocol.errors import InvalidRequest
+from fencepost.recording import SendRecorder
+from fencepost_proto.protocol.errors import FencepostError, InvalidRequest
 from fencepost_proto.runtime.host import Host
 
 log = logging.getLogger(__name__)
@@ -47,12 +49,17 @@ class Producer:
     """Sends records. An async context manager: it connects on entry, flushes and closes on exit. A block that is cancelled
     (Ctrl-C under `asyncio.run`) waits a shorter time for what it has sent.
 
-    `bootstrap`: host:port of any brokers, as a list or separated by commas. Further settings are those of
-    `ProducerConfig`, by keyword.
+    `bootstrap`: host:port of any brokers, as a list or separated by commas. `history`: where to record every send and its
+    outcome; values must then be unique in their topic. Further settings are those of `ProducerConfig`, by keyword.
     """
 
     def __init__(
-        self, bootstrap: str | Sequence[str], *, host: Host | None = None, **config: Unpack[ProducerOptions]
+        self,
+        bootstrap: str | Sequence[str],
+        *,
+        history: History | None = None,
+        host: Host | None = None,
+        **config: Unpack[ProducerOptions],
     ) -> None:
         self.config = ProducerConfig(**config)
         self._host = host if host is not None else Host()
@@ -61,6 +68,7 @@ class Producer:
         self._buffer = self._sender.buffer
         self._topics = self._sender.topics
         self._now_ms = self._host.wall_clock_ms
+        self._recorder = SendRecorder(history) if history is not None else None
         self._started = False
         self._owner = self._sender.owner
         self._closing = False
@@ -113,6 +121,8 @@ class Producer:
             try:
                 await self._sender.close()
                 await self._cluster.close()
+                if self._recorder is not None:
+                    await self._recorder.close()
             finally:
                 self._closed.set()
 
@@ -135,38 +145,46 @@ class Producer:
         Raises UnknownTopicOrPartition, MessageTooLarge, InvalidTimestamp, BufferFull, ProducerFenced, ProducerClosed;
         then nothing was taken.
         """
-        buffer = self._buffer
-        if buffer.used >= buffer.pause_at:
-            await buffer.breathe()
-        queues = self._topics.get(topic)
-        if queues is None:
-            queues = await self._sender.open_topic(topic)
-        if partition is not None:
-            queue = queues.explicit(partition)
-        elif key is None:
-            queue = queues.sticky
-        else:
-            queue = queues.by_key.get(key) or queues.place(key)
-        size = RECORD_OVERHEAD_BYTES + (len(value) if value else 0) + (len(key) if key else 0)
-        pairs = NO_HEADERS
-        if headers:
-            pairs = headers_of(headers)
-            size += size_of_headers(pairs)
-        if size > queues.passing_bytes:
-            queues.check_size(queue.name, size, key, value, pairs)
-        if timestamp_ms is None:
-            timestamp_ms = self._now_ms()
-        else:
-            queues.check_timestamp(timestamp_ms, self._now_ms())
-        batch = queue.open
-        if batch is None or not batch.append(timestamp_ms, key, value, pairs):
-            movable = queues if key is None and partition is None else None
-            batch = self._append_to_another(queue, movable, (timestamp_ms, key, value, pairs))
+        recorder = self._recorder
+        operation = 0 if recorder is None else recorder.invoked(topic, partition, key, value)
+        try:
+            buffer = self._buffer
+            if buffer.used >= buffer.pause_at:
+                await buffer.breathe()
+            queues = self._topics.get(topic)
+            if queues is None:
+                queues = await self._sender.open_topic(topic)
+            if partition is not None:
+                queue = queues.explicit(partition)
+            elif key is None:
+                queue = queues.sticky
+            else:
+                queue = queues.by_key.get(key) or queues.place(key)
+            size = RECORD_OVERHEAD_BYTES + (len(value) if value else 0) + (len(key) if key else 0)
+            pairs = NO_HEADERS
+            if headers:
+                pairs = headers_of(headers)
+                size += size_of_headers(pairs)
+            if size > queues.passing_bytes:
+                queues.check_size(queue.name, size, key, value, pairs)
+            if timestamp_ms is None:
+                timestamp_ms = self._now_ms()
+            else:
+                queues.check_timestamp(timestamp_ms, self._now_ms())
+            batch = queue.open
+            if batch is None or not batch.append(timestamp_ms, key, value, pairs):
+                movable = queues if key is None and partition is None else None
+                batch = self._append_to_another(queue, movable, (timestamp_ms, key, value, pairs))
+        except FencepostError as error:
+            if recorder is not None:
+                recorder.refused(operation, topic, partition, error)
+            raise
         index = batch.record_count
         batch.record_count = index + 1
         batch.size_bytes += size
         buffer.used += size
-        return Delivery(batch, index, timestamp_ms)
+        delivery = Delivery(batch, index, timestamp_ms)
+        return delivery if recorder is None else recorder.taken(operation, topic, partition, delivery)
 
     async def send_and_wait(
         self,

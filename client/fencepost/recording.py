@@ -1,74 +1,96 @@
-"""A producer whose sends are written into a history, for `fencepost check` to judge.
+"""Writes a client's history: what its application asks for, and what it gets, for `fencepost check` to judge.
 
-What it records is what its application is told: each record's invocation when it is handed over, and, when that is known,
-its outcome with the stamp (producer id, epoch, sequence) by which brokers know it. A process that dies leaves sends
-without an outcome; the checker takes them as unknown.
+`Producer(…, history=…)` and `Consumer(…, history=…)` each report to one of these two. A process that dies leaves operations
+without an outcome; the checker takes them as unknown. The history stays open: close it after its client.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-from typing import Unpack
+from collections.abc import Callable, Sequence
 
+from fencepost.consuming.partition import ConsumerRecord, TopicPartition
 from fencepost.history import History
-from fencepost.producer import CLOSE_TIMEOUT_S, Headers, Producer
-from fencepost.producing.config import ProducerOptions
 from fencepost.producing.delivery import Delivery
 from fencepost_proto.protocol.errors import FencepostError
-from fencepost_proto.runtime.host import Host
+from fencepost_proto.runtime.tasks import Tasks
 
 
-class RecordingProducer(Producer):
-    """A `Producer` in everything else. Values must be unique in their topic, or the checker cannot tell them apart.
+class SendRecorder:
+    """Records a producer's sends: each invocation, and its outcome once it is known, with the stamp (producer id, epoch,
+    sequence) by which brokers know the record.
 
-    The history stays open: close it after the producer.
+    Values must be unique in their topic, or the checker cannot tell them apart.
     """
 
-    def __init__(
-        self,
-        bootstrap: str | Sequence[str],
-        *,
-        history: History,
-        host: Host | None = None,
-        **config: Unpack[ProducerOptions],
-    ) -> None:
-        super().__init__(bootstrap, host=host, **config)
+    def __init__(self, history: History) -> None:
         self._history = history
-        self._recordings: dict[asyncio.Task[None], None] = {}  # of records without an outcome
+        self._outcomes = Tasks(self._task_failed)  # one of each record without an outcome
+        self._failure: BaseException | None = None
 
-    async def send(
-        self,
-        topic: str,
-        value: bytes | None,
-        *,
-        key: bytes | None = None,
-        partition: int | None = None,
-        headers: Headers = (),
-        timestamp_ms: int | None = None,
-    ) -> Delivery:
-        operation = self._history.invoke_send(topic, partition, key, value)
-        try:
-            delivery = await super().send(
-                topic, value, key=key, partition=partition, headers=headers, timestamp_ms=timestamp_ms
-            )
-        except FencepostError as error:
-            self._history.complete_send(operation, topic, partition, -1, error=error)
-            raise
-        task = asyncio.get_running_loop().create_task(self._record(operation, topic, partition, delivery))
-        self._recordings[task] = None
-        task.add_done_callback(self._recordings.pop)
+    def invoked(self, topic: str, partition: int | None, key: bytes | None, value: bytes | None) -> int:
+        """The application hands a record over. Returns the id of the operation."""
+        return self._history.invoke_send(topic, partition, key, value)
+
+    def refused(self, operation: int, topic: str, partition: int | None, error: FencepostError) -> None:
+        """The record was not taken."""
+        self._history.complete_send(operation, topic, partition, -1, error=error)
+
+    def taken(self, operation: int, topic: str, partition: int | None, delivery: Delivery) -> Delivery:
+        """The record was taken: its outcome is recorded when it is known. Returns the delivery."""
+        self._outcomes.spawn(self._outcome(operation, topic, partition, delivery), "record-outcome")
         return delivery
 
-    async def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
-        """As `Producer.close`; every record's outcome is in the history after it."""
-        await super().close(timeout_s)
-        await asyncio.gather(*self._recordings)
+    async def close(self) -> None:
+        """Wait until every outcome is in the history. Raises what went wrong in writing one."""
+        await self._outcomes.join()
+        if self._failure is not None:
+            raise self._failure
 
-    async def _record(self, operation: int, topic: str, partition: int | None, delivery: Delivery) -> None:
+    async def _outcome(self, operation: int, topic: str, partition: int | None, delivery: Delivery) -> None:
         try:
             metadata = await delivery
         except FencepostError as error:
             self._history.complete_send(operation, topic, partition, -1, error=error, producer=delivery.stamp)
         else:
             self._history.complete_send(operation, topic, metadata.partition, metadata.offset, producer=delivery.stamp)
+
+    def _task_failed(self, error: BaseException) -> None:
+        self._failure = self._failure or error
+
+
+class ReadRecorder:
+    """Records a consumer's reads: each poll, what the application gets by it, and every move of a position."""
+
+    def __init__(self, history: History, high_watermark: Callable[[TopicPartition], int]) -> None:
+        self._history = history
+        self._high_watermark = high_watermark
+        self._poll = 0  # the operation to which records belong that are handed out now
+        self._found: dict[TopicPartition, int] = {}  # positions that the consumer found out, not recorded yet
+
+    def invoked(self) -> None:
+        """The application reads, and nothing that was read before is left."""
+        self._poll = self._history.invoke_poll()
+
+    def failed(self, error: BaseException) -> None:
+        """Reading raised this."""
+        self._history.polled_nothing(self._poll, error)
+
+    def handed_out(self, records: Sequence[ConsumerRecord]) -> None:
+        """The application gets these."""
+        for record in records:
+            tp = TopicPartition(record.topic, record.partition)
+            if self._found.get(tp) == record.offset:
+                self.moved(tp, record.offset)
+            self._history.polled(self._poll, record, self._high_watermark(tp))
+        if not records:
+            self._history.polled_nothing(self._poll)
+
+    def moved(self, tp: TopicPartition, offset: int) -> None:
+        """The application has moved the position."""
+        self._found.pop(tp, None)
+        self._history.moved(tp.topic, tp.partition, offset)
+
+    def found(self, tp: TopicPartition, offset: int) -> None:
+        """The consumer has moved the position by itself. Recorded when the record there is handed out: records from before
+        the move may still wait to be handed out."""
+        self._found[tp] = offset

@@ -14,7 +14,7 @@ from unittest.mock import Mock
 import pytest
 from conftest import eventually
 
-from fencepost import AdminClient, RecordingProducer
+from fencepost import AdminClient, Producer
 from fencepost.history import History
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_testing.chaos.ending import read_everything, wait_settled
@@ -55,7 +55,7 @@ class Harm:
 
     async def write(self, history: History, stop: asyncio.Event) -> None:
         number = 0
-        async with RecordingProducer(self.cluster.bootstrap, history=history, linger_ms=5) as producer:
+        async with Producer(self.cluster.bootstrap, history=history, linger_ms=5) as producer:
             while not stop.is_set():
                 await asyncio.sleep(PAUSE_S)
                 number += 1

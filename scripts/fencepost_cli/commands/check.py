@@ -30,7 +30,7 @@ def check(
 ) -> None:
     """Check recorded histories: lost, doubled, reordered or wrongly read records, with the operations around them.
 
-    Clients record histories (`History` and `RecordingProducer` in the library; `fencepost workload produce` and `consume`
+    Clients record histories (`history=` of Producer and Consumer in the library; `fencepost workload produce` and `consume`
     with --history), and so do those of chaos runs and of the simulator (`simulate --seed N --history FILE`). An unclean
     election may take what its operator was shown, and nothing else (`fencepost topic elect --history`). Exit code 0:
     clean; 1: something is wrong; 2: a history cannot be read.

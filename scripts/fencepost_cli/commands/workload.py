@@ -140,15 +140,11 @@ async def _produce(
 @contextlib.asynccontextmanager
 async def _producer(brokers: str, name: str, history_file: Path | None, process: str) -> AsyncIterator[Producer]:
     """One that records its history where there is a file for it."""
-    from fencepost import Producer, RecordingProducer
+    from fencepost import Producer
 
     with _history(history_file, process) as history:
-        if history is None:
-            async with Producer(brokers, name=name) as producer:
-                yield producer
-        else:
-            async with RecordingProducer(brokers, name=name, history=history) as producer:
-                yield producer
+        async with Producer(brokers, name=name, history=history) as producer:
+            yield producer
 
 
 def _stop_on_interrupt(told: str) -> asyncio.Event:

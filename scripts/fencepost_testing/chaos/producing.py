@@ -11,7 +11,7 @@ import logging
 import random
 from pathlib import Path
 
-from fencepost import Producer, RecordingProducer, Resumed
+from fencepost import Producer, Resumed
 from fencepost.history import History
 from fencepost_proto.protocol.errors import FencepostError, ProducerFenced
 from fencepost_testing.chaos.client_config import EXIT_FENCED, ClientConfig
@@ -43,7 +43,7 @@ async def produce(config: ClientConfig, history: History, stop: asyncio.Event) -
 
 async def _started(config: ClientConfig, history: History, stop: asyncio.Event) -> Producer | None:
     while not stop.is_set():
-        producer = RecordingProducer(config.bootstrap, history=history, **(config.settings or {}))
+        producer = Producer(config.bootstrap, history=history, **(config.settings or {}))
         try:
             await producer.start()
         except FencepostError as error:
