@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Final
 
 from fencepost_controller.config import ControllerConfig
@@ -20,23 +21,25 @@ from fencepost_proto.runtime.process import EXIT_WENT_BACK, Program, main
 STORE_FILE: Final = "metadata.sqlite"
 
 
-def _controller(config: ControllerConfig) -> Controller:
-    return Controller(config, Host(), SqliteStore(os.path.join(config.data_dir, STORE_FILE)))
-
-
-PROGRAM = Program(
-    package="fencepost_controller",
-    kind="controller",
-    description="Run the Fencepost controller.",
-    example="""  data_dir = "/var/lib/fencepost/controller"
+EXAMPLE: Final = """  data_dir = "/var/lib/fencepost/controller"
   listen = "127.0.0.1:9090"    # default: any free port, written to DATA_DIR/process.json
-  insecure_listen = false      # true: listen may be an address that other machines reach; nothing authenticates them""",
-    config=ControllerConfig,
-    id_of=None,
-    make=_controller,
-    cannot_start=(StoreError,),
-    exit_codes=((MetadataWentBack, EXIT_WENT_BACK),),
-)
+  insecure_listen = false      # true: listen may be an address that other machines reach; nothing authenticates them"""
+
+
+def program(make_host: Callable[[], Host] = Host) -> Program[ControllerConfig]:
+    """The controller's program. `make_host`: makes the surroundings that it runs in."""
+    return Program(
+        package="fencepost_controller",
+        kind="controller",
+        description="Run the Fencepost controller.",
+        example=EXAMPLE,
+        config=ControllerConfig,
+        id_of=None,
+        make=lambda config: Controller(config, make_host(), SqliteStore(os.path.join(config.data_dir, STORE_FILE))),
+        cannot_start=(StoreError,),
+        exit_codes=((MetadataWentBack, EXIT_WENT_BACK),),
+    )
+
 
 if __name__ == "__main__":
-    sys.exit(main(PROGRAM))
+    sys.exit(main(program()))

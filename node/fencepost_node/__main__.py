@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 from fencepost_node.broker import Broker
@@ -17,20 +18,16 @@ from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.process import Program, main
 
 
-def _broker(config: BrokerConfig) -> Broker:
+def _broker(config: BrokerConfig, host: Host) -> Broker:
     raise_file_limit()
     try:
         disk = RealDisk(open_files_for(config.max_open_files))
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return Broker(replace(config, data_dir=os.path.abspath(config.data_dir)), Host(), disk)
+    return Broker(replace(config, data_dir=os.path.abspath(config.data_dir)), host, disk)
 
 
-PROGRAM = Program(
-    package="fencepost_node",
-    kind="broker",
-    description="Run one Fencepost broker.",
-    example="""  broker_id = 1
+EXAMPLE = """  broker_id = 1
   data_dir = "/var/lib/fencepost/broker-1"
   controller = "127.0.0.1:9090"
   listen = "127.0.0.1:9091"    # default: any free port, written to DATA_DIR/process.json
@@ -38,13 +35,23 @@ PROGRAM = Program(
 beyond this machine (nothing authenticates who connects):
   listen = "0.0.0.0:9091"
   insecure_listen = true
-  advertised_address = "broker-1.example:9091"    # what clients connect to; default: the address it listens on""",
-    config=BrokerConfig,
-    id_of=lambda config: config.broker_id,
-    make=_broker,
-    cannot_start=(DataFolderError, ConfigError),
-    refusals=REFUSALS,
-)
+  advertised_address = "broker-1.example:9091"    # what clients connect to; default: the address it listens on"""
+
+
+def program(make_host: Callable[[], Host] = Host) -> Program[BrokerConfig]:
+    """The broker's program. `make_host`: makes the surroundings that it runs in."""
+    return Program(
+        package="fencepost_node",
+        kind="broker",
+        description="Run one Fencepost broker.",
+        example=EXAMPLE,
+        config=BrokerConfig,
+        id_of=lambda config: config.broker_id,
+        make=lambda config: _broker(config, make_host()),
+        cannot_start=(DataFolderError, ConfigError),
+        refusals=REFUSALS,
+    )
+
 
 if __name__ == "__main__":
-    sys.exit(main(PROGRAM))
+    sys.exit(main(program()))

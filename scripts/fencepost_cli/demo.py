@@ -13,7 +13,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fencepost import AdminClient, Consumer, Producer
@@ -22,6 +22,7 @@ from fencepost_proto.runtime.host import Host
 from fencepost_testing.cluster_metadata import read_log_dirs
 from fencepost_testing.failover import AckWatch, Failover, FailoverFailed, kill_leader, wait_in_sync
 from fencepost_testing.failures import CommandFailed, leaves
+from fencepost_testing.faulty_wire import FaultyWire
 from fencepost_testing.ledger import Ledger
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.read_back import ReadBack, read_to_end
@@ -121,6 +122,9 @@ class Demo:
         self._along = ReadBack([self.ledger])
         self._high_watermarks: dict[int, int] = {}
         self._records_in_files = 0
+        host = Host(random=random.Random(options.seed))
+        self._wire = FaultyWire(host.wire, drop_acks=options.dropped_acks, chance=host.random)
+        self._host = replace(host, wire=self._wire)
 
     async def run(self) -> DemoResult:
         """Raises FencepostError and CommandFailed where the run itself cannot go on."""
@@ -133,7 +137,6 @@ class Demo:
 
     async def _run(self) -> None:
         options, bootstrap = self.options, self.cluster.bootstrap
-        host = Host(random=random.Random(options.seed))
         async with AdminClient(bootstrap) as admin:
             await admin.create_topic(
                 TOPIC,
@@ -143,7 +146,7 @@ class Demo:
             )
             await wait_in_sync(admin, TOPIC)
             async with (
-                Producer(bootstrap, fault_drop_acks=options.dropped_acks, host=host) as producer,
+                Producer(bootstrap, host=self._host) as producer,
                 Consumer(bootstrap, TOPIC) as along,
             ):
                 await self._produce_through_failovers(producer, along, admin)
@@ -180,7 +183,7 @@ class Demo:
             result.records_sent, result.records_acked = self.ledger.sent, self.ledger.acked
             result.retried_batches = producer.stats.retried_batches
             result.deduplicated_batches = producer.stats.deduplicated_batches
-            result.dropped_acks = producer.stats.dropped_acks
+            result.dropped_acks = self._wire.dropped_acks
         for name, count in workload.failed.items():
             result.problems.append(f"{count} records failed with {name}: {workload.last_error}")
 

@@ -302,7 +302,9 @@ class LocalCluster:
         self._prepare(member)
         if self.owned and self._watchdog is None:
             self._watchdog = Watchdog()
-        member.process, member.child = spawn(["-m", member.module], member.config_file, member.log_file, member.place)
+        entry = member.place.entry if member.place is not None else ()
+        arguments = ["-m", *entry, member.module]
+        member.process, member.child = spawn(arguments, member.config_file, member.log_file, member.place)
         if self._watchdog is not None:
             self._watchdog.watch(member.process)
 

@@ -13,6 +13,7 @@ from conftest import eventually
 from fencepost import AdminClient, Consumer, Producer
 from fencepost.descriptions import PartitionDescription
 from fencepost_testing.failover import wait_in_sync
+from fencepost_testing.faulty_wire import host_with_faults
 from fencepost_testing.ledger import Ledger
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.read_back import ReadBack, read_to_end
@@ -62,7 +63,7 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    cluster: LocalCluster, *, topic: dict[str, Any] | None = None, **producer: Any
+    cluster: LocalCluster, *, topic: dict[str, Any] | None = None, drop_acks: float = 0.0, **producer: Any
 ) -> AsyncIterator[Running]:
     """Inside, records are sent to all partitions of a new topic. At the end everything is read back and judged: every
     record acknowledged, in the log once and in order, and the same bytes in every replica's files."""
@@ -70,7 +71,7 @@ async def running(
     async with AdminClient(cluster.bootstrap) as admin:
         await admin.create_topic(TOPIC, **settings)
         await wait_in_sync(admin, TOPIC)
-        async with Producer(cluster.bootstrap, **producer) as sender:
+        async with Producer(cluster.bootstrap, host=host_with_faults(drop_acks=drop_acks), **producer) as sender:
             ledger = Ledger("itest")
             stop = asyncio.Event()
             workload = Workload(sender, WorkloadSpec(TOPIC, keys=30, rate=RATE), ledger)

@@ -19,10 +19,10 @@ import pytest
 import uvloop
 from test_chaos import DEADLINE_S, namespaces
 
-from fencepost_proto.transport.wire import FAULT_PORT
 from fencepost_testing.chaos.cuts import CuttableNetwork
 from fencepost_testing.chaos.network import Network, NetworkUnavailable
 from fencepost_testing.chaos.switches import SwitchedNetwork
+from fencepost_testing.faulty_wire import FAULT_PORT
 from fencepost_testing.local_cluster import CONTROLLER, PLACE_PORT, LocalCluster, Node
 from fencepost_testing.processes import Place
 

@@ -152,7 +152,7 @@ def test_a_clean_shutdown_hands_leaderships_over_and_the_restart_reads_nothing_b
 
 def test_lost_acknowledgements_are_recognised_through_failovers(run: Run, cluster_factory: ClusterFactory) -> None:
     async def scenario() -> None:
-        async with cluster_factory(brokers=3) as cluster, running(cluster, fault_drop_acks=0.1) as workload:
+        async with cluster_factory(brokers=3) as cluster, running(cluster, drop_acks=0.1) as workload:
             for partition in (0, 1):
                 victim = await workload.leader(partition)
                 cluster.kill(victim)

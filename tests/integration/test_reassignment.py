@@ -28,7 +28,7 @@ async def move(workload: Running, partition: int, replicas: list[int]) -> None:
 
 def test_a_partition_moves_to_other_brokers_under_load_and_back(run: Run, cluster_factory: ClusterFactory) -> None:
     async def scenario() -> None:
-        async with cluster_factory(brokers=4) as cluster, running(cluster, fault_drop_acks=0.02) as workload:
+        async with cluster_factory(brokers=4) as cluster, running(cluster, drop_acks=0.02) as workload:
             original = list((await workload.partition(0)).replicas)
             newcomer = next(broker for broker in cluster.broker_ids if broker not in original)
             before = await producer_views(workload.admin, TOPIC, 0)

@@ -14,6 +14,7 @@ from running import TOPIC
 from fencepost import AdminClient, Consumer, History, Producer
 from fencepost.history_format import from_line
 from fencepost_testing.failover import wait_in_sync
+from fencepost_testing.faulty_wire import host_with_faults
 from fencepost_testing.history_check import Anomaly, check_history
 from fencepost_testing.ledger import Ledger
 from fencepost_testing.local_cluster import LocalCluster
@@ -35,7 +36,7 @@ def test_what_clients_recorded_through_a_failover_is_clean_and_what_is_damaged_i
             await admin.create_topic(TOPIC, partitions=2, replication_factor=3, min_insync_replicas=2)
             ledger = Ledger("recorded")
             history = History(lines.append, process="producer")
-            async with Producer(cluster.bootstrap, history=history, fault_drop_acks=0.05) as producer:
+            async with Producer(cluster.bootstrap, history=history, host=host_with_faults(drop_acks=0.05)) as producer:
                 workload = Workload(producer, WorkloadSpec(TOPIC, keys=20, rate=2_000, count=RECORDS), ledger)
                 working = asyncio.create_task(workload.run(asyncio.Event()))
                 await workload.wait_sent(RECORDS // 3)

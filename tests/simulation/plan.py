@@ -152,8 +152,8 @@ def _producer(
         "compression": chance.choice(("none", "none", "none", "lz4", "zstd", "gzip", "snappy")),
         "delivery_timeout_ms": chance.choice((3_000, 20_000, 60_000)),
         "request_timeout_ms": chance.choice((1_000, 5_000)),
-        "fault_drop_acks": chance.choice((0.0, 0.0, 0.02)),
     }
+    drop_acks = chance.choice((0.0, 0.0, 0.02))
     if chance.random() < 0.5:
         options["name"] = f"name-{chance.randrange(2)}"  # two may share it, and fence each other
     elif chance.random() < 0.2:
@@ -166,6 +166,7 @@ def _producer(
         node=f"producer-{number}",
         topics=topics,
         options=options,
+        drop_acks=drop_acks,
         keys=chance.choice((0, 3, 20)),
         pause_s=chance.choice((0.02, 0.1, 0.3, 8.0) if expire and number else (0.02, 0.1, 0.3)),
         burst=chance.choice((1, 5, 20)),

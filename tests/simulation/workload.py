@@ -31,6 +31,7 @@ from fencepost_proto.protocol.errors import (
 )
 from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.runtime.host import Host
+from fencepost_testing.faulty_wire import host_with_faults
 
 START_RETRY_S = 0.5
 MAX_PENDING_RECORDS = 200  # of one producer: it waits for answers beyond that
@@ -95,6 +96,7 @@ class ProducerSpec:
     node: str
     topics: dict[str, int]  # name -> partitions
     options: dict[str, Any]
+    drop_acks: float  # the probability that an acknowledgement is lost
     keys: int  # 0: records without keys
     pause_s: float  # between bursts, on average
     burst: int
@@ -158,7 +160,8 @@ class ProducerApp:
 
     async def _started(self, host: Host) -> Producer | None:
         while not self.stopping:
-            producer = Producer(self.bootstrap, host=host, **self.spec.options)
+            faulty = host_with_faults(host, drop_acks=self.spec.drop_acks)
+            producer = Producer(self.bootstrap, host=faulty, **self.spec.options)
             try:
                 await producer.start()
             except FencepostError as error:

@@ -32,7 +32,6 @@ class ProducerOptions(TypedDict, total=False):
     request_timeout_ms: int
     retry_backoff_ms: int
     retry_backoff_max_ms: int
-    fault_drop_acks: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,13 +64,6 @@ class ProducerConfig:
     )
     retry_backoff_ms: int = setting(20, minimum=1, doc="Pause before a retry; it doubles with each.")
     retry_backoff_max_ms: int = setting(500, minimum=1, doc="The longest of these pauses; at least `retry_backoff_ms`.")
-    fault_drop_acks: float = setting(
-        0.0,
-        minimum=0,
-        maximum=1,
-        doc="A fault switch, for demonstrations and tests: the probability that an answer is thrown away and its "
-        "connection broken, so that brokers must recognise what they have.",
-    )
 
     def __post_init__(self) -> None:
         if self.acks not in ("all", 1, 0) or self.acks is True or self.acks is False:

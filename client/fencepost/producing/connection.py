@@ -69,7 +69,6 @@ class BrokerConnection:
         self.up = False
         self.reason = ""  # why the last stream broke
         self.queues: dict[PartitionQueue, None] = {}  # whose leader is there
-        self.dropped_acks = 0
         self._channel = channel
         self._config = config
         self._host = host
@@ -203,12 +202,8 @@ class BrokerConnection:
         return request
 
     async def _read(self, call: ProduceCall) -> None:
-        drop = self._config.fault_drop_acks
         async for response in call:
             for result in response.results:
-                if drop and self._host.random.random() < drop:
-                    self.dropped_acks += 1
-                    raise _StreamBroke("fault switch: an answer was dropped")
                 attempt, _ = self._in_flight.pop(result.correlation_id, (None, 0.0))
                 if attempt is None:
                     raise _StreamBroke(f"an answer has correlation id {result.correlation_id}, which nothing waits for")

@@ -60,7 +60,6 @@ class ProducerStats:
     retried_batches: int = 0  # sendings beyond each batch's first
     deduplicated_batches: int = 0  # answers that said: it is there already
     split_batches: int = 0  # refused as too large, and sent in two halves
-    dropped_acks: int = 0  # thrown away by the fault switch
 
 
 class Sender:
@@ -143,7 +142,6 @@ class Sender:
     def stats(self) -> ProducerStats:
         """The counters as they stand."""
         stats = replace(self._stats)
-        stats.dropped_acks += sum(connection.dropped_acks for connection in self._connections.values())
         pending = sum(batch.record_count for batch in self._batches)
         stats.records_sent = stats.records_acked + stats.records_failed + pending
         return stats
@@ -356,7 +354,6 @@ class Sender:
         known = {broker.address for broker in image.brokers.values()}
         for address, connection in list(self._connections.items()):
             if address not in known and not connection.queues:
-                self._stats.dropped_acks += connection.dropped_acks
                 del self._connections[address]
                 self._connection_tasks.pop(address).cancel()
 

@@ -7,7 +7,6 @@ under the same generated stubs.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,9 +20,6 @@ from fencepost_proto.protocol.errors import InvalidRequest
 from fencepost_proto.protocol.request_limits import MAX_MESSAGE_BYTES
 from fencepost_proto.transport.malformed import RefuseMalformed
 
-log = logging.getLogger(__name__)
-
-FAULT_PORT = "FENCEPOST_FAULT_PORT"  # of the environment; see GrpcWire
 MAX_CONCURRENT_STREAMS = 4096  # of one connection
 
 _COMMON_OPTIONS: list[tuple[str, int]] = [
@@ -93,21 +89,10 @@ class Wire(Protocol):
 
 
 class GrpcWire:
-    """gRPC over TCP.
-
-    A fault switch, off unless the process is started with FENCEPOST_FAULT_PORT=N in its environment: at every peer's host
-    it calls port N, where a test has put something between the two that can hold back what they say.
-    """
-
-    def __init__(self) -> None:
-        self._fault_port = os.environ.get(FAULT_PORT, "")
-        if self._fault_port:
-            log.warning("fault switch on: every peer is called at its port %s", self._fault_port)
+    """gRPC over TCP."""
 
     def connect(self, address: str) -> grpc.aio.Channel:
         _check_not_forked()
-        if self._fault_port:
-            address = f"{address.rpartition(':')[0]}:{self._fault_port}"
         return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
 
     def server(self) -> grpc.aio.Server:

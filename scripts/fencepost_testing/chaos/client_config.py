@@ -26,6 +26,7 @@ class ClientConfig:
     rewinds: bool = False  # consumers: now and then read again what has been read
     resumed_file: str = ""  # named producers: where to tell what the predecessor got into the log
     settings: dict[str, Any] | None = None  # of the Producer
+    drop_acks: float = 0.0  # producers: the probability that an acknowledgement is lost (`faulty_wire`)
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")

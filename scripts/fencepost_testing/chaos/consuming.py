@@ -10,6 +10,7 @@ from fencepost import Consumer, TopicPartition
 from fencepost.history import History
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_testing.chaos.client_config import ClientConfig
+from fencepost_testing.faulty_wire import host_with_faults
 
 START_RETRY_S = 0.2
 _POLL_RECORDS = 200
@@ -35,7 +36,7 @@ async def consume(config: ClientConfig, history: History, stop: asyncio.Event) -
 
 async def _started(config: ClientConfig, history: History, stop: asyncio.Event) -> Consumer | None:
     while not stop.is_set():
-        consumer = Consumer(config.bootstrap, config.topic, history=history)
+        consumer = Consumer(config.bootstrap, config.topic, history=history, host=host_with_faults())
         try:
             await consumer.start()
         except FencepostError as error:

@@ -35,6 +35,7 @@ class Role:
     keys: int = 0
     rewinds: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
+    drop_acks: float = 0.0  # producers: the probability that an acknowledgement is lost
 
     @property
     def named(self) -> bool:
@@ -124,6 +125,7 @@ class Fleet:
             rewinds=role.rewinds,
             resumed_file=str(self.resumed_file) if role.named else "",
             settings=role.settings,
+            drop_acks=role.drop_acks,
         )
         config_file = self._directory / "clients" / f"{name}.json"
         config.write(config_file)

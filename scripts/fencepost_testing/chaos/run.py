@@ -67,11 +67,12 @@ _ROLES = (
         "producer",
         0.2,
         keys=40,
-        settings={"name": "chaos-mover", "compression": "zstd", "fault_drop_acks": 0.02},
+        settings={"name": "chaos-mover", "compression": "zstd"},
+        drop_acks=0.02,
     ),
     # Hasty: gives records up while brokers are away, so that outcomes are unknown and epochs rise.
     Role("hasty", "producer", 0.3, keys=40, settings={"delivery_timeout_ms": 2_500, "request_timeout_ms": 800}),
-    Role("steady", "producer", 0.2, keys=0, settings={"fault_drop_acks": 0.02, "compression": "lz4"}),
+    Role("steady", "producer", 0.2, keys=0, settings={"compression": "lz4"}, drop_acks=0.02),
     Role("reader", "consumer"),
     Role("rewinder", "consumer", rewinds=True),
 )

@@ -1,4 +1,4 @@
-"""Links that can be cut without root: by a fault switch in the processes' gRPC layer (`transport.wire.FAULT_PORT`).
+"""Links that can be cut without root: by a fault switch in the processes' gRPC layer (`faulty_wire`).
 
 Each process has a loopback address of its own. Started with the switch, it calls every peer not at the peer's port but
 at one of the same address that is the caller's alone, where this run listens and passes on what is said. Cutting the link
@@ -18,9 +18,9 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
-from fencepost_proto.transport.wire import FAULT_PORT
 from fencepost_testing.chaos.faults import Link, Party
 from fencepost_testing.chaos.network import NetworkUnavailable
+from fencepost_testing.faulty_wire import FAULT_PORT
 from fencepost_testing.local_cluster import PLACE_PORT
 from fencepost_testing.processes import Place
 
@@ -70,7 +70,8 @@ class SwitchedNetwork:
     # ---- Who is where ----
 
     def place(self, party: Party) -> Place:
-        return Place(self._host(party), environment={FAULT_PORT: str(self._port_of(party))})
+        environment = {FAULT_PORT: str(self._port_of(party))}
+        return Place(self._host(party), environment=environment, entry=("fencepost_testing.faulty_process",))
 
     def _host(self, party: Party) -> str:
         return f"127.{64 + self._number // 256}.{self._number % 256}.{self._index[party]}"

@@ -1,0 +1,120 @@
+"""A wire with faults, for tests and demonstrations. Production code has no fault switches: it is given this wire.
+
+Two faults:
+
+*Lost acknowledgements.* With the probability `drop_acks`, the answer to a batch is thrown away and its Produce stream is
+broken, so that everything in flight is sent again and brokers must recognise what they have.
+
+*A port in between.* With `port`, every peer is called at that port of its host, where a test has put something that can hold
+back what the two say. Broker and controller processes with this fault: `python -m fencepost_testing.faulty_process`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any, Final, Self, cast
+
+import grpc
+
+from fencepost_proto.protocol.v1 import broker_pb2
+from fencepost_proto.runtime.host import Host
+from fencepost_proto.transport.wire import Wire
+
+FAULT_PORT: Final = "FENCEPOST_FAULT_PORT"  # of the environment: the port of `host_with_faults`
+_PRODUCE: Final = "/fencepost.v1.Broker/Produce"
+
+log = logging.getLogger(__name__)
+
+
+class FaultyWire:
+    """Another wire, with faults. `dropped_acks`: answers thrown away so far."""
+
+    def __init__(
+        self, wire: Wire, *, drop_acks: float = 0.0, chance: random.Random | None = None, port: int | None = None
+    ) -> None:
+        if not 0 <= drop_acks <= 1:
+            raise ValueError(f"drop_acks={drop_acks!r} is not a probability")
+        self.dropped_acks = 0
+        self._wire = wire
+        self._drop_acks = drop_acks
+        self._chance = chance or random.Random()
+        self._port = port
+        if port is not None:
+            log.warning("fault switch on: every peer is called at its port %d", port)
+
+    def connect(self, address: str) -> grpc.aio.Channel:
+        if self._port is not None:
+            address = f"{address.rpartition(':')[0]}:{self._port}"
+        channel = self._wire.connect(address)
+        return cast(grpc.aio.Channel, _FaultyChannel(channel, self)) if self._drop_acks else channel
+
+    def server(self) -> grpc.aio.Server:
+        return self._wire.server()
+
+    def count_kept(self, answers: int) -> int:
+        """How many of a message's answers come before the first one that is dropped."""
+        for kept in range(answers):
+            if self._chance.random() < self._drop_acks:
+                self.dropped_acks += 1
+                return kept
+        return answers
+
+
+def host_with_faults(host: Host | None = None, *, drop_acks: float = 0.0) -> Host:
+    """The host, with a wire that drops acknowledgements, and calls peers at the port that the environment names."""
+    host = host or Host()
+    port = os.environ.get(FAULT_PORT)
+    if not drop_acks and port is None:
+        return host
+    wire = FaultyWire(host.wire, drop_acks=drop_acks, chance=host.random, port=None if port is None else int(port))
+    return replace(host, wire=wire)
+
+
+class _FaultyChannel:
+    """A channel whose Produce calls lose answers."""
+
+    def __init__(self, channel: grpc.aio.Channel, wire: FaultyWire) -> None:
+        self._channel = channel
+        self._wire = wire
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
+
+    def stream_stream(self, method: str, *arguments: Any, **options: Any) -> Any:
+        start = self._channel.stream_stream(method, *arguments, **options)
+        return start if method != _PRODUCE else lambda *a, **o: _LossyCall(start(*a, **o), self._wire)
+
+
+class _LossyCall:
+    """A Produce call that breaks where an answer is dropped; the answers before it in the same message are passed on."""
+
+    def __init__(self, call: Any, wire: FaultyWire) -> None:
+        self._call = call
+        self._wire = wire
+        self._responses: AsyncIterator[broker_pb2.ProduceResponse] = aiter(call)
+        self._is_broken = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> broker_pb2.ProduceResponse:
+        if self._is_broken:
+            raise grpc.aio.AioRpcError(
+                grpc.StatusCode.UNAVAILABLE,
+                grpc.aio.Metadata(),
+                grpc.aio.Metadata(),
+                details="fault switch: an answer was dropped",
+            )
+        response = await anext(self._responses)
+        kept = self._wire.count_kept(len(response.results))
+        if kept == len(response.results):
+            return response
+        self._is_broken = True
+        return broker_pb2.ProduceResponse(results=response.results[:kept])
