@@ -59,17 +59,20 @@ Error → reaction
 answer to a batch's present attempt            reaction
 =============================================  =========================================================================
 success                                        delivered; its predecessors are `committed`
-OUT_OF_ORDER_SEQUENCE_NUMBER,                  with an unresolved predecessor: wait, and go again behind it;
-UNKNOWN_PRODUCER_ID,                           else, if `committed`: delivered, offset unknown (-1);
-DUPLICATE_SEQUENCE_NUMBER,                     else, if certainly absent: next epoch, stamped anew, no error;
-INVALID_PRODUCER_EPOCH (anonymous)             else: failed, may have been appended; next epoch for what follows
-DUPLICATE_SEQUENCE_NUMBER; any of these for    likewise, and its sequences are *taken*: a leader remembers what is not
-the first batch of an epoch                    yet acknowledged, and takes the first batch of an epoch
-INVALID_PRODUCER_EPOCH (named),                the producer is fenced: all that is pending fails, for good
-PRODUCER_FENCED                                (while its own bump is under way: as an anonymous producer)
+OUT_OF_ORDER_SEQUENCE_NUMBER,                  with an unresolved predecessor: wait, and go again behind it; else, if
+UNKNOWN_PRODUCER_ID                            `committed`: delivered, offset unknown (-1); else, if certainly absent:
+                                               next epoch, stamped again, no error; else: failed, may have been
+                                               appended; next epoch for what follows
+DUPLICATE_SEQUENCE_NUMBER                      likewise, and its sequences are *taken*: a leader would have recognised a
+                                               repeat. The same for a batch with sequence 0, which a leader always
+                                               accepts, at any of the errors above and below but UNKNOWN_PRODUCER_ID
+INVALID_PRODUCER_EPOCH,                        of a named producer: it is fenced, and all that is pending fails
+PRODUCER_FENCED                                permanently; of an anonymous one, and while a named one waits for its own
+                                               next epoch: as OUT_OF_ORDER_SEQUENCE_NUMBER
 MESSAGE_TOO_LARGE                              split, down to one record, which fails alone
 RECORD_LIST_TOO_LARGE                          sent again in a message of its own; then as MESSAGE_TOO_LARGE
-CORRUPT_MESSAGE, UNKNOWN_SERVER_ERROR          retried, five times at most, then as "any other"
+CORRUPT_MESSAGE,                               retried, five times at most, then failed; next epoch for what follows
+UNKNOWN_SERVER_ERROR
 any other retriable error                      retried with the same stamp, after a backoff or a new leader
 any other error                                failed; next epoch for what follows
 no answer (broken stream, new leader)          the attempt stays open; sent again on the next route
@@ -84,11 +87,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from enum import Enum, auto
 from itertools import islice
 
 from fencepost.errors import DeliveryTimeout, ProducerIdTaken
 from fencepost.producing.batch import NO_STAMP, Attempt, AttemptState, Batch, Delivered, Failed, Stamp
+from fencepost.producing.reactions import ANY_OTHER, ANY_OTHER_RETRIABLE, OF_STAMPS, REACTIONS, Reaction
 from fencepost_proto.protocol.errors import ErrorCode as Code
 from fencepost_proto.protocol.errors import FencepostError, InvariantBroken, NetworkException, StorageError
 from fencepost_proto.protocol.record_batch import MAX_EPOCH, add_sequence
@@ -98,26 +101,6 @@ MAX_IN_FLIGHT = 5  # what every leader remembers of a producer
 MAX_STRIKES = 5
 DEFAULT_BACKOFF = Backoff(first_s=0.02, most_s=0.5)  # as ProducerConfig has it
 MAX_TAKEN_EPOCHS = 2  # in a row; then another id is asked for
-
-_SEQUENCE_ERRORS = frozenset(
-    {
-        Code.OUT_OF_ORDER_SEQUENCE_NUMBER,
-        Code.UNKNOWN_PRODUCER_ID,
-        Code.INVALID_PRODUCER_EPOCH,
-        Code.DUPLICATE_SEQUENCE_NUMBER,
-    }
-)
-_FENCING_ERRORS = frozenset({Code.INVALID_PRODUCER_EPOCH, Code.PRODUCER_FENCED})
-_STRIKE_ERRORS = frozenset({Code.CORRUPT_MESSAGE, Code.UNKNOWN_SERVER_ERROR})
-_SIZE_ERRORS = frozenset({Code.MESSAGE_TOO_LARGE, Code.RECORD_LIST_TOO_LARGE})
-
-
-class _Reaction(Enum):
-    SEQUENCE = auto()
-    FENCED = auto()
-    SPLIT = auto()
-    RETRY = auto()
-    FAIL = auto()
 
 
 class Sequencer:
@@ -323,9 +306,9 @@ class Sequencer:
             batch.open_attempts -= 1
         if batch.outcome is None and attempt.stamp is batch.stamp:
             batch.refused = True
-            if reaction is _Reaction.SEQUENCE and _says_taken(attempt.stamp, error):
+            if reaction is Reaction.TAKEN:
                 self._find_taken()
-        if reaction is _Reaction.FENCED:
+        if reaction is Reaction.FENCED:
             self.fenced = error
             return []  # the producer fails everything, here and elsewhere
         if batch.outcome is not None or batch.current is not attempt:
@@ -334,45 +317,50 @@ class Sequencer:
         batch.current = None
         batch.last_error = error
         resolved = []
-        if reaction is _Reaction.SEQUENCE:
+        if reaction in (Reaction.OUT_OF_SEQUENCE, Reaction.TAKEN):
             resolved = self._out_of_sequence(batch, error, now)
-        elif reaction is _Reaction.SPLIT and self._may_split(batch):
+        elif reaction is Reaction.SPLIT and self._may_split(batch):
             self._split(batch)
-        elif reaction is _Reaction.RETRY and (self.idempotent or batch.certainly_absent):
+        elif reaction is Reaction.RETRY and (self.idempotent or batch.certainly_absent):
             self._back_off(now)
         else:
             resolved = [self._fail(batch, error)]
         self._settle()
         return resolved
 
-    def _reaction(self, attempt: Attempt, error: FencepostError) -> _Reaction:
-        if error.code in _SIZE_ERRORS:
-            return self._too_large(attempt.batch, error)
-        if not self.idempotent:
-            return _Reaction.RETRY if error.retriable and not self._strike(attempt, error) else _Reaction.FAIL
-        if self.named and error.code in _FENCING_ERRORS and not self.bump_needed:
-            mine = attempt.stamp[:2] == (self.producer_id, self.epoch)
-            return _Reaction.FENCED if mine else _Reaction.SEQUENCE
-        if error.code in _SEQUENCE_ERRORS or error.code in _FENCING_ERRORS:
-            return _Reaction.SEQUENCE
-        if self._strike(attempt, error):
-            return _Reaction.FAIL
-        return _Reaction.RETRY if error.retriable or error.code in _STRIKE_ERRORS else _Reaction.FAIL
+    def _reaction(self, attempt: Attempt, error: FencepostError) -> Reaction:
+        """What to do about an error, by the table: OUT_OF_SEQUENCE, TAKEN, FENCED, SPLIT, RETRY or FAIL."""
+        batch = attempt.batch
+        otherwise = ANY_OTHER_RETRIABLE if error.retriable else ANY_OTHER
+        reaction = REACTIONS.get(error.code, otherwise)
+        if not self.idempotent and reaction in OF_STAMPS:
+            reaction = otherwise
+        match reaction:
+            case Reaction.ALONE if not batch.alone:
+                batch.alone = True
+                return Reaction.RETRY
+            case Reaction.ALONE | Reaction.SPLIT:
+                return Reaction.SPLIT if batch.record_count > 1 else Reaction.FAIL
+            case Reaction.RETRY_A_FEW_TIMES:
+                return self._strike(batch, error)
+            case Reaction.FENCED if self.named and not self.bump_needed and attempt.stamp[:2] == self._identity:
+                return Reaction.FENCED
+            case Reaction.OUT_OF_SEQUENCE | Reaction.FENCED:
+                # A leader takes the first batch of an epoch, unless another producer's stands in its place.
+                is_taken = attempt.stamp.base_sequence == 0 and error.code != Code.UNKNOWN_PRODUCER_ID
+                return Reaction.TAKEN if is_taken else Reaction.OUT_OF_SEQUENCE
+        return reaction
 
-    @staticmethod
-    def _too_large(batch: Batch, error: FencepostError) -> _Reaction:
-        if error.code == Code.RECORD_LIST_TOO_LARGE and not batch.alone:
-            batch.alone = True
-            return _Reaction.RETRY
-        return _Reaction.SPLIT if batch.record_count > 1 else _Reaction.FAIL
+    def _strike(self, batch: Batch, error: FencepostError) -> Reaction:
+        """Count an error that is retried a few times only."""
+        if not self.idempotent and not error.retriable:
+            return Reaction.FAIL
+        batch.strikes += 1
+        return Reaction.RETRY if batch.strikes <= MAX_STRIKES else Reaction.FAIL
 
-    @staticmethod
-    def _strike(attempt: Attempt, error: FencepostError) -> bool:
-        """Count an error that is retried a few times only. Whether that was the last time."""
-        if error.code not in _STRIKE_ERRORS:
-            return False
-        attempt.batch.strikes += 1
-        return attempt.batch.strikes > MAX_STRIKES
+    @property
+    def _identity(self) -> tuple[int, int]:
+        return self.producer_id, self.epoch
 
     def _out_of_sequence(self, batch: Batch, error: FencepostError, now: float) -> list[Batch]:
         if batch is not next(b for b in self._window if b.outcome is None):
@@ -529,13 +517,6 @@ def _is_definite(error: FencepostError) -> bool:
     if error.code == Code.DUPLICATE_SEQUENCE_NUMBER:
         return True
     return not error.may_have_been_appended and not isinstance(error, StorageError)
-
-
-def _says_taken(stamp: Stamp, error: FencepostError) -> bool:
-    """Whether a leader has refused this for what somebody else has written. Of its own it would remember, and take, this."""
-    if error.code == Code.DUPLICATE_SEQUENCE_NUMBER:
-        return True
-    return stamp.base_sequence == 0 and error.code != Code.UNKNOWN_PRODUCER_ID
 
 
 def _pieces_of(batch: Batch) -> list[Batch]:
