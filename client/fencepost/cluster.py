@@ -17,8 +17,8 @@ from typing import TypeVar
 
 import grpc
 
+from fencepost.loop_guard import LoopGuard
 from fencepost.metadata_watch import MetadataWatch, report_bug
-from fencepost.owner import Owner
 from fencepost_proto.protocol.errors import (
     CurrentLeader,
     FencepostError,
@@ -70,7 +70,7 @@ class Cluster:
     """The cluster as this client sees it. `start` before use, `close` after."""
 
     def __init__(self, bootstrap: str | Sequence[str], host: Host) -> None:
-        self.owner = Owner("client")
+        self.guard = LoopGuard("client")
         self._host = host
         self._bootstrap = parse_bootstrap(bootstrap)
         self._image = MetadataImage()
@@ -85,7 +85,7 @@ class Cluster:
 
     async def start(self) -> None:
         """Returns with the first image. Raises NetworkException naming the addresses where no broker has one."""
-        self.owner.take()
+        self.guard.bind()
         self.channel(self._order[0])  # raises where none can be made: in a forked child
         self._watch.start()
         try:
@@ -100,9 +100,9 @@ class Cluster:
 
     async def close(self) -> None:
         """Ends the watches and every channel, and with them every call under way. May be called twice."""
-        if self.owner.forked:
+        if self.guard.forked:
             return
-        self.owner.check()
+        self.guard.check()
         await self._watch.close()
         channels, self._channels = list(self._channels.values()), {}
         for channel in channels:
@@ -125,7 +125,7 @@ class Cluster:
 
     async def wait_until(self, condition: Callable[[MetadataImage], bool], timeout_s: float) -> MetadataImage:
         """The first image, from the present one on, for which `condition` holds. Raises TimeoutError."""
-        self.owner.check()
+        self.guard.check()
         if condition(self._image):
             return self._image
         reached: asyncio.Future[MetadataImage] = asyncio.get_running_loop().create_future()
@@ -197,7 +197,7 @@ class Cluster:
         answer's own `error` field is the caller's to read. Without an address the request must be one that may be
         carried out twice.
         """
-        self.owner.check()
+        self.guard.check()
         candidates = [address] if address is not None else self.addresses()[:MAX_CALL_ATTEMPTS]
         last: FencepostError | None = None
         for candidate in candidates:

@@ -138,9 +138,9 @@ class Consumer:
 
         In a process that was forked from the consumer's it returns at once, and leaves the parent's connections alone.
         """
-        if self._cluster.owner.forked:
+        if self._cluster.guard.forked:
             return
-        self._cluster.owner.check()
+        self._cluster.guard.check()
         self._connected = False
         self._arrived.set()
         await self._tasks.close()
@@ -338,7 +338,7 @@ class Consumer:
             self._on_resolved(tp, end_offset)
 
     def _check_connected(self) -> None:
-        self._cluster.owner.check()
+        self._cluster.guard.check()
         if not self._connected:
             raise InvalidRequest("the consumer is not open: use it as `async with Consumer(…)`")
 

@@ -70,7 +70,7 @@ class Producer:
         self._now_ms = self._host.wall_clock_ms
         self._recorder = SendRecorder(history) if history is not None else None
         self._started = False
-        self._owner = self._sender.owner
+        self._guard = self._sender.guard
         self._closing = False
         self._closed = asyncio.Event()
 
@@ -91,7 +91,7 @@ class Producer:
         if self._started:
             raise InvalidRequest("the producer has been started before")
         self._started = True
-        self._owner.take()
+        self._guard.bind()
         try:
             await self._cluster.start()
             await self._sender.start()
@@ -104,9 +104,9 @@ class Producer:
 
         In a process that was forked from the producer's it returns at once, and leaves the parent's connections alone.
         """
-        if self._owner.forked:
+        if self._guard.forked:
             return
-        self._owner.check()
+        self._guard.check()
         if self._closing:
             await self._closed.wait()
             return
@@ -203,7 +203,7 @@ class Producer:
 
     async def flush(self) -> None:
         """Send everything that has been taken, without lingering, and wait until it is acknowledged or failed."""
-        self._owner.check()
+        self._guard.check()
         self._sender.check()
         await self._sender.flush()
 
@@ -229,7 +229,7 @@ class Producer:
         own records. Waits while the partition has no leader. Raises PredecessorForgotten where the name was not used for so
         long that brokers have forgotten what it wrote (`producer_name_expiration_ms` of the controller).
         """
-        self._owner.check()
+        self._guard.check()
         self._sender.check()
         if not self.config.name:
             raise InvalidRequest("only a named producer can resume: Producer(…, name=…)")
@@ -245,7 +245,7 @@ class Producer:
         record: Record,
     ) -> RecordBatch:
         """The record does not fit the queue's open batch, or there is none: put it elsewhere."""
-        self._owner.check()
+        self._guard.check()
         if queue.open is not None:
             self._full(queue)
             if movable is not None:

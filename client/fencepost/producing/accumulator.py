@@ -97,7 +97,7 @@ class RecordBatch(Batch):
 
     async def wait(self) -> None:
         """Until the batch is resolved, or split. Raises InvalidRequest in another loop or process: it would not end."""
-        self.queue.check_owner()
+        self.queue.check_loop()
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:
@@ -124,7 +124,7 @@ class PartitionQueue:
         self.key: PartitionKey = (topic.topic_id, partition)
         self.name = f"{topic.name}-{partition}"
         self.sequencer = sequencer
-        self.check_owner: Callable[[], None] = lambda: None  # raises in another event loop or process
+        self.check_loop: Callable[[], None] = lambda: None  # raises in another event loop or process
         self.open: RecordBatch | None = None
         self.full: deque[RecordBatch] = deque()
         self.batch_bytes = topic.config.max_message_bytes  # of a batch; fewer where a leader has refused so many

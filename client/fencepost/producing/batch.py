@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -69,11 +69,7 @@ class Batch:
     alone: bool = False  # the message that it came in was too large: the next one carries nothing else
     pieces: tuple[Batch, ...] = ()  # what has taken its place, in order: it is split and has no outcome of its own
     last_error: FencepostError | None = None
-    outcome: Delivered | Failed | None = field(default=None)
-
-    @property
-    def resolved(self) -> bool:
-        return self.outcome is not None
+    outcome: Delivered | Failed | None = None
 
     def split(self, count: int) -> tuple[Batch, ...]:
         """The same records as two batches without stamps: the first `count` of them, and the others."""

@@ -14,7 +14,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol, cast
+from typing import cast
 
 import grpc
 
@@ -39,14 +39,6 @@ JITTER = (0.8, 1.2)  # of the pauses between streams
 GRACE_S = 2.0  # that an answer may take on its way, beyond the time that the leader has
 
 
-class ConnectionOwner(Protocol):
-    def connection_up(self, connection: BrokerConnection) -> None: ...
-
-    def connection_down(self, connection: BrokerConnection) -> None: ...
-
-    def answered(self, attempt: Attempt, result: pb.ProduceResult) -> None: ...
-
-
 class _StreamBroke(Exception):
     """Ends one stream; the text says why."""
 
@@ -55,7 +47,7 @@ _BREAKS = (_StreamBroke, grpc.RpcError, asyncio.InvalidStateError, TimeoutError)
 
 
 class BrokerConnection:
-    """The stream to the broker at one address. `run` is a task that its owner keeps."""
+    """The stream to the broker at one address. `run` is one of the producer's tasks."""
 
     def __init__(
         self,
@@ -63,7 +55,10 @@ class BrokerConnection:
         channel: Callable[[str], grpc.aio.Channel],
         config: ProducerConfig,
         host: Host,
-        owner: ConnectionOwner,
+        *,
+        on_up: Callable[[BrokerConnection], None],
+        on_down: Callable[[BrokerConnection], None],
+        on_answer: Callable[[Attempt, pb.ProduceResult], None],
     ) -> None:
         self.address = address
         self.up = False
@@ -72,7 +67,9 @@ class BrokerConnection:
         self._channel = channel
         self._config = config
         self._host = host
-        self._owner = owner
+        self._on_up = on_up  # the stream can be written to
+        self._on_down = on_down  # it broke; what was not answered never will be on it
+        self._on_answer = on_answer
         self._backoff = replace(config.backoff, jitter=JITTER)
         # What compresses takes milliseconds a batch: the event loop gets a turn after each.
         self._message_bytes = MAX_MESSAGE_BYTES if config.codec is Compression.NONE else 1
@@ -119,7 +116,7 @@ class BrokerConnection:
         self._outbox.clear()
         self._in_flight.clear()
         if was_up:
-            self._owner.connection_down(self)
+            self._on_down(self)
 
     async def _stream(self) -> None:
         """One stream's life; raises _StreamBroke at its end.
@@ -134,7 +131,7 @@ class BrokerConnection:
             call.cancel()
             raise
         self.up = True
-        self._owner.connection_up(self)
+        self._on_up(self)
         loop = asyncio.get_running_loop()
         parts = [loop.create_task(part) for part in (self._write(call), self._read(call), self._watch())]
         try:
@@ -207,7 +204,7 @@ class BrokerConnection:
                 attempt, _ = self._in_flight.pop(result.correlation_id, (None, 0.0))
                 if attempt is None:
                     raise _StreamBroke(f"an answer has correlation id {result.correlation_id}, which nothing waits for")
-                self._owner.answered(attempt, result)
+                self._on_answer(attempt, result)
         raise _StreamBroke("the broker ended the stream")
 
     async def _watch(self) -> None:

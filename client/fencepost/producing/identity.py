@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Protocol
+from collections.abc import Callable
 
 from fencepost.cluster import Cluster
 from fencepost.producing.accumulator import PartitionQueue
@@ -39,17 +39,19 @@ NO_ID = -1
 TELL_AFTER_S = 3.0  # without an id: then the user is told why
 
 
-class IdentityOwner(Protocol):
-    @property
-    def queues(self) -> list[PartitionQueue]: ...
-
-    def changed(self, queue: PartitionQueue) -> None: ...
-
-
 class Identity:
-    """`run` is a task that the producer keeps; it raises ProducerFenced where that is so."""
+    """The producer's id and epoch. `run` is one of the producer's tasks; it raises ProducerFenced where that is so.
 
-    def __init__(self, cluster: Cluster, config: ProducerConfig, owner: IdentityOwner) -> None:
+    `queues`: of all partitions in use. `changed` is called for each that goes on under another identity.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        config: ProducerConfig,
+        queues: Callable[[], list[PartitionQueue]],
+        changed: Callable[[PartitionQueue], None],
+    ) -> None:
         self.producer_id = NO_ID
         self.epoch = -1
         self.retired_id = NO_ID  # the one before, whose epochs this name has used up
@@ -58,7 +60,8 @@ class Identity:
         self._name_expiration_s = 0.0
         self._cluster = cluster
         self._config = config
-        self._owner = owner
+        self._queues = queues
+        self._changed = changed
         self._backoff = config.backoff
         self._needed = asyncio.Event()
         self._bumping = False
@@ -113,7 +116,7 @@ class Identity:
                 await self._replace_used_up()
 
     async def _bump_all(self) -> None:
-        queues = self._owner.queues
+        queues = self._queues()
         if not any(queue.sequencer.bump_needed for queue in queues):
             return
         self._bumping = True
@@ -126,17 +129,17 @@ class Identity:
             "producer epoch bumped name=%s producer_id=%d epoch=%d", self._config.name, self.producer_id, self.epoch
         )
         self._bumping = False
-        for queue in self._owner.queues:
+        for queue in self._queues():
             queue.sequencer.grant(self.producer_id, self.epoch)
-            self._owner.changed(queue)
+            self._changed(queue)
 
     async def _replace_used_up(self) -> None:
-        for queue in self._owner.queues:
+        for queue in self._queues():
             if queue.sequencer.awaiting_identity:
                 producer_id, epoch = await self._init(NO_ID, -1)
                 log.info("producer id replaced partition=%s producer_id=%d", queue.name, producer_id)
                 queue.sequencer.grant(producer_id, epoch)
-                self._owner.changed(queue)
+                self._changed(queue)
 
     async def _init(self, producer_id: int, epoch: int) -> tuple[int, int]:
         """InitProducerId, until it is answered. Raises ProducerFenced, and what else is not retriable."""

@@ -20,7 +20,7 @@ from typing import cast
 
 from fencepost.cluster import Cluster
 from fencepost.errors import DeliveryTimeout, ProducerClosed
-from fencepost.owner import Owner
+from fencepost.loop_guard import LoopGuard
 from fencepost.producing.accumulator import NOT_WAITING, TELL_AFTER_S, PartitionQueue, RecordBatch, TopicQueues
 from fencepost.producing.batch import Attempt, Batch, Delivered, Failed
 from fencepost.producing.buffer import Buffer
@@ -66,10 +66,10 @@ class Sender:
     """Everything of a producer but taking records. `start` before use, `close` after."""
 
     def __init__(self, cluster: Cluster, config: ProducerConfig, host: Host) -> None:
-        self.owner = Owner("producer")
+        self.guard = LoopGuard("producer")
         self.topics: dict[str, TopicQueues] = {}
         self.buffer = Buffer(config.buffer_memory, config.max_block_ms / 1000, self.check, self.hurry)
-        self.identity = Identity(cluster, config, self)
+        self.identity = Identity(cluster, config, lambda: self.queues, self.changed)
         self._cluster = cluster
         self._config = config
         self._host = host
@@ -101,7 +101,7 @@ class Sender:
 
     def check(self) -> None:
         """Raises why no record can be taken."""
-        self.owner.check()
+        self.guard.check()
         reason = self._end or self._refusal
         if reason is not None:
             raise reason.with_traceback(None)
@@ -165,7 +165,7 @@ class Sender:
                 raise UnknownTopicOrPartition(f"topic {name!r} has no partitions")
             queues = [PartitionQueue(topic, p.index, self._sequencer(f"{name}-{p.index}")) for p in partitions]
             for queue in queues:
-                queue.check_owner = self.owner.check
+                queue.check_loop = self.guard.check
                 self.identity.opened(queue)
                 self._place(queue)
             self.topics[name] = TopicQueues(topic, queues, self._host.random.choice, self._config)
@@ -391,24 +391,32 @@ class Sender:
     def _connection(self, address: str) -> BrokerConnection:
         connection = self._connections.get(address)
         if connection is None:
-            connection = BrokerConnection(address, self._cluster.channel, self._config, self._host, self)
+            connection = BrokerConnection(
+                address,
+                self._cluster.channel,
+                self._config,
+                self._host,
+                on_up=self._connection_up,
+                on_down=self._connection_down,
+                on_answer=self._answered,
+            )
             self._connections[address] = connection
             self._connection_tasks[address] = self._tasks.spawn(connection.run(), f"producer-connection-{address}")
         return connection
 
-    def connection_up(self, connection: BrokerConnection) -> None:
+    def _connection_up(self, connection: BrokerConnection) -> None:
         for queue in connection.queues:
             self._settle(queue.sequencer.attach(queue.leader_epoch))
             self.changed(queue)
 
-    def connection_down(self, connection: BrokerConnection) -> None:
+    def _connection_down(self, connection: BrokerConnection) -> None:
         for queue in connection.queues:
             self._settle(queue.sequencer.detach())
             self.changed(queue)
 
     # ---- Outcomes ----
 
-    def answered(self, attempt: Attempt, result: pb.ProduceResult) -> None:
+    def _answered(self, attempt: Attempt, result: pb.ProduceResult) -> None:
         queue = cast(RecordBatch, attempt.batch).queue
         sequencer = queue.sequencer
         if result.error.code:

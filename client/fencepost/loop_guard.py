@@ -1,8 +1,8 @@
-"""Which event loop and process a client belongs to, so that another one meets an error and not silence.
+"""Refuses the use of a client in another event loop or process than the one that started it.
 
-A client's tasks run in the loop that started it. Whoever awaits its answers in another loop (another thread's, or that of
-a later `asyncio.run`) would wait for ever, and a forked child has the client's memory, and neither its threads nor its
-connections: gRPC's own threads are not copied by a fork.
+A client's tasks run in the loop that started it. A call that awaited them in another loop (another thread's, or that of a
+later `asyncio.run`) would wait for ever. A forked child has a copy of the client's memory, but neither its connections nor
+gRPC's threads.
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ import os
 from fencepost_proto.protocol.errors import InvalidRequest
 
 
-class Owner:
-    """`take` when the client starts; `check` where it is used. `name`: the kind of client, for messages."""
+class LoopGuard:
+    """`bind` it when the client starts, `check` it where the client is used. `name`: the kind of client, for messages."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
 
-    def take(self) -> None:
+    def bind(self) -> None:
+        """The client belongs to this event loop and process from now on."""
         self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
 
     @property
     def forked(self) -> bool:
-        """This is a child of the process that has started the client."""
+        """This process is a forked child of the one that started the client."""
         return self._loop is not None and os.getpid() != self._pid
 
     def check(self) -> None:
-        """Raises InvalidRequest in another event loop or process. Before the start anything goes."""
+        """Raises InvalidRequest in another event loop or process than that of `bind`; before `bind`, in none."""
         if self._loop is None:
             return
         if self.forked:
