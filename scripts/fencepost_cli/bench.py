@@ -17,10 +17,11 @@ import psutil
 
 from fencepost import AdminClient, Consumer, Producer
 from fencepost_testing.cluster_metadata import read_log_dirs
-from fencepost_testing.failover import AckWatch, kill_leader, wait_in_sync
+from fencepost_testing.failover import AckWatch, kill_leader
 from fencepost_testing.failures import CommandFailed
 from fencepost_testing.ledger import Ledger
 from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.topic_waits import wait_in_sync
 from fencepost_testing.workload import Workload, WorkloadSpec, percentile
 
 BROKERS = 3

@@ -19,8 +19,7 @@ from typing import Any
 from fencepost import AdminClient, Consumer, Producer
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_proto.runtime.host import Host
-from fencepost_testing.cluster_metadata import read_log_dirs
-from fencepost_testing.failover import AckWatch, Failover, FailoverFailed, kill_leader, wait_in_sync
+from fencepost_testing.failover import AckWatch, Failover, kill_leader
 from fencepost_testing.failures import CommandFailed, leaves
 from fencepost_testing.faulty_wire import FaultyWire
 from fencepost_testing.ledger import Ledger
@@ -28,6 +27,7 @@ from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.read_back import ReadBack, read_to_end
 from fencepost_testing.replica_check import check_same
 from fencepost_testing.replica_files import check_replica_files
+from fencepost_testing.topic_waits import wait_in_sync, wait_settled
 from fencepost_testing.verdict import Findings, Kind
 from fencepost_testing.workload import Workload, WorkloadSpec
 
@@ -41,10 +41,7 @@ WANTED_DROPPED_ACKS = 40
 SURE_OF_DUPLICATES = 1_000  # records: with so many, some answer was thrown away and the batch sent again
 SECONDS_PER_KILL = 2.0  # of workload, at the rate that follows from it
 MAX_WORKLOAD_S = 40.0
-SETTLE_TIMEOUT_S = 30.0
 KILL_AT_SHARE = 0.2  # of the records between two kills
-_POLL_S = 0.05
-_ASK_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +148,7 @@ class Demo:
             ):
                 await self._produce_through_failovers(producer, along, admin)
             self._tell("reading everything back, and checking every replica's files")
-            await self._wait_settled()
+            await self._wait_settled(admin)
             await self._read_back(bootstrap)
             await self._check_files(admin)
         self._check_story()
@@ -213,28 +210,9 @@ class Demo:
 
     # ---- The verdict ----
 
-    async def _wait_settled(self) -> None:
+    async def _wait_settled(self, admin: AdminClient) -> None:
         """Until every replica has all, and knows that it is committed."""
-        deadline = time.monotonic() + SETTLE_TIMEOUT_S
-        while True:
-            answers = await asyncio.gather(
-                *(
-                    read_log_dirs(self.cluster.member(broker).address, timeout_s=_ASK_TIMEOUT_S)
-                    for broker in self.cluster.broker_ids
-                )
-            )
-            ends: dict[int, set[tuple[int, int]]] = {}
-            for answer in answers:
-                for replica in answer.replicas if answer else ():
-                    ends.setdefault(replica.partition, set()).add((replica.log_end_offset, replica.high_watermark))
-            if len(ends) == self.options.partitions and all(
-                len(told) == 1 and end == high_watermark for told in ends.values() for end, high_watermark in told
-            ):
-                self._high_watermarks = {partition: next(iter(told))[1] for partition, told in ends.items()}
-                return
-            if time.monotonic() > deadline:
-                raise FailoverFailed(f"replicas have not come to the same end within {SETTLE_TIMEOUT_S:g} s: {ends}")
-            await asyncio.sleep(_POLL_S)
+        self._high_watermarks = await wait_settled(admin, TOPIC)
 
     async def _read_back(self, bootstrap: str) -> None:
         """Everything again, by a consumer that has seen nothing yet; and the same as the other one saw."""

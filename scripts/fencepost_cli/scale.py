@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from fencepost_proto.transport.wire import GrpcWire
 from fencepost_testing.cluster_metadata import read_log_dirs
 from fencepost_testing.failures import CommandFailed
 from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, Node
+from fencepost_testing.waiting import until
 
 BROKERS = 3
 REPLICATION_FACTOR = 3
@@ -278,10 +280,13 @@ class Scale:
                 )
                 topics[name] = (await admin.describe_topic(name)).topic_id
         for broker in self._cluster.broker_ids:
-            while await self._replicas(broker) < self._partitions:
-                if time.monotonic() - began > SETTLE_TIMEOUT_S:
-                    raise CommandFailed(f"broker {broker} has not made its replicas in {SETTLE_TIMEOUT_S:g} s")
-                await asyncio.sleep(0.5)
+            await until(
+                partial(self._replicas, broker),
+                f"{self._partitions} replicas on broker {broker}",
+                max(0.0, SETTLE_TIMEOUT_S - (time.monotonic() - began)),
+                holds=lambda made: made >= self._partitions,
+                poll_s=0.5,
+            )
         self.result.create_s = time.monotonic() - began
         return topics, counts
 

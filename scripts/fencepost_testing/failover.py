@@ -12,19 +12,16 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from fencepost import AdminClient
+from fencepost.descriptions import PartitionDescription
 from fencepost_proto.protocol.record_batch import MAX_SEQUENCE
-from fencepost_testing.failures import CommandFailed
 from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.waiting import NotInTime, until
 from fencepost_testing.workload import Acked
 
 RESUME_TIMEOUT_S = 30.0
 HEAL_TIMEOUT_S = 30.0
 _POLL_S = 0.05
 _SEQUENCES = MAX_SEQUENCE + 1
-
-
-class FailoverFailed(CommandFailed):
-    """Writes did not resume, or a broker did not come back into sync, in time."""
 
 
 class AckWatch:
@@ -117,7 +114,7 @@ async def kill_leader(
     try:
         resumed_at = await acks.first_after(partition, killed_at, RESUME_TIMEOUT_S)
     except TimeoutError:
-        raise FailoverFailed(
+        raise NotInTime(
             f"writes to {topic}-{partition} did not resume within {RESUME_TIMEOUT_S:g} s after broker {victim} was killed"
         ) from None
     for change in changes:
@@ -128,15 +125,18 @@ async def kill_leader(
 async def _see_after(change: LeaderChange, admin: AdminClient, topic: str) -> None:
     """Ask the next leader, and wait until it is known who that is."""
     change.producers_after = await producer_views(admin, topic, change.partition)
-    deadline = time.monotonic() + HEAL_TIMEOUT_S
-    while True:
-        after = (await admin.describe_topic(topic)).partitions[change.partition]
-        if after.leader_epoch > change.epoch_before and after.leader >= 0:
-            change.leader_after, change.epoch_after = after.leader, after.leader_epoch
-            return
-        if time.monotonic() > deadline:
-            raise FailoverFailed(f"{topic}-{change.partition} has no other leader after {HEAL_TIMEOUT_S:g} s")
-        await asyncio.sleep(_POLL_S)
+
+    async def partition() -> PartitionDescription:
+        return (await admin.describe_topic(topic)).partitions[change.partition]
+
+    after = await until(
+        partition,
+        f"{topic}-{change.partition} has another leader",
+        HEAL_TIMEOUT_S,
+        holds=lambda after: after.leader_epoch > change.epoch_before and after.leader >= 0,
+        poll_s=_POLL_S,
+    )
+    change.leader_after, change.epoch_after = after.leader, after.leader_epoch
 
 
 async def producer_views(admin: AdminClient, topic: str, partition: int) -> list[ProducerView]:
@@ -157,17 +157,3 @@ async def producer_views(admin: AdminClient, topic: str, partition: int) -> list
             )
         )
     return views
-
-
-async def wait_in_sync(admin: AdminClient, topic: str, timeout_s: float = HEAL_TIMEOUT_S) -> None:
-    """Return once every partition has a leader and all its replicas in sync."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        partitions = (await admin.describe_topic(topic)).partitions
-        late = [p for p in partitions if p.leader < 0 or set(p.isr) != set(p.replicas)]
-        if not late:
-            return
-        if time.monotonic() > deadline:
-            told = "; ".join(f"{topic}-{p.partition}: in sync {list(p.isr)} of {list(p.replicas)}" for p in late)
-            raise FailoverFailed(f"not all replicas in sync within {timeout_s:g} s: {told}")
-        await asyncio.sleep(_POLL_S)

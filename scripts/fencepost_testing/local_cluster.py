@@ -45,6 +45,7 @@ from fencepost_testing.member import (
 )
 from fencepost_testing.ports import PortReservation, reserve_ports
 from fencepost_testing.processes import Place, Watchdog, spawn
+from fencepost_testing.waiting import until
 
 __all__ = [
     "CONTROLLER",
@@ -257,7 +258,7 @@ class LocalCluster:
                 await asyncio.to_thread(self._watchdog.confirm)
             deadline = time.monotonic() + timeout_s
             for member in members:
-                await member.wait_ready(deadline)
+                await member.wait_ready(max(0.0, deadline - time.monotonic()))
         except BaseException:
             await self._undo_start([member.node for member in started])
             raise
@@ -320,23 +321,28 @@ class LocalCluster:
 
         expected = {*brokers, *(broker for broker in self.broker_ids if self.running(broker))}
         wanted = {broker for broker in expected if not self.paused(broker)}
-        deadline = time.monotonic() + timeout_s
-        serving: set[int] = set()
-        while not wanted <= serving:
-            if time.monotonic() > deadline:
-                late = ", ".join(str(broker) for broker in sorted(wanted - serving))
-                suspects: list[Node] = [CONTROLLER, *sorted(wanted - serving)[:1]]
-                tails = "\n".join(f"  {name_of(node)}:\n{log_tail(self.member(node).log_file)}" for node in suspects)
-                raise ClusterError(f"not registered in time: broker {late}; the ends of the logs:\n{tails}")
+        late = sorted(wanted)  # that one of them does not know as serving
+
+        async def all_know_all() -> bool:
+            nonlocal late
             for broker in sorted(wanted):
                 self.member(broker).still_running()
                 image = await read_image(self.member(broker).address, timeout_s=_METADATA_TIMEOUT_S)
-                serving = {known.id for known in image.brokers.values() if not known.fenced} if image else set()
-                if not wanted <= serving:
+                serving = {known.id for known in image.brokers.values() if not known.fenced} if image else set[int]()
+                late = sorted(wanted - serving)
+                if late:
                     if needs_controller:
                         self.member(CONTROLLER).still_running()
-                    break  # each of them is to know all of them
-            await asyncio.sleep(POLL_S)
+                    return False
+            return True
+
+        def failure(_: str) -> ClusterError:
+            suspects: list[Node] = [CONTROLLER, *late[:1]]
+            tails = "\n".join(f"  {name_of(node)}:\n{log_tail(self.member(node).log_file)}" for node in suspects)
+            brokers = ", ".join(str(broker) for broker in late)
+            return ClusterError(f"not registered in time: broker {brokers}; the ends of the logs:\n{tails}")
+
+        await until(all_know_all, "every broker has registered", timeout_s, poll_s=POLL_S, error=failure)
 
     # ---- Faults, stopping ----
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Literal
 from fencepost_testing.failures import CommandFailed
 from fencepost_testing.ports import LOOPBACK
 from fencepost_testing.processes import Place, ProcessRef
+from fencepost_testing.waiting import until
 
 Controller = Literal["controller"]
 Node = int | Controller
@@ -121,21 +120,27 @@ class Member:
             code = f" with exit code {self.child.returncode}" if self.child else ""
             raise ClusterError(f"{name_of(self.node)} ended{code}; its log:\n{log_tail(self.log_file)}")
 
-    async def wait_ready(self, deadline: float) -> None:
+    async def wait_ready(self, timeout_s: float) -> None:
         """Return once it listens. Raises ClusterError, with the end of its log, where it ends or it takes too long."""
-        while not self.ready():
+
+        def ready() -> bool:
+            if self.ready():
+                return True
             self.still_running()
-            if time.monotonic() > deadline:
-                raise ClusterError(f"{name_of(self.node)} is not ready in time; its log:\n{log_tail(self.log_file)}")
-            await asyncio.sleep(POLL_S)
+            return False
+
+        def late(_: str) -> ClusterError:
+            return ClusterError(f"{name_of(self.node)} is not ready in time; its log:\n{log_tail(self.log_file)}")
+
+        await until(ready, f"{name_of(self.node)} listens", timeout_s, poll_s=POLL_S, error=late)
 
     async def wait_gone(self, timeout_s: float = GONE_TIMEOUT_S) -> None:
         """Return once it has ended. Raises ClusterError where that takes too long."""
-        deadline = time.monotonic() + timeout_s
-        while self.running():
-            if time.monotonic() > deadline:
-                raise ClusterError(f"{name_of(self.node)} has not ended within {timeout_s:g} s")
-            await asyncio.sleep(POLL_S)
+
+        def late(_: str) -> ClusterError:
+            return ClusterError(f"{name_of(self.node)} has not ended within {timeout_s:g} s")
+
+        await until(lambda: not self.running(), f"{name_of(self.node)} ends", timeout_s, poll_s=POLL_S, error=late)
 
 
 def name_of(node: Node) -> str:

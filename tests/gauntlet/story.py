@@ -50,6 +50,7 @@ from fencepost_proto.protocol.record_batch import read_header
 from fencepost_proto.protocol.records import read_records
 from fencepost_proto.protocol.v1 import controller_pb2
 from fencepost_proto.runtime.host import Host
+from fencepost_testing.waiting import until
 
 SEEDS = (1, 2, 3)
 NEVER_MS = 3_600_000
@@ -438,10 +439,7 @@ class Story:
     # ---- Waiting ----
 
     async def until(self, condition: Callable[[], object], what: str, timeout_s: float = TIMEOUT_S) -> None:
-        deadline = self.world.now + timeout_s
-        while not condition():
-            assert self.world.now < deadline, f"not within {timeout_s:g} s: {what}"
-            await asyncio.sleep(LOOK_S)
+        await until(condition, what, timeout_s, poll_s=LOOK_S, error=AssertionError)
 
     async def asked(self, batch: str, broker: str = "") -> None:
         """A broker has read this batch."""

@@ -12,6 +12,7 @@ from fencepost import AdminClient, Producer
 from fencepost_proto.protocol.metadata import Broker
 from fencepost_testing.cluster_metadata import read_image
 from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, to_toml
+from fencepost_testing.waiting import until
 
 TIMEOUT_S = 90.0
 MIB = 1024 * 1024
@@ -33,12 +34,12 @@ def resident_bytes(pid: int) -> int:
 
 
 async def brokers_with(broker_id: int, bootstrap: str) -> Mapping[int, Broker]:
-    """As clients are told, once that one is among them; the test's own deadline bounds it."""
-    while True:
-        image = await read_image(bootstrap, timeout_s=5)
-        if image is not None and broker_id in image.brokers:
-            return image.brokers
-        await asyncio.sleep(0.05)
+    """As clients are told, once that one is among them."""
+    what = f"broker {broker_id} in the metadata"
+    image = await until(
+        lambda: read_image(bootstrap, timeout_s=5), what, 60, holds=lambda image: broker_id in image.brokers
+    )
+    return image.brokers
 
 
 def test_memory_per_partition(tmp_path: Path) -> None:

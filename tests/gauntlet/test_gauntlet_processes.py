@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from fencepost import AdminClient, Consumer, Producer
+from fencepost.descriptions import PartitionDescription
 from fencepost_testing.chaos.data_folders import copy_folder, put_back
-from fencepost_testing.failover import wait_in_sync
 from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.topic_waits import wait_in_sync
+from fencepost_testing.waiting import until
 
 TOPIC = "orders"
 TIMEOUT_S = 60.0
@@ -136,10 +138,13 @@ def test_old_folder_leads(tmp_path: Path, copied: str) -> None:
                 await cluster.wait_gone(1)
             put_back(copy, folder)
             await cluster.start([1, 2, 3])
-            while "data folder may lack acknowledged records" not in cluster.log("controller"):  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
-            while (described := (await admin.describe_topic(TOPIC)).partitions[0]).isr:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+            warning = "data folder may lack acknowledged records"
+            await until(lambda: warning in cluster.log("controller"), "the warning")
+
+            async def partition() -> PartitionDescription:
+                return (await admin.describe_topic(TOPIC)).partitions[0]
+
+            described = await until(partition, "nobody in sync", holds=lambda partition: not partition.isr)
             assert described.leader == -1
             await admin.elect_leader(TOPIC, 0, unclean=True)
             assert await read_all(cluster, 200) == acked

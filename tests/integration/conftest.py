@@ -10,7 +10,7 @@ def test_something(run, cluster_factory):
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,22 +31,6 @@ def run_scenario(scenario: Coroutine[Any, Any, T], timeout_s: float = TEST_TIMEO
             return await scenario
 
     return asyncio.run(bounded())
-
-
-async def eventually(
-    condition: Callable[[], bool | Awaitable[bool]], what: str, timeout_s: float = 15.0, poll_s: float = 0.02
-) -> None:
-    """Return once the condition holds. Fails the test, naming `what`, where it does not in time."""
-    deadline = asyncio.get_running_loop().time() + timeout_s
-    while True:
-        holds = condition()
-        if not isinstance(holds, bool):
-            holds = await holds
-        if holds:
-            return
-        if asyncio.get_running_loop().time() > deadline:
-            pytest.fail(f"not within {timeout_s:g} s: {what}")
-        await asyncio.sleep(poll_s)
 
 
 @pytest.fixture

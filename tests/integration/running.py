@@ -8,17 +8,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from conftest import eventually
-
 from fencepost import AdminClient, Consumer, Producer
 from fencepost.descriptions import PartitionDescription
-from fencepost_testing.failover import wait_in_sync
 from fencepost_testing.faulty_wire import host_with_faults
 from fencepost_testing.ledger import Ledger
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.read_back import ReadBack, read_to_end
 from fencepost_testing.replica_check import check_same
 from fencepost_testing.replica_files import check_replica_files
+from fencepost_testing.topic_waits import wait_in_sync
+from fencepost_testing.waiting import until
 from fencepost_testing.workload import Acked, Workload, WorkloadSpec
 
 TOPIC = "orders"
@@ -49,12 +48,12 @@ class Running:
         async def holds() -> bool:
             return await self.leader(index) not in (than, -1)
 
-        await eventually(holds, f"another broker than {than} leads partition {index}")
+        await until(holds, f"another broker than {than} leads partition {index}")
 
     async def writes_go_on(self, timeout_s: float = 15.0) -> None:
         """Return once every partition has acknowledged something more. Fails the test where one does not in time."""
         before = list(self.acked)
-        await eventually(
+        await until(
             lambda: all(now > then + 5 for now, then in zip(self.acked, before, strict=True)),
             f"writes go on in all partitions: {before}",
             timeout_s,

@@ -21,6 +21,7 @@ from fencepost.errors import (
     UnknownTopicOrPartition,
 )
 from fencepost_testing.local_cluster import CONTROLLER, LocalCluster
+from fencepost_testing.waiting import until
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]
@@ -31,12 +32,7 @@ async def described(
     admin: AdminClient, condition: Callable[[TopicDescription], bool], timeout_s: float = 20.0
 ) -> TopicDescription:
     """The topic "orders" once the condition holds."""
-    async with asyncio.timeout(timeout_s):
-        while True:
-            topic = await admin.describe_topic("orders")
-            if condition(topic):
-                return topic
-            await asyncio.sleep(0.02)
+    return await until(lambda: admin.describe_topic("orders"), "the topic as it should be", timeout_s, holds=condition)
 
 
 def led_by_others_than(dead: int) -> Callable[[TopicDescription], bool]:
@@ -44,11 +40,10 @@ def led_by_others_than(dead: int) -> Callable[[TopicDescription], bool]:
 
 
 async def is_live(admin: AdminClient, broker: int, timeout_s: float = 20.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while True:
-            if not {b.id: b for b in (await admin.describe_cluster()).brokers}[broker].fenced:
-                return
-            await asyncio.sleep(0.02)
+    async def live() -> bool:
+        return not {b.id: b for b in (await admin.describe_cluster()).brokers}[broker].fenced
+
+    await until(live, f"broker {broker} is live", timeout_s)
 
 
 def test_topics_are_made_described_and_removed_and_what_is_impossible_is_refused_by_name(

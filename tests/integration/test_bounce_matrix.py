@@ -20,11 +20,11 @@ from fencepost import AdminClient
 from fencepost.history import History
 from fencepost_testing.chaos.client_config import ClientConfig
 from fencepost_testing.chaos.consuming import consume
-from fencepost_testing.chaos.ending import check_files, read_everything, wait_settled, wait_writable
+from fencepost_testing.chaos.ending import check_files, read_everything
 from fencepost_testing.chaos.producing import produce
-from fencepost_testing.failover import wait_in_sync
 from fencepost_testing.history_check import check_history
 from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, Node
+from fencepost_testing.topic_waits import wait_in_sync, wait_settled, wait_writable
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]

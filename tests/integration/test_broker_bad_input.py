@@ -33,6 +33,7 @@ from fencepost_proto.protocol.v1 import (
 from fencepost_proto.transport.wire import GrpcWire
 from fencepost_testing.cluster_metadata import read_image
 from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, to_toml
+from fencepost_testing.waiting import until
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]
@@ -90,12 +91,8 @@ class Victim:
 
     async def leader_epoch(self) -> int:
         """Of the leadership that the broker has or soon gets."""
-        async with asyncio.timeout(10):
-            while True:
-                described = await self.state()
-                if described.error.code == ErrorCode.NONE:
-                    return described.leader_epoch
-                await asyncio.sleep(0.02)
+        described = await until(self.state, "it leads", holds=lambda described: described.error.code == ErrorCode.NONE)
+        return described.leader_epoch
 
     async def good(self) -> None:
         """One more batch of the same producer goes in."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -11,15 +10,15 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-import pytest
 
 from fencepost import AdminClient, Consumer, Producer
 from fencepost_proto.protocol.errors import ErrorCode
-from fencepost_proto.protocol.metadata import Broker, MetadataImage, Partition
+from fencepost_proto.protocol.metadata import Broker, Partition
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc, controller_pb2, controller_pb2_grpc
 from fencepost_proto.transport.wire import GrpcWire
 from fencepost_testing.cluster_metadata import read_image
 from fencepost_testing.local_cluster import CONTROLLER, LocalCluster
+from fencepost_testing.waiting import until
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]
@@ -45,15 +44,14 @@ class Scene:
 
     async def until(self, ask: int, what: str, condition: Callable[[Partition, dict[int, Broker]], bool]) -> Partition:
         """The partition as broker `ask` shows it, once the condition holds there."""
-        deadline = asyncio.get_running_loop().time() + WAIT_S
-        while True:
+
+        async def look() -> tuple[Partition, dict[int, Broker]] | None:
             image = await read_image(self.cluster.member(ask).address, timeout_s=1)
-            if image is not None and "orders" in image.topic_ids:
-                partition = image.partitions[image.topic_ids["orders"], 0]
-                if condition(partition, dict(image.brokers)):
-                    return partition
-            assert asyncio.get_running_loop().time() < deadline, f"{what}: {image and image.partitions}"
-            await asyncio.sleep(0.02)
+            if image is None or "orders" not in image.topic_ids:
+                return None
+            return image.partitions[image.topic_ids["orders"], 0], dict(image.brokers)
+
+        return (await until(look, what, WAIT_S, holds=lambda seen: condition(*seen)))[0]
 
     async def in_sync(self, ask: int = 1) -> Partition:
         return await self.until(ask, "all in sync", lambda partition, _: len(partition.isr) == len(partition.replicas))
@@ -272,21 +270,21 @@ def test_all_brokers_killed_at_once_come_back_with_everything_and_recognise_old_
 
 async def described(cluster: Scene, ask: int) -> broker_pb2.DescribeProducersResponse:
     """What the partition's leader knows of producers, all of it committed."""
-    image: MetadataImage | None = None
-    deadline = asyncio.get_running_loop().time() + WAIT_S
-    while True:
+
+    async def look() -> broker_pb2.DescribeProducersResponse | None:
         image = await read_image(cluster.cluster.member(ask).address, timeout_s=1)
-        if image is not None:
-            partition = image.partitions[image.topic_ids["orders"], 0]
-            async with GrpcWire().connect(image.current_leader(partition).address or "127.0.0.1:1") as channel:
-                stub: broker_pb2_grpc.BrokerAsyncStub = broker_pb2_grpc.BrokerStub(channel)
-                request = broker_pb2.DescribeProducersRequest(
-                    topic_id=partition.topic_id, producer_id=-1, commit_timeout_ms=5_000
-                )
-                with contextlib.suppress(grpc.aio.AioRpcError):  # it may just have gone; the deadline decides
-                    answer = await stub.DescribeProducers(request)
-                    if answer.error.code == ErrorCode.NONE:
-                        return answer
-        if asyncio.get_running_loop().time() > deadline:
-            pytest.fail("nobody told the producers' state")
-        await asyncio.sleep(0.02)
+        if image is None:
+            return None
+        partition = image.partitions[image.topic_ids["orders"], 0]
+        async with GrpcWire().connect(image.current_leader(partition).address or "127.0.0.1:1") as channel:
+            stub: broker_pb2_grpc.BrokerAsyncStub = broker_pb2_grpc.BrokerStub(channel)
+            request = broker_pb2.DescribeProducersRequest(
+                topic_id=partition.topic_id, producer_id=-1, commit_timeout_ms=5_000
+            )
+            try:
+                return await stub.DescribeProducers(request)
+            except grpc.aio.AioRpcError:  # it may just have gone
+                return None
+
+    what = "the leader tells the producers' state"
+    return await until(look, what, WAIT_S, holds=lambda answer: answer.error.code == ErrorCode.NONE)

@@ -8,11 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from fencepost_testing.waiting import until_sync
 
 START_S = 20.0
 NO_CONTROLLER = "127.0.0.1:1"  # brokers wait for it
@@ -43,14 +45,18 @@ class Processes:
         process = subprocess.Popen([sys.executable, "-m", "fencepost_node", str(config)], stderr=log, text=True)
         log.close()
         self._running.append(process)
-        deadline = time.monotonic() + START_S
-        while True:
+
+        def look() -> dict[str, Any]:
             said = _read_json(data_dir / "process.json")
-            if said.get("pid") == process.pid:
-                return process, str(said["address"])
             assert process.poll() is None, config.with_suffix(".log").read_text()
-            assert time.monotonic() < deadline, config.with_suffix(".log").read_text()
-            time.sleep(0.01)
+            return said
+
+        def late(told: str) -> AssertionError:
+            return AssertionError(f"{told}; its log:\n{config.with_suffix('.log').read_text()}")
+
+        listens = "the broker listens"
+        said = until_sync(look, listens, START_S, holds=lambda said: said.get("pid") == process.pid, error=late)
+        return process, str(said["address"])
 
     def close(self) -> None:
         for process in self._running:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+import operator
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from command_line import Shell
 from test_demo import processes_of
 
 from fencepost_testing.chaos.network import Network, NetworkUnavailable
+from fencepost_testing.waiting import until_sync
 
 DEADLINE_S = 60.0
 
@@ -94,9 +94,10 @@ def test_chaos_finds_brokers_out_that_forget_what_they_have_seen(tmp_path: Path)
 def test_a_run_that_is_broken_off_leaves_no_process_and_no_namespace(tmp_path: Path, number: signal.Signals) -> None:
     report = tmp_path / "report"
     before = namespaces()
+    nemesis = report / "nemesis.jsonl"
     child = Shell(tmp_path).start("chaos", "--duration", "60s", "--report", str(report))
     try:
-        wait_for(lambda: (report / "nemesis.jsonl").exists() and "began" in (report / "nemesis.jsonl").read_text())
+        until_sync(lambda: nemesis.exists() and "began" in nemesis.read_text(), "the first fault", DEADLINE_S)
         assert len(processes_of(report)) > 5
         child.send_signal(number)
         _, errors = child.communicate(timeout=DEADLINE_S)
@@ -107,8 +108,14 @@ def test_a_run_that_is_broken_off_leaves_no_process_and_no_namespace(tmp_path: P
     assert "Traceback" not in errors
     if number != signal.SIGKILL:
         assert f"broken off; what its processes recorded and logged is in {report}" in errors
-    wait_for(lambda: processes_of(report) == [])
-    wait_for(lambda: not ours(namespaces() - before, report))
+    until_sync(lambda: processes_of(report), "no process is left", DEADLINE_S, holds=operator.not_, poll_s=0.05)
+    until_sync(
+        lambda: ours(namespaces() - before, report),
+        "no namespace is left",
+        DEADLINE_S,
+        holds=operator.not_,
+        poll_s=0.05,
+    )
 
 
 def ours(left: set[str], report: Path) -> set[str]:
@@ -121,13 +128,6 @@ def network_of(report: Path) -> str:
     told = json.loads(next((report / "clients").glob("*.json")).read_text())["bootstrap"]
     first, second, third, _ = told.split(":")[0].split(".")
     return f"fp{(int(second) - 18) * 256 + int(third):03x}" if first == "198" else ""
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_report_wants_a_folder_of_its_own(tmp_path: Path) -> None:

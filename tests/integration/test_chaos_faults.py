@@ -12,19 +12,19 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from conftest import eventually
 
 from fencepost import AdminClient, Producer
 from fencepost.history import History
 from fencepost_proto.protocol.errors import FencepostError
-from fencepost_testing.chaos.ending import read_everything, wait_settled
+from fencepost_testing.chaos.ending import read_everything
 from fencepost_testing.chaos.faults import Fault, Kind
 from fencepost_testing.chaos.nemesis import Executor
 from fencepost_testing.chaos.nemesis_log import Happened, NemesisLog
 from fencepost_testing.chaos.run import BROKER_SETTINGS, CONTROLLER_SETTINGS
-from fencepost_testing.failover import wait_in_sync
 from fencepost_testing.history_check import Verdict, check_history
 from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.topic_waits import wait_in_sync, wait_settled
+from fencepost_testing.waiting import until
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]
@@ -66,7 +66,7 @@ class Harm:
 
     async def goes_on(self) -> None:
         before = self.acked
-        await eventually(lambda: self.acked > before + 20, "more is acknowledged", timeout_s=30)
+        await until(lambda: self.acked > before + 20, "more is acknowledged", timeout_s=30)
 
     async def verdict(self, admin: AdminClient, last_history: Path) -> Verdict:
         """Once nothing more is written: read everything, and judge."""
@@ -124,7 +124,7 @@ def test_a_flipped_byte_is_found_on_a_leader_and_on_a_follower(
 ) -> None:
     async def scenario() -> None:
         async with harm(cluster_factory, tmp_path) as harmed:
-            await eventually(lambda: harmed.acked > 120, "more than a segment is stored")
+            await until(lambda: harmed.acked > 120, "more than a segment is stored")
             for kind in (Kind.FLIP_LEADERS_BYTE, Kind.FLIP_FOLLOWERS_BYTE):
                 happened = await harmed.fault(kind)
                 assert happened.note.startswith("byte "), happened.note

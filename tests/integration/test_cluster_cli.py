@@ -6,8 +6,7 @@ import json
 import re
 import signal
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 from command_line import Shell
 
 from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.waiting import until_sync
 
 DEADLINE_S = 30.0
 
@@ -40,19 +40,12 @@ def states(shell: Shell) -> dict[str, str]:
     return {process["name"]: process["state"] for process in status(shell)["processes"]}
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_S:g} s: {what}"
-        time.sleep(0.1)
-
-
 def wait_healthy(shell: Shell) -> None:
     def in_sync() -> bool:
         told = status(shell)
         return told["healthy"] and all(len(p["isr"]) == len(p["replicas"]) for p in told["partitions"])
 
-    wait_for(in_sync, "a healthy cluster with all replicas in sync")
+    until_sync(in_sync, "a healthy cluster with all replicas in sync", DEADLINE_S, poll_s=0.1)
 
 
 def forget_boot(shell: Shell, *brokers: int) -> None:
@@ -183,7 +176,7 @@ def test_a_killed_leader_is_replaced_and_comes_back(shell: Shell) -> None:
     shell.ok("topic", "create", "killed", "--partitions", "1")
     wait_healthy(shell)
     killed = shell.ok("cluster", "kill", "leader:killed-0").strip().removesuffix(" killed")
-    wait_for(lambda: states(shell)[killed] == "down", f"{killed} down")
+    until_sync(lambda: states(shell)[killed] == "down", f"{killed} down", DEADLINE_S, poll_s=0.1)
     assert shell.run("cluster", "status").returncode == 1
     assert "is not running" in shell.fails("cluster", "kill", killed.split()[-1])
     shell.ok("produce", "killed", stdin=b"after the kill\n")
@@ -202,7 +195,7 @@ def test_a_paused_broker_is_shown_as_paused_until_it_is_resumed(shell: Shell) ->
 def test_a_broker_can_be_restarted_while_the_controller_is_away(shell: Shell) -> None:
     wait_healthy(shell)
     shell.ok("cluster", "kill", "controller")
-    wait_for(lambda: states(shell)["controller"] == "down", "the controller is down")
+    until_sync(lambda: states(shell)["controller"] == "down", "the controller is down", DEADLINE_S, poll_s=0.1)
     assert "serves once the controller does, which is down" in shell.ok("cluster", "restart", "1")
     assert shell.ok("cluster", "restart", "2", "controller").splitlines() == [
         "controller restarted",
@@ -350,7 +343,7 @@ def test_an_orderly_reboot_costs_nothing(tmp_path: Path) -> None:
         cluster = LocalCluster.load(shell.data_dir)
         for node in cluster.nodes:  # as the system does it: everybody at the same time, the controller too
             cluster.terminate(node)
-        wait_for(lambda: not cluster.any_running(), "all processes have ended")
+        until_sync(lambda: not cluster.any_running(), "all processes have ended", DEADLINE_S, poll_s=0.1)
         forget_boot(shell, 1, 2, 3)
         up = shell.run("cluster", "up")
         assert (up.returncode, up.stderr) == (0, "")
@@ -367,7 +360,7 @@ def test_after_a_crash_of_the_machine_the_cluster_says_what_its_operator_has_to_
         shell.ok("topic", "create", "orders", "--partitions", "1")
         cluster = LocalCluster.load(shell.data_dir)
         cluster.kill_all()
-        wait_for(lambda: not cluster.any_running(), "all processes are gone")
+        until_sync(lambda: not cluster.any_running(), "all processes are gone", DEADLINE_S, poll_s=0.1)
         forget_boot(shell, 1)
         up = shell.run("cluster", "up")
         assert up.returncode == 0

@@ -13,6 +13,7 @@ import pytest
 from fencepost import AdminClient, Consumer, ConsumerRecord, Producer, TopicPartition
 from fencepost.errors import OffsetOutOfRange, UnknownTopicOrPartition
 from fencepost_testing.local_cluster import CONTROLLER, LocalCluster
+from fencepost_testing.waiting import until
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]
@@ -43,11 +44,11 @@ async def made_topic(cluster: LocalCluster, **settings: Any) -> AsyncIterator[Ad
 
 async def leader_of(admin: AdminClient, partition: int) -> int:
     """Waits for one."""
-    while True:
-        leader = (await admin.describe_topic("orders")).partitions[partition].leader
-        if leader >= 0:
-            return leader
-        await asyncio.sleep(0.01)
+
+    async def leader() -> int:
+        return (await admin.describe_topic("orders")).partitions[partition].leader
+
+    return await until(leader, f"a leader of orders-{partition}", holds=lambda leader: leader >= 0)
 
 
 async def produce(producer: Producer, sent: list[int], count: int) -> None:
@@ -230,12 +231,11 @@ def test_what_retention_removed_is_passed_or_raised_as_the_policy_says(
             for _ in range(60):
                 await producer.send("orders", bytes(100_000), partition=0)
             await producer.flush()
-            async with asyncio.timeout(20):
-                while True:
-                    start = (await consumer.beginning_offsets([tp]))[tp]
-                    if start > 0:
-                        break
-                    await asyncio.sleep(0.05)
+
+            async def log_start() -> int:
+                return (await consumer.beginning_offsets([tp]))[tp]
+
+            start = await until(log_start, "retention has removed the first record", 20)
             consumer.seek(tp, 0)
             first = await anext(consumer)
             assert first.offset >= start

@@ -9,11 +9,10 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import grpc
 import pytest
@@ -23,6 +22,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from fencepost_controller.store.sqlite import SCHEMA_VERSION, SqliteStore
 from fencepost_proto.protocol.metadata import MetadataImage
 from fencepost_proto.protocol.v1 import broker_pb2, controller_pb2, controller_pb2_grpc
+from fencepost_testing.waiting import until_sync
 
 WAIT_S = 20.0
 
@@ -47,17 +47,16 @@ class Process:
     def started(self) -> str:
         """The address it listens at, from its process.json."""
         file = self.data_dir / "process.json"
-        give_up_at = time.monotonic() + WAIT_S
-        while time.monotonic() < give_up_at:
+
+        def look() -> dict[str, Any] | None:
             if self.popen.poll() is not None:
                 pytest.fail(f"the controller ended with {self.popen.returncode}: {self.stderr.read()}")
-            if file.exists():
-                content = json.loads(file.read_text())
-                if content["pid"] == self.popen.pid:
-                    assert (content["kind"], content["id"]) == ("controller", 0)
-                    return str(content["address"])
-            time.sleep(0.01)
-        pytest.fail("the controller did not start in time")
+            return json.loads(file.read_text()) if file.exists() else None
+
+        what = "the controller listens"
+        content = until_sync(look, what, WAIT_S, holds=lambda content: content["pid"] == self.popen.pid)
+        assert (content["kind"], content["id"]) == ("controller", 0)
+        return str(content["address"])
 
     def ends(self, code: int) -> str:
         """Its standard error."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import signal
-import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ import psutil
 from aiokafka.record import MemoryRecords
 from command_line import Shell
 
+from fencepost import AdminClient
 from fencepost_cli.demo import TOPIC, Demo, DemoOptions
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.verdict import Kind
+from fencepost_testing.waiting import until_sync
 
 DEADLINE_S = 60.0
 
@@ -82,18 +84,15 @@ def test_an_interrupted_demo_leaves_no_process_and_no_data(tmp_path: Path) -> No
         demo.wait()
     assert demo.returncode == 130
     assert "Traceback" not in errors
-    deadline = time.monotonic() + DEADLINE_S
-    while processes_of(folder):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until_sync(lambda: processes_of(folder), "no process is left", DEADLINE_S, holds=operator.not_, poll_s=0.05)
     assert not folder.exists()
 
 
 class Tampered(Demo):
     """Between the workload and the verdict: a byte on one disk changes, and one more record was "acknowledged"."""
 
-    async def _wait_settled(self) -> None:
-        await super()._wait_settled()
+    async def _wait_settled(self, admin: AdminClient) -> None:
+        await super()._wait_settled(admin)
         self.ledger.ack(self.ledger.send())
         segment = next((self.cluster.member(2).directory / f"{TOPIC}-0").glob("*.log"))
         with segment.open("r+b") as file:

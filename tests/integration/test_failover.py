@@ -7,11 +7,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from conftest import eventually
 from running import TOPIC, running
 
-from fencepost_testing.failover import producer_views, wait_in_sync
+from fencepost_testing.failover import producer_views
 from fencepost_testing.local_cluster import CONTROLLER, LocalCluster
+from fencepost_testing.topic_waits import wait_in_sync
+from fencepost_testing.waiting import until
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]
@@ -196,7 +197,7 @@ def test_a_broker_whose_disk_refuses_gives_up_its_leaderships_and_nothing_is_los
                     for status in (await workload.admin.describe_topic(TOPIC)).partitions
                 )
 
-            await eventually(given_up, f"broker {victim} leads nothing any more")
+            await until(given_up, f"broker {victim} leads nothing any more")
             await workload.writes_go_on()
             process.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
             # Its own log file was refused too. The controller has heard of it; or of nothing any more, where the first thing

@@ -7,13 +7,13 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from conftest import eventually
 from running import TOPIC, judge
 
 from fencepost import AdminClient, Consumer, Producer, TopicPartition
 from fencepost.errors import ProducerFenced
 from fencepost_testing.ledger import Ledger
 from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.waiting import until
 from fencepost_testing.workload import Workload, WorkloadSpec
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
@@ -49,7 +49,7 @@ def test_an_old_instance_is_fenced_while_it_is_sending(run: Run, cluster_factory
             async with Producer(cluster.bootstrap, name=NAME) as old:
                 sending = Workload(old, WorkloadSpec(TOPIC, keys=30, rate=1_000), old_ledger)
                 task = asyncio.create_task(sending.run(asyncio.Event()))
-                await eventually(lambda: sending.acked > 200, "the old instance has sent something")
+                await until(lambda: sending.acked > 200, "the old instance has sent something")
                 async with Producer(cluster.bootstrap, name=NAME) as new:
                     await asyncio.wait_for(task, 15)
                     assert isinstance(sending.fatal, ProducerFenced)

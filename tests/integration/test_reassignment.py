@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from conftest import eventually
 from running import TOPIC, Running, running
 
 from fencepost import AdminClient, Producer
 from fencepost_testing.failover import producer_views
 from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.waiting import until
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]
@@ -23,7 +23,7 @@ async def move(workload: Running, partition: int, replicas: list[int]) -> None:
         status = await workload.partition(partition)
         return list(status.replicas) == replicas and set(status.isr) == set(replicas)
 
-    await eventually(moved, f"partition {partition} is on brokers {replicas}", timeout_s=30)
+    await until(moved, f"partition {partition} is on brokers {replicas}", timeout_s=30)
 
 
 def test_a_partition_moves_to_other_brokers_under_load_and_back(run: Run, cluster_factory: ClusterFactory) -> None:
@@ -66,12 +66,12 @@ def test_a_replica_that_starts_above_offset_0_gets_the_producer_state_too(
                 starts = [replica.log_start_offset for broker in replicas for replica in broker.replicas]
                 return len(starts) == 3 and min(starts) > 1
 
-            await eventually(log_starts_later, "retention has removed the first record everywhere", timeout_s=40)
+            await until(log_starts_later, "retention has removed the first record everywhere", timeout_s=40)
             await admin.reassign_partitions(TOPIC, {0: [4, 2, 3]})
-            await eventually(in_sync(admin, [4, 2, 3]), "broker 4 has taken broker 1's place", timeout_s=30)
+            await until(in_sync(admin, [4, 2, 3]), "broker 4 has taken broker 1's place", timeout_s=30)
             if (await admin.describe_topic(TOPIC)).partitions[0].leader != 4:
                 await admin.elect_leader(TOPIC, 0)
-            await eventually(leads(admin, 4), "broker 4 leads", timeout_s=20)
+            await until(leads(admin, 4), "broker 4 leads", timeout_s=20)
             assert known[0] in await producer_views(admin, TOPIC, 0), "broker 4 knows the idle producer as it was"
             await (await idle.send(TOPIC, b"second", partition=0))
             now = {view.producer_id: view for view in await producer_views(admin, TOPIC, 0)}[known[0].producer_id]

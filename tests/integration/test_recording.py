@@ -13,12 +13,12 @@ from running import TOPIC
 
 from fencepost import AdminClient, Consumer, History, Producer
 from fencepost.history_format import from_line
-from fencepost_testing.failover import wait_in_sync
 from fencepost_testing.faulty_wire import host_with_faults
 from fencepost_testing.history_check import Anomaly, check_history
 from fencepost_testing.ledger import Ledger
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.read_back import ReadBack, read_to_end
+from fencepost_testing.topic_waits import wait_in_sync
 from fencepost_testing.workload import Workload, WorkloadSpec
 
 Run = Callable[[Coroutine[Any, Any, None]], None]

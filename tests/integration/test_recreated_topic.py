@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import eventually
 
 from fencepost import AdminClient, Consumer, Producer
-from fencepost_testing.failover import wait_in_sync
 from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.topic_waits import wait_in_sync
+from fencepost_testing.waiting import until
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]
@@ -56,7 +56,7 @@ def test_a_broker_that_was_away_takes_the_successor_for_what_it_is(
             folders = sorted(path.name for path in cluster.member(3).directory.glob("orders-*") if path.is_dir())
             assert [name for name in folders if not name.endswith((".damaged", ".stray"))] == ["orders-0"]
             assert len(folders) == 2, folders  # it was told of no deletion: what it had is set aside, not deleted
-            await eventually(
+            await until(
                 lambda: log_of(cluster, 3).read_bytes() == log_of(cluster, 1).read_bytes() != b"", "the same bytes"
             )
             for broker in (1, 2):  # the one that was away leads now

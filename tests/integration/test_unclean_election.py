@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 from command_line import Shell
-from conftest import eventually
 
 from fencepost import AdminClient, Consumer, Producer
 from fencepost.errors import ElectionNotNeeded, EligibleLeadersNotAvailable
 from fencepost.history_format import from_line
 from fencepost_proto.protocol.record_batch import iter_batches
 from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.waiting import until
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]
@@ -48,7 +48,7 @@ async def last_replica_loses_power(cluster: LocalCluster, admin: AdminClient) ->
         async def holds() -> bool:
             return (await admin.describe_topic("orders")).partitions[0].isr == brokers
 
-        await eventually(holds, f"{brokers} in sync")
+        await until(holds, f"{brokers} in sync")
 
     async with Producer(cluster.bootstrap) as producer:
         await in_sync(1, 2, 3)
@@ -79,7 +79,7 @@ async def all_live(admin: AdminClient) -> None:
     async def holds() -> bool:
         return not any([await fenced(admin, broker) for broker in (1, 2, 3)])
 
-    await eventually(holds, "all three live")
+    await until(holds, "all three live")
 
 
 async def values(cluster: LocalCluster) -> list[int]:
@@ -117,7 +117,7 @@ def test_the_command_shows_what_it_chose_from_says_what_may_be_lost_and_asks(
             shell = Shell(cluster.directory)
             await last_replica_loses_power(cluster, admin)
             cluster.kill(3)
-            await eventually(lambda: fenced(admin, 3), "broker 3 fenced")
+            await until(lambda: fenced(admin, 3), "broker 3 fenced")
 
             refused = await asyncio.to_thread(shell.run, "topic", "elect", "orders", "0", "--unclean", stdin=b"n\n")
             assert refused.returncode == 1
@@ -153,7 +153,7 @@ def test_a_candidate_that_has_restarted_since_it_was_asked_is_not_elected(
             best = (await admin.unclean_candidates("orders", 0))[0]
             assert best.broker_id == 2
             cluster.kill(2)
-            await eventually(lambda: fenced(admin, 2), "broker 2 fenced")
+            await until(lambda: fenced(admin, 2), "broker 2 fenced")
             await cluster.restart(2)
             await all_live(admin)
             with pytest.raises(EligibleLeadersNotAvailable, match="has restarted"):

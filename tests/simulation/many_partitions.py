@@ -34,6 +34,7 @@ from fencepost_proto.protocol.metadata import Broker, Changes, MetadataImage, Pa
 from fencepost_proto.protocol.v1 import controller_pb2 as pb
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.tasks import Tasks
+from fencepost_testing.waiting import until
 
 REPLICATION_FACTOR = 3
 PARTITIONS_PER_TOPIC = 1_000
@@ -175,10 +176,11 @@ class ManyPartitions:
         await self.until(lambda: not self.not_in_sync(), "all replicas in sync")
 
     async def until(self, condition: Any, what: str) -> None:
-        async with asyncio.timeout(120):
-            while not condition():
-                assert not self.failures, self.failures
-                await asyncio.sleep(0.05)
+        def holds() -> object:
+            assert not self.failures, self.failures
+            return condition()
+
+        await until(holds, what, 120)
 
     def counted(self) -> Traffic:
         """Since the last call."""

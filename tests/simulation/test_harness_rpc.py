@@ -19,6 +19,7 @@ from tests.simulation.world import World
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc, common_pb2, replication_pb2, replication_pb2_grpc
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.transport.wire import GrpcWire, RunningServer, Wire, connection_refused, serve
+from fencepost_testing.waiting import until
 
 Handler = Callable[[Any, Any], Any]
 Story = Callable[["Stage"], Coroutine[Any, Any, None]]
@@ -81,11 +82,6 @@ class Stage:
     def paused(self) -> str:
         """The address of a process that is paused: its kernel takes connections, and nobody answers."""
         raise NotImplementedError
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5):
-            while not condition():  # noqa: ASYNC110 - of anything, in the story's own hands
-                await asyncio.sleep(0.005)
 
     def _add(self, handler: Handler) -> Callable[[Any], None]:
         def add(server: Any) -> None:
@@ -253,7 +249,7 @@ def test_a_handler_that_reads_sees_end_of_stream_and_is_then_cancelled_when_the_
         await asyncio.sleep(0.1)
         stage.break_connections()
         assert await reading == "UNAVAILABLE"
-        await stage.until(lambda: len(stage.seen) == 2)
+        await until(lambda: stage.seen, "both are seen", holds=lambda seen: len(seen) == 2)
         assert stage.seen == ["EOF", "cancelled False"]
         assert await outcome(call.write(request())) == "InvalidStateError"
         assert await outcome(call.read()) == "UNAVAILABLE"
@@ -277,12 +273,12 @@ def test_a_handler_that_iterates_sees_a_plain_end_when_the_client_cancels(play: 
 
         call = (await stage.serve(handler)).Replicate()
         await call.write(request())
-        await stage.until(lambda: stage.seen == ["message"])
+        await until(lambda: stage.seen, "all is seen", holds=lambda seen: seen == ["message"])
         reading = asyncio.ensure_future(outcome(call.read()))
         await asyncio.sleep(0.02)
         assert call.cancel()
         assert await reading == "CancelledError"
-        await stage.until(lambda: stage.seen == ["message", "end", "cancelled"])
+        await until(lambda: stage.seen, "all is seen", holds=lambda seen: seen == ["message", "end", "cancelled"])
         assert await call.code() is grpc.StatusCode.CANCELLED
         assert await outcome(call.read()) == "CancelledError"
         assert await outcome(call.write(request())) == "InvalidStateError"
@@ -306,7 +302,7 @@ def test_a_blocked_write_of_a_handler_fails_before_it_is_cancelled(play: Any) ->
         await asyncio.sleep(0.3)
         assert stage.seen == []  # it is blocked: nobody reads
         call.cancel()
-        await stage.until(lambda: stage.seen == ["ExecuteBatchError"])
+        await until(lambda: stage.seen, "all is seen", holds=lambda seen: seen == ["ExecuteBatchError"])
 
     play(story)
 
@@ -372,7 +368,7 @@ def test_unread_messages_are_lost_when_the_connection_breaks(play: Any) -> None:
             await call.write(request())
         await asyncio.sleep(0.1)
         stage.break_connections()
-        await stage.until(lambda: call.done() and bool(stage.seen))
+        await until(lambda: call.done() and stage.seen, "the call's end on both sides")
         assert await outcome(call.read()) == "UNAVAILABLE"
         assert stage.seen == ["EOF"]
 
@@ -395,7 +391,7 @@ def test_a_cancelled_read_cancels_the_clients_call_but_only_loses_a_message_at_t
         await asyncio.sleep(0.15)
         for number in (2, 3, 4):
             await call.write(request(number))
-        await stage.until(lambda: len(stage.seen) == 2)
+        await until(lambda: stage.seen, "both are seen", holds=lambda seen: len(seen) == 2)
         assert stage.seen == ["read 3", "read 4"]
         reading = asyncio.ensure_future(call.read())
         await asyncio.sleep(0.01)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from fencepost_proto.protocol.metadata import MetadataImage, PartitionKey
 from fencepost_proto.protocol.v1 import common_pb2, controller_pb2, controller_pb2_grpc
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.transport.wire import GrpcWire, RunningServer, incarnation_service, serve
+from fencepost_testing.waiting import until
 
 T = TypeVar("T")
 
@@ -36,15 +37,6 @@ def run(test: Coroutine[Any, Any, T]) -> T:
             return await test
 
     return asyncio.run(bounded())
-
-
-async def until(condition: Callable[[], T], what: str) -> T:
-    """The first true value of `condition`, or a failure after a generous deadline."""
-    give_up_at = asyncio.get_running_loop().time() + DEADLINE_S
-    while not (value := condition()):
-        assert asyncio.get_running_loop().time() < give_up_at, f"not within {DEADLINE_S} s: {what}"
-        await asyncio.sleep(0.002)
-    return value
 
 
 @asynccontextmanager

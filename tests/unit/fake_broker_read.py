@@ -33,16 +33,6 @@ from fencepost_proto.runtime.host import Host
 from fencepost_proto.transport.wire import RunningServer, serve
 
 T = TypeVar("T")
-WAIT_S = 10.0
-
-
-async def until(condition: Callable[[], T | None], what: str = "the condition") -> T:
-    """The first true value of `condition`, or AssertionError after a generous deadline."""
-    deadline = asyncio.get_running_loop().time() + WAIT_S
-    while not (value := condition()):
-        assert asyncio.get_running_loop().time() < deadline, f"{what} did not come true in {WAIT_S} s"
-        await asyncio.sleep(0.005)
-    return value
 
 
 def run(test: Awaitable[T]) -> T:

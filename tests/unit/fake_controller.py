@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -13,8 +13,8 @@ from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.metadata import Cluster, Entity, NextProducerId, delta_to_proto
 from fencepost_proto.protocol.v1 import broker_pb2, common_pb2, controller_pb2, controller_pb2_grpc
 from fencepost_proto.transport.wire import GrpcWire, serve
+from fencepost_testing.waiting import until
 
-WAIT_S = 10.0
 TEST_TIMEOUT_S = 40.0
 CLUSTER_ID = "cluster-of-the-test"
 HEARTBEAT_INTERVAL_MS = 50
@@ -47,15 +47,6 @@ def _waits(coroutine: Any) -> list[str]:
         places.append(f"{frame.f_code.co_qualname}:{frame.f_lineno}" if frame else repr(coroutine))
         coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "ag_await", None)
     return places
-
-
-async def until(condition: Callable[[], T | None], what: str) -> T:
-    """The first true value of `condition`, or a failure after a generous deadline."""
-    deadline = asyncio.get_running_loop().time() + WAIT_S
-    while not (value := condition()):
-        assert asyncio.get_running_loop().time() < deadline, f"not within {WAIT_S} s: {what}"
-        await asyncio.sleep(0.002)
-    return value
 
 
 class SessionStream:

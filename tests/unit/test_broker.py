@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import grpc
 import pytest
-from fake_controller import FakeController, SessionStream, fake_controller, run, until
+from fake_controller import FakeController, SessionStream, fake_controller, run
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fencepost_node.broker import Broker
@@ -28,6 +28,7 @@ from fencepost_proto.protocol.record_batch import iter_batches
 from fencepost_proto.protocol.records import BatchBuilder, Compression
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc, controller_pb2, controller_pb2_grpc
 from fencepost_proto.runtime.host import Host
+from fencepost_testing.waiting import until
 
 BROKER_ID = 1
 EPOCH = 3  # the broker's, and the version of the first image

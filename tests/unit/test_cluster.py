@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from fake_broker_read import FakeCluster, fake_cluster, run, until
+from fake_broker_read import FakeCluster, fake_cluster, run
 
 from fencepost import cluster as cluster_module
 from fencepost import metadata_watch
@@ -23,6 +23,7 @@ from fencepost_proto.protocol.errors import (
 )
 from fencepost_proto.protocol.v1 import broker_pb2
 from fencepost_proto.runtime.host import Host
+from fencepost_testing.waiting import until
 
 NOBODY = "127.0.0.1:1"
 
@@ -85,7 +86,7 @@ def test_a_change_reaches_the_image_and_the_listeners_in_version_order() -> None
             topic_id = fake.add_topic("orders")
             for leader in (2, 3, 1, 2):
                 fake.elect((topic_id, 0), leader)
-                await until(lambda: client.image.version == fake.image.version)
+                await until(lambda: client.image.version == fake.image.version, "the newest metadata")
             assert client.image == fake.image
             assert seen == sorted(set(seen))
             assert seen[-1] == fake.image.version
@@ -97,20 +98,20 @@ def test_when_a_watched_broker_dies_the_new_leader_is_known_at_once() -> None:
     async def test() -> None:
         async with fake_cluster() as fake, client_of(fake) as client:
             topic_id = fake.add_topic("orders")
-            await until(lambda: client.leader((topic_id, 0)))
-            await until(lambda: sum(broker.watchers for broker in fake.brokers.values()) == 2)
+            await until(lambda: client.leader((topic_id, 0)), "a leader")
+            await until(lambda: sum(broker.watchers for broker in fake.brokers.values()) == 2, "two watches")
             victim = next(broker for broker in fake.brokers.values() if broker.watchers)
             fake.elect((topic_id, 0), victim.id)
             await victim.kill()
             fake.fence(victim.id)
             loop = asyncio.get_running_loop()
             before = loop.time()
-            await until(lambda: client.image.version == fake.image.version)
+            await until(lambda: client.image.version == fake.image.version, "the newest metadata")
             assert loop.time() - before < 0.5  # not a matter of timeouts
             leader = client.leader((topic_id, 0))
             assert leader is not None
             assert leader.leader_id not in (-1, victim.id)
-            await until(lambda: sum(b.watchers for b in fake.brokers.values() if b is not victim) == 2)
+            await until(lambda: sum(b.watchers for b in fake.brokers.values() if b is not victim) == 2, "two watches")
 
     run(test())
 
@@ -118,14 +119,14 @@ def test_when_a_watched_broker_dies_the_new_leader_is_known_at_once() -> None:
 def test_a_silent_broker_delays_no_news_and_is_left_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with fake_cluster() as fake, client_of(fake) as client:
-            await until(lambda: sum(broker.watchers for broker in fake.brokers.values()) == 2)
+            await until(lambda: sum(broker.watchers for broker in fake.brokers.values()) == 2, "two watches")
             silent = next(broker for broker in fake.brokers.values() if broker.watchers)
             silent.pause()
             topic_id = fake.add_topic("orders")
-            await until(lambda: client.leader((topic_id, 0)))
+            await until(lambda: client.leader((topic_id, 0)), "a leader")
             await until(lambda: silent.watchers == 0, "the silent broker's watch to end")
             others = [broker for broker in fake.brokers.values() if broker is not silent]
-            await until(lambda: all(broker.watchers for broker in others))
+            await until(lambda: all(broker.watchers for broker in others), "the watches of the others")
 
     monkeypatch.setattr(metadata_watch, "SILENCE_S", 0.4)
     run(test())
@@ -134,13 +135,13 @@ def test_a_silent_broker_delays_no_news_and_is_left_for_another(monkeypatch: pyt
 def test_a_stale_broker_never_takes_the_image_back_and_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with fake_cluster() as fake, client_of(fake) as client:
-            await until(lambda: sum(broker.watchers for broker in fake.brokers.values()) == 2)
+            await until(lambda: sum(broker.watchers for broker in fake.brokers.values()) == 2, "two watches")
             stale = next(broker for broker in fake.brokers.values() if broker.watchers)
             fake.stale.add(stale.id)
             versions: list[int] = []
             client.add_listener(lambda image: versions.append(image.version))
             fake.add_topic("orders")
-            await until(lambda: client.image.version == fake.image.version)
+            await until(lambda: client.image.version == fake.image.version, "the newest metadata")
             others = [broker for broker in fake.brokers.values() if broker is not stale]
             await until(lambda: all(broker.watchers for broker in others), "the watch to leave the stale broker")
             assert client.image == fake.image
@@ -157,7 +158,10 @@ def test_a_broker_of_another_cluster_is_refused() -> None:
                 foreign.add_topic("theirs")
             async with client_of(fake) as client:
                 client._order.append(foreign.bootstrap[0])
-                await until(lambda: "cluster-b" in client._watch.failure(foreign.bootstrap[0]))
+                await until(
+                    lambda: "cluster-b" in client._watch.failure(foreign.bootstrap[0]),
+                    "its refusal",
+                )
                 assert client.image.cluster_id == "cluster-a"
                 assert "theirs" not in client.image.topic_ids
                 assert fake.brokers[1].watchers == 1
@@ -186,7 +190,7 @@ def test_a_hint_counts_until_the_image_has_caught_up_and_an_older_one_never() ->
         async with fake_cluster() as fake, client_of(fake) as client:
             topic_id = fake.add_topic("orders")
             key = (topic_id, 0)
-            known = await until(lambda: client.leader(key))
+            known = await until(lambda: client.leader(key), "a leader")
             client.learn(key, CurrentLeader(3, known.leader_epoch, "same:1"))
             assert client.leader(key) == known
             newer = CurrentLeader(3, known.leader_epoch + 1, "newer:1")
@@ -194,7 +198,7 @@ def test_a_hint_counts_until_the_image_has_caught_up_and_an_older_one_never() ->
             client.learn(key, known)
             assert client.leader(key) == newer
             fake.elect(key, 2)
-            await until(lambda: client.image.version == fake.image.version)
+            await until(lambda: client.image.version == fake.image.version, "the newest metadata")
             assert client.leader(key) == CurrentLeader(2, known.leader_epoch + 1, fake.brokers[2].address)
             client.learn(("no such topic", 0), newer)
             assert client.leader(("no such topic", 0)) is None
@@ -205,7 +209,7 @@ def test_a_hint_counts_until_the_image_has_caught_up_and_an_older_one_never() ->
 def test_a_call_without_address_goes_on_to_another_broker_where_one_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with fake_cluster() as fake, client_of(fake) as client:
-            await until(lambda: sum(broker.watchers for broker in fake.brokers.values()) == 2)
+            await until(lambda: sum(broker.watchers for broker in fake.brokers.values()) == 2, "two watches")
             first = next(broker for broker in fake.brokers.values() if broker.address == client.addresses()[0])
             first.pause()  # its watch stays; the call must not wait for it for ever
             request = broker_pb2.MetadataRequest()
@@ -224,7 +228,7 @@ def test_a_call_to_the_leader_follows_it_by_hint_and_by_news_and_stops_at_a_defi
         async with fake_cluster() as fake, client_of(fake) as client:
             topic_id = fake.add_topic("orders")
             key = (topic_id, 0)
-            await until(lambda: client.leader(key))
+            await until(lambda: client.leader(key), "a leader")
 
             def request(leader: CurrentLeader) -> broker_pb2.ListOffsetsRequest:
                 return broker_pb2.ListOffsetsRequest(
@@ -236,7 +240,7 @@ def test_a_call_to_the_leader_follows_it_by_hint_and_by_news_and_stops_at_a_defi
 
             assert (await ask(5)).offset == 0
             fake.elect(key, -1)
-            await until(lambda: client.image.version == fake.image.version)
+            await until(lambda: client.image.version == fake.image.version, "the newest metadata")
             with pytest.raises(Exception, match="no leader"):
                 await ask(0.1)
             waiting = asyncio.create_task(ask(5))
@@ -248,7 +252,7 @@ def test_a_call_to_the_leader_follows_it_by_hint_and_by_news_and_stops_at_a_defi
             hint = CurrentLeader(3, epoch + 1, fake.brokers[3].address)
             fake.brokers[2].refuse[key] = NotLeaderOrFollower("gone", current_leader=hint)
             waiting = asyncio.create_task(ask(5))
-            await until(lambda: client.leader(key) == hint)
+            await until(lambda: client.leader(key) == hint, "the leader of the hint")
             fake.elect(key, 3)
             assert (await waiting).offset == 0
             fake.brokers[3].refuse[key] = OffsetOutOfRange("for good")

@@ -10,7 +10,7 @@ from struct import pack_into
 import cramjam
 import pytest
 from batches import batch, with_field
-from fake_broker_read import FakeCluster, batch_of, fake_cluster, run, until
+from fake_broker_read import FakeCluster, batch_of, fake_cluster, run
 
 from fencepost import cluster as cluster_module
 from fencepost import metadata_watch
@@ -30,6 +30,7 @@ from fencepost_proto.protocol.errors import (
 from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.record_batch import HEADER_BYTES
 from fencepost_proto.protocol.records import Compression
+from fencepost_testing.waiting import until
 
 T0 = TopicPartition("orders", 0)
 
@@ -92,7 +93,7 @@ def test_a_record_written_while_the_consumer_waits_arrives_at_once() -> None:
         async with fake_cluster() as fake:
             key = (fake.add_topic("orders"), 0)
             async with Consumer(fake.bootstrap, "orders") as consumer:
-                await until(lambda: fake.brokers[1].fetches)
+                await until(lambda: fake.brokers[1].fetches, "a fetch")
                 loop = asyncio.get_running_loop()
                 for _ in range(5):
                     begun = loop.time()
@@ -117,7 +118,9 @@ def test_reading_goes_on_at_the_new_leader_without_a_gap_or_a_repeat() -> None:
                     fake.elect(key, leader)
                     records += await read(consumer, 5)
                 check_in_order(records)
-                await until(lambda: [b.fetch_streams for b in fake.brokers.values()] == [0, 1, 0])
+                await until(
+                    lambda: [b.fetch_streams for b in fake.brokers.values()] == [0, 1, 0], "one stream, to broker 2"
+                )
 
     run(test())
 
@@ -172,7 +175,7 @@ def test_a_silent_leader_is_given_up_after_a_deadline_and_followed_when_it_moves
             async with Consumer(fake.bootstrap, "orders") as consumer:
                 write(fake, key, 3)
                 records = await read(consumer, 3)
-                await until(lambda: fake.brokers[1].fetch_streams)
+                await until(lambda: fake.brokers[1].fetch_streams, "a fetch stream")
                 fake.brokers[1].pause()
                 write(fake, key, 3)
                 assert await consumer.poll(timeout_ms=300) == []
@@ -275,9 +278,13 @@ def test_what_retention_removed_is_passed_as_reset_says(reset: str, expected: in
             async with Consumer(fake.bootstrap, reset=reset) as consumer:  # type: ignore[arg-type]
                 await consumer.assign([T0])
                 consumer.seek(T0, 5)
-                await until(lambda: any(p.fetch_offset == 5 for f in fake.brokers[1].fetches for p in f.partitions))
                 await until(
-                    lambda: any(p.fetch_offset == expected for f in fake.brokers[1].fetches for p in f.partitions)
+                    lambda: any(p.fetch_offset == 5 for f in fake.brokers[1].fetches for p in f.partitions),
+                    "a fetch from offset 5",
+                )
+                await until(
+                    lambda: any(p.fetch_offset == expected for f in fake.brokers[1].fetches for p in f.partitions),
+                    f"a fetch from offset {expected}",
                 )
                 write(fake, key, 1)
                 assert (await read(consumer, 1))[0].offset == expected
@@ -362,7 +369,7 @@ def test_a_deleted_topic_is_raised_after_what_was_read_of_it() -> None:
             async with Consumer(fake.bootstrap, "orders") as consumer:
                 await read(consumer, 1)
                 fake.change(deleted=(f"topics/{topic_id}", f"partitions/{topic_id}/0"))
-                await until(lambda: "orders" not in consumer._cluster.image.topic_ids)
+                await until(lambda: "orders" not in consumer._cluster.image.topic_ids, "the deletion to be known")
                 assert len(await read(consumer, 2)) == 2
                 with pytest.raises(UnknownTopicOrPartition, match="orders-0"):
                     await read(consumer, 1)
@@ -391,7 +398,7 @@ def test_what_is_not_there_or_not_possible_is_refused_by_name(monkeypatch: pytes
             for reading in (consumer.poll, consumer.__anext__, lambda: consumer.subscribe("orders")):
                 with pytest.raises(InvalidRequest, match="not open"):
                     await reading()
-            await until(lambda: fake.brokers[1].fetch_streams == fake.brokers[1].watchers == 0)
+            await until(lambda: fake.brokers[1].fetch_streams == fake.brokers[1].watchers == 0, "the streams' end")
 
     monkeypatch.setattr(cluster_module, "TOPIC_WAIT_S", 0.1)
     with pytest.raises(InvalidConfig, match="start='first'"):
@@ -498,7 +505,7 @@ def test_a_slow_reader_holds_fetching_back_and_a_large_answer_does_not_hold_the_
                 fake.logs[key].append(batch)
             async with Consumer(fake.bootstrap, "orders") as consumer:
                 core = consumer._core
-                await until(lambda: core.buffered_bytes >= MAX_BUFFERED_BYTES)
+                await until(lambda: core.buffered_bytes >= MAX_BUFFERED_BYTES, "a full buffer")
                 assert core.buffered_bytes < MAX_BUFFERED_BYTES + 9 * 1024 * 1024
                 assert await consumer.position(T0) == 0
                 seen = 0

@@ -16,10 +16,11 @@ from contextlib import asynccontextmanager, contextmanager
 
 import grpc
 import pytest
-from controller_cluster import FakeBroker, run, until
+from controller_cluster import FakeBroker, run
 
 from fencepost_controller.probe import Verdict, probe
 from fencepost_proto.transport.wire import GrpcWire, connection_refused
+from fencepost_testing.waiting import until
 
 LIFE = "life 1"
 BROKER = """

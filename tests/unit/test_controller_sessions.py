@@ -20,7 +20,6 @@ from controller_cluster import (
     run,
     running,
     stubs,
-    until,
 )
 
 from fencepost_controller import session_registry as sessions_module
@@ -41,6 +40,7 @@ from fencepost_proto.protocol.metadata import (
 from fencepost_proto.protocol.request_limits import MAX_PROPOSALS
 from fencepost_proto.protocol.v1 import broker_pb2, controller_pb2
 from fencepost_proto.transport.wire import Wire
+from fencepost_testing.waiting import until
 
 # ---- Registration and metadata ----
 

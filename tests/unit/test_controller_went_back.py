@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from controller_cluster import LONG_TIMEOUT_MS, cluster, create_topic, in_memory, run, running, stubs, until
+from controller_cluster import LONG_TIMEOUT_MS, cluster, create_topic, in_memory, run, running, stubs
 
 from fencepost_controller.config import ControllerConfig
 from fencepost_controller.controller import Controller
@@ -19,6 +19,7 @@ from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.metadata import Broker
 from fencepost_proto.protocol.v1 import controller_pb2
 from fencepost_proto.runtime.host import Host
+from fencepost_testing.waiting import until
 
 
 def test_a_broker_that_knows_more_than_the_store_ends_the_controller_and_nothing_that_waits_is_decided() -> None:

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import grpc
 import pytest
-from fake_controller import fake_controller, run, until
+from fake_controller import fake_controller, run
 from test_broker import TOPIC, Running, batch, broker_of, produce_batch
 
 from fencepost_node import client_limits
@@ -18,6 +18,7 @@ from fencepost_node.replication.leadership import Leadership
 from fencepost_proto.protocol.errors import ErrorCode
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc
 from fencepost_proto.runtime.tasks import Tasks
+from fencepost_testing.waiting import until
 
 KIB = 1024
 ANSWER_BYTES = 1024 * KIB

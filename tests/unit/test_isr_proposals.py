@@ -20,6 +20,7 @@ from fencepost_proto.protocol.metadata import Broker, MetadataImage, Partition
 from fencepost_proto.protocol.v1 import common_pb2
 from fencepost_proto.protocol.v1 import controller_pb2 as pb
 from fencepost_proto.runtime.tasks import Tasks
+from fencepost_testing.waiting import until
 
 BROKERS = {b: Broker(b, f"h:{b}", 10 + b, f"i{b}", fenced=False) for b in (1, 2, 3)}
 
@@ -82,10 +83,11 @@ class Story:
         return [one.state.partition.index for one in self.leaderships if one.state.proposal is not None]
 
     async def until(self, condition: Callable[[], object], what: str) -> None:
-        async with asyncio.timeout(10):
-            while not condition():
-                assert not self.failures, self.failures
-                await asyncio.sleep(0.001)
+        def holds() -> object:
+            assert not self.failures, self.failures
+            return condition()
+
+        await until(holds, what)
 
 
 def with_story(count: int, test: Callable[[Story], Awaitable[None]]) -> None:

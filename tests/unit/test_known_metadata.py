@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fake_controller import run, until
+from fake_controller import run
 from tests.simulation.disk import SimDisk
 
 from fencepost_node.folders.known_metadata import IMAGE_FILE, JOURNAL_FILES, VERSION_FILE, KnownMetadata, KnownVersion
@@ -24,6 +24,7 @@ from fencepost_proto.protocol.metadata import (
     delta_to_proto,
 )
 from fencepost_proto.protocol.v1.common_pb2 import MetadataDelta
+from fencepost_testing.waiting import until
 
 
 def opened(folder: Path) -> KnownMetadata:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
+import operator
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import textwrap
-import time
 import tomllib
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from fencepost_testing import local_cluster, processes
 from fencepost_testing.local_cluster import ClusterError, LocalCluster, Settings, to_toml
 from fencepost_testing.ports import PortReservation
 from fencepost_testing.processes import Place, ProcessRef, WatchdogFailed, spawn
+from fencepost_testing.waiting import until_sync
 
 STAND_IN = """
     import json, os, signal, sys, tomllib
@@ -68,10 +69,7 @@ def gone(pid: int) -> bool:
 
 
 def wait_until_gone(pids: list[int]) -> None:
-    deadline = time.monotonic() + 20
-    while not all(gone(pid) for pid in pids):
-        assert time.monotonic() < deadline, f"still running: {[pid for pid in pids if not gone(pid)]}"
-        time.sleep(0.01)
+    until_sync(lambda: [pid for pid in pids if not gone(pid)], f"processes {pids} end", holds=operator.not_)
 
 
 def test_settings_are_written_as_toml() -> None:
@@ -267,12 +265,9 @@ def test_pause_resume_and_stop(tmp_path: Path) -> None:
         process = cluster.member(1).process
         assert process is not None
         cluster.pause(1)
-        deadline = time.monotonic() + 5
-        while not process.paused():
-            assert time.monotonic() < deadline
+        until_sync(process.paused, "it is paused")
         cluster.resume(1)
-        while process.paused():
-            assert time.monotonic() < deadline
+        until_sync(lambda: not process.paused(), "it goes on")
         cluster.pause(1)
         assert asyncio.run(cluster.stop(1)) == 0  # a paused process is woken to stop
         with pytest.raises(ClusterError, match="broker 1 is not running"):

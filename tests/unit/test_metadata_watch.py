@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from fake_broker_read import run, until
+from fake_broker_read import run
 from fake_broker_write import fake_write_cluster
 
 from fencepost.metadata_watch import SharedDecoding
@@ -12,6 +12,7 @@ from fencepost.producer import Producer
 from fencepost_proto.protocol.metadata import MetadataImage, Partition, delta_to_proto
 from fencepost_proto.protocol.v1 import common_pb2
 from fencepost_proto.runtime.turns import STEPS_PER_TURN
+from fencepost_testing.waiting import until
 
 PARTITIONS = 1_000
 
@@ -79,7 +80,7 @@ def test_a_producer_looks_at_the_partitions_whose_leader_has_changed_and_at_no_o
                 other = next(b for b in (1, 2, 3) if b != cluster.leader_of((topic_id, 7)).id)
                 cluster.elect((topic_id, 7), other)
                 cluster.add_topic("another")
-                await until(lambda: producer._cluster.image.version == cluster.image.version)
+                await until(lambda: producer._cluster.image.version == cluster.image.version, "the newest metadata")
                 await producer.send_and_wait("orders", b"after", partition=8)
                 queue = sender.topics["orders"].queues[7]
                 assert queue.address == cluster.leader_of((topic_id, 7)).address

@@ -25,6 +25,7 @@ from fencepost_proto.protocol.errors import InvariantBroken
 from fencepost_proto.runtime import process as process_module
 from fencepost_proto.runtime.failure import Failure
 from fencepost_proto.runtime.process import Ending, Event, LineFormatter, LineHandler, live
+from fencepost_testing.waiting import until_sync
 
 WAIT_S = 20.0
 
@@ -42,11 +43,13 @@ class Process:
         )
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
-        give_up_at = time.monotonic() + WAIT_S
-        while not condition():
+        def holds() -> bool:
+            if condition():
+                return True
             assert self.popen.poll() is None, f"it ended with {self.popen.returncode} before: {what}"
-            assert time.monotonic() < give_up_at, f"not within {WAIT_S} s: {what}"
-            time.sleep(0.005)
+            return False
+
+        until_sync(holds, what, WAIT_S)
 
     def started(self) -> dict[str, object]:
         """What it announces."""

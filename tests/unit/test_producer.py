@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Literal
 
 import pytest
-from fake_broker_read import run, until
+from fake_broker_read import run
 from fake_broker_write import BREAK, SWALLOW, FakeWriteCluster, fake_write_cluster
 
 from fencepost import producer as producer_module
@@ -41,6 +41,7 @@ from fencepost_proto.protocol.record_batch import MAX_EPOCH
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.transport.wire import GrpcWire
 from fencepost_testing.faulty_wire import FaultyWire
+from fencepost_testing.waiting import until
 
 ORDERS = ("id-of-orders", 0)
 
@@ -319,7 +320,7 @@ def test_a_silent_leader_does_not_hold_back_what_the_new_one_can_take() -> None:
             old = cluster.leader_of(ORDERS)
             old.pause()
             waiting = await producer.send("orders", b"during")
-            await until(lambda: producer.stats.batches_sent >= 2)
+            await until(lambda: producer.stats.batches_sent >= 2, "the second batch")
             cluster.fence(old.id)
             async with asyncio.timeout(3):
                 assert (await waiting).offset == 1
@@ -500,7 +501,7 @@ def test_brokers_that_come_back_elsewhere_leave_no_connections_behind() -> None:
                 cluster.change(replace(cluster.image.brokers[broker.id], address=broker.address, fenced=False))
                 cluster.elect(ORDERS, broker.id)
                 assert (await producer.send_and_wait("orders", b"x")).offset == 2 * number + 1
-            await until(lambda: connections() <= 3)
+            await until(lambda: connections() <= 3, "no more than three connections")
 
     with_cluster(test)
 
@@ -587,7 +588,7 @@ def test_records_that_wait_for_a_leader_are_told_once_with_the_reason_and_so_is_
             cluster.elect((ORDERS[0], number), NO_LEADER)
         async with Producer(cluster.bootstrap) as producer:
             waiting = [await producer.send("orders", b"x", partition=n % 6) for n in range(60)]
-            await until(lambda: bool(told("records wait")))
+            await until(lambda: told("records wait"), "the warning")
             assert all("partitions=6" in line and "and 3 more" in line for line in told("records wait"))
             assert told("orders-0: it has no leader: of its in-sync replicas (brokers 1, 2, 3) none is live")
             await asyncio.sleep(0.3)
@@ -600,7 +601,9 @@ def test_records_that_wait_for_a_leader_are_told_once_with_the_reason_and_so_is_
 
             cluster.faults[ORDERS] = [errors.NotEnoughReplicas("1 of 2 in sync")] * 12
             delivery = await producer.send("orders", b"y", partition=0)
-            await until(lambda: bool(told("orders-0: its leader is at", "answers NOT_ENOUGH_REPLICAS: 1 of 2 in sync")))
+            await until(
+                lambda: told("orders-0: its leader is at", "answers NOT_ENOUGH_REPLICAS: 1 of 2 in sync"), "the reason"
+            )
             await delivery
 
     with_cluster(test, partitions=6)
@@ -637,7 +640,7 @@ def test_a_forked_child_is_told_that_the_clients_are_its_parents(monkeypatch: py
             await producer.send_and_wait("orders", b"before")
             cluster.answering.clear()
             old = await producer.send("orders", b"under way")
-            await until(lambda: cluster.batches_appended == 2)
+            await until(lambda: cluster.batches_appended == 2, "the second batch appended")
             parent = os.getpid()
             with monkeypatch.context() as child:
                 child.setattr(os, "getpid", lambda: parent + 1)
@@ -707,7 +710,7 @@ def test_close_fails_what_is_left_and_says_what_is_known() -> None:
         producer = Producer(cluster.bootstrap)
         await producer.start()
         sent = await producer.send("orders", b"sent", partition=0)
-        await until(lambda: cluster.batches_appended == 1)
+        await until(lambda: cluster.batches_appended == 1, "the batch appended")
         unsent = await producer.send("orders", b"unsent", partition=1)
         await producer.close(timeout_s=0.1)
         with pytest.raises(ProducerClosed) as caught:
@@ -733,7 +736,7 @@ def test_a_cancelled_block_waits_for_what_it_sent_only_a_short_time(monkeypatch:
                 await asyncio.Event().wait()
 
         producing = asyncio.create_task(produce())
-        await until(lambda: bool(sent))
+        await until(lambda: sent, "a send")
         producing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await producing
@@ -769,7 +772,7 @@ def test_a_deleted_topic_fails_its_records_at_once() -> None:
         cluster.answering.clear()
         async with Producer(cluster.bootstrap) as producer:
             sent = await producer.send("orders", b"x")
-            await until(lambda: cluster.batches_appended == 1)
+            await until(lambda: cluster.batches_appended == 1, "the batch appended")
             cluster.change(deleted=("topics/id-of-orders", "partitions/id-of-orders/0"))
             with pytest.raises(UnknownTopicOrPartition, match="deleted"):
                 await sent

@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from fake_controller import run, until
+from fake_controller import run
 
 from fencepost_node.producers import producer_ids
 from fencepost_node.producers.producer_ids import PREFETCH_BELOW, ProducerIds
 from fencepost_proto.protocol.errors import CoordinatorNotAvailable, InvariantBroken, NotController
 from fencepost_proto.runtime.tasks import Tasks
+from fencepost_testing.waiting import until
 
 
 class Blocks:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from fake_controller import CLUSTER_ID, FakeController, fake_controller, run, until
+from fake_controller import CLUSTER_ID, FakeController, fake_controller, run
 
 from fencepost_node.controller_link import ControllerLink
 from fencepost_node.controller_session import Session, SessionBroken
@@ -31,6 +31,7 @@ from fencepost_proto.protocol.errors import (
 from fencepost_proto.protocol.metadata import Broker, MetadataImage, NamedProducer, Partition, PartitionKey, Topic
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.turns import Turns
+from fencepost_testing.waiting import until
 
 BROKER_ID = 7
 ADDRESS = "127.0.0.1:7777"

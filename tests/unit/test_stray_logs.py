@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from fake_controller import fake_controller, run, until
+from fake_controller import fake_controller, run
 from test_broker import BROKER_ID, CONTROLLER_AWAY, ORDERS, TOPIC, batch, broker_of, config_of, produce_batch
 
 from fencepost_node.folders import stray_logs
@@ -18,6 +18,7 @@ from fencepost_proto.protocol.errors import ErrorCode
 from fencepost_proto.protocol.metadata import Partition, delta_to_proto
 from fencepost_proto.protocol.v1 import controller_pb2
 from fencepost_proto.runtime.host import Host
+from fencepost_testing.waiting import until
 
 LED = Partition(TOPIC, 0, (BROKER_ID,), (BROKER_ID,), BROKER_ID, 1, 1)
 STRAY = re.compile(r"orders-0\.\d+\.stray")

@@ -16,6 +16,7 @@ from fencepost_node.replication.replica import Replica
 from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.tasks import Tasks
+from fencepost_testing.waiting import until
 
 
 class Looked(dict[PartitionKey, Replica]):
@@ -77,13 +78,6 @@ def with_upkeep(test: Callable[[Upkeep, Looked, Disk], Any]) -> None:
         assert not failures
 
     asyncio.run(run())
-
-
-async def until(condition: Callable[[], object], what: str) -> None:
-    deadline = asyncio.get_running_loop().time() + 10
-    while not condition():
-        assert asyncio.get_running_loop().time() < deadline, what
-        await asyncio.sleep(0.001)
 
 
 @pytest.fixture(autouse=True)

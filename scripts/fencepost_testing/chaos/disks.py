@@ -24,6 +24,7 @@ from fencepost_testing.chaos.nemesis_log import Happened
 from fencepost_testing.chaos.view import View
 from fencepost_testing.local_cluster import LocalCluster, Node
 from fencepost_testing.replica_files import replica_folder
+from fencepost_testing.waiting import NotInTime, until
 
 IN_SYNC_TIMEOUT_S = 8.0
 REPAIR_TIMEOUT_S = 45.0  # for a flipped byte to be found, and the log to be there again
@@ -92,10 +93,10 @@ class Disks:
         happened.targets = (f"broker-{broker}",)
         happened.note = where
         deadline = time.monotonic() + REPAIR_TIMEOUT_S
-        while stands(flipped):
-            if time.monotonic() > deadline:
-                return f"{where} was changed, and not found within {REPAIR_TIMEOUT_S:g} s"
-            await asyncio.sleep(_POLL_S)
+        try:
+            await until(lambda: not stands(flipped), f"{where} is found", REPAIR_TIMEOUT_S, poll_s=_POLL_S)
+        except NotInTime:
+            return f"{where} was changed, and not found within {REPAIR_TIMEOUT_S:g} s"
         try:
             await self._view.all_in_sync(index, max(0.0, deadline - time.monotonic()))
         except Skipped as skipped:

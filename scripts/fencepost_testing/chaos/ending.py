@@ -12,84 +12,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fencepost import AdminClient, Consumer, ConsumerRecord
+from fencepost import Consumer, ConsumerRecord
 from fencepost.history import History
 from fencepost_testing.chaos.measure import FINAL_READER
-from fencepost_testing.failover import FailoverFailed
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.read_back import STILL_TIMEOUT_S, StandsStill
 from fencepost_testing.replica_check import ReplicaSummary, check_same
 from fencepost_testing.replica_files import check_replica_files
 from fencepost_testing.verdict import Findings
 
-RESUME_TIMEOUT_S = 60.0
-MOVE_TIMEOUT_S = 90.0
-SETTLE_TIMEOUT_S = 60.0
-_POLL_S = 0.1
 _POLL_RECORDS = 2_000
 _POLL_MS = 200
-
-
-async def wait_writable(admin: AdminClient, topic: str) -> float:
-    """Return once every partition has committed something more than it had at the call; how long that took, in seconds.
-
-    Raises FailoverFailed.
-    """
-    started = time.monotonic()
-    before: dict[int, int] = {}
-    late: list[int] = []
-    while time.monotonic() - started < RESUME_TIMEOUT_S:
-        ends = await _committed(admin, topic)
-        partitions = len((await admin.describe_topic(topic)).partitions)
-        for partition, end in ends.items():
-            before.setdefault(partition, end)
-        late = [index for index in range(partitions) if ends.get(index, -1) <= before.get(index, -1)]
-        if not late:
-            return time.monotonic() - started
-        await asyncio.sleep(_POLL_S)
-    raise FailoverFailed(f"partitions {late} of {topic} took no writes within {RESUME_TIMEOUT_S:g} s of the last fault")
-
-
-async def _committed(admin: AdminClient, topic: str) -> dict[int, int]:
-    """The high watermark that each partition's leader tells."""
-    return {
-        replica.partition: replica.high_watermark
-        for broker in (await admin.describe_replicas()).values()
-        for replica in broker.replicas
-        if replica.topic == topic and replica.is_leader
-    }
-
-
-async def wait_moved(admin: AdminClient) -> None:
-    """Return once no partition is on its way to other brokers. Raises FailoverFailed."""
-    deadline = time.monotonic() + MOVE_TIMEOUT_S
-    while moving := await admin.list_reassignments():
-        if time.monotonic() > deadline:
-            raise FailoverFailed(f"partitions have not moved within {MOVE_TIMEOUT_S:g} s: {moving}")
-        await asyncio.sleep(_POLL_S)
-
-
-async def wait_settled(admin: AdminClient, topic: str) -> dict[int, int]:
-    """Return once all replicas of each partition have the same end and know that it is committed: that end, by partition.
-
-    Raises FailoverFailed.
-    """
-    wanted = {(p.partition, broker) for p in (await admin.describe_topic(topic)).partitions for broker in p.replicas}
-    deadline = time.monotonic() + SETTLE_TIMEOUT_S
-    while True:
-        told: dict[tuple[int, int], tuple[int, int]] = {}
-        for broker, replicas in (await admin.describe_replicas()).items():
-            for replica in replicas.replicas:
-                if replica.topic == topic and (replica.partition, broker) in wanted:
-                    told[replica.partition, broker] = replica.log_end_offset, replica.high_watermark
-        ends = {partition: set[int]() for partition, _ in wanted}
-        for (partition, _), offsets in told.items():
-            ends[partition].update(offsets)
-        if len(told) == len(wanted) and all(len(offsets) == 1 for offsets in ends.values()):
-            return {partition: next(iter(offsets)) for partition, offsets in sorted(ends.items())}
-        if time.monotonic() > deadline:
-            raise FailoverFailed(f"replicas have not come to the same end within {SETTLE_TIMEOUT_S:g} s: {told}")
-        await asyncio.sleep(_POLL_S)
 
 
 async def read_everything(

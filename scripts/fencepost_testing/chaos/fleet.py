@@ -7,6 +7,8 @@ play it at once, when one takes the name of another that is paused.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import operator
 import signal
 import subprocess
 import time
@@ -18,8 +20,8 @@ from typing import Any
 from fencepost_testing.chaos.client_config import EXIT_FENCED, ClientConfig
 from fencepost_testing.chaos.faults import Party
 from fencepost_testing.chaos.tail import AckCounter
-from fencepost_testing.failures import CommandFailed
 from fencepost_testing.processes import Place, ProcessRef, Watchdog, spawn
+from fencepost_testing.waiting import NotInTime, until
 
 _POLL_S = 0.02
 _ENDS_WITHIN_S = 5.0  # of a SIGKILL
@@ -153,15 +155,11 @@ class Fleet:
         client.process.send(signal.SIGCONT)
 
     async def wait_begun(self, client: ClientProcess, timeout_s: float) -> bool:
-        async def begun() -> None:
-            while not client.begun and client.running():  # noqa: ASYNC110 - a file tells
-                await asyncio.sleep(_POLL_S)
-
-        try:
-            async with asyncio.timeout(timeout_s):
-                await begun()
-        except TimeoutError:
-            return False
+        """Whether it has begun within that time."""
+        with contextlib.suppress(NotInTime):
+            await until(
+                lambda: client.begun or not client.running(), f"{client.name} begins", timeout_s, poll_s=_POLL_S
+            )
         return client.begun
 
     def count_acked(self) -> int:
@@ -170,15 +168,14 @@ class Fleet:
 
     async def wait_heard(self, timeout_s: float) -> None:
         """Return once something more is acknowledged to each producer. Raises CommandFailed naming the others."""
-        deadline = time.monotonic() + timeout_s
-        waiting = {c.name: (c, c.acks.count()) for c in self.current.values() if c.role.kind == "producer"}
-        while waiting:
-            if time.monotonic() > deadline:
-                raise CommandFailed(
-                    f"nothing is acknowledged to {', '.join(waiting)} within {timeout_s:g} s of the last fault"
-                )
-            await asyncio.sleep(_POLL_S)
-            waiting = {name: (c, before) for name, (c, before) in waiting.items() if c.acks.count() <= before}
+        before = [(client, client.acks.count()) for client in self.current.values() if client.role.kind == "producer"]
+
+        def waiting() -> str:
+            names = [client.name for client, acked in before if client.acks.count() <= acked]
+            return f"nothing is acknowledged to {', '.join(names)}" if names else ""
+
+        what = "something is acknowledged to every producer after the last fault"
+        await until(waiting, what, timeout_s, holds=operator.not_, poll_s=_POLL_S)
 
     async def finish(self, timeout_s: float) -> list[str]:
         """Let every client end what it has begun. What went wrong, in words."""

@@ -7,6 +7,7 @@ says. Cuts claim nobody: they lie beside any other fault.
 from __future__ import annotations
 
 import asyncio
+import operator
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,7 @@ from fencepost_testing.chaos.unclean import UncleanElections
 from fencepost_testing.chaos.view import View
 from fencepost_testing.local_cluster import CONTROLLER as LOCAL_CONTROLLER
 from fencepost_testing.local_cluster import LocalCluster, Node
+from fencepost_testing.waiting import until
 
 RESTART_TIMEOUT_S = 60.0
 MOVE_TIMEOUT_S = 5.0  # for the controller to take it up
@@ -271,11 +273,12 @@ class Executor:
 
     async def _wait_free(self, parties: Sequence[Party]) -> None:
         """Until no other fault has any of them. Raises Skipped."""
-        deadline = time.monotonic() + FREE_TIMEOUT_S
-        while self._claimed.intersection(parties):
-            if time.monotonic() > deadline:
-                raise Skipped(f"other faults have {', '.join(sorted(self._claimed.intersection(parties)))}")
-            await asyncio.sleep(_GUARD_POLL_S)
+
+        def claimed() -> str:
+            return ", ".join(sorted(self._claimed.intersection(parties)))
+
+        what = "no other fault has one of the parties"
+        await until(claimed, what, FREE_TIMEOUT_S, holds=operator.not_, poll_s=_GUARD_POLL_S, error=Skipped)
 
     async def _others_in_sync(self, broker: int) -> bool:
         image = await self._view.image()

@@ -24,7 +24,7 @@ from fencepost_proto.protocol.errors import FencepostError
 from fencepost_testing.chaos.client_config import EXIT_FENCED
 from fencepost_testing.chaos.cuts import CuttableNetwork, make_network
 from fencepost_testing.chaos.disks import CAN_FILL_DISKS
-from fencepost_testing.chaos.ending import check_files, read_everything, wait_moved, wait_settled, wait_writable
+from fencepost_testing.chaos.ending import check_files, read_everything
 from fencepost_testing.chaos.faults import Party
 from fencepost_testing.chaos.fleet import Fleet, Role, Target
 from fencepost_testing.chaos.measure import Measure
@@ -34,7 +34,6 @@ from fencepost_testing.chaos.network import NetworkUnavailable
 from fencepost_testing.chaos.result import ChaosOptions, ChaosResult
 from fencepost_testing.chaos.resumed import Overruled, ResumedCheck, Told
 from fencepost_testing.chaos.schedule import REPLICATION_FACTOR, Shape, make_schedule
-from fencepost_testing.failover import wait_in_sync
 from fencepost_testing.failures import CommandFailed, leaves
 from fencepost_testing.history_check import BrokenHistory, HistoryCheck, with_operations
 from fencepost_testing.history_files import HistoryFiles, UnreadableHistory
@@ -42,6 +41,7 @@ from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, Node
 from fencepost_testing.member import log_tail
 from fencepost_testing.processes import Place
 from fencepost_testing.recorded_election import OPERATOR
+from fencepost_testing.topic_waits import wait_in_sync, wait_moved, wait_settled, wait_writable
 
 TOPIC = "chaos"
 OPERATORS_HISTORY = "operator.jsonl"

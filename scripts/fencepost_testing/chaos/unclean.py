@@ -12,7 +12,6 @@ A replica that was paused remembers its high watermark, one that was killed does
 from __future__ import annotations
 
 import asyncio
-import time
 
 from fencepost import AdminClient
 from fencepost.descriptions import ElectionCandidate
@@ -23,6 +22,7 @@ from fencepost_testing.chaos.nemesis_log import Happened
 from fencepost_testing.chaos.view import View
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.recorded_election import elect_recorded
+from fencepost_testing.waiting import until
 
 IN_SYNC_TIMEOUT_S = 6.0
 LEAVE_TIMEOUT_S = 10.0  # the in-sync set
@@ -99,17 +99,20 @@ class UncleanElections:
 
     async def _candidate(self, index: int) -> ElectionCandidate:
         """The best, as `fencepost topic elect --unclean` takes it, once there is one. Raises Skipped."""
-        deadline = time.monotonic() + COME_BACK_TIMEOUT_S
-        seen = ""
-        while time.monotonic() < deadline:
+
+        async def best() -> ElectionCandidate | FencepostError:
             try:
-                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                    best = (await self._admin.unclean_candidates(self._topic, index))[0]
-            except (FencepostError, TimeoutError) as error:
-                seen = str(error) or type(error).__name__
-            else:
-                if not best.failure:
-                    return best
-                seen = f"broker {best.broker_id}: {best.failure}"
-            await asyncio.sleep(_POLL_S)
-        raise Skipped(f"no replica of partition {index} can be elected within {COME_BACK_TIMEOUT_S:g} s: {seen}")
+                return (await self._admin.unclean_candidates(self._topic, index))[0]
+            except FencepostError as error:
+                return error
+
+        what = f"a replica of partition {index} that can be elected"
+        found: ElectionCandidate | FencepostError = await until(
+            best, what, COME_BACK_TIMEOUT_S, holds=_can_be_elected, poll_s=_POLL_S, error=Skipped
+        )
+        assert isinstance(found, ElectionCandidate)
+        return found
+
+
+def _can_be_elected(found: ElectionCandidate | FencepostError) -> bool:
+    return isinstance(found, ElectionCandidate) and not found.failure

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 
 from fencepost_proto.protocol.metadata import MetadataImage, Partition
 from fencepost_testing.chaos.faults import Skipped
 from fencepost_testing.cluster_metadata import read_image
 from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.waiting import until
 
 ASK_TIMEOUT_S = 0.5
 _POLL_S = 0.1
@@ -40,14 +40,14 @@ class View:
 
     async def until(self, index: int, condition: Callable[[Partition], bool], timeout_s: float, what: str) -> Partition:
         """The partition, once the condition holds. Raises Skipped where it does not in time."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            partition = await self.partition(index)
-            if partition is not None and condition(partition):
-                return partition
-            if time.monotonic() > deadline:
-                raise Skipped(f"not within {timeout_s:g} s: {what} of partition {index}; last seen: {partition}")
-            await asyncio.sleep(_POLL_S)
+        return await until(
+            lambda: self.partition(index),
+            f"{what} of partition {index}",
+            timeout_s,
+            holds=condition,
+            poll_s=_POLL_S,
+            error=Skipped,
+        )
 
     async def all_in_sync(self, index: int, timeout_s: float) -> Partition:
         """The partition, once it has a leader, every replica is in sync, and none is on its way. Raises Skipped."""
