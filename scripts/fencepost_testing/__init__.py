@@ -1,1 +1,47 @@
-"""A cluster on this machine that tests can use and break, and the checks of what it stored."""
+"""A cluster of real processes on this machine that tests can use and break, and the checks of what it stored.
+
+    import asyncio
+
+    from fencepost import AdminClient, Consumer, Producer
+    from fencepost_testing import LocalCluster
+
+    async def main() -> None:
+        async with LocalCluster(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+            await admin.create_topic("orders", partitions=1, replication_factor=3, min_insync_replicas=2)
+            async with Producer(cluster.bootstrap) as producer:
+                await producer.send_and_wait("orders", b"one pint")
+                leader = (await admin.describe_topic("orders")).partitions[0].leader
+                cluster.kill(leader)
+                await producer.send_and_wait("orders", b"two pints")  # to the next leader, which knows the producer
+            async with Consumer(cluster.bootstrap, "orders") as consumer:
+                print([(await anext(consumer)).value for _ in range(2)])
+
+    asyncio.run(main())
+
+The cluster is in a temporary folder, which is removed at the end; `LocalCluster(directory)` keeps its data. Its processes
+end with the block, and with the program, whatever ends that.
+
+- `local_cluster`: the cluster, its processes, ports and settings
+- `waiting`, `topic_waits`: waits that end at a deadline and say what they waited for
+- `workload`, `failover`: records with a ledger of what was sent, and the kill of a leader under them
+- `history_check`, `replica_check`: whether what clients were told and what the disks hold is that of a correct log
+- `chaos`: faults by a schedule, on processes, disks, data folders and networks
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fencepost_testing.local_cluster import CONTROLLER, ClusterError, LocalCluster
+
+__all__ = ["CONTROLLER", "ClusterError", "LocalCluster"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when they are asked for: a command line that needs no cluster should not wait for what one needs."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from fencepost_testing import local_cluster
+
+    return getattr(local_cluster, name)

@@ -20,9 +20,10 @@ import contextlib
 import os
 import shutil
 import signal
+import tempfile
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -60,6 +61,7 @@ __all__ = [
     "to_toml",
 ]
 
+TEMPORARY_PREFIX = "fencepost-"
 READY_TIMEOUT_S = 20.0
 UNDO_TIMEOUT_S = 5.0  # for a clean end of what a failed start has started
 STOP_TIMEOUT_S = 30.0
@@ -68,19 +70,72 @@ PLACE_PORT = 9092  # of every process that has an address of its own
 _METADATA_TIMEOUT_S = 1.0
 
 
-@dataclass(slots=True)
 class LocalCluster:
-    """Make one with `create` or `load`. As an async context manager it is brought up, and killed at the end."""
+    """One cluster. Making it starts nothing: `up` does, or `with` and `async with`, at whose end everything is killed.
+
+        with LocalCluster(brokers=3) as cluster:
+            print(cluster.bootstrap)
+
+    What waits (`up`, `start`, `stop`, `restart`, `wait_gone`, `down`) is a coroutine; what does not (`kill`, `pause`,
+    `resume`, `terminate`, all that looks) is a plain method.
+    """
 
     directory: Path
     members: dict[Node, Member]
     controller_overrides: dict[str, Setting]
     broker_overrides: dict[str, Setting]
     owned: bool
-    _watchdog: Watchdog | None = None
-    _reservations: list[PortReservation] = field(default_factory=list)
+    _watchdog: Watchdog | None
+    _reservations: list[PortReservation]
+    _end: Callable[[], object] | None  # of a cluster in a temporary folder
 
-    # ---- Making, remembering ----
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] | None = None,
+        *,
+        brokers: int = 3,
+        controller_overrides: Settings | None = None,
+        broker_overrides: Settings | None = None,
+        owned: bool = True,
+        first_port: int | None = None,
+        places: Mapping[Node, Place] | None = None,
+        keep: bool = False,
+    ) -> None:
+        """A new cluster in a folder that holds none yet.
+
+        `directory`: None makes a temporary one, which is removed at the end (`close`, or the end of this process) unless
+        `keep`. `owned`: its processes die with this one. `first_port`: the first broker's, the others' follow; None: any
+        that are free. The overrides are settings of the two kinds of configuration file.
+        `places`: where each process is to run, all of them or none; only of an owned cluster, for its folder does not
+        remember them.
+        Raises ClusterError for a folder that is taken and for impossible options; OSError where a port is not free.
+        """
+        if not 1 <= brokers <= MAX_BROKERS:
+            raise ClusterError(f"{brokers} brokers: from 1 to {MAX_BROKERS} can run on one machine")
+        if directory is None and not owned:
+            raise ClusterError("a cluster that outlives this process needs a folder of its own, not a temporary one")
+        nodes: list[Node] = [CONTROLLER, *range(1, brokers + 1)]
+        if places is not None and (not owned or set(places) != set(nodes)):
+            raise ClusterError(f"places for {list(places)}: an owned cluster needs one for each of {nodes}")
+        root = usable_folder(directory) if directory is not None else None
+        if root is not None:
+            _check_empty(root, nodes)
+            root.mkdir(parents=True, exist_ok=True)
+        reservations = [PortReservation(), *reserve_ports(brokers, first_port)] if places is None else []
+        if root is None:
+            root = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX))
+        members = {node: Member(node, root / folder_of(node), PLACE_PORT) for node in nodes}
+        for member, reservation in zip(members.values(), reservations, strict=False):
+            member.port = reservation.port
+        for node, place in (places or {}).items():
+            members[node].place = place
+        self._set(root, members, controller_overrides or {}, broker_overrides or {}, owned=owned)
+        self._reservations += reservations
+        if directory is None:
+            self._end = weakref.finalize(self, _end_temporary, members, root, os.getpid(), keep=keep)
+        for member in members.values():
+            self._prepare(member)
+        self._save()
 
     @classmethod
     def create(
@@ -94,54 +149,45 @@ class LocalCluster:
         first_port: int | None = None,
         places: Mapping[Node, Place] | None = None,
     ) -> LocalCluster:
-        """A new cluster in a folder that holds none yet. Nothing is started.
-
-        `owned`: its processes die with this one. `first_port`: the first broker's, the others' follow; None: any that are
-        free. The overrides are settings of the two kinds of configuration file.
-        `places`: where each process is to run, all of them or none; only of an owned cluster, for its folder does not
-        remember them.
-        """
-        root = usable_folder(directory)
-        if not 1 <= brokers <= MAX_BROKERS:
-            raise ClusterError(f"{brokers} brokers: from 1 to {MAX_BROKERS} can run on one machine")
-        if (root / STATE_FILE).exists():
-            raise ClusterError(f"{root} holds a cluster already ({STATE_FILE} is there)")
-        nodes: list[Node] = [CONTROLLER, *range(1, brokers + 1)]
-        for node in nodes:
-            if (folder := root / folder_of(node)).exists() and any(folder.iterdir()):
-                raise ClusterError(f"{folder} holds data already, and no {STATE_FILE} says of which cluster")
-        if places is not None and (not owned or set(places) != set(nodes)):
-            raise ClusterError(f"places for {list(places)}: an owned cluster needs one for each of {nodes}")
-        root.mkdir(parents=True, exist_ok=True)
-        reservations: list[PortReservation] = []
-        if places is not None:
-            members = {node: Member(node, root / folder_of(node), PLACE_PORT, place=places[node]) for node in nodes}
-        else:
-            of_brokers = reserve_ports(brokers, first_port)
-            reservations = [PortReservation(), *of_brokers]
-            members = {
-                node: Member(node, root / folder_of(node), reservation.port)
-                for node, reservation in zip(nodes, reservations, strict=True)
-            }
-        cluster = cls(
-            root,
-            members,
-            dict(controller_overrides or {}),
-            dict(broker_overrides or {}),
-            owned,
-            _reservations=reservations,
+        """A new cluster in a folder of the caller's; see `LocalCluster`."""
+        return cls(
+            directory,
+            brokers=brokers,
+            controller_overrides=controller_overrides,
+            broker_overrides=broker_overrides,
+            owned=owned,
+            first_port=first_port,
+            places=places,
         )
-        for member in members.values():
-            cluster._prepare(member)
-        cluster._save()
-        return cluster
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> LocalCluster:
-        """The cluster that `create` made there, as its last command left it; not owned."""
+        """The cluster that was made there, as its last command left it; not owned."""
         root = usable_folder(directory)
         found = ClusterFile.read(root)
-        return cls(root, found.members, found.controller_overrides, found.broker_overrides, owned=False)
+        cluster = cls.__new__(cls)
+        cluster._set(root, found.members, found.controller_overrides, found.broker_overrides, owned=False)
+        return cluster
+
+    def _set(
+        self,
+        directory: Path,
+        members: dict[Node, Member],
+        controller_overrides: Settings,
+        broker_overrides: Settings,
+        *,
+        owned: bool,
+    ) -> None:
+        self.directory = directory
+        self.members = members
+        self.controller_overrides = dict(controller_overrides)
+        self.broker_overrides = dict(broker_overrides)
+        self.owned = owned
+        self._watchdog = None
+        self._reservations = []
+        self._end = None
+
+    # ---- Remembering ----
 
     def _save(self) -> None:
         ClusterFile(self.members, self.controller_overrides, self.broker_overrides).write(self.directory)
@@ -401,17 +447,18 @@ class LocalCluster:
 
     def kill_all(self) -> None:
         """SIGKILL to every process that runs, at once."""
-        for member in self.members.values():
-            if member.process is not None:
-                member.process.send(signal.SIGKILL)
+        _kill(self.members)
 
     def close(self) -> None:
-        """The end of an owned cluster: everything is killed, and gone when this returns. Its data stay."""
-        self.kill_all()
-        for member in self.members.values():
-            if member.child is not None:
-                member.child.wait()
+        """The end of an owned cluster: everything is killed, and gone when this returns.
+
+        Its data stay, unless they are in a temporary folder that is not to be kept.
+        """
+        _kill(self.members)
+        _reap(self.members)
         self._forget()
+        if self._end is not None:
+            self._end()
 
     def remove(self) -> None:
         """Delete the data and the state of a cluster that is down, and nothing else that is in its folder."""
@@ -435,6 +482,8 @@ class LocalCluster:
         if self.directory.exists():
             self._save()
 
+    # ---- As a context manager ----
+
     async def __aenter__(self) -> Self:
         try:
             await self.up()
@@ -447,3 +496,44 @@ class LocalCluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __enter__(self) -> Self:
+        """For a program without an event loop."""
+        return asyncio.run(self.__aenter__())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _check_empty(root: Path, nodes: Iterable[Node]) -> None:
+    """Raises ClusterError where the folder holds a cluster, or something where one's members would go."""
+    if (root / STATE_FILE).exists():
+        raise ClusterError(f"{root} holds a cluster already ({STATE_FILE} is there)")
+    for node in nodes:
+        if (folder := root / folder_of(node)).exists() and any(folder.iterdir()):
+            raise ClusterError(f"{folder} holds data already, and no {STATE_FILE} says of which cluster")
+
+
+def _kill(members: Mapping[Node, Member]) -> None:
+    for member in members.values():
+        if member.process is not None:
+            member.process.send(signal.SIGKILL)
+
+
+def _reap(members: Mapping[Node, Member]) -> None:
+    """Wait for the end of those that are this process's children."""
+    for member in members.values():
+        if member.child is not None:
+            member.child.wait()
+
+
+def _end_temporary(members: Mapping[Node, Member], folder: Path, owner: int, *, keep: bool) -> None:
+    """The end of a cluster in a temporary folder, by `close` or because its owner ends."""
+    if os.getpid() != owner:
+        return  # a fork of the owner: the cluster goes on
+    _kill(members)
+    _reap(members)
+    if not keep:
+        shutil.rmtree(folder, ignore_errors=True)

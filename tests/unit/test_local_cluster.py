@@ -353,6 +353,54 @@ def test_an_owned_cluster_dies_with_its_owner(tmp_path: Path, stand_in: Path, en
     wait_until_gone(pids)
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_temporary_folder_goes_with_its_cluster_unless_it_is_to_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    cluster = LocalCluster(brokers=1, keep=keep)
+    assert cluster.directory.parent == tmp_path
+    start_all(cluster)
+    pids = [cluster.pid(node) for node in cluster.nodes]
+    cluster.close()
+    assert all(gone(pid) for pid in pids)
+    assert cluster.directory.exists() is keep
+    cluster.close()  # once more is as good
+    with pytest.raises(ClusterError, match="needs a folder of its own"):
+        LocalCluster(owned=False)
+
+
+TEMPORARY = """
+    import asyncio, os, sys
+    from fencepost_testing import LocalCluster, local_cluster, processes
+    local_cluster.spawn = lambda _, config, log, place: processes.spawn([sys.argv[1]], config, log, place)
+    cluster = LocalCluster(brokers=1)
+    asyncio.run(cluster.start(cluster.members))
+    if os.fork() == 0:
+        sys.exit(0)  # a fork ends as any program does, and the cluster is not its own
+    os.wait()
+    assert cluster.running(1) and cluster.directory.exists()
+    print(*(cluster.pid(node) for node in cluster.members), flush=True)
+    raise SystemExit(3)
+"""
+
+
+def test_a_temporary_cluster_that_nobody_closes_ends_with_the_program(tmp_path: Path, stand_in: Path) -> None:
+    folders = tmp_path / "tmp"
+    folders.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(TEMPORARY), str(stand_in)],
+        env={**os.environ, "TMPDIR": str(folders)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    wait_until_gone([int(word) for word in done.stdout.split()])
+    assert list(folders.iterdir()) == []
+
+
 def test_a_damaged_state_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "cluster.json").write_text('{"version": 1, "members": [{"node": "x"}]}')
     with pytest.raises(ClusterError, match=r"cluster\.json is not a cluster's state"):
