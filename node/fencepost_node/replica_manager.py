@@ -26,6 +26,7 @@ from fencepost_node.maintenance.log_maintenance import Upkeep
 from fencepost_node.maintenance.repairs import Controller as RepairController
 from fencepost_node.maintenance.repairs import Repairs
 from fencepost_node.maintenance.scrubber import Scrubber
+from fencepost_node.producers.expiry import ProducerExpiry
 from fencepost_node.replication.follow import FollowerLink
 from fencepost_node.replication.isr_proposals import Controller, IsrProposals
 from fencepost_node.replication.leadership import Leadership
@@ -76,7 +77,9 @@ class ReplicaManager:
             self.replicas,
             self._tasks,
             config.retention_check_interval_ms,
-            is_kept=self._is_kept_producer,
+            expiry=ProducerExpiry(
+                config.producer_expiration_ms, config.max_delivery_timeout_ms, is_kept=self._is_kept_producer
+            ),
         )
         self.scrubber = Scrubber(host, disk, config, self.replicas, self._tasks)
         self._repairs = Repairs(

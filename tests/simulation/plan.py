@@ -13,8 +13,7 @@ from tests.simulation.workload import ProducerSpec
 
 from fencepost.producing import sequencer
 from fencepost_controller.decisions import producers as controller_producers
-from fencepost_node.folders import partition_folders
-from fencepost_node.producers import producer_state
+from fencepost_node.producers import expiry, producer_state
 from fencepost_proto.protocol import record_batch
 from fencepost_proto.protocol.v1 import controller_pb2
 from fencepost_testing.history_check import log_order
@@ -199,6 +198,6 @@ def short_room() -> Iterator[None]:
     with (
         patch.object(producer_state, "MAX_PRODUCERS", 24),
         patch.object(producer_state, "ROOM_FOR_THE_YOUNG", 8),
-        patch.object(partition_folders, "LATE_MS", 500),
+        patch.object(expiry, "LATE_MS", 500),
     ):
         yield

@@ -422,12 +422,3 @@ def test_a_segment_that_is_being_read_is_closed_when_its_reader_has_gone() -> No
         assert oldest.file.read(0, 8) == bytes(8)
     with pytest.raises(OSError, match="closed"):
         oldest.file.read(0, 8)
-
-
-def test_retention_keeps_what_idle_expiry_may_not_touch() -> None:
-    log = open_log(Machine().mount(), producer_expiration_ms=10)
-    produce(log, 1)
-    produce(log, 2)
-    log.observe_end(running_ms=0)
-    log.forget_idle_producers(100, high_watermark=1, is_kept=lambda _: False)
-    assert [log.producers.get(producer_id) is not None for producer_id in (1, 2)] == [False, True]

@@ -11,11 +11,9 @@ import pytest
 from batches import batch, with_field
 from logs import NOW_MS, assert_lawful, content, fill, headers, open_log, produce, settings
 
-from fencepost_node.log import log as log_module
 from fencepost_node.log.disk import File, RealDisk
 from fencepost_node.log.log import CorruptLog, Log
 from fencepost_node.log.names import LOG_SUFFIX, SNAPSHOT_SUFFIX, SYNC_BEGUN, offsets_with
-from fencepost_node.producers import producer_state
 from fencepost_node.producers.producer_state import ProducerState
 from fencepost_proto.protocol.record_batch import iter_batches, stamp
 
@@ -433,66 +431,6 @@ def test_recovery_reads_what_came_after_the_snapshot_whatever_the_size_of_the_lo
     assert read[1] < 700_000
     # besides the tail, each sealed segment costs a look at its last batches
     assert read[1] - read[0] < 200_000 + 15 * 40_000
-
-
-def test_what_recovery_found_is_what_expires_later(tmp_path: Path) -> None:
-    """A backfill, and a restart: old timestamps do not make producers idle; they may have been active just before."""
-    log = Log.open(DISK, str(tmp_path / "orders-0"), settings(producer_expiration_ms=1_000), NOW_MS)
-    produce(log, timestamp_ms=5)
-    log.close(clean=True)
-    log = Log.open(DISK, str(tmp_path / "orders-0"), settings(producer_expiration_ms=1_000), NOW_MS)
-    log.observe_end(running_ms=0)
-    log.forget_idle_producers(999, high_watermark=1, is_kept=lambda _: False)
-    assert len(log.producers) == 1
-    log.forget_idle_producers(1_000, high_watermark=1, is_kept=lambda _: False)
-    assert len(log.producers) == 0
-    log.close(clean=False)
-
-
-def test_many_producers_are_forgotten_in_turns_between_which_appends_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(log_module, "FORGOTTEN_IN_A_TURN", 3)
-    monkeypatch.setattr(producer_state, "PRODUCERS_IN_A_TURN", 2)
-    log = Log.open(DISK, str(tmp_path / "orders-0"), settings(producer_expiration_ms=1_000), NOW_MS)
-    for producer_id in range(8):
-        produce(log, producer_id)
-    log.observe_end(running_ms=0)
-    pauses: list[bool] = []
-
-    def append_meanwhile() -> None:
-        was_free = log._lock.acquire(blocking=False)
-        pauses.append(was_free)
-        log._lock.release()
-        produce(log, 100 + len(pauses))
-
-    monkeypatch.setattr(log_module, "let_others_run", append_meanwhile)
-    log.forget_idle_producers(1_000, high_watermark=8, is_kept=lambda _: False)
-    assert pauses == [True] * 6, "four while they are looked for, two while they are forgotten"
-    assert log.producers.ids() == [101, 102, 103, 104, 105, 106]
-    log.close(clean=False)
-
-
-def test_a_step_of_the_clock_on_the_wall_forgets_nobody(tmp_path: Path) -> None:
-    log = Log.open(DISK, str(tmp_path / "orders-0"), settings(producer_expiration_ms=1_000, retention_ms=1_000), NOW_MS)
-    produce(log)
-    log.observe_end(running_ms=0)
-    log.apply_retention(NOW_MS + 10**12, high_watermark=1)
-    log.forget_idle_producers(999, high_watermark=1, is_kept=lambda _: False)
-    assert (log.log_start_offset, len(log.producers)) == (1, 1)
-    log.close(clean=False)
-
-
-def test_what_came_again_after_a_cut_is_not_as_old_as_what_was_cut(tmp_path: Path) -> None:
-    log = Log.open(DISK, str(tmp_path / "orders-0"), settings(producer_expiration_ms=1_000), NOW_MS)
-    produce(log, 1)
-    produce(log, 2)
-    log.observe_end(running_ms=0)
-    log.truncate_to(1)
-    produce(log, 3)
-    log.forget_idle_producers(1_000, high_watermark=2, is_kept=lambda _: False)
-    assert [log.producers.get(i) is not None for i in (1, 2, 3)] == [False, False, True]
-    log.close(clean=False)
 
 
 def test_magic_0_in_a_segment_is_a_bad_batch_like_any_other(tmp_path: Path) -> None:

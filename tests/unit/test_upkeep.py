@@ -12,6 +12,7 @@ from replicas import open_replica
 
 from fencepost_node.maintenance import log_maintenance as upkeep_module
 from fencepost_node.maintenance.log_maintenance import Upkeep
+from fencepost_node.producers.expiry import ProducerExpiry
 from fencepost_node.replication.replica import Replica
 from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.runtime.host import Host
@@ -67,7 +68,9 @@ def with_upkeep(test: Callable[[Upkeep, Looked, Disk], Any]) -> None:
             replica.key = ("T", index)
             replica.log = cast(Any, LogOf(f"/data/orders-{index}"))
             replicas["T", index] = replica
-        upkeep = Upkeep(Host(), cast(Any, disk), replicas, tasks, 3_600_000, is_kept=lambda _: True)
+        upkeep = Upkeep(
+            Host(), cast(Any, disk), replicas, tasks, 3_600_000, expiry=ProducerExpiry(1, 1, lambda _: True)
+        )
         for replica in replicas.values():
             replica._calls = dataclasses.replace(replica._calls, snapshot_due=upkeep.maintain_soon)
         upkeep.start()

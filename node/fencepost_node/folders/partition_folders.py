@@ -49,7 +49,6 @@ log = logging.getLogger(__name__)
 RECOVERY_THREADS = 2
 LOGS_PER_JOB = 32  # opened by a thread before it takes others: handing over one costs as much as opening it
 MAX_FILE_NAME = 255  # bytes; what file systems take
-LATE_MS = 60_000  # how long a repeat may be on its way, beyond the delivery timeout of its sender
 
 PROBE = "probe"  # the file that is written to see whether there is room
 PROBE_BYTES = 64 * 1024
@@ -477,6 +476,4 @@ class PartitionFolders:
             retention_ms=settings.retention_ms,
             retention_bytes=settings.retention_bytes,
             snapshot_interval_bytes=self._config.snapshot_interval_bytes,
-            producer_expiration_ms=self._config.producer_expiration_ms,
-            max_delivery_timeout_ms=self._config.max_delivery_timeout_ms + LATE_MS,
         )

@@ -20,6 +20,4 @@ class LogConfig:
     retention_ms: int = NO_LIMIT
     retention_bytes: int = NO_LIMIT
     snapshot_interval_bytes: int = 64 * 1024 * 1024  # bounds what recovery reads
-    producer_expiration_ms: int = 7 * 24 * 3600 * 1000
-    max_delivery_timeout_ms: int = 600_000  # how long after its first append a batch may still be repeated
     index_interval_bytes: int = 4096

@@ -25,7 +25,7 @@ import errno
 import logging
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from fencepost_node.log.config import NO_LIMIT, LogConfig
@@ -57,7 +57,6 @@ from fencepost_node.log.snapshot import (
     decode_snapshot,
     empty_snapshot,
     encode_snapshot,
-    let_others_run,
     snapshots_to_keep,
 )
 from fencepost_node.log.sync_mark import sync_announced
@@ -74,8 +73,6 @@ from fencepost_proto.protocol.record_batch import BatchHeader, iter_batches, sta
 __all__ = ["CorruptLog", "Log", "LogConfig", "OutOfRoom"]
 
 log = logging.getLogger(__name__)
-
-FORGOTTEN_IN_A_TURN = 4_096  # producers, while appends wait: two or three milliseconds
 
 
 class Log:
@@ -96,9 +93,8 @@ class Log:
         self._cuts = 0  # truncations and resets so far
         self._names_changed = 1  # rises with every new segment …
         self._names_synced = 0  # … and follows when the folder is synced
-        # What recovery found is not known to be old: nothing was observed yet. Guarded by _lock.
-        self._expiring = Idleness()  # over the expiration time …
-        self._repeatable = Idleness()  # … and over the time in which repeats may come
+        # By horizon in ms. What recovery found is not known to be old: nothing was observed yet. Guarded by _lock.
+        self._ages: dict[int, Idleness] = {}
         self._take(recovered)
 
     def _take(self, recovered: Recovered) -> None:
@@ -506,43 +502,25 @@ class Log:
             remove_segment(self._disk, self.directory, segment.base_offset)
         self._remove_surplus_snapshots()
 
-    # ---- Forgetting producers ----
+    # ---- How long it has held its batches ----
 
-    def observe_end(self, running_ms: int) -> bool:
-        """All that is in the log is there now, at this running time. Whether there may be producers to forget."""
+    def observe_end(self, running_ms: int, horizons_ms: Iterable[int]) -> None:
+        """All that is in the log is there now, at this running time: for `held_below`, of these horizons."""
         with self._lock:
-            self._expiring.observe(self.log_end_offset, running_ms, self.config.producer_expiration_ms)
-            self._repeatable.observe(self.log_end_offset, running_ms, self.config.max_delivery_timeout_ms)
-            return self.producers.any_idle(*self._idle_below(running_ms))
+            for horizon_ms in horizons_ms:
+                self._ages.setdefault(horizon_ms, Idleness()).observe(self.log_end_offset, running_ms, horizon_ms)
 
-    def _idle_below(self, running_ms: int) -> tuple[int, int]:
-        """Below which offsets batches are as old as the expiration time, and too old to be repeated. `_lock` is held."""
-        return (
-            self._expiring.idle_below(running_ms, self.config.producer_expiration_ms),
-            self._repeatable.idle_below(running_ms, self.config.max_delivery_timeout_ms),
-        )
+    def held_below(self, running_ms: int, horizon_ms: int) -> int:
+        """Batches with base offsets below this have been here for `horizon_ms`, as far as `observe_end` saw."""
+        with self._lock:
+            ages = self._ages.get(horizon_ms)
+            return ages.idle_below(running_ms, horizon_ms) if ages is not None else 0
 
-    def forget_idle_producers(self, running_ms: int, high_watermark: int, is_kept: Callable[[int], bool]) -> None:
-        """[thread] Forget producers that have been idle for long enough at `running_ms`, by what `observe_end` saw.
-
-        `is_kept` says of whom nothing is to be forgotten.
-        """
-        with self._maintenance:
-            with self._lock:
-                expired_below, surplus_below = self._idle_below(running_ms)
-                seen = self.producers.copy()
-            idle = seen.idle(  # the loop goes on appending
-                expired_below, surplus_below, high_watermark, is_kept, let_others_run
-            )
-            if not idle:
-                return
-            expired = 0
-            for first in range(0, len(idle), FORGOTTEN_IN_A_TURN):
-                if first:
-                    let_others_run()
-                with self._lock:  # which appends wait for
-                    expired += self.producers.forget(idle[first : first + FORGOTTEN_IN_A_TURN])
-        log.info("producers expired directory=%s count=%d left=%d", self.directory, expired, len(self.producers))
+    @contextmanager
+    def appends_stopped(self) -> Iterator[None]:
+        """[thread] What is folded may be changed, or copied, for a few milliseconds: appends wait, on the event loop."""
+        with self._lock:
+            yield
 
     # ---- Cutting ----
 
@@ -605,8 +583,8 @@ class Log:
             self.leader_epochs = epochs
             self._pending = [snapshot for snapshot in self._pending if snapshot.offset <= end_offset]
             self._unsnapshotted_bytes = folded_bytes
-            self._expiring.truncate(end_offset)
-            self._repeatable.truncate(end_offset)
+            for ages in self._ages.values():
+                ages.truncate(end_offset)
         self._row.retire(gone)
         return gone
 
@@ -647,7 +625,7 @@ class Log:
                 self._fail(f"reset of {self.directory} to {start_offset} failed: {error}")
                 raise StorageError(self.failure) from error
             with self._lock:
-                self._expiring, self._repeatable = Idleness(), Idleness()
+                self._ages = {}
                 self._take(recovered)
             log.info("log reset directory=%s start=%d", self.directory, start_offset)
 

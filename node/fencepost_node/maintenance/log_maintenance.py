@@ -15,6 +15,7 @@ from functools import partial
 
 from fencepost_node.log.disk import Disk
 from fencepost_node.log.log import OutOfRoom
+from fencepost_node.producers.expiry import ProducerExpiry
 from fencepost_node.replication.leadership import Leadership
 from fencepost_node.replication.replica import Replica
 from fencepost_proto.protocol import errors
@@ -41,14 +42,14 @@ class Upkeep:
         tasks: Tasks,
         retention_check_interval_ms: int,
         *,
-        is_kept: Callable[[int], bool],  # whether what is known of a producer id is kept though it is idle
+        expiry: ProducerExpiry,
     ) -> None:
         self._host = host
         self._disk = disk
         self._replicas = replicas
         self._tasks = tasks
         self._retention_check_interval_s = retention_check_interval_ms / 1000
-        self._is_kept = is_kept
+        self._expiry = expiry
         self._running = RunningTime(MAX_ROUND_TIMES * self._retention_check_interval_s)
         self._syncing: set[PartitionKey] = set()
         self._no_room_until: dict[PartitionKey, float] = {}  # where upkeep found none
@@ -112,8 +113,8 @@ class Upkeep:
                 now_ms, high_watermark = self._host.wall_clock_ms(), replica.high_watermark
                 await self._on_log(replica, partial(replica.log.apply_retention, now_ms, high_watermark))
                 running_ms = self._running.advance(loop.time())
-                if replica.log.observe_end(running_ms):
-                    forget = partial(replica.log.forget_idle_producers, running_ms, high_watermark, self._is_kept)
+                if self._expiry.observe(replica.log, running_ms):
+                    forget = partial(self._expiry.forget_idle, replica.log, running_ms, high_watermark)
                     await self._on_log(replica, forget)
 
     async def _on_log(self, replica: Replica, work: Callable[[], object]) -> None:

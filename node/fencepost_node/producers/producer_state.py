@@ -32,7 +32,7 @@ batch starts the entry afresh. And a replica that has forgotten a producer which
 not have got its next batch yet) takes any sequence.
 
 Expiry. A producer is forgotten when its last batch is committed and has been in the log for the expiration time, as far as
-this process has seen (`idleness.py`): never because of a timestamp or of the clock on the wall. Entries stand in the order
+this process has seen (`expiry.py`, `idleness.py`): never because of a timestamp or of the clock on the wall. Entries stand in the order
 of their last batches' offsets, so what expires is always the front of them: the state of a replica is the fold of its log
 but for the producers whose last batch is below some offset. Named producers are kept for as long as the name is known, so
 that `resume` tells what is *known* not to be there.
