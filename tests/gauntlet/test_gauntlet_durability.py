@@ -14,6 +14,8 @@ import pytest
 from tests.gauntlet.story import Client, Story, tale
 from tests.simulation.cluster import broker_node
 
+from fencepost_node.producers.producer_state_machine import PRODUCERS
+
 BROKERS = ("broker-1", "broker-2", "broker-3")
 
 
@@ -77,7 +79,7 @@ async def test_crashes_forget_stream(story: Story) -> None:
     assert sorted(everything) == sorted(sent.value for client in (anonymous, named) for sent in client.sent)
     for topic in topics:
         for broker_id in (1, 2, 3):
-            known = story.replica(broker_id, f"{topic}-0").log.producers
+            known = story.replica(broker_id, f"{topic}-0").log.states[PRODUCERS]
             assert set(known.ids()) == {anonymous.identity[0], named.identity[0]}
 
 

@@ -17,6 +17,7 @@ from tests.simulation.disk import MountedDisk
 from tests.simulation.loop import current_process
 
 from fencepost_node.log.log import Log
+from fencepost_node.producers.producer_state_machine import PRODUCERS
 from fencepost_proto.protocol.errors import ErrorCode
 from fencepost_proto.protocol.records import BatchBuilder, Compression
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc
@@ -125,13 +126,13 @@ async def test_state_before_persist(story: Story, replicas: list[int]) -> None:
     client = await story.producer()
     await story.acked(await client.send("W"))
     log = story.replica(1, "orders-0").log
-    before = log.producers.copy()
+    before = log.states[PRODUCERS].copy()
     story.fail_next_append(1, "orders-0")
     a = await client.send("A")
     await story.answered("A")
     assert story.answers("A")[0] == "broker-1: KAFKA_STORAGE_ERROR"
     assert story.faults(1) == {"EIO on append": 1}
-    assert log.producers == before
+    assert log.states[PRODUCERS] == before
     assert log.log_end_offset == 1
 
     if len(replicas) == 1:

@@ -13,6 +13,7 @@ import pytest
 from tests.gauntlet.story import Client, Story, tale
 
 from fencepost.errors import DeliveryTimeout
+from fencepost_node.producers.producer_state_machine import PRODUCERS
 
 OUT_OF_ORDER = "OUT_OF_ORDER_SEQUENCE_NUMBER"
 
@@ -272,8 +273,8 @@ async def test_idle_past_expiry(story: Story) -> None:
     client = await story.producer()
     await story.acked(await client.send("A"), await client.send("B"))
     logs = [story.replica(broker_id, "orders-0").log for broker_id in (1, 2, 3)]
-    assert [len(log.producers) for log in logs] == [1, 1, 1]
-    await story.until(lambda: not any(len(log.producers) for log in logs), "every replica has forgotten it")
+    assert [len(log.states[PRODUCERS]) for log in logs] == [1, 1, 1]
+    await story.until(lambda: not any(len(log.states[PRODUCERS]) for log in logs), "every replica has forgotten it")
 
     c = await client.send("C")
     await story.acked(c)

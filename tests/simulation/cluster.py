@@ -32,6 +32,7 @@ from fencepost_node.broker import Broker
 from fencepost_node.config import BrokerConfig
 from fencepost_node.controller_session import REFUSALS
 from fencepost_node.folders.data_folder import DataFolderError
+from fencepost_node.producers.producer_state_machine import PRODUCERS
 from fencepost_node.replication.replica import CONTRADICTION, Replica
 from fencepost_proto.protocol.errors import FencepostError, InvariantBroken, StorageError
 from fencepost_proto.protocol.metadata import PartitionKey
@@ -332,5 +333,5 @@ def _producers(replica: Replica) -> Producers:
             entry.epoch,
             tuple((batch.first_sequence, batch.last_sequence, batch.base_offset) for batch in entry.batches),
         )
-        for producer_id, entry in sorted(replica.log.producers.items())
+        for producer_id, entry in sorted(replica.log.states[PRODUCERS].items())
     }

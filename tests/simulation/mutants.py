@@ -35,6 +35,7 @@ from fencepost_node.folders.partition_folders import PartitionFolders
 from fencepost_node.log import recovery, segment, snapshot
 from fencepost_node.log.log import Log
 from fencepost_node.log.names import LOG_FOLDER, read_identity
+from fencepost_node.log.state_machine import States
 from fencepost_node.maintenance.repairs import Repairs
 from fencepost_node.producers import producer_state
 from fencepost_node.producers.producer_state import APPEND, ProducerState
@@ -137,12 +138,16 @@ def only_two_batches_are_remembered(replace: Any) -> None:
 @mutant("G5", kinds=KILLS)
 def snapshot_without_producer_state(replace: Any) -> None:
     original = snapshot.encode_snapshot
-    replace(snapshot, "encode_snapshot", lambda taken: original(snapshot.Snapshot(taken.offset, ProducerState())))
+
+    def encode(taken: snapshot.Snapshot) -> bytes:
+        return original(taken._replace(states=States.initial(taken.states.machines)))
+
+    replace(snapshot, "encode_snapshot", encode)
 
 
 @mutant("G5", "invariant", kinds=("isolate broker", "pause broker", "kill leader"))
 def truncation_keeps_the_state_of_what_it_cut(replace: Any) -> None:
-    replace(Log, "_producers_at", lambda self, end_offset: (self.producers, 0))
+    replace(Log, "_states_at", lambda self, end_offset: (self.states, 0))
 
 
 @mutant("G5", "invariant", kinds=("disk error", "disk full", "kill leader"), first_seed=2)
@@ -151,11 +156,11 @@ def state_changes_though_the_append_failed(replace: Any) -> None:
     original = Log._append
 
     def append(self: Log, data: bytes, batches: Any) -> None:
-        staged = self.producers.stage([header for _, header in batches])
+        staged = self.states.stage([header for _, header in batches])
         try:
             original(self, data, batches)
         except StorageError:
-            self.producers.apply(staged)
+            self.states.apply(staged)
             raise
 
     replace(Log, "_append", append)
@@ -165,7 +170,11 @@ def state_changes_though_the_append_failed(replace: Any) -> None:
 @mutant("G5", "invariant", kinds=("replica begins anew",), seeds=40, first_seed=7)
 def moved_replica_gets_no_producer_state(replace: Any) -> None:
     original = Log.reset_to
-    replace(Log, "reset_to", lambda self, start, _: original(self, start, snapshot.empty_snapshot(start)))
+
+    def reset_to(self: Log, start_offset: int, _: bytes) -> None:
+        original(self, start_offset, snapshot.empty_snapshot(self.states.machines, start_offset))
+
+    replace(Log, "reset_to", reset_to)
 
 
 @mutant("G3", kinds=("followers gone for a moment",), seeds=30, first_seed=3)

@@ -21,6 +21,7 @@ from tests.simulation.situations import Situations
 from tests.simulation.workload import ConsumerApp, ProducerApp
 
 from fencepost_node.log.snapshot import decode_snapshot
+from fencepost_node.state_machines import STATE_MACHINES
 from fencepost_proto.protocol.errors import CorruptMessage
 from fencepost_proto.protocol.metadata import Partition
 from fencepost_proto.protocol.v1 import controller_pb2
@@ -491,7 +492,7 @@ class Nemesis:
 
 def is_snapshot(content: bytes) -> bool:
     try:
-        decode_snapshot(content)
+        decode_snapshot(content, STATE_MACHINES)
     except CorruptMessage:
         return False
     return True

@@ -13,8 +13,11 @@ from fencepost_node.log.disk import Disk
 from fencepost_node.log.leader_epochs import LeaderEpochs
 from fencepost_node.log.log import Log, LogConfig
 from fencepost_node.log.names import SNAPSHOT_SUFFIX, offsets_with
-from fencepost_node.log.snapshot import decode_snapshot, load_snapshot
+from fencepost_node.log.snapshot import Snapshot, decode_snapshot, encode_snapshot, load_snapshot
+from fencepost_node.log.state_machine import States
 from fencepost_node.producers.producer_state import ProducerState
+from fencepost_node.producers.producer_state_machine import PRODUCERS
+from fencepost_node.state_machines import STATE_MACHINES
 from fencepost_proto.protocol.record_batch import BatchHeader, check_produced, iter_batches
 
 FOLDER = "/data/orders-0"
@@ -29,7 +32,17 @@ def settings(**changes: Any) -> LogConfig:
 
 
 def open_log(disk: Disk, folder: str = FOLDER, **changes: Any) -> Log:
-    return Log.open(disk, folder, settings(**changes), NOW_MS)
+    return Log.open(disk, folder, settings(**changes), NOW_MS, STATE_MACHINES)
+
+
+def snapshot_bytes(offset: int, producers: ProducerState | None = None, last_epoch: int = -1) -> bytes:
+    """A snapshot file's content."""
+    return encode_snapshot(Snapshot(offset, States({PRODUCERS: producers or ProducerState()}), last_epoch))
+
+
+def producers_in(data: bytes) -> ProducerState:
+    """Of a snapshot file's content."""
+    return decode_snapshot(data, STATE_MACHINES).states[PRODUCERS]
 
 
 def produce(
@@ -43,7 +56,7 @@ def produce(
     value: bytes = b"value",
 ) -> bytes:
     """The producer's next batch, through the same calls as a leader's. Returns the bytes as stored."""
-    entry = log.producers.get(producer_id)
+    entry = log.states[PRODUCERS].get(producer_id)
     known_epoch = entry.epoch if entry else 0
     goes_on = entry is not None and epoch in (None, known_epoch)
     data = batch(
@@ -55,7 +68,7 @@ def produce(
         value=value,
     )
     header = check_produced(data)
-    log.producers.check(header, ever_held_records=log.ever_held_records)
+    log.states[PRODUCERS].check(header, ever_held_records=log.ever_held_records)
     return log.append_as_leader(header, data, max(log.last_epoch, 0) if leader_epoch is None else leader_epoch)
 
 
@@ -97,15 +110,15 @@ def assert_lawful(log: Log) -> None:
     disk, stored = log._disk, content(log)
     assert len(stored) == log.size_bytes
     start, end = log.log_start_offset, log.log_end_offset
-    at_start = decode_snapshot(log.snapshot_at_log_start())
+    at_start = decode_snapshot(log.snapshot_at_log_start(), STATE_MACHINES)
     assert at_start.offset == start
-    assert fold(at_start.producers, stored) == log.producers
+    assert fold(at_start.states[PRODUCERS], stored) == log.states[PRODUCERS]
     offsets = offsets_with(disk.list(log.directory), SNAPSHOT_SUFFIX)
     assert all(start <= offset <= end for offset in offsets)
     for offset in offsets:
-        snapshot = load_snapshot(disk, log.directory, offset)
+        snapshot = load_snapshot(disk, log.directory, offset, STATE_MACHINES)
         assert snapshot is not None
-        assert fold(snapshot.producers, stored, offset) == log.producers
+        assert fold(snapshot.states[PRODUCERS], stored, offset) == log.states[PRODUCERS]
     if start:
         assert start in offsets
     derived = LeaderEpochs()

@@ -12,6 +12,7 @@ from fencepost_node.replication.leadership import Leadership
 from fencepost_node.replication.local_broker import LocalBroker
 from fencepost_node.replication.replica import Following, Replica, ReplicaCalls
 from fencepost_node.replication.tail import TailBudget
+from fencepost_node.state_machines import STATE_MACHINES
 from fencepost_proto.protocol.metadata import Partition, Topic
 
 TOPIC = Topic("T", "orders")
@@ -30,7 +31,7 @@ def open_replica(
     **changes: Any,
 ) -> Replica:
     """Within a running loop: broker 1's replica of a partition that `leader` leads."""
-    log = Log.open(Machine().mount(), "/data/orders-0", settings(**changes), NOW_MS)
+    log = Log.open(Machine().mount(), "/data/orders-0", settings(**changes), NOW_MS, STATE_MACHINES)
     local = LocalBroker(BROKER_ID, TailBudget(1 << 20), broker_epoch=1)
     calls = ReplicaCalls(_nothing, _nothing, _nothing, _nothing, failures_changed or (lambda: None))
     replica = Replica(local, Partition("T", 0, replicas, replicas, -1, -1, 0), TOPIC, log, calls)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer
+from logs import snapshot_bytes
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -18,7 +19,6 @@ from fencepost_cli.commands import dump_log
 from fencepost_cli.main import app
 from fencepost_cli.status import ClusterStatus, PartitionStatus, ProcessStatus, show_status
 from fencepost_cli.terminal import table
-from fencepost_node.log.snapshot import Snapshot, encode_snapshot
 from fencepost_node.producers.producer_state import ProducerState
 from fencepost_proto.protocol.record_batch import read_header, stamp
 from fencepost_proto.protocol.records import BatchBuilder, Compression
@@ -174,7 +174,7 @@ def test_a_snapshot_is_shown_producer_by_producer(tmp_path: Path) -> None:
     for sequence in range(3):
         producers.record(read_header(batch(sequence, sequence, [b"a"])), sequence)
     path = tmp_path / "00000000000000000003.snapshot"
-    path.write_bytes(encode_snapshot(Snapshot(3, producers)))
+    path.write_bytes(snapshot_bytes(3, producers))
     lines = dump(path).output.splitlines()
     assert lines[:3] == [
         "producer state at offset 3: 1 producers",

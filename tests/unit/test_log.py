@@ -15,6 +15,7 @@ from logs import assert_lawful, content, fill, headers, open_log, produce
 from fencepost_node.log.disk import RealDisk
 from fencepost_node.log.log import Log
 from fencepost_node.log.names import LOG_SUFFIX, SNAPSHOT_SUFFIX, offsets_with, read_topic_id
+from fencepost_node.producers.producer_state_machine import PRODUCERS
 from fencepost_proto.protocol.errors import (
     CorruptMessage,
     FencepostError,
@@ -93,7 +94,7 @@ def test_a_follower_stores_the_leaders_bytes(log: Log, disk: RealDisk, tmp_path:
         if at == follower.log_end_offset:
             follower.append_as_follower(log.read(at, 300))
     assert content(follower) == content(log)
-    assert follower.producers == log.producers
+    assert follower.states[PRODUCERS] == log.states[PRODUCERS]
     assert follower.leader_epochs == log.leader_epochs
     assert_lawful(follower)
     follower.close(clean=True)
@@ -316,11 +317,11 @@ def test_a_sync_returns_the_end_that_is_on_the_medium(log: Log) -> None:
 def test_a_clean_close_leaves_a_snapshot_at_the_end(disk: RealDisk, folder: str) -> None:
     log = open_log(disk, folder)
     fill(log, 25)
-    before, state, end = content(log), log.producers, log.log_end_offset
+    before, state, end = content(log), log.states[PRODUCERS], log.log_end_offset
     log.close(clean=True)
     assert snapshots(disk, log)[-1] == end
     log = open_log(disk, folder)
-    assert (content(log), log.producers) == (before, state)
+    assert (content(log), log.states[PRODUCERS]) == (before, state)
     log.close(clean=False)
 
 

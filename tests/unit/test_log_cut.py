@@ -5,14 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from logs import FOLDER, NOW_MS, Machine, assert_lawful, content, fill, headers, open_log, produce, settings
+from logs import (
+    FOLDER,
+    NOW_MS,
+    Machine,
+    assert_lawful,
+    content,
+    fill,
+    headers,
+    open_log,
+    produce,
+    producers_in,
+    settings,
+    snapshot_bytes,
+)
 
 from fencepost_node.log.disk import Disk
 from fencepost_node.log.log import Log
 from fencepost_node.log.names import LOG_SUFFIX, SNAPSHOT_SUFFIX, CorruptLog, offsets_with
 from fencepost_node.log.retention import SegmentFacts, segments_to_delete
-from fencepost_node.log.snapshot import Snapshot, decode_snapshot, encode_snapshot
-from fencepost_node.producers.producer_state import Duplicate, ProducerState
+from fencepost_node.producers.producer_state import Duplicate
+from fencepost_node.producers.producer_state_machine import PRODUCERS
+from fencepost_node.state_machines import STATE_MACHINES
 from fencepost_proto.protocol.errors import CorruptMessage, DuplicateSequenceNumber, OffsetOutOfRange
 from fencepost_proto.protocol.record_batch import iter_batches
 
@@ -79,11 +93,11 @@ def test_a_truncated_batch_is_new_again_and_one_that_stays_is_a_duplicate() -> N
         produce(log, 1, 2)
     stays, goes = headers(log)[4], headers(log)[5]
     log.truncate_to(10)
-    assert log.producers.check(stays, ever_held_records=True) == Duplicate(8, 9)
-    assert not isinstance(log.producers.check(goes, ever_held_records=True), Duplicate)
+    assert log.states[PRODUCERS].check(stays, ever_held_records=True) == Duplicate(8, 9)
+    assert not isinstance(log.states[PRODUCERS].check(goes, ever_held_records=True), Duplicate)
     produce(log, 1, 2)
     with pytest.raises(DuplicateSequenceNumber):  # five batches are remembered, those at 2 to 11
-        log.producers.check(headers(log)[0], ever_held_records=True)
+        log.states[PRODUCERS].check(headers(log)[0], ever_held_records=True)
 
 
 def test_a_truncation_to_the_end_or_beyond_changes_nothing() -> None:
@@ -116,7 +130,7 @@ def test_a_log_cut_to_its_start_knows_under_which_epoch_the_batch_before_it_was_
 
 def test_a_truncation_below_the_log_start_is_refused() -> None:
     log = open_log(Machine().mount())
-    log.reset_to(50, encode_snapshot(Snapshot(50, ProducerState())))
+    log.reset_to(50, snapshot_bytes(50))
     fill(log, 3)
     with pytest.raises(OffsetOutOfRange, match="starts at 50: no cut at 49"):
         log.truncate_to(49)
@@ -169,7 +183,7 @@ def test_a_reset_log_is_empty_and_has_the_leaders_state() -> None:
     while log.log_end_offset < leader.log_end_offset:
         log.append_as_follower(leader.read(log.log_end_offset, 300))
     assert content(log) == content(leader)
-    assert log.producers == leader.producers
+    assert log.states[PRODUCERS] == leader.states[PRODUCERS]
     assert_lawful(log)
 
 
@@ -178,7 +192,7 @@ def test_a_reset_with_what_is_no_snapshot_for_that_offset_changes_nothing() -> N
     log = open_log(disk)
     fill(log, 10)
     before, names = content(log), disk.list(FOLDER)
-    good = encode_snapshot(Snapshot(20, ProducerState()))
+    good = snapshot_bytes(20)
     for offset, data in ((21, good), (20, good[:-1]), (20, b""), (20, good[:-1] + b"\1")):
         with pytest.raises(CorruptMessage):
             log.reset_to(offset, data)
@@ -190,7 +204,7 @@ def test_a_reset_to_where_a_segment_began_before_does_not_keep_that_segment() ->
     log = open_log(disk)
     fill(log, 40)
     base = offsets_of(disk, LOG_SUFFIX)[2]
-    log.reset_to(base, encode_snapshot(Snapshot(base, ProducerState())))
+    log.reset_to(base, snapshot_bytes(base))
     log = reopened(disk, log)
     assert (log.log_start_offset, log.log_end_offset) == (base, base)
 
@@ -237,18 +251,18 @@ def test_retention_moves_the_start_to_a_segments_base_and_keeps_the_state() -> N
     disk = Machine().mount()
     log = open_log(disk, retention_bytes=2_000)
     fill(log, 100)
-    before, state, end = headers(log), log.producers.copy(), log.log_end_offset
+    before, state, end = headers(log), log.states[PRODUCERS].copy(), log.log_end_offset
     log.apply_retention(NOW_MS, high_watermark=end)
     assert 0 < log.log_start_offset == offsets_of(disk, LOG_SUFFIX)[0]
     assert 2_000 <= log.size_bytes < 3_000
     assert headers(log) == [header for header in before if header.base_offset >= log.log_start_offset]
-    assert log.producers == state
+    assert log.states[PRODUCERS] == state
     assert_lawful(log)
     with pytest.raises(OffsetOutOfRange):
         log.read(log.log_start_offset - 1, 100)
     assert all(offset >= log.log_start_offset for offset in offsets_of(disk, SNAPSHOT_SUFFIX))
     log = reopened(disk, log)
-    assert log.producers == state
+    assert log.states[PRODUCERS] == state
     assert_lawful(log)
 
 
@@ -261,10 +275,10 @@ def test_a_producer_whose_batches_retention_removed_is_known_from_the_snapshot_a
     log.apply_retention(NOW_MS, log.log_end_offset)
     assert all(header.producer_id != 42 for header in headers(log))
     log = reopened(disk, log)
-    entry = log.producers.get(42)
+    entry = log.states[PRODUCERS].get(42)
     assert entry is not None
     assert [batch.first_sequence for batch in entry.batches] == [4, 6, 8, 10, 12]
-    at_start = decode_snapshot(log.snapshot_at_log_start()).producers
+    at_start = producers_in(log.snapshot_at_log_start())
     assert at_start.get(42) == entry
 
 
@@ -348,7 +362,7 @@ def test_a_segment_stays_for_its_time_whatever_its_timestamps_say_over_a_restart
     log.apply_retention(clock.now_ms, end + 1)
     assert log.log_start_offset == 0
     log.close(clean=True)
-    log = Log.open(disk, FOLDER, settings(retention_ms=5_000), clock.now_ms)
+    log = Log.open(disk, FOLDER, settings(retention_ms=5_000), clock.now_ms, STATE_MACHINES)
     log.clock = clock
     clock.now_ms += 1_999
     log.apply_retention(clock.now_ms, end + 1)
@@ -394,10 +408,10 @@ def test_retention_waits_for_a_snapshot_that_can_be_read() -> None:
 
 
 def fold_is_live(log: Log) -> bool:
-    state = decode_snapshot(log.snapshot_at_log_start()).producers
+    state = producers_in(log.snapshot_at_log_start())
     for _, header in iter_batches(content(log)):
         state.record(header, header.base_offset)
-    return state == log.producers
+    return state == log.states[PRODUCERS]
 
 
 def test_a_damaged_snapshot_at_the_log_start_is_told_to_who_asks_for_it() -> None:

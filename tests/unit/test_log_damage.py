@@ -16,6 +16,8 @@ from fencepost_node.log.disk import RealDisk
 from fencepost_node.log.log import CorruptLog, Log, OutOfRoom
 from fencepost_node.log.segment import merged
 from fencepost_node.log.verify import verify_log
+from fencepost_node.producers.producer_state_machine import PRODUCERS
+from fencepost_node.state_machines import STATE_MACHINES
 from fencepost_proto.protocol.record_batch import iter_batches
 
 
@@ -117,10 +119,10 @@ def test_a_damaged_snapshot_is_removed_where_the_batches_tell_what_it_told() -> 
         machine.disk.corrupt(f"{FOLDER}/{offset:020d}.snapshot", 20)
     log.check_snapshots()
     assert log._snapshots.offsets == [start, *others[1:-1]]
-    before, known = content(log), log.producers.copy()
+    before, known = content(log), log.states[PRODUCERS].copy()
     log.close(clean=False)
     log = open_log(machine.mount())
-    assert (content(log), log.producers) == (before, known)
+    assert (content(log), log.states[PRODUCERS]) == (before, known)
     machine.disk.corrupt(f"{FOLDER}/{start:020d}.snapshot", 20)
     with pytest.raises(CorruptLog, match="snapshot cannot be read"):
         log.check_snapshots()
@@ -185,7 +187,7 @@ def flip(path: Path, position: int) -> None:
 
 def test_every_flipped_byte_of_a_stopped_log_is_found(folder: Path) -> None:
     disk, partition = RealDisk(), folder / "orders-0"
-    assert verify_log(disk, str(partition), in_use=False).damage == []
+    assert verify_log(disk, str(partition), STATE_MACHINES, in_use=False).damage == []
     chance = random.Random(1)
     files = [
         path for path in sorted(partition.iterdir()) if path.suffix in (".log", ".snapshot") and path.stat().st_size
@@ -198,7 +200,7 @@ def test_every_flipped_byte_of_a_stopped_log_is_found(folder: Path) -> None:
                 min(position, 8) if position < 17 else position
             )  # the epoch is in no CRC: only a log that is open knows it
         flip(path, position)
-        assert verify_log(disk, str(partition), in_use=False).damage != [], (path, position)
+        assert verify_log(disk, str(partition), STATE_MACHINES, in_use=False).damage != [], (path, position)
         flip(path, position)
 
 
@@ -207,10 +209,10 @@ def test_what_a_crash_leaves_is_noted_and_a_hole_is_damage(folder: Path) -> None
     segments = sorted(partition.glob("*.log"))
     with segments[-1].open("ab") as file:
         file.write(bytes(30))
-    told = verify_log(disk, str(partition), in_use=False)
+    told = verify_log(disk, str(partition), STATE_MACHINES, in_use=False)
     assert (told.damage, len(told.notes)) == ([], 1)
     segments[1].unlink()
-    assert "the next one begins at" in verify_log(disk, str(partition), in_use=False).damage[0]
+    assert "the next one begins at" in verify_log(disk, str(partition), STATE_MACHINES, in_use=False).damage[0]
 
 
 def test_the_command_tells_what_is_damaged_by_its_exit_code(folder: Path) -> None:

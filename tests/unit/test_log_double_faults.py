@@ -10,12 +10,22 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from logs import FOLDER, NOW_MS, Machine, PowerCut, assert_lawful, content, fill, open_log, settings
+from logs import (
+    FOLDER,
+    NOW_MS,
+    Machine,
+    PowerCut,
+    assert_lawful,
+    content,
+    fill,
+    open_log,
+    settings,
+    snapshot_bytes,
+)
 from tests.simulation.disk import Fault
 
 from fencepost_node.log.log import Log
-from fencepost_node.log.snapshot import Snapshot, encode_snapshot
-from fencepost_node.producers.producer_state import ProducerState
+from fencepost_node.state_machines import STATE_MACHINES
 from fencepost_proto.protocol.errors import StorageError
 
 EVERY_CALL = (
@@ -35,7 +45,7 @@ def append_and_close(log: Log) -> None:
 
 OPERATIONS: dict[str, tuple[Callable[[Log], None], dict[str, Any]]] = {
     "truncation": (lambda log: log.truncate_to(33), {}),
-    "reset": (lambda log: log.reset_to(500, encode_snapshot(Snapshot(500, ProducerState()))), {}),
+    "reset": (lambda log: log.reset_to(500, snapshot_bytes(500)), {}),
     "retention": (lambda log: log.apply_retention(NOW_MS, log.log_end_offset), {"retention_bytes": 1_200}),
     "maintenance": (append_and_maintain, {}),
     "clean end": (append_and_close, {}),
@@ -54,7 +64,7 @@ def prepared(seed: int, **changes: Any) -> Machine:
 
 
 def reopened(machine: Machine, *, power_lost: bool, **changes: Any) -> Log:
-    return Log.open(machine.mount(), FOLDER, settings(**changes), NOW_MS, power_lost=power_lost)
+    return Log.open(machine.mount(), FOLDER, settings(**changes), NOW_MS, STATE_MACHINES, power_lost=power_lost)
 
 
 def assert_goes_on(machine: Machine, *, power_lost: bool, **changes: Any) -> None:
@@ -92,7 +102,7 @@ def test_recovery_from_a_crash_may_crash_too_and_again(name: str) -> None:
             disk = machine.mount()
             machine.die_at(chance.randint(1, 45))
             with contextlib.suppress(PowerCut):
-                Log.open(disk, FOLDER, settings(**changes), NOW_MS, power_lost=power_lost)
+                Log.open(disk, FOLDER, settings(**changes), NOW_MS, STATE_MACHINES, power_lost=power_lost)
             machine.survive()
         assert_goes_on(machine, power_lost=power_lost, **changes)
 

@@ -11,13 +11,26 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from logs import FOLDER, NOW_MS, Machine, PowerCut, assert_lawful, content, fill, open_log, produce, settings
+from logs import (
+    FOLDER,
+    NOW_MS,
+    Machine,
+    PowerCut,
+    assert_lawful,
+    content,
+    fill,
+    open_log,
+    produce,
+    settings,
+    snapshot_bytes,
+)
 from tests.simulation.disk import Fault
 
 from fencepost_node.log.log import CorruptLog, Log
 from fencepost_node.log.names import SYNC_BEGUN
-from fencepost_node.log.snapshot import Snapshot, encode_snapshot
 from fencepost_node.producers.producer_state import ProducerState
+from fencepost_node.producers.producer_state_machine import PRODUCERS
+from fencepost_node.state_machines import STATE_MACHINES
 from fencepost_proto.protocol.errors import StorageError
 from fencepost_proto.protocol.record_batch import iter_batches
 
@@ -31,11 +44,11 @@ def test_a_failed_append_changes_nothing_whatever_part_of_it_was_written() -> No
         disk = machine.mount()
         log = open_log(disk)
         fill(log, 5)
-        before, state, epochs = content(log), log.producers.copy(), log.leader_epochs
+        before, state, epochs = content(log), log.states[PRODUCERS].copy(), log.leader_epochs
         machine.disk.faults.append(Fault(("append",), errno.EIO, ".log"))
         with pytest.raises(StorageError, match="append to"):
             produce(log, 1, 2, leader_epoch=9)
-        assert (content(log), log.producers, log.leader_epochs) == (before, state, epochs)
+        assert (content(log), log.states[PRODUCERS], log.leader_epochs) == (before, state, epochs)
         stored = produce(log, 1, 2, leader_epoch=9)
         assert content(log) == before + stored
         assert_lawful(log)
@@ -77,9 +90,9 @@ def test_a_follower_whose_disk_refuses_stores_none_of_a_push() -> None:
     machine.disk.faults.append(Fault(("append",), errno.ENOSPC, ".log"))
     with pytest.raises(StorageError):
         log.append_as_follower(content(leader))
-    assert (log.log_end_offset, len(log.producers), log.last_epoch) == (0, 0, -1)
+    assert (log.log_end_offset, len(log.states[PRODUCERS]), log.last_epoch) == (0, 0, -1)
     log.append_as_follower(content(leader))
-    assert log.producers == leader.producers
+    assert log.states[PRODUCERS] == leader.states[PRODUCERS]
 
 
 def test_a_log_that_cannot_be_cut_back_has_failed() -> None:
@@ -251,13 +264,13 @@ def test_a_truncation_that_returned_stays_done() -> None:
 def test_a_reset_is_never_seen_half_done() -> None:
     machine, stored = prepared(1)
     state = ProducerState()
-    snapshot = encode_snapshot(Snapshot(500, state))
+    snapshot = snapshot_bytes(500, state)
 
     def check(log: Log, trial: Machine) -> None:
         if log.log_start_offset == 0:
             assert content(log) == stored
         else:
-            assert (log.log_start_offset, log.log_end_offset, log.producers) == (500, 500, state)
+            assert (log.log_start_offset, log.log_end_offset, log.states[PRODUCERS]) == (500, 500, state)
 
     at_every_step(machine, lambda log: log.reset_to(500, snapshot), check)
 
@@ -317,10 +330,10 @@ def test_a_killed_process_loses_nothing_that_was_appended() -> None:
         machine = Machine(seed)
         log = open_log(machine.mount())
         fill(log, 20 + seed, seed=seed)
-        before, state = content(log), log.producers
+        before, state = content(log), log.states[PRODUCERS]
         log = open_log(machine.mount())
         assert content(log) == before
-        assert log.producers == state
+        assert log.states[PRODUCERS] == state
 
 
 def test_opening_may_die_anywhere() -> None:
@@ -384,7 +397,7 @@ def test_damage_on_a_medium_that_lied_is_reported() -> None:
 
 def open_after_a_kill(machine: Machine) -> Log:
     """By the next process on a machine that runs on: what the one before it wrote is in the cache."""
-    return Log.open(machine.mount(), FOLDER, settings(), NOW_MS, power_lost=False)
+    return Log.open(machine.mount(), FOLDER, settings(), NOW_MS, STATE_MACHINES, power_lost=False)
 
 
 def with_a_failed_sync(seed: int, die_after: int) -> tuple[Machine, bytes]:

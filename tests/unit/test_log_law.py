@@ -9,13 +9,23 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from logs import NOW_MS, Machine, PowerCut, assert_lawful, content, open_log, produce, settings
+from logs import (
+    NOW_MS,
+    Machine,
+    PowerCut,
+    assert_lawful,
+    content,
+    open_log,
+    produce,
+    settings,
+    snapshot_bytes,
+)
 from tests.simulation.disk import Fault
 
 from fencepost_node.log.log import Log
-from fencepost_node.log.snapshot import Snapshot, encode_snapshot
 from fencepost_node.producers.producer_state import Duplicate
 from fencepost_node.producers.producer_state_codec import encode_producers
+from fencepost_node.producers.producer_state_machine import PRODUCERS
 from fencepost_proto.protocol.errors import StorageError
 from fencepost_proto.protocol.record_batch import BatchHeader, read_header
 
@@ -56,7 +66,7 @@ class LogLaw(RuleBasedStateMachine):
     @precondition(lambda self: self.batches)
     @rule(producer_id=st.integers(1, 3))
     def bump_producer_epoch(self, producer_id: int) -> None:
-        entry = self.log.producers.get(producer_id)
+        entry = self.log.states[PRODUCERS].get(producer_id)
         self.batches.append(produce(self.log, producer_id, epoch=entry.epoch + 1 if entry else 0))
 
     @rule(kind=st.sampled_from(["append", "open"]))
@@ -104,16 +114,16 @@ class LogLaw(RuleBasedStateMachine):
     def reset(self, forward: int) -> None:
         """To a leader's log start, with the state there; here the one that this log has."""
         start = self.log.log_end_offset + forward
-        self.log.reset_to(start, encode_snapshot(Snapshot(start, self.log.producers.copy())))
+        self.log.reset_to(start, snapshot_bytes(start, self.log.states[PRODUCERS].copy()))
         self.batches = []
         self.synced = start
 
     @rule(clean=st.booleans())
     def restart(self, clean: bool) -> None:
         self.log.close(clean)
-        before = encode_producers(self.log.producers)
+        before = encode_producers(self.log.states[PRODUCERS])
         self.log = open_log(self.machine.mount())
-        assert encode_producers(self.log.producers) == before
+        assert encode_producers(self.log.states[PRODUCERS]) == before
         if clean:
             self.synced = self.log.log_end_offset
 
@@ -157,7 +167,7 @@ class LogLaw(RuleBasedStateMachine):
         producer_id = data.draw(st.sampled_from(headers)).producer_id
         own = [header for header in headers if header.producer_id == producer_id]
         for header in [header for header in own if header.producer_epoch == own[-1].producer_epoch][-5:]:
-            answer = self.log.producers.check(header, ever_held_records=True)
+            answer = self.log.states[PRODUCERS].check(header, ever_held_records=True)
             assert answer == Duplicate(header.base_offset, header.last_offset)
 
     @precondition(lambda self: self.batches)

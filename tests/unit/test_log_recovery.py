@@ -15,6 +15,8 @@ from fencepost_node.log.disk import File, RealDisk
 from fencepost_node.log.log import CorruptLog, Log
 from fencepost_node.log.names import LOG_SUFFIX, SNAPSHOT_SUFFIX, SYNC_BEGUN, offsets_with
 from fencepost_node.producers.producer_state import ProducerState
+from fencepost_node.producers.producer_state_machine import PRODUCERS
+from fencepost_node.state_machines import STATE_MACHINES
 from fencepost_proto.protocol.record_batch import iter_batches, stamp
 
 DISK = RealDisk()
@@ -121,7 +123,7 @@ def test_without_a_power_failure_only_an_unfinished_append_is_cut(tmp_path: Path
         target = copy()
         with files(target, LOG_SUFFIX)[0].open("r+b") as file:
             file.truncate(length)
-        log = Log.open(DISK, str(target), config, NOW_MS, power_lost=False)
+        log = Log.open(DISK, str(target), config, NOW_MS, STATE_MACHINES, power_lost=False)
         assert content(log) == stored[: max(border for border in whole if border <= length)]
         log.close(clean=False)
     for position in range(0, len(stored), 3):
@@ -132,7 +134,7 @@ def test_without_a_power_failure_only_an_unfinished_append_is_cut(tmp_path: Path
         if position - max(border for border in whole if border <= position) in range(8, 16):
             continue  # a length may look unfinished; the leader epoch lies outside of the CRC
         with pytest.raises(CorruptLog):
-            Log.open(DISK, str(target), config, NOW_MS, power_lost=False)
+            Log.open(DISK, str(target), config, NOW_MS, STATE_MACHINES, power_lost=False)
 
 
 def test_a_leader_epoch_that_falls_ends_the_log(tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ def test_a_whole_batch_whose_sequences_contradict_the_log_is_damage(tmp_path: Pa
 def recovered_state(folder: Path) -> tuple[bytes, ProducerState]:
     log = open_log(DISK, str(folder))
     assert_lawful(log)
-    found = content(log), log.producers
+    found = content(log), log.states[PRODUCERS]
     log.close(clean=False)
     return found
 
@@ -236,7 +238,7 @@ def many_snapshots(folder: Path) -> tuple[bytes, ProducerState]:
         fill(log, 3, seed=seed)
         log.maintain()
     fill(log, 4, seed=99)
-    found = content(log), log.producers
+    found = content(log), log.states[PRODUCERS]
     log.close(clean=False)
     assert len(files(folder, SNAPSHOT_SUFFIX)) >= 4
     return found
@@ -292,7 +294,7 @@ def test_without_any_snapshot_everything_is_folded_again(tmp_path: Path) -> None
     for path in files(tmp_path / "orders-0", SNAPSHOT_SUFFIX):
         path.unlink()
     log = open_log(DISK, str(tmp_path / "orders-0"))
-    assert (content(log), log.producers) == (stored, state)
+    assert (content(log), log.states[PRODUCERS]) == (stored, state)
     log.maintain()
     bases = [int(path.stem) for path in files(tmp_path / "orders-0", LOG_SUFFIX)]
     assert [int(path.stem) for path in files(tmp_path / "orders-0", SNAPSHOT_SUFFIX)][: len(bases) - 1] == bases[1:]
@@ -318,7 +320,7 @@ def test_all_five_batches_are_recognised_after_a_restart(tmp_path: Path) -> None
             produce(log, 7, 2)
         log.close(clean)
         log = open_log(DISK, str(folder))
-        entry = log.producers.get(7)
+        entry = log.states[PRODUCERS].get(7)
         assert entry is not None
         assert [(b.first_sequence, b.base_offset) for b in entry.batches] == [(n, n) for n in (8, 10, 12, 14, 16)]
         log.close(clean=False)

@@ -18,6 +18,7 @@ from fencepost_node.log.disk import RealDisk
 from fencepost_node.log.log import Log
 from fencepost_node.log.names import PARTITION_METADATA, PartitionIdentity
 from fencepost_node.log.open_files import PooledFile
+from fencepost_node.state_machines import STATE_MACHINES
 from fencepost_proto.protocol.errors import StorageError
 from fencepost_proto.protocol.metadata import MAX_TOPIC_NAME, Topic
 from fencepost_proto.runtime.host import Host
@@ -94,9 +95,9 @@ def test_what_cannot_be_understood_tells_nothing(told: bytes) -> None:
 def test_a_log_is_not_opened_as_another_partitions(tmp_path: Path) -> None:
     folder = make_log(tmp_path, partition=2)
     with pytest.raises(StorageError, match="holds the log of orders-2, not of orders-1"):
-        Log.open(RealDisk(), str(folder), logs.settings(topic="orders", partition=1), logs.NOW_MS)
+        Log.open(RealDisk(), str(folder), logs.settings(topic="orders", partition=1), logs.NOW_MS, STATE_MACHINES)
     with pytest.raises(StorageError, match="holds the log of orders-2, not of payments-2"):
-        Log.open(RealDisk(), str(folder), logs.settings(topic="payments", partition=2), logs.NOW_MS)
+        Log.open(RealDisk(), str(folder), logs.settings(topic="payments", partition=2), logs.NOW_MS, STATE_MACHINES)
 
 
 # ---- Strangers ----

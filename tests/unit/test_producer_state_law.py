@@ -12,15 +12,18 @@ from batches import header
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from logs import snapshot_bytes
 
-from fencepost_node.log.snapshot import Snapshot, decode_snapshot, encode_snapshot
+from fencepost_node.log.snapshot import decode_snapshot
 from fencepost_node.producers.producer_state import Duplicate, ProducerState
 from fencepost_node.producers.producer_state_codec import encode_producers
+from fencepost_node.producers.producer_state_machine import PRODUCERS
+from fencepost_node.state_machines import STATE_MACHINES
 from fencepost_proto.protocol.errors import ErrorCode, FencepostError
 from fencepost_proto.protocol.record_batch import BatchHeader
 
 SEQUENCES = 2**31
-PRODUCERS = st.integers(1, 3)
+PRODUCER_IDS = st.integers(1, 3)
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class ProducerStateLaw(RuleBasedStateMachine):
         if answer == "append":
             self.store(producer_id, epoch, first, count)
 
-    @rule(producer_id=PRODUCERS, count=st.integers(1, 4), skip=st.integers(-3, 3), bump=st.integers(-1, 1))
+    @rule(producer_id=PRODUCER_IDS, count=st.integers(1, 4), skip=st.integers(-3, 3), bump=st.integers(-1, 1))
     def send_near_the_end(self, producer_id: int, count: int, skip: int, bump: int) -> None:
         """The next batch, one that leaves a gap, or one that overlaps; perhaps under another epoch."""
         known = self.of(producer_id)
@@ -122,7 +125,7 @@ class ProducerStateLaw(RuleBasedStateMachine):
         sent_epoch = max(epoch + bump, 0)
         self.send(producer_id, sent_epoch, max(end + skip if sent_epoch == epoch else skip, 0), count)
 
-    @rule(producer_id=PRODUCERS, count=st.integers(1, 4))
+    @rule(producer_id=PRODUCER_IDS, count=st.integers(1, 4))
     def send_next(self, producer_id: int, count: int) -> None:
         known = self.of(producer_id)
         epoch, end = (known[-1].epoch, known[-1].end) if known else (self.fences.get(producer_id, 0), 0)
@@ -138,14 +141,14 @@ class ProducerStateLaw(RuleBasedStateMachine):
         if batch.count < SEQUENCES // 4 and known[-1].end - batch.first < SEQUENCES // 4:
             self.send(batch.producer_id, batch.epoch, batch.first, count)
 
-    @rule(producer_id=PRODUCERS, by=st.integers(0, 2))
+    @rule(producer_id=PRODUCER_IDS, by=st.integers(0, 2))
     def fence(self, producer_id: int, by: int) -> None:
         known = self.of(producer_id)
         self.fences[producer_id] = max(self.fences.get(producer_id, 0), (known[-1].epoch if known else 0) + by)
 
     @rule()
     def take_snapshot(self) -> None:
-        self.snapshots.append(encode_snapshot(Snapshot(self.end_offset(), self.state.copy())))
+        self.snapshots.append(snapshot_bytes(self.end_offset(), self.state.copy()))
 
     @precondition(lambda self: self.log)
     @rule(data=st.data())
@@ -158,8 +161,9 @@ class ProducerStateLaw(RuleBasedStateMachine):
     @rule()
     def reload(self) -> None:
         end = self.end_offset()
-        self.snapshots = [data for data in self.snapshots if decode_snapshot(data).offset <= end]
-        start, self.state, _ = decode_snapshot(self.snapshots[-1]) if self.snapshots else Snapshot(0, ProducerState())
+        self.snapshots = [data for data in self.snapshots if decode_snapshot(data, STATE_MACHINES).offset <= end]
+        snapshot = decode_snapshot(self.snapshots[-1] if self.snapshots else snapshot_bytes(0), STATE_MACHINES)
+        start, self.state = snapshot.offset, snapshot.states[PRODUCERS]
         for batch in self.log:
             if batch.base_offset >= start:
                 self.state.record(self.header(batch), batch.base_offset)

@@ -7,12 +7,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from batches import batch
+from logs import snapshot_bytes
 from replicas import leading, open_replica
 
-from fencepost_node.log.snapshot import Snapshot, decode_snapshot, encode_snapshot
+from fencepost_node.log.snapshot import decode_snapshot
 from fencepost_node.producers.producer_state import ProducerEntry, ProducerState, RememberedBatch
 from fencepost_node.replication.leadership import Leadership
 from fencepost_node.replication.push import PushStream, Subscription
+from fencepost_node.state_machines import STATE_MACHINES
 from fencepost_proto.protocol.errors import ErrorCode, OffsetOutOfRange
 from fencepost_proto.protocol.metadata import Broker, MetadataImage, Partition
 from fencepost_proto.protocol.records import BatchBuilder, Compression
@@ -121,7 +123,7 @@ def full_state(producers: int) -> ProducerState:
 def test_answers_go_out_in_as_many_messages_as_they_need() -> None:
     async def story() -> list[pb.ReplicateResponse]:
         stream = PushStream(2, 1, 65_536)
-        snapshot = encode_snapshot(Snapshot(100, full_state(45_000)))
+        snapshot = snapshot_bytes(100, full_state(45_000))
         assert len(snapshot) < MAX_MESSAGE_BYTES < 3 * len(snapshot)
         for partition in range(3):
             push = pb.PartitionPush(topic_id="T", partition=partition, subscription=1)
@@ -160,7 +162,7 @@ def test_a_snapshot_is_read_when_its_turn_has_come_and_goes_with_the_epoch_befor
         reads = log.snapshot_at_log_start
         (answer,) = (await anext(stream.messages())).pushes
         assert answer.reset.producer_snapshot == reads()
-        told = decode_snapshot(answer.reset.producer_snapshot)
+        told = decode_snapshot(answer.reset.producer_snapshot, STATE_MACHINES)
         assert (told.offset, told.last_epoch) == (start, 6)
 
         await stream.subscribe(leadership, ask(0, last_epoch=-1, leader_epoch=6))

@@ -17,6 +17,7 @@ from logs import NOW_MS, Machine, assert_lawful, content, open_log, produce
 
 from fencepost_node.log.leader_epochs import LeaderEpochs
 from fencepost_node.log.log import Log
+from fencepost_node.producers.producer_state_machine import PRODUCERS
 from fencepost_node.replication.reconciliation import (
     FollowerPosition,
     Push,
@@ -228,7 +229,7 @@ class RealHistories(RuleBasedStateMachine):
         if follower.log_end_offset == leader.log_end_offset:
             start = max(leader.log_start_offset, follower.log_start_offset)
             assert rest(follower, start) == rest(leader, start)
-            assert follower.producers == leader.producers
+            assert follower.states[PRODUCERS] == leader.states[PRODUCERS]
             assert follower.last_epoch == leader.last_epoch
         assert_lawful(follower)
 

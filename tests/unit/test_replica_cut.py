@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 from batches import batch
+from logs import snapshot_bytes
 from replicas import following, leading, open_replica
 
-from fencepost_node.log.snapshot import Snapshot, encode_snapshot
-from fencepost_node.producers.producer_state import ProducerState
 from fencepost_node.replication.replica import CONTRADICTION, Replica
 from fencepost_proto.protocol.errors import CorruptMessage, StorageError
 from fencepost_proto.protocol.metadata import Partition
@@ -28,7 +27,7 @@ def follower_of(counts: list[int], *, leader_epoch: int = 3, **settings: Any) ->
 
 
 def snapshot_at(offset: int, last_epoch: int = 2) -> bytes:
-    return encode_snapshot(Snapshot(offset, ProducerState(), last_epoch))
+    return snapshot_bytes(offset, last_epoch=last_epoch)
 
 
 def test_a_log_that_starts_over_below_its_high_watermark_does_not_keep_it() -> None:

@@ -40,6 +40,7 @@ from fencepost_node.log.names import (
     read_identity,
     storage_error,
 )
+from fencepost_node.state_machines import STATE_MACHINES
 from fencepost_proto.protocol.errors import StorageError
 from fencepost_proto.protocol.metadata import PartitionKey, Topic, TopicConfig
 from fencepost_proto.runtime.host import Host
@@ -236,7 +237,7 @@ class PartitionFolders:
             config, now_ms = self._log_config(found.identity.topic_id, None), self._host.wall_clock_ms()
             try:
                 log_of_it = Log.open(
-                    self._disk, found.folder, config, now_ms, power_lost=power_lost, folder_synced=True
+                    self._disk, found.folder, config, now_ms, STATE_MACHINES, power_lost=power_lost, folder_synced=True
                 )
                 opened.append((found.key, log_of_it))
             except CorruptLog as error:
@@ -278,7 +279,9 @@ class PartitionFolders:
             if folder not in folders:
                 raise StorageError(f"the log of {topic.name}-{partition} is in one of {folders}, and not in {folder}")
             now_ms = self._host.wall_clock_ms()
-            return await asyncio.to_thread(Log.open, self._disk, folder, config, now_ms, power_lost=power_lost)
+            return await asyncio.to_thread(
+                Log.open, self._disk, folder, config, now_ms, STATE_MACHINES, power_lost=power_lost
+            )
         if folder in self._unreadable:
             return await asyncio.to_thread(self._read_again, key, folder, config)
         if await asyncio.to_thread(self.strays.take_back, key, folder):
@@ -314,7 +317,7 @@ class PartitionFolders:
                 raise StorageError(f"{folder} does not say that it holds the log of topic id {config.topic_id}")
             try:
                 now_ms = self._host.wall_clock_ms()
-                opened = Log.open(self._disk, folder, config, now_ms, power_lost=self._power_lost)
+                opened = Log.open(self._disk, folder, config, now_ms, STATE_MACHINES, power_lost=self._power_lost)
             except CorruptLog:
                 self.unread_damage[key] = folder
                 raise
@@ -338,7 +341,7 @@ class PartitionFolders:
         if probe:
             await self._look_for_room(folder)
         config, now_ms = self._log_config(topic.topic_id, topic, partition), self._host.wall_clock_ms()
-        return await asyncio.to_thread(Log.open, self._disk, folder, config, now_ms, power_lost=False)
+        return await asyncio.to_thread(Log.open, self._disk, folder, config, now_ms, STATE_MACHINES, power_lost=False)
 
     async def replace(self, partition: int, topic: Topic) -> Log:
         """An empty log, for a replica whose damaged one is closed; its folder is set aside. Raises StorageError, OSError."""
@@ -444,7 +447,7 @@ class PartitionFolders:
 
     def _open(self, folder: str, config: LogConfig) -> Log:
         self._begun.add(folder)
-        made = Log.open(self._disk, folder, config, self._host.wall_clock_ms())
+        made = Log.open(self._disk, folder, config, self._host.wall_clock_ms(), STATE_MACHINES)
         self._catalogue.add(Entry(config.topic_id, config.partition, folder.rpartition("/")[2]))
         self._begun.discard(folder)
         return made

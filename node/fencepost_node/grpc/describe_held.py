@@ -16,6 +16,7 @@ from dataclasses import replace
 from fencepost_node.folders.known_metadata import KnownMetadata
 from fencepost_node.log.log import Log
 from fencepost_node.producers.producer_state import ProducerState
+from fencepost_node.producers.producer_state_machine import PRODUCERS
 from fencepost_node.replica_manager import ReplicaManager
 from fencepost_proto.protocol.metadata import FIRST_NAMED_ID, Broker, PartitionKey, to_proto
 from fencepost_proto.protocol.v1 import controller_pb2 as pb
@@ -34,7 +35,7 @@ async def describe_held(manager: ReplicaManager, known: KnownMetadata, head: pb.
     epochs = dict.fromkeys(image.fences, -1)
     logs: list[pb.HeldLog] = []
     for held, log in _logs(manager):
-        producers = log.producers if log is not None else ProducerState()
+        producers = log.states[PRODUCERS] if log is not None else ProducerState()
         held.max_producer_id = max((i for i in producers.ids() if i < FIRST_NAMED_ID), default=-1)
         held.max_named_id = max((i for i in producers.ids() if i >= FIRST_NAMED_ID), default=-1)
         for producer_id in epochs.keys() & producers.ids():

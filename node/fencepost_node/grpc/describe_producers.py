@@ -29,6 +29,7 @@ from fencepost_node.client_limits import AnswerBudget
 from fencepost_node.producers import producer_state
 from fencepost_node.producers.identities import check_fence_stands
 from fencepost_node.producers.producer_state import ProducerEntry, ProducerState
+from fencepost_node.producers.producer_state_machine import PRODUCERS
 from fencepost_node.replica_manager import ReplicaManager
 from fencepost_node.replication.leadership import Leadership
 from fencepost_proto.protocol.errors import InvalidRequest, RequestTimedOut
@@ -55,7 +56,7 @@ class ProducerLists:
 
     def of(self, leadership: Leadership) -> Awaitable[bytes]:
         """The producers as they are now, encoded as the field `producers`. Raises RequestTimedOut."""
-        state = leadership.log.producers
+        state = leadership.log.states[PRODUCERS]
         key = (leadership, leadership.log.log_end_offset, len(state))
         if (made := self._making.get(key)) is None:
             if len(self._making) >= MAX_LISTS:
@@ -96,7 +97,7 @@ async def describe_producers(
     leadership = manager.leader(request.topic_id, request.partition, -1)
     if request.HasField("producer_epoch"):
         check_fence_stands(request.producer_id, request.producer_epoch, manager.image)
-    known = leadership.log.producers
+    known = leadership.log.states[PRODUCERS]
     is_long = request.producer_id == ALL and len(known) > PRODUCERS_IN_A_TURN
     if request.producer_id == ALL and len(known) > MAX_PRODUCERS:
         raise InvalidRequest(f"{len(known)} producers are more than {MAX_PRODUCERS}: ask for one producer id")

@@ -1,8 +1,8 @@
-"""The log of one partition, with the producer state and the leader epochs that follow from it.
+"""The log of one partition, with the states and the leader epochs that follow from its batches.
 
 Theory of operation. The log is a row of segments; the last one is appended to. An append is one write to the page cache and
-then one change of memory: end offset, producer state, epochs, index. If the write fails what it left is cut off again
-and nothing has changed; if that fails too, or a sync fails, the log has *failed*: it refuses everything that writes.
+then one change of memory: end offset, states (`state_machine`), epochs, index. If the write fails what it left is cut off
+again and nothing has changed; if that fails too, or a sync fails, the log has *failed*: it refuses everything that writes.
 
 The rest is done by `maintain`, in a thread: sync, indexes, leader-epoch checkpoint, and last the snapshot, whose existence
 says that all before it was done. A snapshot is due after `snapshot_interval_bytes`, at each new segment, and at a clean end.
@@ -59,8 +59,8 @@ from fencepost_node.log.snapshot import (
     encode_snapshot,
     snapshots_to_keep,
 )
+from fencepost_node.log.state_machine import AnyMachine, States
 from fencepost_node.log.sync_mark import sync_announced
-from fencepost_node.producers.producer_state import ProducerState
 from fencepost_proto.protocol.errors import (
     CorruptMessage,
     FencepostError,
@@ -76,7 +76,7 @@ log = logging.getLogger(__name__)
 
 
 class Log:
-    """log_start_offset <= log_end_offset. `producers` and `leader_epochs` are those of the batches below the end."""
+    """log_start_offset <= log_end_offset. `states` and `leader_epochs` are those of the batches below the end."""
 
     def __init__(self, disk: Disk, directory: str, config: LogConfig, recovered: Recovered, now_ms: int) -> None:
         """Use `open`."""
@@ -103,7 +103,7 @@ class Log:
         self.log_start_offset = self._row.all[0].base_offset
         self.log_end_offset = self._row.active.end_offset
         self.size_bytes = self._row.size_bytes
-        self.producers: ProducerState = recovered.producers
+        self.states = recovered.states
         self.leader_epochs: LeaderEpochs = recovered.leader_epochs
         self._snapshots = recovered.snapshots  # guarded by _maintenance
         self._pending = recovered.missing_snapshots  # captured, not yet written
@@ -115,11 +115,12 @@ class Log:
         directory: str,
         config: LogConfig,
         now_ms: int,
+        machines: Sequence[AnyMachine],
         *,
         power_lost: bool = True,
         folder_synced: bool = False,
     ) -> Log:
-        """[thread] The log in `directory`, recovered; a new one where there is none.
+        """[thread] The log in `directory`, recovered; a new one where there is none. It folds `machines`.
 
         `folder_synced`: the folder is there, it was found to be that log's, and the name under which it stands is on the
         medium.
@@ -132,7 +133,8 @@ class Log:
             if not folder_synced:
                 disk.make_directory(directory)
                 _claim(disk, directory, PartitionIdentity(config.topic_id, config.topic, config.partition))
-            return Log(disk, directory, config, recover(disk, directory, config, power_lost=power_lost), now_ms)
+            recovered = recover(disk, directory, config, machines, power_lost=power_lost)
+            return Log(disk, directory, config, recovered, now_ms)
 
     # ---- What it holds ----
 
@@ -162,7 +164,7 @@ class Log:
     # ---- Appending ----
 
     def append_as_leader(self, header: BatchHeader, batch: bytes, leader_epoch: int) -> bytes:
-        """Append a batch that `check_produced` and `producers.check` let pass. Returns its bytes as stored.
+        """Append a batch that `check_produced` and the producers' rules let pass. Returns its bytes as stored.
 
         Raises StorageError where the disk refuses: then nothing has changed.
         """
@@ -194,7 +196,7 @@ class Log:
         with self._lock:
             self._require_usable()
             headers = [header for _, header in batches]
-            staged = self.producers.stage(headers)
+            staged = self.states.stage(headers)
             epochs = self._epochs_with(headers)
             segment = self._row.all[-1]
             if segment.size and segment.size + len(data) > self.config.segment_bytes:
@@ -204,7 +206,7 @@ class Log:
             except OSError as error:
                 self._cut_back(segment, error)
                 raise storage_error(f"append to {segment.path} failed", error) from error
-            self.producers.apply(staged)
+            self.states.apply(staged)
             self.leader_epochs = epochs
             segment.appended_ms = self.now_ms()
             self.log_end_offset = segment.end_offset
@@ -235,7 +237,7 @@ class Log:
         return segment
 
     def _capture(self) -> Snapshot:
-        return Snapshot(self.log_end_offset, self.producers.copy(), self.leader_epochs.last_epoch)
+        return Snapshot(self.log_end_offset, self.states.copy(), self.leader_epochs.last_epoch)
 
     def _cut_back(self, segment: Segment, cause: OSError) -> None:
         try:
@@ -425,13 +427,13 @@ class Log:
         self._snapshots.keep(snapshots_to_keep(self._snapshots.offsets, bases, self.log_start_offset))
 
     def snapshot_at_log_start(self) -> bytes:
-        """[thread] The producer state at log_start_offset and the epoch before it, in the snapshot file's format.
+        """[thread] The states at log_start_offset and the epoch before it, in the snapshot file's format.
 
         Raises CorruptLog where the file is damaged, StorageError.
         """
         with self._maintenance, _disk_errors(f"the snapshot at the start of {self.directory} cannot be read"):
             if self.log_start_offset == 0:
-                return empty_snapshot()
+                return empty_snapshot(self.states.machines)
             snapshot = self._snapshots.load(self.log_start_offset)
             if snapshot is None:
                 path = self._snapshots.path(self.log_start_offset)
@@ -538,8 +540,8 @@ class Log:
             with _disk_errors(f"{self.directory} cannot be read"):
                 number = self._row.number_at(offset)
                 position, end_offset = self._row.all[number].border_at(offset)
-                producers, folded_bytes = self._producers_at(end_offset)
-            gone = self._forget_above(number, position, end_offset, producers, folded_bytes)
+                states, folded_bytes = self._states_at(end_offset)
+            gone = self._forget_above(number, position, end_offset, states, folded_bytes)
             try:
                 self._cut_files(gone, position, end_offset)
             except (OSError, StorageError) as error:
@@ -547,16 +549,16 @@ class Log:
                 raise StorageError(self.failure) from error
             log.info("log truncated directory=%s end=%d asked=%d", self.directory, end_offset, offset)
 
-    def _producers_at(self, end_offset: int) -> tuple[ProducerState, int]:
-        """(the state at `end_offset`, bytes folded for it): the newest snapshot at or below it, and the rest of the log.
+    def _states_at(self, end_offset: int) -> tuple[States, int]:
+        """(the states at `end_offset`, bytes folded for it): the newest snapshot at or below it, and the rest of the log.
 
         Raises CorruptLog, OSError.
         """
         snapshot = self._snapshots.newest(self.log_start_offset, end_offset)
         for captured in self._pending:
             if snapshot.offset < captured.offset <= end_offset:
-                snapshot = captured._replace(producers=captured.producers.copy())
-        producers, folded_bytes = snapshot.producers, 0
+                snapshot = captured._replace(states=captured.states.copy())
+        states, folded_bytes = snapshot.states, 0
         for segment in self._row.all:
             if segment.end_offset <= snapshot.offset or segment.base_offset >= end_offset:
                 continue
@@ -564,12 +566,12 @@ class Log:
                 if placed.header.base_offset >= end_offset:
                     break
                 if placed.header.base_offset >= snapshot.offset:
-                    fold(segment.path, placed, producers)
+                    fold(segment.path, placed, states)
                     folded_bytes += placed.header.size_bytes
-        return producers, folded_bytes
+        return states, folded_bytes
 
     def _forget_above(
-        self, number: int, position: int, end_offset: int, producers: ProducerState, folded_bytes: int
+        self, number: int, position: int, end_offset: int, states: States, folded_bytes: int
     ) -> Sequence[Segment]:
         """The cut in memory, in one step. Returns the segments that have left the row."""
         with self._lock:
@@ -577,7 +579,7 @@ class Log:
             self._cuts += 1
             self.log_end_offset = end_offset
             self.size_bytes = self._row.size_bytes - self._row.active.size + position
-            self.producers = producers
+            self.states = states
             epochs = self.leader_epochs.copy()
             epochs.truncate_to(end_offset)
             self.leader_epochs = epochs
@@ -600,13 +602,14 @@ class Log:
         with self._syncing, sync_announced(self._disk, self.directory):
             self._row.active.truncate(position, end_offset)
 
-    def reset_to(self, start_offset: int, producer_snapshot: bytes) -> None:
-        """[thread, appends stopped] Become an empty log that starts at `start_offset`, with that producer state and tip.
+    def reset_to(self, start_offset: int, snapshot_bytes: bytes) -> None:
+        """[thread, appends stopped] Become an empty log that starts at `start_offset`, with that snapshot's states and tip.
 
         After a crash at any moment the old log is there, whole, or the new one. Raises CorruptMessage for bytes that are
         not the snapshot at that offset, StorageError.
         """
-        snapshot = decode_snapshot(producer_snapshot)
+        machines = self.states.machines
+        snapshot = decode_snapshot(snapshot_bytes, machines)
         if snapshot.offset != start_offset:
             raise CorruptMessage(
                 f"a producer snapshot at {snapshot.offset} for a log that is to start at {start_offset}"
@@ -618,9 +621,9 @@ class Log:
                 self._cuts += 1
             old_row.retire(old_row.all)  # before other files stand under their names
             try:
-                begin_reset(self._disk, self.directory, producer_snapshot)
-                finish_reset(self._disk, self.directory)
-                recovered = recover(self._disk, self.directory, self.config)
+                begin_reset(self._disk, self.directory, snapshot_bytes)
+                finish_reset(self._disk, self.directory, machines)
+                recovered = recover(self._disk, self.directory, self.config, machines)
             except (OSError, StorageError) as error:
                 self._fail(f"reset of {self.directory} to {start_offset} failed: {error}")
                 raise StorageError(self.failure) from error

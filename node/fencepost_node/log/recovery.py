@@ -6,7 +6,7 @@ the leader-epoch checkpoint for it. So:
 - below the newest snapshot the log must be whole. Segments there are taken as they are, their indexes checked for
   plausibility only. A bad batch that is met there is damage, never a crash's doing: CorruptLog;
 - from the newest snapshot that can be read, every batch is checked (length, magic, CRC, offset, leader epoch) and folded
-  into the producer state, the epochs and the indexes. At the first bad batch above the newest snapshot the log is cut;
+  into the states, the epochs and the indexes. At the first bad batch above the newest snapshot the log is cut;
 - before that, where a sync may have failed (`sync_mark`), all from that snapshot on is put on the medium.
 
 The work is bounded by what was written since the newest snapshot, not by the size of the log. If that snapshot is
@@ -42,8 +42,8 @@ from fencepost_node.log.names import (
 )
 from fencepost_node.log.segment import PlacedBatch, Segment, scan, walk
 from fencepost_node.log.snapshot import Snapshot, SnapshotFiles, decode_snapshot
+from fencepost_node.log.state_machine import AnyMachine, States
 from fencepost_node.log.sync_mark import sync_announced
-from fencepost_node.producers.producer_state import ProducerState
 from fencepost_proto.protocol.errors import CorruptMessage, InvariantBroken
 from fencepost_proto.protocol.record_batch import HEADER_BYTES, LENGTH_END
 
@@ -57,7 +57,7 @@ class Recovered:
     """A log as it was found: segments in offset order, at least one, and what follows from their batches."""
 
     segments: list[Segment]
-    producers: ProducerState
+    states: States
     leader_epochs: LeaderEpochs
     snapshots: SnapshotFiles
     checked_from: int  # the offset of the snapshot that recovery began with
@@ -65,7 +65,9 @@ class Recovered:
     missing_snapshots: list[Snapshot] = field(default_factory=list)  # at segment bases that were checked; to be written
 
 
-def recover(disk: Disk, directory: str, config: LogConfig, *, power_lost: bool = True) -> Recovered:
+def recover(
+    disk: Disk, directory: str, config: LogConfig, machines: Sequence[AnyMachine], *, power_lost: bool = True
+) -> Recovered:
     """Make the folder's log whole and read it; an empty folder becomes an empty log. Raises CorruptLog, OSError.
 
     `power_lost`: what was not synced may be gone or garbled, and is cut. Where it is False, a killed process is all that
@@ -73,7 +75,7 @@ def recover(disk: Disk, directory: str, config: LogConfig, *, power_lost: bool =
     """
     names = disk.list(directory)  # once: a broker has thousands of folders to open
     if RESET in names:
-        finish_reset(disk, directory)
+        finish_reset(disk, directory, machines)
         names = disk.list(directory)
     offsets = offsets_by_suffix(names)
     bases, snapshots = offsets.get(LOG_SUFFIX, []), offsets.get(SNAPSHOT_SUFFIX, [])
@@ -88,7 +90,7 @@ def recover(disk: Disk, directory: str, config: LogConfig, *, power_lost: bool =
         bases = [0]
     segments = [Segment.open(disk, directory, base, config.index_interval_bytes, held) for base in bases]
     try:
-        files = SnapshotFiles(disk, directory, snapshots)
+        files = SnapshotFiles(disk, directory, snapshots, machines)
         return _Recovery(disk, directory, held, segments, files, power_lost=power_lost).run()
     except BaseException:
         for segment in segments:
@@ -121,7 +123,7 @@ class _Recovery:
 
     def run(self) -> Recovered:
         start = self._snapshots.newest(self._log_start_offset)
-        self._producers = start.producers
+        self._states = start.states
         first = max(n for n, segment in enumerate(self._segments) if segment.base_offset <= start.offset)
         for segment, following in zip(self._segments[:first], self._segments[1:], strict=False):
             self._take_synced(segment, following.base_offset)
@@ -138,13 +140,13 @@ class _Recovery:
         # Gone are those below the log start, where retention died before it did, and those that could not be read.
         self._snapshots.keep([n for n in self._snapshots.offsets if self._log_start_offset <= n <= start.offset])
         log.info(
-            "log recovered directory=%s segments=%d start=%d end=%d checked_from=%d checked_bytes=%d producers=%d",
+            "log recovered directory=%s segments=%d start=%d end=%d checked_from=%d checked_bytes=%d %s",
             self._directory, len(self._segments), self._log_start_offset, last.end_offset, start.offset,
-            checked_bytes, len(self._producers),
+            checked_bytes, self._states,
         )  # fmt: skip
         return Recovered(
             segments=self._segments,
-            producers=self._producers,
+            states=self._states,
             leader_epochs=self._epochs,
             snapshots=self._snapshots,
             checked_from=start.offset,
@@ -220,7 +222,7 @@ class _Recovery:
             segment = self._segments[number]
             if number > first:
                 segment.drop_index()
-                self._missing.append(Snapshot(segment.base_offset, self._producers.copy(), self._epochs.last_epoch))
+                self._missing.append(Snapshot(segment.base_offset, self._states.copy(), self._epochs.last_epoch))
             start = segment.size
             problem = self._check(segment)
             checked_bytes += segment.size - start
@@ -252,7 +254,7 @@ class _Recovery:
             if header.leader_epoch < self._epochs.last_epoch:
                 told = f"leader epoch {header.leader_epoch} after {self._epochs.last_epoch}"
                 return CorruptLog(segment.path, placed.position, header.base_offset, told)
-            fold(segment.path, placed, self._producers)
+            fold(segment.path, placed, self._states)
             self._epochs.record(header.leader_epoch, header.base_offset)
             segment.note(*placed)
 
@@ -283,10 +285,10 @@ class _Recovery:
         return left > 0 and not whole and not any(following.file.size for following in later)
 
 
-def fold(path: str, placed: PlacedBatch, producers: ProducerState) -> None:
-    """Record one stored batch. Raises CorruptLog where it contradicts the state before it."""
+def fold(path: str, placed: PlacedBatch, states: States) -> None:
+    """Fold one stored batch. Raises CorruptLog where it contradicts the states before it."""
     try:
-        producers.apply(producers.stage((placed.header,)))
+        states.apply(states.stage((placed.header,)))
     except InvariantBroken as error:
         raise CorruptLog(path, placed.position, placed.header.base_offset, str(error)) from error
 
@@ -311,13 +313,13 @@ def begin_reset(disk: Disk, directory: str, snapshot: bytes) -> None:
     disk.write_atomically(f"{directory}/{RESET}", snapshot)
 
 
-def finish_reset(disk: Disk, directory: str) -> None:
+def finish_reset(disk: Disk, directory: str, machines: Sequence[AnyMachine]) -> None:
     """Carry out what `begin_reset` has promised, again after a crash. Raises CorruptLog, OSError."""
     path = f"{directory}/{RESET}"
     if not disk.exists(path):
         return
     try:
-        offset = decode_snapshot(disk.read_bytes(path)).offset
+        offset = decode_snapshot(disk.read_bytes(path), machines).offset
     except CorruptMessage as error:
         raise CorruptLog(path, 0, 0, error.message) from error
     for name in disk.list(directory):

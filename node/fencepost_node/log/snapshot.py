@@ -23,6 +23,7 @@ import logging
 import struct
 import time
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from crc32c import crc32c
@@ -30,8 +31,7 @@ from crc32c import crc32c
 from fencepost_node.log.disk import Disk
 from fencepost_node.log.leader_epochs import NO_EPOCH
 from fencepost_node.log.names import SNAPSHOT_SUFFIX, CorruptLog, file_name
-from fencepost_node.producers.producer_state import ProducerState
-from fencepost_node.producers.producer_state_codec import decode_producers, encode_producers
+from fencepost_node.log.state_machine import AnyMachine, States
 from fencepost_proto.protocol.errors import CorruptMessage
 
 log = logging.getLogger(__name__)
@@ -48,10 +48,10 @@ _OFFSET_AND_EPOCH = struct.Struct(">qi")
 
 
 class Snapshot(NamedTuple):
-    """The producer state at one offset, and the leader epoch of the batch that ends there (-1: not known)."""
+    """All states at one offset, and the leader epoch of the batch that ends there (-1: not known)."""
 
     offset: int
-    producers: ProducerState
+    states: States
     last_epoch: int = NO_EPOCH
 
 
@@ -62,13 +62,14 @@ def let_others_run() -> None:
 
 
 def encode_snapshot(snapshot: Snapshot) -> bytes:
-    """Takes a while for many producers: for a thread."""
-    producers = encode_producers(snapshot.producers, let_others_run)
-    content = _OFFSET_AND_EPOCH.pack(snapshot.offset, snapshot.last_epoch) + producers
+    """Takes a while for large states: for a thread."""
+    (machine,) = snapshot.states.machines
+    part = machine.encode(snapshot.states[machine], let_others_run)
+    content = _OFFSET_AND_EPOCH.pack(snapshot.offset, snapshot.last_epoch) + part
     return _HEADER.pack(_MAGIC, _VERSION, crc32c(content)) + content
 
 
-def decode_snapshot(data: bytes) -> Snapshot:
+def decode_snapshot(data: bytes, machines: Sequence[AnyMachine]) -> Snapshot:
     """As `encode_snapshot`, for a thread. Raises CorruptMessage where these are not the whole bytes of a snapshot."""
     if len(data) < _HEADER.size + _OFFSET.size:
         raise CorruptMessage(f"{len(data)} bytes are no producer snapshot")
@@ -84,21 +85,21 @@ def decode_snapshot(data: bytes) -> Snapshot:
     offset, last_epoch = (*layout.unpack_from(content), NO_EPOCH)[:2]
     if offset < 0 or last_epoch < NO_EPOCH:
         raise CorruptMessage(f"offset {offset} or leader epoch {last_epoch} of a producer snapshot is negative")
-    with_crcs = version == _VERSION
-    producers = decode_producers(content[layout.size :], let_others_run, with_crcs=with_crcs)
-    return Snapshot(offset, producers, last_epoch)
+    (machine,) = machines
+    state = machine.decode(content[layout.size :], 2 if version == _VERSION else 1, let_others_run)
+    return Snapshot(offset, States({machine: state}), last_epoch)
 
 
-def empty_snapshot(offset: int = 0) -> bytes:
-    """What to start over from where nothing is known of producers."""
-    return encode_snapshot(Snapshot(offset, ProducerState()))
+def empty_snapshot(machines: Sequence[AnyMachine], offset: int = 0) -> bytes:
+    """What to start over from where there is nothing to know."""
+    return encode_snapshot(Snapshot(offset, States.initial(machines)))
 
 
-def load_snapshot(disk: Disk, directory: str, offset: int) -> Snapshot | None:
+def load_snapshot(disk: Disk, directory: str, offset: int, machines: Sequence[AnyMachine]) -> Snapshot | None:
     """The snapshot file for `offset`; None, and a warning, where it is missing or damaged. Raises OSError otherwise."""
     path = f"{directory}/{file_name(offset, SNAPSHOT_SUFFIX)}"
     try:
-        snapshot = decode_snapshot(disk.read_bytes(path))
+        snapshot = decode_snapshot(disk.read_bytes(path), machines)
     except FileNotFoundError:
         log.warning("snapshot missing path=%s", path)
         return None
@@ -124,9 +125,10 @@ def snapshots_to_keep(offsets: list[int], segment_bases: list[int], log_start_of
 class SnapshotFiles:
     """The snapshot files of one folder. For one thread at a time. Every method may raise OSError."""
 
-    def __init__(self, disk: Disk, directory: str, offsets: list[int]) -> None:
+    def __init__(self, disk: Disk, directory: str, offsets: list[int], machines: Sequence[AnyMachine]) -> None:
         self._disk = disk
         self._directory = directory
+        self._machines = machines
         self.offsets = sorted(offsets)  # rising
 
     def write(self, snapshot: Snapshot) -> None:
@@ -137,7 +139,7 @@ class SnapshotFiles:
 
     def load(self, offset: int) -> Snapshot | None:
         """None where there is none, or none that can be read."""
-        return load_snapshot(self._disk, self._directory, offset) if self._holds(offset) else None
+        return load_snapshot(self._disk, self._directory, offset, self._machines) if self._holds(offset) else None
 
     def newest(self, log_start_offset: int, end_offset: int | None = None) -> Snapshot:
         """The newest readable one from the log start to `end_offset` (None: any); at offset 0 none is needed.
@@ -150,7 +152,7 @@ class SnapshotFiles:
                 if snapshot is not None:
                     return snapshot
         if log_start_offset == 0:
-            return Snapshot(0, ProducerState())
+            return Snapshot(0, States.initial(self._machines))
         problem = "no snapshot can be read, and the log starts above 0"
         raise CorruptLog(self.path(log_start_offset), 0, log_start_offset, problem)
 

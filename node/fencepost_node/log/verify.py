@@ -6,6 +6,7 @@ start cuts. Of a log in use the last segment may end in a batch that is being wr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -22,6 +23,7 @@ from fencepost_node.log.names import (
 )
 from fencepost_node.log.segment import scan
 from fencepost_node.log.snapshot import decode_snapshot
+from fencepost_node.log.state_machine import AnyMachine
 from fencepost_proto.protocol.errors import CorruptMessage
 
 
@@ -38,8 +40,8 @@ class Verified:
     notes: list[str] = field(default_factory=list)  # what is no damage, and worth knowing
 
 
-def verify_log(disk: Disk, directory: str, *, in_use: bool) -> Verified:
-    """Raises OSError where the folder itself cannot be read."""
+def verify_log(disk: Disk, directory: str, machines: Sequence[AnyMachine], *, in_use: bool) -> Verified:
+    """`machines`: what the log folds. Raises OSError where the folder itself cannot be read."""
     found = Verified(directory)
     names = disk.list(directory)
     bases, snapshots = offsets_with(names, LOG_SUFFIX), offsets_with(names, SNAPSHOT_SUFFIX)
@@ -54,7 +56,7 @@ def verify_log(disk: Disk, directory: str, *, in_use: bool) -> Verified:
         if end is not None and end != following and _is_there(disk, directory, following):
             found.damage.append(f"{directory}: the segment at {base} ends at {end}, the next one begins at {following}")
     for offset in snapshots:
-        _verify_snapshot(disk, directory, offset, found)
+        _verify_snapshot(disk, directory, offset, machines, found)
     if bases and bases[0] > 0 and bases[0] not in snapshots and not in_use:
         found.damage.append(f"{directory}: the log starts at {bases[0]}, and no snapshot of producer state is there")
     _verify_epochs(disk, directory, found)
@@ -108,13 +110,13 @@ def _content(disk: Disk, path: str, found: Verified) -> bytes | None:
         return None
 
 
-def _verify_snapshot(disk: Disk, directory: str, offset: int, found: Verified) -> None:
+def _verify_snapshot(disk: Disk, directory: str, offset: int, machines: Sequence[AnyMachine], found: Verified) -> None:
     path = f"{directory}/{file_name(offset, SNAPSHOT_SUFFIX)}"
     data = _content(disk, path, found)
     if data is None:
         return
     try:
-        if decode_snapshot(data).offset != offset:
+        if decode_snapshot(data, machines).offset != offset:
             found.damage.append(f"{path} is the snapshot of another offset")
         found.snapshots += 1
     except CorruptMessage as error:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from fencepost_node.log.log import Log
 from fencepost_node.log.snapshot import let_others_run
+from fencepost_node.producers.producer_state_machine import PRODUCERS
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +35,13 @@ class ProducerExpiry:
     def observe(self, partition_log: Log, running_ms: int) -> bool:
         """Observe where the log ends. Whether there may be producers to forget."""
         partition_log.observe_end(running_ms, (self._expiration_ms, self._repeatable_ms))
-        return partition_log.producers.any_idle(*self._idle_below(partition_log, running_ms))
+        return partition_log.states[PRODUCERS].any_idle(*self._idle_below(partition_log, running_ms))
 
     def forget_idle(self, partition_log: Log, running_ms: int, high_watermark: int) -> None:
         """[thread] Forget the producers of a log that are idle at `running_ms`, by what `observe` saw."""
         idle_below = self._idle_below(partition_log, running_ms)
         with partition_log.appends_stopped():
-            seen = partition_log.producers.copy()
+            seen = partition_log.states[PRODUCERS].copy()
         idle = seen.idle(*idle_below, high_watermark, self._is_kept, let_others_run)
         if not idle:
             return
@@ -49,8 +50,8 @@ class ProducerExpiry:
             if first:
                 let_others_run()
             with partition_log.appends_stopped():
-                expired += partition_log.producers.forget(idle[first : first + FORGOTTEN_IN_A_TURN])
-        left = len(partition_log.producers)
+                expired += partition_log.states[PRODUCERS].forget(idle[first : first + FORGOTTEN_IN_A_TURN])
+        left = len(partition_log.states[PRODUCERS])
         log.info("producers expired directory=%s count=%d left=%d", partition_log.directory, expired, left)
 
     def _idle_below(self, partition_log: Log, running_ms: int) -> tuple[int, int]:

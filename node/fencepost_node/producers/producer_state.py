@@ -32,10 +32,10 @@ batch starts the entry afresh. And a replica that has forgotten a producer which
 not have got its next batch yet) takes any sequence.
 
 Expiry. A producer is forgotten when its last batch is committed and has been in the log for the expiration time, as far as
-this process has seen (`expiry.py`, `idleness.py`): never because of a timestamp or of the clock on the wall. Entries stand in the order
-of their last batches' offsets, so what expires is always the front of them: the state of a replica is the fold of its log
-but for the producers whose last batch is below some offset. Named producers are kept for as long as the name is known, so
-that `resume` tells what is *known* not to be there.
+this process has seen (`expiry.py`, `idleness.py`): never because of a timestamp or of the clock on the wall. Entries
+stand in the order of their last batches' offsets, so what expires is always the front of them: the state of a replica is
+the fold of its log but for the producers whose last batch is below some offset. Named producers are kept for as long as
+the name is known, so that `resume` tells what is *known* not to be there.
 
 Bound. Above MAX_PRODUCERS the front is forgotten much earlier: as soon as no repeat can come any more, which is when the
 longest delivery timeout that a broker allows is over. What is younger is never forgotten, whoever asks for room: with
@@ -50,6 +50,7 @@ from collections.abc import Callable, ItemsView, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from fencepost_node.log.state_machine import Pause, no_pause
 from fencepost_proto.protocol.errors import (
     DuplicateSequenceNumber,
     InvalidProducerEpoch,
@@ -68,10 +69,6 @@ ROOM_FOR_THE_YOUNG = 10_000  # beyond that, for those that must not be forgotten
 _SEQUENCES = 2**31
 _HALF_OF_SEQUENCES = 2**30
 UNKNOWN_CRC = -1  # no batch has it, whoever made its bytes up
-
-
-def no_pause() -> None:
-    return
 
 
 class RememberedBatch(NamedTuple):
@@ -269,7 +266,7 @@ class ProducerState:
         surplus_below: int,
         high_watermark: int,
         is_kept: Callable[[int], bool],
-        pause: Callable[[], None] = no_pause,
+        pause: Pause = no_pause,
     ) -> list[tuple[int, ProducerEntry]]:
         """Whom to forget, the longest idle first. It takes a while and changes nothing: call it on a copy.
 

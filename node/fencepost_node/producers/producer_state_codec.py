@@ -14,33 +14,34 @@ Layout (big-endian)::
     timestamp    int64   ms
     CRC          int64   -1: not known
 
-Snapshots of before version 3 have no CRCs.
+This is format 2. Format 1 has no CRCs.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from itertools import chain
 
+from fencepost_node.log.state_machine import Pause, no_pause
 from fencepost_node.producers.producer_state import (
     PRODUCERS_IN_A_TURN,
     REMEMBERED_BATCHES,
     ProducerEntry,
     ProducerState,
     RememberedBatch,
-    no_pause,
 )
 from fencepost_proto.protocol.errors import CorruptMessage
 
+FORMAT = 2
 _COUNT = struct.Struct(">i")
 _ENTRY = struct.Struct(">qhBB")  # producer id, epoch, wrapped, number of batches
 _BATCH = struct.Struct(">iiqqq")
 _BATCH_WITHOUT_CRC = struct.Struct(">iiqq")
+_BATCHES_OF = {1: _BATCH_WITHOUT_CRC, FORMAT: _BATCH}
 _ENTRY_OF = [struct.Struct(">qhBB" + count * "iiqqq") for count in range(REMEMBERED_BATCHES + 1)]  # with its batches
 
 
-def encode_producers(state: ProducerState, pause: Callable[[], None] = no_pause) -> bytes:
+def encode_producers(state: ProducerState, pause: Pause = no_pause) -> bytes:
     """The state as bytes; equal states have equal bytes.
 
     `pause` is called after every PRODUCERS_IN_A_TURN: a thread that encodes many of them lets others run.
@@ -55,9 +56,11 @@ def encode_producers(state: ProducerState, pause: Callable[[], None] = no_pause)
     return b"".join(parts)
 
 
-def decode_producers(data: bytes, pause: Callable[[], None] = no_pause, *, with_crcs: bool = True) -> ProducerState:
+def decode_producers(data: bytes, format: int = FORMAT, pause: Pause = no_pause) -> ProducerState:
     """The state that `encode_producers` gave these bytes for; `pause` is called as there. Raises CorruptMessage."""
-    layout = _BATCH if with_crcs else _BATCH_WITHOUT_CRC
+    layout = _BATCHES_OF.get(format)
+    if layout is None:
+        raise CorruptMessage(f"format {format} of producer state is not known: {FORMAT} is the newest")
     entries: dict[int, ProducerEntry] = {}
     try:
         (count,) = _COUNT.unpack_from(data)

@@ -19,6 +19,7 @@ from fencepost_node.log.leader_epochs import NO_EPOCH
 from fencepost_node.log.log import Log, OutOfRoom
 from fencepost_node.producers.identities import lowest_epoch
 from fencepost_node.producers.producer_state import Admit, Duplicate
+from fencepost_node.producers.producer_state_machine import PRODUCERS
 from fencepost_node.replication.leader_state import LeaderState, Proposal
 from fencepost_node.replication.local_broker import LocalBroker
 from fencepost_node.replication.reconciliation import FollowerPosition, Push, Truncate, answer_subscribe
@@ -234,7 +235,7 @@ class Leadership:
         if not header.idempotent:
             return None
         fence_epoch = lowest_epoch(header.producer_id, header.producer_epoch, self._local.image)
-        answer = self.log.producers.check(
+        answer = self.log.states[PRODUCERS].check(
             header,
             fence_epoch=fence_epoch,
             ever_held_records=self.log.ever_held_records,

@@ -135,13 +135,15 @@ def _shown(data: bytes | None) -> str:
 
 def _dump_snapshot(path: Path, *, as_json: bool) -> None:
     from fencepost_node.log.snapshot import decode_snapshot
+    from fencepost_node.producers.producer_state_machine import PRODUCERS
+    from fencepost_node.state_machines import STATE_MACHINES
     from fencepost_proto.protocol.errors import FencepostError
 
     try:
-        snapshot = decode_snapshot(path.read_bytes())
+        snapshot = decode_snapshot(path.read_bytes(), STATE_MACHINES)
     except FencepostError as error:
         fail(f"{path} is damaged: {error}")
-    producers = sorted(snapshot.producers.items())
+    producers = sorted(snapshot.states[PRODUCERS].items())
     if not as_json:
         typer.echo(f"producer state at offset {snapshot.offset}: {len(producers)} producers")
     for producer_id, entry in producers:

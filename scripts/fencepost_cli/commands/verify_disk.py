@@ -33,6 +33,7 @@ def verify_disk(
     """
     from fencepost_node.log.disk import RealDisk
     from fencepost_node.log.verify import verify_log
+    from fencepost_node.state_machines import STATE_MACHINES
     from fencepost_testing.member import is_in_use
 
     disk = RealDisk()
@@ -41,7 +42,7 @@ def verify_disk(
         in_use = is_in_use(folder)
         try:
             for partition in _partitions(folder):
-                told = verify_log(disk, str(partition), in_use=in_use)
+                told = verify_log(disk, str(partition), STATE_MACHINES, in_use=in_use)
                 partitions, size, damaged = partitions + 1, size + told.bytes, damaged + bool(told.damage)
                 _show(told, as_json)
         except OSError as error:

@@ -1,0 +1,104 @@
+"""State machines: what a log folds its batches into.
+
+A log is opened with a list of them. For each it keeps a *state*: what the batches below the log's end make, oldest first,
+from the initial state on. Leader, follower and recovery fold the same batches, so they have the same states. A snapshot
+holds every state at one offset; a state behind it is a snapshot's and the fold of the batches between.
+
+What a machine has to be:
+
+- Pure. A state depends on the batches' headers and their offsets, and on nothing else: no clock, no I/O, no randomness.
+- In two steps. `stage` computes what changes with the next batches, changes nothing, and raises InvariantBroken where they
+  cannot follow; `apply` cannot fail. So a log stages first, writes, and applies only what was written.
+- Quick on the event loop: `stage` and `apply` look at what the batches name, `copy` takes references (a few milliseconds at
+  most). `encode` and `decode` may take longer: they run in threads, and call `pause` every half a millisecond or so.
+
+`copy` is independent of its original: either may change, in another thread, and the other one does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, Self, TypeVar, cast
+
+from fencepost_proto.protocol.record_batch import BatchHeader
+
+Pause = Callable[[], None]  # gives other threads a turn
+
+
+def no_pause() -> None:
+    """For few and small states."""
+
+
+StagedT = TypeVar("StagedT")
+
+
+class FoldedState(Protocol[StagedT]):
+    """The state of one machine at one offset."""
+
+    def stage(self, headers: Sequence[BatchHeader]) -> StagedT:
+        """What changes when these batches follow, at their headers' base offsets. Raises InvariantBroken."""
+        ...
+
+    def apply(self, staged: StagedT) -> None:
+        """Change what `stage` computed from this state."""
+        ...
+
+    def copy(self) -> Self: ...
+
+    def __len__(self) -> int:
+        """How many entries it has, for a line of the log."""
+        ...
+
+
+StateT = TypeVar("StateT", bound="FoldedState[Any]")  # what is staged concerns the machine alone
+
+
+@dataclass(frozen=True, eq=False)
+class StateMachine(Generic[StateT]):
+    """One kind of state, and its bytes."""
+
+    name: str  # of its part in a snapshot: 1 to 32 ASCII letters, digits, hyphens
+    format: int  # of the bytes that `encode` gives; `decode` reads every one up to it
+    initial: Callable[[], StateT]  # at offset 0
+    encode: Callable[[StateT, Pause], bytes]
+    decode: Callable[[bytes, int, Pause], StateT]  # data and its format; raises CorruptMessage
+
+
+AnyMachine = StateMachine[Any]
+
+
+class States:
+    """The states of all of a log's machines, at one offset."""
+
+    __slots__ = ("_of",)
+
+    def __init__(self, of: dict[AnyMachine, FoldedState[Any]]) -> None:
+        self._of = of
+
+    @staticmethod
+    def initial(machines: Iterable[AnyMachine]) -> States:
+        """At offset 0."""
+        return States({machine: machine.initial() for machine in machines})
+
+    def __getitem__(self, machine: StateMachine[StateT]) -> StateT:
+        return cast(StateT, self._of[machine])
+
+    @property
+    def machines(self) -> tuple[AnyMachine, ...]:
+        return tuple(self._of)
+
+    def stage(self, headers: Sequence[BatchHeader]) -> list[object]:
+        """For `apply`; as `FoldedState.stage`."""
+        return [state.stage(headers) for state in self._of.values()]
+
+    def apply(self, staged: list[object]) -> None:
+        for state, changes in zip(self._of.values(), staged, strict=True):
+            state.apply(changes)
+
+    def __str__(self) -> str:
+        """The number of entries of each."""
+        return " ".join(f"{machine.name}={len(state)}" for machine, state in self._of.items())
+
+    def copy(self) -> States:
+        return States({machine: state.copy() for machine, state in self._of.items()})
