@@ -243,7 +243,7 @@ class AdminClient:
         answer = await self._cluster.call_leader(
             key, lambda broker: broker.DescribeProducers, same, timeout_s=TIMEOUT_S
         )
-        return PartitionProducers.of(topic, partition, answer)
+        return await PartitionProducers.of(topic, partition, answer)
 
     async def describe_replicas(self) -> dict[int, BrokerReplicas]:
         """The replicas on every live broker, by broker id. One that does not answer says so in `failure`."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fencepost_proto.protocol.metadata import MetadataImage, Partition, Topic, TopicConfig
 from fencepost_proto.protocol.v1 import broker_pb2
+from fencepost_proto.runtime.turns import Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +122,13 @@ class PartitionProducers:
     producers: tuple[ProducerDescription, ...]  # by producer id
 
     @staticmethod
-    def of(topic: str, partition: int, answer: broker_pb2.DescribeProducersResponse) -> PartitionProducers:
-        producers = sorted(map(ProducerDescription.of, answer.producers), key=lambda producer: producer.producer_id)
+    async def of(topic: str, partition: int, answer: broker_pb2.DescribeProducersResponse) -> PartitionProducers:
+        """In turns: a partition may have 50,000 producers, of five batches each."""
+        producers, turns = [], Turns()
+        for producer in answer.producers:
+            producers.append(ProducerDescription.of(producer))
+            await turns.step()
+        producers.sort(key=lambda producer: producer.producer_id)
         return PartitionProducers(
             topic, partition, answer.leader_epoch, answer.log_end_offset, answer.high_watermark, tuple(producers)
         )

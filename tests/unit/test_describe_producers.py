@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from batches import header
 from test_producer_state import after
 
+from fencepost.descriptions import PartitionProducers
 from fencepost_node.grpc.describe_producers import ALL, describe
+from fencepost_proto.protocol.v1.broker_pb2 import BatchState, DescribeProducersResponse, ProducerStateInfo
+from fencepost_proto.runtime.turns import STEPS_PER_TURN
 
 
 def test_describe_lists_producers_by_id_with_their_batches() -> None:
@@ -16,3 +21,31 @@ def test_describe_lists_producers_by_id_with_their_batches() -> None:
     assert [(b.first_sequence, b.last_sequence, b.base_offset) for b in second.batches] == [(0, 2, 100), (3, 3, 103)]
     assert describe(state, 1) == [second]
     assert describe(state, 2) == []
+
+
+def test_a_client_takes_a_long_list_in_turns() -> None:
+    """A partition may have 50,000 producers: at once, that would hold the application's loop for most of a second."""
+    count = 1_000
+    entry = ProducerStateInfo(producer_epoch=4, batches=[BatchState(first_sequence=0, last_sequence=2, base_offset=7)])
+    answer = DescribeProducersResponse(leader_epoch=3)
+    for producer_id in reversed(range(count)):
+        answer.producers.add(producer_id=producer_id).MergeFrom(entry)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def story() -> PartitionProducers:
+        going_on = asyncio.create_task(others())
+        try:
+            return await PartitionProducers.of("orders", 0, answer)
+        finally:
+            going_on.cancel()
+
+    described = asyncio.run(story())
+    assert [producer.producer_id for producer in described.producers] == list(range(count))
+    assert described.producers[-1].batches[0].last_sequence == 2
+    assert turns >= count // STEPS_PER_TURN
