@@ -349,7 +349,7 @@ class MountedFile:
         try:
             self._step("append")
         except OSError as error:
-            if error.errno != errno.EBADF:  # a part may have been written
+            if error.errno not in (errno.EBADF, errno.EROFS):  # a part may have been written
                 self._node.append(bytes(data)[: self._disk.chance.randint(0, len(data))])
             raise
         room = self._disk.room(len(data))

@@ -26,7 +26,7 @@ from logs import (
 )
 from tests.simulation.disk import Fault
 
-from fencepost_node.log.log import CorruptLog, Log
+from fencepost_node.log.log import CorruptLog, Log, OutOfRoom
 from fencepost_node.log.names import SYNC_BEGUN
 from fencepost_node.producers.producer_state import ProducerState
 from fencepost_node.producers.producer_state_machine import PRODUCERS
@@ -93,6 +93,23 @@ def test_a_follower_whose_disk_refuses_stores_none_of_a_push() -> None:
     assert (log.log_end_offset, len(log.states[PRODUCERS]), log.last_epoch) == (0, 0, -1)
     log.append_as_follower(content(leader))
     assert log.states[PRODUCERS] == leader.states[PRODUCERS]
+
+
+def test_a_disk_that_is_read_only_for_a_while_fails_no_log() -> None:
+    """Nothing was written, so there is nothing to cut back; the leader can serve readers meanwhile."""
+    machine = Machine()
+    log = open_log(machine.mount())
+    produce(log)
+    machine.disk.faults += [Fault(("append",), errno.EROFS, ".log", count=2), Fault(("truncate",), errno.EROFS, ".log")]
+    for _ in range(2):
+        with pytest.raises(OutOfRoom):
+            produce(log)
+    assert not log.failure
+    assert log.read(0, 10_000)
+    machine.disk.faults.clear()
+    produce(log)
+    assert log.log_end_offset == 2
+    assert_lawful(log)
 
 
 def test_a_log_that_cannot_be_cut_back_has_failed() -> None:

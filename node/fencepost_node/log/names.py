@@ -111,12 +111,12 @@ def write_identity(disk: Disk, directory: str, identity: PartitionIdentity) -> N
     disk.write_atomically(f"{directory}/{PARTITION_METADATA}", identity.encode())
 
 
-NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE))
+NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EROFS))
 
 
 class OutOfRoom(StorageError):
-    """The disk is full, or another of its limits is reached. Nothing is wrong with what it holds, and nothing has changed:
-    it may be tried again."""
+    """The disk is full, or another of its limits is reached, or it is mounted read-only now. Nothing is wrong with what it
+    holds, and nothing has changed: it may be tried again."""
 
 
 def storage_error(what: str, error: OSError) -> StorageError:

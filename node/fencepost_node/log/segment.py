@@ -215,6 +215,11 @@ class Segment:
             self.offset_index.append(header.base_offset, position)
             self.time_index.append(self.largest_timestamp_ms, header.base_offset)
 
+    @property
+    def is_whole(self) -> bool:
+        """A failed append has left nothing behind."""
+        return self.file.size == self.size
+
     def cut_back(self) -> None:
         """Remove what a failed append has written. Raises OSError."""
         self.file.truncate(self.size)
