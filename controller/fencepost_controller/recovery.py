@@ -123,6 +123,7 @@ async def ask(wire: Wire, address: str) -> Told:
         image,
         tuple(logs),
         epochs,
+        head.known_lineage_id,
     )
 
 

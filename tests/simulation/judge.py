@@ -118,6 +118,7 @@ class Judge:
         self.counts: dict[str, int] = {}
         self.lost_tail: dict[int, int] = {}  # broker -> broker epoch when its machine last lost power
         self.damaged: dict[tuple[int, PartitionKey], None] = {}  # where recovery is to find out
+        self.deleted: dict[PartitionKey, int] = {}  # partitions that were deleted, and where they ended
         self.put_back_on: dict[PartitionKey, None] = {}  # partitions of which a replica was put back from an older copy
         self.put_back_to: dict[int, None] = {}  # the brokers of those replicas
         self.strangers: list[tuple[int, str, dict[str, bytes]]] = []  # (broker, folder, files): not to be touched
@@ -166,7 +167,7 @@ class Judge:
                 continue
             self._partition_changed(key, before, partition)
         for key in [key for key in self.records if key not in image.partitions]:
-            del self.records[key]  # what a deleted topic held is nobody's any more
+            self.deleted[key] = self.records.pop(key).committed_end  # what a deleted topic held is nobody's any more
             self.damaged = {damaged: hidden for damaged, hidden in self.damaged.items() if damaged[1] != key}
             self.rotten = {rotten: hidden for rotten, hidden in self.rotten.items() if rotten[1] != key}
             self.count("partitions deleted")
@@ -193,6 +194,11 @@ class Judge:
         for key, record in self.records.items():
             if record.committed and key in old.partitions and key not in image.partitions:
                 self.fail("G1", f"{record.name} is missing after a recovery")
+        for key, partition in image.partitions.items():
+            if self.deleted.get(key) and partition.isr:
+                folder = f"/data/{image.topics[key[0]].name}-{key[1]}"
+                if all(self._disks[member].find(folder) is None for member in partition.isr):
+                    self.fail("G10", f"{folder} was deleted when it ended at {self.deleted[key]}, and is back, empty")
         self.count("controllers recovered")
         self.metadata(image)
 

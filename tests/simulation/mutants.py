@@ -20,10 +20,11 @@ from tests.simulation.simulation import Result, simulate
 
 from fencepost.producing.sequencer import Sequencer
 from fencepost_controller.commands import Commands
-from fencepost_controller.decisions import partitions
+from fencepost_controller.decisions import histories, partitions
 from fencepost_controller.decisions import recovery as controller_recovery
 from fencepost_controller.decisions.brokers import RegisterBroker
 from fencepost_controller.decisions.draft import Group
+from fencepost_controller.decisions.histories import Histories
 from fencepost_controller.decisions.isr import AlterPartition
 from fencepost_controller.decisions.producers import ID_BLOCK_SIZE, AllocateProducerIds
 from fencepost_controller.fences import Fences
@@ -515,8 +516,18 @@ def known_version_is_not_kept(replace: Any) -> None:
 @mutant("G8", "G9", kinds=("controller put back", "kill producer"), first_seed=8)
 def recovery_trusts_the_store(replace: Any) -> None:
     """What the brokers hold is asked for, and what the store has is taken."""
-    replace(controller_recovery, "heads", lambda sources: list(sources[:1]))
+    original = Histories.__init__
+    replace(Histories, "__init__", lambda self, store, sources, heard: original(self, store, [store], ()))
     replace(controller_recovery, "PRODUCER_ID_JUMP", 0)
+
+
+@mutant("G10", kinds=("controller put back", "delete a topic"), first_seed=9)
+def recovery_brings_deleted_topics_back(replace: Any) -> None:
+    """A topic that the backup has is taken from it, and led by whoever was in sync."""
+    replace(histories, "_last_change", lambda image: image.version)
+    replace(Histories, "_followed", lambda self, found, heard: found)
+    replace(Histories, "_is_removed", lambda self, since, is_in: not any(map(is_in, self.heads)))
+    replace(controller_recovery._Recovery, "_in_sync", lambda self, newest, logs: newest.isr)
 
 
 @mutant("G7", kinds=("controller put back", "kill leader"), first_seed=3)

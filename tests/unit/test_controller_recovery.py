@@ -6,12 +6,14 @@ from contextlib import suppress
 from dataclasses import replace
 
 import pytest
+from controller_recovery_story import EMPTY, LINEAGE, partition, started, story, told_by
 from controller_story import CLUSTER_ID, Story
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fencepost_controller.decisions.draft import decide
 from fencepost_controller.decisions.elections import ElectUncleanLeader
+from fencepost_controller.decisions.histories import heads
 from fencepost_controller.decisions.producers import AllocateProducerIds, InitProducer, RemoveName
 from fencepost_controller.decisions.recovery import (
     EPOCH_JUMP,
@@ -24,7 +26,6 @@ from fencepost_controller.decisions.recovery import (
     HeldLog,
     RecoveryRefused,
     Told,
-    heads,
     recover,
 )
 from fencepost_controller.decisions.topics import CreateTopic, DeleteTopic
@@ -37,61 +38,8 @@ from fencepost_proto.protocol.metadata import (
     MetadataImage,
     NamedProducer,
     NextProducerId,
-    Partition,
-    TopicConfig,
 )
 from fencepost_proto.protocol.record_batch import MAX_EPOCH
-
-EMPTY = MetadataImage(version=1, cluster_id="made by a start")
-LINEAGE = 99
-
-
-def started(image: MetadataImage, lineage_id: int) -> MetadataImage:
-    """A start of the controller."""
-    lineage = image.lineage.begin(lineage_id, image.version + 1)
-    return image.with_changes(image.version + 1, {lineage.key: lineage})
-
-
-def story() -> Story:
-    made = Story().cluster(1, 2, 3)
-    made.image = started(made.image, 7)
-    return made.topic("a", (1, 2, 3), config=TopicConfig(min_insync_replicas=2))
-
-
-def log_of(partition: Partition, broker_id: int, end: int = 10, epoch: int = 0, **details: object) -> HeldLog:
-    made = HeldLog(partition.topic_id, "a", partition.index, False, epoch, epoch, end)
-    return replace(made, **details)  # type: ignore[arg-type]
-
-
-def told_by(image: MetadataImage, *broker_ids: int, ends: dict[int, int] | None = None) -> list[Told]:
-    """These brokers have all of the image, and equal logs unless `ends` says how long each is."""
-    return [
-        Told(
-            broker_id,
-            image.cluster_id,
-            f"h{broker_id}:1",
-            image.brokers[broker_id].broker_epoch,
-            image.version,
-            image,
-            tuple(
-                log_of(
-                    p,
-                    broker_id,
-                    (ends or {}).get(broker_id, 10),
-                    p.leader_epoch,
-                    topic_name=image.topics[p.topic_id].name,
-                )
-                for p in image.partitions.values()
-                if broker_id in p.replicas
-            ),
-        )
-        for broker_id in broker_ids
-    ]
-
-
-def partition(image: MetadataImage, name: str = "a", index: int = 0) -> Partition:
-    return image.partitions[image.topic_ids[name], index]
-
 
 # ---- What is told decides ----
 
@@ -368,7 +316,7 @@ def test_of_a_name_that_one_head_had_forgotten_it_stays_known_that_it_was() -> N
     lost = decide(lost, InitProducer("loader"), {}).image
     expired = replace(lost.producers["loader"], expired=True)
     true = lost.with_changes(lost.version + 1, {expired.key: expired})
-    fork = started(backup, 8)
+    fork = decide(started(backup, 8), InitProducer("another"), {}).image
     done = recover(fork, [*told_by(true, 1, 2), *told_by(fork, 3)], (), LINEAGE).image
     assert done.producers["loader"].producer_id == backup.producers["loader"].producer_id
     assert done.producers["loader"].predecessor_expired

@@ -6,19 +6,41 @@ jumps: every number that may have been given out without a broker's hearing of i
 
 **What is made of it** (`recover`):
 
-1. *Sources* are the images of all brokers, and the store as it is now. One whose newest version another one has in its own
-   history is an ancestor of that, and tells nothing more. The others are *heads*: one, or several where a store that had
-   gone back has served some brokers. The heads are united.
-2. A *topic* that a log on a disk belongs to and no head knows: where an ancestor knows it, it was deleted since, and its
-   brokers will set the log aside. Otherwise it is adopted again, with default settings: nothing tells its own. A partition
-   of it that no broker holds a log of, below one that is held, waits for an unclean election: its records may have been
-   lost, and an operator has to say so. Without it the topic's numbers would have a gap, and nobody could use it.
-3. A *partition* is taken from the head with the highest leader epoch, then partition epoch. Its in-sync set is exact where
-   the leader of that very epoch tells that it leads: nothing is acknowledged beyond that set until there is a controller
-   again. Otherwise a moment may be missing, and of that set those stay whose logs are the longest (last epoch, then end):
-   such a log holds every committed record. A log with a batch of a later epoch than the metadata knows shows that an
-   election is missing; then the longest of all its replicas decide. Where none of the set has told anything, the set stays
-   as it was, and the partition waits for it. A partition that waits for an unclean election goes on waiting.
+1. *Sources* are the images of all brokers, and the store as it is now. Which of them hold (the *heads*: mostly one, several
+   where a store that had gone back has served some brokers), and what was removed since: `histories`. The heads are united.
+2. A *topic*, whatever logs of it are on disks:
+
+   | known to                                    | what becomes of it                                                      |
+   | ------------------------------------------- | ----------------------------------------------------------------------- |
+   | every head                                  | it stays; each partition by 3                                           |
+   | some heads, and the others have deleted it  | it stays deleted: reported; brokers set the logs that are left aside    |
+   | some heads, and it was created there        | it stays                                                                |
+   | some heads, and nothing tells which         | it stays; a partition without a log waits for an operator (3)           |
+   | no head, but an ancestor                    | it was deleted since: reported; logs that are left are set aside        |
+   | a store alone that no broker follows        | the same; or it was created there, and nobody can have used it: reported|
+   | no metadata, but logs on disks              | it is adopted, with default settings: nothing tells its own             |
+
+   So only newer metadata says that a topic was deleted, never a log that is missing. Of an adopted topic, a partition that
+   no broker holds a log of, below one that is held, waits for an unclean election: without it the topic's numbers would have
+   a gap, and nobody could use it.
+3. A *partition* is taken from the head with the highest leader epoch, then partition epoch, of those whose leader has heard
+   of it. Its in-sync set is exact where the leader of that very epoch tells that it leads: nothing is acknowledged beyond
+   that set until there is a controller again. Otherwise a moment may be missing, and the logs decide (the longest: last
+   epoch, then end; such a log holds every committed record):
+
+   | of the in-sync set                                | the set becomes                                                   |
+   | ------------------------------------------------- | ----------------------------------------------------------------- |
+   | some hold usable logs                             | those with the longest                                            |
+   | none does; some have damaged ones, or do not tell | these; the partition waits for them                               |
+   | all tell, and none holds a log                    | empty: an operator elects uncleanly. The records are lost with the|
+   |                                                   | disks, or set aside; an empty log never leads under a known id    |
+   | none holds a log, and no broker has heard of the  | as it was: nobody can have written there                          |
+   | partition                                         |                                                                   |
+
+   A log with a batch of a later epoch than the metadata knows shows that an election is missing; then the longest of all
+   its replicas decide. Where two heads have leaders that both served, all members of both sets decide: where their logs
+   agree they are in sync, else an operator has to say which history goes on. A partition that waits for an unclean election
+   goes on waiting.
 4. Every *broker* is fenced and of no incarnation: all register as new ones. What the metadata knows of the epochs under
    which it has served stays, so that an older folder of a broker is seen as one.
 5. *Jumps*: the metadata version (and with it all broker epochs), leader epochs, partition epochs, producer ids and the
@@ -33,11 +55,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from fencepost_controller.decisions.histories import Heard, Histories
 from fencepost_controller.decisions.invariants import check_image
 from fencepost_controller.decisions.topics import MAX_PARTITIONS_PER_TOPIC
 from fencepost_proto.protocol import record_batch
 from fencepost_proto.protocol.errors import InvalidTopic
-from fencepost_proto.protocol.lineage import Lineage, LineageStart, VersionCheck
+from fencepost_proto.protocol.lineage import UNKNOWN_LINEAGE, Lineage, LineageStart
 from fencepost_proto.protocol.metadata import (
     FIRST_NAMED_ID,
     NO_LEADER,
@@ -61,6 +84,7 @@ MAX_SOUND_PRODUCER_ID = FIRST_NAMED_ID // 2  # an id in a log above this was nev
 MAX_SOUND_NAMED_ID = 2**62  # … nor one of a named producer above that
 NO_INCARNATION = "recovered"  # no process has it
 NO_PRODUCER = -1
+WHICH_HISTORY = "their logs differ, and an operator has to say which goes on: 'fencepost topic elect', with --unclean"
 
 
 class RecoveryRefused(Exception):
@@ -104,6 +128,12 @@ class Told:
     image: MetadataImage
     logs: tuple[HeldLog, ...] = ()
     epochs: Mapping[int, int] = field(default_factory=dict)  # of named producers' ids, in its logs
+    known_lineage_id: int = UNKNOWN_LINEAGE  # of the known version
+
+    @property
+    def heard(self) -> tuple[Heard, Heard]:
+        of_image = self.image.lineage.id_at(self.image.version)
+        return Heard(self.known_version, self.known_lineage_id), Heard(self.image.version, of_image)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +156,15 @@ class _Recovery:
         for one in self._told:
             for held in one.logs:
                 self._logs.setdefault(held.key, {})[one.broker_id] = held
-        sources = [image for image in (self._store, *(one.image for one in self._told)) if image.version]
-        self._heads = heads(sources)
-        self._ancestors = [image for image in sources if not any(image is head for head in self._heads)]
+        images = [self._store, *(one.image for one in self._told)]
+        self._histories = Histories(self._store, images, [heard for one in self._told for heard in one.heard])
+        self._heads = self._histories.heads
         self._report: list[str] = []
         self._check_all_have_told(without)
 
     def image(self, lineage_id: int) -> Recovered:
         version = self._version()
-        topics = self._topics()
+        topics = self._topics(version)
         partitions = self._partitions(topics)
         producers, next_ids = self._producers()
         entities: list[Entity] = [
@@ -161,7 +191,7 @@ class _Recovery:
     def _check_all_have_told(self, without: Collection[int]) -> None:
         if not self._told:
             raise RecoveryRefused("no broker has told what it holds")
-        known = {broker_id for image in self._heads for broker_id in image.brokers}
+        known = self._histories.brokers().keys()
         missing = sorted(known - {one.broker_id for one in self._told} - set(without))
         if missing:
             names = ", ".join(map(str, missing))
@@ -175,7 +205,7 @@ class _Recovery:
     # ---- Numbers ----
 
     def _version(self) -> int:
-        known = [self._store.version, *(image.version for image in self._heads)]
+        known = [self._store.version, *(image.version for image in self._histories.sources)]
         known += [number for one in self._told for number in (one.known_version, one.broker_epoch)]
         newest_image = max((image.version for image in self._heads), default=0)
         newest = max(one.known_version for one in self._told)
@@ -184,9 +214,7 @@ class _Recovery:
         return max(known) + VERSION_JUMP
 
     def _brokers(self) -> list[Broker]:
-        known: dict[int, Broker] = {}
-        for image in reversed(self._heads):  # the newest last
-            known.update(image.brokers)
+        known = self._histories.brokers()
         for one in self._told:
             before = known.get(one.broker_id, Broker(one.broker_id, "", 1, NO_INCARNATION, fenced=True))
             epoch = max(one.broker_epoch, before.broker_epoch)
@@ -199,9 +227,9 @@ class _Recovery:
 
     def _producers(self) -> tuple[list[NamedProducer], NextProducerId]:
         """The named ones, and the first ids that are free."""
-        ids = [image.next_producer_id for image in self._heads]
+        ids = [image.next_producer_id for image in self._histories.sources]
         ids += self._ids_in_logs([held.max_producer_id for held in self._all_logs()], MAX_SOUND_PRODUCER_ID)
-        named_ids = [image.next_named_id for image in self._heads]
+        named_ids = [image.next_named_id for image in self._histories.sources]
         named_ids += self._ids_in_logs([held.max_named_id for held in self._all_logs()], MAX_SOUND_NAMED_ID)
         epochs: dict[int, int] = {}
         for one in self._told:
@@ -239,11 +267,14 @@ class _Recovery:
 
     # ---- Topics ----
 
-    def _topics(self) -> list[Topic]:
+    def _topics(self, version: int) -> list[Topic]:
         topics: dict[str, Topic] = {}
         names: dict[str, str] = {}  # to ids
+        self._report_removed()
         for image in self._heads:
             for topic in image.topics.values():
+                if topic.topic_id in topics or self._histories.was_removed(topic.topic_id):
+                    continue
                 if names.setdefault(topic.name, topic.topic_id) == topic.topic_id:
                     topics[topic.topic_id] = topic
                 else:
@@ -258,12 +289,34 @@ class _Recovery:
                 )
                 continue
             names[topic.name] = topic.topic_id
-            topics[topic.topic_id] = topic
+            topics[topic.topic_id] = replace(topic, created_version=version)
             self._report.append(
                 f"topic {topic.name} (id {topic.topic_id}), found on disks and in no metadata, is adopted with the default "
                 f"settings: compare them with what it had"
             )
         return list(topics.values())
+
+    def _report_removed(self) -> None:
+        """Topics that the store has, or that logs are left of, and that brokers' newer metadata has no more."""
+        asked_for = self._store.topics.keys() | {topic_id for topic_id, _ in self._logs}
+        removed = [topic_id for topic_id in asked_for if self._histories.was_removed(topic_id)]
+        named = [topic for topic_id in removed if (topic := self._histories.topic(topic_id)) is not None]
+        for topic in sorted(named, key=lambda topic: (topic.name, topic.topic_id)):
+            if self._histories.is_unheard(topic.topic_id):
+                self._report.append(
+                    f"topic {topic.name} (id {topic.topic_id}) is not taken: this store created it after it had gone back, "
+                    f"and no broker has heard of it"
+                )
+                continue
+            left = sorted({b for (topic_id, _), logs in self._logs.items() if topic_id == topic.topic_id for b in logs})
+            logs = (
+                f"logs of it on brokers {left} will be set aside"
+                if left
+                else "no broker that was asked holds a log of it"
+            )
+            self._report.append(
+                f"topic {topic.name} (id {topic.topic_id}) was deleted: the brokers' newer metadata does not have it; {logs}"
+            )
 
     def _unknown_topics(self, known: Mapping[str, Topic]) -> Iterable[Topic]:
         """Of logs on disks, in order of their names."""
@@ -274,13 +327,8 @@ class _Recovery:
             if index < MAX_PARTITIONS_PER_TOPIC
         }
         for topic_id, name in sorted(names.items(), key=lambda item: (item[1], item[0])):
-            if not topic_id or topic_id in known:
-                continue
-            if any(topic_id in image.topics for image in self._ancestors):
-                self._report.append(
-                    f"topic {name} (id {topic_id}) was deleted: logs of it that are left will be set aside"
-                )
-                continue
+            if not topic_id or topic_id in known or self._histories.topic(topic_id) is not None:
+                continue  # known, or deleted since, or another topic has its name
             try:
                 check_topic_name(name)
             except InvalidTopic as error:
@@ -320,23 +368,59 @@ class _Recovery:
 
     def _partition(self, topic: Topic, key: PartitionKey) -> Partition:
         versions = [image.partitions[key] for image in self._heads if key in image.partitions]
-        newest = max(versions, key=lambda p: (p.leader_epoch, p.partition_epoch))
         logs = self._logs.get(key, {})
-        isr = self._in_sync(newest, logs)
-        if isr != newest.isr:
-            self._report.append(
-                f"{topic.name}-{key[1]}: in sync {list(isr)}, by the lengths of their logs; "
-                f"the metadata had {list(newest.isr)}"
-            )
+        served = [p for p in versions if self._has_served(p, logs)]
+        newest = max(served or versions, key=lambda p: (p.leader_epoch, p.partition_epoch))
+        rivals = [p for p in served if (p.leader_epoch, p.leader) != (newest.leader_epoch, newest.leader)]
+        newest = self._reconciled(topic, newest, rivals, logs) if rivals else self._with_in_sync(topic, newest, logs)
         epochs = [p.leader_epoch for p in versions]
         epochs += [epoch for held in logs.values() for epoch in (held.leader_epoch, held.last_epoch)]
         return replace(
             newest,
-            isr=isr,
             leader=NO_LEADER,
             leader_epoch=max(epochs) + EPOCH_JUMP,
             partition_epoch=max(p.partition_epoch for p in versions) + EPOCH_JUMP,
         )
+
+    def _has_served(self, partition: Partition, logs: Mapping[int, HeldLog]) -> bool:
+        """Has its leader heard of that epoch, as far as this can be told?"""
+        leader = logs.get(partition.leader)
+        asked = any(one.broker_id == partition.leader for one in self._told)
+        return leader.leader_epoch >= partition.leader_epoch if leader is not None else not asked
+
+    def _reconciled(
+        self, topic: Topic, newest: Partition, rivals: Sequence[Partition], logs: Mapping[int, HeldLog]
+    ) -> Partition:
+        """A partition that two leaders of different histories have served."""
+        members = tuple(dict.fromkeys(b for p in (newest, *rivals) for b in p.isr))
+        usable = {b: held for b, held in logs.items() if b in members and not held.failure}
+        agree = len(usable) == len(members) and len({held.length for held in usable.values()}) == 1
+        replicas = tuple(dict.fromkeys((*newest.replicas, *members)))
+        epochs = sorted(p.leader_epoch for p in (newest, *rivals))
+        self._report.append(
+            f"{topic.name}-{newest.index}: led under epochs {epochs} of different histories; "
+            + (f"in sync {list(members)}, whose logs agree" if agree else WHICH_HISTORY)
+        )
+        if agree:
+            return replace(newest, replicas=replicas, isr=members, last_known_isr=())
+        return replace(newest, replicas=replicas, isr=(), last_known_isr=members)
+
+    def _with_in_sync(self, topic: Topic, newest: Partition, logs: Mapping[int, HeldLog]) -> Partition:
+        isr = self._in_sync(newest, logs)
+        if isr == newest.isr:
+            return newest
+        name = f"{topic.name}-{newest.index}"
+        if isr:
+            self._report.append(
+                f"{name}: in sync {list(isr)}, by the lengths of their logs; the metadata had {list(newest.isr)}"
+            )
+            return replace(newest, isr=isr)
+        self._report.append(
+            f"{name}: none of the brokers in sync, {list(newest.isr)}, holds a log of it: what it held is lost with their "
+            f"disks, or set aside as .stray; 'fencepost topic elect {topic.name} {newest.index} --unclean' goes on with "
+            f"what there is, and until then nobody can write there"
+        )
+        return replace(newest, isr=(), last_known_isr=newest.isr)
 
     def _in_sync(self, newest: Partition, logs: Mapping[int, HeldLog]) -> tuple[int, ...]:
         leader = logs.get(newest.leader)
@@ -345,7 +429,12 @@ class _Recovery:
         usable = {b: held for b, held in logs.items() if b in newest.replicas and not held.failure}
         later = any(max(held.last_epoch, held.leader_epoch) > newest.leader_epoch for held in usable.values())
         candidates = usable if later else {b: held for b, held in usable.items() if b in newest.isr}
-        return _longest(newest.replicas, candidates) if newest.isr and candidates else newest.isr
+        if candidates and newest.isr:
+            return _longest(newest.replicas, candidates)
+        if not any(newest.id in one.image.partitions for one in self._told):
+            return newest.isr  # no broker has heard of it: there never was a log
+        empty_handed = {one.broker_id for one in self._told} - logs.keys()
+        return tuple(b for b in newest.isr if b not in empty_handed)
 
     def _adopted(self, topic: Topic, key: PartitionKey) -> Partition:
         """What no metadata tells of: its replicas are those who hold a log, the longest first."""
@@ -355,16 +444,6 @@ class _Recovery:
         isr = _longest(replicas, usable)
         epoch = max(max(held.leader_epoch, held.last_epoch) for held in logs.values()) + EPOCH_JUMP
         return Partition(*key, replicas, isr, NO_LEADER, epoch, EPOCH_JUMP, last_known_isr=() if isr else replicas)
-
-
-def heads(sources: Sequence[MetadataImage]) -> list[MetadataImage]:
-    """Those that are in no other one's history, the newest first."""
-    found: list[MetadataImage] = []
-    for image in sorted(sources, key=lambda image: -image.version):
-        lineage_id = image.lineage.id_at(image.version)
-        if not any(head.lineage.check(image.version, lineage_id, head.version) is VersionCheck.SOUND for head in found):
-            found.append(image)
-    return found
 
 
 def _is_used(store: MetadataImage) -> bool:

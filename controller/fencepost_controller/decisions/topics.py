@@ -50,7 +50,7 @@ class CreateTopic(Command[Topic]):
             raise InvalidPartitions(f"topic {self.name!r} would be one more than {MAX_TOPICS} topics")
         assignments = self._assigned(draft) if self.assignments else self._placed(draft)
         check_config(self.config, len(assignments[0]), self.min_segment_bytes)
-        topic = Topic(self.topic_id, self.name, self.config)
+        topic = Topic(self.topic_id, self.name, self.config, draft.version)
         draft.put(topic)
         for index, replicas in enumerate(assignments):
             isr = tuple(b for b in replicas if draft.serves(b, (self.topic_id, index)))

@@ -126,6 +126,7 @@ class Topic(_Encoded):
     topic_id: str
     name: str
     config: TopicConfig = TopicConfig()
+    created_version: int = 0  # the metadata version that created it; 0: not known
 
     @property
     def key(self) -> str:
@@ -211,7 +212,10 @@ def to_proto(entity: Entity) -> common_pb2.Entity:
         case Topic():
             answer.topic.CopyFrom(
                 common_pb2.TopicEntity(
-                    topic_id=entity.topic_id, name=entity.name, config=config_to_proto(entity.config)
+                    topic_id=entity.topic_id,
+                    name=entity.name,
+                    config=config_to_proto(entity.config),
+                    created_version=entity.created_version,
                 )
             )
         case Partition():
@@ -274,7 +278,8 @@ def _from_proto(message: common_pb2.Entity) -> Entity:
             b = message.broker
             return Broker(b.id, b.address, b.broker_epoch, b.incarnation, b.fenced, b.shutting_down, b.served_epoch)
         case "topic":
-            return Topic(message.topic.topic_id, message.topic.name, config_from_proto(message.topic.config))
+            t = message.topic
+            return Topic(t.topic_id, t.name, config_from_proto(t.config), t.created_version)
         case "partition":
             p = message.partition
             return Partition(
