@@ -256,7 +256,10 @@ class SimCluster:
             topic = self.judge.image.topics[key[0]].name
             try:
                 async with asyncio.timeout(20), AdminClient(self.bootstrap, host=host) as admin:
-                    candidates = [c for c in await admin.unclean_candidates(topic, key[1]) if not c.failure]
+                    found = [c for c in await admin.unclean_candidates(topic, key[1]) if not c.failure]
+                    # A log with rot that no process has met yet looks as good as any; elected alone, it stays as it is.
+                    sound = [c for c in found if (c.broker_id, key) not in self.judge.rotten]
+                    candidates = sound or found
                     if not candidates:
                         return
                     chosen = candidates[choose(len(candidates))]

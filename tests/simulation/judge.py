@@ -794,6 +794,11 @@ class Judge:
             self.count("fences of used-up producer ids")
             self._fence(retired, RETIRED_EPOCH)
 
+    def earlier_ids(self, producer_id: int) -> frozenset[int]:
+        """The ids that were given out under the same name before this one."""
+        owner = self._producer_ids.get(producer_id)
+        return frozenset(other for other, of in self._producer_ids.items() if of == owner and other < producer_id)
+
     def _fence(self, producer_id: int, epoch: int) -> None:
         """From the present leader on. Where there is none, whoever led last may not know that: what it appends comes before
         all that the new instance does there, and no leader that is elected from now on may append more of it."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from tests.simulation import histories
 from tests.simulation.cluster import broker_node
 from tests.simulation.judge import Judge, Record
-from tests.simulation.workload import ConsumerApp, Entry, Fate, Ledger
+from tests.simulation.logview import Batch
+from tests.simulation.workload import ConsumerApp, Entry, Fate, Ledger, Resumption
 from tests.simulation.world import World
 
 from fencepost.history import History
@@ -81,12 +82,14 @@ class Verdict:
             record = self._judge.records.get(told.key)
             if record is None or record.tainted:
                 continue  # deleted since, or lost its tail
-            last = -1
-            for batch in record.committed:
-                if batch.producer_id == told.producer_id and batch.producer_epoch < told.epoch:
-                    last = batch.end_offset - 1
-            gone = [batch for batch in record.past.lost if batch.producer_id == told.producer_id]
-            if any(batch.producer_epoch < told.epoch and batch.end_offset > last for batch in gone):
+            predecessors = self._judge.earlier_ids(told.producer_id)
+
+            def is_earlier(batch: Batch, told: Resumption = told, ids: Collection[int] = predecessors) -> bool:
+                own = batch.producer_id == told.producer_id and batch.producer_epoch < told.epoch
+                return own or batch.producer_id in ids
+
+            last = max((batch.end_offset - 1 for batch in record.committed if is_earlier(batch)), default=-1)
+            if any(is_earlier(batch) and batch.end_offset > last for batch in record.past.lost):
                 continue  # it was told of what an unclean election has taken
             if last != told.last_offset:
                 self._judge.fail("G9", f"{record.name}: {told}, but the last record of earlier epochs is at {last}")

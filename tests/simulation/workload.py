@@ -182,7 +182,8 @@ class ProducerApp:
                 except FencepostError as error:
                     self.ledger.errors[f"resume: {type(error).__name__}"] += 1
                     continue
-                if resumed is not None and resumed.epoch >= producer.epoch:
+                told_of = (resumed.producer_id, resumed.epoch) if resumed is not None else (-1, -1)
+                if told_of >= (producer.producer_id, producer.epoch):
                     continue  # another instance has taken over meanwhile: this one is fenced
                 opened = producer._topics.get(topic)
                 if opened is None:
