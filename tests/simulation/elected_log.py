@@ -11,6 +11,7 @@ leader appends a batch, behind its own log, and no other log ever holds it behin
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from tests.simulation.logview import Batch, LogView
@@ -25,6 +26,7 @@ class Past:
     predecessors: dict[Batch, Batch] = field(default_factory=dict)
     leaders: dict[int, int] = field(default_factory=dict)  # leader epoch -> broker
     elections: list[int] = field(default_factory=list)  # leader epochs of unclean elections
+    elected_at: float = -math.inf  # when the last of them was
     pending: int = -1  # the last of them, until its leader begins: then its log is looked at
     shown: dict[int, tuple[int, int]] = field(default_factory=dict)  # broker -> the tip that an operator was shown
     estranged: dict[int, None] = field(default_factory=dict)  # brokers whose logs may be those of before

@@ -237,6 +237,7 @@ class Judge:
     def _elected_uncleanly(self, record: Record, partition: Partition) -> None:
         record.past.elections.append(partition.leader_epoch)
         record.past.pending = partition.leader_epoch
+        record.past.elected_at = self.world.now
         record.tainted = ""
         self.count("unclean elections")
         self.world.tell("judge", f"{record.name}: the log of broker {partition.leader} is to be the truth")

@@ -17,6 +17,8 @@ from fencepost.history_format import Operation
 from fencepost_proto.protocol import records
 from fencepost_testing.history_check import check_history
 
+OVERRULED_S = 15.0  # how long a leader may still answer, cut off or asleep, after an unclean election of another one
+
 
 class Verdict:
     """`give` it when all is healed, sent and read."""
@@ -80,8 +82,8 @@ class Verdict:
         """What a named producer was told of its predecessors stayed true: nothing of theirs came after, nothing went."""
         for told in self._ledger.resumptions:
             record = self._judge.records.get(told.key)
-            if record is None or record.tainted:
-                continue  # deleted since, or lost its tail
+            if record is None or record.tainted or told.told_at < record.past.elected_at + OVERRULED_S:
+                continue  # deleted since, or lost its tail, or it was told of a log that an unclean election overruled
             predecessors = self._judge.earlier_ids(told.producer_id)
 
             def is_earlier(batch: Batch, told: Resumption = told, ids: Collection[int] = predecessors) -> bool:
