@@ -13,7 +13,7 @@ from random import Random
 import grpc
 
 from fencepost_controller.decisions.recovery import HeldLog, Recovered, RecoveryRefused, Told, recover
-from fencepost_controller.store import Store
+from fencepost_controller.store import Store, VersionMismatch
 from fencepost_proto.protocol.errors import FencepostError, raise_for
 from fencepost_proto.protocol.metadata import Entity, MetadataImage, from_proto
 from fencepost_proto.protocol.v1 import controller_pb2, controller_pb2_grpc
@@ -47,7 +47,12 @@ async def recover_store(
         raise RecoveryRefused("; ".join((str(error), *problems))) from None
     changes: dict[str, Entity | None] = {entity.key: None for entity in entities}
     changes.update({entity.key: entity for entity in done.image.entities()})
-    await loop.run_in_executor(None, store.commit, version, done.image.version, changes)
+    try:
+        await loop.run_in_executor(None, store.commit, version, done.image.version, changes)
+    except VersionMismatch as error:
+        raise RecoveryRefused(
+            f"the store has changed meanwhile, by another recovery or a controller that runs; nothing was written: {error}"
+        ) from error
     return done
 
 
