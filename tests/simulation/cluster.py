@@ -263,7 +263,7 @@ class SimCluster:
                     if not candidates:
                         return
                     chosen = candidates[choose(len(candidates))]
-                    self.judge.shown(key, chosen.broker_id, chosen.last_epoch, chosen.log_end_offset)
+                    self.judge.shown(key, chosen.broker_id, chosen.kept_end_offset)
                     await admin.elect_leader(topic, key[1], unclean=True, leader=chosen)
             except (FencepostError, TimeoutError) as error:
                 self.world.tell("operator", f"unclean election of {topic}-{key[1]}: {error!r}")

@@ -1,9 +1,10 @@
 """After an unclean election the elected log is the truth: where it parts from what was committed, and what has gone with it.
 
-An operator is shown the tip of each replica's log (leader epoch of its last batch, end offset) and elects one. What the
-elected broker holds when it begins to lead is the partition's past from then on, also where that is another one than
-what was committed. What was committed and is not in it is *lost*, as the operator has ordered. He was shown how much:
-whatever was committed under a leader epoch up to that of the tip, and ends at or below it, must be there.
+An operator is shown of each replica below which offset nothing is lost if it is elected, and elects one. What the elected
+broker holds when it begins to lead is the partition's past from then on, also where that is another one than what was
+committed. What was committed and is not in it is *lost*, as the operator has ordered; all below that offset must be there.
+(The tip of the log, its last leader epoch and its end, tells less: a leader may commit batches of an older epoch, and append
+none of its own, while a log that it does not have ends with a batch of an epoch between.)
 
 To know the past of a log below its start, the judge keeps for each batch which one came before it, as it was first seen: one
 leader appends a batch, behind its own log, and no other log ever holds it behind anything else.
@@ -28,7 +29,7 @@ class Past:
     elections: list[int] = field(default_factory=list)  # leader epochs of unclean elections
     elected_at: float = -math.inf  # when the last of them was
     pending: int = -1  # the last of them, until its leader begins: then its log is looked at
-    shown: dict[int, tuple[int, int]] = field(default_factory=dict)  # broker -> the tip that an operator was shown
+    shown: dict[int, int] = field(default_factory=dict)  # broker -> the offset below which nothing was to be lost
     estranged: dict[int, None] = field(default_factory=dict)  # brokers whose logs may be those of before
     lost: list[Batch] = field(default_factory=list)  # committed once, and not any more
     unseen: dict[Batch, None] = field(default_factory=dict)  # acknowledged by leaders whose files could not be compared

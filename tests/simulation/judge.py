@@ -121,6 +121,7 @@ class Judge:
         self.deleted: dict[PartitionKey, int] = {}  # partitions that were deleted, and where they ended
         self.put_back_on: dict[PartitionKey, None] = {}  # partitions of which a replica was put back from an older copy
         self.put_back_to: dict[int, None] = {}  # the brokers of those replicas
+        self.unreadable: dict[bytes, None] = {}  # contents of batches that hostile clients have written
         self.strangers: list[tuple[int, str, dict[str, bytes]]] = []  # (broker, folder, files): not to be touched
         self.rotten: dict[tuple[int, PartitionKey], None] = {}  # of these, where a running process is to find out
         self._unsound: dict[
@@ -222,11 +223,11 @@ class Judge:
 
     # ---- Unclean elections ----
 
-    def shown(self, key: PartitionKey, broker_id: int, last_epoch: int, log_end_offset: int) -> None:
-        """An operator was shown that this broker's log ends so, and elects it."""
+    def shown(self, key: PartitionKey, broker_id: int, kept_end_offset: int) -> None:
+        """An operator was shown that with this broker nothing below that offset is lost, and elects it."""
         record = self.record(key)
         if record is not None:
-            record.past.shown[broker_id] = (last_epoch, log_end_offset)
+            record.past.shown[broker_id] = kept_end_offset
 
     def unclean_elections(self, topic: str, partition: int) -> int:
         """How many the topic of that name has had there."""
@@ -254,13 +255,13 @@ class Judge:
         parts = common(record.committed, held)
         gone = record.committed[parts:]
         gone += [batch for batch in past.unseen_and_gone(held, epoch) if batch not in gone]
-        shown_epoch, shown_end = past.shown.pop(broker_id, (-1, 0))
+        kept_end = past.shown.pop(broker_id, -1)
         for batch in gone:
-            if broker_id not in past.estranged and batch.leader_epoch <= shown_epoch and batch.end_offset <= shown_end:
+            if broker_id not in past.estranged and batch.base_offset < kept_end:
                 self.fail(
                     "G1",
-                    f"{record.name}: {batch} was committed, and is not in the log of broker {broker_id}, which an operator "
-                    f"was shown to end at {shown_end} with leader epoch {shown_epoch}",
+                    f"{record.name}: {batch} was committed, and is not in the log of broker {broker_id}, with which, as an "
+                    f"operator was shown, nothing below {kept_end} is lost",
                 )
         past.lost += gone
         record.committed = held[: max(parts, len(below))]

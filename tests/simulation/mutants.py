@@ -18,6 +18,7 @@ from unittest.mock import patch
 from tests.simulation.disk import MountedDisk
 from tests.simulation.simulation import Result, simulate
 
+from fencepost.consuming.consumer_core import ConsumerCore
 from fencepost.producing.sequencer import Sequencer
 from fencepost_controller.commands import Commands
 from fencepost_controller.decisions import histories, partitions
@@ -594,6 +595,17 @@ def retry_sent_out_of_order(replace: Any) -> None:
         return original(self, now)
 
     replace(Sequencer, "attempts_to_send", attempts_to_send)
+
+
+@mutant("G10", kinds=("unreadable batches",), first_seed=2)
+def more_is_passed_over_than_nobody_can_read(replace: Any) -> None:
+    """A consumer that skips an unreadable batch goes on one record too late."""
+    original = ConsumerCore._corrupt
+
+    def corrupt(self: ConsumerCore, p: Any, error: Any, end_offset: int | None) -> None:
+        original(self, p, error, end_offset + 1 if end_offset is not None else None)
+
+    replace(ConsumerCore, "_corrupt", corrupt)
 
 
 # ---- Unclean elections ----

@@ -17,6 +17,7 @@ from tests.simulation.folder_situations import FolderSituations
 from tests.simulation.hostile_clients import HostileClients, HostileProducers
 from tests.simulation.judge import Record
 from tests.simulation.loop import SimTask
+from tests.simulation.poison import HostileWriters
 from tests.simulation.situations import Situations
 from tests.simulation.workload import ConsumerApp, ProducerApp
 
@@ -26,7 +27,9 @@ from fencepost_proto.protocol.errors import CorruptMessage
 from fencepost_proto.protocol.metadata import Partition
 from fencepost_proto.protocol.v1 import controller_pb2
 
+POISONED = 0.1  # of the faults bring unreadable batches along, in runs that know them
 STRANGE = 0.3  # of the faults bring a stranger along, in runs that know some
+UNREADABLE = "unreadable batches"
 MAX_DOWN_S = 6.0  # how long something stays dead, paused or cut off, at most
 FULL_DISK_ROOM_BYTES = 2_000  # what still fits when a disk becomes full, at most
 
@@ -55,12 +58,16 @@ class Nemesis:
         folders = FolderSituations(self)
         hostile = HostileClients(self)
         self.strange = cluster.world.chance("strangers")
+        self.poison = cluster.world.chance("unreadable batches")  # drawn apart, too
+        self._writers = HostileWriters(self, hostile, self.poison)
+        self.poisons = False
         producers = HostileProducers(self, hostile)
         self.strangers: dict[str, tuple[int, Callable[[], Awaitable[None]]]] = {  # drawn apart, beside the others
             "ids never given out": (1, producers.ids_never_given_out),
             "ids of the next producers": (1, producers.ids_of_the_next_producers),
             "flood of new producers": (1, producers.flood_of_new_producers),
         }
+        self._apart: dict[str, tuple[int, Callable[[], Awaitable[None]]]] = {UNREADABLE: (1, self._writers.write)}
         self.kinds: dict[str, tuple[int, Callable[[], Awaitable[None]]]] = {
             "kill broker": (6, self.kill_broker),
             "kill leader": (6, self.kill_leader),
@@ -103,7 +110,7 @@ class Nemesis:
 
     def only(self, kinds: tuple[str, ...]) -> None:
         """Nothing but these."""
-        known = self.kinds | self.strangers
+        known = self.kinds | self.strangers | self._apart
         self.kinds = {name: known[name] for name in kinds}
         self.strangers = {}
 
@@ -123,13 +130,15 @@ class Nemesis:
             self.begin(name)
             if self.strangers and self.strange.random() < STRANGE:
                 self.begin(self.strange.choice(sorted(self.strangers)))
+            if self.poisons and self.poison.random() < POISONED:
+                self.begin(UNREADABLE)
             if self.random.random() < 0.2:  # a burst
                 for _ in range(self.random.randint(1, 3)):
                     self.begin(self.random.choices(chosen, weights)[0])
 
     def begin(self, name: str) -> None:
         self.counts[name] += 1
-        work = (self.kinds | self.strangers)[name][1]()
+        work = (self.kinds | self.strangers | self._apart)[name][1]()
         task: SimTask[None] = self.world.loop.create_task(work)  # type: ignore[arg-type]
         self._running[task] = None
         task.add_done_callback(lambda _: self._running.pop(task, None))

@@ -29,6 +29,7 @@ from tests.simulation.world import World
 from fencepost.history_format import Operation
 
 FLOOD = "flood of new producers"
+POISONED = 0.25  # of the runs: hostile clients write batches that nobody can read
 STRANGE, FLOODED = 0.25, 0.1  # of the runs: strangers write under others' ids; partitions have room for few producers
 SWEEP_INTERVAL_S = 0.25
 TOPICS_WITHIN_S = 30.0
@@ -72,6 +73,7 @@ def simulate(seed: int, kinds: tuple[str, ...] = ()) -> Result:
             run.nemesis.only(kinds)
         elif planned.producers_expire:
             run.nemesis.without("clock jump")  # an hour's jump is more than the expiration time
+        run.nemesis.poisons = not kinds and random.Random(f"{seed}/poison").random() < POISONED
         if strange >= STRANGE:
             run.nemesis.strangers = {}
         elif not planned.settings.room_is_short:
@@ -268,7 +270,7 @@ class Run:
                 if consumer.topic_ids.get(topic) != record.key[0]:
                     missing.append(f"{consumer.node} has not found {topic} anew")
                     continue
-                position = consumer.positions.get((topic, int(index)), 0)
+                position = consumer.position(topic, int(index))
                 end = self.judge.view(record, self.judge.image.partitions[record.key].leader).end_offset
                 if position < end:
                     missing.append(f"{consumer.node} at {position} of {record.name}, which ends at {end}")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Iterator
 
 from tests.simulation import histories
 from tests.simulation.cluster import broker_node
 from tests.simulation.judge import Judge, Record
 from tests.simulation.logview import Batch
+from tests.simulation.poison import readable_records
 from tests.simulation.workload import ConsumerApp, Entry, Fate, Ledger, Resumption
 from tests.simulation.world import World
 
 from fencepost.history import History
 from fencepost.history_format import Operation
 from fencepost_proto.protocol import records
+from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_testing.history_check import check_history
 
 OVERRULED_S = 15.0  # how long a leader may still answer, cut off or asleep, after an unclean election of another one
@@ -29,6 +30,7 @@ class Verdict:
         self._ledger = ledger
         self._consumers = consumers
         self.history: list[Operation] = []  # what was recorded and judged
+        self._unreadable: dict[PartitionKey, dict[int, int]] = {}  # batches in logs that nobody can read: offset -> end
 
     def give(self) -> None:
         found = dict(self._committed_records())
@@ -60,6 +62,7 @@ class Verdict:
             elif entry.fate is Fate.REFUSED and value in where:
                 self._judge.fail("G1", f"{value!r} was refused for certain ({entry.error}), and is at {where[value]}")
         self._check_reads(logs)
+        self._check_passed_over()
         self._check_resumptions()
         self._check_history(found)
 
@@ -123,7 +126,29 @@ class Verdict:
                 for path, node in disk.files()
                 if path.startswith(f"/data/{record.name}/") and path.endswith(".log")
             ]
-            yield record.name, list(itertools.chain.from_iterable(map(records.read_records, contents)))
+            unreadable = self._unreadable[record.key] = {}
+            readable: list[records.Record] = []
+            for content in contents:
+                for found in readable_records(content, self._judge.unreadable):
+                    if isinstance(found, records.Record):
+                        readable.append(found)
+                    else:
+                        unreadable[found[0]] = found[1]
+            self._judge.count("unreadable batches in logs", len(unreadable))
+            yield record.name, readable
+
+    def _check_passed_over(self) -> None:
+        """Readers went past what nobody can read, and past nothing else."""
+        for consumer in self._consumers:
+            for key, offset, end_offset in consumer.passed_over:
+                record = self._judge.records.get(key)
+                if record is None or record.tainted or record.past.elections or offset < self._log_start(record):
+                    continue  # deleted, lost, overruled, or removed by retention since
+                if self._unreadable[key].get(offset) != end_offset:
+                    self._judge.fail(
+                        "G10", f"{consumer.node} passed over {record.name} {offset} to {end_offset}, which can be read"
+                    )
+                self._judge.count("unreadable batches passed over")
 
     def _check_reads(self, logs: dict[str, list[tuple[int, bytes]]]) -> None:
         for consumer in self._consumers:

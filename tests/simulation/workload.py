@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import enum
 import itertools
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from tests.simulation.disk import MountedDisk
 from tests.simulation.loop import current_process
+from tests.simulation.poison import OPENED_BYTES
 from tests.simulation.process import SimProcess
 from tests.simulation.world import World
 
 from fencepost.consumer import Consumer
+from fencepost.consuming.consumer_core import Skipped
 from fencepost.history import History
 from fencepost.producer import Producer
 from fencepost.producing.delivery import Delivery
@@ -233,6 +235,19 @@ class ProducerApp:
         self.ledger.errors[type(error).__name__] += 1
 
 
+class Skips(deque[Skipped]):
+    """What a consumer passes over, as it tells of it; noted with the topic's id."""
+
+    def __init__(self, app: ConsumerApp, consumer: Consumer) -> None:
+        super().__init__()
+        self._app = app
+        self._consumer = consumer
+
+    def append(self, skipped: Skipped) -> None:
+        self._app.passed_over.append((self._consumer._core.key(skipped.tp), skipped.offset, skipped.end_offset))
+        super().append(skipped)
+
+
 class ConsumerApp:
     """Reads everything, from the beginning, again after each start."""
 
@@ -250,6 +265,7 @@ class ConsumerApp:
         self.unclean: Callable[[str, int], int] = lambda topic, partition: 0  # how many unclean elections it has had
         self._went_back: Counter[tuple[str, int]] = Counter()  # as often it may go back, once for each
         self._consumer: Consumer | None = None
+        self.passed_over: list[tuple[PartitionKey, int, int]] = []  # batches that it could not read: offset and end
         self.skipped = 0  # offsets that retention took away before they were read
 
     def start(self) -> None:
@@ -260,7 +276,11 @@ class ConsumerApp:
         for opened in itertools.count(1):
             history = History(self.ledger.history.append, process=f"{current_process.get()!r}.{opened}")
             try:
-                async with Consumer(self.bootstrap, *self.topics, host=host, history=history) as consumer:
+                async with Consumer(
+                    self.bootstrap, *self.topics, host=host, history=history, unreadable="skip",
+                    max_decompressed_bytes=OPENED_BYTES,
+                ) as consumer:  # fmt: skip
+                    consumer._core.skipped = Skips(self, consumer)
                     self._forget(consumer)
                     async for record in consumer:
                         self._take((record.topic, record.partition), record.offset, record.value or b"")
@@ -283,6 +303,12 @@ class ConsumerApp:
             if self.topic_ids.get(tp.topic) != topic_id:  # deleted, and made again under the same name
                 self.topic_ids[tp.topic] = topic_id
                 self.read = {key: values for key, values in self.read.items() if key[0] != tp.topic}
+
+    def position(self, topic: str, partition: int) -> int:
+        """The next offset: behind what it was handed, and behind what nobody can read."""
+        handed = self.positions.get((topic, partition), 0)
+        at = [tp for tp in (self._consumer.assignment if self._consumer else ()) if tp == (topic, partition)]
+        return max(handed, *(self._consumer._core.position(tp) for tp in at)) if self._consumer and at else handed
 
     def _any_unclean(self) -> bool:
         return any(self.unclean(topic, partition) for topic, partition in self.read)
