@@ -14,7 +14,7 @@ from logs import assert_lawful, content, fill, headers, open_log, produce
 
 from fencepost_node.log.disk import RealDisk
 from fencepost_node.log.log import Log
-from fencepost_node.log.names import LOG_SUFFIX, SNAPSHOT_SUFFIX, offsets_with, read_topic_id
+from fencepost_node.log.names import LOG_SUFFIX, SNAPSHOT_SUFFIX, offsets_with, read_identity
 from fencepost_node.producers.producer_state_machine import PRODUCERS
 from fencepost_proto.protocol.errors import (
     CorruptMessage,
@@ -66,7 +66,9 @@ def test_a_new_log_is_empty_and_knows_its_topic(log: Log, disk: RealDisk) -> Non
     assert not log.ever_held_records
     assert not log.maintenance_due
     assert log.read(0, 100) == b""
-    assert read_topic_id(disk, log.directory) == "T"
+    identity = read_identity(disk, log.directory)
+    assert identity is not None
+    assert identity.topic_id == "T"
     assert_lawful(log)
 
 

@@ -101,12 +101,6 @@ def read_identity(disk: Disk, directory: str) -> PartitionIdentity | None:
         return None
 
 
-def read_topic_id(disk: Disk, directory: str) -> str:
-    """The topic id in `partition.metadata`; empty where the folder has none. Raises OSError."""
-    identity = read_identity(disk, directory)
-    return identity.topic_id if identity else ""
-
-
 def write_identity(disk: Disk, directory: str, identity: PartitionIdentity) -> None:
     disk.write_atomically(f"{directory}/{PARTITION_METADATA}", identity.encode())
 

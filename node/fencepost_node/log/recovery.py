@@ -60,7 +60,6 @@ class Recovered:
     states: States
     leader_epochs: LeaderEpochs
     snapshots: SnapshotFiles
-    checked_from: int  # the offset of the snapshot that recovery began with
     checked_bytes: int  # from there to the end
     missing_snapshots: list[Snapshot] = field(default_factory=list)  # at segment bases that were checked; to be written
 
@@ -149,7 +148,6 @@ class _Recovery:
             states=self._states,
             leader_epochs=self._epochs,
             snapshots=self._snapshots,
-            checked_from=start.offset,
             checked_bytes=checked_bytes,
             missing_snapshots=self._missing,
         )

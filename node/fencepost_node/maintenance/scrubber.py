@@ -37,7 +37,7 @@ class Scrubber:
     def __init__(
         self, host: Host, disk: Disk, config: BrokerConfig, replicas: Mapping[PartitionKey, Replica], tasks: Tasks
     ) -> None:
-        self.passes = 0  # that have ended in this process
+        self.passes = 0  # that have ended in this process, and are noted
         self._host = host
         self._disk = disk
         self._path = f"{config.data_dir}/{LAST_SCRUB}"
@@ -60,9 +60,9 @@ class Scrubber:
             await self._wait_until(last_ms + self._interval_ms)
             self._asked.clear()
             await self._pass()
-            self.passes += 1
             last_ms = self._host.wall_clock_ms()
             await asyncio.to_thread(self._note, last_ms)
+            self.passes += 1
 
     async def _wait_until(self, due_ms: int) -> None:
         """Until then by the wall clock (never, where scrubbing is off), or until a pass is asked for."""

@@ -47,7 +47,6 @@ _REFUSED = frozenset((ErrorCode.INELIGIBLE_REPLICA, ErrorCode.INVALID_REQUEST))
 _OVERTAKEN = frozenset(
     (
         ErrorCode.INVALID_UPDATE_VERSION,
-        ErrorCode.NEW_LEADER_ELECTED,
         ErrorCode.FENCED_LEADER_EPOCH,
         ErrorCode.NOT_LEADER_OR_FOLLOWER,
         ErrorCode.UNKNOWN_TOPIC_OR_PARTITION,

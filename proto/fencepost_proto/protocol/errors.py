@@ -48,7 +48,6 @@ class ErrorCode(IntEnum):
     INVALID_PRODUCER_EPOCH = 47
     KAFKA_STORAGE_ERROR = 56
     UNKNOWN_PRODUCER_ID = 59
-    REASSIGNMENT_IN_PROGRESS = 60
     FENCED_LEADER_EPOCH = 74
     UNKNOWN_LEADER_EPOCH = 75
     STALE_BROKER_EPOCH = 77
@@ -65,7 +64,6 @@ class ErrorCode(IntEnum):
     BROKER_ID_NOT_REGISTERED = 102
     INCONSISTENT_CLUSTER_ID = 104
     INELIGIBLE_REPLICA = 107
-    NEW_LEADER_ELECTED = 108
     INVALID_UPDATE_VERSION = 95
 
 
@@ -315,10 +313,6 @@ class InvalidRequest(FencepostError):
     code = ErrorCode.INVALID_REQUEST
 
 
-class ReassignmentInProgress(FencepostError):
-    code = ErrorCode.REASSIGNMENT_IN_PROGRESS
-
-
 class NoReassignmentInProgress(FencepostError):
     code = ErrorCode.NO_REASSIGNMENT_IN_PROGRESS
 
@@ -364,10 +358,6 @@ class IneligibleReplica(FencepostError):
     """A proposed in-sync member is fenced, shutting down, or a newer incarnation than the one that caught up."""
 
     code = ErrorCode.INELIGIBLE_REPLICA
-
-
-class NewLeaderElected(FencepostError):
-    code = ErrorCode.NEW_LEADER_ELECTED
 
 
 def _tree(cls: type[FencepostError]) -> list[type[FencepostError]]:

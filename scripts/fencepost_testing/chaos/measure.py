@@ -79,7 +79,6 @@ class Measure:
     longest_silence: dict[int, Silence] = field(default_factory=dict)  # by partition
     noticeable: list[Silence] = field(default_factory=list)
     first_send_s: float = -1.0
-    last_send_s: float = -1.0
     _invoked: dict[tuple[str, int], float] = field(default_factory=dict)
     _last_ack: dict[int, float] = field(default_factory=dict)  # by partition
 
@@ -100,7 +99,6 @@ class Measure:
             self._invoked[key] = at
             if self.first_send_s < 0:
                 self.first_send_s = at
-            self.last_send_s = at
             return
         sent_at = self._invoked.pop(key)
         if operation.type == "ok":
@@ -122,11 +120,6 @@ class Measure:
             self.longest_silence[partition] = silence
         if silence.duration_s >= NOTICEABLE_S:
             self.noticeable.append(silence)
-
-    @property
-    def never_completed(self) -> int:
-        """Sends whose process was killed before it knew."""
-        return len(self._invoked)
 
     @property
     def longest_unavailability(self) -> Silence | None:
