@@ -55,6 +55,9 @@ class FaultyWire:
     def server(self) -> grpc.aio.Server:
         return self._wire.server()
 
+    def bind(self, server: grpc.aio.Server, listen: str) -> int:
+        return self._wire.bind(server, listen)
+
     def count_kept(self, answers: int) -> int:
         """How many of a message's answers come before the first one that is dropped."""
         for kept in range(answers):

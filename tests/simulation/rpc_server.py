@@ -282,13 +282,13 @@ class SimServer:
         for method, handler in handlers.items():
             self._registered[f"/{service_name}/{method}"] = handler
 
-    def add_insecure_port(self, address: str) -> int:
+    def listen(self, address: str) -> int:
         self.process.check_alive()
         host, _, port_text = address.rpartition(":")
         port = int(port_text) or self.network.free_port(host)
         address = f"{host}:{port}"
         if address in self.network.listeners or address in self._addresses:
-            raise RuntimeError(f"Failed to bind to address {address}: address already in use")
+            raise OSError(f"cannot listen on {address}: the port is occupied")
         self._addresses.append(address)
         return port
 

@@ -25,3 +25,6 @@ class SimWire:
     def server(self) -> grpc.aio.Server:
         self._process.check_alive()
         return cast(grpc.aio.Server, SimServer(self._network, self._process))
+
+    def bind(self, server: grpc.aio.Server, listen: str) -> int:
+        return cast(SimServer, server).listen(listen)

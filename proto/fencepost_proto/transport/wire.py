@@ -87,6 +87,13 @@ class Wire(Protocol):
         """A server without services or ports."""
         ...
 
+    def bind(self, server: grpc.aio.Server, listen: str) -> int:
+        """Have a server of this wire listen at host:port (0: any port), before its start. Returns the port.
+
+        Raises OSError where the port is occupied, or the address is not this machine's.
+        """
+        ...
+
 
 class GrpcWire:
     """gRPC over TCP."""
@@ -97,6 +104,15 @@ class GrpcWire:
 
     def server(self) -> grpc.aio.Server:
         return grpc.aio.server(options=_SERVER_OPTIONS, interceptors=[RefuseMalformed()])
+
+    def bind(self, server: grpc.aio.Server, listen: str) -> int:
+        try:
+            port = server.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {listen}: {error}") from error
+        if port == 0:
+            raise OSError(f"cannot listen on {listen}: the port is occupied or the address is not this machine's")
+        return port
 
 
 _process_of_grpc = 0  # whose memory gRPC's state is in
@@ -144,12 +160,7 @@ async def serve(
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     if isinstance(server, grpc.aio.Server):  # reflection asks for the real thing
         reflection.enable_server_reflection([*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-    try:
-        port = server.add_insecure_port(listen)
-    except RuntimeError as error:
-        raise OSError(f"cannot listen on {listen}: {error}") from error
-    if port == 0:
-        raise OSError(f"cannot listen on {listen}: the port is occupied or the address is not this machine's")
+    port = wire.bind(server, listen)
     await server.start()
     for name in ("", *service_names):
         await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
