@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import io
 import re
-import tempfile
 from pathlib import Path
 
 from rich.console import Console
 
 from fencepost_cli.demo import Demo, DemoOptions, DemoResult
 from fencepost_cli.demo_report import show_result
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing import LocalCluster
 
 PICTURE = Path(__file__).parents[1] / "demo.svg"
 WIDTH = 124  # characters: the widest table
@@ -25,8 +24,7 @@ def main() -> None:
         record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor", highlight=False
     )
     console.print("$ ./scripts/demo", style="bold")
-    with tempfile.TemporaryDirectory(prefix="fencepost-demo-") as folder:
-        result = asyncio.run(_run(Path(folder), console))
+    result = asyncio.run(_run(console))
     if not result.ok:
         raise SystemExit(f"the demo was not exact: {result.problems}")
     show_result(result, console)
@@ -34,9 +32,9 @@ def main() -> None:
     PICTURE.write_text(picture, encoding="utf-8")
 
 
-async def _run(folder: Path, console: Console) -> DemoResult:
+async def _run(console: Console) -> DemoResult:
     options = DemoOptions()
-    async with LocalCluster.create(folder, brokers=options.brokers) as cluster:
+    async with LocalCluster(brokers=options.brokers) as cluster:
         console.print(f"a controller and {options.brokers} brokers are up")
         demo = Demo(cluster, options, console.print)
         await demo.run()

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,12 @@ def test_the_first_screen_works_as_it_is_written(tmp_path: Path) -> None:
         assert "two pints" in printed
     finally:
         assert run_quietly(["bash", "-c", down], environment).returncode == 0
+
+
+def test_the_program_that_kills_a_leader_works_as_it_is_written() -> None:
+    done = run_quietly([sys.executable, "-c", block("python", "LocalCluster")])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[b'one pint', b'two pints']"
 
 
 @pytest.mark.timeout(300)  # a dozen commands, one after another, on a machine that may be busy with other tests
