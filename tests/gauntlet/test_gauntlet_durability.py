@@ -1,6 +1,6 @@
 """The gauntlet, rows about acknowledged records: killed, cut off, paused, moved, without power, they stay.
 
-What was reported, where, and what happens here instead is told by each test's docstring; docs/RELIABILITY.md has the
+What was reported, where, and what happens here instead is told by each test's docstring; docs/GAUNTLET.md has the
 table. In all of these an application was told that its record is safe, and then it was gone.
 """
 

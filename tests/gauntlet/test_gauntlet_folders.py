@@ -1,6 +1,6 @@
 """The gauntlet, rows about what lies on a disk: put back from a backup, copied beside itself, lost, too long a name.
 
-What was reported, where, and what happens here instead is told by each test's docstring; docs/RELIABILITY.md has the
+What was reported, where, and what happens here instead is told by each test's docstring; docs/GAUNTLET.md has the
 table.
 """
 

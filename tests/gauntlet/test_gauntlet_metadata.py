@@ -1,6 +1,6 @@
 """The gauntlet, rows about the controller's own state: its store goes back, or is lost.
 
-What was reported, where, and what happens here instead is told by each test's docstring; docs/RELIABILITY.md has the
+What was reported, where, and what happens here instead is told by each test's docstring; docs/GAUNTLET.md has the
 table.
 """
 

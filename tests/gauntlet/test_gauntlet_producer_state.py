@@ -1,6 +1,6 @@
 """The gauntlet, rows about what brokers know of producers: that it is there when it is needed, and true.
 
-What was reported, where, and what happens here instead is told by each test's docstring; docs/RELIABILITY.md has the
+What was reported, where, and what happens here instead is told by each test's docstring; docs/GAUNTLET.md has the
 table. In all of these a broker forgot or invented what it knew of a producer, in a restart, a move, a failed write or a
 recovery; the producer's next retry was appended twice, or dropped, or refused for ever.
 """

@@ -1,6 +1,6 @@
 """The gauntlet, rows about producers: sequences, epochs, and what a client does when a broker refuses.
 
-What was reported, where, and what happens here instead is told by each test's docstring; docs/RELIABILITY.md has the
+What was reported, where, and what happens here instead is told by each test's docstring; docs/GAUNTLET.md has the
 table. In all of these an application lost records, got them twice, or could not send any more, though nothing was wrong
 with its cluster but one short failure.
 """

@@ -97,3 +97,11 @@ def test_the_table_of_deliberate_faults_is_that_of_the_simulator() -> None:
     assert [(name, int(seeds)) for name, _, seeds in rows] == [(mutant.name, mutant.seeds) for mutant in MUTANTS]
     promises = {mutant.name: mutant.promises for mutant in MUTANTS}
     assert [name for name, promise, _ in rows if promise not in promises[name]] == []
+
+
+def test_every_promise_names_deliberate_faults_that_break_it() -> None:
+    rows = re.findall(r"^\| (G\d+) .* \| ([\w, -]+) \|$", page_with("From promise to test"), re.MULTILINE)
+    assert [promise for promise, _ in rows] == [f"G{number}" for number in range(1, 12)]
+    promises = {mutant.name: mutant.promises for mutant in MUTANTS}
+    for promise, names in rows:
+        assert [name for name in names.split(", ") if promise not in promises[name]] == []
