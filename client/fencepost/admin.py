@@ -20,7 +20,7 @@ import grpc
 from google.protobuf.message import Message
 
 from fencepost.attempts import Attempts
-from fencepost.cluster import Cluster
+from fencepost.cluster import ClusterClient
 from fencepost.descriptions import (
     BrokerReplicas,
     ClusterDescription,
@@ -81,11 +81,11 @@ class AdminClient:
     """Operates one cluster. An async context manager."""
 
     def __init__(self, bootstrap: str | Sequence[str], *, host: Host | None = None) -> None:
-        self._connection = Cluster(bootstrap, host or Host())
+        self._connection = ClusterClient(bootstrap, host or Host())
         self._connected = False  # between start and close
 
     @property
-    def _cluster(self) -> Cluster:
+    def _cluster(self) -> ClusterClient:
         """For every question and every change: none is answered out of nothing, before the start or after the end."""
         if not self._connected:
             raise InvalidRequest("the admin client is not open: use it as `async with AdminClient(…)`")

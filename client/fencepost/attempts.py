@@ -1,6 +1,6 @@
 """One request to the controller, repeated until it is answered or its time is over.
 
-The pause between two rounds of attempts doubles up to a bound. A request that has had no answer for `TELL_AFTER_S` is logged
+The pause between two rounds of attempts doubles up to a bound. A request that has had no answer for `WARN_AFTER_S` is logged
 once, with the reason, so that its user does not wait in front of silence.
 """
 
@@ -14,7 +14,7 @@ from fencepost_proto.runtime.backoff import Backoff
 
 log = logging.getLogger(__name__)
 
-TELL_AFTER_S = 3.0  # without an answer: then the user is told why
+WARN_AFTER_S = 3.0  # without an answer: then the user is told why
 PAUSES = Backoff(first_s=0.1, most_s=1.0)
 
 
@@ -38,7 +38,7 @@ class Attempts:
     def failed(self, error: FencepostError) -> None:
         """One more attempt had no answer."""
         self.error = error
-        if not self._told and self._loop.time() - self._began >= TELL_AFTER_S:
+        if not self._told and self._loop.time() - self._began >= WARN_AFTER_S:
             self._told = True
             log.warning(
                 "the controller has not answered yet, still asking request=%s reason=%s", self._request_name, error

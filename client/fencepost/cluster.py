@@ -66,7 +66,7 @@ def parse_bootstrap(bootstrap: str | Sequence[str]) -> list[str]:
     return addresses
 
 
-class Cluster:
+class ClusterClient:
     """The cluster as this client sees it. `start` before use, `close` after."""
 
     def __init__(self, bootstrap: str | Sequence[str], host: Host) -> None:
@@ -78,7 +78,7 @@ class Cluster:
         self._listeners: list[Listener] = []
         self._channels: dict[str, grpc.aio.Channel] = {}  # least recently asked for first
         self._closing = Tasks(report_bug)  # of channels that are not needed any more
-        self._watch = MetadataWatch(self.channel, self.addresses, self._take)
+        self._watch = MetadataWatch(self.channel, self.addresses, self._accept_image)
         self._order = host.random.sample(self._bootstrap, len(self._bootstrap))
 
     # ---- Life ----
@@ -298,7 +298,7 @@ class Cluster:
                 self._closing.spawn(self._channels.pop(address).close(), f"close-{address}")
                 return
 
-    def _take(self, image: MetadataImage, address: str) -> int:
+    def _accept_image(self, image: MetadataImage, address: str) -> int:
         """Make `image` the client's where it is newer; the version of the newest. Raises InconsistentClusterId."""
         known = self._image
         if image.cluster_id != known.cluster_id and known.cluster_id:

@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar, get_args
 
-from fencepost.cluster import Cluster
+from fencepost.cluster import ClusterClient
 from fencepost.consuming.consumer_core import (
     MAX_BUFFERED_BYTES,
     ConsumerCore,
@@ -100,7 +100,7 @@ class Consumer:
         self.skipped_records = 0
         self._topics = topics
         self._start: StartPolicy = start
-        self._cluster = Cluster(bootstrap, host or Host())
+        self._cluster = ClusterClient(bootstrap, host or Host())
         self._core = ConsumerCore(reset, unreadable, max_decompressed_bytes)
         self._arrived = asyncio.Event()  # set with every change that reading or `position` may wait for
         self._router = Router(self._core, self._cluster, self._arrived.set, self._on_resolved)
@@ -249,7 +249,7 @@ class Consumer:
         if self._iterated:
             records = [self._iterated.popleft() for _ in range(min(max_records, len(self._iterated)))]
         else:
-            records = await self._read(max_records, asyncio.get_running_loop().time() + timeout_ms / 1000)
+            records = await self._fetch_records(max_records, asyncio.get_running_loop().time() + timeout_ms / 1000)
         if self._recorder is not None:
             self._recorder.handed_out(records)
         return records
@@ -260,13 +260,13 @@ class Consumer:
     async def __anext__(self) -> ConsumerRecord:
         self._check_connected()
         while not self._iterated:
-            self._iterated.extend(await self._read(ITERATION_RECORDS, None))
+            self._iterated.extend(await self._fetch_records(ITERATION_RECORDS, None))
         record = self._iterated.popleft()
         if self._recorder is not None:
             self._recorder.handed_out([record])
         return record
 
-    async def _read(self, max_records: int, deadline_s: float | None) -> list[ConsumerRecord]:
+    async def _fetch_records(self, max_records: int, deadline_s: float | None) -> list[ConsumerRecord]:
         if self._recorder is None:
             return await self._next_records(max_records, deadline_s)
         self._recorder.invoked()
@@ -313,7 +313,7 @@ class Consumer:
         if was_full and self._core.buffered_bytes < MAX_BUFFERED_BYTES:
             self._router.wake()
         if not records:  # bytes that could not be read are fetched again
-            self._router.look()
+            self._router.look_again()
         return records
 
     async def _open(self, large: LargeBatch) -> None:
@@ -324,7 +324,7 @@ class Consumer:
             opened = error
         self._core.put_opened(large, opened)
         self._note_skipped()
-        self._router.look()
+        self._router.look_again()
 
     def _note_skipped(self) -> None:
         while self._core.skipped:

@@ -98,16 +98,16 @@ def to_line(operation: Operation) -> str:
     fields["time"] = fields.pop("time_ns")
     for name in ("key", "value"):
         if name in fields:
-            fields[name] = _written(fields[name])
+            fields[name] = _value_to(fields[name])
     if operation.producer is not None:
         producer_id, epoch, sequence = operation.producer
         fields["producer"] = {"id": producer_id, "epoch": epoch, "sequence": sequence}
     if operation.records:
-        fields["records"] = [[offset, _written(value)] for offset, value in operation.records]
+        fields["records"] = [[offset, _value_to(value)] for offset, value in operation.records]
     return json.dumps(fields, separators=(",", ":"))
 
 
-def _written(value: Value) -> object:
+def _value_to(value: Value) -> object:
     return {"base64": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
 
 
@@ -138,7 +138,7 @@ def from_line(line: str | bytes) -> Operation:
         raise NotAnOperation(f"topic is {topic!r}, not a name")
     value = get("value")
     if type(value) is not str and value is not None:
-        value = _read(value)
+        value = _value_from(value)
     key, producer, reason = get("key"), get("producer"), get("error")
     records, high_watermark, start_offset, end_offset = _NO_RECORDS, -1, -1, -1
     if name == "poll":
@@ -156,7 +156,7 @@ def from_line(line: str | bytes) -> Operation:
         _number(get("id"), "id"),
         topic,
         partition,
-        key if key is None or type(key) is str else _read(key),
+        key if key is None or type(key) is str else _value_from(key),
         value,
         offset,
         None if producer is None else _stamp(producer),
@@ -167,7 +167,7 @@ def from_line(line: str | bytes) -> Operation:
         None if reason is None else str(reason),
         get("may_have_been_appended", False) is True,
     )
-    if lacking := _lacking(operation):
+    if lacking := _missing(operation):
         raise NotAnOperation(f"{kind} of {name} without {lacking}")
     return operation
 
@@ -180,7 +180,7 @@ def _number(value: Any, name: str) -> int:
     raise NotAnOperation(f"{name} is {value!r}, not a whole number of 0 or more, nor -1 or null for none")
 
 
-def _read(value: Any) -> Value:
+def _value_from(value: Any) -> Value:
     if value is None or type(value) is str:
         return value
     if type(value) is dict and type(value.get("base64")) is str:
@@ -207,10 +207,10 @@ def _records(value: Any, offset: int, single: Value) -> Sequence[ReadRecord]:
     for record in value:
         if not (type(record) is list and len(record) == 2 and type(record[0]) is int and record[0] >= 0):
             raise NotAnOperation(f"records has {record!r}, not [offset, value]")
-    return [(at, text if type(text) is str else _read(text)) for at, text in value]
+    return [(at, text if type(text) is str else _value_from(text)) for at, text in value]
 
 
-def _lacking(operation: Operation) -> str:
+def _missing(operation: Operation) -> str:
     """What the checker cannot do without, and the operation does not say."""
     kind, name = operation.type, operation.op
     if name == "poll":

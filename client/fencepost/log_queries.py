@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import grpc
 
-from fencepost.cluster import Cluster
+from fencepost.cluster import ClusterClient
 from fencepost.consuming.partition import open_batch
 from fencepost_proto.protocol.errors import (
     CurrentLeader,
@@ -32,10 +32,12 @@ RETRY_BACKOFF_S = 0.05  # before a leader is asked for a batch again
 FetchCall = grpc.aio.StreamStreamCall[broker_pb2.FetchRequest, broker_pb2.FetchResponse]
 
 
-async def list_offset(cluster: Cluster, key: PartitionKey, timestamp_ms: int, timeout_s: float) -> tuple[int, int]:
+async def list_offset(
+    cluster: ClusterClient, key: PartitionKey, timestamp_ms: int, timeout_s: float
+) -> tuple[int, int]:
     """(offset, timestamp) as the partition's leader answers ListOffsets; it is asked until it answers.
 
-    Raises as Cluster.call_leader.
+    Raises as ClusterClient.call_leader.
     """
 
     def request(leader: CurrentLeader) -> broker_pb2.ListOffsetsRequest:
@@ -47,11 +49,13 @@ async def list_offset(cluster: Cluster, key: PartitionKey, timestamp_ms: int, ti
     return answer.offset, answer.timestamp_ms
 
 
-async def first_record_from(cluster: Cluster, key: PartitionKey, timestamp_ms: int, timeout_s: float) -> Record | None:
+async def first_record_from(
+    cluster: ClusterClient, key: PartitionKey, timestamp_ms: int, timeout_s: float
+) -> Record | None:
     """The partition's first committed record with this timestamp or a later one; None: there is none yet.
 
     The leader knows the batch; the record is found by reading it. Asked until it is answered. Raises as
-    Cluster.call_leader.
+    ClusterClient.call_leader.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
@@ -73,7 +77,7 @@ def _first_of(batch: bytes, timestamp_ms: int) -> Record | None:
     return next((record for record in records if record.timestamp_ms >= timestamp_ms), None)
 
 
-async def fetch_batch(cluster: Cluster, key: PartitionKey, offset: int) -> bytes:
+async def fetch_batch(cluster: ClusterClient, key: PartitionKey, offset: int) -> bytes:
     """The committed batch that holds `offset`; empty: there is none (yet). One attempt.
 
     Raises NotLeaderOrFollower where no leader is known, NetworkException, and what the leader refuses.
@@ -114,7 +118,7 @@ async def exchange(
     return answer
 
 
-def learn_from(cluster: Cluster, fetched: broker_pb2.FetchedPartition) -> bool:
+def learn_from(cluster: ClusterClient, fetched: broker_pb2.FetchedPartition) -> bool:
     """Learn the leader that a refusal names. False where it names none, or none that is newer than the known one."""
     if not fetched.error.HasField("current_leader"):
         return False

@@ -36,7 +36,7 @@ RETRY = Backoff(first_s=0.1, most_s=1.0)  # pauses between attempts to watch the
 NO_BROKER_S = 0.1  # while there is no broker to watch
 
 
-class Failure(NamedTuple):
+class WatchFailure(NamedTuple):
     """Of a broker's watch."""
 
     at: float
@@ -48,7 +48,7 @@ class Failure(NamedTuple):
         return self.at + RETRY.pause_s(self.in_a_row)
 
 
-NEVER = Failure(float("-inf"), "", 0)
+NEVER = WatchFailure(float("-inf"), "", 0)
 
 
 class _Decoded(NamedTuple):
@@ -92,17 +92,17 @@ class MetadataWatch:
         self,
         channel: Callable[[str], grpc.aio.Channel],
         candidates: Callable[[], list[str]],
-        take: Callable[[MetadataImage, str], int],
+        accept: Callable[[MetadataImage, str], int],
     ) -> None:
         self._channel = channel
         self._candidates = candidates
-        self._take = take
+        self._accept = accept
         self._decoding = SharedDecoding()
         self._tasks = Tasks(report_bug)
         self._started = False
         self._watching: dict[int, str] = {}  # watch number -> address
         self._heard: dict[str, float] = {}  # watched address -> when it last spoke
-        self._failures: dict[str, Failure] = {}  # address -> the last one
+        self._failures: dict[str, WatchFailure] = {}  # address -> the last one
 
     def start(self) -> None:
         """Raises InvalidRequest the second time."""
@@ -146,7 +146,7 @@ class MetadataWatch:
                 in_a_row = 1 if address in self._heard else self._failures.get(address, NEVER).in_a_row + 1
                 if in_a_row == 1:  # a dead broker is told of once
                     log.info("metadata watch broke address=%s reason=%s", address, error.message)
-                self._failures[address] = Failure(loop.time(), error.message, in_a_row)
+                self._failures[address] = WatchFailure(loop.time(), error.message, in_a_row)
             finally:
                 del self._watching[number]
                 self._heard.pop(address, None)
@@ -183,7 +183,7 @@ class MetadataWatch:
                 except ValueError as error:
                     raise UnknownServerError(f"metadata at version {delta.version} is unreadable: {error}") from error
                 self._heard[address] = loop.time()
-                newest_version = self._take(image, address)
+                newest_version = self._accept(image, address)
                 if image.version >= newest_version:
                     newest_at = loop.time()
                 elif loop.time() - newest_at > SILENCE_S:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, Unpack
 
-from fencepost.cluster import Cluster
+from fencepost.cluster import ClusterClient
 from fencepost.history import History
 from fencepost.producing.accumulator import (
     NO_HEADERS,
@@ -63,7 +63,7 @@ class Producer:
     ) -> None:
         self.config = ProducerConfig(**config)
         self._host = host if host is not None else Host()
-        self._cluster = Cluster(bootstrap, self._host)
+        self._cluster = ClusterClient(bootstrap, self._host)
         self._sender = Sender(self._cluster, self.config, self._host)
         self._buffer = self._sender.buffer
         self._topics = self._sender.topics
@@ -150,7 +150,7 @@ class Producer:
         try:
             buffer = self._buffer
             if buffer.used >= buffer.pause_at:
-                await buffer.breathe()
+                await buffer.acquire()
             queues = self._topics.get(topic)
             if queues is None:
                 queues = await self._sender.open_topic(topic)

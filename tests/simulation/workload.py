@@ -21,7 +21,7 @@ from tests.simulation.process import SimProcess
 from tests.simulation.world import World
 
 from fencepost.consumer import Consumer
-from fencepost.consuming.consumer_core import Skipped
+from fencepost.consuming.consumer_core import SkippedBatch
 from fencepost.history import History
 from fencepost.producer import Producer
 from fencepost.producing.delivery import Delivery
@@ -235,7 +235,7 @@ class ProducerApp:
         self.ledger.errors[type(error).__name__] += 1
 
 
-class Skips(deque[Skipped]):
+class Skips(deque[SkippedBatch]):
     """What a consumer passes over, as it tells of it; noted with the topic's id."""
 
     def __init__(self, app: ConsumerApp, consumer: Consumer) -> None:
@@ -243,7 +243,7 @@ class Skips(deque[Skipped]):
         self._app = app
         self._consumer = consumer
 
-    def append(self, skipped: Skipped) -> None:
+    def append(self, skipped: SkippedBatch) -> None:
         self._app.passed_over.append((self._consumer._core.key(skipped.tp), skipped.offset, skipped.end_offset))
         super().append(skipped)
 

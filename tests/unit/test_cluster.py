@@ -12,7 +12,7 @@ from fake_broker_read import FakeCluster, fake_cluster, run
 
 from fencepost import cluster as cluster_module
 from fencepost import metadata_watch
-from fencepost.cluster import MAX_CHANNELS, Cluster, parse_bootstrap
+from fencepost.cluster import MAX_CHANNELS, ClusterClient, parse_bootstrap
 from fencepost_proto.protocol.errors import (
     CurrentLeader,
     InvalidConfig,
@@ -29,8 +29,8 @@ NOBODY = "127.0.0.1:1"
 
 
 @asynccontextmanager
-async def client_of(fake: FakeCluster, bootstrap: list[str] | None = None) -> AsyncIterator[Cluster]:
-    client = Cluster(bootstrap or fake.bootstrap, Host())
+async def client_of(fake: FakeCluster, bootstrap: list[str] | None = None) -> AsyncIterator[ClusterClient]:
+    client = ClusterClient(bootstrap or fake.bootstrap, Host())
     await client.start()
     try:
         yield client
@@ -70,7 +70,7 @@ def test_start_returns_with_the_whole_image_though_only_one_bootstrap_address_an
 
 def test_start_names_the_addresses_where_no_broker_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
-        client = Cluster(NOBODY, Host())
+        client = ClusterClient(NOBODY, Host())
         with pytest.raises(NetworkException, match=NOBODY):
             await client.start()
 
@@ -281,7 +281,7 @@ def test_channels_are_kept_and_their_number_is_bounded() -> None:
 def test_close_ends_every_task_and_may_be_called_twice() -> None:
     async def test() -> None:
         async with fake_cluster() as fake:
-            client = Cluster(fake.bootstrap, Host())
+            client = ClusterClient(fake.bootstrap, Host())
             await client.start()
             tasks = [task for task in asyncio.all_tasks() if task.get_name().startswith("watch-")]
             assert len(tasks) == 2

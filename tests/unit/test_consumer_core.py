@@ -90,7 +90,7 @@ def ask(core: ConsumerCore, now_s: float = 0.0) -> Ask:
 def fetch(core: ConsumerCore, world: World, now_s: float = 0.0) -> None:
     asked = ask(core, now_s)
     for partition in asked.partitions:
-        core.take(asked.asked, world.answer(partition), now_s, "leader:1")
+        core.accept_answer(asked.asked, world.answer(partition), now_s, "leader:1")
 
 
 def resolve(core: ConsumerCore, world: World) -> None:
@@ -177,8 +177,8 @@ def test_a_refused_partition_waits_its_time_and_shortens_the_others_long_poll() 
     asked = ask(core)
     refusal = broker_pb2.FetchedPartition(topic_id="id", partition=0)
     refusal.error.CopyFrom(errors.to_proto(errors.UnknownLeaderEpoch("not yet")))
-    core.take(asked.asked, refusal, 10.0)
-    core.take(asked.asked, world.answer(asked.partitions[1]), 10.0)
+    core.accept_answer(asked.asked, refusal, 10.0)
+    core.accept_answer(asked.asked, world.answer(asked.partitions[1]), 10.0)
     later = ask(core, 10.0)
     assert [p.partition for p in later.partitions] == [1]
     assert RETRY_BACKOFF_S * 1000 <= later.request().max_wait_ms <= RETRY_BACKOFF_S * 1000 + 1
@@ -192,7 +192,7 @@ def test_a_newer_leader_is_asked_at_once_whatever_the_older_one_refused() -> Non
     asked = ask(core)
     refusal = broker_pb2.FetchedPartition(topic_id="id", partition=0)
     refusal.error.CopyFrom(errors.to_proto(errors.NotLeaderOrFollower("moved")))
-    core.take(asked.asked, refusal, 10.0)
+    core.accept_answer(asked.asked, refusal, 10.0)
     assert ask(core, 10.0).partitions == []
     newer = core.routes(lambda _: CurrentLeader(2, 1, "newer:1"))["newer:1"]
     assert [p.leader_epoch for p in core.ask(newer, 10.0).partitions] == [1]
@@ -203,7 +203,7 @@ def test_a_refusal_for_good_fails_the_partition_and_leaves_the_other() -> None:
     asked = ask(core)
     refusal = broker_pb2.FetchedPartition(topic_id="id", partition=0)
     refusal.error.CopyFrom(errors.to_proto(errors.InvalidRequest("no such thing")))
-    core.take(asked.asked, refusal, 0.0)
+    core.accept_answer(asked.asked, refusal, 0.0)
     assert [type(error) for error in core.failures()] == [InvalidRequest]
     world.append(T1, 1)
     fetch(core, world)
@@ -266,7 +266,7 @@ def test_a_damaged_header_is_damage_whatever_it_seems_to_say(at: int) -> None:
     asked = ask(core)
     answer = world.answer(asked.partitions[0])
     answer.records = answer.records[:at] + bytes([answer.records[at] ^ 2]) + answer.records[at + 1 :]
-    core.take(asked.asked, answer, 0.0)
+    core.accept_answer(asked.asked, answer, 0.0)
     assert hand_out_all(core) == []
     assert core.failures() == []
     fetch(core, world)
@@ -281,7 +281,7 @@ def test_damaged_bytes_are_fetched_again_and_given_up_after_a_bounded_number_of_
         asked = ask(core)
         answer = world.answer(asked.partitions[0])
         answer.records = answer.records[:-1] + bytes([answer.records[-1] ^ 1])
-        core.take(asked.asked, answer, 0.0)
+        core.accept_answer(asked.asked, answer, 0.0)
         assert core.hand_out(10) == []
     assert [type(error) for error in core.failures()] == [CorruptMessage]
     core.seek(T0, 0)
@@ -373,7 +373,7 @@ def test_answers_that_are_no_batches_are_never_skipped() -> None:
         asked = ask(core)
         answer = world.answer(asked.partitions[0])
         answer.records = answer.records + b"more"
-        core.take(asked.asked, answer, 0.0)
+        core.accept_answer(asked.asked, answer, 0.0)
     assert [type(error) for error in core.failures()] == [CorruptMessage]
     assert not core.skipped
     assert core.position(T0) == 0
@@ -399,7 +399,9 @@ def test_the_high_watermark_never_goes_back() -> None:
     core = core_at(0)
     asked = ask(core)
     for told, seen in ((5, 5), (3, 5), (6, 6)):
-        core.take(asked.asked, broker_pb2.FetchedPartition(topic_id="id", partition=0, high_watermark=told), 0.0)
+        core.accept_answer(
+            asked.asked, broker_pb2.FetchedPartition(topic_id="id", partition=0, high_watermark=told), 0.0
+        )
         assert core.high_watermark(T0) == seen
 
 
@@ -411,7 +413,7 @@ def test_the_high_watermark_keeps_up_with_records_of_a_leader_that_does_not_tell
     asked = ask(core)
     answer = world.answer(asked.partitions[0])
     answer.high_watermark = -1
-    core.take(asked.asked, answer, 0.0)
+    core.accept_answer(asked.asked, answer, 0.0)
     assert core.high_watermark(T0) == 5
     assert len(hand_out_all(core)) == 5
 
@@ -500,10 +502,10 @@ class Reading(RuleBasedStateMachine):
 
     def _take(self, answer: tuple[Ask, list[broker_pb2.FetchedPartition]]) -> None:
         for fetched in answer[1]:
-            self.core.take(answer[0].asked, fetched, self.now_s)
+            self.core.accept_answer(answer[0].asked, fetched, self.now_s)
 
     @rule(answer=consumes(answers))
-    def take(self, answer: tuple[Ask, list[broker_pb2.FetchedPartition]]) -> None:
+    def accept_answer(self, answer: tuple[Ask, list[broker_pb2.FetchedPartition]]) -> None:
         self._take(answer)
 
     @rule(answer=answers)
@@ -525,7 +527,7 @@ class Reading(RuleBasedStateMachine):
         for fetched in answer[1]:
             refusal = broker_pb2.FetchedPartition(topic_id=fetched.topic_id, partition=fetched.partition)
             refusal.error.CopyFrom(errors.to_proto(errors.NotLeaderOrFollower("moved")))
-            self.core.take(answer[0].asked, refusal, self.now_s)
+            self.core.accept_answer(answer[0].asked, refusal, self.now_s)
 
     @rule(count=st.integers(1, 8))
     def hand_out(self, count: int) -> None:

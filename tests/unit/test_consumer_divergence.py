@@ -35,7 +35,7 @@ class Reader:
     def answered(self, **fields: object) -> None:
         answer = broker_pb2.FetchedPartition(topic_id="T", partition=0, high_watermark=100, **fields)  # type: ignore[arg-type]
         asked: dict[tuple[str, int], Asked] = self.ask.asked
-        self.core.take(asked, answer, 100.0)
+        self.core.accept_answer(asked, answer, 100.0)
 
     def diverged(self, epoch: int, end_offset: int) -> None:
         self.answered(

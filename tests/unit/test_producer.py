@@ -577,8 +577,8 @@ def test_a_partition_without_a_leader_leaves_no_doubt_either() -> None:
 def test_records_that_wait_for_a_leader_are_told_once_with_the_reason_and_so_is_their_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(accumulator, "TELL_AFTER_S", 0.5)
-    monkeypatch.setattr(sender, "TELL_AFTER_S", 0.5)
+    monkeypatch.setattr(accumulator, "WARN_AFTER_S", 0.5)
+    monkeypatch.setattr(sender, "WARN_AFTER_S", 0.5)
 
     def told(*words: str) -> list[str]:
         return [line for line in caplog.messages if all(word in line for word in words)]

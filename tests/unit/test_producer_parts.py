@@ -19,7 +19,7 @@ from fencepost.producing.accumulator import (
     headers_of,
 )
 from fencepost.producing.batch import Batch, Stamp
-from fencepost.producing.buffer import BREATH_BYTES, Buffer
+from fencepost.producing.buffer import TURN_BYTES, Buffer
 from fencepost.producing.partitioner import murmur2, partition_for
 from fencepost.producing.sequencer import Sequencer
 from fencepost_proto.protocol.metadata import Topic
@@ -131,10 +131,10 @@ def test_headers_that_are_no_pairs_of_name_and_bytes_are_refused(headers: object
 def test_a_batch_that_is_not_full_leaves_when_nothing_of_its_partition_is_in_flight() -> None:
     queue = queue_of()
     batch = batch_in(queue, b"v")
-    assert queue.take(0.0) is batch
+    assert queue.next_due(0.0) is batch
     occupy(queue)
     batch_in(queue, b"v")
-    assert queue.take(0.0) is None
+    assert queue.next_due(0.0) is None
 
 
 def test_full_batches_leave_before_the_open_one_and_though_others_are_in_flight() -> None:
@@ -143,20 +143,20 @@ def test_full_batches_leave_before_the_open_one_and_though_others_are_in_flight(
     full = batch_in(queue, b"1")
     queue.close_open()
     batch_in(queue, b"2")
-    assert queue.take(0.0) is full
-    assert queue.take(0.0) is None
+    assert queue.next_due(0.0) is full
+    assert queue.next_due(0.0) is None
 
 
 def test_a_batch_lingers_and_a_flush_ends_that_for_it_alone() -> None:
     queue = queue_of()
     batch = batch_in(queue, b"v", linger_until=5.0)
-    assert queue.take(4.9) is None
+    assert queue.next_due(4.9) is None
     assert queue.wake_at(4.9) == 5.0
     queue.flush()
-    assert queue.take(4.9) is batch
+    assert queue.next_due(4.9) is batch
     batch_in(queue, b"v", linger_until=5.0)
-    assert queue.take(4.9) is None
-    assert queue.take(5.0) is not None
+    assert queue.next_due(4.9) is None
+    assert queue.next_due(5.0) is not None
 
 
 def test_batches_that_were_never_sent_expire_in_order() -> None:
@@ -165,10 +165,10 @@ def test_batches_that_were_never_sent_expire_in_order() -> None:
     queue.close_open()
     second = batch_in(queue, b"2", deadline=20.0)
     assert queue.wake_at(0.0) == 10.0
-    assert queue.take_expired(9.9) == []
-    assert queue.take_expired(10.0) == [first]
+    assert queue.remove_expired(9.9) == []
+    assert queue.remove_expired(10.0) == [first]
     assert queue.wake_at(10.0) == 20.0
-    assert queue.take_expired(30.0) == [second]
+    assert queue.remove_expired(30.0) == [second]
     assert queue.wake_at(30.0) is None
 
 
@@ -177,12 +177,12 @@ def test_batches_that_were_never_sent_expire_in_order() -> None:
 
 def test_a_send_gives_the_event_loop_a_turn_every_so_many_bytes() -> None:
     async def test() -> None:
-        buffer = Buffer(10 * BREATH_BYTES, 1.0, lambda: None, lambda: None)
+        buffer = Buffer(10 * TURN_BYTES, 1.0, lambda: None, lambda: None)
         turns = 0
         buffer.pause_next()
-        while buffer.used < 5 * BREATH_BYTES:
+        while buffer.used < 5 * TURN_BYTES:
             if buffer.used >= buffer.pause_at:
-                await buffer.breathe()
+                await buffer.acquire()
                 turns += 1
             buffer.used += 1_000
         assert turns == 5
@@ -192,11 +192,11 @@ def test_a_send_gives_the_event_loop_a_turn_every_so_many_bytes() -> None:
 
 def test_freed_memory_does_not_put_off_the_next_turn() -> None:
     async def test() -> None:
-        buffer = Buffer(10 * BREATH_BYTES, 1.0, lambda: None, lambda: None)
-        buffer.used = 5 * BREATH_BYTES
-        await buffer.breathe()
-        buffer.free(5 * BREATH_BYTES)
-        assert buffer.pause_at == BREATH_BYTES
+        buffer = Buffer(10 * TURN_BYTES, 1.0, lambda: None, lambda: None)
+        buffer.used = 5 * TURN_BYTES
+        await buffer.acquire()
+        buffer.free(5 * TURN_BYTES)
+        assert buffer.pause_at == TURN_BYTES
 
     run(test())
 
@@ -205,16 +205,16 @@ def test_who_waits_for_room_gets_it_in_turn_and_one_who_gives_up_passes_it_on() 
     async def test() -> None:
         hurried = 0
 
-        def hurry() -> None:
+        def flush_now() -> None:
             nonlocal hurried
             hurried += 1
 
-        buffer = Buffer(1_000, 60.0, lambda: None, hurry)
+        buffer = Buffer(1_000, 60.0, lambda: None, flush_now)
         buffer.used = 1_000
         taken = []
 
         async def send(number: int) -> None:
-            await buffer.breathe()
+            await buffer.acquire()
             taken.append(number)
             buffer.used += 400
 
@@ -243,8 +243,8 @@ def test_a_full_buffer_is_an_error_in_the_end_and_a_closed_one_at_once() -> None
         buffer = Buffer(1_000, 0.05, check, lambda: None)
         buffer.used = 1_000
         with pytest.raises(BufferFull, match="1000 bytes are buffered"):
-            await buffer.breathe()
-        waiters = [asyncio.create_task(buffer.breathe()) for _ in range(3)]
+            await buffer.acquire()
+        waiters = [asyncio.create_task(buffer.acquire()) for _ in range(3)]
         await asyncio.sleep(0)
         closed = True
         buffer.close()

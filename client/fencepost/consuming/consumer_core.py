@@ -116,7 +116,7 @@ class LargeBatch(NamedTuple):
         return open_batch(self.batch, self.position, self.max_decompressed_bytes)
 
 
-class Skipped(NamedTuple):
+class SkippedBatch(NamedTuple):
     """Records of one batch that nobody can read, and that a consumer has gone past."""
 
     tp: TopicPartition
@@ -142,7 +142,7 @@ class ConsumerCore:
         unreadable: UnreadablePolicy = "error",
         max_decompressed_bytes: int = MAX_DECOMPRESSED_BYTES,
     ) -> None:
-        self.skipped: deque[Skipped] = deque()  # for the caller to take out
+        self.skipped: deque[SkippedBatch] = deque()  # for the caller to take out
         self.parted: deque[Parted] = deque()  # likewise
         self._reset = reset
         self._unreadable = unreadable
@@ -261,7 +261,7 @@ class ConsumerCore:
             )
         return Ask(partitions, asked, wait_s)
 
-    def take(
+    def accept_answer(
         self,
         asked: Mapping[PartitionKey, Asked],
         answer: broker_pb2.FetchedPartition,
@@ -294,12 +294,12 @@ class ConsumerCore:
             p.high_watermark = max(p.high_watermark, answer.high_watermark)
             p.source = source
             if answer.records:
-                self._take_records(p, answer)
+                self._buffer_records(p, answer)
 
-    def _take_records(self, p: AssignedPartition, answer: broker_pb2.FetchedPartition) -> None:
+    def _buffer_records(self, p: AssignedPartition, answer: broker_pb2.FetchedPartition) -> None:
         was_ready = p.has_buffered
         try:
-            p.put(answer.records, answer.high_watermark)
+            p.put_answer(answer.records, answer.high_watermark)
         except CorruptMessage as error:
             self._corrupt(p, error, None)
             return
@@ -384,7 +384,7 @@ class ConsumerCore:
                         break
                     opened_bytes += len(batch)
                     p.put_opened(batch, open_batch(batch, p.position, MAX_INLINE_BYTES))
-                p.read(room - len(handed), handed)
+                p.hand_out_opened(room - len(handed), handed)
             except DecompressedTooLarge:
                 p.large = True
                 break
@@ -427,7 +427,7 @@ class ConsumerCore:
         where = f"{p.tp.topic}-{p.tp.partition} at offset {position}, as broker {p.source} sent it: {error.message}"
         if self._unreadable == "skip" and end_offset is not None and end_offset > position:
             self._move(p, end_offset)
-            self.skipped.append(Skipped(p.tp, position, end_offset, CorruptMessage(where)))
+            self.skipped.append(SkippedBatch(p.tp, position, end_offset, CorruptMessage(where)))
             return
         onward = f" (the next batch begins at offset {end_offset})" if end_offset is not None else ""
         self.fail(p.tp, p.generation, CorruptMessage(where + onward))

@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from fencepost.cluster import Cluster
+from fencepost.cluster import ClusterClient
 from fencepost.consuming.consumer_core import RETRY_BACKOFF_S, Ask, ConsumerCore, Route
 from fencepost.consuming.partition import TopicPartition
 from fencepost.log_queries import RESPONSE_MARGIN_S, exchange, learn_from, list_offset
@@ -36,10 +36,10 @@ class FetchStream:
     def __init__(
         self,
         core: ConsumerCore,
-        cluster: Cluster,
+        cluster: ClusterClient,
         address: str,
         routes: frozenset[Route],
-        taken: Callable[[bool], None],
+        on_delivered: Callable[[bool], None],
     ) -> None:
         self.routes = routes
         self.answered = False  # the broker has answered on it
@@ -47,7 +47,7 @@ class FetchStream:
         self._core = core
         self._cluster = cluster
         self._address = address
-        self._taken = taken
+        self._on_delivered = on_delivered
 
     async def run(self) -> None:
         """Fetch until the stream breaks. Raises the reason, or is cancelled."""
@@ -61,17 +61,17 @@ class FetchStream:
                     timeout_s = ask.wait_s + RESPONSE_MARGIN_S
                     answer = await exchange(call, ask.request(), timeout_s, self._address)
                     self.answered = True
-                    await self._take(ask, answer)
+                    await self._deliver(ask, answer)
                 else:
                     await _wait(self.room, ask.wait_s)
         finally:
             call.cancel()
 
-    async def _take(self, ask: Ask, answer: broker_pb2.FetchResponse) -> None:
+    async def _deliver(self, ask: Ask, answer: broker_pb2.FetchResponse) -> None:
         loop = asyncio.get_running_loop()
         for fetched in answer.partitions:
-            self._core.take(ask.asked, fetched, loop.time(), self._address)
-            self._taken(learn_from(self._cluster, fetched))
+            self._core.accept_answer(ask.asked, fetched, loop.time(), self._address)
+            self._on_delivered(learn_from(self._cluster, fetched))
             await asyncio.sleep(0)  # a large answer must not hold the loop
 
 
@@ -81,7 +81,7 @@ class Router:
     def __init__(
         self,
         core: ConsumerCore,
-        cluster: Cluster,
+        cluster: ClusterClient,
         arrived: Callable[[], None],
         moved: Callable[[TopicPartition, int], None],
     ) -> None:
@@ -96,10 +96,12 @@ class Router:
         self._streams: dict[str, tuple[FetchStream, asyncio.Task[None]]] = {}
         self._retry_at: dict[str, float] = {}  # addresses whose stream broke
         self._failures: dict[str, int] = {}  # in a row, of streams to an address
-        self._told_unknown: dict[tuple[TopicPartition, int], None] = {}  # starts that are not known yet, by generation
+        self._warned_unknown: dict[
+            tuple[TopicPartition, int], None
+        ] = {}  # starts that are not known yet, by generation
         self._resolving: dict[tuple[TopicPartition, int], asyncio.Task[None]] = {}  # by generation
 
-    def look(self) -> None:
+    def look_again(self) -> None:
         """The core may have changed: wake up if it routes otherwise now."""
         if self._core.routes_version != self._routed_version:
             self.wake()
@@ -138,7 +140,7 @@ class Router:
             self._bug = error
             self._news.set()
 
-    def _on_taken(self, led_elsewhere: bool) -> None:
+    def _on_delivered(self, led_elsewhere: bool) -> None:
         while self._core.parted:
             tp, position, offset = self._core.parted.popleft()
             log.warning(
@@ -148,7 +150,7 @@ class Router:
             self._moved(tp, offset)
         if led_elsewhere:
             self.wake()
-        self.look()
+        self.look_again()
         self._arrived()
 
     def _on_image(self, _: object) -> None:
@@ -182,7 +184,7 @@ class Router:
     def _start_streams(self, wanted: dict[str, frozenset[Route]], now_s: float) -> None:
         for address, routes in sorted(wanted.items()):
             if address not in self._streams and self._retry_at.get(address, now_s) <= now_s:
-                stream = FetchStream(self._core, self._cluster, address, routes, self._on_taken)
+                stream = FetchStream(self._core, self._cluster, address, routes, self._on_delivered)
                 task = self._tasks.spawn(stream.run(), f"fetch-{address}")
                 task.add_done_callback(lambda _: self.wake())
                 self._streams[address] = (stream, task)
@@ -201,11 +203,11 @@ class Router:
         except FencepostError as error:
             if not error.retriable:
                 self._core.fail(tp, generation, error)
-            elif (tp, generation) not in self._told_unknown:
-                self._told_unknown[tp, generation] = None
+            elif (tp, generation) not in self._warned_unknown:
+                self._warned_unknown[tp, generation] = None
                 log.warning("start not known yet topic=%s partition=%d reason=%s", tp.topic, tp.partition, error)
         else:
-            self._told_unknown.pop((tp, generation), None)
+            self._warned_unknown.pop((tp, generation), None)
             if self._core.resolve(tp, generation, offset):
                 self._moved(tp, offset)
 

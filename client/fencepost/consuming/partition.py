@@ -169,7 +169,7 @@ class AssignedPartition:
         """All of the last answer that was touched has been handed out."""
         return self.opened is None and self._at == 0
 
-    def put(self, records: bytes, high_watermark: int) -> None:
+    def put_answer(self, records: bytes, high_watermark: int) -> None:
         """Buffer a leader's answer. Raises CorruptMessage."""
         self.next_fetch = end_of_batches(records, self.next_fetch, high_watermark)
         for epoch, base_offset in epochs_in(records):
@@ -236,7 +236,7 @@ class AssignedPartition:
                 return None
         return int(base_offset + last_delta + 1)
 
-    def read(self, max_records: int, into: list[ConsumerRecord]) -> None:
+    def hand_out_opened(self, max_records: int, into: list[ConsumerRecord]) -> None:
         """Move up to so many records of the opened batch into a list, and the position with them.
 
         Raises CorruptMessage; what is in the list then has been read for good.

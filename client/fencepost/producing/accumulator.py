@@ -20,10 +20,10 @@ from fencepost_proto.protocol.errors import InvalidRecord, InvalidTimestamp, Mes
 from fencepost_proto.protocol.metadata import APPEND_TIME, PartitionKey, Topic
 from fencepost_proto.protocol.record_batch import HEADER_BYTES, restamp
 from fencepost_proto.protocol.records import BatchBuilder, Compression, Headers, read_records
-from fencepost_proto.protocol.records import Record as ReadRecord
+from fencepost_proto.protocol.records import Record as DecodedRecord
 
 RECORD_OVERHEAD_BYTES = 21  # of lengths, deltas and counts around one record, at most
-TELL_AFTER_S = 3.0  # records wait for a leader for so long: then the log says so, once
+WARN_AFTER_S = 3.0  # records wait for a leader for so long: then the log says so, once
 NOT_WAITING = -1.0
 PARTIAL_IN_FLIGHT = 1  # a batch that is not full is sent while fewer than so many are in flight
 MAX_TIMESTAMP = 2**63 - 1
@@ -84,14 +84,14 @@ class RecordBatch(Batch):
         second.size_bytes = self.size_bytes - first.size_bytes
         return first, second
 
-    def _piece(self, records: list[ReadRecord]) -> RecordBatch:
+    def _piece(self, records: list[DecodedRecord]) -> RecordBatch:
         piece = RecordBatch(self.queue, self._codec, len(self._data) * 2, self.linger_until, self.deadline)
         for _, timestamp_ms, key, value, headers in records:
             piece.append(timestamp_ms, key, value, headers)
         piece.record_count = len(records)
         return piece
 
-    def in_pieces(self) -> None:
+    def close_split(self) -> None:
         """Split: let go of the bytes, and let those who wait go on at the pieces."""
         self.done()
 
@@ -133,8 +133,8 @@ class PartitionQueue:
         self.timer: asyncio.TimerHandle | None = None
         self.waits_since = NOT_WAITING  # with records, for a leader that can be reached …
         self.quiet_until = 0.0  # failed batches are only counted until then …
-        self.failed_quietly = 0  # … here
-        self.told = False  # … and the log has said so
+        self.failed_unlogged = 0  # … here
+        self.is_warned = False  # … and the log has said so
         self._flush: RecordBatch | None = None  # leaves without waiting
 
     @property
@@ -151,7 +151,7 @@ class PartitionQueue:
     def flush(self) -> None:
         self._flush = self.open
 
-    def take(self, now: float) -> RecordBatch | None:
+    def next_due(self, now: float) -> RecordBatch | None:
         """The next batch that should leave now, of a sequencer with room."""
         if self.full:
             return self.full.popleft()
@@ -163,7 +163,7 @@ class PartitionQueue:
         self.open = None
         return batch
 
-    def take_expired(self, now: float) -> list[RecordBatch]:
+    def remove_expired(self, now: float) -> list[RecordBatch]:
         """Batches that have waited past their delivery timeout without ever being sent."""
         if self.open is not None and self.open.deadline <= now:
             self.close_open()
@@ -172,7 +172,7 @@ class PartitionQueue:
             expired.append(self.full.popleft())
         return expired
 
-    def take_all(self) -> list[RecordBatch]:
+    def remove_all(self) -> list[RecordBatch]:
         self.close_open()
         batches = list(self.full)
         self.full.clear()
@@ -185,8 +185,8 @@ class PartitionQueue:
             times.append(self.full[0].deadline)
         elif self.open is not None:
             times.append(self.open.linger_until if self.open.linger_until > now else self.open.deadline)
-        if self.waits_since != NOT_WAITING and not self.told:
-            times.append(self.waits_since + TELL_AFTER_S)
+        if self.waits_since != NOT_WAITING and not self.is_warned:
+            times.append(self.waits_since + WARN_AFTER_S)
         return min(times, default=None)
 
 

@@ -1,6 +1,6 @@
 """The bound of a producer's memory, and the moments when `send` lets go of the event loop.
 
-`used` counts the bytes of records that are neither acknowledged nor failed. `send` adds to it, and calls `breathe` first
+`used` counts the bytes of records that are neither acknowledged nor failed. `send` adds to it, and calls `acquire` first
 whenever `used` has reached `pause_at`: that is every so many bytes, so that a loop of sends gives what is ready a chance
 to leave, and at the buffer's limit, where the sends wait for room in the order in which they came. A record is taken
 whenever there is any room at all, so `used` goes beyond the limit by one record at most.
@@ -14,26 +14,26 @@ from collections.abc import Callable
 
 from fencepost.errors import BufferFull
 
-BREATH_BYTES = 64 * 1024  # taken without giving the event loop a turn
+TURN_BYTES = 64 * 1024  # taken without giving the event loop a turn
 ALWAYS = -1
 
 
 class Buffer:
-    """`check` raises where nothing may be taken any more; `hurry` is called when a send has to wait."""
+    """`check` raises where nothing may be taken any more; `flush_now` is called when a send has to wait."""
 
     def __init__(
-        self, limit_bytes: int, max_block_s: float, check: Callable[[], None], hurry: Callable[[], None]
+        self, limit_bytes: int, max_block_s: float, check: Callable[[], None], flush_now: Callable[[], None]
     ) -> None:
         self.used = 0
         self.pause_at = ALWAYS
         self._limit = limit_bytes
         self._max_block_s = max_block_s
         self._check = check
-        self._hurry = hurry
+        self._flush_now = flush_now
         self._closed = False
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def breathe(self) -> None:
+    async def acquire(self) -> None:
         """Return when a record may be taken. Raises BufferFull after max_block_ms, and what `check` raises."""
         self._check()
         if self.used >= self._limit or self._waiting:
@@ -41,7 +41,7 @@ class Buffer:
         else:
             await asyncio.sleep(0)
         self._check()
-        self.pause_at = min(self.used + BREATH_BYTES, self._limit)
+        self.pause_at = min(self.used + TURN_BYTES, self._limit)
 
     def pause_next(self) -> None:
         """Something is ready to leave: the next send gives the event loop a turn."""
@@ -49,19 +49,19 @@ class Buffer:
 
     def free(self, size_bytes: int) -> None:
         self.used -= size_bytes
-        self.pause_at = min(self.pause_at, self.used + BREATH_BYTES)
-        self._let_in()
+        self.pause_at = min(self.pause_at, self.used + TURN_BYTES)
+        self._wake_next()
 
     def close(self) -> None:
         """From now on every send meets `check`, those that wait as well."""
         self._closed = True
         self.pause_at = ALWAYS
-        self._let_in()
+        self._wake_next()
 
     async def _wait_for_room(self) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
-        self._hurry()
+        self._flush_now()
         try:
             async with asyncio.timeout(self._max_block_s):
                 await waiter
@@ -76,9 +76,9 @@ class Buffer:
             ) from None
         finally:
             self._waiting.remove(waiter)
-            self._let_in()
+            self._wake_next()
 
-    def _let_in(self) -> None:
+    def _wake_next(self) -> None:
         """Wake the first who waits, if there is room; he takes his record and then wakes the next."""
         if self._waiting and not self._waiting[0].done() and (self._closed or self.used < self._limit):
             self._waiting[0].set_result(None)

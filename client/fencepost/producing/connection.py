@@ -133,7 +133,7 @@ class BrokerConnection:
         self.up = True
         self._on_up(self)
         loop = asyncio.get_running_loop()
-        parts = [loop.create_task(part) for part in (self._write(call), self._read(call), self._watch())]
+        parts = [loop.create_task(part) for part in (self._transmit(call), self._receive(call), self._watch_overdue())]
         try:
             await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -158,7 +158,7 @@ class BrokerConnection:
         except (*_BREAKS, CallCancelled) as error:
             raise _StreamBroke(reason_of(error)) from None
 
-    async def _write(self, call: ProduceCall) -> None:
+    async def _transmit(self, call: ProduceCall) -> None:
         while True:
             while not self._outbox:
                 self._ready.clear()
@@ -198,7 +198,7 @@ class BrokerConnection:
                 break
         return request
 
-    async def _read(self, call: ProduceCall) -> None:
+    async def _receive(self, call: ProduceCall) -> None:
         async for response in call:
             for result in response.results:
                 attempt, _ = self._in_flight.pop(result.correlation_id, (None, 0.0))
@@ -207,7 +207,7 @@ class BrokerConnection:
                 self._on_answer(attempt, result)
         raise _StreamBroke("the broker ended the stream")
 
-    async def _watch(self) -> None:
+    async def _watch_overdue(self) -> None:
         """Break the stream when an answer is overdue."""
         loop = asyncio.get_running_loop()
         while True:

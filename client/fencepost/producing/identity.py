@@ -18,7 +18,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from fencepost.cluster import Cluster
+from fencepost.cluster import ClusterClient
 from fencepost.producing.accumulator import PartitionQueue
 from fencepost.producing.config import ProducerConfig
 from fencepost_proto.protocol.errors import (
@@ -36,7 +36,7 @@ INIT_TIMEOUT_MS = 10_000  # of one InitProducerId: how long the fence may take t
 ANONYMOUS_TIMEOUT_S = 4.0  # for one broker's answer to an anonymous one
 KEEP_ALIVES = 8  # so many times in its expiration time a name is said to be in use
 NO_ID = -1
-TELL_AFTER_S = 3.0  # without an id: then the user is told why
+WARN_AFTER_S = 3.0  # without an id: then the user is told why
 
 
 class Identity:
@@ -47,7 +47,7 @@ class Identity:
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: ClusterClient,
         config: ProducerConfig,
         queues: Callable[[], list[PartitionQueue]],
         changed: Callable[[PartitionQueue], None],
@@ -156,7 +156,7 @@ class Identity:
                     timeout_s=timeout_s,
                 )
                 raise_for(answer.error)
-                self._take(answer)
+                self._apply_answer(answer)
                 return answer.producer_id, answer.producer_epoch
             except InvalidProducerEpoch as error:
                 raise ProducerFenced(error.message) from error
@@ -167,7 +167,7 @@ class Identity:
                 self._last_error = error
                 if failures == 1:
                     log.info("producer id not had name=%s reason=%s", self._config.name or "-", error)
-                if not told and asyncio.get_running_loop().time() - began >= TELL_AFTER_S:
+                if not told and asyncio.get_running_loop().time() - began >= WARN_AFTER_S:
                     told = True
                     log.warning("no producer id yet, still asking name=%s reason=%s", self._config.name or "-", error)
                 if failures % len(addresses) == 0:  # every broker was asked
@@ -182,7 +182,7 @@ class Identity:
             keep_alive=keep_alive,
         )
 
-    def _take(self, answer: pb.InitProducerIdResponse) -> None:
+    def _apply_answer(self, answer: pb.InitProducerIdResponse) -> None:
         self.predecessor_expired = answer.predecessor_expired
         self.retired_id = answer.retired_producer_id or NO_ID
         self._name_expiration_s = answer.name_expiration_ms / 1000

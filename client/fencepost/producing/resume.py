@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from fencepost.cluster import Cluster
+from fencepost.cluster import ClusterClient
 from fencepost.errors import PredecessorForgotten
 from fencepost.log_queries import RETRY_BACKOFF_S, fetch_batch
 from fencepost.producing.identity import NO_ID, Identity
@@ -40,7 +40,7 @@ class Resumed:
     record: Record | None  # None: retention has removed it
 
 
-async def resume(cluster: Cluster, key: PartitionKey, identity: Identity, timeout_s: float) -> Resumed | None:
+async def resume(cluster: ClusterClient, key: PartitionKey, identity: Identity, timeout_s: float) -> Resumed | None:
     """None: this name never wrote there.
 
     Raises PredecessorForgotten, ProducerFenced, RequestTimedOut, and what the leader refuses.
@@ -71,7 +71,7 @@ async def resume(cluster: Cluster, key: PartitionKey, identity: Identity, timeou
 
 
 async def _resume(
-    cluster: Cluster, key: PartitionKey, producer_id: int, epoch: int, timeout_s: float
+    cluster: ClusterClient, key: PartitionKey, producer_id: int, epoch: int, timeout_s: float
 ) -> Resumed | None:
     answer = await cluster.call_leader(
         key,
@@ -94,7 +94,7 @@ async def _resume(
     return None
 
 
-async def _record_at(cluster: Cluster, key: PartitionKey, offset: int) -> Record | None:
+async def _record_at(cluster: ClusterClient, key: PartitionKey, offset: int) -> Record | None:
     """The record at an offset that was committed; None: retention has removed it. Asks until it is answered."""
     while True:
         try:

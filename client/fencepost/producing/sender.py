@@ -18,10 +18,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import cast
 
-from fencepost.cluster import Cluster
+from fencepost.cluster import ClusterClient
 from fencepost.errors import DeliveryTimeout, ProducerClosed
 from fencepost.loop_guard import LoopGuard
-from fencepost.producing.accumulator import NOT_WAITING, TELL_AFTER_S, PartitionQueue, RecordBatch, TopicQueues
+from fencepost.producing.accumulator import NOT_WAITING, WARN_AFTER_S, PartitionQueue, RecordBatch, TopicQueues
 from fencepost.producing.batch import Attempt, Batch, Delivered, Failed
 from fencepost.producing.buffer import Buffer
 from fencepost.producing.config import ProducerConfig
@@ -65,10 +65,10 @@ class ProducerStats:
 class Sender:
     """Everything of a producer but taking records. `start` before use, `close` after."""
 
-    def __init__(self, cluster: Cluster, config: ProducerConfig, host: Host) -> None:
+    def __init__(self, cluster: ClusterClient, config: ProducerConfig, host: Host) -> None:
         self.guard = LoopGuard("producer")
         self.topics: dict[str, TopicQueues] = {}
-        self.buffer = Buffer(config.buffer_memory, config.max_block_ms / 1000, self.check, self.hurry)
+        self.buffer = Buffer(config.buffer_memory, config.max_block_ms / 1000, self.check, self.flush_now)
         self.identity = Identity(cluster, config, lambda: self.queues, self.changed)
         self._cluster = cluster
         self._config = config
@@ -192,7 +192,7 @@ class Sender:
         self._changed[queue] = None
         self._wake.set()
 
-    def hurry(self) -> None:
+    def flush_now(self) -> None:
         """What is in open batches leaves without lingering."""
         for queue in self.queues:
             queue.flush()
@@ -200,7 +200,7 @@ class Sender:
 
     async def flush(self) -> None:
         """Until everything that has been taken is acknowledged or failed."""
-        self.hurry()
+        self.flush_now()
         pending: deque[Batch] = deque(self._batches)
         while pending:
             batch = pending.popleft()
@@ -229,7 +229,7 @@ class Sender:
             if self._changed or self._moved:
                 self._wake.set()
             if self._waiting:
-                self._tell_waiting()
+                self._warn_waiting()
 
     def _pump(self, queue: PartitionQueue, now: float) -> None:
         """Everything that is due for one partition."""
@@ -246,7 +246,7 @@ class Sender:
                     self._stats.batches_sent += len(attempts)
                     self._stats.retried_batches += sum(attempt.batch.attempts > 1 for attempt in attempts)
                     connection.send(attempts)
-                if not sequencer.has_room(now) or (batch := queue.take(now)) is None:
+                if not sequencer.has_room(now) or (batch := queue.next_due(now)) is None:
                     break
                 topic = self.topics[queue.topic.name]
                 if queue is topic.sticky:
@@ -261,7 +261,7 @@ class Sender:
         oldest = queue.sequencer.oldest
         if oldest is not None and oldest.deadline <= now:
             expired += queue.sequencer.expire(now, self._whereabouts(queue))
-        for batch in queue.take_expired(now):
+        for batch in queue.remove_expired(now):
             error = DeliveryTimeout(f"{queue.name}: not sent within the delivery timeout; {self._whereabouts(queue)}")
             batch.outcome = Failed(error)
             expired.append(batch)
@@ -275,23 +275,23 @@ class Sender:
         oldest = queue.sequencer.oldest
         if oldest is None or oldest.last_error is None:
             return False
-        return now >= oldest.deadline - self._config.delivery_timeout_ms / 1000 + TELL_AFTER_S
+        return now >= oldest.deadline - self._config.delivery_timeout_ms / 1000 + WARN_AFTER_S
 
     def _watch_waiting(self, queue: PartitionQueue, now: float, up: bool) -> None:
-        """Notice records that do not leave; `_tell_waiting` says so once, and why."""
+        """Notice records that do not leave; `_warn_waiting` says so once, and why."""
         refused = up and self._is_refused(queue, now)
         if (up and not refused) or not queue.holds_records:
-            if queue.told:
+            if queue.is_warned:
                 log.warning("records go out again partition=%s", queue.name)
-            queue.waits_since, queue.told = NOT_WAITING, False
+            queue.waits_since, queue.is_warned = NOT_WAITING, False
             return
         if queue.waits_since == NOT_WAITING:
             queue.waits_since = now
-        if not queue.told and (refused or now >= queue.waits_since + TELL_AFTER_S):
-            queue.told = True
+        if not queue.is_warned and (refused or now >= queue.waits_since + WARN_AFTER_S):
+            queue.is_warned = True
             self._waiting.append(queue)
 
-    def _tell_waiting(self) -> None:
+    def _warn_waiting(self) -> None:
         """One line for all partitions whose records have begun to wait: many wait when brokers are down."""
         waiting, self._waiting = self._waiting, []
         shown = "; ".join(f"{queue.name}: {self._whereabouts(queue)}" for queue in waiting[:MAX_SHOWN])
@@ -426,7 +426,7 @@ class Sender:
             log.debug("batch refused partition=%s stamp=%s error=%s", queue.name, attempt.stamp, error)
             resolved = sequencer.refused(attempt, error, asyncio.get_running_loop().time())
             if attempt.batch.pieces:
-                self._take_pieces(cast(RecordBatch, attempt.batch), error)
+                self._replace_by_pieces(cast(RecordBatch, attempt.batch), error)
             if sequencer.fenced is not None:
                 self._stop(ProducerFenced(f"producer {self._config.name!r}: {sequencer.fenced.message}"))
                 return
@@ -436,7 +436,7 @@ class Sender:
         self._settle(resolved)
         self.changed(queue)
 
-    def _take_pieces(self, batch: RecordBatch, reason: FencepostError) -> None:
+    def _replace_by_pieces(self, batch: RecordBatch, reason: FencepostError) -> None:
         """The sequencer has split a batch."""
         if batch not in self._batches:
             return  # a late answer to one that was split before
@@ -445,7 +445,7 @@ class Sender:
         log.info("batch split partition=%s records=%d reason=%s", batch.queue.name, batch.record_count, reason)
         for piece in batch.pieces:
             self._batches[cast(RecordBatch, piece)] = None
-        batch.in_pieces()
+        batch.close_split()
 
     def _settle(self, resolved: Iterable[Batch]) -> None:
         """Tell who waits, and free the memory."""
@@ -455,20 +455,20 @@ class Sender:
                 self._stats.records_acked += batch.record_count
             else:
                 self._stats.records_failed += batch.record_count
-                self._tell_failed(batch)
+                self._warn_failed(batch)
             del self._batches[batch]
             batch.done()
             self.buffer.free(batch.size_bytes)
 
-    def _tell_failed(self, batch: RecordBatch) -> None:
+    def _warn_failed(self, batch: RecordBatch) -> None:
         """One line, and for a while no other one of the same partition: they fail by the thousand."""
         queue, now = batch.queue, asyncio.get_running_loop().time()
         if now < queue.quiet_until:
-            queue.failed_quietly += 1
+            queue.failed_unlogged += 1
             return
         error = batch.outcome.error if isinstance(batch.outcome, Failed) else None
-        untold = f" (and {queue.failed_quietly} batches before it)" if queue.failed_quietly else ""
-        queue.quiet_until, queue.failed_quietly = now + QUIET_S, 0
+        untold = f" (and {queue.failed_unlogged} batches before it)" if queue.failed_unlogged else ""
+        queue.quiet_until, queue.failed_unlogged = now + QUIET_S, 0
         log.warning(
             "batch failed partition=%s records=%d may_have_been_appended=%s error=%s%s",
             queue.name, batch.record_count, error and error.may_have_been_appended, error, untold,
@@ -476,7 +476,7 @@ class Sender:
 
     def _fail_queue(self, queue: PartitionQueue, error: FencepostError) -> None:
         failed = queue.sequencer.fail_all(error)
-        for batch in queue.take_all():
+        for batch in queue.remove_all():
             batch.outcome = Failed(type(error)(error.message, may_have_been_appended=False))
             failed.append(batch)
         self._settle(failed)
