@@ -1,12 +1,12 @@
-"""The admin client: topics, leaders, reassignments, and what the cluster knows of producers and replicas.
+"""The admin client: topics, leaders, reassignments, and descriptions of producers and replicas.
 
-Changes go through any broker, which relays them to the controller. Where an answer is lost on the way (a broker died,
-the controller was not there) the change may have been made all the same; the request is then repeated at another
-broker, and a refusal that says "it is so already" counts as success. After a change returns, this client's own view
-shows it.
+Changes go through any broker, which relays them to the controller. Where an answer is lost (a broker died, the
+controller was away) the change may have been made nevertheless. The request is then repeated at another broker, and a
+refusal that says that the change is made already counts as success. When a call returns, this client's own metadata
+shows the change.
 
-Descriptions come from the pushed metadata, except of producers (asked of the partition's leader) and replicas (asked of
-every live broker).
+Descriptions come from the pushed metadata; those of producers come from the partition's leader, those of replicas from every
+live broker.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ TIMEOUT_S = 30.0  # for a change, or an answer from a partition's leader, throug
 ATTEMPT_S = 3.0  # for one broker's answer to a change
 VISIBLE_TIMEOUT_S = 10.0  # until this client's own view shows a change
 RETRY_BACKOFF_S = 0.1
-COMMIT_TIMEOUT_MS = 2_500  # for what one leader tells of its producers to be committed, before asking who leads
+COMMIT_TIMEOUT_MS = 2_500  # for a leader to commit what its answer about producers contains
 REPLICAS_TIMEOUT_S = 3.0  # for one broker's answer about its replicas, through failures
 ANY_PRODUCER = -1
 MAX_REASSIGNED = 500  # partitions of one request of drain_broker
@@ -74,7 +74,7 @@ class Changed(Answer, Protocol):
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Changed)
-Told = TypeVar("Told", bound=Answer)
+AnswerT = TypeVar("AnswerT", bound=Answer)
 
 
 class AdminClient:
@@ -86,7 +86,7 @@ class AdminClient:
 
     @property
     def _cluster(self) -> ClusterClient:
-        """For every question and every change: none is answered out of nothing, before the start or after the end."""
+        """The connection. Raises InvalidRequest before the start and after the end."""
         if not self._connected:
             raise InvalidRequest("the admin client is not open: use it as `async with AdminClient(…)`")
         return self._connection
@@ -130,9 +130,9 @@ class AdminClient:
         message_timestamp_after_max_ms: int | None = None,
         exist_ok: bool = False,
     ) -> TopicDescription:
-        """Make a topic; returns once every partition has a leader.
+        """Create a topic; returns once every partition has a leader.
 
-        `exist_ok`: a topic of this name that is there already is returned as it is, whatever its settings.
+        `exist_ok`: a topic of this name that exists already is returned as it is, whatever its settings.
 
         `assignments`: the brokers of each partition, the preferred leader first, instead of the two counts. None: the
         default of TopicConfig; retention and timestamp bounds -1: no limit. `message_timestamp_type`: "create", the
@@ -151,7 +151,7 @@ class AdminClient:
             "message_timestamp_after_max_ms": message_timestamp_after_max_ms,
         }
         for key, value in config.items():
-            if value == 0:  # on the wire 0 means the default: it would be taken for something else than was said
+            if value == 0:  # on the wire 0 means the default, which is not what the caller asked for
                 raise InvalidConfig(f"{key}=0 is not possible")
         request = controller_pb2.CreateTopicRequest(
             name=name,
@@ -168,7 +168,7 @@ class AdminClient:
         count = len(assignments) if assignments else partitions
 
         def mine(image: MetadataImage) -> bool:
-            """The topic that is there is the one asked for: an answer to an earlier attempt was lost."""
+            """The existing topic is the one asked for: the answer to an earlier attempt was lost."""
             topic_id = image.topic_ids.get(name)
             return (
                 topic_id not in (None, known_before)
@@ -216,15 +216,15 @@ class AdminClient:
     # ---- The cluster ----
 
     async def describe_cluster(self) -> ClusterDescription:
-        """The brokers, and which of them live."""
+        """The brokers, live or fenced."""
         return ClusterDescription.of(self._cluster.image)
 
     async def describe_producers(
         self, topic: str, partition: int, *, producer_id: int | None = None, committed: bool = True
     ) -> PartitionProducers:
-        """What the partition's leader, whoever that becomes, knows of its producers (of one, or of all).
+        """The producer state of a partition's leader: of one producer, or of all.
 
-        `committed`: only once all that the answer tells of is committed; else the state as it is. Raises
+        `committed`: answer once everything in the answer is committed; else the state as it is now. Raises
         UnknownTopicOrPartition, or a retriable error where no leader answers in time.
         """
         key = ((await self._cluster.topic(topic)).topic_id, partition)
@@ -246,7 +246,7 @@ class AdminClient:
         return await PartitionProducers.of(topic, partition, answer)
 
     async def describe_replicas(self) -> dict[int, BrokerReplicas]:
-        """The replicas on every live broker, by broker id. One that does not answer says so in `failure`."""
+        """The replicas on every live broker, by broker id. Where a broker does not answer, `failure` says why."""
         return await self._replicas_on(self._cluster.image)
 
     async def _replicas_on(self, image: MetadataImage) -> dict[int, BrokerReplicas]:
@@ -255,8 +255,8 @@ class AdminClient:
         return {answer.broker_id: answer for answer in answers}
 
     async def _replicas_of(self, broker_id: int, address: str) -> BrokerReplicas:
-        """A broker that is live is asked until it answers: one that has just come back may be refused unasked, for as long
-        as its connection waits for its next attempt."""
+        """Ask a live broker until it answers or times out. While the connection to a broker that has just come back
+        waits for its next attempt, calls fail without being sent."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + REPLICAS_TIMEOUT_S
         request = broker_pb2.DescribeLogDirsRequest()
@@ -279,9 +279,9 @@ class AdminClient:
     ) -> None:
         """Elect the preferred leader; with `unclean`, an out-of-sync replica of a partition that has no leader.
 
-        An unclean election may lose acknowledged records: all that its leader does not hold. `leader` (unclean only): which
-        broker, or which of `unclean_candidates`, which is then elected only if it has not restarted since; None: the best
-        of them. Raises ElectionNotNeeded, PreferredLeaderNotAvailable, EligibleLeadersNotAvailable,
+        An unclean election may lose acknowledged records: those that the new leader does not hold. `leader` (unclean
+        only): which broker, or which of `unclean_candidates`, which is then elected only if it has not restarted since;
+        None: the best of them. Raises ElectionNotNeeded, PreferredLeaderNotAvailable, EligibleLeadersNotAvailable,
         UnknownTopicOrPartition.
         """
         request = controller_pb2.ElectLeaderRequest(topic_name=topic, partition=partition, unclean=unclean)
@@ -299,8 +299,8 @@ class AdminClient:
         await self._change(lambda admin: admin.ElectLeader, request, ElectionNotNeeded)
 
     async def unclean_candidates(self, topic: str, partition: int) -> list[ElectionCandidate]:
-        """Every replica of a partition without a leader, and how much of the log it holds, as it says itself: the one to
-        elect first, those that cannot be elected last. Raises ElectionNotNeeded, UnknownTopicOrPartition."""
+        """Every replica of a partition without a leader, and how much of the log its broker says that it holds: the best
+        candidate first, those that cannot be elected last. Raises ElectionNotNeeded, UnknownTopicOrPartition."""
         key = ((await self._cluster.topic(topic)).topic_id, partition)
         image = self._cluster.image
         found = image.partitions.get(key)
@@ -311,10 +311,10 @@ class AdminClient:
         return candidates(image, found, await self._replicas_on(image))
 
     async def reassign_partitions(self, topic: str, replicas: Mapping[int, Sequence[int]]) -> None:
-        """Begin to move partitions to other brokers (partition -> brokers, the preferred leader first).
+        """Start moving partitions to other brokers (partition -> brokers, the preferred leader first).
 
-        Returns once it is under way; `list_reassignments` tells when it is done. Raises InvalidReplicaAssignment,
-        UnknownTopicOrPartition.
+        Returns once the reassignment is under way; `list_reassignments` shows when it is done. Raises
+        InvalidReplicaAssignment, UnknownTopicOrPartition.
         """
         for partition, brokers in replicas.items():
             if not brokers:  # on the wire it would mean: cancel
@@ -322,11 +322,11 @@ class AdminClient:
         await self._reassign(topic, replicas)
 
     async def cancel_reassignment(self, topic: str, *partitions: int) -> None:
-        """Go back to the replicas of before. Raises NoReassignmentInProgress, UnknownTopicOrPartition."""
+        """Return to the replicas from before the reassignment. Raises NoReassignmentInProgress, UnknownTopicOrPartition."""
         await self._reassign(topic, dict.fromkeys(partitions, ()), NoReassignmentInProgress)
 
     async def list_reassignments(self) -> list[Reassignment]:
-        """Those under way, by topic and partition."""
+        """The reassignments under way, sorted by topic and partition."""
         image = self._cluster.image
         return sorted(
             (
@@ -340,10 +340,10 @@ class AdminClient:
     # ---- Brokers ----
 
     async def drain_broker(self, broker_id: int) -> int:
-        """Begin to move every replica of a broker to other live brokers (`draining.py` says to which).
+        """Start moving every replica of a broker to other live brokers (`draining.py` chooses them).
 
-        Returns how many partitions still have a replica there, those that were on their way before among them: 0 once all
-        have moved. Call it again to see how far it is; only what nothing moves yet is moved. Raises
+        Returns how many partitions still have a replica on the broker, including those that are being moved: 0 once all have
+        moved. Call it again to see the progress; partitions that are being moved already are left alone. Raises
         InvalidReplicaAssignment where there are too few other live brokers.
         """
         image = self._cluster.image
@@ -355,7 +355,7 @@ class AdminClient:
         return sum(broker_id in p.replicas for p in self._cluster.image.partitions.values())
 
     async def unregister_broker(self, broker_id: int) -> None:
-        """Make the cluster forget a broker that is down and holds no replica; its id is free again.
+        """Remove a broker that is down and holds no replica from the metadata; its id is free again.
 
         Raises BrokerIdNotRegistered, or InvalidRequest where it is live or holds replicas.
         """
@@ -370,7 +370,7 @@ class AdminClient:
     # ---- Names of producers ----
 
     async def list_producer_names(self) -> list[ProducerName]:
-        """Every name that the controller knows, by name; those that have expired, too, while it remembers them."""
+        """Every name that the controller knows, sorted; also expired ones, while it remembers them."""
         found: list[ProducerName] = []
         more = True
         while more:
@@ -381,7 +381,8 @@ class AdminClient:
         return found
 
     async def remove_producer_name(self, name: str) -> None:
-        """Forget a name, and what it wrote: whoever still produces under it is fenced, and who takes it next starts anew.
+        """Forget a name and what was written under it. A producer that still uses it is fenced; the next one starts
+        from scratch.
 
         Raises InvalidRequest where the name is not known.
         """
@@ -392,10 +393,10 @@ class AdminClient:
 
     async def _ask(
         self,
-        method: Callable[[controller_pb2_grpc.AdminAsyncStub], grpc.aio.UnaryUnaryMultiCallable[Request, Told]],
+        method: Callable[[controller_pb2_grpc.AdminAsyncStub], grpc.aio.UnaryUnaryMultiCallable[Request, AnswerT]],
         request: Request,
-    ) -> Told:
-        """A question to the controller, through one broker or another."""
+    ) -> AnswerT:
+        """Ask the controller, through one broker after another."""
         attempts = Attempts(_name_of(request), TIMEOUT_S)
         while attempts.left_s > 0:
             for address in self._cluster.addresses():
@@ -434,7 +435,8 @@ class AdminClient:
         already_so: type[FencepostError] | None,
         mine: Callable[[MetadataImage], bool] = lambda _: True,
     ) -> None:
-        """Have the controller make a change, through one broker or another, and wait until it is seen here.
+        """Have the controller make a change, through one broker after another, and wait until this client's metadata
+        shows it.
 
         An `already_so` refusal after a lost answer is success if the image then shows what was asked for (`mine`).
         """
@@ -451,7 +453,7 @@ class AdminClient:
                     )
                     raise_for(answer.error)
                 except (NetworkException, RequestTimedOut, NotController) as error:
-                    is_lost = True  # it may have been made all the same
+                    is_lost = True  # the change may have been made nevertheless
                     attempts.failed(error)
                     continue
                 except FencepostError as error:
@@ -478,5 +480,5 @@ class AdminClient:
 
 
 def _name_of(request: Message) -> str:
-    """As its method is called."""
+    """The name of the request's RPC."""
     return request.DESCRIPTOR.name.removesuffix("Request")

@@ -1,11 +1,10 @@
-"""What a client knows of its cluster: the newest metadata, who leads what, and a channel to each broker.
+"""A client's view of its cluster: the newest metadata, the leader of each partition, and a channel to each broker.
 
-Metadata is pushed by two brokers at once (`metadata_watch`); the newest version that either has told is the client's
-`image`, which so never goes back. Two, because one may be silent (paused) or stale (cut off from the controller) while
-its stream stays up.
+Two brokers push metadata (`metadata_watch`). The newest version received from either is the client's `image`, so it never
+goes back. Two, because one may be paused, or cut off from the controller, while its stream stays up.
 
-Errors tell where a partition's leader is, often before the metadata does: `learn` keeps such a hint until the image has
-caught up with its leader epoch.
+An error may name a partition's leader, often before the metadata does: `learn` keeps such a hint until the image has reached
+its leader epoch.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ def parse_bootstrap(bootstrap: str | Sequence[str]) -> list[str]:
 
 
 class ClusterClient:
-    """The cluster as this client sees it. `start` before use, `close` after."""
+    """The connection of one client to its cluster. `start` it before use, `close` it after."""
 
     def __init__(self, bootstrap: str | Sequence[str], host: Host) -> None:
         self.guard = LoopGuard("client")
@@ -76,7 +75,7 @@ class ClusterClient:
         self._image = MetadataImage()
         self._hints: dict[PartitionKey, CurrentLeader] = {}
         self._listeners: list[Listener] = []
-        self._channels: dict[str, grpc.aio.Channel] = {}  # least recently asked for first
+        self._channels: dict[str, grpc.aio.Channel] = {}  # least recently used first
         self._closing = Tasks(report_bug)  # of channels that are not needed any more
         self._watch = MetadataWatch(self.channel, self.addresses, self._accept_image)
         self._order = host.random.sample(self._bootstrap, len(self._bootstrap))
@@ -84,22 +83,23 @@ class ClusterClient:
     # ---- Life ----
 
     async def start(self) -> None:
-        """Returns with the first image. Raises NetworkException naming the addresses where no broker has one."""
+        """Return when the first image has come. Raises NetworkException, with the reason of each address, where none
+        comes."""
         self.guard.bind()
         self.channel(self._order[0])  # raises where none can be made: in a forked child
         self._watch.start()
         try:
             await self.wait_until(lambda image: bool(image.cluster_id), START_TIMEOUT_S)
         except TimeoutError:
-            told = "; ".join(self._watch.failure(address) or f"broker {address}: silence" for address in self._order)
+            reasons = "; ".join(self._watch.failure(address) or f"broker {address}: silence" for address in self._order)
             await self.close()
-            raise NetworkException(f"no broker answered within {START_TIMEOUT_S:.0f} s: {told}") from None
+            raise NetworkException(f"no broker answered within {START_TIMEOUT_S:.0f} s: {reasons}") from None
         except asyncio.CancelledError:
             await self.close()
             raise
 
     async def close(self) -> None:
-        """Ends the watches and every channel, and with them every call under way. May be called twice."""
+        """End the watches and close every channel, which ends every call under way. May be called twice."""
         if self.guard.forked:
             return
         self.guard.check()
@@ -117,7 +117,7 @@ class ClusterClient:
         return self._image
 
     def add_listener(self, callback: Listener) -> None:
-        """`callback` is called with each new image; it must not raise."""
+        """`callback` is called with every new image; it must not raise."""
         self._listeners.append(callback)
 
     def remove_listener(self, callback: Listener) -> None:
@@ -142,7 +142,7 @@ class ClusterClient:
             self.remove_listener(look)
 
     async def topic(self, name: str) -> Topic:
-        """The topic of that name; waits for one just created. Raises UnknownTopicOrPartition."""
+        """The topic of that name; waits for one that was just created. Raises UnknownTopicOrPartition."""
         try:
             image = await self.wait_until(lambda image: name in image.topic_ids, TOPIC_WAIT_S)
         except TimeoutError:
@@ -150,7 +150,7 @@ class ClusterClient:
         return image.topics[image.topic_ids[name]]
 
     def leader(self, key: PartitionKey) -> CurrentLeader | None:
-        """The newest leader known, by leader epoch; leader_id -1 where there is none now. None: no such partition."""
+        """The known leader with the highest leader epoch; leader_id -1: there is none now. None: no such partition."""
         partition = self._image.partitions.get(key)
         if partition is None:
             return None
@@ -158,7 +158,7 @@ class ClusterClient:
         return hint if hint is not None else self._image.current_leader(partition)
 
     def learn(self, key: PartitionKey, hint: CurrentLeader) -> bool:
-        """Take a leader from an error's `current_leader`. False: what is known is as new."""
+        """Remember the leader that an error's `current_leader` names. False: the known one is as new."""
         known = self.leader(key)
         if known is None or hint.leader_epoch <= known.leader_epoch:
             return False
@@ -168,7 +168,7 @@ class ClusterClient:
     # ---- Calls ----
 
     def addresses(self) -> list[str]:
-        """Of every broker that may answer, the likeliest first: watched ones that speak, those that live, the others."""
+        """Of every broker that may answer, the best first: watched ones that send messages, live ones, the others."""
         live = [broker.address for _, broker in sorted(self._image.brokers.items()) if not broker.fenced]
         watched = self._watch.watched()
         others = [address for address in (*live, *self._order) if address not in watched]
@@ -191,11 +191,10 @@ class ClusterClient:
         address: str | None = None,
         timeout_s: float,
     ) -> Response:
-        """Ask the broker at `address`; without one, any broker, and another where the first is gone or silent.
+        """Ask the broker at `address`; without an address any broker, and another one if the first does not answer.
 
-        `timeout_s` is for each attempt. Raises NetworkException, RequestTimedOut and what `error_of` tells; the
-        answer's own `error` field is the caller's to read. Without an address the request must be one that may be
-        carried out twice.
+        `timeout_s` is for each attempt. Raises NetworkException, RequestTimedOut, and the other errors of `rpc_errors`; the
+        caller reads the answer's own `error` field. Without an address the request may be carried out twice.
         """
         self.guard.check()
         candidates = [address] if address is not None else self.addresses()[:MAX_CALL_ATTEMPTS]
@@ -230,10 +229,10 @@ class ClusterClient:
         *,
         timeout_s: float,
     ) -> LeaderAnswer:
-        """Ask the partition's leader, whoever that becomes, until it answers without a retriable error.
+        """Ask the partition's leader, and its successors, until one answers without a retriable error.
 
         `request` makes the request for one leader (and its epoch). The request may be carried out more than once.
-        Raises what the leader refuses for good, UnknownTopicOrPartition where the partition is gone, and after
+        Raises an error that is not retriable at once, UnknownTopicOrPartition where the partition is gone, and after
         `timeout_s` the last retriable error.
         """
         loop = asyncio.get_running_loop()
@@ -278,7 +277,7 @@ class ClusterClient:
     # ---- Inside ----
 
     def _name(self, key: PartitionKey) -> str:
-        """For people: with the topic's name where it is known, else with its id."""
+        """The partition's name for messages: with the topic's name where it is known, else with its id."""
         topic = self._image.topics.get(key[0])
         return f"{topic.name if topic else key[0]}-{key[1]}"
 
@@ -289,7 +288,7 @@ class ClusterClient:
             return  # ask the same one again
 
     def _retire_channels(self) -> None:
-        """Make room for one more channel by closing one to where no broker is any more."""
+        """Make room for one more channel: close one whose address no broker has any more."""
         if len(self._channels) < MAX_CHANNELS:
             return
         needed = {*self.addresses(), *(hint.address for hint in self._hints.values())}
@@ -299,7 +298,7 @@ class ClusterClient:
                 return
 
     def _accept_image(self, image: MetadataImage, address: str) -> int:
-        """Make `image` the client's where it is newer; the version of the newest. Raises InconsistentClusterId."""
+        """Make `image` the client's if it is newer. Returns the newest version. Raises InconsistentClusterId."""
         known = self._image
         if image.cluster_id != known.cluster_id and known.cluster_id:
             raise InconsistentClusterId(

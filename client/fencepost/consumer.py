@@ -1,17 +1,17 @@
-"""The consumer: reads committed records of chosen partitions, in order, from wherever the application says.
+"""The consumer: reads committed records of chosen partitions, in order, from the positions that the application chooses.
 
-It reads below the high watermark only, so what it has read never changes. Records of one partition come in offset
-order, each exactly once, through leader changes and broken connections; partitions take turns. Positions live in this
-object alone: there are no consumer groups.
+It reads below the high watermark only, so what it has read never changes. Records of one partition come in offset order,
+each exactly once, through leader changes and broken connections; partitions take turns. Positions are kept only in this
+object: there are no consumer groups.
 
     async with Consumer("localhost:9092", "orders") as consumer:
         async for record in consumer:
             print(record.partition, record.offset, record.value)
 
-One application task reads (`poll` or `async for`); all methods belong to one event loop. An error that the consumer
-cannot mend (OffsetOutOfRange under the policy "error", a topic that was deleted, bytes that stay unreadable) is raised
-by reading, once what came before it has been handed out, and again until the application seeks or assigns. The position
-stays where it was.
+One application task reads (`poll` or `async for`); all methods must be called in one event loop. Some errors the consumer
+cannot get past by itself: OffsetOutOfRange under the policy "error", a deleted topic, bytes that stay unreadable. Reading
+raises such an error when everything before it has been handed out, and again until the application seeks or assigns. The
+position stays where it was.
 """
 
 from __future__ import annotations
@@ -68,13 +68,15 @@ class OffsetAndTimestamp(NamedTuple):
 class Consumer:
     """Reads partitions of a cluster. An async context manager.
 
-    `topics`: read all their partitions, as `subscribe` does. `start`: where a partition without a position begins.
-    `reset`: how to go on where retention has removed the next record: at the log's new start ("earliest"), at its end
-    ("latest"), or with OffsetOutOfRange ("error"). `unreadable`: at a batch that nobody can read (its producer sent what
-    is no batch inside, or more than the next setting allows), raise CorruptMessage and stay there ("error"), or go on
-    behind it ("skip"): each one is logged and counted in `skipped_batches` and `skipped_records`.
-    `max_decompressed_bytes`: what one compressed batch may open to; the rest of it is never opened. `history`: where
-    to record what is read.
+    - `topics`: read all their partitions, as `subscribe` does.
+    - `start`: where a partition without a position begins.
+    - `reset`: how to go on where retention has removed the next record: at the log's new start ("earliest"), at its end
+      ("latest"), or with OffsetOutOfRange ("error").
+    - `unreadable`: what to do at a batch that cannot be read by anyone (its content is not a batch, or exceeds the next
+      setting): raise CorruptMessage and stay there ("error"), or go on behind it ("skip"). A skipped batch is logged and
+      counted in `skipped_batches` and `skipped_records`.
+    - `max_decompressed_bytes`: the size to which one compressed batch may be decompressed; what is beyond is not opened.
+    - `history`: where to record what is read.
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class Consumer:
             raise InvalidConfig(f"unreadable={unreadable!r} is not one of {', '.join(get_args(UnreadablePolicy))}")
         if not isinstance(max_decompressed_bytes, int) or max_decompressed_bytes < 1:
             raise InvalidConfig(f"max_decompressed_bytes={max_decompressed_bytes!r}: a number of 1 or more")
-        self.skipped_batches = 0  # that nobody could read, under unreadable="skip"
+        self.skipped_batches = 0  # unreadable ones, with unreadable="skip"
         self.skipped_records = 0
         self._topics = topics
         self._start: StartPolicy = start
@@ -129,7 +131,7 @@ class Consumer:
         try:
             if self._topics:
                 await self.subscribe(*self._topics)
-        except BaseException:  # also cancellation: nobody will call close()
+        except BaseException:  # also cancellation: close() will not be called
             await self.close()
             raise
 
@@ -154,7 +156,7 @@ class Consumer:
     # ---- What to read ----
 
     async def assign(self, partitions: Iterable[TopicPartition | tuple[str, int]]) -> None:
-        """Read exactly these. Those assigned before keep their positions; the others begin as `start` says.
+        """Read exactly these partitions. Those assigned before keep their positions; the others begin as `start` says.
 
         With start="latest" everything committed after this returns will be read.
         """
@@ -180,20 +182,20 @@ class Consumer:
 
     @property
     def assignment(self) -> list[TopicPartition]:
-        """What is read, sorted."""
+        """The partitions that are read, sorted."""
         return self._core.assignment
 
     # ---- Positions ----
 
     def seek(self, tp: TopicPartition, offset: int) -> None:
-        """Read `offset` next. Whether it exists turns out in reading."""
+        """Read `offset` next. Reading raises an error if it does not exist."""
         self._core.seek(tp, offset)
         self._moved(tp, offset)
         self._iterated = deque(record for record in self._iterated if _tp(record) != tp)
         self._router.wake()
 
     async def seek_to_beginning(self, *tps: TopicPartition) -> None:
-        """Go to the first record there is; without arguments, in every assigned partition."""
+        """Go to the first record of the log; without arguments, in every assigned partition."""
         self._seek_all(await self.beginning_offsets(tps or self.assignment))
 
     async def seek_to_end(self, *tps: TopicPartition) -> None:
@@ -208,7 +210,7 @@ class Consumer:
         self._seek_all({tp: at.offset if at is not None else ends[tp] for tp, at in found.items()})
 
     async def position(self, tp: TopicPartition) -> int:
-        """The offset of the next record that reading will hand out. Waits where it is still to be found out."""
+        """The offset of the next record that reading will return. Waits while it is not known yet."""
         for record in self._iterated:
             if _tp(record) == tp:
                 return record.offset
@@ -219,7 +221,7 @@ class Consumer:
         return position
 
     def high_watermark(self, tp: TopicPartition) -> int:
-        """The end of what is committed, as last told by a leader; -1: not yet. Never goes back."""
+        """The end of what is committed, as far as leaders have said; -1: not known yet. Never decreases."""
         return self._core.high_watermark(tp)
 
     async def beginning_offsets(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
@@ -239,9 +241,9 @@ class Consumer:
     # ---- Reading ----
 
     async def poll(self, max_records: int = 500, timeout_ms: int = 1_000) -> list[ConsumerRecord]:
-        """The next records, as soon as there are any; empty after `timeout_ms`. May be fewer than there are.
+        """The next records, as soon as there are any; empty after `timeout_ms`. It may return fewer than there are.
 
-        Cancellation loses no record. Raises what reading cannot get past (see the top of this file).
+        Cancellation loses no record. Raises the errors that reading cannot get past (see the top of this file).
         """
         self._check_connected()
         if max_records < 1:
@@ -277,8 +279,8 @@ class Consumer:
             raise
 
     async def _next_records(self, max_records: int, deadline_s: float | None) -> list[ConsumerRecord]:
-        """Nothing is awaited between taking records from the core and returning them: cancellation cannot lose any."""
-        await asyncio.sleep(0)  # an application that finds records every time must let others run, the fetching too
+        """The next records of the core. Nothing is awaited between hand-out and return, so that cancellation loses none."""
+        await asyncio.sleep(0)  # other tasks must run, the fetching too, even if every call finds records
         while True:
             self._arrived.clear()
             if (large := self._core.large_batch()) is not None:
@@ -317,7 +319,7 @@ class Consumer:
         return records
 
     async def _open(self, large: LargeBatch) -> None:
-        """Decompress in a thread what would hold the event loop."""
+        """Decompress a large batch in a thread: it would block the event loop."""
         try:
             opened: Iterator[Record] | CorruptMessage = await asyncio.to_thread(large.open)
         except CorruptMessage as error:
@@ -343,7 +345,7 @@ class Consumer:
             raise InvalidRequest("the consumer is not open: use it as `async with Consumer(…)`")
 
     def _raise_failure(self) -> None:
-        """Raise what reading cannot get past, if there is such."""
+        """Raise the error that reading cannot get past, if there is one."""
         self._check_connected()
         if self._bug is not None:
             raise self._bug
@@ -380,10 +382,10 @@ class Consumer:
     async def _each(
         self, tps: Iterable[TopicPartition], ask: Callable[[TopicPartition, PartitionKey], Awaitable[Answer]]
     ) -> dict[TopicPartition, Answer]:
-        """Ask for all partitions, a bounded number at once. Raises the first error.
+        """Ask for all partitions, up to MAX_CONCURRENT_QUESTIONS at once. Raises the first error.
 
-        No task group: one that fails leaves the task that called it, the application's, marked as cancelled (until Python
-        3.13), and then a call that a broker cancels would end that task (`rpc_errors`).
+        No task group: where one fails it leaves the application's task marked as cancelled (until Python 3.13), and then a
+        call that a broker cancels would end that task (`rpc_errors`).
         """
         slots = asyncio.Semaphore(MAX_CONCURRENT_QUESTIONS)
 

@@ -1,4 +1,4 @@
-"""What the admin client tells of a cluster: plain values, each of one moment."""
+"""What the admin client returns about a cluster: plain values, each a snapshot."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ClusterDescription:
 
 @dataclass(frozen=True, slots=True)
 class PartitionDescription:
-    """One partition: who holds it, who is in sync, who leads."""
+    """One partition: its replicas, its in-sync replicas, its leader."""
 
     partition: int
     leader: int  # -1: offline
@@ -49,7 +49,7 @@ class PartitionDescription:
     isr: tuple[int, ...]
     adding: tuple[int, ...]  # by a reassignment under way
     removing: tuple[int, ...]
-    last_known_isr: tuple[int, ...]  # who was in sync when the in-sync set became empty
+    last_known_isr: tuple[int, ...]  # the last in-sync set before it became empty
 
     @staticmethod
     def of(p: Partition) -> PartitionDescription:
@@ -79,14 +79,14 @@ class Reassignment:
 
     topic: str
     partition: int
-    replicas: tuple[int, ...]  # all that hold it now, the leaving ones among them
+    replicas: tuple[int, ...]  # all that hold it now, including those that are leaving
     adding: tuple[int, ...]
     removing: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class BatchDescription:
-    """One of the last five batches that a partition remembers of a producer."""
+    """One of a producer's last five batches, as a partition remembers them."""
 
     first_sequence: int
     last_sequence: int
@@ -112,7 +112,7 @@ class ProducerDescription:
 
 @dataclass(frozen=True, slots=True)
 class PartitionProducers:
-    """The producer state of one partition, as its leader has it."""
+    """The producer state of one partition, as its leader holds it."""
 
     topic: str
     partition: int
@@ -149,7 +149,7 @@ class ProducerName:
 class ReplicaDescription:
     """One partition's log on one broker."""
 
-    topic: str  # its id, where no topic has it any more
+    topic: str  # its name; the topic's id, where the topic is deleted
     partition: int
     is_leader: bool
     leader_epoch: int
@@ -165,7 +165,7 @@ class ReplicaDescription:
 
 @dataclass(frozen=True, slots=True)
 class ElectionCandidate:
-    """One replica of a partition that has no leader, as an unclean election has to judge it."""
+    """One replica of a partition that has no leader, and what an unclean election has to know about it."""
 
     broker_id: int
     broker_epoch: int  # of the incarnation that was asked
@@ -177,7 +177,8 @@ class ElectionCandidate:
 
     @property
     def log_ends(self) -> tuple[int, int]:
-        """By which logs of one partition compare: the greater one has what the smaller one has that counts."""
+        """Sort key (last leader epoch, log end offset): a log with a greater key holds every committed record of one with a
+        smaller key."""
         return self.last_epoch, self.log_end_offset
 
 

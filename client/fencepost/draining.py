@@ -1,8 +1,8 @@
-"""Where the replicas of a broker go that is to be removed.
+"""Plans where the replicas of a broker go before it is removed.
 
-Each of its replicas is taken over by a live broker that does not hold the partition yet: the one with the fewest replicas,
-counting what this plan has given out, and among equals the one with the lowest id. It takes the place of the leaving broker
-in the order of assignment, so that preferred leaderships move along. The other replicas stay where they are.
+Each replica moves to the live broker without one of that partition that has the fewest replicas, those of this plan
+included; of equals, to the one with the lowest id. The new broker takes the old one's place in the assignment, so that
+preferred leaderships move along. The other replicas stay.
 """
 
 from __future__ import annotations

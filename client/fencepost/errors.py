@@ -1,8 +1,8 @@
-"""Every error that the library raises: the tree that the cluster shares, and what can only go wrong on this side.
+"""Every error that the library raises: those of the cluster, and those that arise only in a client.
 
-`retriable` says that the same call may succeed later. `may_have_been_appended` says, of the very record or request that
-failed, whether it may stand in the log all the same or may yet get there; where it is false, it is certainly not there
-and never will be, so that sending the record again cannot double it.
+`retriable`: the same call may succeed later. `may_have_been_appended`: the record or request that failed may be in the log
+nevertheless, or may still get there. Where it is false, the record is not in the log and never will be, so that sending it
+again cannot duplicate it.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ from fencepost_proto.protocol.errors import (
 
 
 class PredecessorForgotten(UnknownProducerId):
-    """What a name wrote before cannot be told: it was not used for so long that it had expired."""
+    """It is unknown what was written under this name before: the name was not used for so long that it had expired."""
 
 
 class ProducerIdTaken(InvalidProducerEpoch):
-    """Somebody else writes under this producer's id: a record of the other one stands where this one was to be."""
+    """Another producer writes under this producer's id: its record stands where this one should be."""
 
 
 class DeliveryTimeout(RetriableError):

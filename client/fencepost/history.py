@@ -1,12 +1,12 @@
-"""The recorder of histories: what clients asked for and what they were told, for `fencepost check` to judge.
+"""Records a history: what a client asked for and what it was answered, for `fencepost check` to judge.
 
-Producers and consumers tell it; it writes one line for each invocation and each completion. What the lines say stands in
-`history_format`.
+It writes one line for each invocation and each completion (`history_format` describes the lines). Producers and consumers
+call it through `recording`.
 
-A send has one invocation and one completion. A poll has one invocation and then an `ok` for each record that the
-application got (one without a record if it got none). `async for` writes an invocation each time it fetches some records
-ahead, and an `ok` as each is handed out. A `seek` line tells that a position was moved: by the application, at the start,
-or past what retention removed.
+- A send has one invocation and one completion.
+- A poll has one invocation, and an `ok` for each record that the application gets; one without a record if it gets none.
+  `async for` writes an invocation each time it fetches records ahead, and an `ok` as each is handed out.
+- A `seek` line says that a position was moved: by the application, at the start, or past what retention removed.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from fencepost.history_format import Operation, OperationName, OperationType, Re
 
 FILE_BUFFER_BYTES = 1 << 16
 
-Sink = Callable[[str], object]  # gets each line without its end
+Sink = Callable[[str], object]  # is called with each line, without its end
 
 
 class PolledRecord(Protocol):
-    """What a history tells of a record."""
+    """The fields of a record that a history records."""
 
     @property
     def topic(self) -> str: ...
@@ -60,7 +60,7 @@ class History:
     # ---- For the producer ----
 
     def invoke_send(self, topic: str, partition: int | None, key: bytes | None, value: bytes | None) -> int:
-        """A record is about to be sent. Returns the id to complete the operation with. `partition`: where known yet."""
+        """A record is about to be sent. Returns the id of the operation. `partition`: None where it is not known yet."""
         operation = self._operation("invoke", "send", self._next())
         where = -1 if partition is None else partition
         self._write(operation._replace(topic=topic, partition=where, key=_text(key), value=_text(value)))
@@ -76,12 +76,12 @@ class History:
         error: BaseException | None = None,
         producer: RecordStamp | None = None,
     ) -> None:
-        """The record is acknowledged (offset -1: unknown), or failed: for certain, unless `may_have_been_appended`."""
+        """The record is acknowledged (offset -1: unknown), or has failed: certainly, unless `may_have_been_appended`."""
         where = -1 if partition is None else partition
         if error is None:
             operation = self._operation("ok", "send", send)._replace(offset=offset)
         else:
-            uncertain = bool(getattr(error, "may_have_been_appended", True))  # what is no error of ours says nothing
+            uncertain = bool(getattr(error, "may_have_been_appended", True))  # an error of another project does not say
             operation = self._operation("info" if uncertain else "fail", "send", send)
             operation = operation._replace(error=_describe(error), may_have_been_appended=uncertain)
         self._write(operation._replace(topic=topic, partition=where, producer=producer))
@@ -89,7 +89,7 @@ class History:
     # ---- For the consumer ----
 
     def invoke_poll(self) -> int:
-        """The application is about to read. Returns the id to complete the operation with."""
+        """The application is about to read. Returns the id of the operation."""
         operation = self._operation("invoke", "poll", self._next())
         self._write(operation)
         return operation.id
@@ -115,35 +115,35 @@ class History:
             self._write(self._operation("fail", "poll", poll)._replace(error=_describe(error)))
 
     def moved(self, topic: str, partition: int, offset: int) -> None:
-        """The next record of this partition is `offset`, whatever came before."""
+        """The next record read from this partition is the one at `offset`, whatever came before."""
         operation = self._operation("info", "seek", self._next())
         self._write(operation._replace(topic=topic, partition=partition, offset=offset))
 
-    # ---- For whoever reads everything in the end ----
+    # ---- For the reader of everything at the end ----
 
     def invoke_final(self, topic: str, partition: int) -> int:
-        """No send is under way any more, and this client begins to read the whole partition."""
+        """All sends have ended, and this client begins to read the whole partition."""
         operation = self._operation("invoke", "final", self._next())
         self._write(operation._replace(topic=topic, partition=partition))
         return operation.id
 
     def complete_final(self, final: int, topic: str, partition: int, start_offset: int, end_offset: int) -> None:
-        """It has been handed everything from `start_offset`, the log's start, up to before `end_offset`, its end."""
+        """It has read everything from `start_offset`, the log's start, up to but not including `end_offset`, its end."""
         operation = self._operation("ok", "final", final)._replace(topic=topic, partition=partition)
         self._write(operation._replace(start_offset=start_offset, end_offset=end_offset))
 
-    # ---- For whoever orders an unclean election ----
+    # ---- For the operator who orders an unclean election ----
 
     def invoke_election(self, topic: str, partition: int, kept_end_offset: int, log_end_offset: int) -> int:
-        """An unclean election is ordered. It is known that no acknowledged record below `kept_end_offset` is lost by it, and
-        every one at `log_end_offset` and above (both are told by `AdminClient.unclean_candidates`)."""
+        """An unclean election is ordered. It loses no acknowledged record below `kept_end_offset`, and every one at
+        `log_end_offset` and above (`AdminClient.unclean_candidates` returns both)."""
         operation = self._operation("invoke", "elect", self._next())._replace(topic=topic, partition=partition)
         self._write(operation._replace(start_offset=kept_end_offset, end_offset=log_end_offset))
         return operation.id
 
     def complete_election(self, election: int, topic: str, partition: int, error: BaseException | None = None) -> None:
-        """The broker leads. With an error it may do so all the same: an order whose answer was lost may have been carried
-        out before another answer came."""
+        """The broker leads. With an error it may lead nevertheless: an order whose answer was lost may have been carried out
+        before another answer came."""
         operation = self._operation("ok" if error is None else "info", "elect", election)
         operation = operation._replace(topic=topic, partition=partition)
         self._write(operation if error is None else operation._replace(error=_describe(error)))

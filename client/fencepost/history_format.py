@@ -1,4 +1,4 @@
-"""The lines of a history, typed: what the recorder `History` writes, what `fencepost check` reads. Pure; no I/O.
+"""The lines of a history as typed values: `History` writes them, `fencepost check` reads them. Pure; no I/O.
 
 Every operation of a client is an *invocation*, written before anything is sent, and a *completion*, written once its
 outcome is known. One JSON object a line:
@@ -56,7 +56,7 @@ class NotAnOperation(ValueError):
 
 
 class RecordStamp(NamedTuple):
-    """What makes one record recognisable to every broker."""
+    """Identifies one record to every broker."""
 
     producer_id: int
     epoch: int
@@ -112,7 +112,7 @@ def _value_to(value: Value) -> object:
 
 
 def from_line(line: str | bytes) -> Operation:
-    """Raises NotAnOperation for anything but an operation that says all that its kind must say."""
+    """The operation on a line. Raises NotAnOperation for anything else, also where a necessary field is missing."""
     try:
         fields: dict[str, Any] = json.loads(line.decode() if type(line) is bytes else line)
     except (ValueError, RecursionError) as error:
@@ -211,7 +211,7 @@ def _records(value: Any, offset: int, single: Value) -> Sequence[ReadRecord]:
 
 
 def _missing(operation: Operation) -> str:
-    """What the checker cannot do without, and the operation does not say."""
+    """The field that the checker needs and the operation lacks, in words; empty: none."""
     kind, name = operation.type, operation.op
     if name == "poll":
         if not operation.records:

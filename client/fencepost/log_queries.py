@@ -1,7 +1,6 @@
-"""Single questions about one partition's log, to its leader: an offset, one batch, one record.
+"""Single questions about one partition's log to its leader: an offset, one batch, one record.
 
-Every function asks whoever leads now; what may be asked again (an error with `retriable`) is the caller's to repeat, where
-its docstring does not say otherwise.
+A function asks once, unless its docstring says that it asks until it is answered.
 """
 
 from __future__ import annotations

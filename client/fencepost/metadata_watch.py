@@ -1,11 +1,11 @@
-"""Following the cluster's metadata: several brokers at once, and another at once where one fails.
+"""Follows the cluster's metadata at two brokers at once, and changes to another broker when one fails.
 
-Each watch takes an image and then every change from one broker (WatchMetadata), and keeps its own image of them, since
-changes build on what that broker sent before. A broker whose stream breaks, that falls silent, or that stays behind
-what another one has told, is left for the one whose last failure is longest ago.
+Each watch receives an image and then every change from one broker (WatchMetadata), and keeps its own image, since a change
+builds on what that broker sent before. A watch leaves its broker when the stream breaks, when the broker is silent, or when
+it stays behind what the other one has sent. It goes on at the broker whose last failure is longest ago.
 
 A change may concern thousands of partitions. It is decoded in turns, so that the application's event loop goes on, and once
-for all watches that are told the same.
+for all watches that receive the same.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from fencepost_proto.transport.rpc_errors import rpc_errors
 log = logging.getLogger(__name__)
 
 WATCHED_BROKERS = 2
-SILENCE_S = 3.0  # without a word, or behind another broker, for so long: a watch is broken (brokers speak every second)
-QUIET_S = 1.5  # without a word for so long: others are asked first
-RETRY = Backoff(first_s=0.1, most_s=1.0)  # pauses between attempts to watch the same broker, while it does not speak
+SILENCE_S = 3.0  # without a message, or behind another broker: then a watch fails (brokers send one every second)
+QUIET_S = 1.5  # without a message: then other brokers are asked first
+RETRY = Backoff(first_s=0.1, most_s=1.0)  # pauses between attempts to watch a broker from which no message comes
 NO_BROKER_S = 0.1  # while there is no broker to watch
 
 
 class WatchFailure(NamedTuple):
-    """Of a broker's watch."""
+    """Why and when the watch of a broker last failed."""
 
     at: float
     reason: str
-    in_a_row: int  # since it last spoke
+    in_a_row: int  # failures since its last message
 
     @property
     def retry_at(self) -> float:
@@ -52,7 +52,7 @@ NEVER = WatchFailure(float("-inf"), "", 0)
 
 
 class _Decoded(NamedTuple):
-    """What was decoded last: `delta` (its digest), told after `before` (None: it is an image), has made `after`."""
+    """The last result: `delta` (its digest), applied to `before` (None: it is an image), made `after`."""
 
     before: MetadataImage | None
     delta: bytes
@@ -60,8 +60,8 @@ class _Decoded(NamedTuple):
 
 
 class SharedDecoding:
-    """Decodes what the watches are told, one at a time. What two of them are told alike is decoded once, and makes the very
-    same image."""
+    """Decodes what the watches receive, one message at a time. A message that two of them receive is decoded once, and both
+    get the same image object."""
 
     def __init__(self) -> None:
         self._turns = Turns()
@@ -84,8 +84,9 @@ class SharedDecoding:
 class MetadataWatch:
     """Follows brokers between `start` and `close`.
 
-    `candidates`: the addresses of all that may be followed, the likeliest first. `take`: gets each image and the address
-    it came from; returns the newest version that anyone has told, or raises FencepostError to have the broker left.
+    `candidates`: the addresses that may be followed, the best first. `accept` is called with each image and the address that
+    it came from; it returns the newest version received from any broker, or raises FencepostError: then the watch leaves
+    the broker.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class MetadataWatch:
         self._tasks = Tasks(report_bug)
         self._started = False
         self._watching: dict[int, str] = {}  # watch number -> address
-        self._heard: dict[str, float] = {}  # watched address -> when it last spoke
+        self._heard: dict[str, float] = {}  # watched address -> when its last message came
         self._failures: dict[str, WatchFailure] = {}  # address -> the last one
 
     def start(self) -> None:
@@ -117,20 +118,20 @@ class MetadataWatch:
         await self._tasks.close()
 
     def watched(self) -> list[str]:
-        """The addresses that are followed now."""
+        """The addresses of the brokers that are followed now."""
         return [address for _, address in sorted(self._watching.items())]
 
     def speaking(self) -> list[str]:
-        """Those of `watched` that have spoken lately."""
+        """Those of `watched` from which a message came within QUIET_S."""
         recent_s = asyncio.get_running_loop().time() - QUIET_S
         return [address for address in self.watched() if self._heard.get(address, recent_s) > recent_s]
 
     def failure(self, address: str) -> str:
-        """Why the broker's watch last broke; empty: it has not."""
+        """Why the broker's watch last failed; empty: it has not."""
         return self._failures.get(address, NEVER).reason
 
     async def _watch(self, number: int) -> None:
-        """Follow one broker after another, never one that another watch follows, for as long as the client lives."""
+        """Follow one broker after another, never one that the other watch follows, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             address = self._next_to_watch(number)
@@ -144,7 +145,7 @@ class MetadataWatch:
                 await self._follow(address)
             except FencepostError as error:
                 in_a_row = 1 if address in self._heard else self._failures.get(address, NEVER).in_a_row + 1
-                if in_a_row == 1:  # a dead broker is told of once
+                if in_a_row == 1:  # a dead broker is logged once
                     log.info("metadata watch broke address=%s reason=%s", address, error.message)
                 self._failures[address] = WatchFailure(loop.time(), error.message, in_a_row)
             finally:
@@ -152,14 +153,14 @@ class MetadataWatch:
                 self._heard.pop(address, None)
 
     def _next_to_watch(self, number: int) -> str | None:
-        """The broker whose last failure is longest ago, of those that no other watch follows."""
+        """The broker whose last failure is longest ago, of those that no other watch follows; None: there is none."""
         taken = {address for other, address in self._watching.items() if other != number}
         candidates = [address for address in self._candidates() if address not in taken]
         self._failures = {a: f for a, f in self._failures.items() if a in candidates or a in taken}
         return min(candidates, key=lambda address: self._failures.get(address, NEVER).at, default=None)
 
     async def _follow(self, address: str) -> None:
-        """Take one broker's changes until its stream breaks; always raises, and says why."""
+        """Receive one broker's changes until its stream breaks. Always raises the reason."""
         loop = asyncio.get_running_loop()
         stub = broker_pb2_grpc.BrokerStub(self._channel(address))
         call = stub.WatchMetadata(broker_pb2.WatchMetadataRequest())

@@ -1,12 +1,15 @@
-"""The producer: records in, each exactly once and in order into its partition's log, or an error that says what is known.
+"""The producer: appends each record to its partition's log exactly once and in order, or raises what is known of it.
 
-How a record travels: `send` puts it into its partition's open batch (`producing.accumulator`) and returns a `Delivery`.
-The sender (`producing.sender`) gives batches to the partition's sequencer (`producing.sequencer`, which decides
-everything about order, retries and epochs) and what that wants sent to the connection of the partition's leader
-(`producing.connection`). Answers and broken streams go back the same way.
+The way of a record:
 
-The path of `send` that almost every record takes has no await in it. It is left where a record needs metadata or room, and
-every so many bytes, so that the loop gets on with sending (`producing.buffer`).
+1. `send` puts it into its partition's open batch (`producing.accumulator`) and returns a `Delivery`.
+2. The sender (`producing.sender`) gives the batch to the partition's sequencer (`producing.sequencer`), which decides
+   everything about order, retries and epochs.
+3. What the sequencer wants to be sent goes to the connection of the partition's leader (`producing.connection`).
+4. Answers and broken streams go back to the sequencer, and outcomes to the `Delivery`.
+
+`send` awaits nothing for almost every record. It awaits where a record needs metadata or room, and once every so many bytes,
+so that the event loop gets on with sending (`producing.buffer`).
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ from fencepost_proto.runtime.host import Host
 log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 30.0
-CANCELLED_CLOSE_TIMEOUT_S = 5.0  # at the end of a block that was cancelled: who pressed Ctrl-C is waiting
+CANCELLED_CLOSE_TIMEOUT_S = 5.0  # at the end of a block that was cancelled: the user who pressed Ctrl-C waits for it
 
 Headers = Sequence[tuple[str, bytes | None]]
 
@@ -138,12 +141,12 @@ class Producer:
         headers: Headers = (),
         timestamp_ms: int | None = None,
     ) -> Delivery:
-        """Take a record for sending. Await the returned `Delivery` to learn its offset, or that it failed.
+        """Accept a record for sending. Await the returned `Delivery` for its offset, or for the error with which it failed.
 
         Waits only for the first metadata of a topic and for room in the buffer. The record goes to `partition`, else to
         its key's partition, else to one that changes with every batch. Records of one partition keep their order.
         Raises UnknownTopicOrPartition, MessageTooLarge, InvalidTimestamp, BufferFull, ProducerFenced, ProducerClosed;
-        then nothing was taken.
+        then the record was not accepted.
         """
         recorder = self._recorder
         operation = 0 if recorder is None else recorder.invoked(topic, partition, key, value)
@@ -202,14 +205,14 @@ class Producer:
         )
 
     async def flush(self) -> None:
-        """Send everything that has been taken, without lingering, and wait until it is acknowledged or failed."""
+        """Send every accepted record at once, without lingering, and wait until each is acknowledged or has failed."""
         self._guard.check()
         self._sender.check()
         await self._sender.flush()
 
     @property
     def stats(self) -> ProducerStats:
-        """The counters as they stand."""
+        """The counters as they are now."""
         return self._sender.stats
 
     @property
@@ -219,15 +222,16 @@ class Producer:
 
     @property
     def epoch(self) -> int:
-        """As it was given; the partitions of an anonymous producer may have gone on from it."""
+        """As the cluster gave it. The partitions of an anonymous producer may have newer ones of their own."""
         return self._sender.identity.epoch
 
     async def resume(self, topic: str, partition: int) -> Resumed | None:
-        """The last record that this named producer got into a partition before this instance; None: it never wrote there.
+        """The last record of this producer's name in a partition, written by an earlier instance; None: there is none.
 
-        Nothing older can follow it. To be asked before the first `send` to the partition: later it tells of this instance's
-        own records. Waits while the partition has no leader. Raises PredecessorForgotten where the name was not used for so
-        long that brokers have forgotten what it wrote (`producer_name_expiration_ms` of the controller).
+        No record of an earlier instance can be appended after it. Call it before the first `send` to the partition: later it
+        returns this instance's own records. Waits while the partition has no leader. Raises PredecessorForgotten where the
+        name was not used for so long that brokers have forgotten what was written under it
+        (`producer_name_expiration_ms` of the controller).
         """
         self._guard.check()
         self._sender.check()
@@ -236,7 +240,7 @@ class Producer:
         queue = (self._topics.get(topic) or await self._sender.open_topic(topic)).explicit(partition)
         return await resume(self._cluster, queue.key, self._sender.identity, self.config.max_block_ms / 1000)
 
-    # ---- Taking records ----
+    # ---- Batches ----
 
     def _append_to_another(
         self,
@@ -244,7 +248,7 @@ class Producer:
         movable: TopicQueues | None,  # for a record without a key: it may go to another partition
         record: Record,
     ) -> RecordBatch:
-        """The record does not fit the queue's open batch, or there is none: put it elsewhere."""
+        """Append a record that does not fit the queue's open batch, or for which there is none. Returns its batch."""
         self._guard.check()
         if queue.open is not None:
             self._full(queue)

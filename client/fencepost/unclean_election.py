@@ -1,18 +1,18 @@
-"""Who should lead a partition of which no in-sync replica is left: the one with the longest log (KIP-966).
+"""Ranks the replicas of a partition that has lost its in-sync set: the one with the longest log should lead (KIP-966).
 
-The longest is the one whose last batch has the highest leader epoch, and among equals the one that ends last: a later leader
-began with all that was committed before it, and followers cut what it did not have. Among equals still, one that was in
-sync, then the order of assignment.
+The longest log is the one whose last batch has the highest leader epoch; of equals, the one with the highest end offset. (A
+later leader began with every record committed before it, and followers cut what it did not have.) Of equals again, a
+replica that was in sync, then the order of assignment.
 
-What may happen between the steps, and what then:
+What may happen between the steps, and what follows from it:
 
-- *between the metadata and the answer of a broker* it restarts: the metadata is taken first, so the broker epoch that goes
-  with the answer is too old, and the controller refuses to elect it;
-- *between the answer and the election* it restarts, with less: the same. It dies: the controller refuses, or fails over as
-  always. Its log does not grow meanwhile by anything that counts, since without a leader nothing is acknowledged;
-- *in the same time* an in-sync replica comes back and leads: the controller refuses with ElectionNotNeeded;
-- *in the same time* a replica comes back with a longer log: it was shown as one that could not be asked, and whoever orders
-  the election goes on without it.
+- *A broker restarts between the metadata and its answer.* The metadata is read first, so the broker epoch that is used with
+  the answer is too old, and the controller refuses to elect the broker.
+- *A broker restarts between its answer and the election*, with a shorter log: likewise. It dies: the controller refuses, or
+  fails over as always. Its log gains no acknowledged record meanwhile, since there is no leader.
+- *An in-sync replica comes back and leads*: the controller refuses with ElectionNotNeeded.
+- *A replica comes back with a longer log*: it was shown as one that could not be asked, and the operator has decided to go
+  on without it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ UNKNOWN = -1
 def candidates(
     image: MetadataImage, partition: Partition, answers: Mapping[int, BrokerReplicas]
 ) -> list[ElectionCandidate]:
-    """Every replica, the one to elect first, those that cannot be elected last. `image` is older than the answers."""
+    """Every replica, the best candidate first, those that cannot be elected last. `image` must be older than the answers."""
     found = [_candidate(image, partition, broker_id, answers.get(broker_id)) for broker_id in partition.replicas]
     return sorted(found, key=lambda c: (not c.failure, c.log_ends, c.was_in_sync), reverse=True)
 

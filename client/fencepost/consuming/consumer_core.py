@@ -1,23 +1,21 @@
-"""What a consumer decides: what to ask of each leader, how to take an answer, what to hand out next.
+"""The decisions of a consumer: what to ask each leader, what an answer changes, which records to hand out next. Pure.
 
-An answer counts only if it answers what would be asked now: same generation (a seek starts a new one), same offset. So
-an answer that comes late, twice, or after a seek changes nothing, and whoever leads, records follow each other without
-a gap or a repeat.
+*Answers.* An answer counts only if it answers what would be asked now: same generation (a seek begins a new one), same
+offset. So an answer that comes late, twice, or after a seek changes nothing, and records follow each other without a gap
+or a repeat whichever broker leads.
 
-A batch that cannot be read (its producer sent what is no batch inside, or more than the limit when it is opened, or its
-bytes are damaged) is fetched again a few times, since another leader may have it whole. Then the `unreadable` policy
-decides: the partition fails at the batch's offset, or goes on behind the batch, which is counted.
+*Unreadable batches.* A batch cannot be read if its content is not a batch, if it exceeds the limit when it is opened, or if
+its bytes are damaged. It is fetched again a few times, since another leader may have it intact. Then the `unreadable`
+policy decides: the partition fails at the batch's offset, or goes on behind the batch, which is counted.
 
-Each fetch says under which leader epoch the batch before it was written. A leader whose log does not have that batch has
-been elected uncleanly, without some of what was read: nothing goes on silently there. What is only buffered is dropped and
-fetched again from where the two logs part. If the application has got more than that, the `reset` policy decides: "error"
-fails the partition with OffsetOutOfRange; the others go back to where the logs part.
+*Unclean elections.* Each fetch carries the leader epoch of the batch before it. A leader whose log lacks that batch was
+elected uncleanly, without some of the records that were read. Buffered records that it lacks are dropped, and fetched again
+from where the two logs part. If the application has got such records, the `reset` policy decides: "error" fails the
+partition with OffsetOutOfRange; the others go back to where the logs part.
 
-A leader that refuses a position as out of range makes the core ask where the log starts. A start above the position means
-that retention has removed what came next: the `reset` policy says how to go on. A position above the log's end is never
-explained by retention: it is an error whatever the policy.
-
-Nothing here waits, reads a clock or does I/O.
+*Positions out of range.* When a leader refuses a position as out of range, the core asks where the log starts. A start above
+the position means that retention has removed the next record: the `reset` policy says how to go on. A position above the
+log's end cannot come from retention: it is an error under every policy.
 """
 
 from __future__ import annotations
@@ -54,12 +52,12 @@ from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.records import MAX_DECOMPRESSED_BYTES, Record
 from fencepost_proto.protocol.v1 import broker_pb2
 
-MAX_BUFFERED_BYTES = 16 * 1024 * 1024  # nothing is asked while so much waits for the application
+MAX_BUFFERED_BYTES = 16 * 1024 * 1024  # no fetches are sent while so much waits for the application
 RESPONSE_MAX_BYTES = 8 * 1024 * 1024  # of one answer; each leader may exceed the buffer's bound by one answer
-PARTITION_MAX_BYTES = 1024 * 1024  # of one partition in one answer; one larger batch is taken all the same
+PARTITION_MAX_BYTES = 1024 * 1024  # of one partition in one answer; a single larger batch is accepted nevertheless
 MAX_WAIT_MS = 500  # of one long poll
-RETRY_BACKOFF_S = 0.05  # after a refusal, unless another leader is known earlier
-MAX_CORRUPT_FETCHES = 3  # in a row, of one partition, before the application is told
+RETRY_BACKOFF_S = 0.05  # after a refusal, unless another leader becomes known earlier
+MAX_CORRUPT_FETCHES = 3  # in a row, of one partition, before the `unreadable` policy decides
 MAX_HAND_OUT_RECORDS = 2_000  # at once: a few milliseconds of decoding
 HAND_OUT_BYTES = 512 * 1024  # of batches opened at once
 
@@ -70,7 +68,7 @@ UnreadablePolicy = Literal["error", "skip"]
 
 
 class Route(NamedTuple):
-    """What one stream fetches of one partition; another leader epoch or a seek makes it another route."""
+    """One partition on one stream. Another leader epoch or a seek makes another route."""
 
     key: PartitionKey
     leader_epoch: int
@@ -78,7 +76,7 @@ class Route(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What an answer must answer to count."""
+    """The question that an answer must match to count."""
 
     generation: int
     fetch_offset: int
@@ -103,7 +101,7 @@ class Ask:
 
 
 class LargeBatch(NamedTuple):
-    """A compressed batch whose opening would hold the event loop."""
+    """A compressed batch whose decompression would block the event loop."""
 
     tp: TopicPartition
     generation: int
@@ -112,12 +110,12 @@ class LargeBatch(NamedTuple):
     max_decompressed_bytes: int
 
     def open(self) -> Iterator[Record]:
-        """Safe in any thread. Raises CorruptMessage."""
+        """Decompress it; safe in any thread. Raises CorruptMessage."""
         return open_batch(self.batch, self.position, self.max_decompressed_bytes)
 
 
 class SkippedBatch(NamedTuple):
-    """Records of one batch that nobody can read, and that a consumer has gone past."""
+    """An unreadable batch that a consumer has skipped."""
 
     tp: TopicPartition
     offset: int
@@ -126,7 +124,7 @@ class SkippedBatch(NamedTuple):
 
 
 class Parted(NamedTuple):
-    """Records that were handed out and that an unclean election has taken from the log: reading goes back to `offset`."""
+    """Reading goes back to `offset`: an unclean election has removed records from the log that were handed out."""
 
     tp: TopicPartition
     position: int
@@ -134,7 +132,7 @@ class Parted(NamedTuple):
 
 
 class ConsumerCore:
-    """The state of one consumer. `routes_version` rises with every change that `routes` may answer differently for."""
+    """The state of one consumer. `routes_version` rises with every change after which `routes` may answer differently."""
 
     def __init__(
         self,
@@ -142,7 +140,7 @@ class ConsumerCore:
         unreadable: UnreadablePolicy = "error",
         max_decompressed_bytes: int = MAX_DECOMPRESSED_BYTES,
     ) -> None:
-        self.skipped: deque[SkippedBatch] = deque()  # for the caller to take out
+        self.skipped: deque[SkippedBatch] = deque()  # for the caller to remove
         self.parted: deque[Parted] = deque()  # likewise
         self._reset = reset
         self._unreadable = unreadable
@@ -159,8 +157,8 @@ class ConsumerCore:
     def assign(
         self, partitions: Mapping[TopicPartition, PartitionKey], positions: Mapping[TopicPartition, int]
     ) -> None:
-        """Read exactly these from now on. One that was assigned before goes on where it is; the others begin at their
-        position, or else at the log's start."""
+        """Read exactly these partitions from now on. One that was assigned before goes on where it is; the others begin at
+        their position, or else at the log's start."""
         kept = {tp: p for tp, p in self._assigned.items() if partitions.get(tp) == p.key}
         self._assigned = {tp: kept.get(tp) or AssignedPartition(tp, key) for tp, key in sorted(partitions.items())}
         self._by_key = {p.key: p for p in self._assigned.values()}
@@ -182,7 +180,7 @@ class ConsumerCore:
         return self._of(tp).position
 
     def high_watermark(self, tp: TopicPartition) -> int:
-        """The highest that a leader has told; -1: none yet."""
+        """The highest one received from a leader; -1: none yet."""
         return self._of(tp).high_watermark
 
     def seek(self, tp: TopicPartition, offset: int) -> None:
@@ -191,7 +189,7 @@ class ConsumerCore:
         self._move(self._of(tp), offset)
 
     def unresolved(self) -> list[tuple[TopicPartition, PartitionKey, int, int]]:
-        """(partition, key, ListOffsets marker, generation) of each whose position is to be found out."""
+        """(partition, key, ListOffsets marker, generation) of each partition whose position is not known yet."""
         return [
             (p.tp, p.key, p.start, p.generation)
             for p in self._assigned.values()
@@ -199,7 +197,8 @@ class ConsumerCore:
         ]
 
     def resolve(self, tp: TopicPartition, generation: int, offset: int) -> bool:
-        """Where the log begins or ends; ignored (False) if the application has moved the partition since."""
+        """The offset where the log begins or ends has come; ignored (False) if the application has moved the partition
+        since."""
         p = self._assigned.get(tp)
         if p is None or p.generation != generation or p.position != UNRESOLVED:
             return False
@@ -209,20 +208,20 @@ class ConsumerCore:
         return True
 
     def fail(self, tp: TopicPartition, generation: int, error: FencepostError) -> None:
-        """No way on from this position: the application is told, and only it can go on, by a seek."""
+        """The partition cannot be read on from this position: reading raises the error until the application seeks."""
         p = self._assigned.get(tp)
         if p is not None and p.generation == generation:
             p.failure = error
             self.routes_version += 1
 
     def failures(self) -> list[FencepostError]:
-        """Of the partitions that have nothing left to hand out before their error."""
+        """The errors of partitions that have nothing left to hand out before them."""
         return [p.failure for p in self._assigned.values() if p.failure is not None and not p.has_buffered]
 
     # ---- Asking ----
 
     def routes(self, leader: Callable[[PartitionKey], CurrentLeader | None]) -> dict[str, frozenset[Route]]:
-        """What to fetch from which address. A partition that the cluster no longer has fails."""
+        """What to fetch from which address. A partition that no longer exists fails."""
         found: dict[str, set[Route]] = {}
         for p in self._assigned.values():
             if p.failure is not None:
@@ -236,7 +235,8 @@ class ConsumerCore:
         return {address: frozenset(routes) for address, routes in found.items()}
 
     def ask(self, routes: Iterable[Route], now_s: float) -> Ask:
-        """The next request on a stream that serves `routes`. Partitions that were refused wait for their time."""
+        """The next request on a stream that serves `routes`. Partitions that were refused are left out until their
+        pause is over."""
         wait_s = MAX_WAIT_MS / 1000
         asked: dict[PartitionKey, Asked] = {}
         partitions: list[broker_pb2.FetchPartition] = []
@@ -256,7 +256,7 @@ class ConsumerCore:
                     fetch_offset=p.next_fetch,
                     max_bytes=PARTITION_MAX_BYTES,
                     last_epoch=p.last_epoch,
-                    mismatch=p.corrupt > 0,  # the leader is to look at its own bytes
+                    mismatch=p.corrupt > 0,  # the leader shall check its own bytes
                 )
             )
         return Ask(partitions, asked, wait_s)
@@ -268,8 +268,8 @@ class ConsumerCore:
         now_s: float,
         source: str = "",
     ) -> None:
-        """One partition of a leader's answer, from the broker at `source`. A refusal's hint at another leader is the
-        caller's to learn."""
+        """Apply one partition of a leader's answer, from the broker at `source`. Where a refusal names another leader, the
+        caller learns it."""
         key = (answer.topic_id, answer.partition)
         p = self._by_key.get(key)
         question = asked.get(key)
@@ -309,10 +309,10 @@ class ConsumerCore:
         p.served = self._answers
 
     def _part(self, p: AssignedPartition, offset: int) -> None:
-        """What was read from `offset` on is not in the log any more."""
+        """The log parts from what was read at `offset`: records from there on are not in it any more."""
         position = p.position
         if position <= offset < p.next_fetch:
-            self._move(p, position)  # only what is buffered has gone
+            self._move(p, position)  # only buffered records are gone
         elif offset >= p.next_fetch or self._reset == "error":
             self._move(p, position)
             message = (
@@ -325,7 +325,7 @@ class ConsumerCore:
             self.parted.append(Parted(p.tp, position, offset))
 
     def _out_of_range(self, p: AssignedPartition, log_start_offset: int) -> bool:
-        """Go on from a refused position, or fail. True where the new position is known now."""
+        """Go on from a position that was refused as out of range, or fail. True where the new position is known now."""
         refused = p.out_of_range
         if refused >= log_start_offset or self._reset == "error":
             where = "below the log's start" if refused < log_start_offset else "above the log's end; it starts at"
@@ -343,7 +343,7 @@ class ConsumerCore:
 
     @property
     def readable(self) -> bool:
-        """Something is buffered."""
+        """Records are buffered."""
         return bool(self._ready)
 
     @property
@@ -352,7 +352,7 @@ class ConsumerCore:
         return sum(p.buffered_bytes for p in self._ready)
 
     def large_batch(self) -> LargeBatch | None:
-        """The batch that is next in turn, if it must be opened in a thread; then `put_opened` it."""
+        """The next batch, if it must be opened in a thread; `put_opened` gets the result."""
         if self._ready and self._ready[0].opened is None:
             p = self._ready[0]
             batch = p.next_batch()
@@ -371,7 +371,7 @@ class ConsumerCore:
             p.put_opened(large.batch, records)
 
     def hand_out(self, max_records: int) -> list[ConsumerRecord]:
-        """The next records, partition by partition in turn; positions move with them. Few where batches are large."""
+        """The next records; partitions take turns, and positions move. Few records where batches are large."""
         room = min(max_records, MAX_HAND_OUT_RECORDS)
         handed: list[ConsumerRecord] = []
         opened_bytes = 0
@@ -417,8 +417,8 @@ class ConsumerCore:
         self.routes_version += 1
 
     def _corrupt(self, p: AssignedPartition, error: CorruptMessage, end_offset: int | None) -> None:
-        """Bytes that cannot be read: fetch them again from the position, a bounded number of times; then give up, or go
-        on at `end_offset` where that is the policy and the end is certain."""
+        """Bytes cannot be read: fetch them again, MAX_CORRUPT_FETCHES times at most. Then fail the partition, or go on at
+        `end_offset`, where that is the policy and the end is certain."""
         count, position = p.corrupt + 1, p.position
         self._move(p, position)
         p.corrupt = count

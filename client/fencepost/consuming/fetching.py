@@ -1,11 +1,11 @@
-"""Fetching: one long-lived stream to each leader that the consumer reads from.
+"""Keeps a Fetch stream to each leader that a consumer reads from.
 
-A `FetchStream` lives as long as what it fetches stays the same: it asks, waits for the answer, hands it to the core and
-asks again at once, so that the next answer is on its way while the application reads the last one. It ends by raising.
+A `FetchStream` lives as long as what it fetches stays the same. It asks, waits for the answer, gives it to the core and asks
+again at once, so that the next answer is on its way while the application reads the last one. It ends by raising.
 
-The `Router` keeps one stream for each leader's address, and replaces it when the routes through it change: a new
-leader, a seek, another assignment. It is woken by news (of the cluster, of the core, of a stream that broke), so a
-partition is fetched from its new leader as soon as that one is known.
+The `Router` keeps one stream for each leader's address, and replaces it when its routes change: a new leader, a seek,
+another assignment. It wakes up when the cluster's metadata, the core or a stream has changed, so a partition is fetched
+from its new leader as soon as that one is known.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fencepost_proto.runtime.tasks import Tasks
 log = logging.getLogger(__name__)
 
 RETRY = Backoff(first_s=RETRY_BACKOFF_S, most_s=0.5)  # pauses before a broker whose stream broke is tried again
-RESOLVE_TIMEOUT_S = 30.0  # for a ListOffsets answer from whoever leads; then asked again
+RESOLVE_TIMEOUT_S = 30.0  # for an answer to ListOffsets; then it is asked again
 
 
 class FetchStream:
@@ -72,11 +72,11 @@ class FetchStream:
         for fetched in answer.partitions:
             self._core.accept_answer(ask.asked, fetched, loop.time(), self._address)
             self._on_delivered(learn_from(self._cluster, fetched))
-            await asyncio.sleep(0)  # a large answer must not hold the loop
+            await asyncio.sleep(0)  # a large answer must not block the event loop
 
 
 class Router:
-    """Keeps the streams that the core's routes ask for. `run` is a task of the consumer's."""
+    """Keeps the streams for the core's routes. `run` is one of the consumer's tasks."""
 
     def __init__(
         self,
@@ -87,8 +87,8 @@ class Router:
     ) -> None:
         self._core = core
         self._cluster = cluster
-        self._arrived = arrived  # the application may have something to read, or to be told
-        self._moved = moved  # a position is found out that the application did not choose
+        self._arrived = arrived  # the application may have records to read, or an error
+        self._moved = moved  # a position is known that the application did not choose
         self._news = asyncio.Event()
         self._routed_version = -1  # of the core, when last routed
         self._tasks = Tasks(self._task_failed)
@@ -98,22 +98,22 @@ class Router:
         self._failures: dict[str, int] = {}  # in a row, of streams to an address
         self._warned_unknown: dict[
             tuple[TopicPartition, int], None
-        ] = {}  # starts that are not known yet, by generation
+        ] = {}  # partitions whose start is not known yet and which are logged, by generation
         self._resolving: dict[tuple[TopicPartition, int], asyncio.Task[None]] = {}  # by generation
 
     def look_again(self) -> None:
-        """The core may have changed: wake up if it routes otherwise now."""
+        """The core may have changed: wake up if its routes have."""
         if self._core.routes_version != self._routed_version:
             self.wake()
 
     def wake(self) -> None:
-        """Something may be routed otherwise now, or the buffer may have room."""
+        """Routes may have changed, or the buffer may have room."""
         self._news.set()
         for stream, _ in self._streams.values():
             stream.room.set()
 
     async def run(self) -> None:
-        """Route until cancelled. Raises only what is a bug."""
+        """Keep the streams until cancelled. Raises only bugs."""
         loop = asyncio.get_running_loop()
         self._cluster.add_listener(self._on_image)
         try:
@@ -157,7 +157,7 @@ class Router:
         self.wake()
 
     def _reap(self, now_s: float) -> None:
-        """Remember why streams ended; a partition refused there is tried again when its time has come."""
+        """Remember which streams have ended, and when their brokers may be tried again."""
         self._retry_at = {address: at for address, at in self._retry_at.items() if at > now_s}
         for address, (stream, task) in list(self._streams.items()):
             if task.done():
@@ -166,7 +166,7 @@ class Router:
                 if not isinstance(error, FencepostError):
                     raise error or InvariantBroken("a fetch stream ended without an error")
                 failures = 1 if stream.answered else self._failures.get(address, 0) + 1
-                if failures == 1:  # a dead broker is told of once
+                if failures == 1:  # a dead broker is logged once
                     log.info("fetch stream broke address=%s reason=%s", address, error.message)
                 self._failures[address] = failures
                 self._retry_at[address] = now_s + RETRY.pause_s(failures)

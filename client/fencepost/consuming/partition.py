@@ -1,10 +1,10 @@
-"""One partition that a consumer reads: its position, and what is buffered of it.
+"""One partition that a consumer reads: its position and its buffer.
 
-Two offsets. `position` is the next record that the application gets; `next_fetch` is the next offset to ask the leader
-for. All that lies between is buffered here, as the bytes of whole batches (position <= next_fetch). A batch is checked,
+Two offsets (position <= next_fetch): `position` is the next record that the application gets, `next_fetch` the next
+offset to ask the leader for. The records between them are buffered, as the bytes of whole batches. A batch is checked,
 decompressed and decoded when the application wants its records, one batch at a time.
 
-An answer may begin below the position, in the middle of a batch: the records below are skipped.
+An answer may begin below the position, since a leader sends whole batches: the records below are skipped.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from fencepost_proto.protocol.records import MAX_DECOMPRESSED_BYTES, Headers, Re
 
 LATEST = -1  # timestamps with a meaning in ListOffsets
 EARLIEST = -2
-UNRESOLVED = -1  # a position that a ListOffsets answer will set
+UNRESOLVED = -1  # a position that is not known until ListOffsets is answered
 
-LARGE_COMPRESSED_BYTES = 32 * 1024  # a compressed batch from this size on is opened in a thread …
-MAX_INLINE_BYTES = 1024 * 1024  # … and so is one that turns out to open to more than this
+LARGE_COMPRESSED_BYTES = 32 * 1024  # a compressed batch of this size or more is opened in a thread …
+MAX_INLINE_BYTES = 1024 * 1024  # … and so is one that is larger than this once decompressed
 
 _BATCH = struct.Struct(">qi11xi")  # base offset, length, …, last offset delta
 _BATCH_EPOCH = struct.Struct(">qii")  # base offset, length, leader epoch
-MAX_EPOCHS = 100  # leader epochs that a partition remembers having read from: the oldest are forgotten
+MAX_EPOCHS = 100  # leader epochs remembered of what was read; older ones are forgotten
 _ATTRIBUTES_LOW = 22  # the low byte of the attributes
 _COMPRESSION = 0x07
 
@@ -68,7 +68,7 @@ def open_batch(batch: bytes, position: int, max_decompressed_bytes: int = MAX_DE
     records = read_records(batch, max_decompressed_bytes)
     try:
         first = next(records, None)
-    except (InvalidRecord, UnsupportedForMessageFormat) as error:  # no leader stores such a batch: it was damaged
+    except (InvalidRecord, UnsupportedForMessageFormat) as error:  # leaders do not store such a batch: it was damaged
         raise CorruptMessage(error.message) from error
     if first is None:
         raise CorruptMessage(f"{len(batch)} bytes hold no record")
@@ -77,10 +77,10 @@ def open_batch(batch: bytes, position: int, max_decompressed_bytes: int = MAX_DE
 
 
 def end_of_batches(records: bytes, fetch_offset: int, high_watermark: int) -> int:
-    """The end offset of a fetch answer's batches, seen from outside; their content is checked when they are opened.
+    """The end offset of a fetch answer's batches, by their headers; their content is checked when they are opened.
 
     Raises CorruptMessage unless they are whole, follow each other, begin at or below `fetch_offset` and end above it,
-    at or below the high watermark (-1: a new leader does not tell it yet; what it sends is committed all the same).
+    at or below the high watermark (-1: a new leader does not know it yet; what it sends is committed nevertheless).
     """
     at, size = 0, len(records)
     expected = -1
@@ -114,7 +114,7 @@ def epochs_in(records: bytes) -> Iterator[tuple[int, int]]:
 
 
 def is_large(batch: bytes) -> bool:
-    """Opening it would hold the event loop."""
+    """Decompressing it would block the event loop."""
     return len(batch) >= LARGE_COMPRESSED_BYTES and bool(batch[_ATTRIBUTES_LOW] & _COMPRESSION)
 
 
@@ -126,26 +126,26 @@ class AssignedPartition:
     key: PartitionKey
     position: int = UNRESOLVED
     start: int = EARLIEST  # where to begin while the position is UNRESOLVED
-    out_of_range: int = -1  # the position that a leader refused, while the log's start is asked for to tell why
+    out_of_range: int = -1  # the position that a leader refused, while the log's start is asked for
     next_fetch: int = UNRESOLVED  # position <= next_fetch
-    generation: int = 0  # another one at every move
-    high_watermark: int = -1  # never goes back
-    retry_at: float = 0.0  # not before, of the leader of `refused_epoch` or an older one
+    generation: int = 0  # changes at every move
+    high_watermark: int = -1  # never decreases
+    retry_at: float = 0.0  # the leader of `refused_epoch`, or an older one, is not asked before
     refused_epoch: int = -1
-    served: int = 0  # number of the last answer that brought records: whoever waited longest is asked for first
+    served: int = 0  # number of the last answer with records; the partition with the lowest one is asked for first
     corrupt: int = 0  # fetches in a row whose bytes could not be read
     source: str = ""  # address of the broker whose answer came last
-    large: bool = False  # the next batch has turned out to need a thread
+    large: bool = False  # the next batch needs a thread, although it seemed small
     failure: FencepostError | None = None
     epochs: list[tuple[int, int]] = field(default_factory=list)  # (leader epoch, its first offset read), rising
-    opened: Iterator[Record] | None = None  # what is left of the batch that is being handed out
+    opened: Iterator[Record] | None = None  # the rest of the batch that is being handed out
     _opened_end: int = 0  # its end offset
     _opened_bytes: int = 0
     _answers: deque[bytes] = field(default_factory=deque)  # of whole batches
     _at: int = 0  # 0 <= _at < len(_answers[0]): where the next batch begins in the first answer
 
     def move(self, position: int, start: int, generation: int) -> None:
-        """Begin again at `position`: what is buffered or on its way no longer counts."""
+        """Begin again at `position`: buffered records, and answers on their way, no longer count."""
         goes_back = 0 <= position <= self.next_fetch
         self.epochs = [entry for entry in self.epochs if goes_back and entry[1] < position]
         self.position, self.start, self.next_fetch, self.out_of_range = position, start, position, -1
@@ -166,7 +166,7 @@ class AssignedPartition:
 
     @property
     def between_answers(self) -> bool:
-        """All of the last answer that was touched has been handed out."""
+        """No answer is handed out in part."""
         return self.opened is None and self._at == 0
 
     def put_answer(self, records: bytes, high_watermark: int) -> None:
@@ -175,7 +175,7 @@ class AssignedPartition:
         for epoch, base_offset in epochs_in(records):
             if not self.epochs or self.epochs[-1][0] != epoch:
                 self.epochs = [*self.epochs[1 - MAX_EPOCHS :], (epoch, base_offset)]
-        self.high_watermark = max(self.high_watermark, self.next_fetch)  # what a leader serves is committed
+        self.high_watermark = max(self.high_watermark, self.next_fetch)  # leaders serve committed records only
         self._answers.append(records)
 
     @property
@@ -184,8 +184,10 @@ class AssignedPartition:
         return self.epochs[-1][0] if self.epochs else None
 
     def parts_at(self, epoch: int, end_offset: int) -> int:
-        """Where what was read parts from the log of a leader whose newest epoch that is not newer than `last_epoch` is
-        `epoch` (-1: it has none), and ends at `end_offset`: at this offset, or further down, as the next fetch will tell."""
+        """Where the leader's log parts from what was read: at this offset, or below it, as the next fetch will show.
+
+        `epoch`: the leader's newest epoch that is not newer than `last_epoch` (-1: none); `end_offset`: where it ends there.
+        """
         end = self.next_fetch
         for known, first_offset in reversed(self.epochs):
             if known <= epoch:
@@ -216,10 +218,10 @@ class AssignedPartition:
             self._at = 0
 
     def end_of_unreadable(self) -> int | None:
-        """The end offset of the batch that could not be opened, or read to its end; None: where it ends is not certain.
+        """The end offset of the batch that could not be opened, or not read to its end; None: it is not certain.
 
-        It is where the CRC covers it (the bytes are the producer's, whatever he has sent), or where the next batch of
-        the same answer begins there.
+        It is certain where the CRC is right (then the bytes are as the producer sent them), or where the next batch of the
+        same answer begins at it.
         """
         if self.opened is not None:
             return self._opened_end
@@ -230,7 +232,7 @@ class AssignedPartition:
         if self._at + len(batch) == len(self._answers[0]):
             try:
                 check_batch(batch)
-            except InvalidRecord:  # its CRC is right, and its count is not
+            except InvalidRecord:  # its CRC is right, but its record count is not
                 pass
             except (CorruptMessage, UnsupportedForMessageFormat):
                 return None
@@ -239,12 +241,12 @@ class AssignedPartition:
     def hand_out_opened(self, max_records: int, into: list[ConsumerRecord]) -> None:
         """Move up to so many records of the opened batch into a list, and the position with them.
 
-        Raises CorruptMessage; what is in the list then has been read for good.
+        Raises CorruptMessage; the records that are in the list by then count as read.
         """
         if self.opened is None:
             raise InvariantBroken(f"no batch of {self.tp} is open")
         topic, partition = self.tp
-        make = ConsumerRecord._make  # the next line is what most of a reader's time goes into
+        make = ConsumerRecord._make  # a reader spends most of its time in the next line
         records = [make((topic, partition, *record)) for record in islice(self.opened, max_records)]
         if records:
             first, last = records[0].offset, records[-1].offset

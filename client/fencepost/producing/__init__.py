@@ -1,1 +1,1 @@
-"""How a producer gets its batches into the log: the pure core (`sequencer`), and the shell around it."""
+"""Gets a producer's batches into the log: the pure core (`sequencer`) and the shell around it."""

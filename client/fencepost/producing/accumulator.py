@@ -1,9 +1,11 @@
-"""Records on their way into batches: one queue for each partition.
+"""Collects records into batches: one queue for each partition.
 
-A queue has one open batch, which takes records until it is full, and full ones behind which it waits. Batches leave in
-order, when the sequencer has room. A batch that is not full leaves when it has lingered and nothing else of its
-partition is in flight: under load batches fill while their predecessors travel, and without load nothing waits. A
-flush lets what is there leave at once.
+A queue has full batches and one open batch, which accepts records. Batches leave in order, when the sequencer has room:
+
+- a full one at once;
+- the open one after its linger time, when nothing else of its partition is in flight. So batches fill under load while
+  their predecessors are sent, and without load no record waits;
+- after a flush, everything at once.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from fencepost_proto.protocol.records import BatchBuilder, Compression, Headers,
 from fencepost_proto.protocol.records import Record as DecodedRecord
 
 RECORD_OVERHEAD_BYTES = 21  # of lengths, deltas and counts around one record, at most
-WARN_AFTER_S = 3.0  # records wait for a leader for so long: then the log says so, once
+WARN_AFTER_S = 3.0  # that records wait for a leader before it is logged, once
 NOT_WAITING = -1.0
 PARTIAL_IN_FLIGHT = 1  # a batch that is not full is sent while fewer than so many are in flight
 MAX_TIMESTAMP = 2**63 - 1
@@ -36,7 +38,7 @@ Record = tuple[int, bytes | None, bytes | None, Headers]  # timestamp in ms, key
 
 
 class RecordBatch(Batch):
-    """A batch with its records: first a builder, then bytes."""
+    """A batch and its records: a builder until it is first sent, then bytes."""
 
     __slots__ = (
         "_builder",
@@ -66,7 +68,7 @@ class RecordBatch(Batch):
         self._waiters: list[asyncio.Future[None]] = []
 
     def data(self, stamp: Stamp) -> bytes:
-        """The bytes under this stamp."""
+        """The encoded batch with this stamp."""
         if self._builder is not None:
             self._data = self._builder.build(*stamp)
             self._builder = None
@@ -76,9 +78,9 @@ class RecordBatch(Batch):
         return self._data
 
     def split(self, count: int) -> tuple[RecordBatch, ...]:
-        """The same records in two batches. Of a batch that has been sent."""
+        """Two batches with the same records: the first `count` of them, and the others. For a batch that has been sent."""
         records = list(read_records(self._data))
-        self.queue.batch_bytes = min(self.queue.batch_bytes, len(self._data) // 2)  # those to come are made smaller
+        self.queue.batch_bytes = min(self.queue.batch_bytes, len(self._data) // 2)  # later ones are made smaller
         first, second = (self._piece(part) for part in (records[:count], records[count:]))
         first.size_bytes = self.size_bytes * count // len(records)
         second.size_bytes = self.size_bytes - first.size_bytes
@@ -92,22 +94,23 @@ class RecordBatch(Batch):
         return piece
 
     def close_split(self) -> None:
-        """Split: let go of the bytes, and let those who wait go on at the pieces."""
+        """The batch is split: free its bytes, and wake the tasks that wait; they go on with the pieces."""
         self.done()
 
     async def wait(self) -> None:
-        """Until the batch is resolved, or split. Raises InvalidRequest in another loop or process: it would not end."""
+        """Wait until the batch is resolved or split. Raises InvalidRequest in another loop or process, where it would
+        not end."""
         self.queue.check_loop()
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:
             await waiter
         finally:
-            if waiter in self._waiters:  # cancelled: nobody will want it
+            if waiter in self._waiters:  # this task was cancelled
                 self._waiters.remove(waiter)
 
     def done(self) -> None:
-        """Resolved: let go of the bytes and wake who waits."""
+        """The batch is resolved: free its bytes and wake the tasks that wait."""
         self._builder, self._data = None, b""
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
@@ -116,7 +119,7 @@ class RecordBatch(Batch):
 
 
 class PartitionQueue:
-    """The batches of one partition that have no stamp yet, and the sequencer of those that have."""
+    """The batches of one partition that are not stamped yet, and the sequencer of those that are."""
 
     def __init__(self, topic: Topic, partition: int, sequencer: Sequencer) -> None:
         self.topic = topic
@@ -131,15 +134,15 @@ class PartitionQueue:
         self.leader_epoch = -1
         self.address = ""  # of the leader; empty: none is known
         self.timer: asyncio.TimerHandle | None = None
-        self.waits_since = NOT_WAITING  # with records, for a leader that can be reached …
-        self.quiet_until = 0.0  # failed batches are only counted until then …
+        self.waits_since = NOT_WAITING  # since when its records wait for a leader that can be reached …
+        self.quiet_until = 0.0  # until then failed batches are not logged, only counted …
         self.failed_unlogged = 0  # … here
-        self.is_warned = False  # … and the log has said so
-        self._flush: RecordBatch | None = None  # leaves without waiting
+        self.is_warned = False  # … and that has been logged
+        self._flush: RecordBatch | None = None  # leaves without lingering
 
     @property
     def holds_records(self) -> bool:
-        """Some record is neither acknowledged nor failed."""
+        """There are records that are neither acknowledged nor failed."""
         return self.open is not None or bool(self.full) or self.sequencer.oldest is not None
 
     def close_open(self) -> None:
@@ -152,7 +155,7 @@ class PartitionQueue:
         self._flush = self.open
 
     def next_due(self, now: float) -> RecordBatch | None:
-        """The next batch that should leave now, of a sequencer with room."""
+        """Remove and return the batch to send now; None: there is none. Call it only where the sequencer has room."""
         if self.full:
             return self.full.popleft()
         batch = self.open
@@ -164,7 +167,7 @@ class PartitionQueue:
         return batch
 
     def remove_expired(self, now: float) -> list[RecordBatch]:
-        """Batches that have waited past their delivery timeout without ever being sent."""
+        """Remove and return the batches whose delivery timeout has passed before they were ever sent."""
         if self.open is not None and self.open.deadline <= now:
             self.close_open()
         expired = []
@@ -179,7 +182,7 @@ class PartitionQueue:
         return batches
 
     def wake_at(self, now: float) -> float | None:
-        """When to look at this queue again if nothing happens before."""
+        """When this queue is due again if nothing happens before; None: never."""
         times = [at for at in (self.sequencer.wake_at(now),) if at is not None]
         if self.full:
             times.append(self.full[0].deadline)
@@ -191,7 +194,7 @@ class PartitionQueue:
 
 
 class TopicQueues:
-    """The queues of one topic's partitions, and which of them a record goes to."""
+    """The queues of one topic's partitions, and the choice among them for each record."""
 
     def __init__(
         self,
@@ -203,22 +206,22 @@ class TopicQueues:
         self.topic = topic
         self._max_request_size = config.max_request_size
         self._compressed = config.codec is not Compression.NONE
-        # A record that is no larger, by its estimated size, passes without another look.
+        # A record whose estimated size is not larger needs no exact check.
         alone_bytes = config.max_request_size if self._compressed else topic.config.max_message_bytes - HEADER_BYTES
         self.passing_bytes = min(config.max_request_size, alone_bytes)
         self.queues = queues
         self._choose = choose
-        self.sticky = choose(queues)  # where records without a key go, for the length of a batch
+        self.sticky = choose(queues)  # for records without a key, until its batch is closed
         self.by_key: dict[bytes, PartitionQueue] = {}
 
     def next_sticky(self) -> None:
-        """The batch of the sticky partition is closed: another one's turn."""
+        """The sticky partition's batch is closed: choose another partition with a known leader."""
         others = [queue for queue in self.queues if queue is not self.sticky and queue.address]
         if others:
             self.sticky = self._choose(others)
 
     def place(self, key: bytes) -> PartitionQueue:
-        """Where this key goes; remembered, within limits."""
+        """The queue of this key's partition; remembered, up to MAX_REMEMBERED_KEYS."""
         if len(self.by_key) >= MAX_REMEMBERED_KEYS:
             self.by_key.clear()
         queue = self.queues[partition_for(key, len(self.queues))]
@@ -226,11 +229,10 @@ class TopicQueues:
         return queue
 
     def check_size(self, name: str, estimate: int, key: bytes | None, value: bytes | None, headers: Headers) -> None:
-        """Of a record for partition `name` that is large.
+        """Check the size of a large record for partition `name`.
 
-        Raises MessageTooLarge where it fits no request, or no batch of the topic.
-
-        What compression makes of it is known when it is compressed: such a record may be refused by the leader.
+        Raises MessageTooLarge where it fits no request, or no batch of the topic. With compression its size in the batch is
+        not known yet: the leader may refuse the record later.
         """
         if estimate > self._max_request_size:
             raise MessageTooLarge(
@@ -244,7 +246,7 @@ class TopicQueues:
             )
 
     def check_timestamp(self, timestamp_ms: int, now_ms: int) -> None:
-        """Of a record whose application says when it was made. Raises InvalidRecord, InvalidTimestamp: the leader would
+        """Check a timestamp that the application has given. Raises InvalidRecord or InvalidTimestamp where the leader would
         refuse the whole batch."""
         if not isinstance(timestamp_ms, int) or not 0 <= timestamp_ms <= MAX_TIMESTAMP:
             raise InvalidRecord(
@@ -272,7 +274,7 @@ class TopicQueues:
 
 
 def headers_of(headers: object) -> Headers:
-    """A record's headers as the builder takes them. Raises InvalidRecord for anything but (str, bytes or None) pairs."""
+    """A record's headers in the builder's form. Raises InvalidRecord for anything but (str, bytes or None) pairs."""
     try:
         pairs = [(name, value) for name, value in headers]  # type: ignore[attr-defined]
     except (TypeError, ValueError):
@@ -288,7 +290,7 @@ def headers_of(headers: object) -> Headers:
 
 
 def size_of_headers(headers: Headers) -> int:
-    """Bytes of the headers in a record, as they are sent: names in UTF-8, and the lengths in front."""
+    """Encoded size of a record's headers in bytes: names in UTF-8, each with its length in front."""
     return sum(
         _sized(len(name) if name.isascii() else len(name.encode())) + (_sized(len(value)) if value else 1)
         for name, value in headers
@@ -296,11 +298,12 @@ def size_of_headers(headers: Headers) -> int:
 
 
 def size_of_record(key: bytes | None, value: bytes | None, headers: Headers) -> int:
-    """Bytes of the first record of a batch: its attributes and deltas are a byte each, and its length stands in front."""
+    """Encoded size in bytes of a batch's first record: its attributes and deltas take a byte each, its length comes
+    first."""
     body = 3 + (_sized(len(key)) if key else 1) + (_sized(len(value)) if value else 1)
     return _sized(body + _sized(len(headers)) - len(headers) + size_of_headers(headers))
 
 
 def _sized(length: int) -> int:
-    """A length and what it stands for: the length is a zigzag varint, with seven bits in each byte."""
+    """Encoded size of a field of this length: the length as a zigzag varint (seven bits a byte), then the field itself."""
     return length + (length.bit_length() + 7) // 7

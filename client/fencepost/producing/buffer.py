@@ -1,9 +1,12 @@
-"""The bound of a producer's memory, and the moments when `send` lets go of the event loop.
+"""Bounds a producer's memory, and makes `send` yield to the event loop now and then.
 
-`used` counts the bytes of records that are neither acknowledged nor failed. `send` adds to it, and calls `acquire` first
-whenever `used` has reached `pause_at`: that is every so many bytes, so that a loop of sends gives what is ready a chance
-to leave, and at the buffer's limit, where the sends wait for room in the order in which they came. A record is taken
-whenever there is any room at all, so `used` goes beyond the limit by one record at most.
+`used` counts the bytes of records that are neither acknowledged nor failed; `send` adds to it. Where `used` has reached
+`pause_at`, `send` calls `acquire` first:
+
+- every `TURN_BYTES`, so that the event loop gets on with sending while an application calls `send` in a loop;
+- at the limit, where sends wait for room in the order in which they came.
+
+A record is accepted wherever there is any room, so `used` exceeds the limit by one record at most.
 """
 
 from __future__ import annotations
@@ -14,12 +17,12 @@ from collections.abc import Callable
 
 from fencepost.errors import BufferFull
 
-TURN_BYTES = 64 * 1024  # taken without giving the event loop a turn
+TURN_BYTES = 64 * 1024  # accepted before the event loop gets a turn
 ALWAYS = -1
 
 
 class Buffer:
-    """`check` raises where nothing may be taken any more; `flush_now` is called when a send has to wait."""
+    """`check` raises where no record may be accepted; `flush_now` is called when a send has to wait for room."""
 
     def __init__(
         self, limit_bytes: int, max_block_s: float, check: Callable[[], None], flush_now: Callable[[], None]
@@ -34,7 +37,7 @@ class Buffer:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def acquire(self) -> None:
-        """Return when a record may be taken. Raises BufferFull after max_block_ms, and what `check` raises."""
+        """Wait until a record may be accepted. Raises BufferFull after max_block_ms, and what `check` raises."""
         self._check()
         if self.used >= self._limit or self._waiting:
             await self._wait_for_room()
@@ -44,7 +47,7 @@ class Buffer:
         self.pause_at = min(self.used + TURN_BYTES, self._limit)
 
     def pause_next(self) -> None:
-        """Something is ready to leave: the next send gives the event loop a turn."""
+        """A batch is ready to be sent: the next `send` gives the event loop a turn."""
         self.pause_at = min(self.pause_at, self.used)
 
     def free(self, size_bytes: int) -> None:
@@ -53,7 +56,7 @@ class Buffer:
         self._wake_next()
 
     def close(self) -> None:
-        """From now on every send meets `check`, those that wait as well."""
+        """From now on `check` decides about every send, also about those that wait."""
         self._closed = True
         self.pause_at = ALWAYS
         self._wake_next()
@@ -66,7 +69,7 @@ class Buffer:
             async with asyncio.timeout(self._max_block_s):
                 await waiter
                 while self.used >= self._limit and not self._closed:
-                    # The one before took what was left. This one stays the first in line.
+                    # The send before this one used up the room. This one stays first in line.
                     waiter = self._waiting[0] = asyncio.get_running_loop().create_future()
                     await waiter
         except TimeoutError:
@@ -79,6 +82,6 @@ class Buffer:
             self._wake_next()
 
     def _wake_next(self) -> None:
-        """Wake the first who waits, if there is room; he takes his record and then wakes the next."""
+        """Wake the first send that waits, if there is room; it wakes the next one when it is done."""
         if self._waiting and not self._waiting[0].done() and (self._closed or self.used < self._limit):
             self._waiting[0].set_result(None)

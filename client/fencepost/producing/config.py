@@ -18,7 +18,7 @@ _CODECS = tuple(name.lower() for name in Compression.__members__)
 
 
 class ProducerOptions(TypedDict, total=False):
-    """The fields of ProducerConfig, as keywords."""
+    """The fields of ProducerConfig as keyword arguments."""
 
     name: str
     acks: Acks
@@ -98,7 +98,7 @@ class ProducerConfig:
 
     @property
     def backoff(self) -> Backoff:
-        """Pauses between attempts of any kind."""
+        """The pauses between attempts, of every kind."""
         return Backoff(self.retry_backoff_ms / 1000, self.retry_backoff_max_ms / 1000)
 
     @property

@@ -1,10 +1,12 @@
-"""One broker's Produce stream: batches of many partitions go out, answers come back in any order.
+"""The Produce stream to one broker: batches of many partitions go out, answers come back in any order.
 
-The stream is opened when a partition is led there, and again when it breaks. Whatever is ready is written together, up
-to a bound. It begins with an empty message: only when that has been handed to the network are batches taken, so a
-broker that cannot be reached never makes a batch's outcome uncertain. From the moment when a batch is handed to a
-write, its outcome is unknown until it is answered; what waits in the outbox when the stream breaks was certainly not
-sent. An answer that does not come in time breaks the stream.
+The stream is opened when the broker leads a partition, and again when it breaks. It begins with an empty message: batches
+are accepted only once that is written, so a broker that cannot be reached never makes a batch's outcome uncertain. Batches
+that are ready are written together, up to a bound.
+
+- From the moment when a batch is given to a write, its outcome is unknown until it is answered.
+- A batch that is still in the outbox when the stream breaks was certainly not sent.
+- An answer that does not come in time breaks the stream.
 """
 
 from __future__ import annotations
@@ -36,11 +38,11 @@ MAX_BATCHES_OF_A_MESSAGE = 1_000  # a broker takes ten times as many
 MAX_MESSAGE_BYTES = 1024 * 1024  # of batches coalesced into one message; a single batch may be larger
 OPEN_TIMEOUT_S = 5.0
 JITTER = (0.8, 1.2)  # of the pauses between streams
-GRACE_S = 2.0  # that an answer may take on its way, beyond the time that the leader has
+GRACE_S = 2.0  # for an answer's way back, in addition to the time that the leader has
 
 
 class _StreamBroke(Exception):
-    """Ends one stream; the text says why."""
+    """Ends one stream; the text is the reason."""
 
 
 _BREAKS = (_StreamBroke, grpc.RpcError, asyncio.InvalidStateError, TimeoutError)  # how a stream ends
@@ -63,7 +65,7 @@ class BrokerConnection:
         self.address = address
         self.up = False
         self.reason = ""  # why the last stream broke
-        self.queues: dict[PartitionQueue, None] = {}  # whose leader is there
+        self.queues: dict[PartitionQueue, None] = {}  # of partitions that this broker leads
         self._channel = channel
         self._config = config
         self._host = host
@@ -71,7 +73,7 @@ class BrokerConnection:
         self._on_down = on_down  # it broke; what was not answered never will be on it
         self._on_answer = on_answer
         self._backoff = replace(config.backoff, jitter=JITTER)
-        # What compresses takes milliseconds a batch: the event loop gets a turn after each.
+        # Compressing takes milliseconds a batch: the event loop gets a turn after each.
         self._message_bytes = MAX_MESSAGE_BYTES if config.codec is Compression.NONE else 1
         self._answer_limit_s = config.request_timeout_ms / 1000 + GRACE_S
         self._wanted = asyncio.Event()
@@ -81,7 +83,7 @@ class BrokerConnection:
         self._next_correlation_id = 0
 
     def lead(self, queue: PartitionQueue) -> None:
-        """The broker leads this partition: keep a stream to it."""
+        """The broker leads this partition: keep a stream open."""
         self.queues[queue] = None
         self._wanted.set()
 
@@ -91,12 +93,12 @@ class BrokerConnection:
             self._wanted.clear()
 
     def send(self, attempts: list[Attempt]) -> None:
-        """Only while `up`."""
+        """Queue attempts for sending. Only while `up`."""
         self._outbox.extend(attempts)
         self._ready.set()
 
     async def run(self) -> None:
-        """Keep a stream for as long as it is wanted."""
+        """Keep a stream open while the broker leads a partition. Runs until cancelled."""
         failures = 0
         while True:
             await self._wanted.wait()
@@ -121,8 +123,8 @@ class BrokerConnection:
     async def _stream(self) -> None:
         """One stream's life; raises _StreamBroke at its end.
 
-        No task group: one leaves its parent marked as cancelled (Python 3.11) when a child fails, and then nobody can
-        tell whether this connection is to end or only its stream.
+        No task group: where a child fails it leaves its parent marked as cancelled (Python 3.11), and then it is not known
+        whether this connection shall end or only its stream.
         """
         call = broker_pb2_grpc.BrokerStub(self._channel(self.address)).Produce()
         try:
@@ -150,7 +152,7 @@ class BrokerConnection:
         raise _StreamBroke(reason_of(first[0]) if first and first[0] is not None else "the call was cancelled")
 
     async def _open(self, call: ProduceCall) -> None:
-        """Until the broker has been reached: what was never written has no unknown outcome."""
+        """Wait until the broker is reached. Until then no batch is written, so none has an unknown outcome."""
         try:
             with own_cancellation_only():
                 async with asyncio.timeout(OPEN_TIMEOUT_S):
@@ -168,7 +170,7 @@ class BrokerConnection:
                 await call.write(request)
 
     def _next_request(self, now: float) -> pb.ProduceRequest:
-        """As much of the outbox as goes into one message. From here on its outcome is unknown."""
+        """As much of the outbox as fits one message. From here on the outcome of these batches is unknown."""
         request = pb.ProduceRequest()
         size = 0
         while self._outbox and len(request.batches) < MAX_BATCHES_OF_A_MESSAGE:
@@ -208,7 +210,7 @@ class BrokerConnection:
         raise _StreamBroke("the broker ended the stream")
 
     async def _watch_overdue(self) -> None:
-        """Break the stream when an answer is overdue."""
+        """Raise _StreamBroke when an answer is overdue."""
         loop = asyncio.get_running_loop()
         while True:
             _, oldest_sent_at = next(iter(self._in_flight.values()), (None, loop.time()))

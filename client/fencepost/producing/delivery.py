@@ -1,7 +1,7 @@
-"""What `send` hands back: where its record will be found, once that is known.
+"""What `send` returns: the record's place in the log, once it is known.
 
-A delivery is two references and two numbers; all records of a batch share the batch's outcome. A future exists only for
-who waits, while he waits: thousands of records cost nothing when their batch is done.
+All records of a batch share the batch's outcome. A future exists only while a task waits for it, so that resolving a batch
+costs nothing for records that no task waits for.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from fencepost_proto.protocol.record_batch import add_sequence
 
 
 class RecordMetadata(NamedTuple):
-    """Where an acknowledged record is."""
+    """The place of an acknowledged record."""
 
     topic: str
     partition: int
-    offset: int  # -1: it is in the log, and the brokers no longer remember where
-    timestamp_ms: int  # -1: the leader's, which the topic asks for
+    offset: int  # -1: the record is in the log, but brokers no longer remember where
+    timestamp_ms: int  # -1: the leader has set it, as the topic demands
 
 
 class Delivery:
@@ -45,7 +45,7 @@ class Delivery:
         return self._located().outcome is not None
 
     def _located(self) -> RecordBatch:
-        """The batch that the record is in now."""
+        """The batch that has the record now: a piece, if its batch was split."""
         while self._batch.pieces:
             for piece in self._batch.pieces:
                 if self._index < piece.record_count:
@@ -56,15 +56,15 @@ class Delivery:
 
     @property
     def stamp(self) -> RecordStamp | None:
-        """What the brokers know the record by. None: it has none, or not yet. Of a record that is done it is final: if the
-        record stands in the log, or ever will, then under this stamp."""
+        """Identifies the record to brokers; None: it has no stamp, or not yet. When the record is done, the stamp is
+        final: if the record is in the log, now or later, then under this stamp."""
         stamp = self._located().stamp
         if stamp is None or stamp == NO_STAMP:
             return None
         return RecordStamp(stamp.producer_id, stamp.epoch, add_sequence(stamp.base_sequence, self._index))
 
     def result(self) -> RecordMetadata:
-        """The outcome of a record that is done. Raises InvalidRequest where it is not."""
+        """The outcome. Raises the record's error, or InvalidRequest where it is not done."""
         outcome, queue = self._located().outcome, self._batch.queue
         if outcome is None:
             raise InvalidRequest(f"a record of {queue.name} is not delivered yet: await it")

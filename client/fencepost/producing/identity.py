@@ -1,15 +1,20 @@
-"""Who the producer is: its id and epoch, and how it gets the next ones.
+"""Gets the producer's id and epoch, and the next ones when they are needed.
 
-Anonymous: any broker gives an id, and where one has none the next is asked. Partitions bump their own epochs; one that has
-used them up gets an id for itself.
+*An anonymous producer* gets its id from any broker; where one has none, the next is asked. Each partition bumps its own
+epoch. A partition that has used up its epochs gets an id of its own.
 
-Named: the controller gives id and epoch, and no leader takes an older epoch from then on. So one partition's need for the
-next epoch is everyone's: all partitions stop stamping, drain (every batch that may be in the log is resolved; this takes
-as long as the slowest, at most the delivery timeout), then InitProducerId is asked with the id and epoch held, and all
-go on from sequence 0. The controller refuses where another instance has taken over: that is the end of this one. A name that
-nobody uses expires; `keep_name` says often enough that this instance is there.
+*A named producer* gets id and epoch from the controller, and no leader accepts an older epoch from then on. So when one
+partition needs the next epoch, all of them need it:
 
-With an id comes the longest time for which brokers are sure to recognise a repeat. No batch is retried for longer.
+1. All partitions stop stamping and drain: every batch that may be in the log is resolved. This takes as long as the slowest
+   partition, at most the delivery timeout.
+2. InitProducerId is sent with the present id and epoch.
+3. All partitions go on from sequence 0.
+
+The controller refuses where another instance has taken over: then this producer is fenced. A name that is not used expires;
+`keep_name` tells the controller often enough that this instance is alive.
+
+With an id comes the longest time for which brokers are certain to recognise a repeat. No batch is retried for longer.
 """
 
 from __future__ import annotations
@@ -32,11 +37,11 @@ from fencepost_proto.protocol.v1 import broker_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-INIT_TIMEOUT_MS = 10_000  # of one InitProducerId: how long the fence may take to stand everywhere
-ANONYMOUS_TIMEOUT_S = 4.0  # for one broker's answer to an anonymous one
-KEEP_ALIVES = 8  # so many times in its expiration time a name is said to be in use
+INIT_TIMEOUT_MS = 10_000  # of one InitProducerId: how long every in-sync member may take to apply the fence
+ANONYMOUS_TIMEOUT_S = 4.0  # for one broker's answer to an anonymous producer
+KEEP_ALIVES = 8  # sent in the expiration time of a name
 NO_ID = -1
-WARN_AFTER_S = 3.0  # without an id: then the user is told why
+WARN_AFTER_S = 3.0  # without an id, before it is logged
 
 
 class Identity:
@@ -54,8 +59,8 @@ class Identity:
     ) -> None:
         self.producer_id = NO_ID
         self.epoch = -1
-        self.retired_id = NO_ID  # the one before, whose epochs this name has used up
-        self.predecessor_expired = False  # what came before under this name is forgotten
+        self.retired_id = NO_ID  # the id that the name had before, if it has used up its epochs
+        self.predecessor_expired = False  # brokers have forgotten what was written under this name before
         self.delivery_timeout_s = config.delivery_timeout_ms / 1000
         self._name_expiration_s = 0.0
         self._cluster = cluster
@@ -68,7 +73,7 @@ class Identity:
         self._last_error: FencepostError | None = None
 
     async def start(self) -> None:
-        """The first id and epoch; for a named producer this fences every older instance. Raises after max_block_ms."""
+        """Get the first id and epoch; for a named producer this fences every older instance. Raises after max_block_ms."""
         if not self._config.idempotent:
             return
         try:
@@ -86,11 +91,11 @@ class Identity:
             queue.sequencer.hold()
 
     def need(self) -> None:
-        """Some partition needs what only `run` can get."""
+        """Some partition needs another epoch or id, which `run` gets."""
         self._needed.set()
 
     async def keep_name(self) -> None:
-        """Say that the name is in use, again and again; a task for a named producer's life. Raises ProducerFenced."""
+        """Tell the controller regularly that the name is in use; a task of a named producer. Raises ProducerFenced."""
         while self._name_expiration_s:
             await asyncio.sleep(self._name_expiration_s / KEEP_ALIVES)
             held = (self.producer_id, self.epoch)
@@ -142,10 +147,10 @@ class Identity:
                 self._changed(queue)
 
     async def _init(self, producer_id: int, epoch: int) -> tuple[int, int]:
-        """InitProducerId, until it is answered. Raises ProducerFenced, and what else is not retriable."""
+        """Send InitProducerId until it is answered. Raises ProducerFenced, and other errors that are not retriable."""
         request = self._request(producer_id, epoch)
         timeout_s = INIT_TIMEOUT_MS / 1000 + 1 if self._config.name else ANONYMOUS_TIMEOUT_S
-        failures, began, told = 0, asyncio.get_running_loop().time(), False
+        failures, began, is_warned = 0, asyncio.get_running_loop().time(), False
         while True:
             addresses = self._cluster.addresses()
             try:
@@ -167,8 +172,8 @@ class Identity:
                 self._last_error = error
                 if failures == 1:
                     log.info("producer id not had name=%s reason=%s", self._config.name or "-", error)
-                if not told and asyncio.get_running_loop().time() - began >= WARN_AFTER_S:
-                    told = True
+                if not is_warned and asyncio.get_running_loop().time() - began >= WARN_AFTER_S:
+                    is_warned = True
                     log.warning("no producer id yet, still asking name=%s reason=%s", self._config.name or "-", error)
                 if failures % len(addresses) == 0:  # every broker was asked
                     await asyncio.sleep(self._backoff.pause_s(failures // len(addresses)))

@@ -1,4 +1,4 @@
-"""Which partition a key belongs to: murmur2, as every Kafka client computes it, so that keys stay where they are."""
+"""Maps a key to a partition by murmur2, as Kafka's clients do: a key keeps its partition when an application moves here."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ def murmur2(data: bytes) -> int:
 
 
 def partition_for(key: bytes, partitions: int) -> int:
-    """The partition, of 0 to `partitions` - 1, where records of this key go."""
+    """The partition of this key: 0 to `partitions` - 1."""
     return (murmur2(key) & _POSITIVE) % partitions

@@ -1,8 +1,8 @@
-"""What a named producer's predecessor got into a partition's log: definitely, and nothing can be added to it.
+"""Finds the last record that an earlier instance of a named producer got into a partition's log.
 
-A leader answers only where it has applied the fence of this instance's epoch: it lets nothing older in any more. So what it
-knows of this producer id, once that is committed, is all that there will ever be from before. It knows a named producer for
-as long as the name is known.
+The answer is final: a leader answers only once it has applied the fence of this instance's epoch, and it accepts no older
+epoch from then on. So what it knows of this producer id, once that is committed, is everything that earlier instances will
+ever have in this log. It remembers a named producer for as long as the name is known.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from fencepost_proto.protocol.record_batch import add_sequence
 from fencepost_proto.protocol.records import Record, read_records
 from fencepost_proto.protocol.v1 import broker_pb2 as pb
 
-COMMIT_TIMEOUT_MS = 5_000  # of one DescribeProducers: how long the leader may take to commit what it has
+COMMIT_TIMEOUT_MS = 5_000  # of one DescribeProducers: how long the leader may take to commit what its answer contains
 
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
     """The newest record of this producer in one partition."""
 
-    producer_id: int  # that it was written under: this instance's, or the one that the name had before
+    producer_id: int  # under which it was written: this instance's, or the one that the name had before
     epoch: int
     last_sequence: int
     last_offset: int
@@ -41,9 +41,9 @@ class Resumed:
 
 
 async def resume(cluster: ClusterClient, key: PartitionKey, identity: Identity, timeout_s: float) -> Resumed | None:
-    """None: this name never wrote there.
+    """The last record of this name in the partition; None: it never wrote there.
 
-    Raises PredecessorForgotten, ProducerFenced, RequestTimedOut, and what the leader refuses.
+    Raises PredecessorForgotten, ProducerFenced, RequestTimedOut, and the leader's refusals.
     """
     producer_id, forgotten = identity.producer_id, identity.predecessor_expired
     asked = [(producer_id, identity.epoch)]
@@ -55,7 +55,7 @@ async def resume(cluster: ClusterClient, key: PartitionKey, identity: Identity, 
                 resumed = await _resume(cluster, key, asked_id, epoch, timeout_s)
                 if resumed is not None:
                     return resumed
-    except InvalidProducerEpoch as error:  # the id, or the one before it, is no name's any more
+    except InvalidProducerEpoch as error:  # the id, or the one before it, is not this name's any more
         raise ProducerFenced(error.message) from error
     except TimeoutError:
         raise RequestTimedOut(

@@ -1,11 +1,15 @@
-"""The sender: what stands between the queues of records and the brokers.
+"""Moves batches from the queues to the brokers, and outcomes back.
 
-One task, woken when something has changed, gives each changed partition what is due: it follows the leader, fails what
-is too old, hands closed batches to the sequencer and what that wants sent to the leader's connection. Answers, broken
-streams and metadata come in as calls between two turns of that task. All of it runs on one event loop, so between two
-awaits every batch is in exactly one place: a queue, the sequencer's window, or resolved.
+One task wakes up when something has changed, and does for each changed partition what is due (`_pump`):
 
-The sender owns every task of the producer. One that ends with an error ends the producer: all that is pending fails, and
+- follow the partition's leader;
+- fail batches that are too old;
+- give closed batches to the sequencer, and the attempts that it wants to the leader's connection.
+
+Answers, broken streams and metadata arrive as calls between two turns of that task. Everything runs on one event loop, so
+between two awaits every batch is in exactly one place: a queue, the sequencer's window, or resolved.
+
+The sender owns every task of the producer. A task that ends with an error ends the producer: every pending record fails, and
 `check` raises the reason from then on.
 """
 
@@ -45,25 +49,25 @@ from fencepost_proto.runtime.tasks import Tasks
 log = logging.getLogger(__name__)
 
 MAX_SHOWN = 3  # partitions by name in one line
-QUEUES_IN_A_TURN = 64  # looked at before the event loop goes on: a millisecond
-QUIET_S = 10.0  # batches of one partition that fail within so long of a told one are counted, not told
+QUEUES_IN_A_TURN = 64  # before the event loop gets a turn: a millisecond
+QUIET_S = 10.0  # after one failed batch is logged, others of its partition are only counted for so long
 
 
 @dataclass(slots=True)
 class ProducerStats:
-    """Counters since the producer was made. records_sent = acked + failed + those still under way."""
+    """Counters since the producer was created. records_sent = acked + failed + those still under way."""
 
     records_sent: int = 0
     records_acked: int = 0
     records_failed: int = 0
     batches_sent: int = 0
     retried_batches: int = 0  # sendings beyond each batch's first
-    deduplicated_batches: int = 0  # answers that said: it is there already
-    split_batches: int = 0  # refused as too large, and sent in two halves
+    deduplicated_batches: int = 0  # answers that the batch is in the log already
+    split_batches: int = 0  # that were refused as too large and sent in two halves
 
 
 class Sender:
-    """Everything of a producer but taking records. `start` before use, `close` after."""
+    """Everything of a producer except accepting records. `start` it before use, `close` it after."""
 
     def __init__(self, cluster: ClusterClient, config: ProducerConfig, host: Host) -> None:
         self.guard = LoopGuard("producer")
@@ -79,11 +83,11 @@ class Sender:
         self._tasks = Tasks(self._task_failed)
         self._batches: dict[RecordBatch, None] = {}  # not resolved, oldest first
         self._changed: dict[PartitionQueue, None] = {}
-        self._moved: dict[PartitionQueue, None] = {}  # changed too; hold no records, so they come last
-        self._waiting: list[PartitionQueue] = []  # whose records have waited for long, not told yet
+        self._moved: dict[PartitionQueue, None] = {}  # changed too, but hold no records: they come last
+        self._waiting: list[PartitionQueue] = []  # whose records have waited for long, not logged yet
         self._wake = asyncio.Event()
-        self._end: FencepostError | InvariantBroken | None = None  # why there is nothing more to do
-        self._refusal: FencepostError | None = InvalidRequest(  # why no record is taken
+        self._end: FencepostError | InvariantBroken | None = None  # why the producer has ended
+        self._refusal: FencepostError | None = InvalidRequest(  # why records are not accepted
             "the producer is not started: use `async with`, or await start()"
         )
 
@@ -100,19 +104,19 @@ class Sender:
         self.buffer.pause_next()
 
     def check(self) -> None:
-        """Raises why no record can be taken."""
+        """Raises the reason, if records cannot be accepted."""
         self.guard.check()
         reason = self._end or self._refusal
         if reason is not None:
             raise reason.with_traceback(None)
 
     def refuse_records(self) -> None:
-        """The producer is being closed."""
+        """The producer is being closed: accept no more records."""
         self._refusal = ProducerClosed("the producer is closed")
         self.buffer.close()
 
     async def close(self) -> None:
-        """Fail whatever is left, and end every task."""
+        """Fail every record that is left, and end every task."""
         self._end = self._end or ProducerClosed("the producer is closed")
         self._fail_everything(ProducerClosed("the producer was closed before the record was acknowledged"))
         await self._tasks.close()
@@ -125,7 +129,7 @@ class Sender:
             self._stop(UnknownServerError(f"a task of the producer failed: {error!r}"))
 
     def _stop(self, error: FencepostError | InvariantBroken) -> None:
-        """The producer is at its end: everything pending fails, and every later send raises this."""
+        """End the producer: every pending record fails, and every later `send` raises this error."""
         if self._end is None:
             self._end = error
             self.buffer.close()
@@ -136,11 +140,11 @@ class Sender:
         for queue in self.queues:
             self._fail_queue(queue, error)
 
-    # ---- What is in hand ----
+    # ---- State ----
 
     @property
     def stats(self) -> ProducerStats:
-        """The counters as they stand."""
+        """The counters as they are now."""
         stats = replace(self._stats)
         pending = sum(batch.record_count for batch in self._batches)
         stats.records_sent = stats.records_acked + stats.records_failed + pending
@@ -155,7 +159,7 @@ class Sender:
         return len(self._batches)
 
     async def open_topic(self, name: str) -> TopicQueues:
-        """Make the queues of a topic's partitions. Raises UnknownTopicOrPartition."""
+        """The queues of a topic's partitions, created if necessary. Raises UnknownTopicOrPartition."""
         self.check()
         topic = await self._cluster.topic(name)
         self.check()
@@ -183,7 +187,7 @@ class Sender:
         )
 
     def opened(self, batch: RecordBatch) -> None:
-        """A batch has its first record."""
+        """A batch has got its first record."""
         self._batches[batch] = None
         self.changed(batch.queue)
 
@@ -193,13 +197,13 @@ class Sender:
         self._wake.set()
 
     def flush_now(self) -> None:
-        """What is in open batches leaves without lingering."""
+        """Send open batches at once, without lingering."""
         for queue in self.queues:
             queue.flush()
             self.changed(queue)
 
     async def flush(self) -> None:
-        """Until everything that has been taken is acknowledged or failed."""
+        """Send every accepted record at once, and wait until each is acknowledged or has failed."""
         self.flush_now()
         pending: deque[Batch] = deque(self._batches)
         while pending:
@@ -232,7 +236,7 @@ class Sender:
                 self._warn_waiting()
 
     def _pump(self, queue: PartitionQueue, now: float) -> None:
-        """Everything that is due for one partition."""
+        """Do everything that is due for one partition."""
         self._place(queue)
         sequencer = queue.sequencer
         self._expire(queue, now)
@@ -271,14 +275,14 @@ class Sender:
     # ---- Records that wait ----
 
     def _is_refused(self, queue: PartitionQueue, now: float) -> bool:
-        """Its leader is there, and has refused its oldest batch for a while."""
+        """Its leader is reachable, but has refused its oldest batch for WARN_AFTER_S."""
         oldest = queue.sequencer.oldest
         if oldest is None or oldest.last_error is None:
             return False
         return now >= oldest.deadline - self._config.delivery_timeout_ms / 1000 + WARN_AFTER_S
 
     def _watch_waiting(self, queue: PartitionQueue, now: float, up: bool) -> None:
-        """Notice records that do not leave; `_warn_waiting` says so once, and why."""
+        """Notice records that are not sent; `_warn_waiting` logs them once, with the reason."""
         refused = up and self._is_refused(queue, now)
         if (up and not refused) or not queue.holds_records:
             if queue.is_warned:
@@ -292,7 +296,7 @@ class Sender:
             self._waiting.append(queue)
 
     def _warn_waiting(self) -> None:
-        """One line for all partitions whose records have begun to wait: many wait when brokers are down."""
+        """Log in one line all partitions whose records have begun to wait: when brokers are down they are many."""
         waiting, self._waiting = self._waiting, []
         shown = "; ".join(f"{queue.name}: {self._whereabouts(queue)}" for queue in waiting[:MAX_SHOWN])
         more = f"; and {len(waiting) - MAX_SHOWN} more" if len(waiting) > MAX_SHOWN else ""
@@ -302,7 +306,7 @@ class Sender:
         )  # fmt: skip
 
     def _whereabouts(self, queue: PartitionQueue) -> str:
-        """What keeps a partition's records from being acknowledged, for messages."""
+        """Why a partition's records are not acknowledged, for messages."""
         partition = self._cluster.image.partitions.get(queue.key)
         if partition is not None and partition.leader == NO_LEADER and partition.leader_epoch >= queue.leader_epoch:
             if not partition.isr:
@@ -320,7 +324,7 @@ class Sender:
         return f"its leader is at {queue.address} (epoch {queue.leader_epoch}){refusal}"
 
     def _arm(self, queue: PartitionQueue, now: float) -> None:
-        """Come back when the next thing is due."""
+        """Set the queue's timer to when it is due next."""
         at = queue.wake_at(now)
         timer = queue.timer
         if at is not None and (timer is None or timer.when() > at):
@@ -332,7 +336,7 @@ class Sender:
         queue.timer = None
         self.changed(queue)
 
-    # ---- Where partitions are led ----
+    # ---- Leaders and connections ----
 
     def _image_changed(self, image: MetadataImage) -> None:
         addresses = {broker.id: broker.address for broker in image.brokers.values()}
@@ -350,7 +354,7 @@ class Sender:
         self._retire_connections(image)
 
     def _retire_connections(self, image: MetadataImage) -> None:
-        """Give up connections to where no broker is any more, so that their number is bounded by the brokers'."""
+        """Close connections to addresses that no broker has any more: there are no more connections than brokers."""
         known = {broker.address for broker in image.brokers.values()}
         for address, connection in list(self._connections.items()):
             if address not in known and not connection.queues:
@@ -358,7 +362,7 @@ class Sender:
                 self._connection_tasks.pop(address).cancel()
 
     def _forget(self, topic: TopicQueues) -> None:
-        """The topic has been deleted."""
+        """The topic was deleted: fail its records."""
         del self.topics[topic.topic.name]
         error = UnknownTopicOrPartition(f"topic {topic.topic.name!r} has been deleted")
         for queue in topic.queues:
@@ -373,7 +377,7 @@ class Sender:
             connection.leave(queue)
 
     def _place(self, queue: PartitionQueue) -> None:
-        """Follow the partition's leader."""
+        """Follow the partition's leader: change the connection if another leader is known."""
         leader = self._cluster.leader(queue.key)
         if leader is None or leader.leader_epoch < queue.leader_epoch:
             return
@@ -437,9 +441,9 @@ class Sender:
         self.changed(queue)
 
     def _replace_by_pieces(self, batch: RecordBatch, reason: FencepostError) -> None:
-        """The sequencer has split a batch."""
+        """The sequencer has split a batch: its pieces take its place."""
         if batch not in self._batches:
-            return  # a late answer to one that was split before
+            return  # a late answer to a batch that was split before
         del self._batches[batch]
         self._stats.split_batches += 1
         log.info("batch split partition=%s records=%d reason=%s", batch.queue.name, batch.record_count, reason)
@@ -448,7 +452,7 @@ class Sender:
         batch.close_split()
 
     def _settle(self, resolved: Iterable[Batch]) -> None:
-        """Tell who waits, and free the memory."""
+        """Count resolved batches, wake the tasks that wait for them, and free their memory."""
         for batch in resolved:
             assert isinstance(batch, RecordBatch)
             if isinstance(batch.outcome, Delivered):
@@ -461,7 +465,7 @@ class Sender:
             self.buffer.free(batch.size_bytes)
 
     def _warn_failed(self, batch: RecordBatch) -> None:
-        """One line, and for a while no other one of the same partition: they fail by the thousand."""
+        """Log a failed batch; then for QUIET_S no other one of its partition, since thousands may fail together."""
         queue, now = batch.queue, asyncio.get_running_loop().time()
         if now < queue.quiet_until:
             queue.failed_unlogged += 1

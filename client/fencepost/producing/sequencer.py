@@ -1,4 +1,4 @@
-"""The sequencer: one partition's batches on their way into the log, each exactly once and in order. Pure.
+"""The sequencer: gets one partition's batches into the log, each exactly once and in order. Pure.
 
 Theory of operation
 -------------------
@@ -8,50 +8,50 @@ The window holds at most five batches, from the oldest unresolved one on, becaus
 
 Batches travel on a *route*: one stream to one leader under one leader epoch. `attach` and `detach` begin and end it.
 On a route, sequence order is kept: a batch is sent only behind all its unresolved predecessors, and where one of them
-must be sent again, the answers of those already sent behind it are awaited (they are on their way: a leader refuses
-what follows a gap at once), then all go again, in order. A new leader or stream ends the wait: nothing that was sent
-on the old route can do harm, so everything unresolved goes out on the new one immediately.
+must be sent again, the answers to those already sent behind it are awaited (they come soon: a leader refuses at once
+what follows a gap), then all are sent again, in order. A new leader or stream ends the wait: nothing that was sent on the
+old route can do harm, so everything unresolved is sent on the new one immediately.
 
 What is known of a batch is kept by counting its *open attempts*: sendings under its present stamp that have not been
 definitely refused. While there is one, the batch may be in the log, now or later. Two conclusions go beyond the count:
 
-- An acknowledgement of a batch says that all its predecessors of the same epoch are in the log (`committed`), but for one
-  that was ever refused: it has to be looked up, since a stranger's may stand in its place (below).
+- An acknowledgement of a batch says that all its predecessors of the same epoch are in the log (`committed`), except one
+  that was ever refused: that one must be sent again, since another producer's batch may stand in its place (below).
 - Where a batch is certainly absent, and will not be sent again under its stamp, then no later batch of its epoch can be
   in any log, whatever its attempts met (`never`): no leader appends behind a gap. (A leader without state takes sequence
   0 as a beginning. So no batch but an epoch's first has it: where numbers would wrap to exactly 0, an epoch ends.)
 
-**The rule that everything serves: a stamped batch is stamped anew only when it is certainly absent.**
+**The rule that everything serves: a stamped batch is stamped again only when it is certainly absent.**
 
 An answer that makes the present epoch unusable for what follows (a batch was given up, or the leader has no state to
 continue from) sets `bump_needed`. From then on nothing new is stamped and nothing certainly absent is sent; batches
-that may be in are retried as they are until they are resolved, in order. Once only certainly absent batches are left
-(`drained`), they are stamped anew, from sequence 0, under the next epoch. An anonymous producer takes that epoch by
-itself, for this partition alone: the errors of one partition never touch another's batches. A named producer's epoch is
-the controller's to give: `awaiting_identity` asks for it, `hold` makes the other partitions drain as well, `grant`
-brings it.
+that may be in the log are retried as they are until they are resolved, in order. Once only certainly absent batches are
+left (`drained`), they are stamped again, from sequence 0, under the next epoch. An anonymous producer begins that epoch by
+itself, for this partition alone: the errors of one partition never affect another's batches. A named producer gets the
+epoch from the controller: `awaiting_identity` asks for it, `hold` makes the other partitions drain as well, `grant` is
+called with it.
 
 Copies of a given-up batch may still be under way when the next epoch begins. One may be appended before the next
 epoch's first batch: its failure said so. None can be afterwards: the leader refuses older epochs from then on. So the
-log holds every batch at most once and in order, always. (One hole, knowingly: after 32,768 epochs a partition goes on
-under a fresh producer id, and no leader compares epochs across ids. A copy of a batch that had failed as "may have been
+log holds every batch at most once and in order, always. (One accepted exception: after 32,768 epochs a partition goes on
+under a new producer id, and leaders do not compare epochs across ids. A copy of a batch that failed as "may have been
 appended" just then, and that is still under way, would be appended late, though never twice.)
 
 A batch that is larger than a leader takes is *split*: two halves take its place in the window and divide its sequences
 between them. So no other batch's stamp changes and no epoch ends: what was sent behind it was refused for the gap, and
 fits behind the halves as it fitted behind the whole. The whole is not sent again. Attempts at it whose outcome is
-unknown count as open attempts at both halves: should one have been appended after all (by a leader that takes more),
-the halves' sequences are there already, no leader appends them a second time, and until that is resolved nothing of
-them is stamped anew. A window may hold more than five batches after a split; only the first five are sent.
+unknown count as open attempts at both halves: should one have been appended nevertheless (by a leader that accepts larger
+batches), the halves' sequences are in the log already, no leader appends them a second time, and until that is resolved
+none of them is stamped again. After a split a window may hold more than five batches; only the first five are sent.
 
-An id is no secret: somebody else may have written under it, before its owner or meanwhile. Leaders compare the bytes of a
-repeat, so the batch that finds its sequences *taken* is refused and is in no log (the table's "taken"). From then on
-nothing is concluded from one batch to another, since the other one's may stand where a predecessor was to be: each is
-sent until its own answer has come. One whose successor got into the log can not go into it any more and in order, so it
-fails, as certainly not appended. What is left is stamped anew under the next epoch, and, where the next two are taken as
-well, under another id.
+An id is not secret: another producer may have written under it, earlier or at the same time. Leaders compare the bytes of a
+repeat, so a batch whose sequences are *taken* is refused and is in no log (the table's "taken"). From then on nothing is
+concluded from one batch to another, since the other producer's batch may stand in the place of a predecessor: each is sent
+until its own answer has come. A batch whose successor got into the log cannot get into it in order any more, so it fails,
+as certainly not appended. The others are stamped again under the next epoch, and, where the next two are taken as well,
+under another id.
 
-A batch that may be in is never looked up by other means than its retry: the leader's answer to the retry is the look-up.
+Whether a batch is in the log is found out only by its retry: the leader's answer tells.
 
 Error → reaction
 ----------------
@@ -97,8 +97,8 @@ from fencepost_proto.protocol.errors import FencepostError, InvariantBroken, Net
 from fencepost_proto.protocol.record_batch import MAX_EPOCH, add_sequence
 from fencepost_proto.runtime.backoff import Backoff
 
-MAX_IN_FLIGHT = 5  # what every leader remembers of a producer
-MAX_STRIKES = 5
+MAX_IN_FLIGHT = 5  # batches that every leader remembers of a producer
+MAX_STRIKES = 5  # retries of a batch after errors that are retried a few times only
 DEFAULT_BACKOFF = Backoff(first_s=0.02, most_s=0.5)  # as ProducerConfig has it
 MAX_TAKEN_EPOCHS = 2  # in a row; then another id is asked for
 
@@ -128,13 +128,13 @@ class Sequencer:
         self.fenced: FencepostError | None = None
         self._backoff = backoff
         self._limit = MAX_IN_FLIGHT if idempotent else 1
-        self._window: deque[Batch] = deque()  # sequence order; resolved ones stay while an older one is unresolved
+        self._window: deque[Batch] = deque()  # in sequence order; a resolved one stays while an older one is unresolved
         self._attached = False
         self._leader_epoch = -1
         self._resume_at = 0.0  # nothing is sent before
         self._failures = 0  # rounds of refusals since the last success
         self._bumps = 0  # epochs begun since the last success
-        self._taken = False  # somebody else writes under the present id and epoch
+        self._taken = False  # another producer writes under the present id and epoch
 
     # ---- Questions ----
 
@@ -152,7 +152,7 @@ class Sequencer:
         return len(self._window)
 
     def has_room(self, now: float) -> bool:
-        """Whether another batch may be stamped and would be sent at once."""
+        """Another batch may be stamped, and would be sent at once."""
         return (
             self._attached
             and not self.bump_needed
@@ -164,11 +164,11 @@ class Sequencer:
 
     @property
     def drained(self) -> bool:
-        """No batch may be in the log without its outcome being known."""
+        """Every unresolved batch is certainly absent."""
         return all(batch.certainly_absent for batch in self._window if batch.outcome is None)
 
     def wake_at(self, now: float) -> float | None:
-        """When to ask `attempts_to_send` and `expire` again if nothing happens before."""
+        """When `attempts_to_send` or `expire` has something to do if nothing happens before; None: never."""
         times = [batch.deadline for batch in self._window if batch.outcome is None]
         if self._attached and self._resume_at > now:
             times.append(self._resume_at)
@@ -177,7 +177,7 @@ class Sequencer:
     # ---- Sending ----
 
     def add(self, batch: Batch) -> None:
-        """Stamp a batch; it becomes the next to send. Only where `has_room`."""
+        """Stamp a batch; it is the last one to send. Only where `has_room`."""
         if self.bump_needed or len(self._window) >= self._limit:
             raise InvariantBroken(f"{self.name}: a batch was added to a window without room")
         self._window.append(batch)
@@ -187,14 +187,14 @@ class Sequencer:
             self._settle()
 
     def attempts_to_send(self, now: float) -> list[Attempt]:
-        """What goes out now, in this order, on the present route."""
+        """The attempts to send now, in this order, on the present route."""
         if not self._attached or now < self._resume_at or self.fenced is not None:
             return []
         unresolved = self.unresolved
         first = next((n for n, batch in enumerate(unresolved) if batch.current is None), len(unresolved))
         waiting = unresolved[first:]
         if any(batch.current is not None for batch in waiting):
-            return []  # sent behind a gap: their answers come first
+            return []  # some were sent behind a gap: their answers must come first
         attempts = []
         within: Iterable[Batch] = waiting
         if len(self._window) > self._limit:  # after a split: no more than a leader remembers
@@ -202,7 +202,7 @@ class Sequencer:
         for batch in within:
             if self.bump_needed and batch.certainly_absent:
                 if self._taken:
-                    continue  # what comes behind it may be in
+                    continue  # a later batch may be in the log
                 break  # kept for the next epoch
             assert batch.stamp is not None
             batch.current = Attempt(batch, batch.stamp, self._leader_epoch)
@@ -214,7 +214,7 @@ class Sequencer:
     # ---- The route ----
 
     def attach(self, leader_epoch: int) -> list[Batch]:
-        """A stream to the leader of this epoch is up; it takes the place of an earlier route."""
+        """Begin a route: a stream to the leader of this epoch is open. It replaces an earlier route."""
         resolved = self.detach()
         self._attached = True
         self._leader_epoch = leader_epoch
@@ -222,7 +222,7 @@ class Sequencer:
         return resolved
 
     def detach(self) -> list[Batch]:
-        """The route is gone: what was written to it may arrive or may have arrived, what was not never will."""
+        """End the route. Attempts that were written to it may have arrived, or may yet; the others never will."""
         self._attached = False
         resolved = []
         for batch in self.unresolved:
@@ -235,7 +235,7 @@ class Sequencer:
 
     @staticmethod
     def _let_go(batch: Batch) -> None:
-        """Await no answer to the batch's present attempt. Where nothing of it was written, nothing ever will be."""
+        """Stop waiting for the answer to the batch's present attempt. If it was not written yet, it never will be."""
         attempt, batch.current = batch.current, None
         if attempt is not None and attempt.state is AttemptState.QUEUED:
             attempt.state = AttemptState.WITHDRAWN
@@ -244,7 +244,7 @@ class Sequencer:
     # ---- Answers ----
 
     def acknowledged(self, attempt: Attempt, base_offset: int, duplicate: bool) -> list[Batch]:
-        """Success, of any attempt that was ever made."""
+        """The answer to any attempt ever made: success."""
         attempt.state = AttemptState.ANSWERED
         batch = attempt.batch
         if batch.outcome is not None:
@@ -264,7 +264,8 @@ class Sequencer:
         return [*overtaken, batch]
 
     def _whole_is_there(self, batch: Batch) -> list[Batch]:
-        """Of a batch that has been split: each piece is in the log, and its own retry tells so."""
+        """A split batch was acknowledged as a whole: each piece is in the log; the answers to their own retries resolve
+        them."""
         pieces = _pieces_of(batch)
         for piece in pieces:
             if piece.outcome is None:
@@ -274,7 +275,8 @@ class Sequencer:
         return []
 
     def _conclude_committed_before(self, batch: Batch) -> list[Batch]:
-        """Those before it are in the log, too; what certainly is not has had its place taken, and fails."""
+        """Mark the predecessors of an acknowledged batch as committed. One that is certainly absent has lost its place
+        to another producer's batch, and fails."""
         overtaken = []
         for earlier in list(self._window):
             if earlier is batch:
@@ -292,13 +294,13 @@ class Sequencer:
         return overtaken
 
     def _find_taken(self) -> None:
-        """Somebody else has written under this id and epoch: what was concluded from successors may be wrong."""
+        """Another producer has written under this id and epoch: conclusions from successors may be wrong."""
         self._taken = True
         for batch in self.unresolved:
             batch.committed = False
 
     def refused(self, attempt: Attempt, error: FencepostError, now: float) -> list[Batch]:
-        """An error was the answer, to any attempt that was ever made."""
+        """The answer to any attempt ever made: an error."""
         attempt.state = AttemptState.ANSWERED
         batch = attempt.batch
         reaction = self._reaction(attempt, error)
@@ -310,7 +312,7 @@ class Sequencer:
                 self._find_taken()
         if reaction is Reaction.FENCED:
             self.fenced = error
-            return []  # the producer fails everything, here and elsewhere
+            return []  # the sender fails everything, in all partitions
         if batch.outcome is not None or batch.current is not attempt:
             self._settle()
             return []  # an answer from an earlier route: the present attempt decides
@@ -364,7 +366,7 @@ class Sequencer:
 
     def _out_of_sequence(self, batch: Batch, error: FencepostError, now: float) -> list[Batch]:
         if batch is not next(b for b in self._window if b.outcome is None):
-            self._back_off(now)  # a predecessor is outstanding: behind it, again
+            self._back_off(now)  # a predecessor is unresolved: send it again behind that one
             return []
         if batch.committed:
             return [self._resolve(batch, Delivered(-1, duplicate=True))]
@@ -376,7 +378,7 @@ class Sequencer:
         return [self._fail(batch, error)]
 
     def _back_off(self, now: float) -> None:
-        """No sending for a while. The refusals of one round count once."""
+        """Send nothing for a pause. The refusals of one round count once."""
         if now >= self._resume_at:
             self._failures += 1
             self._resume_at = now + self._backoff.pause_s(self._failures)
@@ -384,7 +386,7 @@ class Sequencer:
     # ---- Time, and the end ----
 
     def expire(self, now: float, where: str = "") -> list[Batch]:
-        """Fail what has passed its deadline. `where`: what is known of the leader, for the message."""
+        """Fail batches whose deadline has passed. `where`: what is known of the leader, for the message."""
         resolved = []
         for batch in self.unresolved:
             if batch.deadline <= now:
@@ -399,7 +401,7 @@ class Sequencer:
         return resolved
 
     def fail_all(self, error: FencepostError) -> list[Batch]:
-        """Give up everything in the window, for a reason that ends the producer or the topic."""
+        """Fail everything in the window: the producer or the topic has ended."""
         self.bump_needed = True
         resolved = []
         for batch in self.unresolved:
@@ -408,7 +410,7 @@ class Sequencer:
         return resolved
 
     def _fail(self, batch: Batch, error: FencepostError) -> Batch:
-        """Give a batch up, and say truly whether it may be in the log."""
+        """Give up a batch; its error says whether it may be in the log."""
         self._let_go(batch)
         if batch.committed:
             return self._resolve(batch, Delivered(-1, duplicate=True))
@@ -431,12 +433,12 @@ class Sequencer:
     # ---- Epochs ----
 
     def hold(self) -> None:
-        """The producer's epoch is about to change (named): stamp nothing, drain, and wait for `grant`."""
+        """The named producer's epoch is about to change: stamp nothing, drain, and wait for `grant`."""
         self.bump_needed = True
         self._settle()
 
     def grant(self, producer_id: int, epoch: int) -> None:
-        """Go on under this identity, from sequence 0; what is still in the window is stamped anew."""
+        """Go on under this identity, from sequence 0; what is still in the window is stamped again."""
         unresolved = self.unresolved
         for batch in unresolved:
             if not batch.certainly_absent:
@@ -456,18 +458,18 @@ class Sequencer:
             self.next_sequence = add_sequence(self.next_sequence, batch.record_count)
 
     def _split_at(self, batch: Batch) -> int:
-        """How many records the first half gets: not so many that the second one would begin with sequence 0."""
+        """How many records the first half gets: the second half must not begin with sequence 0."""
         assert batch.stamp is not None
         half = batch.record_count // 2
         wraps = self.idempotent and add_sequence(batch.stamp.base_sequence, half) == 0
         return half + 1 if wraps else half
 
     def _may_split(self, batch: Batch) -> bool:
-        """Without stamps, only what is certainly absent. Of two records around the last number, none (see above)."""
+        """Without stamps, only a batch that is certainly absent. Not two records around the last number (see above)."""
         return self._split_at(batch) < batch.record_count and (self.idempotent or batch.certainly_absent)
 
     def _split(self, batch: Batch) -> None:
-        """Put halves in the place of a batch, under the sequences that it had."""
+        """Replace a batch by two halves, under its sequences."""
         assert batch.stamp is not None
         pieces, sequence = batch.split(self._split_at(batch)), batch.stamp.base_sequence
         for piece in pieces:
@@ -485,7 +487,7 @@ class Sequencer:
         self._window = deque(window)
 
     def _rule_out_behind(self, absent: Batch) -> None:
-        """`absent` is in no log and is not sent again: nor can anything be that comes after it in its epoch."""
+        """`absent` is in no log and is not sent again: so no later batch of its epoch can get into a log either."""
         position = next(n for n, batch in enumerate(self._window) if batch is absent)
         for batch in list(self._window)[position + 1 :]:
             if batch.outcome is None:
@@ -494,7 +496,7 @@ class Sequencer:
                 batch.never = True
 
     def _settle(self) -> None:
-        """After every event: forget what is done with, and begin the next epoch where it is time."""
+        """After every event: drop resolved batches from the front, and begin the next epoch when it is time."""
         while self._window and self._window[0].outcome is not None:
             self._window.popleft()
         if not self.bump_needed or self.awaiting_identity or self.fenced is not None:
@@ -509,10 +511,10 @@ class Sequencer:
 
 
 def _is_definite(error: FencepostError) -> bool:
-    """Whether the answer says that this attempt appended nothing and never will.
+    """The answer says that this attempt appended nothing and never will.
 
-    StorageError means it, but a disk that has just failed is not taken at its word. DUPLICATE_SEQUENCE_NUMBER says that
-    something is in the log, and not by this attempt.
+    StorageError says so too, but a disk that has just failed is not trusted. DUPLICATE_SEQUENCE_NUMBER says that a
+    batch is in the log, but not by this attempt.
     """
     if error.code == Code.DUPLICATE_SEQUENCE_NUMBER:
         return True
@@ -520,5 +522,5 @@ def _is_definite(error: FencepostError) -> bool:
 
 
 def _pieces_of(batch: Batch) -> list[Batch]:
-    """What a batch has been split into, in order; itself where it is whole."""
+    """The unsplit pieces of a batch, in order; the batch itself if it is not split."""
     return [piece for part in batch.pieces for piece in _pieces_of(part)] if batch.pieces else [batch]
