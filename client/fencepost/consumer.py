@@ -55,7 +55,7 @@ REQUEST_TIMEOUT_S = 30.0  # for answers about offsets, through elections
 ITERATION_RECORDS = 1_000  # decoded at once by `async for`
 MAX_CONCURRENT_QUESTIONS = 32  # about offsets, to leaders
 
-Answer = TypeVar("Answer")
+Found = TypeVar("Found")
 
 
 class OffsetAndTimestamp(NamedTuple):
@@ -380,8 +380,8 @@ class Consumer:
         return OffsetAndTimestamp(record.offset, record.timestamp_ms) if record is not None else None
 
     async def _each(
-        self, tps: Iterable[TopicPartition], ask: Callable[[TopicPartition, PartitionKey], Awaitable[Answer]]
-    ) -> dict[TopicPartition, Answer]:
+        self, tps: Iterable[TopicPartition], ask: Callable[[TopicPartition, PartitionKey], Awaitable[Found]]
+    ) -> dict[TopicPartition, Found]:
         """Ask for all partitions, up to MAX_CONCURRENT_QUESTIONS at once. Raises the first error.
 
         No task group: where one fails it leaves the application's task marked as cancelled (until Python 3.13), and then a
@@ -389,7 +389,7 @@ class Consumer:
         """
         slots = asyncio.Semaphore(MAX_CONCURRENT_QUESTIONS)
 
-        async def one(tp: TopicPartition) -> Answer:
+        async def one(tp: TopicPartition) -> Found:
             async with slots:
                 return await ask(tp, await self._key(tp))
 

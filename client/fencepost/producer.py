@@ -25,8 +25,8 @@ from fencepost.history import History
 from fencepost.producing.accumulator import (
     NO_HEADERS,
     RECORD_OVERHEAD_BYTES,
+    NewRecord,
     PartitionQueue,
-    Record,
     RecordBatch,
     TopicQueues,
     headers_of,
@@ -246,7 +246,7 @@ class Producer:
         self,
         queue: PartitionQueue,
         movable: TopicQueues | None,  # for a record without a key: it may go to another partition
-        record: Record,
+        record: NewRecord,
     ) -> RecordBatch:
         """Append a record that does not fit the queue's open batch, or for which there is none. Returns its batch."""
         self._guard.check()

@@ -21,8 +21,7 @@ from fencepost.producing.sequencer import Sequencer
 from fencepost_proto.protocol.errors import InvalidRecord, InvalidTimestamp, MessageTooLarge, UnknownTopicOrPartition
 from fencepost_proto.protocol.metadata import APPEND_TIME, PartitionKey, Topic
 from fencepost_proto.protocol.record_batch import HEADER_BYTES, restamp
-from fencepost_proto.protocol.records import BatchBuilder, Compression, Headers, read_records
-from fencepost_proto.protocol.records import Record as DecodedRecord
+from fencepost_proto.protocol.records import BatchBuilder, Compression, Headers, Record, read_records
 
 RECORD_OVERHEAD_BYTES = 21  # of lengths, deltas and counts around one record, at most
 WARN_AFTER_S = 3.0  # that records wait for a leader before it is logged, once
@@ -34,7 +33,7 @@ MAX_REMEMBERED_KEYS = 10_000  # of one topic: which partition they go to
 NO_HEADERS: Headers = []
 _DEFAULTS = ProducerConfig()
 
-Record = tuple[int, bytes | None, bytes | None, Headers]  # timestamp in ms, key, value, headers
+NewRecord = tuple[int, bytes | None, bytes | None, Headers]  # timestamp in ms, key, value, headers
 
 
 class RecordBatch(Batch):
@@ -86,7 +85,7 @@ class RecordBatch(Batch):
         second.size_bytes = self.size_bytes - first.size_bytes
         return first, second
 
-    def _piece(self, records: list[DecodedRecord]) -> RecordBatch:
+    def _piece(self, records: list[Record]) -> RecordBatch:
         piece = RecordBatch(self.queue, self._codec, len(self._data) * 2, self.linger_until, self.deadline)
         for _, timestamp_ms, key, value, headers in records:
             piece.append(timestamp_ms, key, value, headers)
