@@ -3,35 +3,39 @@
 One producer writes keyed records at a steady rate; a consumer reads along. Acknowledgements are dropped on purpose, so
 that batches are sent again which the log already has. For every kill the current leader of a partition gets SIGKILL;
 once writes to that partition have resumed, the broker is started again, and once all replicas are in sync the next
-leader's turn comes. At the end everything is read back from the cluster, the segment files of every replica are
-checked, and both are compared with what the workload sent and was told.
+leader's turn comes. At the end everything is read back from the cluster, the history of all these clients is checked
+(`history_check`), and so are the segment files of every replica.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import IO, Any
 
-from fencepost import AdminClient, Consumer, Producer
+from fencepost import AdminClient, Consumer, History, Producer
+from fencepost.history import FILE_BUFFER_BYTES
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_proto.runtime.host import Host
 from fencepost_testing.failover import AckWatch, Failover, kill_leader
 from fencepost_testing.failures import CommandFailed, leaves
 from fencepost_testing.faulty_wire import FaultyWire
+from fencepost_testing.history_check import Verdict
+from fencepost_testing.history_files import HistoryFiles, UnreadableHistory, check_history_files
 from fencepost_testing.ledger import Ledger
 from fencepost_testing.local_cluster import LocalCluster
-from fencepost_testing.read_back import ReadBack, read_to_end
-from fencepost_testing.replica_check import check_same
-from fencepost_testing.replica_files import check_replica_files
+from fencepost_testing.read_back import read_everything, read_to_end
+from fencepost_testing.replica_files import check_replicas
 from fencepost_testing.topic_waits import wait_in_sync, wait_settled
-from fencepost_testing.verdict import Findings, Kind
+from fencepost_testing.verdict import Findings, Kind, of_history
 from fencepost_testing.workload import Workload, WorkloadSpec
 
 TOPIC = "demo"
+HISTORY_FILE = "history.jsonl"  # in the cluster's folder
 REPLICATION_FACTOR = 3
 MIN_INSYNC_REPLICAS = 2
 KEYS = 50
@@ -116,7 +120,9 @@ class Demo:
         self.ledger = Ledger(f"{random.Random(options.seed).randrange(16**8):08x}")
         self._tell = tell
         self._acks = AckWatch()
-        self._along = ReadBack([self.ledger])
+        self.history_file = cluster.directory / HISTORY_FILE  # what the clients asked for and were told
+        self._history_lines: IO[str] = io.StringIO()
+        self._history: Verdict | None = None
         self._high_watermarks: dict[int, int] = {}
         self._records_in_files = 0
         host = Host(random=random.Random(options.seed))
@@ -127,14 +133,19 @@ class Demo:
         """Raises FencepostError and CommandFailed where the run itself cannot go on."""
         started = time.monotonic()
         try:
-            await self._run()
+            async with AdminClient(self.cluster.bootstrap) as admin:
+                await self._make_history(admin)
+                await self._check_history()
+                await self._check_files(admin)
+            self._check_story()
         finally:
             self.result.elapsed_s = time.monotonic() - started
         return self.result
 
-    async def _run(self) -> None:
+    async def _make_history(self, admin: AdminClient) -> None:
+        """All that clients do, recorded in one file: they share the event loop, so its lines are in their order."""
         options, bootstrap = self.options, self.cluster.bootstrap
-        async with AdminClient(bootstrap) as admin:
+        with self.history_file.open("w", encoding="utf-8", buffering=FILE_BUFFER_BYTES) as self._history_lines:
             await admin.create_topic(
                 TOPIC,
                 partitions=options.partitions,
@@ -143,15 +154,17 @@ class Demo:
             )
             await wait_in_sync(admin, TOPIC)
             async with (
-                Producer(bootstrap, host=self._host) as producer,
-                Consumer(bootstrap, TOPIC) as along,
+                Producer(bootstrap, host=self._host, history=History(self.record, process="producer")) as producer,
+                Consumer(bootstrap, TOPIC, history=History(self.record, process="reader")) as along,
             ):
                 await self._produce_through_failovers(producer, along, admin)
             self._tell("reading everything back, and checking every replica's files")
             await self._wait_settled(admin)
-            await self._read_back(bootstrap)
-            await self._check_files(admin)
-        self._check_story()
+            self.result.records_in_log = await read_everything(bootstrap, TOPIC, self.record)
+
+    def record(self, line: str) -> None:
+        """One line of the history."""
+        self._history_lines.write(line + "\n")
 
     # ---- While it runs ----
 
@@ -205,8 +218,7 @@ class Demo:
 
     async def _read_along(self, consumer: Consumer, written: asyncio.Event) -> None:
         """Read while others write; then to the end."""
-        await read_to_end(consumer, self._along, written)
-        self.result.records_read_along = self._along.records
+        self.result.records_read_along = await read_to_end(consumer, lambda _: None, written)
 
     # ---- The verdict ----
 
@@ -214,30 +226,26 @@ class Demo:
         """Until every replica has all, and knows that it is committed."""
         self._high_watermarks = await wait_settled(admin, TOPIC)
 
-    async def _read_back(self, bootstrap: str) -> None:
-        """Everything again, by a consumer that has seen nothing yet; and the same as the other one saw."""
-        read = ReadBack([self.ledger])
-        async with Consumer(bootstrap, TOPIC) as consumer:
-            await read_to_end(consumer, read)
-        self.result.findings.merge(read.check.finish())
-        self.result.records_in_log = read.records
-        for partition in sorted(read.digests.keys() | self._along.digests.keys()):
-            if read.digest(partition) != self._along.digest(partition):
-                self.result.problems.append(f"partition {partition}: what was read while it was written has changed")
+    async def _check_history(self) -> None:
+        """What the clients recorded, and a consumer that has seen nothing yet and reads everything."""
+        result = self.result
+        try:
+            verdict = await asyncio.to_thread(
+                check_history_files, HistoryFiles([self.history_file]), one_partition_per_key=True
+            )
+        except UnreadableHistory as error:
+            result.problems.append(f"the history cannot be checked: {error}")
+            return
+        findings, misread = of_history(verdict)
+        result.findings.merge(findings)
+        result.problems += misread
+        self._history = verdict
 
     async def _check_files(self, admin: AdminClient) -> None:
-        result = self.result
-        for status in (await admin.describe_topic(TOPIC)).partitions:
-            summaries = [
-                await asyncio.to_thread(check_replica_files, self.cluster, broker, TOPIC, status.partition)
-                for broker in status.replicas
-            ]
-            for summary in summaries:
-                result.findings.merge(summary.findings)
-            high_watermark = self._high_watermarks[status.partition]
-            result.findings.merge(check_same(summaries, high_watermark))
-            result.replicas_checked += len(summaries)
-            self._records_in_files += summaries[0].records if summaries else 0
+        replicas = {status.partition: status.replicas for status in (await admin.describe_topic(TOPIC)).partitions}
+        found = await check_replicas(self.cluster, TOPIC, replicas, self._high_watermarks)
+        self.result.findings.merge(found[0])
+        self.result.replicas_checked, self._records_in_files = found[1:]
 
     def _check_story(self) -> None:
         """Beyond the log's content: did all that was to happen happen?"""
@@ -245,6 +253,8 @@ class Demo:
         expected = {
             "records sent": (result.records_sent, options.records),
             "records acknowledged": (result.records_acked, options.records),
+            "records acknowledged in the history": (self._history.acked if self._history else 0, options.records),
+            "partitions read whole": (self._history.final_reads if self._history else 0, options.partitions),
             "records in the log": (result.records_in_log, options.records),
             "records in the segment files": (self._records_in_files, options.records),
             "leaders killed": (len(result.failovers), options.kills),

@@ -1,4 +1,4 @@
-"""Reads histories from files: line by line, several merged by time, each operation with its file and line.
+"""Reads and checks histories in files: line by line, several merged by time, each operation with its file and line.
 
 A process that was killed while it wrote leaves a last line without an end. What it says cannot be known; it counts as
 not written, and `torn` names it.
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fencepost.history_format import NotAnOperation, Operation, from_line
+from fencepost_testing.history_check import BrokenHistory, HistoryCheck, Verdict, with_operations
 
 MAX_LINE_BYTES = 32 * 1024 * 1024  # far beyond any poll; what is longer is no history
 _LINES_BETWEEN_TELLING = 20_000
@@ -78,6 +79,32 @@ class HistoryFiles:
     def _tell(self, bytes_read: int) -> None:
         if self.on_read is not None:
             self.on_read(bytes_read)
+
+
+def check_history_files(
+    files: HistoryFiles,
+    *,
+    foreign_records: bool = False,
+    one_partition_per_key: bool = False,
+    on_operation: Callable[[Operation], object] | None = None,
+) -> Verdict:
+    """The verdict on the histories in the files, its findings with the operations around them.
+
+    Raises UnreadableHistory, also for an operation that cannot follow those before it.
+    """
+    check = HistoryCheck(foreign_records=foreign_records, one_partition_per_key=one_partition_per_key)
+    for operation, index, number in files:
+        try:
+            check.feed(operation)
+        except BrokenHistory as error:
+            raise UnreadableHistory(f"{files.where(index, number)}: {error}") from None
+        if on_operation is not None:
+            on_operation(operation)
+    verdict = check.finish()
+    if verdict.clean:
+        return verdict
+    files.on_read = None
+    return with_operations(verdict, files.located())
 
 
 def _size_bytes(path: Path) -> int:

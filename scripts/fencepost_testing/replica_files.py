@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fencepost_testing.local_cluster import LocalCluster
-from fencepost_testing.replica_check import ReplicaSummary, Segment, check_replica
-from fencepost_testing.verdict import Kind
+from fencepost_testing.replica_check import ReplicaSummary, Segment, check_replica, check_same
+from fencepost_testing.verdict import Findings, Kind
 
 _OFFSET_DIGITS = 20
 _SEGMENT_SUFFIX = ".log"
@@ -33,3 +34,24 @@ def check_replica_files(cluster: LocalCluster, broker: int, topic: str, partitio
         summary = ReplicaSummary(broker, folder.name)
         summary.findings.add(Kind.CORRUPT, f"broker {broker} {folder.name}: {error}")
     return summary
+
+
+async def check_replicas(
+    cluster: LocalCluster, topic: str, replicas: Mapping[int, Sequence[int]], ends: Mapping[int, int]
+) -> tuple[Findings, int, int]:
+    """Every replica's files, and that those of one partition are the same up to its end.
+
+    `replicas`: the brokers of each partition; `ends`: its committed end. Returns the findings, how many replicas were
+    checked, and the records in one replica of each partition.
+    """
+    findings, checked, records = Findings(), 0, 0
+    for partition, brokers in replicas.items():
+        summaries: list[ReplicaSummary] = []
+        for broker in brokers:
+            summary = await asyncio.to_thread(check_replica_files, cluster, broker, topic, partition)
+            findings.merge(summary.findings)
+            summaries.append(summary)
+        findings.merge(check_same(summaries, ends[partition]))
+        checked += len(summaries)
+        records += summaries[0].records if summaries else 0
+    return findings, checked, records

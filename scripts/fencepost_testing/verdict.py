@@ -1,17 +1,20 @@
-"""Says whether what a consumer reads is exactly what the workloads wrote: every acknowledged record once, in order.
+"""What can be wrong with a log, in one list for all who look: the history check, the replica check, and the ledgers.
 
-Pure: values in, findings out. `RecordCheck` gets every record in offset order and compares it with the ledgers. Ids of
-one run rise within a partition: one producer sent them in that order. `replica_check` looks at the same log from below,
-at the bytes on the brokers' disks.
+Pure: values in, findings out. `of_history` sorts what `history_check` finds into these kinds. `RecordCheck` is for
+`fencepost workload verify`, which has no history, only ledgers: it gets every record in offset order and compares it with
+them. Ids of one run rise within a partition: one producer sent them in that order. `replica_check` looks at the same log
+from below, at the bytes on the brokers' disks.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from fencepost.history import PolledRecord
+from fencepost_testing.history_check import Anomaly, Verdict
 from fencepost_testing.ledger import NO_OFFSET, Ledger, Mark, Outcome, read_mark
 
 MAX_EXAMPLES = 20  # findings told in words; all are counted
@@ -51,6 +54,42 @@ class Findings:
     @property
     def clean(self) -> bool:
         return self.counts.total() == 0
+
+
+# ---- What a history says ----
+
+# Of an anomaly in what the log holds. The others are in what a consumer was handed.
+KIND_OF: Mapping[Anomaly, Kind] = {
+    Anomaly.LOST_WRITE: Kind.LOST,
+    Anomaly.UNSEEN: Kind.LOST,
+    Anomaly.DUPLICATE: Kind.DUPLICATED,
+    Anomaly.REORDERED: Kind.REORDERED,
+    Anomaly.NONMONOTONIC_SEND: Kind.REORDERED,
+    Anomaly.SEQUENCE_GAP: Kind.GAP,
+    Anomaly.G1A: Kind.RESURRECTED,
+    Anomaly.NOT_LOST: Kind.RESURRECTED,
+    Anomaly.MISPLACED_KEY: Kind.MISPLACED,
+    Anomaly.PHANTOM: Kind.FOREIGN,
+}
+
+
+def count(verdict: Verdict, kind: Kind) -> int:
+    """How often a history shows it."""
+    return sum(number for anomaly, number in verdict.counts.items() if KIND_OF.get(anomaly) is kind)
+
+
+def of_history(verdict: Verdict) -> tuple[Findings, list[str]]:
+    """What a history says of the log; and what is wrong with what consumers were handed, in words."""
+    findings, misread = Findings(), []
+    for kind in Kind:
+        findings.counts[kind] += count(verdict, kind)
+    for finding in verdict.findings:
+        kind_found = KIND_OF.get(finding.anomaly)
+        if kind_found is None:
+            misread.append(f"{finding.anomaly}: {finding.text}")
+        elif len(findings.examples) < MAX_EXAMPLES:
+            findings.examples.append(f"{kind_found}: {finding.text}")
+    return findings, misread
 
 
 # ---- What a consumer reads ----
@@ -100,6 +139,9 @@ class RecordCheck:
         ledger = self._ledgers.get(mark.run)
         if ledger is not None:
             self._check_ledger(ledger, mark, partition, offset, where)
+
+    def add_record(self, record: PolledRecord) -> None:
+        self.add(record.partition, record.offset, record.key, record.value)
 
     def _check_offset(self, partition: int, offset: int) -> None:
         expected = self._next_offset.get(partition, offset)

@@ -13,10 +13,10 @@ from fencepost.descriptions import PartitionDescription
 from fencepost_testing.faulty_wire import host_with_faults
 from fencepost_testing.ledger import Ledger
 from fencepost_testing.local_cluster import LocalCluster
-from fencepost_testing.read_back import ReadBack, read_to_end
-from fencepost_testing.replica_check import check_same
-from fencepost_testing.replica_files import check_replica_files
+from fencepost_testing.read_back import read_to_end
+from fencepost_testing.replica_files import check_replicas
 from fencepost_testing.topic_waits import wait_in_sync
+from fencepost_testing.verdict import RecordCheck
 from fencepost_testing.waiting import until
 from fencepost_testing.workload import Acked, Workload, WorkloadSpec
 
@@ -94,16 +94,11 @@ async def running(
 async def judge(cluster: LocalCluster, admin: AdminClient, ledgers: list[Ledger]) -> None:
     """Once all replicas are in sync: what a consumer reads, and what the disks hold, is exactly what was sent."""
     await wait_in_sync(admin, TOPIC)
-    read = ReadBack(ledgers)
+    check = RecordCheck(ledgers)
     async with Consumer(cluster.bootstrap, TOPIC) as consumer:
-        await read_to_end(consumer, read)
+        await read_to_end(consumer, check.add_record)
         ends = {tp.partition: end for tp, end in (await consumer.end_offsets(consumer.assignment)).items()}
-    findings = read.check.finish()
-    for partition in (await admin.describe_topic(TOPIC)).partitions:
-        summaries = []
-        for broker in partition.replicas:
-            summary = await asyncio.to_thread(check_replica_files, cluster, broker, TOPIC, partition.partition)
-            findings.merge(summary.findings)
-            summaries.append(summary)
-        findings.merge(check_same(summaries, ends[partition.partition]))
+    findings = check.finish()
+    replicas = {partition.partition: partition.replicas for partition in (await admin.describe_topic(TOPIC)).partitions}
+    findings.merge((await check_replicas(cluster, TOPIC, replicas, ends))[0])
     assert findings.clean, findings.examples

@@ -16,13 +16,13 @@ import pytest
 from fencepost import AdminClient, Producer
 from fencepost.history import History
 from fencepost_proto.protocol.errors import FencepostError
-from fencepost_testing.chaos.ending import read_everything
 from fencepost_testing.chaos.faults import Fault, Kind
 from fencepost_testing.chaos.nemesis import Executor
 from fencepost_testing.chaos.nemesis_log import Happened, NemesisLog
 from fencepost_testing.chaos.run import BROKER_SETTINGS, CONTROLLER_SETTINGS
 from fencepost_testing.history_check import Verdict, check_history
 from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.read_back import read_everything
 from fencepost_testing.topic_waits import wait_in_sync, wait_settled
 from fencepost_testing.waiting import until
 
@@ -71,7 +71,7 @@ class Harm:
     async def verdict(self, admin: AdminClient, last_history: Path) -> Verdict:
         """Once nothing more is written: read everything, and judge."""
         await wait_settled(admin, "chaos")
-        await read_everything(self.cluster.bootstrap, "chaos", last_history, lambda record: None)
+        await read_everything(self.cluster.bootstrap, "chaos", last_history)
         return check_history([*self._lines, *(await asyncio.to_thread(last_history.read_text)).splitlines()])
 
 

@@ -14,8 +14,8 @@ import psutil
 from aiokafka.record import MemoryRecords
 from command_line import Shell
 
-from fencepost import AdminClient
-from fencepost_cli.demo import TOPIC, Demo, DemoOptions
+from fencepost import AdminClient, History
+from fencepost_cli.demo import HISTORY_FILE, TOPIC, Demo, DemoOptions
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.verdict import Kind
 from fencepost_testing.waiting import until_sync
@@ -51,6 +51,8 @@ def test_the_demo_is_exact_and_its_data_can_be_read_by_others(tmp_path: Path) ->
     assert "EXACT" in output
     assert "before" in output
     assert processes_of(folder) == []
+    assert "3000 acknowledged" in (checked := Shell(tmp_path).ok("check", str(folder / HISTORY_FILE)))
+    assert "CLEAN" in checked
     for broker in (1, 2, 3):
         assert sum(count_records(path) for path in (folder / f"broker-{broker}").glob("demo-*/*.log")) == 3000
 
@@ -93,7 +95,8 @@ class Tampered(Demo):
 
     async def _wait_settled(self, admin: AdminClient) -> None:
         await super()._wait_settled(admin)
-        self.ledger.ack(self.ledger.send())
+        history = History(self.record, process="another")
+        history.complete_send(history.invoke_send(TOPIC, None, None, b"never appended"), TOPIC, 0, -1)
         segment = next((self.cluster.member(2).directory / f"{TOPIC}-0").glob("*.log"))
         with segment.open("r+b") as file:
             file.seek(-1, os.SEEK_END)

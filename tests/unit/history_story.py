@@ -23,11 +23,11 @@ class Story:
 
     # ---- Sends ----
 
-    def send(self, *values: str, process: str = "p") -> None:
+    def send(self, *values: str, process: str = "p", key: str | None = None, partition: int = -1) -> None:
         for value in values:
             self._ids[process] = self._ids.get(process, 0) + 1
             self._sent[value] = process, self._ids[process]
-            self.add(Operation(process, 0, "invoke", "send", self._ids[process], TOPIC, value=value))
+            self.add(Operation(process, 0, "invoke", "send", self._ids[process], TOPIC, partition, key, value))
 
     def _complete(self, value: str, kind: OperationType) -> Operation:
         process, number = self._sent[value]
@@ -94,8 +94,10 @@ class Story:
 
     # ---- Judgement ----
 
-    def check(self, *, foreign_records: bool = False) -> Verdict:
-        return check_history(self.operations, foreign_records=foreign_records)
+    def check(self, *, foreign_records: bool = False, one_partition_per_key: bool = False) -> Verdict:
+        return check_history(
+            self.operations, foreign_records=foreign_records, one_partition_per_key=one_partition_per_key
+        )
 
     def found(self, *, foreign_records: bool = False) -> dict[Anomaly, int]:
         return {

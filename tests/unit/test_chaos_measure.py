@@ -13,13 +13,14 @@ import typer
 from fencepost.history_format import Operation
 from fencepost_cli.commands.chaos import seconds_of
 from fencepost_testing.chaos.faults import Fault, Kind
-from fencepost_testing.chaos.measure import FINAL_READER, Measure, outages
+from fencepost_testing.chaos.measure import Measure, outages
 from fencepost_testing.chaos.nemesis_log import Happened
 from fencepost_testing.chaos.page import summary
 from fencepost_testing.chaos.report import write_report
 from fencepost_testing.chaos.result import ChaosOptions, ChaosResult
 from fencepost_testing.chaos.resumed import NOTHING, Overruled, ResumedCheck, Told
 from fencepost_testing.history_check import check_history
+from fencepost_testing.read_back import FINAL_READER
 from fencepost_testing.verdict import Kind as Wrong
 
 START_NS = 5_000_000_000

@@ -597,6 +597,38 @@ def test_names_that_would_steer_a_terminal_are_shown_escaped() -> None:
     assert all(text.isprintable() for text in (finding.text, *(line.text for line in finding.operations)))
 
 
+# ---- misplaced-key ----
+
+
+def test_a_key_in_two_partitions_is_misplaced_where_keys_place_records() -> None:
+    story = Story()
+    story.send("a", "b", key="k")
+    story.send("c", key="l")
+    story.ok("a", 0, partition=1)
+    story.ok("b", 0, partition=2)
+    story.ok("c", 1, partition=2)
+    story.final(0, "a", partition=1)
+    story.final(0, "b", "c", partition=2)
+    assert story.check().clean
+    verdict = story.check(one_partition_per_key=True)
+    assert verdict.counts == {Anomaly.MISPLACED_KEY: 1}
+    assert verdict.findings[0].text == "key 'k': 'b' is in orders-2, and 'a' in orders-1"
+
+
+def test_a_record_of_unknown_outcome_counts_where_it_is_read_and_a_chosen_partition_does_not() -> None:
+    story = Story()
+    story.send("a", "b", key="k")
+    story.send("chosen", key="k", partition=2)
+    story.ok("a", 0, partition=0)
+    story.info("b")
+    story.ok("chosen", 0, partition=2)
+    story.poll(0, "a")
+    story.poll(0, "chosen", partition=2)
+    assert story.check(one_partition_per_key=True).clean
+    story.poll(0, "b", partition=1)
+    assert story.check(one_partition_per_key=True).counts == {Anomaly.MISPLACED_KEY: 1}
+
+
 def test_every_anomaly_has_a_meaning() -> None:
     assert set(MEANING) == set(Anomaly)
 

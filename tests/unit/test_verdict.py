@@ -6,14 +6,16 @@ import json
 from collections.abc import Callable
 
 import pytest
+from history_story import Story as HistoryStory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fencepost_proto.protocol.record_batch import MAX_SEQUENCE, stamp
 from fencepost_proto.protocol.records import BatchBuilder, Compression
+from fencepost_testing.history_check import Anomaly
 from fencepost_testing.ledger import MIN_RECORD_BYTES, Ledger, Mark, make_value, read_mark
 from fencepost_testing.replica_check import ReplicaSummary, Segment, check_replica, check_same
-from fencepost_testing.verdict import Findings, Kind, RecordCheck
+from fencepost_testing.verdict import KIND_OF, Findings, Kind, RecordCheck, of_history
 
 RUN = "run00001"
 Row = tuple[int, int, bytes | None, bytes | None]  # partition, offset, key, value
@@ -21,6 +23,25 @@ Row = tuple[int, int, bytes | None, bytes | None]  # partition, offset, key, val
 
 def kinds(findings: Findings) -> dict[Kind, int]:
     return {kind: count for kind, count in findings.counts.items() if count}
+
+
+# ---- What a history says ----
+
+
+def test_what_a_history_says_of_the_log_is_told_apart_from_what_consumers_were_handed() -> None:
+    story = HistoryStory()
+    story.acked("a", "b", "c")
+    story.poll(0, "a", "b", high_watermark=1)
+    story.final(0, "a", "b")
+    findings, misread = of_history(story.check())
+    assert kinds(findings) == {Kind.LOST: 1}
+    assert [text.partition(":")[0] for text in (*findings.examples, *misread)] == ["lost", "precommitted-read"]
+    assert set(Anomaly) - set(KIND_OF) == {
+        Anomaly.INCONSISTENT_OFFSETS,
+        Anomaly.NONMONOTONIC_POLL,
+        Anomaly.POLL_SKIP,
+        Anomaly.PRECOMMITTED_READ,
+    }
 
 
 # ---- What a consumer reads ----

@@ -50,22 +50,11 @@ def check(
 
 def _check(paths: list[Path], *, foreign_records: bool) -> tuple[Verdict, list[str]]:
     """The verdict, and what was left out of it."""
-    from fencepost_testing.history_check import BrokenHistory, HistoryCheck, with_operations
-    from fencepost_testing.history_files import HistoryFiles, UnreadableHistory
+    from fencepost_testing.history_files import HistoryFiles, check_history_files
 
     files = HistoryFiles(paths)
-    history = HistoryCheck(foreign_records=foreign_records)
-    feed = history.feed
     with _progress(files.size_bytes) as files.on_read:
-        for operation, index, number in files:
-            try:
-                feed(operation)
-            except BrokenHistory as error:
-                raise UnreadableHistory(f"{files.where(index, number)}: {error}") from None
-    verdict = history.finish()
-    files.on_read = None
-    if not verdict.clean:
-        verdict = with_operations(verdict, files.located())
+        verdict = check_history_files(files, foreign_records=foreign_records)
     return verdict, [files.torn[index] for index in sorted(files.torn)]
 
 

@@ -41,7 +41,8 @@ def demo(
     """Run the main job on real processes: leaders die, and the log is exact.
 
     Starts a controller and brokers, produces and consumes, kills the leader of one partition after another with
-    SIGKILL, drops acknowledgements, then reads everything back, checks every replica's files, and gives a verdict.
+    SIGKILL, drops acknowledgements, then reads everything back, checks the history of all clients and every replica's files,
+    and gives a verdict. The history is history.jsonl in the data folder (--keep; "fencepost check" reads it).
     Exit code 0 only if every record that was sent is in the log exactly once and in order.
     """
     from fencepost_cli.demo import DemoOptions

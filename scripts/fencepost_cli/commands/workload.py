@@ -350,15 +350,16 @@ class Verified(NamedTuple):
 
 async def _verify(brokers: str, topic: str, ledgers: Path) -> Verified:
     from fencepost import AdminClient, Consumer
-    from fencepost_testing.read_back import ReadBack, read_to_end
+    from fencepost_testing.read_back import read_to_end
+    from fencepost_testing.verdict import RecordCheck
 
     async with AdminClient(brokers) as admin:
         topic_id = (await admin.describe_topic(topic)).topic_id
     known, earlier_runs = _load_ledgers(ledgers, topic_id)
     async with Consumer(brokers, topic) as consumer:
-        read = ReadBack(known)
-        await read_to_end(consumer, read)
-    return Verified(known, earlier_runs, read.check, read.check.finish())
+        check = RecordCheck(known)
+        await read_to_end(consumer, check.add_record)
+    return Verified(known, earlier_runs, check, check.finish())
 
 
 def _load_ledgers(folder: Path, topic_id: str) -> tuple[list[Ledger], int]:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fencepost.history_format import Operation
+from fencepost_testing.read_back import FINAL_READER
 
-FINAL_READER = "final"
 NOTICEABLE_S = 1.0  # silences of at least so long are told one by one
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from fencepost_testing.chaos.faults import Nemesis
 from fencepost_testing.chaos.measure import Measure, Outage, Silence, outages
 from fencepost_testing.chaos.nemesis_log import Happened
-from fencepost_testing.history_check import Anomaly, Verdict
-from fencepost_testing.verdict import Findings, Kind
+from fencepost_testing.history_check import Verdict
+from fencepost_testing.verdict import Findings, Kind, count
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +60,18 @@ class ChaosResult:
 
     @property
     def lost(self) -> int:
-        return self._anomalies(Anomaly.LOST_WRITE, Anomaly.UNSEEN) + self.findings.counts[Kind.LOST]
+        return self._count(Kind.LOST)
 
     @property
     def duplicated(self) -> int:
-        return self._anomalies(Anomaly.DUPLICATE) + self.findings.counts[Kind.DUPLICATED]
+        return self._count(Kind.DUPLICATED)
 
     @property
     def reordered(self) -> int:
-        return self._anomalies(Anomaly.REORDERED, Anomaly.NONMONOTONIC_SEND) + self.findings.counts[Kind.REORDERED]
+        return self._count(Kind.REORDERED)
 
-    def _anomalies(self, *anomalies: Anomaly) -> int:
-        return sum(self.history.counts.get(anomaly, 0) for anomaly in anomalies) if self.history else 0
+    def _count(self, kind: Kind) -> int:
+        return self.findings.counts[kind] + (count(self.history, kind) if self.history else 0)
 
     @property
     def wrong(self) -> dict[str, int]:

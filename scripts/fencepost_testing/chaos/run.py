@@ -24,7 +24,6 @@ from fencepost_proto.protocol.errors import FencepostError
 from fencepost_testing.chaos.client_config import EXIT_FENCED
 from fencepost_testing.chaos.cuts import CuttableNetwork, make_network
 from fencepost_testing.chaos.disks import CAN_FILL_DISKS
-from fencepost_testing.chaos.ending import check_files, read_everything
 from fencepost_testing.chaos.faults import Party
 from fencepost_testing.chaos.fleet import Fleet, Role, Target
 from fencepost_testing.chaos.measure import Measure
@@ -35,12 +34,13 @@ from fencepost_testing.chaos.result import ChaosOptions, ChaosResult
 from fencepost_testing.chaos.resumed import Overruled, ResumedCheck, Told
 from fencepost_testing.chaos.schedule import REPLICATION_FACTOR, Shape, make_schedule
 from fencepost_testing.failures import CommandFailed, leaves
-from fencepost_testing.history_check import BrokenHistory, HistoryCheck, with_operations
-from fencepost_testing.history_files import HistoryFiles, UnreadableHistory
+from fencepost_testing.history_files import HistoryFiles, UnreadableHistory, check_history_files
 from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, Node
 from fencepost_testing.member import log_tail
 from fencepost_testing.processes import Place
+from fencepost_testing.read_back import read_everything
 from fencepost_testing.recorded_election import OPERATOR
+from fencepost_testing.replica_files import check_replicas
 from fencepost_testing.topic_waits import wait_in_sync, wait_moved, wait_settled, wait_writable
 
 TOPIC = "chaos"
@@ -206,7 +206,7 @@ class Chaos:
             code = await cluster.stop(node, timeout_s=_STOP_TIMEOUT_S)
             if code != 0:
                 result.problems.append(f"{party_of(node)}: the exit code of the last clean shutdown was {code}")
-        found = await check_files(cluster, TOPIC, replicas, ends)
+        found = await check_replicas(cluster, TOPIC, replicas, ends)
         result.findings, result.replicas_checked, result.records_in_files = found
 
     async def _harm(
@@ -284,14 +284,10 @@ class Chaos:
     def _check_history(self) -> None:
         result = self.result
         files = HistoryFiles(sorted((self._report / "history").glob("*.jsonl")))
-        check, measure = HistoryCheck(), Measure(round(result.started_at * 1e9))
+        measure = Measure(round(result.started_at * 1e9))
         try:
-            for operation, _, _ in files:
-                check.feed(operation)
-                measure.add(operation)
-            verdict = check.finish()
-            result.history = verdict if verdict.clean else with_operations(verdict, files.located())
-        except (BrokenHistory, UnreadableHistory) as error:
+            result.history = check_history_files(files, on_operation=measure.add)
+        except UnreadableHistory as error:
             result.problems.append(f"the history cannot be checked: {error}")
         result.measure = measure
 

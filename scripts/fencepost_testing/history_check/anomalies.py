@@ -13,7 +13,7 @@ MAX_EVIDENCE = 8  # lines that a finding names
 
 
 class Anomaly(StrEnum):
-    """The names are those of Jepsen's workloads for Kafka-like systems; the last four are Fencepost's own."""
+    """The names are those of Jepsen's workloads for Kafka-like systems; the last five are Fencepost's own."""
 
     LOST_WRITE = "lost-write"
     DUPLICATE = "duplicate"
@@ -28,6 +28,7 @@ class Anomaly(StrEnum):
     SEQUENCE_GAP = "sequence-gap"
     PHANTOM = "phantom"
     NOT_LOST = "not-lost"
+    MISPLACED_KEY = "misplaced-key"
 
 
 MEANING: Mapping[Anomaly, str] = {
@@ -44,6 +45,7 @@ MEANING: Mapping[Anomaly, str] = {
     Anomaly.SEQUENCE_GAP: "a sequence number of a producer is missing in the log",
     Anomaly.PHANTOM: "read, and sent by nobody in the history",
     Anomaly.NOT_LOST: "an operator was shown that an unclean election takes it, and it still stands at its offset",
+    Anomaly.MISPLACED_KEY: "records of one key are in two partitions",
 }
 
 

@@ -12,6 +12,7 @@ from fencepost.history_format import Operation
 from fencepost_proto.protocol.errors import InvariantBroken
 from fencepost_testing.history_check.anomalies import Anomaly, Findings, Verdict
 from fencepost_testing.history_check.elections import Election
+from fencepost_testing.history_check.keys import KeyPlaces
 from fencepost_testing.history_check.log_order import check_log_order
 from fencepost_testing.history_check.outcomes import check_outcomes
 from fencepost_testing.history_check.partition_log import EMPTY, FinalRead, PartitionLog, Skip
@@ -28,9 +29,11 @@ class HistoryCheck:
     """Feed it every operation in the order of time, then `finish`.
 
     `foreign_records`: others write to the same topics; a record that nobody in the history sent is no finding.
+    `one_partition_per_key`: the senders place records by their keys, and topics have as many partitions as ever; then a
+    key in two partitions is a finding (of sends that name no partition themselves).
     """
 
-    def __init__(self, *, foreign_records: bool = False) -> None:
+    def __init__(self, *, foreign_records: bool = False, one_partition_per_key: bool = False) -> None:
         self.lines = 0
         self._foreign_records = foreign_records
         self._findings = Findings()
@@ -41,6 +44,7 @@ class HistoryCheck:
         self._processes: dict[str, Process] = {}
         self._process_names: list[str] = []  # by number
         self._readings: dict[tuple[str, str, int], Reading] = {}  # by process, topic and partition
+        self._keys = KeyPlaces(self._findings) if one_partition_per_key else None
         self._finished = False
 
     @property
@@ -142,6 +146,8 @@ class HistoryCheck:
         sends.process[number] = process.number
         sends.outcome[number] = Outcome.UNKNOWN
         process.open_sends[operation.id] = number, operation.topic
+        if self._keys is not None and operation.key is not None and operation.partition < 0:
+            self._keys.sent(number, operation.key)
 
     def _complete_send(self, operation: Operation) -> None:
         sends = self._sends
@@ -163,6 +169,8 @@ class HistoryCheck:
     def _acked(self, number: int, log: PartitionLog, offset: int) -> None:
         sends = self._sends
         sends.acked_partition[number] = log.number
+        if self._keys is not None:
+            self._keys.found(number, log, self._sends)
         if offset == NOWHERE:
             return
         sends.acked_offset[number] = offset
@@ -208,6 +216,8 @@ class HistoryCheck:
         sends.read[number] = self.lines
         sends.read_partition[number] = log.number
         sends.read_offset[number] = offset
+        if self._keys is not None:
+            self._keys.found(number, log, sends)
         acked_offset, acked_in = sends.acked_offset[number], sends.acked_partition[number]
         if acked_offset != NOWHERE and (acked_offset != offset or acked_in != log.number):
             self._moved(number, log, offset, acked_in, acked_offset)

@@ -10,12 +10,14 @@ from fencepost_testing.history_check.check import BrokenHistory, HistoryCheck
 from fencepost_testing.history_check.context import with_operations
 
 
-def check_history(lines: Iterable[str | Operation], *, foreign_records: bool = False) -> Verdict:
+def check_history(
+    lines: Iterable[str | Operation], *, foreign_records: bool = False, one_partition_per_key: bool = False
+) -> Verdict:
     """Check lines, or operations, in the order of time. Raises BrokenHistory naming the line's number.
 
     The findings show the operations around them unless `lines` is an iterator, which can be gone through only once.
     """
-    check = HistoryCheck(foreign_records=foreign_records)
+    check = HistoryCheck(foreign_records=foreign_records, one_partition_per_key=one_partition_per_key)
     for number, line in enumerate(lines, 1):
         try:
             if (operation := _operation(line)) is not None:
