@@ -6,7 +6,7 @@ write cannot differ. Two logs that both hold epoch e hold the same batches of it
 leader wrote them (KIP-101, KIP-279).
 
 A log that starts above 0 also knows the epoch of the last batch before its start, though that batch is gone: retention keeps
-the entry, and a producer snapshot carries it to a replica that starts over. So the *tip* of a log, (epoch of its last batch,
+the entry, and a snapshot carries it to a replica that starts over. So the *tip* of a log, (epoch of its last batch,
 end offset), says for an empty log, too, which history it continues.
 
 The file `leader-epoch-checkpoint` is text: a version, a count, then one `epoch start_offset` a line. It is written

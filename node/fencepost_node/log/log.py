@@ -613,9 +613,7 @@ class Log:
         machines = self.states.machines
         snapshot = decode_snapshot(snapshot_bytes, machines)
         if snapshot.offset != start_offset:
-            raise CorruptMessage(
-                f"a producer snapshot at {snapshot.offset} for a log that is to start at {start_offset}"
-            )
+            raise CorruptMessage(f"a snapshot at {snapshot.offset} for a log that is to start at {start_offset}")
         with self._maintenance, self._syncing:
             self._require_usable()
             with self._lock:

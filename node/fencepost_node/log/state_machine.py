@@ -17,6 +17,7 @@ What a machine has to be:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar, cast
@@ -31,6 +32,12 @@ def no_pause() -> None:
 
 
 StagedT = TypeVar("StagedT")
+
+_PART_NAME = re.compile(rb"[a-z0-9-]{1,32}")
+
+
+def is_part_name(name: bytes) -> bool:
+    return _PART_NAME.fullmatch(name) is not None
 
 
 class FoldedState(Protocol[StagedT]):
@@ -58,11 +65,15 @@ StateT = TypeVar("StateT", bound="FoldedState[Any]")  # what is staged concerns 
 class StateMachine(Generic[StateT]):
     """One kind of state, and its bytes."""
 
-    name: str  # of its part in a snapshot: 1 to 32 ASCII letters, digits, hyphens
-    format: int  # of the bytes that `encode` gives; `decode` reads every one up to it
+    name: str  # of its part in a snapshot; see `is_part_name`
+    format: int  # of the bytes that `encode` gives, 1 to 255; `decode` reads every one from 1 to it
     initial: Callable[[], StateT]  # at offset 0
     encode: Callable[[StateT, Pause], bytes]
     decode: Callable[[bytes, int, Pause], StateT]  # data and its format; raises CorruptMessage
+
+    def __post_init__(self) -> None:
+        if not is_part_name(self.name.encode()):
+            raise ValueError(f"state machine {self.name!r}: the name is 1 to 32 lower-case letters, digits and hyphens")
 
 
 AnyMachine = StateMachine[Any]

@@ -69,17 +69,17 @@ def decode_producers(data: bytes, format: int = FORMAT, pause: Pause = no_pause)
             producer_id, epoch, wrapped, batch_count = _ENTRY.unpack_from(data, position)
             position += _ENTRY.size
             if not 1 <= batch_count <= REMEMBERED_BATCHES:
-                raise CorruptMessage(f"{batch_count} batches of producer {producer_id} in a producer snapshot")
+                raise CorruptMessage(f"{batch_count} batches of producer {producer_id} in a state of producers")
             end = position + batch_count * layout.size
             batches = tuple(RememberedBatch(*batch) for batch in layout.iter_unpack(data[position:end]))
             if len(batches) != batch_count:
-                raise CorruptMessage(f"a producer snapshot ends within producer {producer_id}")
+                raise CorruptMessage(f"a state of producers ends within producer {producer_id}")
             entries[producer_id] = ProducerEntry(epoch, bool(wrapped), batches)
             position = end
             if number % PRODUCERS_IN_A_TURN == 0:
                 pause()
     except struct.error as error:
-        raise CorruptMessage(f"a producer snapshot of {len(data)} bytes ends too early: {error}") from error
+        raise CorruptMessage(f"a state of producers of {len(data)} bytes ends too early: {error}") from error
     if position != len(data) or len(entries) != count:
-        raise CorruptMessage(f"a producer snapshot of {len(data)} bytes holds {len(entries)} producers, not {count}")
+        raise CorruptMessage(f"a state of producers of {len(data)} bytes holds {len(entries)} producers, not {count}")
     return ProducerState(entries)
