@@ -18,9 +18,9 @@ What a machine has to be:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, Self, TypeVar, cast
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from fencepost_proto.protocol.record_batch import BatchHeader
 
@@ -82,10 +82,11 @@ AnyMachine = StateMachine[Any]
 class States:
     """The states of all of a log's machines, at one offset."""
 
-    __slots__ = ("_of",)
+    __slots__ = ("_of", "_states")
 
-    def __init__(self, of: dict[AnyMachine, FoldedState[Any]]) -> None:
-        self._of = of
+    def __init__(self, of: Mapping[AnyMachine, FoldedState[Any]]) -> None:
+        self._of: dict[AnyMachine, Any] = dict(of)
+        self._states: tuple[FoldedState[Any], ...] = tuple(of.values())  # at every append; a dict's values take longer
 
     @staticmethod
     def initial(machines: Iterable[AnyMachine]) -> States:
@@ -93,7 +94,8 @@ class States:
         return States({machine: machine.initial() for machine in machines})
 
     def __getitem__(self, machine: StateMachine[StateT]) -> StateT:
-        return cast(StateT, self._of[machine])
+        state: StateT = self._of[machine]
+        return state
 
     @property
     def machines(self) -> tuple[AnyMachine, ...]:
@@ -101,10 +103,13 @@ class States:
 
     def stage(self, headers: Sequence[BatchHeader]) -> list[object]:
         """For `apply`; as `FoldedState.stage`."""
-        return [state.stage(headers) for state in self._of.values()]
+        staged: list[object] = []
+        for state in self._states:
+            staged.append(state.stage(headers))
+        return staged
 
     def apply(self, staged: list[object]) -> None:
-        for state, changes in zip(self._of.values(), staged, strict=True):
+        for state, changes in zip(self._states, staged, strict=False):
             state.apply(changes)
 
     def __str__(self) -> str:
