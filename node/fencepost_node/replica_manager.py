@@ -341,7 +341,7 @@ class ReplicaManager:
     def _take(self, partition: Partition, topic: Topic) -> None:
         """The role of a log that was recovered at the start."""
         try:
-            opened = self._folders.take(partition.id, topic)
+            opened = self._folders.take_recovered(partition.id, topic)
         except errors.StorageError as error:
             self._cannot_open(partition, topic, str(error))
         else:

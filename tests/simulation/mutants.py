@@ -155,7 +155,7 @@ def truncation_keeps_the_state_of_what_it_cut(replace: Any) -> None:
 @mutant("G5", "invariant", kinds=("disk error", "disk full", "kill leader"), first_seed=2)
 def state_changes_though_the_append_failed(replace: Any) -> None:
     """And the replica goes on, as though nothing had been."""
-    original = Log._append
+    original = Log._append_and_fold
 
     def append(self: Log, data: bytes, batches: Any) -> None:
         staged = self.states.stage([header for _, header in batches])
@@ -165,7 +165,7 @@ def state_changes_though_the_append_failed(replace: Any) -> None:
             self.states.apply(staged)
             raise
 
-    replace(Log, "_append", append)
+    replace(Log, "_append_and_fold", append)
     replace(Replica, "fail", lambda self, reason: None)
 
 
@@ -256,7 +256,7 @@ def leader_answers_after_losing_its_epoch(replace: Any) -> None:
 def reads_above_the_high_watermark(replace: Any) -> None:
     async def read_committed(self: Leadership, offset: int, max_bytes: int, *, mismatch: bool = False) -> bytes:
         self.require_leading()
-        return self.log.read(offset, max_bytes) if offset < self.log.log_end_offset else b""
+        return self.log.read_batches(offset, max_bytes) if offset < self.log.log_end_offset else b""
 
     replace(Leadership, "read_committed", read_committed)
 

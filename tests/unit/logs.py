@@ -84,7 +84,7 @@ def content(log: Log, max_bytes: int = 400) -> bytes:
     """All that readers see, in several reads."""
     offset, parts = log.log_start_offset, []
     while offset < log.log_end_offset:
-        part = log.read(offset, max_bytes)
+        part = log.read_batches(offset, max_bytes)
         assert part, f"nothing at {offset}, the log ends at {log.log_end_offset}"
         parts.append(part)
         for _, header in iter_batches(part):

@@ -57,7 +57,7 @@ def test_both_states_are_in_the_snapshot_at_the_logs_start() -> None:
     assert_both_are_folds(log, gone)
     follower = opened(Machine().mount())
     follower.reset_to(log.log_start_offset, log.snapshot_at_log_start())
-    follower.append_as_follower(log.read(log.log_start_offset, 10**6))
+    follower.append_as_follower(log.read_batches(log.log_start_offset, 10**6))
     assert_both_are_folds(follower, gone)
 
 

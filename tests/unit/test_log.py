@@ -65,7 +65,7 @@ def test_a_new_log_is_empty_and_knows_its_topic(log: Log, disk: RealDisk) -> Non
     assert (log.log_start_offset, log.log_end_offset, log.size_bytes, log.last_epoch) == (0, 0, 0, -1)
     assert not log.ever_held_records
     assert not log.maintenance_due
-    assert log.read(0, 100) == b""
+    assert log.read_batches(0, 100) == b""
     identity = read_identity(disk, log.directory)
     assert identity is not None
     assert identity.topic_id == "T"
@@ -84,7 +84,7 @@ def test_a_leaders_append_stamps_offset_and_epoch_and_nothing_else(log: Log) -> 
     first, second = (check_batch(each) for each in stored)
     assert (first.base_offset, first.leader_epoch, second.base_offset, second.leader_epoch) == (0, 4, 3, 6)
     assert log.log_end_offset == 5
-    assert log.read(0, 10_000) == b"".join(stored)
+    assert log.read_batches(0, 10_000) == b"".join(stored)
     assert log.last_epoch == 6
     assert log.ever_held_records
 
@@ -94,7 +94,7 @@ def test_a_follower_stores_the_leaders_bytes(log: Log, disk: RealDisk, tmp_path:
     follower = open_log(disk, str(tmp_path / "follower"))
     for at in range(0, log.log_end_offset, 1):
         if at == follower.log_end_offset:
-            follower.append_as_follower(log.read(at, 300))
+            follower.append_as_follower(log.read_batches(at, 300))
     assert content(follower) == content(log)
     assert follower.states[PRODUCERS] == log.states[PRODUCERS]
     assert follower.leader_epochs == log.leader_epochs
@@ -179,7 +179,7 @@ def test_a_read_begins_with_the_batch_that_holds_the_offset(log: Log) -> None:
     fill(log, 50)
     for header in headers(log):
         for offset in range(header.base_offset, header.end_offset):
-            data = log.read(offset, 1)
+            data = log.read_batches(offset, 1)
             assert check_batch(data) == header
             assert len(data) == header.size_bytes
 
@@ -191,7 +191,7 @@ def test_a_read_returns_as_many_whole_batches_as_fit_below_the_end(log: Log, max
     last_of_segment = {segment.end_offset for segment in log._row.all}
     for first in all_headers:
         for end_offset in {first.base_offset, first.end_offset, first.end_offset + 2, first.end_offset + 9, 10_000}:
-            found = [header for _, header in iter_batches(log.read(first.base_offset, max_bytes, end_offset))]
+            found = [header for _, header in iter_batches(log.read_batches(first.base_offset, max_bytes, end_offset))]
             expected: list[BatchHeader] = []
             room = max_bytes
             for header in all_headers:
@@ -208,11 +208,11 @@ def test_a_read_returns_as_many_whole_batches_as_fit_below_the_end(log: Log, max
 
 def test_a_read_at_the_end_is_empty_and_outside_of_the_log_refused(log: Log) -> None:
     fill(log, 3)
-    assert log.read(log.log_end_offset, 100) == b""
-    assert log.read(0, 100, 0) == b""
+    assert log.read_batches(log.log_end_offset, 100) == b""
+    assert log.read_batches(0, 100, 0) == b""
     for offset in (-1, log.log_end_offset + 1):
         with pytest.raises(OffsetOutOfRange, match=f"offset {offset} is outside"):
-            log.read(offset, 100)
+            log.read_batches(offset, 100)
 
 
 def test_reads_in_threads_see_whole_batches_while_the_log_grows(log: Log) -> None:
@@ -222,7 +222,7 @@ def test_reads_in_threads_see_whole_batches_while_the_log_grows(log: Log) -> Non
         offset = 0
         try:
             while not stop.is_set():
-                data = log.read(offset, 2_000)
+                data = log.read_batches(offset, 2_000)
                 for _, header in iter_batches(data):
                     assert header.base_offset == offset
                     offset = header.end_offset
@@ -331,7 +331,7 @@ def test_a_closed_log_refuses_everything(log: Log) -> None:
     produce(log)
     log.close(clean=True)
     log.close(clean=True)
-    for refused in (lambda: produce(log), lambda: log.read(0, 100), log.sync, lambda: log.assign_epoch(1)):
+    for refused in (lambda: produce(log), lambda: log.read_batches(0, 100), log.sync, lambda: log.assign_epoch(1)):
         with pytest.raises(StorageError, match="is closed"):
             refused()
 
@@ -360,5 +360,5 @@ def test_a_batch_whose_count_spans_many_offsets_keeps_the_log_in_order(log: Log,
     log.append_as_leader(check_batch(wide), wide, 0)
     produce(log)
     assert log.log_end_offset == 2**31
-    assert check_batch(log.read(2**31 - 2, 10)).base_offset == 0
+    assert check_batch(log.read_batches(2**31 - 2, 10)).base_offset == 0
     assert_lawful(log)

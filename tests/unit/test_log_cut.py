@@ -179,9 +179,9 @@ def test_a_reset_log_is_empty_and_has_the_leaders_state() -> None:
     for again in (False, True):
         if again:
             log = reopened(disk, log)
-        log.append_as_follower(leader.read(log.log_end_offset, 300))
+        log.append_as_follower(leader.read_batches(log.log_end_offset, 300))
     while log.log_end_offset < leader.log_end_offset:
-        log.append_as_follower(leader.read(log.log_end_offset, 300))
+        log.append_as_follower(leader.read_batches(log.log_end_offset, 300))
     assert content(log) == content(leader)
     assert log.states[PRODUCERS] == leader.states[PRODUCERS]
     assert_lawful(log)
@@ -259,7 +259,7 @@ def test_retention_moves_the_start_to_a_segments_base_and_keeps_the_state() -> N
     assert log.states[PRODUCERS] == state
     assert_lawful(log)
     with pytest.raises(OffsetOutOfRange):
-        log.read(log.log_start_offset - 1, 100)
+        log.read_batches(log.log_start_offset - 1, 100)
     assert all(offset >= log.log_start_offset for offset in offsets_of(disk, SNAPSHOT_SUFFIX))
     log = reopened(disk, log)
     assert log.states[PRODUCERS] == state

@@ -48,7 +48,7 @@ def scan_all(log: Log, max_bytes: int = 300) -> int:
 def read_all(log: Log, chance: random.Random, into: list[bytes]) -> None:
     offset = log.log_start_offset
     while offset < log.log_end_offset:
-        into.append(log.read(offset, chance.choice((1, 400, 2_000))))
+        into.append(log.read_batches(offset, chance.choice((1, 400, 2_000))))
         offset = [header.end_offset for _, header in iter_batches(into[-1])][-1]
 
 
@@ -78,10 +78,10 @@ def test_what_was_read_and_sound_is_checked_again_only_when_a_reader_says_that_i
     path, position, _ = places(log)[3]
     offset = list(iter_batches(content(log)))[3][1].base_offset
     machine.disk.corrupt(path, position + 66)
-    assert log.read(offset, 1), "once checked"
+    assert log.read_batches(offset, 1), "once checked"
     log.distrust(offset)
     with pytest.raises(CorruptLog):
-        log.read(offset, 1)
+        log.read_batches(offset, 1)
 
 
 def test_ranges_that_were_checked_are_merged_and_their_number_is_bounded() -> None:

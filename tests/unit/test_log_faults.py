@@ -105,7 +105,7 @@ def test_a_disk_that_is_read_only_for_a_while_fails_no_log() -> None:
         with pytest.raises(OutOfRoom):
             produce(log)
     assert not log.failure
-    assert log.read(0, 10_000)
+    assert log.read_batches(0, 10_000)
     machine.disk.faults.clear()
     produce(log)
     assert log.log_end_offset == 2

@@ -162,7 +162,7 @@ def test_other_things_in_the_data_folder_are_left_alone(tmp_path: Path, kind: st
 def test_a_log_of_version_0_is_read_under_its_name(tmp_path: Path) -> None:
     as_version_0(make_log(tmp_path))
     folders = recovered_in(tmp_path)
-    assert folders.take(KEY, ORDERS).log_end_offset == RECORDS
+    assert folders.take_recovered(KEY, ORDERS).log_end_offset == RECORDS
     close(folders)
 
 
@@ -189,7 +189,7 @@ def test_a_log_of_version_0_under_a_wrong_name_is_refused_and_no_empty_one_made_
     folder.rename(tmp_path / "orders-old-0")
     folders = recovered_in(tmp_path)
     with pytest.raises(StorageError, match=r"the log of orders-0 is in .*orders-old-0, not in .*orders-0"):
-        folders.take(KEY, ORDERS)
+        folders.take_recovered(KEY, ORDERS)
     assert not folder.exists()
     close(folders)
 
@@ -266,7 +266,9 @@ def ended(path: Path, *partitions: int, clean: bool = True, records: int = RECOR
         for partition in partitions:
             key = ("T", partition)
             opened.append(
-                folders.take(key, ORDERS) if key in folders.recovered else await folders.open(partition, ORDERS)
+                folders.take_recovered(key, ORDERS)
+                if key in folders.recovered
+                else await folders.open(partition, ORDERS)
             )
             for _ in range(records):
                 logs.produce(opened[-1])
@@ -352,7 +354,7 @@ def test_a_stray_log_that_comes_back_is_missed_when_it_goes(tmp_path: Path) -> N
     async def story() -> None:
         folders = folders_in(tmp_path)
         await folders.recover(power_lost=False)
-        await folders.keep_stray(folders.take(KEY, ORDERS), KEY)
+        await folders.keep_stray(folders.take_recovered(KEY, ORDERS), KEY)
         assert not (tmp_path / "orders-0").exists()
         log = await folders.open(0, ORDERS)
         assert log.log_end_offset == RECORDS
@@ -395,7 +397,7 @@ def test_a_deleted_log_and_one_that_the_disk_would_not_show_are_not_missed(
 ) -> None:
     ended(tmp_path, 0, 1)
     folders = recovered_in(tmp_path)
-    asyncio.run(folders.delete(folders.take(("T", 1), ORDERS)))
+    asyncio.run(folders.delete(folders.take_recovered(("T", 1), ORDERS)))
     close(folders)
     read = RealDisk.read_bytes
 

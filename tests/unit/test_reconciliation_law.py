@@ -225,7 +225,7 @@ class RealHistories(RuleBasedStateMachine):
             raise AssertionError("no end")
         for _ in range(pushes):
             if follower.log_end_offset < leader.log_end_offset:
-                follower.append_as_follower(leader.read(follower.log_end_offset, size))
+                follower.append_as_follower(leader.read_batches(follower.log_end_offset, size))
         if follower.log_end_offset == leader.log_end_offset:
             start = max(leader.log_start_offset, follower.log_start_offset)
             assert rest(follower, start) == rest(leader, start)

@@ -248,7 +248,7 @@ class PartitionFolders:
                 self._unreadable.add(found.folder)
         return opened
 
-    def take(self, key: PartitionKey, topic: Topic) -> Log:
+    def take_recovered(self, key: PartitionKey, topic: Topic) -> Log:
         """One of the recovered logs, with its topic's settings.
 
         Raises StorageError where it lies under another name than it should: it may be a copy. Then it stays here.

@@ -29,7 +29,7 @@ class IndexEntry(NamedTuple):
 class SparseIndex:
     """One index file. Neither column ever falls from one entry to the next.
 
-    `append` is called by one thread; `flush` and the finders may run in others.
+    `add_entry` is called by one thread; `flush` and the finders may run in others.
     """
 
     __slots__ = ("_disk", "_file", "_flushed", "_lock", "_path", "_tail")
@@ -54,7 +54,7 @@ class SparseIndex:
         with self._lock:
             return self._flushed + len(self._tail)
 
-    def append(self, first: int, second: int) -> None:
+    def add_entry(self, first: int, second: int) -> None:
         with self._lock:
             self._tail.append(IndexEntry(first, second))
 

@@ -8,7 +8,7 @@ The rest is done by `maintain`, in a thread: sync, indexes, leader-epoch checkpo
 says that all before it was done. A snapshot is due after `snapshot_interval_bytes`, at each new segment, and at a clean end.
 So there is one at each segment's base before retention may make that base the log's start.
 
-Threads. Appends come from one thread (the event loop). `read`, `sync`, `maintain`, `offset_for_timestamp`,
+Threads. Appends come from one thread (the event loop). `read_batches`, `sync`, `maintain`, `offset_for_timestamp`,
 `snapshot_at_log_start`, `apply_retention` may run beside them in others; what they read is pinned (`segment_row`).
 `truncate_to` and `reset_to` run with appends stopped. Three locks, taken in this order:
 
@@ -95,9 +95,9 @@ class Log:
         self._names_synced = 0  # … and follows when the folder is synced
         # By horizon in ms. What recovery found is not known to be old: nothing was observed yet. Guarded by _lock.
         self._ages: dict[int, Idleness] = {}
-        self._take(recovered)
+        self._adopt(recovered)
 
-    def _take(self, recovered: Recovered) -> None:
+    def _adopt(self, recovered: Recovered) -> None:
         """Become the log that recovery found."""
         self._row = SegmentRow(recovered.segments)
         self.log_start_offset = self._row.all[0].base_offset
@@ -171,7 +171,7 @@ class Log:
         base_offset = self.log_end_offset
         stamped = stamp(batch, base_offset, leader_epoch)
         placed = PlacedBatch(0, header.stamped(base_offset, leader_epoch))
-        self._append(stamped, (placed,))
+        self._append_and_fold(stamped, (placed,))
         return stamped
 
     def append_as_follower(self, records: bytes) -> None:
@@ -189,9 +189,9 @@ class Log:
                 )
             next_offset = header.end_offset
         if batches:
-            self._append(records, batches)
+            self._append_and_fold(records, batches)
 
-    def _append(self, data: bytes, batches: Sequence[PlacedBatch]) -> None:
+    def _append_and_fold(self, data: bytes, batches: Sequence[PlacedBatch]) -> None:
         """One write, then one change of memory; checked before, so that nothing can fail between the two."""
         with self._lock:
             self._require_usable()
@@ -202,7 +202,7 @@ class Log:
             if segment.size and segment.size + len(data) > self.config.segment_bytes:
                 segment = self._roll()
             try:
-                segment.append(data, batches)
+                segment.append_placed(data, batches)
             except OSError as error:
                 self._cut_back(segment, error)
                 raise storage_error(f"append to {segment.path} failed", error) from error
@@ -257,7 +257,7 @@ class Log:
 
     # ---- Reading ----
 
-    def read(self, offset: int, max_bytes: int, end_offset: int | None = None) -> bytes:
+    def read_batches(self, offset: int, max_bytes: int, end_offset: int | None = None) -> bytes:
         """[thread] Whole batches, the first of which holds `offset`; none that ends beyond `end_offset` (None: the end).
 
         At most `max_bytes`, but one batch at least where there is one; empty where there is none. Never from two
@@ -278,7 +278,7 @@ class Log:
             if not pinned:
                 raise self._gone(offset)
             try:
-                return segments[number].read(offset, max_bytes, limit, self.leader_epochs)
+                return segments[number].read_from(offset, max_bytes, limit, self.leader_epochs)
             except CorruptLog:
                 if self._cuts != cuts:
                     raise self._gone(offset) from None
@@ -418,7 +418,7 @@ class Log:
                 segment.flush_indexes()
             self._disk.write_atomically(f"{self.directory}/{EPOCH_CHECKPOINT}", epochs.encode())
             for snapshot in pending:
-                self._snapshots.write(snapshot)
+                self._snapshots.write_snapshot(snapshot)
                 with self._lock:
                     self._pending.remove(snapshot)
             self._remove_surplus_snapshots()
@@ -629,7 +629,7 @@ class Log:
                 raise StorageError(self.failure) from error
             with self._lock:
                 self._ages = {}
-                self._take(recovered)
+                self._adopt(recovered)
             log.info("log reset directory=%s start=%d", self.directory, start_offset)
 
     # ---- The end ----

@@ -195,7 +195,7 @@ class Segment:
 
     # ---- Appending ----
 
-    def append(self, data: bytes, batches: Iterable[PlacedBatch]) -> None:
+    def append_placed(self, data: bytes, batches: Iterable[PlacedBatch]) -> None:
         """Write whole batches at the end; their positions count from the start of `data`. Raises OSError."""
         start = self.size
         self.file.append(data)
@@ -212,8 +212,8 @@ class Segment:
         self.largest_timestamp_ms = max(self.largest_timestamp_ms, header.max_timestamp)
         if position - self._indexed_position >= self._interval_bytes:
             self._indexed_position = position
-            self.offset_index.append(header.base_offset, position)
-            self.time_index.append(self.largest_timestamp_ms, header.base_offset)
+            self.offset_index.add_entry(header.base_offset, position)
+            self.time_index.add_entry(self.largest_timestamp_ms, header.base_offset)
 
     @property
     def is_whole(self) -> bool:
@@ -226,7 +226,7 @@ class Segment:
 
     # ---- Reading ----
 
-    def read(self, offset: int, max_bytes: int, end_offset: int, epochs: LeaderEpochs) -> bytes:
+    def read_from(self, offset: int, max_bytes: int, end_offset: int, epochs: LeaderEpochs) -> bytes:
         """Whole batches from the one that holds `offset`, at least one, at most `max_bytes`, none beyond `end_offset`.
 
         Empty where that batch itself ends beyond `end_offset`. What has not been read before is checked, against `epochs`

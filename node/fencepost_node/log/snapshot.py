@@ -184,7 +184,7 @@ class SnapshotFiles:
         self._machines = machines
         self.offsets = sorted(offsets)  # rising
 
-    def write(self, snapshot: Snapshot) -> None:
+    def write_snapshot(self, snapshot: Snapshot) -> None:
         """Everything below the snapshot's offset must be synced, with what goes with it."""
         if not self._holds(snapshot.offset):
             self._disk.write_atomically(self.path(snapshot.offset), encode_snapshot(snapshot))

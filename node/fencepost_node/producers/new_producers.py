@@ -40,7 +40,7 @@ class Rate:
         wait_s = self._free_at - now - (self.burst - 1) / self.per_second
         return wait_s if wait_s > ROUNDING_S else 0.0
 
-    def take(self, now: float) -> None:
+    def spend(self, now: float) -> None:
         self._free_at = max(self._free_at, now) + 1 / self.per_second
 
     def is_rested(self, now: float) -> bool:
@@ -72,7 +72,7 @@ class NewProducers:
                 f"producer {producer_id} is one new producer too many: a connection may bring {self._per_second} a second "
                 f"(max_new_producers_per_second)"
             )
-        connection.producers.take(now)
+        connection.producers.spend(now)
         connection.brought[producer_id] = None
         if len(connection.brought) > MAX_KNOWN_IDS:
             del connection.brought[next(iter(connection.brought))]
@@ -85,7 +85,7 @@ class NewProducers:
             raise ThrottlingQuotaExceeded(
                 f"a connection is given {rate.per_second:g} producer ids a second, and {wait_s:.1f} s of them are asked for"
             )
-        rate.take(now)
+        rate.spend(now)
         return wait_s
 
     def _connection(self, peer: str) -> _Connection:

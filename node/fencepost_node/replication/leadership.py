@@ -273,7 +273,7 @@ class Leadership:
             self.log.distrust(offset)
         elif (records := self.tail.read(offset, max_bytes, end_offset)) is not None:
             return records
-        return await self._on_disk(lambda: self.log.read(offset, max_bytes, end_offset))
+        return await self._on_disk(lambda: self.log.read_batches(offset, max_bytes, end_offset))
 
     async def producer_snapshot(self) -> bytes:
         """The producer state at the log's start, for a follower that begins there. Raises StorageError."""
