@@ -50,17 +50,17 @@ class File(Protocol):
         ...
 
     def write_again(self, position: int) -> None:
-        """Write what is there from `position` on once more: `sync` has all of it to put on the medium, whatever an
+        """Write what is there from `position` on once more: `sync` has all of it to put on disk, whatever an
         earlier one that failed has left behind."""
         ...
 
     def sync(self) -> None:
-        """Return once all that was appended, cut or written again is on the medium (fdatasync). On OSError what was
+        """Return once all that was appended, cut or written again is on disk (fdatasync). On OSError what was
         written may never get there, though it is read from the cache, and a later `sync` succeeds."""
         ...
 
     def forget(self, position: int, length: int) -> None:
-        """A hint: drop this from the page cache, so that the next `read` shows what is on the medium. It must be synced."""
+        """A hint: drop this from the page cache, so that the next `read` shows what is on disk. It must be synced."""
         ...
 
     def hold(self) -> None:
@@ -83,7 +83,7 @@ class OriginMark(Protocol):
         ...
 
     def sync(self) -> None:
-        """Return once its content is on the medium."""
+        """Return once its content is on disk."""
         ...
 
     def close(self) -> None: ...
@@ -121,7 +121,7 @@ class Disk(Protocol):
         ...
 
     def sync_directory(self, path: str) -> None:
-        """Return once files created, renamed and removed in the folder are so on the medium."""
+        """Return once files created, renamed and removed in the folder are so on disk."""
         ...
 
     def rename(self, old: str, new: str) -> None: ...
@@ -139,7 +139,7 @@ class Disk(Protocol):
         ...
 
     def boot_id(self) -> str:
-        """Changes whenever the machine starts anew, and with it unsynced data may be gone."""
+        """Changes whenever the machine starts again, and with it unsynced data may be gone."""
         ...
 
     def crowding_folders(self) -> Sequence[str]:

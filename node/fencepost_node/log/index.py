@@ -92,7 +92,7 @@ class SparseIndex:
         return IndexEntry._make(_ENTRY.unpack(data))
 
     def cut(self, length: int) -> None:
-        """Keep the first `length` entries, on the medium too. Raises OSError."""
+        """Keep the first `length` entries, on disk too. Raises OSError."""
         with self._lock:
             if length < self._flushed:
                 assert self._file is not None
@@ -102,7 +102,7 @@ class SparseIndex:
             self._tail = self._tail[: max(length - self._flushed, 0)]
 
     def flush(self) -> None:
-        """Put every entry on the medium. Raises OSError; then nothing is lost and the next call tries again."""
+        """Put every entry on disk. Raises OSError; then nothing is lost and the next call tries again."""
         with self._lock:
             flushed, tail = self._flushed, list(self._tail)
         if not tail:

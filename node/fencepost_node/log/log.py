@@ -14,7 +14,7 @@ Threads. Appends come from one thread (the event loop). `read_batches`, `sync`, 
 
 - `_maintenance`, for long work: one at a time of maintain, retention, truncation, reset, close. The loop never takes it.
 - `_syncing`, for one sync of segments at a time: of two at once only one would hear that writing has failed.
-- `_lock`, for memory: held over one append, or over as little as taking a few references. Nobody syncs under it.
+- `_lock`, for memory: held over one append, or over as little as taking a few references. No sync is done under it.
 
 All of it rests on these locks; that is why it is one file, and a long one. What needs none is in the files beside it.
 """
@@ -83,7 +83,7 @@ class Log:
         self.directory = directory
         self.config = config
         self.failure = ""  # why nothing can be written any more; empty: it can
-        self.clock: Callable[[], int] | None = None  # the wall clock, in ms; None: what calls have told
+        self.clock: Callable[[], int] | None = None  # the wall clock, in ms; None: what calls have said
         self._told_ms = now_ms
         self._disk = disk
         self._maintenance = threading.RLock()
@@ -123,7 +123,7 @@ class Log:
         """[thread] The log in `directory`, recovered; a new one where there is none. It folds `machines`.
 
         `folder_synced`: the folder is there, it was found to be that log's, and the name under which it stands is on the
-        medium.
+        disk.
 
         Raises CorruptLog for damage below what was synced before, or, unless `power_lost`, for any that a killed process
         does not leave; StorageError where the disk refuses or the folder is
@@ -292,8 +292,9 @@ class Log:
             row.all[number].distrust()
 
     def scan(self, place: Place | None, max_bytes: int) -> tuple[Place | None, int]:
-        """[thread] Read and check about `max_bytes` from `place` on (None: the log's start), for whoever goes through all of
-        it. Returns where to go on (None: that was the end) and how many bytes were read. Raises StorageError (CorruptLog).
+        """[thread] Read and check about `max_bytes` from `place` on (None: the log's start), to go through the whole log.
+
+        Returns where to go on (None: that was the end) and how many bytes were read. Raises StorageError (CorruptLog).
         """
         cuts, row = self._cuts, self._row
         number = max(row.number_at(place.segment), 0) if place else 0
@@ -318,7 +319,7 @@ class Log:
         return None if following is None else Place(following, 0, following), read
 
     def check_snapshots(self) -> None:
-        """[thread] Read every snapshot. One that is damaged is removed: the batches tell what it told, and recovery begins
+        """[thread] Read every snapshot. One that is damaged is removed: the batches tell the same, and recovery begins
         at an older one. Only that at the log's start has nothing else that tells it. Raises CorruptLog for it, StorageError.
         """
         for offset in list(self._snapshots.offsets):
@@ -350,10 +351,10 @@ class Log:
                     return header.base_offset, header.max_timestamp
         return None
 
-    # ---- The medium ----
+    # ---- The disk ----
 
     def sync(self) -> int:
-        """[thread] Put on the medium all that was appended before the call. Returns the end offset of that.
+        """[thread] Put on disk all that was appended before the call. Returns the end offset of that.
 
         Raises StorageError; the log has failed then, for what a failed sync has lost no later one brings back. OutOfRoom:
         the sync was not begun, and may be tried again.
@@ -393,7 +394,7 @@ class Log:
         return bool(self._pending) or self._unsnapshotted_bytes >= self.config.snapshot_interval_bytes
 
     def maintain(self) -> None:
-        """[thread] Write the snapshots that are due, with all that must be on the medium before them.
+        """[thread] Write the snapshots that are due, with all that must be on disk before them.
 
         Raises StorageError; what was not done is still due.
         """
@@ -405,7 +406,7 @@ class Log:
             self._write_pending()
 
     def _write_pending(self) -> None:
-        """Everything below each captured offset goes to the medium, then the snapshots. `_maintenance` is held."""
+        """Everything below each captured offset goes to disk, then the snapshots. `_maintenance` is held."""
         with self._lock:
             pending = list(self._pending)
             epochs = self.leader_epochs

@@ -7,12 +7,12 @@ the leader-epoch checkpoint for it. So:
   plausibility only. A bad batch that is met there is damage, never a crash's doing: CorruptLog;
 - from the newest snapshot that can be read, every batch is checked (length, magic, CRC, offset, leader epoch) and folded
   into the states, the epochs and the indexes. At the first bad batch above the newest snapshot the log is cut;
-- before that, where a sync may have failed (`sync_mark`), all from that snapshot on is put on the medium.
+- before that, where a sync may have failed (`sync_mark`), all from that snapshot on is put on disk.
 
 The work is bounded by what was written since the newest snapshot, not by the size of the log. If that snapshot is
 damaged the next older one does, and at last the log's start.
 
-A segment is removed by renaming it, then making that so on the medium, then removing the file. Going from the end
+A segment is removed by renaming it, then making that so on disk, then removing the file. Going from the end
 backwards, a crash leaves a log that ends earlier, at a border; going from the start forwards, one that starts later.
 """
 
@@ -206,7 +206,7 @@ class _Recovery:
     # ---- What is above it ----
 
     def _write_again(self, segments: list[Segment]) -> None:
-        """A sync may have failed: put on the medium what follows the batches that were taken. Raises OSError."""
+        """A sync may have failed: put on disk what follows the batches that were taken. Raises OSError."""
         log.warning("a sync did not end, its segments are written again directory=%s", self._directory)
         with sync_announced(self._disk, self._directory):
             for segment in segments:

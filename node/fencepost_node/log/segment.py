@@ -161,7 +161,7 @@ class Segment:
         self.path = f"{directory}/{file_name(base_offset, LOG_SUFFIX)}"
         self.file = file
         self.size = 0
-        self.synced_size = 0  # bytes known to be on the medium
+        self.synced_size = 0  # bytes known to be on disk
         self.largest_timestamp_ms = NO_TIMESTAMP
         self.appended_ms = NO_TIMESTAMP  # the time of the last append, where this process knows it
         self.pins = 0  # readers in other threads; the row guards this and `retired`
@@ -272,7 +272,7 @@ class Segment:
             raise CorruptLog(self.path, placed.position, header.base_offset, problem)
 
     def check_from(self, place: Place, size: int, max_bytes: int, epochs: LeaderEpochs) -> Place:
-        """Read and check about `max_bytes` of the first `size` bytes, from `place` on; what is synced, from the medium.
+        """Read and check about `max_bytes` of the first `size` bytes, from `place` on; what is synced, from the disk.
 
         Returns where the next batch begins. Raises CorruptLog, OSError.
         """
@@ -369,7 +369,7 @@ class Segment:
         return self.drop_index()
 
     def drop_index(self) -> tuple[int, int]:
-        """Begin both indexes anew; returns as `trust_index`. Raises OSError."""
+        """Begin both indexes again, empty; returns as `trust_index`. Raises OSError."""
         self._cut_indexes(0, 0, NO_TIMESTAMP)
         return 0, self.base_offset
 
@@ -380,7 +380,7 @@ class Segment:
         self.largest_timestamp_ms = largest_timestamp_ms
 
     def truncate(self, position: int, end_offset: int) -> None:
-        """Cut at a border, for good: synced on return. No append is under way. Raises OSError, CorruptLog."""
+        """Cut at a border, permanently: synced on return. No append is under way. Raises OSError, CorruptLog."""
         self.size, self.end_offset = position, end_offset
         self._checked = ()
         self.file.truncate(position)
@@ -390,7 +390,7 @@ class Segment:
         for placed in walk(self.file, self.path, start, position, base_offset):
             self._index(*placed)
 
-    # ---- The medium ----
+    # ---- The disk ----
 
     def flush_indexes(self) -> None:
         """Raises OSError."""

@@ -49,7 +49,7 @@ class SegmentRow:
         return taken
 
     def retire(self, segments: Sequence[Segment]) -> None:
-        """Close those that nobody reads; the others when their last reader goes."""
+        """Close those without readers; the others when their last reader goes."""
         with self._lock:
             for segment in segments:
                 segment.retired = True

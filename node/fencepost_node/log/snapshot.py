@@ -1,7 +1,7 @@
 """Snapshots of all that a log folds: files `<20 digits>.snapshot`, one for each offset.
 
 A snapshot at offset N holds the states that the batches below N make. It is written only after everything below N was
-synced, so its mere existence also says: the log below N is on the medium. Recovery starts at the newest one.
+synced, so its mere existence also says: the log below N is on disk. Recovery starts at the newest one.
 
 Layout (big-endian)::
 

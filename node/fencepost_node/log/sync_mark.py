@@ -1,16 +1,16 @@
 """The mark that says: a sync of this log's segments has begun, and has not succeeded.
 
-Theory of operation. When a sync fails, the system takes the pages for clean all the same. They stay in the cache, where
-everybody reads them; they are not on the medium; and no later sync writes them. The process that was told knows, and
+Theory of operation. When a sync fails, the system takes the pages for clean nevertheless. They stay in the cache, where
+every process reads them; they are not on disk; and no later sync writes them. The process that was told knows, and
 fails its log. The next process finds whole batches, and would vouch for them with a snapshot.
 
 So a sync is announced before it begins, by an empty file in the log's folder, which goes when it has succeeded. Between any
 two steps a process may die: it leaves the mark, or nothing to doubt. Recovery that finds the mark writes again what is
 there above the newest snapshot (`File.write_again`), so that the pages are dirty once more, and syncs it. What has left
-the cache meanwhile is read, and written, as the medium has it, and then found to be damaged like any other bad batch.
+the cache meanwhile is read, and written, as the disk has it, and then found to be damaged like any other bad batch.
 
 - The mark is not synced itself. A power failure may take it, and takes the cache too: then the checks of recovery, which
-  begin at the newest snapshot, see what the medium holds, and no snapshot has been written above a failed sync.
+  begin at the newest snapshot, see what the disk holds, and no snapshot has been written above a failed sync.
 - Where it cannot be made, the sync is not begun: nothing is lost, and nothing is vouched for.
 - Where it cannot be removed, the log has failed, and the next process writes again what it need not.
 """

@@ -100,7 +100,7 @@ def _verify_segment(disk: Disk, found: Verified, base: int, tail_from: int | Non
 
 
 def _content(disk: Disk, path: str, found: Verified) -> bytes | None:
-    """Of a small file; None: it has gone, or cannot be read, which is told."""
+    """Of a small file; None: it has gone, or cannot be read, which is noted."""
     try:
         return disk.read_bytes(path)
     except FileNotFoundError:

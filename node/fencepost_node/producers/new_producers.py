@@ -1,15 +1,15 @@
 """How many new producers one connection may bring.
 
 Every producer that a partition has not seen takes room in its table for as long as a repeat of it may come, and every id
-that is given out is used up for good. So both are bounded for each connection and second, with a burst for an application
+that is given out is used up permanently. So both are bounded for each connection and second, with a burst for an application
 that starts many producers at once:
 
 - *New producers*: a batch of a producer id that its partition does not know, and that this connection has not brought
   before, is refused beyond the rate, retriably (THROTTLING_QUOTA_EXCEEDED). A producer of many partitions counts once.
 - *Ids given out*: an InitProducerId beyond the rate waits for its turn, and is refused where that is too far away.
 
-One connection alone cannot fill a table: what it brings in the time in which nobody may be forgotten is less than the table
-holds (`producer_state.py`).
+One connection alone cannot fill a table: what it brings in the time in which no producer may be forgotten is less than
+the table holds (`producer_state.py`).
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class ProducerIds:
         self._waiters = 0
 
     async def next_id(self) -> int:
-        """A producer id that nobody has had. Raises CoordinatorNotAvailable where none can be had now."""
+        """A producer id that was never handed out. Raises CoordinatorNotAvailable where none can be had now."""
         while not (self._current or self._next_block):
             await self._wait_for_block()
         if not self._current:

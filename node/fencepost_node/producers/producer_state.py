@@ -27,7 +27,7 @@ secret) has not written this batch: taken for its repeat it would be acknowledge
 version 3 do not tell CRCs; there the sequences decide.
 
 `record` is more lenient in one place only. Replicas expire idle producers each by its own clock and its own log, so a
-leader may have forgotten a producer that this replica still knows, and then accepts base sequence 0 from it anew: such a
+leader may have forgotten a producer that this replica still knows, and then accepts base sequence 0 from it again: such a
 batch starts the entry afresh. And a replica that has forgotten a producer which its leader still knows (one that lags may
 not have got its next batch yet) takes any sequence.
 
@@ -255,7 +255,7 @@ class ProducerState:
     # ---- Forgetting ----
 
     def any_idle(self, expired_below: int, surplus_below: int) -> bool:
-        """Whether `idle` may find somebody."""
+        """Whether `idle` may find a producer."""
         entry = next(iter(self._entries.values()), None)
         limit = max(expired_below, surplus_below) if len(self._entries) > MAX_PRODUCERS else expired_below
         return entry is not None and entry.last.base_offset < limit
