@@ -72,7 +72,7 @@ def test_a_divergence_is_cut_and_where_nothing_agrees_the_leader_is_asked_for_a_
         assert (asked.log_end_offset, asked.last_epoch, asked.nothing_agrees) == (6, 3, False)
         asked = await link.answer(divergence=pb.Divergence(epoch=2, end_offset=6))
         assert (asked.log_end_offset, asked.nothing_agrees) == (6, True), "the log is kept until there is another"
-        reset = pb.Reset(start_offset=0, producer_snapshot=link.replica.log.snapshot_at_log_start())
+        reset = pb.Reset(start_offset=0, snapshot=link.replica.log.snapshot_at_log_start())
         asked = await link.answer(reset=reset)
         assert (asked.log_end_offset, asked.last_epoch, asked.nothing_agrees) == (0, -1, False)
 
@@ -136,7 +136,7 @@ def test_what_is_taken_ends_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_exchange_that_does_not_end_pauses_like_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     """No history leads to it. A leader with a fault of its own might."""
     monkeypatch.setattr(follow, "RECONCILING_ROUNDS", 3)
-    reset = {"reset": pb.Reset(start_offset=0, producer_snapshot=empty_snapshot_bytes())}
+    reset = {"reset": pb.Reset(start_offset=0, snapshot=empty_snapshot_bytes())}
     assert pauses_of(monkeypatch, [reset] * 6) == [0, 0, 0, 1, 2, 4]
 
 

@@ -128,7 +128,7 @@ def test_answers_go_out_in_as_many_messages_as_they_need() -> None:
         for partition in range(3):
             push = pb.PartitionPush(topic_id="T", partition=partition, subscription=1)
             push.reset.start_offset = 100
-            push.reset.producer_snapshot = snapshot
+            push.reset.snapshot = snapshot
             stream.answer(push)
         for partition in range(3, 1_000):
             stream.refuse(("T", partition), 1, OffsetOutOfRange("retention has passed the follower"))
@@ -161,8 +161,8 @@ def test_a_snapshot_is_read_when_its_turn_has_come_and_goes_with_the_epoch_befor
         await stream.subscribe(leadership, ask(0, last_epoch=-1, leader_epoch=6))
         reads = log.snapshot_at_log_start
         (answer,) = (await anext(stream.messages())).pushes
-        assert answer.reset.producer_snapshot == reads()
-        told = decode_snapshot(answer.reset.producer_snapshot, STATE_MACHINES)
+        assert answer.reset.snapshot == reads()
+        told = decode_snapshot(answer.reset.snapshot, STATE_MACHINES)
         assert (told.offset, told.last_epoch) == (start, 6)
 
         await stream.subscribe(leadership, ask(0, last_epoch=-1, leader_epoch=6))

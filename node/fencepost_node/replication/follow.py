@@ -326,7 +326,7 @@ class FollowerLink:
                 await replica.truncate(following, cut)
             self._reconcile(followed)
         else:
-            await replica.start_over(following, push.reset.start_offset, push.reset.producer_snapshot)
+            await replica.start_over(following, push.reset.start_offset, push.reset.snapshot)
             followed.nothing_agrees = False
             self._reconcile(followed)
 

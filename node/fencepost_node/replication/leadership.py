@@ -275,8 +275,8 @@ class Leadership:
             return records
         return await self._on_disk(lambda: self.log.read_batches(offset, max_bytes, end_offset))
 
-    async def producer_snapshot(self) -> bytes:
-        """The producer state at the log's start, for a follower that begins there. Raises StorageError."""
+    async def snapshot_at_log_start(self) -> bytes:
+        """The snapshot at the log's start, for a follower that begins there. Raises StorageError."""
         return await self._on_disk(self.log.snapshot_at_log_start)
 
     async def _on_disk(self, work: Callable[[], bytes]) -> bytes:

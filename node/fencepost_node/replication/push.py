@@ -287,14 +287,14 @@ class PushStream:
         push = pb.PartitionPush(topic_id=key[0], partition=key[1], subscription=reset.number)
         try:
             start_offset = leadership.log.log_start_offset
-            snapshot = await leadership.producer_snapshot()
+            snapshot = await leadership.snapshot_at_log_start()
             if leadership.is_over or leadership.log.log_start_offset != start_offset:
                 raise errors.OffsetNotAvailable(f"the log that starts at {start_offset} has changed meanwhile")
         except FencepostError as error:
             push.error.CopyFrom(errors.to_proto(error))
         else:
             push.reset.start_offset = start_offset
-            push.reset.producer_snapshot = snapshot
+            push.reset.snapshot = snapshot
         return push
 
     def _push(self, subscription: Subscription, records: bytes) -> pb.PartitionPush:

@@ -309,9 +309,9 @@ class Replica:
                  self.log.log_end_offset, offset)  # fmt: skip
         await asyncio.shield(operation)
 
-    async def start_over(self, following: Following, start_offset: int, producer_snapshot: bytes) -> None:
+    async def start_over(self, following: Following, start_offset: int, snapshot: bytes) -> None:
         """Begin again, empty, where the leader's log starts."""
-        operation = self._operate(following, start_offset, lambda: self.log.reset_to(start_offset, producer_snapshot))
+        operation = self._operate(following, start_offset, lambda: self.log.reset_to(start_offset, snapshot))
         log.info("starting over topic=%s partition=%d end=%d at=%d", self.topic.name, self.key[1],
                  self.log.log_end_offset, start_offset)  # fmt: skip
         await asyncio.shield(operation)

@@ -167,19 +167,19 @@ class Reset(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     START_OFFSET_FIELD_NUMBER: _builtins.int
-    PRODUCER_SNAPSHOT_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
     start_offset: _builtins.int
-    producer_snapshot: _builtins.bytes
-    """producer state and leader epoch before start_offset, in the snapshot file's own format"""
+    snapshot: _builtins.bytes
+    """what the log folds and the leader epoch before start_offset, in the snapshot file's own format"""
     def __init__(
         self,
         *,
         start_offset: _builtins.int = ...,
-        producer_snapshot: _builtins.bytes = ...,
+        snapshot: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["producer_snapshot", b"producer_snapshot", "start_offset", b"start_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot", "start_offset", b"start_offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
