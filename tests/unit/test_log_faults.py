@@ -112,6 +112,38 @@ def test_a_disk_that_is_read_only_for_a_while_fails_no_log() -> None:
     assert_lawful(log)
 
 
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EDQUOT, errno.EMFILE, errno.ENOSPC])
+def test_what_takes_no_write_at_all_leaves_nothing_to_cut_back(code: int) -> None:
+    """No descriptor for the file, or a file system that is read-only: cutting back would be refused as well, and the log
+    would count as failed for good."""
+    machine = Machine()
+    log = open_log(machine.mount())
+    produce(log)
+    before = content(log)
+
+    def refuses(*_: object) -> None:
+        raise OSError(code, "nothing is written", FOLDER)
+
+    file = type(log._row.active.file)
+    with patch.object(file, "append", refuses), patch.object(file, "truncate", refuses):
+        for _ in range(3):
+            with pytest.raises(OutOfRoom, match="nothing is written"):
+                produce(log, 2)
+    assert (content(log), log.failure) == (before, "")
+    produce(log, 2)
+    assert_lawful(log)
+
+
+def test_a_sync_that_a_read_only_disk_lets_nobody_begin_has_not_failed() -> None:
+    machine = Machine()
+    log = open_log(machine.mount())
+    produce(log)
+    machine.disk.faults.append(Fault(("open",), errno.EROFS, SYNC_BEGUN))
+    with pytest.raises(OutOfRoom, match="no sync of"):
+        log.sync()
+    assert log.sync() == log.log_end_offset
+
+
 def test_a_log_that_cannot_be_cut_back_has_failed() -> None:
     machine = Machine()
     log = open_log(machine.mount())

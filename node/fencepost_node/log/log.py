@@ -240,8 +240,8 @@ class Log:
         return Snapshot(self.log_end_offset, self.states.copy(), self.leader_epochs.last_epoch)
 
     def _cut_back(self, segment: Segment, cause: OSError) -> None:
-        if cause.errno == errno.EROFS and segment.is_whole:
-            return  # a disk that is read-only now would refuse the cut, too
+        if segment.is_whole:
+            return  # a disk that is read-only now, or no descriptor for the file, would refuse the cut, too
         try:
             segment.cut_back()
         except OSError as error:
