@@ -175,7 +175,7 @@ class Producer:
             else:
                 queues.check_timestamp(timestamp_ms, self._now_ms())
             batch = queue.open
-            if batch is None or not batch.append(timestamp_ms, key, value, pairs):
+            if batch is None or not batch.append_record(timestamp_ms, key, value, pairs):
                 movable = queues if key is None and partition is None else None
                 batch = self._append_to_another(queue, movable, (timestamp_ms, key, value, pairs))
         except FencepostError as error:
@@ -257,7 +257,7 @@ class Producer:
                 queue = movable.sticky
                 batch = queue.open
                 if batch is not None:
-                    if batch.append(*record):
+                    if batch.append_record(*record):
                         return batch
                     self._full(queue)
         now = asyncio.get_running_loop().time()
@@ -269,7 +269,7 @@ class Producer:
             linger_until=now + config.linger_ms / 1000,
             deadline=now + self._sender.identity.delivery_timeout_s,
         )
-        batch.append(*record)  # raises TypeError for what is not bytes: nothing has changed
+        batch.append_record(*record)  # raises TypeError for what is not bytes: nothing has changed
         queue.open = batch
         self._sender.opened(batch)
         return batch

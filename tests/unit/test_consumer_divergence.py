@@ -8,7 +8,7 @@ import pytest
 from batches import batch
 from replicas import leading, open_replica
 
-from fencepost.consuming.consumer_core import Asked, ConsumerCore, Parted, ResetPolicy, Route
+from fencepost.consuming.consumer_core import Asked, ConsumerCore, FetchRoute, Parted, ResetPolicy
 from fencepost.consuming.partition import TopicPartition
 from fencepost_node.replication.leadership import Diverged
 from fencepost_proto.protocol import errors
@@ -27,7 +27,7 @@ class Reader:
         self.core.assign({TP: KEY}, {TP: position})
 
     def asks(self) -> broker_pb2.FetchPartition:
-        self.route = Route(KEY, 0, self.core._assigned[TP].generation)
+        self.route = FetchRoute(KEY, 0, self.core._assigned[TP].generation)
         self.ask = self.core.ask([self.route], 100.0)
         (asked,) = self.ask.partitions
         return asked

@@ -38,7 +38,7 @@ def queue_of(partition: int = 0, *, address: str = "127.0.0.1:1") -> PartitionQu
 def batch_in(queue: PartitionQueue, *values: bytes, linger_until: float = 0.0, deadline: float = 100.0) -> RecordBatch:
     batch = RecordBatch(queue, Compression.NONE, 10_000, linger_until, deadline)
     for value in values:
-        assert batch.append(1_000, None, value, [])
+        assert batch.append_record(1_000, None, value, [])
         batch.record_count += 1
     queue.open = batch
     return batch
@@ -113,8 +113,8 @@ def test_what_is_not_bytes_is_refused_and_leaves_the_batch_as_it_was(bad: dict[s
     batch = batch_in(queue_of(), b"one")
     fields = {"key": None, "value": b"v", "headers": [], **bad}
     with pytest.raises(TypeError):
-        batch.append(1, fields["key"], fields["value"], fields["headers"])  # type: ignore[arg-type]
-    assert batch.append(2, None, b"two", [])
+        batch.append_record(1, fields["key"], fields["value"], fields["headers"])  # type: ignore[arg-type]
+    assert batch.append_record(2, None, b"two", [])
     records = list(read_records(batch.data(Stamp(7, 0, 0))))
     assert [(record.value, record.headers) for record in records] == [(b"one", []), (b"two", [])]
 

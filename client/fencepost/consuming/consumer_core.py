@@ -67,7 +67,7 @@ ResetPolicy = Literal["earliest", "latest", "error"]
 UnreadablePolicy = Literal["error", "skip"]
 
 
-class Route(NamedTuple):
+class FetchRoute(NamedTuple):
     """One partition on one stream. Another leader epoch or a seek makes another route."""
 
     key: PartitionKey
@@ -220,9 +220,9 @@ class ConsumerCore:
 
     # ---- Asking ----
 
-    def routes(self, leader: Callable[[PartitionKey], CurrentLeader | None]) -> dict[str, frozenset[Route]]:
+    def routes(self, leader: Callable[[PartitionKey], CurrentLeader | None]) -> dict[str, frozenset[FetchRoute]]:
         """What to fetch from which address. A partition that no longer exists fails."""
-        found: dict[str, set[Route]] = {}
+        found: dict[str, set[FetchRoute]] = {}
         for p in self._assigned.values():
             if p.failure is not None:
                 continue
@@ -231,10 +231,10 @@ class ConsumerCore:
                 gone = UnknownTopicOrPartition(f"partition {p.tp.topic}-{p.tp.partition} is not in the cluster")
                 self.fail(p.tp, p.generation, gone)
             elif known.address and p.position != UNRESOLVED:
-                found.setdefault(known.address, set()).add(Route(p.key, known.leader_epoch, p.generation))
+                found.setdefault(known.address, set()).add(FetchRoute(p.key, known.leader_epoch, p.generation))
         return {address: frozenset(routes) for address, routes in found.items()}
 
-    def ask(self, routes: Iterable[Route], now_s: float) -> Ask:
+    def ask(self, routes: Iterable[FetchRoute], now_s: float) -> Ask:
         """The next request on a stream that serves `routes`. Partitions that were refused are left out until their
         pause is over."""
         wait_s = MAX_WAIT_MS / 1000
@@ -405,7 +405,7 @@ class ConsumerCore:
             raise InvalidRequest(f"partition {tp.topic}-{tp.partition} is not assigned to this consumer")
         return p
 
-    def _is_current(self, route: Route) -> bool:
+    def _is_current(self, route: FetchRoute) -> bool:
         p = self._by_key.get(route.key)
         return p is not None and p.generation == route.generation and p.failure is None
 

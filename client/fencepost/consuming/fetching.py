@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable
 
 from fencepost.cluster import ClusterClient
-from fencepost.consuming.consumer_core import RETRY_BACKOFF_S, Ask, ConsumerCore, Route
+from fencepost.consuming.consumer_core import RETRY_BACKOFF_S, Ask, ConsumerCore, FetchRoute
 from fencepost.consuming.partition import TopicPartition
 from fencepost.log_queries import RESPONSE_MARGIN_S, exchange, learn_from, list_offset
 from fencepost_proto.protocol.errors import FencepostError, InvariantBroken
@@ -38,7 +38,7 @@ class FetchStream:
         core: ConsumerCore,
         cluster: ClusterClient,
         address: str,
-        routes: frozenset[Route],
+        routes: frozenset[FetchRoute],
         on_delivered: Callable[[bool], None],
     ) -> None:
         self.routes = routes
@@ -174,14 +174,14 @@ class Router:
             if task.done():
                 del self._resolving[position]
 
-    async def _stop_streams_unlike(self, wanted: dict[str, frozenset[Route]]) -> None:
+    async def _stop_streams_unlike(self, wanted: dict[str, frozenset[FetchRoute]]) -> None:
         unlike = [a for a, (stream, _) in self._streams.items() if wanted.get(a) != stream.routes]
         tasks = [self._streams.pop(address)[1] for address in unlike]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _start_streams(self, wanted: dict[str, frozenset[Route]], now_s: float) -> None:
+    def _start_streams(self, wanted: dict[str, frozenset[FetchRoute]], now_s: float) -> None:
         for address, routes in sorted(wanted.items()):
             if address not in self._streams and self._retry_at.get(address, now_s) <= now_s:
                 stream = FetchStream(self._core, self._cluster, address, routes, self._on_delivered)

@@ -45,7 +45,7 @@ class RecordBatch(Batch):
         "_codec",
         "_data",
         "_waiters",
-        "append",
+        "append_record",
         "linger_until",
         "queue",
         "size_bytes",
@@ -57,7 +57,7 @@ class RecordBatch(Batch):
         super().__init__(0, deadline)
         builder = BatchBuilder(compression, size_bytes)
         self.queue = queue
-        self.append = builder.append
+        self.append_record = builder.append
         self.size_bytes = 0  # of the records, for the buffer's bound
         self.linger_until = linger_until
         self._codec = compression
@@ -88,7 +88,7 @@ class RecordBatch(Batch):
     def _piece(self, records: list[Record]) -> RecordBatch:
         piece = RecordBatch(self.queue, self._codec, len(self._data) * 2, self.linger_until, self.deadline)
         for _, timestamp_ms, key, value, headers in records:
-            piece.append(timestamp_ms, key, value, headers)
+            piece.append_record(timestamp_ms, key, value, headers)
         piece.record_count = len(records)
         return piece
 
