@@ -12,6 +12,7 @@ from typing import Any, assert_never, cast
 
 from fencepost_proto.protocol.errors import CurrentLeader, InvalidTopic
 from fencepost_proto.protocol.lineage import Lineage, LineageStart
+from fencepost_proto.protocol.partition_coding import PartitionState, decode_partition, encode_partition
 from fencepost_proto.protocol.v1 import common_pb2
 
 NO_LEADER = -1
@@ -154,6 +155,25 @@ class Partition(_Encoded):
         return f"partitions/{self.topic_id}/{self.index}"
 
     @property
+    def encoded(self) -> bytes:
+        try:
+            return self._bytes
+        except AttributeError:
+            state = PartitionState(
+                self.replicas,
+                self.isr,
+                self.leader,
+                self.leader_epoch,
+                self.partition_epoch,
+                self.adding,
+                self.removing,
+                self.last_known_isr,
+            )
+            data = encode_partition(self.topic_id, self.index, state) or to_proto(self).SerializeToString()
+            self.keep_encoded(data)
+            return data
+
+    @property
     def id(self) -> PartitionKey:
         return (self.topic_id, self.index)
 
@@ -259,9 +279,14 @@ def to_proto(entity: Entity) -> common_pb2.Entity:
 
 def from_proto(message: common_pb2.Entity) -> Entity:
     """Raises ValueError for an entity of a kind that this version does not know."""
-    entity = _from_proto(message)
+    data = message.SerializeToString()
+    if (partition := decode_partition(data)) is not None:
+        topic_id, index, state = partition
+        entity: Entity = Partition(topic_id, index, *state)
+    else:
+        entity = _from_proto(message)
     if isinstance(entity, _Encoded):
-        entity.keep_encoded(message.SerializeToString())
+        entity.keep_encoded(data)
     return entity
 
 
@@ -438,10 +463,12 @@ class ImageDraft:
         """Returns the entity that was there before."""
         match entity:
             case Partition():
-                before = self._map("partitions").get(entity.id)
-                self._map("partitions")[entity.id] = entity
-                self._host(entity.id, before.replicas if isinstance(before, Partition) else (), entity.replicas)
-                return cast("Partition | None", before)
+                partitions, key = self._map("partitions"), entity.id
+                before = cast("Partition | None", partitions.get(key))
+                partitions[key] = entity
+                if before is None or before.replicas != entity.replicas:
+                    self._host(key, before.replicas if before is not None else (), entity.replicas)
+                return before
             case Broker():
                 return self._put("brokers", entity.id, entity)
             case Topic():
