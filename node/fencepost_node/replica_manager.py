@@ -3,9 +3,11 @@
 `apply_in_turns` takes each metadata image: fences and leaderships stand when it returns, so that its version may be
 acknowledged to the controller. It looks at what has changed and at nothing else. Where that is much, whatever is due on the
 event loop goes on in between; then some replicas play their new role already and others the one before, as they do on two
-brokers that hear of a change one after the other. What takes time (creating a folder, recovering a log, deleting one) goes
-through one queue, in the order of the metadata; the role begins when the log is there. Creations that follow one another
-there are done side by side: each waits for the disk more than once, and a topic may have a thousand.
+brokers that hear of a change one after the other. One that a client or a follower asks for gets its new role at once.
+
+What takes time (creating a folder, recovering a log, deleting one) goes through one queue, in the order of the metadata; the
+role begins when the log is there. Creations that follow one another there are done side by side: each waits for the disk
+more than once, and a topic may have a thousand.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from fencepost_node.maintenance.repairs import Controller as RepairController
 from fencepost_node.maintenance.repairs import Repairs
 from fencepost_node.maintenance.scrubber import Scrubber
 from fencepost_node.producers.expiry import ProducerExpiry
+from fencepost_node.replication.early_subscriptions import EarlySubscriptions, may_lead_soon
 from fencepost_node.replication.follow import FollowerLink
 from fencepost_node.replication.isr_proposals import Controller, IsrProposals
 from fencepost_node.replication.leadership import Leadership
@@ -43,6 +46,7 @@ from fencepost_proto.runtime.turns import Turns
 log = logging.getLogger(__name__)
 
 CLOSING_THREADS = 4
+WEIGHT_OF_A_ROLE = 4  # of a turn's steps: that of one partition with its log lines
 MAX_CREATIONS = 16  # logs made at the same time; the disk syncs them together
 
 
@@ -63,6 +67,7 @@ class ReplicaManager:
     ) -> None:
         self.local = LocalBroker(config.broker_id, TailBudget(config.tail_bytes))
         self.replicas: dict[PartitionKey, Replica] = {}
+        self.early = EarlySubscriptions()
         self.unopened: dict[PartitionKey, str] = {}  # logs that the disk refuses to open, and why
         self.on_failed_replica: Callable[[], None] = lambda: None  # set by the session: a heartbeat is due now
         self.config = config
@@ -105,6 +110,8 @@ class ReplicaManager:
         # At most one entry for each replica that appears (its key) or goes.
         self._work: asyncio.Queue[PartitionKey | Callable[[], Coroutine[object, object, None]]] = asyncio.Queue()
         self._expected: set[PartitionKey] = set()  # their creation is in the queue
+        self._to_apply: dict[PartitionKey, Partition] = {}  # of the image; their replicas' roles are of an earlier one
+        self._failing: list[PartitionKey] | None = None  # replicas that have failed or yield; None: not looked up
 
     @property
     def broker_id(self) -> int:
@@ -126,10 +133,12 @@ class ReplicaManager:
         return producer_id >= FIRST_NAMED_ID and (not image.version or producer_id in image.fences)
 
     def _failures_changed(self) -> None:
+        self._failing = None
         self.on_failed_replica()
         self._repairs.wake()
 
     def _tell_failures(self) -> None:
+        self._failing = None
         self.on_failed_replica()
 
     async def _in_turn(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -169,7 +178,9 @@ class ReplicaManager:
     def failed_replicas(self) -> list[PartitionKey]:
         """Replicas that the disk has refused: this broker neither leads nor follows there, or leads until another does."""
         unopened = [key for key in self.unopened if not self._waits(key)]
-        return [*unopened, *(replica.key for replica in self.replicas.values() if replica.failure or replica.yields)]
+        if self._failing is None:
+            self._failing = [replica.key for replica in self.replicas.values() if replica.failure or replica.yields]
+        return [*unopened, *self._failing]
 
     # ---- Services ----
 
@@ -187,6 +198,8 @@ class ReplicaManager:
                 f"{entity.leader_epoch}, which broker {self.broker_id} knows",
                 current_leader=hint,
             )
+        if entity.id in self._to_apply:
+            self._take_part(self._to_apply.pop(entity.id))
         replica = self.replicas.get(entity.id)
         leadership = None if replica is None else replica.leadership
         if leadership is None:
@@ -195,6 +208,10 @@ class ReplicaManager:
                 current_leader=self.image.current_leader(entity),
             )
         return leadership
+
+    def may_lead_soon(self, key: PartitionKey, leader_epoch: int) -> bool:
+        """Whoever asks for that leadership here may know more than this broker does."""
+        return may_lead_soon(self.image, self.broker_id, key, leader_epoch, log_is_coming=key in self._expected)
 
     def _entity(self, topic_id: str, partition: int) -> Partition:
         entity = self.image.partitions.get((topic_id, partition))
@@ -222,6 +239,7 @@ class ReplicaManager:
 
     async def close(self, clean: bool) -> None:
         """End every role and close every log."""
+        self.early.close()
         await self._tasks.close()
         self._links.clear()
         turns = Turns()
@@ -272,12 +290,14 @@ class ReplicaManager:
         If it is cancelled, the next image has to come whole.
         """
         for _ in self._applying(image, broker_epoch, changed, changed is None):
-            await turns.step()
+            await turns.step(WEIGHT_OF_A_ROLE)
 
     def _applying(
         self, image: MetadataImage, broker_epoch: int, changed: Collection[PartitionKey] | None, whole: bool
     ) -> Iterator[None]:
-        """A step for each partition: first those that go, then those that are led here, for which clients wait."""
+        """A step for each partition: those that go; those that are led here as before, where writes may wait for another
+        in-sync set; those with a new leader, here or elsewhere, in the order of the metadata, so that leader and followers
+        come to the same ones at about the same time; and the rest."""
         if image.brokers is not self.image.brokers:
             self._isr_proposals.brokers_changed()
         self.local.image = image
@@ -285,17 +305,25 @@ class ReplicaManager:
             self.local.broker_epoch = broker_epoch
             for link, _ in self._links.values():
                 link.reconnect()  # the streams' first message names the broker epoch
-        stay: list[Partition] = []
+        led: dict[PartitionKey, Partition] = {}
+        new: dict[PartitionKey, Partition] = {}
+        rest: dict[PartitionKey, Partition] = {}
+        self._to_apply = {}
         for key in self._all_keys() if changed is None else changed:
             partition = image.partitions.get(key)
             if partition is not None and self.broker_id in partition.replicas:
-                stay.append(partition)
+                replica = self.replicas.get(key)
+                if replica is None or replica.leader_epoch != partition.leader_epoch:
+                    new[key] = partition
+                else:
+                    (led if partition.leader == self.broker_id else rest)[key] = partition
             else:
                 self._leave(key, delete=not whole)
                 yield
-        stay.sort(key=lambda partition: partition.leader != self.broker_id)
-        for partition in stay:
-            self._take_part(partition)
+        self._to_apply = to_apply = {**led, **new, **rest}
+        while to_apply:
+            key = next(iter(to_apply))
+            self._take_part(to_apply.pop(key))
             yield
         self._retarget_links()
 
@@ -377,6 +405,7 @@ class ReplicaManager:
 
     def _drop(self, key: PartitionKey, *, delete: bool) -> None:
         replica = self.replicas.pop(key)
+        self._failing = None
         self._unfollow(key)
         self._work.put_nowait(partial(self._close_and_delete if delete else self._close_and_set_aside, replica))
 
@@ -466,6 +495,8 @@ class ReplicaManager:
         role = replica.role
         if not isinstance(role, Following):
             self._unfollow(replica.key)
+            if replica.is_leader:
+                self.early.leadership_began(replica.key)
             return
         link = self._links[role.leader][0] if role.leader in self._links else None
         if link is not None and link.following(replica.key) is role:

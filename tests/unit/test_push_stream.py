@@ -83,8 +83,8 @@ def test_what_a_followers_earlier_process_says_late_does_not_count() -> None:
     async def story() -> None:
         leadership = leader_of_ten()
         new, old = PushStream(2, 9, 65_536), PushStream(2, 4, 65_536)
-        await new.subscribe(leadership, ask(5))
-        await old.subscribe(leadership, ask(10))
+        new.subscribe(leadership, ask(5))
+        old.subscribe(leadership, ask(10))
         assert leadership.high_watermark == 5
         assert leadership.state.broker_epoch_of(2) == 9
         assert leadership.subscribers == {2}
@@ -104,7 +104,7 @@ def test_a_process_that_is_known_to_have_a_successor_does_not_count_before_that_
         image = MetadataImage().with_changes(1, {registered.key: registered})
         leadership._local.image = image
         old = PushStream(2, 4, 65_536)
-        await old.subscribe(leadership, ask(10))
+        old.subscribe(leadership, ask(10))
         assert leadership.high_watermark == 0
         assert leadership.subscribers == frozenset()
         old.close()
@@ -158,14 +158,14 @@ def test_a_snapshot_is_read_when_its_turn_has_come_and_goes_with_the_epoch_befor
         start = log.log_start_offset
         assert start > 0
         stream = PushStream(2, 1, 65_536)
-        await stream.subscribe(leadership, ask(0, last_epoch=-1, leader_epoch=6))
+        stream.subscribe(leadership, ask(0, last_epoch=-1, leader_epoch=6))
         reads = log.snapshot_at_log_start
         (answer,) = (await anext(stream.messages())).pushes
         assert answer.reset.snapshot == reads()
         told = decode_snapshot(answer.reset.snapshot, STATE_MACHINES)
         assert (told.offset, told.last_epoch) == (start, 6)
 
-        await stream.subscribe(leadership, ask(0, last_epoch=-1, leader_epoch=6))
+        stream.subscribe(leadership, ask(0, last_epoch=-1, leader_epoch=6))
         replica.apply(Partition("T", 0, (1, 2), (1, 2), 2, 7, 2))
         (answer,) = (await anext(stream.messages())).pushes
         assert answer.error.code == ErrorCode.OFFSET_NOT_AVAILABLE, "its leader does not lead any more"

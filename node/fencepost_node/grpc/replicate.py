@@ -3,13 +3,15 @@
 The first message names the follower: broker id, broker epoch, cluster id. Refused, as a gRPC status: another cluster
 (FAILED_PRECONDITION), a broker epoch older than the one registered (FAILED_PRECONDITION), an acknowledgement of what was
 never sent (INVALID_ARGUMENT). Refused, for one partition, in a push's error field: UNKNOWN_TOPIC_ID,
-UNKNOWN_TOPIC_OR_PARTITION, NOT_LEADER_OR_FOLLOWER, FENCED_LEADER_EPOCH, UNKNOWN_LEADER_EPOCH.
+UNKNOWN_TOPIC_OR_PARTITION, NOT_LEADER_OR_FOLLOWER, FENCED_LEADER_EPOCH, UNKNOWN_LEADER_EPOCH. A subscription that is ahead
+of this broker's metadata is refused only after a while (`replication/early_subscriptions.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import NoReturn, Protocol
 
 import grpc
@@ -20,7 +22,7 @@ from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_proto.protocol.v1 import replication_pb2 as pb
 
-PARTITIONS_IN_A_TURN = 128  # of one message, before others get a turn on the loop: a millisecond or two
+PARTITIONS_IN_A_TURN = 32  # of one message, before others get a turn on the loop: a millisecond or two
 
 
 class ReplicateContext(Protocol):
@@ -49,6 +51,7 @@ async def replicate(
                     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         finally:
             if stream is not None:
+                manager.early.stream_ended(stream)
                 stream.close()
             if writer is not None:
                 writer.cancel()
@@ -77,22 +80,36 @@ async def _write(stream: PushStream, context: ReplicateContext) -> None:
 
 async def _take(manager: ReplicaManager, stream: PushStream, request: pb.ReplicateRequest) -> None:
     for number, gone in enumerate(request.unsubscribe, 1):
-        stream.unsubscribe((gone.topic_id, gone.partition))
-        if number % PARTITIONS_IN_A_TURN == 0:
-            await asyncio.sleep(0)
+        key = (gone.topic_id, gone.partition)
+        manager.early.forget(stream, key)
+        stream.unsubscribe(key)
+        await _turn(number)
     for number, ack in enumerate(request.acks, 1):
         stream.acked(ack)
-        if number % PARTITIONS_IN_A_TURN == 0:
-            await asyncio.sleep(0)
+        await _turn(number)
     for number, wanted in enumerate(request.subscribe, 1):
-        if number % PARTITIONS_IN_A_TURN == 0:
-            await asyncio.sleep(0)
-        try:
-            leadership = manager.leader(wanted.topic_id, wanted.partition, wanted.leader_epoch)
-            if not leadership.state.follows(stream.broker_id):
-                raise errors.NotLeaderOrFollower(
-                    f"broker {stream.broker_id} is no replica of {wanted.topic_id}-{wanted.partition}"
-                )
-            await stream.subscribe(leadership, wanted)
-        except FencepostError as error:
-            stream.refuse((wanted.topic_id, wanted.partition), wanted.subscription, error)
+        await _turn(number)
+        manager.early.forget(stream, (wanted.topic_id, wanted.partition))
+        subscribe(manager, stream, wanted)
+
+
+def subscribe(manager: ReplicaManager, stream: PushStream, wanted: pb.Subscribe) -> None:
+    """Answer a subscription, or keep it until this broker has heard what the follower has."""
+    key = (wanted.topic_id, wanted.partition)
+    try:
+        leadership = manager.leader(*key, wanted.leader_epoch)
+        if not leadership.state.follows(stream.broker_id):
+            raise errors.NotLeaderOrFollower(f"broker {stream.broker_id} is no replica of {key[0]}-{key[1]}")
+        stream.subscribe(leadership, wanted)
+    except FencepostError as error:
+        look_again = partial(subscribe, manager, stream, wanted)
+        if not (
+            manager.may_lead_soon(key, wanted.leader_epoch) and manager.early.hold(stream, wanted, error, look_again)
+        ):
+            stream.refuse(key, wanted.subscription, error)
+
+
+async def _turn(number: int) -> None:
+    """Let others have the loop, after so many."""
+    if number % PARTITIONS_IN_A_TURN == 0:
+        await asyncio.sleep(0)

@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 RECONNECT = Backoff(first_s=0.05, most_s=0.5, jitter=(0.5, 1.5))  # pauses between streams
 _NO_SOUND_BATCH = (errors.CorruptMessage, errors.InvalidRecord, errors.UnsupportedForMessageFormat)
 _WRITE_ENDS = (grpc.aio.AioRpcError, asyncio.InvalidStateError)  # what a write on a call that has ended raises
-MAX_IN_A_REQUEST = 1_000  # subscriptions, acknowledgements, partitions given up: each; the rest goes in the next one
+MAX_IN_A_REQUEST = 250  # subscriptions, acknowledgements, partitions given up: each; the rest goes in the next one
+PUSHES_IN_A_TURN = 32  # taken before others get a turn on the loop: a millisecond or two
 MAX_CATCHING_UP = 500  # replicas out of sync that subscribe at the same time, on one stream …
 CATCH_UP_S = 10.0  # … and for how long one keeps the others waiting
 RESUBSCRIBE = Backoff(first_s=0.02, most_s=1.0, jitter=(0.5, 1.5))  # pauses after refusals: the leader may not have
@@ -264,7 +265,9 @@ class FollowerLink:
 
     async def _take(self, message: pb.ReplicateResponse) -> None:
         stored: list[_Followed] = []
-        for push in message.pushes:
+        for number, push in enumerate(message.pushes, 1):
+            if number % PUSHES_IN_A_TURN == 0:
+                await asyncio.sleep(0)
             followed = self._followed.get((push.topic_id, push.partition))
             if followed is None or followed.subscription != push.subscription:
                 continue  # of a subscription that is over

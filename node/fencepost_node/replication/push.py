@@ -15,6 +15,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from itertools import count
 
 from fencepost_node.replication.leadership import Leadership
 from fencepost_node.replication.reconciliation import (
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 MESSAGE_BYTES = 1024 * 1024  # of records in one message; one larger batch still goes alone
 HIGH_WATERMARK_DELAY_S = 0.05  # a high watermark that no batch carries is pushed this much later
 MAX_PUSHES = 500  # of partitions in one message
+PUSHES_IN_A_TURN = 64  # looked for before others get a turn on the loop: a millisecond or two
 MAX_SUBSCRIPTIONS = 100_000  # of one stream
 
 
@@ -99,7 +101,7 @@ class PushStream:
 
     # ---- From the follower ----
 
-    async def subscribe(self, leadership: Leadership, request: pb.Subscribe) -> None:
+    def subscribe(self, leadership: Leadership, request: pb.Subscribe) -> None:
         """Answer a subscription. Raises InvalidRequest where the follower's numbers are impossible."""
         key = (request.topic_id, request.partition)
         self.unsubscribe(key)
@@ -246,7 +248,11 @@ class PushStream:
             pushes.append(await self._next_reset())
             size += pushes[-1].ByteSize()
         room = min(MESSAGE_BYTES - size, self._window_bytes - self._in_flight_bytes)
-        while self._dirty and room > 0 and len(pushes) < MAX_PUSHES:
+        for looked_at in count(1):
+            if looked_at % PUSHES_IN_A_TURN == 0:
+                await asyncio.sleep(0)
+            if not self._dirty or room <= 0 or len(pushes) >= MAX_PUSHES:
+                break
             subscription = next(iter(self._dirty))
             leadership = subscription.leadership
             log_end_offset = leadership.log.log_end_offset
@@ -263,11 +269,12 @@ class PushStream:
                 room -= len(records)
                 if subscription.sent_offset < leadership.log.log_end_offset:
                     self._dirty[subscription] = None  # behind the others
-        if self._stale_high_watermark and self._timer is None:
-            for subscription in list(self._stale_high_watermark):
+        if self._timer is None:
+            while self._stale_high_watermark and len(pushes) < MAX_PUSHES:
+                subscription = next(iter(self._stale_high_watermark))
+                del self._stale_high_watermark[subscription]
                 if subscription.sent_high_watermark < subscription.leadership.high_watermark:
                     pushes.append(self._push(subscription, b""))
-            self._stale_high_watermark.clear()
         return pb.ReplicateResponse(pushes=pushes) if pushes else None
 
     def _take_answers(self) -> tuple[list[pb.PartitionPush], int]:

@@ -1,8 +1,8 @@
 """Partitions on the wire and in the store, quickly: a broker's death changes thousands of them, in few different ways.
 
-PLACEHOLDER
-topic's id and the index. All that follows, the *state*, is alike for many partitions of one change, and for many changes of
-one partition; each state met is coded by protobuf once and remembered.
+The bytes are protobuf's own (`common.proto`, Entity with a PartitionEntity). In front is what differs for each partition:
+the topic's id and the index. All that follows, the *state*, is alike for many partitions of one change, and for many
+changes of one partition; each state met is coded by protobuf once and remembered.
 """
 
 from __future__ import annotations

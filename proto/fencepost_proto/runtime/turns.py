@@ -12,9 +12,12 @@ class Turns:
 
     def __init__(self) -> None:
         self.steps = 0
+        self._since = 0
 
-    async def step(self) -> None:
-        """One step is done."""
+    async def step(self, weight: int = 1) -> None:
+        """One step is done, as long as `weight` of the usual ones."""
         self.steps += 1
-        if self.steps % STEPS_PER_TURN == 0:
+        self._since += weight
+        if self._since >= STEPS_PER_TURN:
+            self._since = 0
             await asyncio.sleep(0)
