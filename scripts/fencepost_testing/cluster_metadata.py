@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import grpc
 
-from fencepost_proto.protocol.metadata import MetadataImage
+from fencepost_proto.protocol.metadata import Broker, MetadataImage
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc
 from fencepost_proto.transport.wire import GrpcWire
+
+_NO_TOPIC = "."  # the name of none
 
 
 async def read_image(address: str, *, timeout_s: float) -> MetadataImage | None:
     """What the broker at `address` knows; None where it does not answer in time."""
+    return await _read(address, broker_pb2.MetadataRequest(), timeout_s)
+
+
+async def read_brokers(address: str, *, timeout_s: float) -> Mapping[int, Broker] | None:
+    """The brokers that the one at `address` knows, by id; None where it does not answer in time. Of thousands of partitions
+    nothing is sent."""
+    image = await _read(address, broker_pb2.MetadataRequest(topic_names=[_NO_TOPIC]), timeout_s)
+    return None if image is None else image.brokers
+
+
+async def _read(address: str, request: broker_pb2.MetadataRequest, timeout_s: float) -> MetadataImage | None:
     async with GrpcWire().connect(address) as channel:
         try:
-            answer = await broker_pb2_grpc.BrokerStub(channel).Metadata(
-                broker_pb2.MetadataRequest(), timeout=timeout_s, wait_for_ready=True
-            )
+            answer = await broker_pb2_grpc.BrokerStub(channel).Metadata(request, timeout=timeout_s, wait_for_ready=True)
         except grpc.aio.AioRpcError:
             return None
     return MetadataImage().apply(answer.image)

@@ -363,7 +363,7 @@ class LocalCluster:
 
         Raises ClusterError, with the end of its log, where one of them has ended or is not registered in time.
         """
-        from fencepost_testing.cluster_metadata import read_image
+        from fencepost_testing.cluster_metadata import read_brokers
 
         expected = {*brokers, *(broker for broker in self.broker_ids if self.running(broker))}
         wanted = {broker for broker in expected if not self.paused(broker)}
@@ -373,9 +373,8 @@ class LocalCluster:
             nonlocal late
             for broker in sorted(wanted):
                 self.member(broker).still_running()
-                image = await read_image(self.member(broker).address, timeout_s=_METADATA_TIMEOUT_S)
-                serving = {known.id for known in image.brokers.values() if not known.fenced} if image else set[int]()
-                late = sorted(wanted - serving)
+                brokers_known = await read_brokers(self.member(broker).address, timeout_s=_METADATA_TIMEOUT_S) or {}
+                late = sorted(wanted - {known.id for known in brokers_known.values() if not known.fenced})
                 if late:
                     if needs_controller:
                         self.member(CONTROLLER).still_running()
