@@ -104,9 +104,11 @@ class IsrProposals:
         """See whether the in-sync set should change, and ask the controller if so."""
         leadership.on_append = self.watch
         self.watch(leadership)
-        if self._local.broker_epoch < 0:
+        if self._local.broker_epoch < 0 or leadership.state.proposal is not None:
             return
-        eligible = leadership.subscribers & self._eligible_brokers()
+        partition = leadership.state.partition
+        all_in_sync = len(partition.isr) == len(partition.replicas)  # then nobody can join
+        eligible = frozenset() if all_in_sync else leadership.subscribers & self._eligible_brokers()
         proposal = leadership.state.propose(eligible, self._lag_max_s, asyncio.get_running_loop().time())
         if proposal is not None:
             log.info(

@@ -165,19 +165,19 @@ class LeaderState:
     def propose(self, eligible: frozenset[int], lag_max_s: float, now: float) -> Proposal | None:
         """Open a proposal where the in-sync set should change; None where it should not, or one is open.
 
-        `eligible`: brokers that follow now and that the controller would accept (live, not shutting down).
+        `eligible`: replicas that follow now and that the controller would accept (live, not shutting down).
         """
         if self.proposal is not None:
             return None
+        isr = self.partition.isr
+        joining = [other for other in eligible if other not in isr and self._has_all_committed(other)]
+        leaving = [other for other in isr if other != self.broker_id and self._lags(other, lag_max_s, now)]
+        if not joining and not leaving:
+            return None  # almost always, and asked for thousands of partitions at a time
         isr = tuple(
             other
             for other in self.partition.replicas
-            if other == self.broker_id
-            or (
-                not self._lags(other, lag_max_s, now)
-                if other in self.partition.isr
-                else other in eligible and self._has_all_committed(other)
-            )
+            if (other in isr and other not in leaving) or other in joining or other == self.broker_id
         )
         if set(isr) == set(self.partition.isr):
             return None
