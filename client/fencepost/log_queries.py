@@ -11,7 +11,7 @@ from contextlib import suppress
 import grpc
 
 from fencepost.cluster import ClusterClient
-from fencepost.consuming.partition import open_batch
+from fencepost.fetched_batch import open_batch
 from fencepost_proto.protocol.errors import (
     CurrentLeader,
     FencepostError,

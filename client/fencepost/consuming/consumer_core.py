@@ -35,8 +35,8 @@ from fencepost.consuming.partition import (
     ConsumerRecord,
     TopicPartition,
     is_large,
-    open_batch,
 )
+from fencepost.fetched_batch import open_batch
 from fencepost_proto.protocol.decompression import DecompressedTooLarge
 from fencepost_proto.protocol.errors import (
     CorruptMessage,

@@ -13,7 +13,7 @@ import struct
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, dropwhile, islice
+from itertools import islice
 from typing import NamedTuple
 
 from fencepost_proto.protocol.errors import (
@@ -25,7 +25,7 @@ from fencepost_proto.protocol.errors import (
 )
 from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.record_batch import HEADER_BYTES, LENGTH_END, check_batch
-from fencepost_proto.protocol.records import MAX_DECOMPRESSED_BYTES, Headers, Record, read_records
+from fencepost_proto.protocol.records import Headers, Record
 
 LATEST = -1  # timestamps with a meaning in ListOffsets
 EARLIEST = -2
@@ -58,22 +58,6 @@ class ConsumerRecord(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: Headers
-
-
-def open_batch(batch: bytes, position: int, max_decompressed_bytes: int = MAX_DECOMPRESSED_BYTES) -> Iterator[Record]:
-    """The batch's records from `position` on: checked and decompressed now, decoded as they are taken.
-
-    Raises CorruptMessage, now or while records are taken; DecompressedTooLarge above the limit.
-    """
-    records = read_records(batch, max_decompressed_bytes)
-    try:
-        first = next(records, None)
-    except (InvalidRecord, UnsupportedForMessageFormat) as error:  # leaders do not store such a batch: it was damaged
-        raise CorruptMessage(error.message) from error
-    if first is None:
-        raise CorruptMessage(f"{len(batch)} bytes hold no record")
-    whole = chain((first,), records)
-    return whole if first.offset >= position else dropwhile(lambda record: record.offset < position, whole)
 
 
 def end_of_batches(records: bytes, fetch_offset: int, high_watermark: int) -> int:
