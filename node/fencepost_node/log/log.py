@@ -208,7 +208,7 @@ class Log:
                 raise storage_error(f"append to {segment.path} failed", error) from error
             self.states.apply(staged)
             self.leader_epochs = epochs
-            segment.appended_ms = self.now_ms()
+            segment.appended_ms = self._told_ms if self.clock is None else self.clock()
             self.log_end_offset = segment.end_offset
             self.size_bytes += len(data)
             self._unsnapshotted_bytes += len(data)

@@ -92,7 +92,8 @@ class OpenFiles:
     def acquire(self, file: PooledFile) -> int:
         """Its descriptor, open until `release`. Raises OSError."""
         with self._lock:
-            file.check_usable()
+            if file.closed:
+                file.check_usable()
             file.users += 1
             acquired = file.descriptor
             if acquired != CLOSED:

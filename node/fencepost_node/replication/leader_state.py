@@ -195,7 +195,11 @@ class LeaderState:
     def _advance(self) -> bool:
         reached = self.log_end_offset
         for member in self.maximal_isr:
-            end_offset = self.durable_end_offset if member == self.broker_id else self._end_of(member)
+            if member == self.broker_id:
+                end_offset = self.durable_end_offset
+            else:
+                follower = self._followers.get(member)
+                end_offset = UNKNOWN_END if follower is None else follower.end_offset
             reached = min(reached, end_offset)
         if reached <= self.high_watermark:
             return False

@@ -47,6 +47,8 @@ _STAMP = struct.Struct(">qii")
 _PRODUCER = struct.Struct(">qhi")
 _CRC = struct.Struct(">I")
 _TIMESTAMP = struct.Struct(">q")
+_LAST_OFFSET_DELTA = struct.Struct(">i")
+_LAST_OFFSET_DELTA_AT = 23
 _MAX_TIMESTAMP_AT = 35
 _CRC_AT = 17
 _PRODUCER_AT = 43
@@ -136,7 +138,7 @@ def check_batch(buffer: Buffer, position: int = 0) -> BatchHeader:
     Raises CorruptMessage (length, CRC), InvalidRecord (count, delta), UnsupportedForMessageFormat (magic).
     """
     header = read_header(buffer, position)
-    size = header.size_bytes
+    size = LENGTH_END + header.batch_length
     if size < HEADER_BYTES or position + size > len(buffer):
         raise CorruptMessage(
             f"batch length {header.batch_length} at byte {position}: only {len(buffer) - position} bytes are there"
@@ -193,17 +195,19 @@ def iter_batches(buffer: Buffer) -> Iterator[tuple[int, BatchHeader]]:
     while position < len(buffer):
         header = check_batch(buffer, position)
         yield position, header
-        position += header.size_bytes
+        position += LENGTH_END + header.batch_length
 
 
 def last_end_offset(batches: Buffer) -> int:
     """One past the last offset of the whole, already checked batches in `batches` (at least one)."""
     position = 0
     while True:
-        header = read_header(batches, position)
-        position += header.size_bytes
-        if position >= len(batches):
-            return header.end_offset
+        base_offset, length = _OFFSET_LENGTH.unpack_from(batches, position)
+        following = position + LENGTH_END + length
+        if following >= len(batches):
+            (last_offset_delta,) = _LAST_OFFSET_DELTA.unpack_from(batches, position + _LAST_OFFSET_DELTA_AT)
+            return int(base_offset + last_offset_delta + 1)
+        position = following
 
 
 def stamp(batch: Buffer, base_offset: int, leader_epoch: int) -> bytes:

@@ -247,22 +247,32 @@ def _check_lengths(message: Message, plan: _Plan) -> None:
 
 
 def _string_checks(plan: _Plan) -> Sequence[_Check]:
-    """One function for each field in which there are strings. Made once for each type: a request runs through them."""
-    return [
-        *(_check_of_string(plan, name) for name in plan.strings),
-        *(_check_of_strings(plan, name) for name in plan.repeated_strings),
-        *(_check_of_message(name, inner) for name, inner in plan.messages if inner.string_checks),
-        *(_check_of_messages(name, inner) for name, inner in plan.repeated_messages if inner.string_checks),
-    ]
+    """Functions for the fields in which there are strings. Made once for each type: a request runs through them."""
+    checks: list[_Check] = []
+    lists = [(name, inner) for name, inner in plan.repeated_messages if inner.has_one_string]
+    if plan.strings or lists:
+        checks.append(_check_of_texts(plan, lists))
+    checks += [_check_of_strings(plan, name) for name in plan.repeated_strings]
+    checks += [_check_of_message(name, inner) for name, inner in plan.messages if inner.string_checks]
+    others = [each for each in plan.repeated_messages if each not in lists]
+    checks += [_check_of_messages(name, inner) for name, inner in others if inner.string_checks]
+    return checks
 
 
-def _check_of_string(plan: _Plan, name: str) -> _Check:
-    text_of = attrgetter(name)
+def _check_of_texts(plan: _Plan, lists: Sequence[tuple[str, _Plan]]) -> _Check:
+    """Of single strings, and of the one in each entry of the lists: so it is with requests that are long, or come often."""
+    strings = [(attrgetter(name), name) for name in plan.strings]
+    texts = [(attrgetter(name), attrgetter(inner.strings[0]), inner) for name, inner in lists]
 
     def check(message: Message) -> None:
-        text = text_of(message)
-        if len(text) > _SHORT or not text.isprintable():
-            _check_string(plan, name, text)
+        for text_of, name in strings:
+            text = text_of(message)
+            if len(text) > _SHORT or not text.isprintable():
+                _check_string(plan, name, text)
+        for entries_of, text_of, inner in texts:
+            for text in map(text_of, entries_of(message)):
+                if len(text) > _SHORT or not text.isprintable():
+                    _check_string(inner, inner.strings[0], text)
 
     return check
 
@@ -291,23 +301,13 @@ def _check_of_message(name: str, inner: _Plan) -> _Check:
 
 def _check_of_messages(name: str, inner: _Plan) -> _Check:
     entries_of = attrgetter(name)
-    if not inner.has_one_string:
 
-        def check(message: Message) -> None:
-            for entry in entries_of(message):
-                for check_field in inner.string_checks:
-                    check_field(entry)
+    def check(message: Message) -> None:
+        for entry in entries_of(message):
+            for check_field in inner.string_checks:
+                check_field(entry)
 
-        return check
-    only = inner.strings[0]
-    text_of = attrgetter(only)
-
-    def check_text(message: Message) -> None:  # so it is with the lists that are long, or come often
-        for text in map(text_of, entries_of(message)):
-            if len(text) > _SHORT or not text.isprintable():
-                _check_string(inner, only, text)
-
-    return check_text
+    return check
 
 
 def _check_string(plan: _Plan, name: str, text: str) -> None:
