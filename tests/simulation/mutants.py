@@ -299,7 +299,7 @@ def isr_change_without_epoch_checks(replace: Any) -> None:
     replace(AlterPartition, "decide", decide)
 
 
-@mutant("G1", "G4", kinds=("isolate broker", "pause broker", "kill leader", "power failure"), first_seed=4)
+@mutant("G1", "G4", "G10", kinds=("isolate broker", "pause broker", "kill leader", "power failure"), first_seed=4)
 def any_live_replica_is_elected(replace: Any) -> None:
     original = partitions._leader
 
