@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fencepost_proto.protocol import errors
-from fencepost_proto.protocol.metadata import Broker, Changes, MetadataImage, encode_delta, length_delimited
+from fencepost_proto.protocol.metadata import BrokerRegistration, Changes, MetadataImage, encode_delta, length_delimited
 from fencepost_proto.protocol.v1 import controller_pb2
 
 MAX_BACKLOG = 256
@@ -62,10 +62,10 @@ def _message(delta: bytes) -> MetadataMessage:
     return MetadataMessage(controller_pb2.SessionResponse.FromString(data), len(data))
 
 
-class Session:
+class BrokerSession:
     """From a registration to the end of its stream."""
 
-    def __init__(self, broker: Broker, start_version: int, greeting: controller_pb2.Registered) -> None:
+    def __init__(self, broker: BrokerRegistration, start_version: int, greeting: controller_pb2.Registered) -> None:
         self.broker_id = broker.id
         self.broker_epoch = broker.broker_epoch
         self.start_version = start_version  # the image that this session begins with is at least this new

@@ -3,7 +3,7 @@
 All commands that wait are taken together. Each is decided against the image that the ones before it leave behind. All that
 they change is one metadata version, committed to the store in one transaction; only then the new image is in force, the
 delta is published and the answers are given: refusals too, since they may rest on a change that was not yet true for
-anybody. While one group is on its way to the medium the next one gathers, so a version is shared by as many commands as
+anyone. While one group is on its way to disk the next one gathers, so a version is shared by as many commands as
 arrive during one commit.
 
 A group is decided in the thread that commits it. One command may change every partition of the cluster (a broker dies),
@@ -11,7 +11,7 @@ and the event loop has heartbeats to read meanwhile. What the thread reads never
 a copy of the failed replicas as they were when the group began.
 
 Where the commit fails, every command of the group fails with STORAGE_ERROR and the image stays as it was. A store that is
-not at the expected version has been written to by somebody else: the process stops.
+not at the expected version has been written to by someone else: the process stops.
 
 A command whose caller has left before it was decided is dropped; once decided it is carried out.
 """

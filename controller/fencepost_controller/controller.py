@@ -3,7 +3,7 @@
 Start: take the image from the store, give the cluster its id where it has none, and only then listen. Whoever was live
 before has a full session timeout to register again.
 
-End: tell the brokers, refuse new commands, carry out those that wait, stop. A kill at any moment loses nothing that anybody
+End: tell the brokers, refuse new commands, carry out those that wait, stop. A kill at any moment loses nothing that anyone
 was told: an answer comes after its commit.
 
 What no part can handle (a broken invariant, a task that failed) is the controller's `failure` and ends the whole.
@@ -26,7 +26,7 @@ from fencepost_controller.fences import Fences
 from fencepost_controller.random_id import random_id
 from fencepost_controller.recovery import new_lineage_id
 from fencepost_controller.services.servicers import AdminService, ControllerService
-from fencepost_controller.session_registry import Sessions
+from fencepost_controller.session_registry import SessionRegistry
 from fencepost_controller.store import Store
 from fencepost_proto.protocol.errors import NotController, RetriableError
 from fencepost_proto.protocol.metadata import Changes, MetadataImage, Partition
@@ -63,7 +63,7 @@ class Controller:
         self._tasks = Tasks(self.failure.report)
         failed = FailedReplicas()
         self._commands = Commands(store, failed, self._committed)
-        self._sessions = Sessions(
+        self._sessions = SessionRegistry(
             wire=host.wire,
             config=config,
             commands=self._commands,
@@ -130,7 +130,7 @@ class Controller:
             log.info("more partitions changed count=%d version=%d", len(changed) - MAX_LOGGED, image.version)
 
     def _went_back(self, error: BaseException) -> None:
-        """Nothing that waits is decided any more, and nobody hears anything but the reason."""
+        """Nothing that waits is decided any more, and no one hears anything but the reason."""
         reason = NotController(str(error))
         self._commands.abandon(reason)
         self._sessions.end_all(reason)
@@ -173,7 +173,7 @@ class Controller:
     # ---- End ----
 
     async def stop(self, clean: bool) -> None:
-        """End every part. Commands that wait are carried out; without `clean`, nobody waits for the answers.
+        """End every part. Commands that wait are carried out; without `clean`, no one waits for the answers.
 
         May be called after a start that failed or was cancelled.
         """

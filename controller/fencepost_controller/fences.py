@@ -50,7 +50,7 @@ class Fences:
             del self._waiting[future]
 
     def close(self, error: FencepostError) -> None:
-        """Nobody waits any longer, and nobody begins to."""
+        """No one waits any longer, and no one begins to."""
         self._closed = error
         for future in self._waiting:
             if not future.done():

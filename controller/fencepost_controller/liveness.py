@@ -5,7 +5,7 @@ for as long with metadata that it has not applied: then it goes on under leaders
 Progress is a later version applied, or more of the same one (heartbeats tell both). A broker that is busy with thousands of
 changes is alive: to declare it dead would make thousands more. What waits for its version (fences) goes on waiting.
 
-Two moments are no evidence against anybody:
+Two moments are no evidence against anyone:
 
 - The start of the controller. Every broker that was live before gets a full session timeout from then.
 - A pause of the controller itself. Where a tick comes late, whatever the brokers have said meanwhile lies unread; the time

@@ -4,7 +4,7 @@ A store that was put back from a backup is found out by the first broker with a 
 (`decisions/lineage.py`). What the controller did before that, for a broker that was itself behind, could not be taken
 back: ids given out, leaders elected. So registrations are checked as they come, and carried out, as is everything else
 that is asked for, only once those brokers have come that are expected: the live ones in the metadata; all, where none is
-live, since then the whole cluster was down. Nobody is waited for longer than a session timeout: it is dead then.
+live, since then the whole cluster was down. No one is waited for longer than a session timeout: it is dead then.
 
 Where all brokers register at once, as they do while they run, this costs nothing.
 """
@@ -14,12 +14,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from fencepost_proto.protocol.metadata import Broker
+from fencepost_proto.protocol.metadata import BrokerRegistration
 
 MAX_WAIT_S = 10.0  # a broker gives up a registration after 30 s
 
 
-def expected(brokers: Iterable[Broker]) -> frozenset[int]:
+def expected(brokers: Iterable[BrokerRegistration]) -> frozenset[int]:
     """Who is to be heard before anything is decided."""
     everybody = list(brokers)
     live = frozenset(broker.id for broker in everybody if not broker.fenced)
@@ -33,7 +33,7 @@ class Opening:
         self._missing: set[int] = set()
         self._open = asyncio.Event()
 
-    def start(self, brokers: Iterable[Broker], timeout_s: float) -> None:
+    def start(self, brokers: Iterable[BrokerRegistration], timeout_s: float) -> None:
         """The store is loaded."""
         self._missing = set(expected(brokers))
         asyncio.get_running_loop().call_later(min(timeout_s, MAX_WAIT_S), self._open.set)

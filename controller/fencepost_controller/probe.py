@@ -22,13 +22,13 @@ PAUSES = Backoff(first_s=0.005, most_s=0.1)  # between probes: a process that is
 # is gone a moment later
 
 
-class Verdict(Enum):
+class ProbeVerdict(Enum):
     ALIVE = auto()
     DEAD = auto()
     UNKNOWN = auto()
 
 
-async def probe(wire: Wire, address: str, incarnation: str) -> Verdict:
+async def probe(wire: Wire, address: str, incarnation: str) -> ProbeVerdict:
     """Ask the process at host:port whether it is that incarnation of a broker."""
     channel = wire.connect(address)
     try:
@@ -37,8 +37,8 @@ async def probe(wire: Wire, address: str, incarnation: str) -> Verdict:
         await stub.Check(request, timeout=PROBE_TIMEOUT_S)  # type: ignore[attr-defined]  # missing in its types
     except grpc.aio.AioRpcError as error:
         certain = connection_refused(error) or error.code() is grpc.StatusCode.NOT_FOUND
-        return Verdict.DEAD if certain else Verdict.UNKNOWN
+        return ProbeVerdict.DEAD if certain else ProbeVerdict.UNKNOWN
     else:
-        return Verdict.ALIVE
+        return ProbeVerdict.ALIVE
     finally:
         await channel.close()

@@ -12,7 +12,7 @@ from random import Random
 
 import grpc
 
-from fencepost_controller.decisions.recovery import HeldLog, Recovered, RecoveryRefused, Told, recover
+from fencepost_controller.decisions.recovery import HeldLog, RecoveredMetadata, RecoveryRefused, Told, recover
 from fencepost_controller.store import Store, VersionMismatch
 from fencepost_proto.protocol.errors import FencepostError, raise_for
 from fencepost_proto.protocol.metadata import Entity, MetadataImage, from_proto
@@ -32,7 +32,7 @@ def new_lineage_id(random: Random) -> int:
 
 async def recover_store(
     store: Store, host: Host, addresses: Iterable[str], without: Collection[int] = (), wait_s: float = 10.0
-) -> Recovered:
+) -> RecoveredMetadata:
     """Make the store whole. `addresses`: of brokers; those that they and the store know of are asked too.
 
     `wait_s`: how long to try to reach one. Raises RecoveryRefused, StoreError, CommitFailed.

@@ -27,7 +27,7 @@ import logging
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 
-from fencepost_controller.broker_session import MetadataMessages, Session
+from fencepost_controller.broker_session import BrokerSession, MetadataMessages
 from fencepost_controller.commands import Commands
 from fencepost_controller.config import ControllerConfig
 from fencepost_controller.decisions.brokers import (
@@ -42,10 +42,10 @@ from fencepost_controller.decisions.lineage import KnownHistory, MetadataWentBac
 from fencepost_controller.failed_replicas import FailedReplicas
 from fencepost_controller.liveness import Liveness
 from fencepost_controller.opening import Opening
-from fencepost_controller.probe import PAUSES, Verdict, probe
+from fencepost_controller.probe import PAUSES, ProbeVerdict, probe
 from fencepost_controller.seldom import Seldom
 from fencepost_proto.protocol import errors
-from fencepost_proto.protocol.metadata import Broker, Changes, MetadataImage
+from fencepost_proto.protocol.metadata import BrokerRegistration, Changes, MetadataImage
 from fencepost_proto.protocol.v1 import common_pb2, controller_pb2
 from fencepost_proto.transport.wire import Wire
 
@@ -59,7 +59,7 @@ SETTLE_S = 5.0  # a broker that has been live for this long may get its preferre
 Spawn = Callable[[Coroutine[object, object, None], str], asyncio.Task[None]]
 
 
-class Sessions:
+class SessionRegistry:
     """Every open session, by broker id; at most one for each."""
 
     def __init__(
@@ -84,7 +84,7 @@ class Sessions:
         self.opening = Opening()
         self.messages = MetadataMessages(lambda: commands.image)
         self._liveness = Liveness(config.session_timeout_ms / 1000, self._loop.time())
-        self._sessions: dict[int, Session] = {}
+        self._sessions: dict[int, BrokerSession] = {}
         self._live_since: dict[int, float] = {}
         self._being_declared_dead: set[int] = set()
         self._not_stored: dict[int, Iterator[float]] = {}  # pauses of brokers whose fencing the store refuses
@@ -143,23 +143,23 @@ class Sessions:
             session.publish(delta)
         live = [i for i in self._sessions if i in self._image.brokers and not self._image.brokers[i].fenced]
         self._liveness.published(self._image.version, live, self._loop.time())
-        for broker in [entity for entity in changes.values() if isinstance(entity, Broker)]:
+        for broker in [entity for entity in changes.values() if isinstance(entity, BrokerRegistration)]:
             self._broker_changed(broker)
         removed = [key for key, entity in changes.items() if entity is None and key.startswith("brokers/")]
         for broker_id in sorted(int(key.removeprefix("brokers/")) for key in removed):
             self._broker_removed(broker_id)
 
-    def _broker_changed(self, broker: Broker) -> None:
+    def _broker_changed(self, broker: BrokerRegistration) -> None:
         if broker.fenced:
             self._live_since.pop(broker.id, None)
             return
         self._live_since.setdefault(broker.id, self._loop.time())
         if broker.id not in self._sessions and not self._liveness.watches(broker.id):
             self._liveness.expect(broker.id, self._loop.time())
-            self._miss(broker)
+            self._on_session_lost(broker)
 
     def _broker_removed(self, broker_id: int) -> None:
-        """Only one that is fenced can be; it may just be registering all the same."""
+        """Only one that is fenced can be; it may just be registering nevertheless."""
         session = self._sessions.pop(broker_id, None)
         if session is not None:
             session.end(errors.BrokerIdNotRegistered(f"broker {broker_id} has been removed from the cluster"))
@@ -167,14 +167,14 @@ class Sessions:
         self._live_since.pop(broker_id, None)
 
     def end_all(self, error: errors.FencepostError) -> None:
-        """The controller stops. Nobody is declared dead for the streams that end now."""
+        """The controller stops. No one is declared dead for the streams that end now."""
         self._closing = True
         for session in self._sessions.values():
             session.end(error)
 
     # ---- One session's life ----
 
-    async def register(self, register: controller_pb2.Register) -> Session:
+    async def register(self, register: controller_pb2.Register) -> BrokerSession:
         """Begin a session. Raises the FencepostError that refuses it."""
         if self._closing:
             raise errors.NotController("the controller is stopping")
@@ -211,7 +211,7 @@ class Sessions:
             metadata_version=self._image.version,
             lineage_id=self._image.lineage.current_id,
         )
-        session = Session(broker, self._image.version, greeting)
+        session = BrokerSession(broker, self._image.version, greeting)
         session.replicas_failed = self._failed.has_reported(broker.id, broker.broker_epoch)  # perhaps not acted on
         if self._closing:
             session.end(errors.NotController("the controller is stopping"))
@@ -234,7 +234,7 @@ class Sessions:
         return session
 
     def _check_known(self, register: controller_pb2.Register) -> None:
-        """Raises NotController where the store has gone back; then this process ends. UnknownHistory: somebody says so."""
+        """Raises NotController where the store has gone back; then this process ends. UnknownHistory: someone says so."""
         try:
             check_known_version(
                 self._image,
@@ -255,7 +255,7 @@ class Sessions:
             self._on_went_back(error)
             raise errors.NotController(str(error)) from None
 
-    async def _register(self, command: RegisterBroker) -> Broker:
+    async def _register(self, command: RegisterBroker) -> BrokerRegistration:
         while True:
             replaces = await self._replaceable(command)
             known = self._image.brokers.get(command.broker_id)
@@ -276,7 +276,7 @@ class Sessions:
                 )
             return broker
 
-    def heartbeat(self, session: Session, heartbeat: controller_pb2.Heartbeat) -> None:
+    def heartbeat(self, session: BrokerSession, heartbeat: controller_pb2.Heartbeat) -> None:
         """Raises InvalidRequest for what cannot be."""
         if heartbeat.applied_version > self._image.version:
             raise errors.InvalidRequest(
@@ -295,7 +295,7 @@ class Sessions:
             session.applied_version = heartbeat.applied_version
             self._on_applied()
 
-    def _take_failed(self, session: Session, refs: Sequence[common_pb2.PartitionRef]) -> None:
+    def _take_failed(self, session: BrokerSession, refs: Sequence[common_pb2.PartitionRef]) -> None:
         """A heartbeat names all replicas that are failed now; one that it names no more serves again."""
         known = self._failed.of(session.broker_id, session.broker_epoch)
         failed = frozenset((ref.topic_id, ref.partition) for ref in refs) & self._image.partitions.keys()
@@ -308,7 +308,7 @@ class Sessions:
                 names = ",".join(sorted(f"{topic_id}-{index}" for topic_id, index in keys)[:_MOST_NAMED])
                 log.warning("%s broker=%d count=%d replicas=%s", what, session.broker_id, len(keys), names)
 
-    async def follow(self, session: Session) -> None:
+    async def follow(self, session: BrokerSession) -> None:
         """Submit what the session's heartbeats ask for; a task for the session's life."""
         refused: Iterator[float] | None = None  # pauses, while the store or the queue refuses
         while True:
@@ -327,7 +327,7 @@ class Sessions:
             else:
                 refused = None
 
-    async def _act(self, session: Session) -> None:
+    async def _act(self, session: BrokerSession) -> None:
         who = (session.broker_id, session.broker_epoch)
         if session.replicas_failed:
             session.replicas_failed = False
@@ -348,15 +348,15 @@ class Sessions:
             await self._commands.submit(UnfenceBroker(*who))
             log.info("broker unfenced broker=%d broker_epoch=%d", *who)
 
-    async def goodbye(self, session: Session) -> None:
+    async def goodbye(self, session: BrokerSession) -> None:
         """The process ends: dead now. Done even where the caller does not wait for it."""
         if self._sessions.get(session.broker_id) is not session:
             return
         broker = self._image.brokers[session.broker_id]
         await asyncio.shield(self._spawn(self._declare_dead(broker, "goodbye"), f"goodbye of broker {broker.id}"))
 
-    def stream_ended(self, session: Session) -> None:
-        """However it ended. Where nobody expected it, find out why."""
+    def stream_ended(self, session: BrokerSession) -> None:
+        """However it ended. Where no one expected it, find out why."""
         session.end()
         if self._sessions.get(session.broker_id) is not session:
             return
@@ -365,17 +365,17 @@ class Sessions:
         if broker.fenced:
             self._liveness.forget(broker.id)
         else:
-            self._miss(broker)
+            self._on_session_lost(broker)
 
     # ---- Who is dead ----
 
-    def _miss(self, broker: Broker) -> None:
+    def _on_session_lost(self, broker: BrokerRegistration) -> None:
         """Start probing a broker that is live in the metadata and has no session (any more)."""
         if not self._closing:
             log.info("session broke broker=%d broker_epoch=%d", broker.id, broker.broker_epoch)
-            self._spawn(self._find_out(broker), f"probe broker {broker.id}")
+            self._spawn(self._probe_until_known(broker), f"probe broker {broker.id}")
 
-    async def _find_out(self, broker: Broker) -> None:
+    async def _probe_until_known(self, broker: BrokerRegistration) -> None:
         """Probe the broker's address, with growing pauses, until one of these is known:
 
         - it has registered again;
@@ -385,19 +385,19 @@ class Sessions:
         pauses = PAUSES.pauses_s()
         while self._is_missed(broker):
             verdict = await probe(self._wire, broker.address, broker.incarnation)
-            if verdict is Verdict.DEAD and self._is_missed(broker):
+            if verdict is ProbeVerdict.DEAD and self._is_missed(broker):
                 await self._declare_dead(broker, "its process is gone")
             if self._is_missed(broker):
                 await asyncio.sleep(next(pauses))
 
-    def _is_missed(self, broker: Broker) -> bool:
+    def _is_missed(self, broker: BrokerRegistration) -> bool:
         now = self._image.brokers.get(broker.id)
         if now is None:
             return False
         is_same = now.broker_epoch == broker.broker_epoch and not now.fenced
         return is_same and broker.id not in self._sessions and not self._closing
 
-    async def _declare_dead(self, broker: Broker, reason: str) -> None:
+    async def _declare_dead(self, broker: BrokerRegistration, reason: str) -> None:
         """Fence it and end its session. Where the store refuses, it is tried again, with growing pauses."""
         self._being_declared_dead.add(broker.id)
         try:
@@ -431,9 +431,9 @@ class Sessions:
             if known.fenced and known.id not in self._sessions:
                 return known.broker_epoch
             verdict = await probe(self._wire, known.address, known.incarnation)
-            if verdict is Verdict.DEAD:
+            if verdict is ProbeVerdict.DEAD:
                 return known.broker_epoch
-            if verdict is Verdict.ALIVE or self._loop.time() >= give_up_at:
+            if verdict is ProbeVerdict.ALIVE or self._loop.time() >= give_up_at:
                 raise errors.DuplicateBrokerRegistration(
                     f"broker id {known.id} is in use by the process at {known.address} (incarnation {known.incarnation})"
                 )

@@ -22,7 +22,7 @@ from grpc_health.v1 import health_pb2
 from fencepost_node.client_limits import ClientLimits
 from fencepost_node.config import BrokerConfig
 from fencepost_node.controller_link import ControllerLink
-from fencepost_node.controller_session import Session
+from fencepost_node.controller_session import ControllerSession
 from fencepost_node.folders.data_folder import DataFolder
 from fencepost_node.folders.known_metadata import KnownMetadata
 from fencepost_node.grpc.admin import AdminRelay
@@ -82,7 +82,7 @@ class Broker:
         self._manager = ReplicaManager(host, disk, config, self._link, self.failure.report)
         self._manager.on_failed_replica = self._link.request_heartbeat
         self._server: RunningServer | None = None
-        self._session: Session | None = None
+        self._session: ControllerSession | None = None
 
     @property
     def manager(self) -> ReplicaManager:
@@ -113,7 +113,7 @@ class Broker:
             self._folder.is_copy,
             self.recovery_seconds,
         )
-        self._session = Session(
+        self._session = ControllerSession(
             host=self._host,
             broker_id=self.config.broker_id,
             address=self._advertised_address(),
@@ -132,7 +132,7 @@ class Broker:
         self._tasks.spawn(self._known.persist(), "persist metadata")
         self._tasks.spawn(self._fetch_first_ids(self._session), "first-producer-ids")
 
-    async def _fetch_first_ids(self, session: Session) -> None:
+    async def _fetch_first_ids(self, session: ControllerSession) -> None:
         await session.was_ready.wait()
         await self._ids.fetch_first()
 

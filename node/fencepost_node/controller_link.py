@@ -77,7 +77,7 @@ class ControllerLink:
         return await self._call(self._controller.StartReplicaOver(request, timeout=ALTER_PARTITION_TIMEOUT_S))
 
     async def allocate_producer_ids(self) -> range:
-        """A block of producer ids that nobody else has or will get. Raises FencepostError."""
+        """A block of producer ids that no one else has or will get. Raises FencepostError."""
         request = controller_pb2.AllocateProducerIdsRequest(broker_id=self._broker_id, broker_epoch=self.broker_epoch)
         answer = await self._call(self._controller.AllocateProducerIds(request, timeout=ALLOCATE_TIMEOUT_S))
         errors.raise_for(answer.error)

@@ -12,14 +12,14 @@ it keep its broker epoch. If it was declared dead meanwhile, the image that foll
 In both cases a whole image comes first, so nothing is missed.
 
 **What the broker was told of** stays in its folder (`known_metadata.py`), and every registration says it: a controller
-whose store has been put back from a backup sees by it that it is behind, and serves nobody. While it is so, or is away,
+whose store has been put back from a backup sees by it that it is behind, and serves no one. While it is so, or is away,
 the broker goes on as it does with a broken stream.
 
 **When the registration is refused** because another process holds this broker id, or because this is not the cluster
 that the data folder belongs to, no repetition helps: `run` raises, and the process ends. Everything else is retried.
 
 **At shutdown** `hand_over` asks for this broker's leaderships to be given to others and waits, within a bound, until
-they are; `goodbye` says that what follows is the end of the process, so that nobody waits for its timeout.
+they are; `goodbye` says that what follows is the end of the process, so that no one waits for its timeout.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class SessionBroken(errors.RetriableError):
     code = errors.ErrorCode.NOT_CONTROLLER
 
 
-class Session:
+class ControllerSession:
     """One process's session, over all its streams. `run` is its task; the rest may be called from any other."""
 
     def __init__(
@@ -153,7 +153,7 @@ class Session:
         return True
 
     async def goodbye(self) -> None:
-        """End the session for good, telling the controller where it can be told. `run` returns."""
+        """End the session permanently, telling the controller where it can be told. `run` returns."""
         self._leaving = True
         self._link.request_heartbeat()
         try:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from fencepost_proto.protocol.metadata import Cluster, Entity, MetadataImage, encode_delta
+from fencepost_proto.protocol.metadata import ClusterIdentity, Entity, MetadataImage, encode_delta
 from fencepost_proto.protocol.v1 import common_pb2
 
 MAX_QUEUED_DELTAS = 64  # of one watcher
@@ -25,7 +25,7 @@ _HIDDEN_KINDS = ("producer", "next_producer_id", "lineage")
 def client_image(image: MetadataImage, topic_names: Collection[str] = ()) -> common_pb2.MetadataDelta:
     """The image as one delta, without what clients do not see; with topic names, only those topics."""
     entities: list[Entity] = [
-        *([Cluster(image.cluster_id)] if image.cluster_id else []),
+        *([ClusterIdentity(image.cluster_id)] if image.cluster_id else []),
         *(replace(broker, incarnation="") for broker in image.brokers.values()),
     ]
     if topic_names:
@@ -83,7 +83,7 @@ class MetadataFeed:
         self.image = MetadataImage()
         self.closed = False
         self._known = asyncio.Event()
-        self._client_image: common_pb2.MetadataDelta | None = None  # of `image`; made when somebody asks for it
+        self._client_image: common_pb2.MetadataDelta | None = None  # of `image`; made when someone asks for it
         self._watchers: dict[Watcher, None] = {}
 
     def publish(self, image: MetadataImage, delta: common_pb2.MetadataDelta) -> None:

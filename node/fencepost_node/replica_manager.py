@@ -24,14 +24,13 @@ from fencepost_node.folders.partition_folders import LOGS_PER_JOB, PartitionFold
 from fencepost_node.log.disk import Disk
 from fencepost_node.log.log import Log
 from fencepost_node.log.names import PARTITION_METADATA
-from fencepost_node.maintenance.log_maintenance import Upkeep
-from fencepost_node.maintenance.repairs import Controller as RepairController
-from fencepost_node.maintenance.repairs import Repairs
+from fencepost_node.maintenance.log_maintenance import LogMaintenance
+from fencepost_node.maintenance.repairs import Repairs, StartReplicaOverClient
 from fencepost_node.maintenance.scrubber import Scrubber
 from fencepost_node.producers.expiry import ProducerExpiry
 from fencepost_node.replication.early_subscriptions import EarlySubscriptions, may_lead_soon
 from fencepost_node.replication.follow import FollowerLink
-from fencepost_node.replication.isr_proposals import Controller, IsrProposals
+from fencepost_node.replication.isr_proposals import AlterPartitionClient, IsrProposals
 from fencepost_node.replication.leadership import Leadership
 from fencepost_node.replication.local_broker import LocalBroker
 from fencepost_node.replication.replica import Following, Replica, ReplicaCalls
@@ -50,7 +49,7 @@ WEIGHT_OF_A_ROLE = 4  # of a turn's steps: that of one partition with its log li
 MAX_CREATIONS = 16  # logs made at the same time; the disk syncs them together
 
 
-class ManagersController(Controller, RepairController, Protocol):
+class ReplicaController(AlterPartitionClient, StartReplicaOverClient, Protocol):
     """What the controller is asked for."""
 
 
@@ -62,7 +61,7 @@ class ReplicaManager:
         host: Host,
         disk: Disk,
         config: BrokerConfig,
-        controller: ManagersController,
+        controller: ReplicaController,
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self.local = LocalBroker(config.broker_id, TailBudget(config.tail_bytes))
@@ -76,7 +75,7 @@ class ReplicaManager:
         self._tasks = Tasks(on_failure)
         self._folders = PartitionFolders(host, disk, config)
         self._isr_proposals = IsrProposals(self.local, controller, self._tasks, config.replica_lag_time_max_ms)
-        self._upkeep = Upkeep(
+        self._log_maintenance = LogMaintenance(
             host,
             disk,
             self.replicas,
@@ -101,8 +100,8 @@ class ReplicaManager:
         )
         self._calls = ReplicaCalls(
             propose_isr=self._isr_proposals.propose,
-            sync_soon=self._upkeep.sync_soon,
-            snapshot_due=self._upkeep.maintain_soon,
+            sync_soon=self._log_maintenance.sync_soon,
+            snapshot_due=self._log_maintenance.maintain_soon,
             role_changed=self._role_changed,
             failures_changed=self._failures_changed,
         )
@@ -232,7 +231,7 @@ class ReplicaManager:
         """Begin the work that goes on in the background."""
         self._tasks.spawn(self._work_queue(), "log-folders")
         self._isr_proposals.start()
-        self._upkeep.start()
+        self._log_maintenance.start()
         self._tasks.spawn(self._folders.strays.watch(), "stray logs")
         self._repairs.start()
         self.scrubber.start()
@@ -513,7 +512,7 @@ class ReplicaManager:
             link.unfollow(key)
 
     def _retarget_links(self) -> None:
-        """End links that nothing follows on; begin anew those whose broker has moved or started again."""
+        """End links that nothing follows on; begin again those whose broker has moved or started again."""
         for leader, (link, task) in list(self._links.items()):
             broker = self.image.brokers.get(leader)
             if link.idle:

@@ -24,7 +24,7 @@ _RARE = {
     Kind.RESURRECTED: "definitely refused, and in the log",
     Kind.MOVED: "not at the acknowledged offset",
     Kind.MISPLACED: "keys in two partitions",
-    Kind.FOREIGN: "written by nobody",
+    Kind.FOREIGN: "written by no one",
     Kind.CORRUPT: "damaged batches or offsets",
     Kind.DIVERGED: "replicas that differ",
 }

@@ -55,7 +55,7 @@ Bootstrap = Annotated[
 
 
 def console(*, stderr: bool = False) -> Console:
-    """For tables and progress. Plain and wide where nobody looks."""
+    """For tables and progress. Plain and wide where no one looks."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
@@ -83,7 +83,7 @@ def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
 
 
 def bootstrap_of(bootstrap: str | None, data_dir: Path) -> str:
-    """As given, else from the local cluster's state, where some of it runs: nobody waits for one that is down."""
+    """As given, else from the local cluster's state, where some of it runs: no one waits for one that is down."""
     if bootstrap:
         return bootstrap
     try:
@@ -142,5 +142,5 @@ def _loop_factory() -> Any:
 
 
 def quiet_grpc() -> None:
-    """gRPC's own notes about broken connections are no news to somebody who kills brokers."""
+    """gRPC's own notes about broken connections are no news to someone who kills brokers."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import grpc
 
-from fencepost_proto.protocol.metadata import Broker, MetadataImage
+from fencepost_proto.protocol.metadata import BrokerRegistration, MetadataImage
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc
 from fencepost_proto.transport.wire import GrpcWire
 
@@ -18,7 +18,7 @@ async def read_image(address: str, *, timeout_s: float) -> MetadataImage | None:
     return await _read(address, broker_pb2.MetadataRequest(), timeout_s)
 
 
-async def read_brokers(address: str, *, timeout_s: float) -> Mapping[int, Broker] | None:
+async def read_brokers(address: str, *, timeout_s: float) -> Mapping[int, BrokerRegistration] | None:
     """The brokers that the one at `address` knows, by id; None where it does not answer in time. Of thousands of partitions
     nothing is sent."""
     image = await _read(address, broker_pb2.MetadataRequest(topic_names=[_NO_TOPIC]), timeout_s)

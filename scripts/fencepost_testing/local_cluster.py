@@ -45,7 +45,7 @@ from fencepost_testing.member import (
     usable_folder,
 )
 from fencepost_testing.ports import PortReservation, reserve_ports
-from fencepost_testing.processes import Place, Watchdog, spawn
+from fencepost_testing.processes import NetworkPlace, Watchdog, spawn
 from fencepost_testing.waiting import until
 
 __all__ = [
@@ -98,7 +98,7 @@ class LocalCluster:
         broker_overrides: Settings | None = None,
         owned: bool = True,
         first_port: int | None = None,
-        places: Mapping[Node, Place] | None = None,
+        places: Mapping[Node, NetworkPlace] | None = None,
         keep: bool = False,
     ) -> None:
         """A new cluster in a folder that holds none yet.
@@ -147,7 +147,7 @@ class LocalCluster:
         broker_overrides: Settings | None = None,
         owned: bool = True,
         first_port: int | None = None,
-        places: Mapping[Node, Place] | None = None,
+        places: Mapping[Node, NetworkPlace] | None = None,
     ) -> LocalCluster:
         """A new cluster in a folder of the caller's; see `LocalCluster`."""
         return cls(
@@ -327,7 +327,7 @@ class LocalCluster:
     def _reserve_ports(self) -> None:
         """While a whole cluster was down its ports may have gone to others: then it moves."""
         for member in self.members.values():
-            if member.place is not None:  # nobody else has its address
+            if member.place is not None:  # no one else has its address
                 continue
             try:
                 reservation = PortReservation(member.port)

@@ -14,7 +14,7 @@ from typing import Literal
 
 from fencepost_testing.failures import CommandFailed
 from fencepost_testing.ports import LOOPBACK
-from fencepost_testing.processes import Place, ProcessRef
+from fencepost_testing.processes import NetworkPlace, ProcessRef
 from fencepost_testing.waiting import until
 
 Controller = Literal["controller"]
@@ -60,7 +60,7 @@ class Member:
     port: int
     process: ProcessRef | None = None
     child: subprocess.Popen[bytes] | None = None  # where this very process started it
-    place: Place | None = None  # None: here, on loopback
+    place: NetworkPlace | None = None  # None: here, on loopback
 
     @property
     def address(self) -> str:

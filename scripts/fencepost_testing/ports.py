@@ -1,7 +1,7 @@
 """Free ports on loopback that stay this cluster's while its processes come and go.
 
 A port is reserved by a socket that is bound to it and never listens. Where both sides set SO_REUSEADDR (gRPC's servers
-do), Linux lets a server listen on a port so held, while nobody who asks for *any* port is given it. So a restarted
+do), Linux lets a server listen on a port so held, while no one who asks for *any* port is given it. So a restarted
 broker finds its port free, however many other clusters run beside it. Other systems give no such guarantee: there the
 socket is closed at once and the port is merely likely to stay free.
 """

@@ -38,7 +38,7 @@ _ENDING_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class NetworkPlace:
     """Where a process runs, when that is not simply this machine at its loopback address: a network namespace, for one."""
 
     host: str  # the address that it has there
@@ -117,7 +117,7 @@ def import_path() -> str:
 
 
 def spawn(
-    arguments: Sequence[str], config_file: Path, log_file: Path, place: Place | None = None
+    arguments: Sequence[str], config_file: Path, log_file: Path, place: NetworkPlace | None = None
 ) -> tuple[ProcessRef, subprocess.Popen[bytes]]:
     """Start `python ARGUMENTS CONFIG_FILE` in a session of its own, its standard error appended to `log_file`.
 

@@ -27,7 +27,7 @@ class Kind(StrEnum):
     DUPLICATED = "duplicated"  # in the log more than once: a record, or a sequence number
     REORDERED = "reordered"  # in the log after something that was sent later
     GAP = "gaps"  # a hole in a producer's sequences
-    RESURRECTED = "resurrected"  # definitely refused, and in the log all the same
+    RESURRECTED = "resurrected"  # definitely refused, and in the log nevertheless
     MOVED = "moved"  # not at the offset that was acknowledged
     MISPLACED = "misplaced"  # a key in two partitions
     FOREIGN = "foreign"  # a record that no workload wrote

@@ -1,4 +1,4 @@
-"""A tale: a simulated cluster on which a test arranges events one by one, and what everybody said and stored.
+"""A tale: a simulated cluster on which a test arranges events one by one, and what everyone said and stored.
 
     @tale()
     async def test_acknowledgement_lost(story: Story) -> None:
@@ -393,7 +393,7 @@ class Story:
         self.lossy[partition] = None
         self.power_failure(broker_id)
         self.start(broker_node(broker_id))
-        await self.until(lambda: not self.partition(partition).isr, f"{partition} has nobody in sync")
+        await self.until(lambda: not self.partition(partition).isr, f"{partition} has no one in sync")
         await self.until(lambda: broker_id in self._live(), f"broker {broker_id} is back")
         await self.elect(partition, broker_id)
 
@@ -487,7 +487,7 @@ class Story:
             leader = self.partition(partition).leader
             return leader >= 0 and leader != not_by and by in (None, leader) and self.leads(leader, partition)
 
-        await self.until(led, f"{partition} is led by {by if by is not None else 'somebody'}")
+        await self.until(led, f"{partition} is led by {by if by is not None else 'someone'}")
         return self.partition(partition).leader
 
     def when_asked(self, batch: str, action: Callable[[], None]) -> None:

@@ -47,7 +47,7 @@ async def test_batch_over_topic_limit(story: Story) -> None:
     await story.acked(*sent)
     assert story.codes() == set(), "nothing was refused"
     sizes = [len(said.batch) for said in story.said if said.answer]
-    assert sum(size > LIMIT // 2 for size in sizes) > 10, "batches were full all the same"
+    assert sum(size > LIMIT // 2 for size in sizes) > 10, "batches were full nevertheless"
     assert await story.end() == {"orders-0": [*values, largest]}
 
 

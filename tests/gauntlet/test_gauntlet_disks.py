@@ -134,7 +134,7 @@ async def test_disk_full_for_ever(story: Story, full: str) -> None:
 
     Reported: a broker's disk is full for a while. When it has room again nothing recovers by itself; reading has stopped.
 
-    Here: the leader's disk is full, or everybody's, or the controller's, too. Where another disk has room leadership goes
+    Here: the leader's disk is full, or everyone's, or the controller's, too. Where another disk has room leadership goes
     there. Otherwise writes are refused retriably, while all that was acknowledged is read. When there is room again, writes
     come back and all replicas are in sync: no operator, no restart.
     """
@@ -196,7 +196,7 @@ async def test_the_controllers_disk_is_full_for_ever(story: Story) -> None:
     story.cluster.database.failing_commits = 10**9
     await story.acked(*[await client.send(f"m{number}") for number in range(5)])
     story.kill("broker-3")
-    waits = await client.send("while 3 is dead, which nobody can write down")
+    waits = await client.send("while 3 is dead, which no one can write down")
     await asyncio.sleep(30)
     assert not waits.settled, "a member that is dead is in sync for ever"
     assert await story.read_some(6) == ["before", *(f"m{number}" for number in range(5))]

@@ -151,7 +151,7 @@ async def test_power_failure_split_brain(story: Story) -> None:
     await story.in_sync("orders-0", 1)
     story.kill("broker-1")
     story.rejoin("broker-3", *story.others("broker-3"))
-    await story.until(lambda: story.partition("orders-0").leader < 0, "nobody leads")
+    await story.until(lambda: story.partition("orders-0").leader < 0, "no one leads")
     elections = story.partition("orders-0").leader_epoch
     d = await client.send("D")
     await asyncio.sleep(30)
@@ -169,17 +169,17 @@ async def test_power_failure_split_brain(story: Story) -> None:
 
 @tale()
 async def test_power_failure_split_brain_where_the_leader_dies_first(story: Story) -> None:
-    """As above, but broker 1 is dead before anybody has noticed that broker 2 is, too: so 2 is elected while its machine is
+    """As above, but broker 1 is dead before anyone has noticed that broker 2 is, too: so 2 is elected while its machine is
     dark. It comes back without the tail, leads nothing, and leaves the in-sync set as its last member.
 
-    Nobody is known to have everything then, and an operator is told; the longest log is that of broker 1.
+    No one is known to have everything then, and an operator is told; the longest log is that of broker 1.
     """
     client = await one_lags_and_one_loses_its_tail(story)
     story.kill("broker-1")
     await story.until(lambda: story.partition("orders-0").leader == 2, "broker 2 is elected in the dark")
     story.rejoin("broker-3", *story.others("broker-3"))
     story.start("broker-2")
-    await story.until(lambda: not story.partition("orders-0").isr, "nobody is in sync")
+    await story.until(lambda: not story.partition("orders-0").isr, "no one is in sync")
     d = await client.send("D")
     story.start("broker-1")
     await story.all_live()
@@ -202,7 +202,7 @@ async def test_lost_tail_last_replica(story: Story) -> None:
     Reported: replicas drop out of the in-sync set one by one; the last one goes down too, in a power failure, comes back
     with a shorter log than it had acknowledged, and is elected at once: the loss is silent.
 
-    Here: it is not elected, and neither is anybody else. The controller says so, and names who is left; an operator
+    Here: it is not elected, and neither is anyone else. The controller says so, and names who is left; an operator
     looks at the logs and elects the longest.
     """
     await story.create_topic("orders", [[1, 2, 3]], min_insync_replicas=1)
@@ -218,11 +218,11 @@ async def test_lost_tail_last_replica(story: Story) -> None:
     assert [story.values(n) for n in (1, 2, 3)] == [[], ["A"], ["A"]], "the last one has lost most"
 
     story.start(*BROKERS)
-    await story.until(lambda: not story.partition("orders-0").isr, "nobody is in sync")
+    await story.until(lambda: not story.partition("orders-0").isr, "no one is in sync")
     assert story.partition("orders-0").last_known_isr == (1,)
     await asyncio.sleep(30)
     assert {broker.id for broker in story.judge.image.brokers.values() if not broker.fenced} == {1, 2, 3}
-    assert story.partition("orders-0").leader == -1, "all live, and still nobody is elected"
+    assert story.partition("orders-0").leader == -1, "all live, and still no one is elected"
     assert story.traced("controller", "error", "partition needs an unclean election", "last_known_isr=[1]")
     ends = {n: story.replica(n, "orders-0").log.log_end_offset for n in (1, 2, 3)}
     assert ends == {1: 0, 2: 1, 3: 1}
@@ -267,7 +267,7 @@ async def test_paused_leader_wakes(story: Story, hears: str) -> None:
     stale = await story.producer("stale", bootstrap="broker-1:9092")
     await story.acked(await client.send("A"))
     await story.acked(await stale.send("B"))
-    story.separate(stale.node, "broker-2", "broker-3")  # nobody tells it of the election
+    story.separate(stale.node, "broker-2", "broker-3")  # no one tells it of the election
 
     story.pause("broker-1")
     if hears == "late":

@@ -127,7 +127,7 @@ async def test_undeletable_name(story: Story, length: int) -> None:
 async def test_lost_partition_metadata(story: Story, last: bool) -> None:
     """KAFKA-16814; redpanda issue 2320.
 
-    Reported: a file that says whose a log is has gone; the replica cannot be opened, nobody sees that, and it never heals.
+    Reported: a file that says whose a log is has gone; the replica cannot be opened, no one sees that, and it never heals.
 
     Here: that replica counts as damaged. Where others are in sync it is set aside and made again from the leader. Where it
     was the last in sync it is left alone until an operator, who is told, has elected another one.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fencepost import AdminClient, Producer
-from fencepost_proto.protocol.metadata import Broker
+from fencepost_proto.protocol.metadata import BrokerRegistration
 from fencepost_testing.cluster_metadata import read_image
 from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, to_toml
 from fencepost_testing.waiting import until
@@ -33,7 +33,7 @@ def resident_bytes(pid: int) -> int:
     raise AssertionError(f"process {pid} has no resident memory")
 
 
-async def brokers_with(broker_id: int, bootstrap: str) -> Mapping[int, Broker]:
+async def brokers_with(broker_id: int, bootstrap: str) -> Mapping[int, BrokerRegistration]:
     """As clients are told, once that one is among them."""
     what = f"broker {broker_id} in the metadata"
     image = await until(

@@ -43,7 +43,7 @@ async def test_metadata_goes_back(story: Story, empty: bool, restarted: bool) ->
     The data of topics that are younger than the backup are deleted as orphaned.
 
     Here: a topic, blocks of ids and an epoch of a name are younger than the backup. The controller meets a broker that knows
-    more, serves nobody and ends; leaders go on. After `recover` the topic and everything in it is there, no id comes twice,
+    more, serves no one and ends; leaders go on. After `recover` the topic and everything in it is there, no id comes twice,
     the name goes on.
     """
     await story.create_topic("orders", [[1, 2, 3]], min_insync_replicas=2)

@@ -24,7 +24,7 @@ BROKERS = ("broker-1", "broker-2")
 async def test_unrelated_partition_blocks_names(story: Story) -> None:
     """confluentinc/librdkafka issue 3041.
 
-    Reported: one broker is down, and with it the only replica of a partition to which nobody writes. No transactional
+    Reported: one broker is down, and with it the only replica of a partition to which no one writes. No transactional
     producer of the whole cluster can start.
 
     Here: a partition without a leader holds nothing back. The old instance is fenced where there are leaders.
@@ -189,7 +189,7 @@ async def test_ids_need_the_controller(story: Story) -> None:
     Reported: while the controller is away new idempotent producers start or not, as it happens: the broker that is asked may
     never have fetched ids, or have used them up, and no other is asked.
 
-    Here: every broker has fetched ids before anybody asks, and a producer asks the next broker where one has none.
+    Here: every broker has fetched ids before anyone asks, and a producer asks the next broker where one has none.
     """
     await story.create_topic("orders", [[1, 2, 3]])
     has_ids = [broker._ids for broker in story.cluster.brokers.values()]
@@ -243,7 +243,7 @@ async def refused(story: Story, name: str) -> FencepostError:
 
 
 async def asked_of_broker_3(story: Story, client: Client) -> str:
-    """What broker 3 answers to somebody who wants to know of the predecessors of this producer, definitely."""
+    """What broker 3 answers to someone who wants to know of the predecessors of this producer, definitely."""
     answers: list[str] = []
     producer_id, epoch = client.identity
     request = broker_pb2.DescribeProducersRequest(

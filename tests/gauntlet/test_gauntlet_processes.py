@@ -144,7 +144,7 @@ def test_old_folder_leads(tmp_path: Path, copied: str) -> None:
             async def partition() -> PartitionDescription:
                 return (await admin.describe_topic(TOPIC)).partitions[0]
 
-            described = await until(partition, "nobody in sync", holds=lambda partition: not partition.isr)
+            described = await until(partition, "no one in sync", holds=lambda partition: not partition.isr)
             assert described.leader == -1
             await admin.elect_leader(TOPIC, 0, unclean=True)
             assert await read_all(cluster, 200) == acked

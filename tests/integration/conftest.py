@@ -47,7 +47,7 @@ _LOG_TAIL_CHARACTERS = 4000
 def cluster_factory(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ClusterFactory]:
     """Makes clusters (`LocalCluster.create`'s options) under tmp_path; kills what a test leaves running.
 
-    Whatever is done to them, no process of a cluster may log an error that nobody foresaw: a test fails for a traceback.
+    Whatever is done to them, no process of a cluster may log an error that no one foresaw: a test fails for a traceback.
     """
     made: list[LocalCluster] = []
     request.node.stash[_CLUSTERS] = made

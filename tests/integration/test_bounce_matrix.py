@@ -30,7 +30,7 @@ from fencepost_testing.topic_waits import wait_in_sync, wait_settled, wait_writa
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]
 CONTROLLER_SETTINGS = {"session_timeout_ms": 1_000, "heartbeat_interval_ms": 200}
-BROKER_SETTINGS = {"controlled_shutdown_max_wait_ms": 1_000}  # where all go down nobody takes a leadership over
+BROKER_SETTINGS = {"controlled_shutdown_max_wait_ms": 1_000}  # where all go down no one takes a leadership over
 TOPIC = "orders"
 PARTITIONS = 2
 BOUNCES = 3

@@ -40,7 +40,7 @@ ClusterFactory = Callable[..., LocalCluster]
 
 MAX_MESSAGE_BYTES = 10_000
 MAX_REQUEST_BYTES = 64 * 1024
-PRODUCER = 900  # of the first block of ids: allocated, and given to nobody here
+PRODUCER = 900  # of the first block of ids: allocated, and given to no one here
 FUZZ_SEED = 20_240_601
 FUZZ_REQUESTS = 400
 FUZZ_DEADLINE_S = 30.0
@@ -226,7 +226,7 @@ def test_each_wrong_address_of_a_batch_has_its_error_and_changes_nothing(
 def test_a_stale_leader_epoch_is_refused_naming_it(run: Run, cluster_factory: ClusterFactory) -> None:
     async def scenario() -> None:
         async with victim(one_broker(cluster_factory)) as broker:
-            await broker.cluster.restart(1)  # elects it anew, under the next epoch
+            await broker.cluster.restart(1)  # elects it again, under the next epoch
             await broker.cluster.wait_registered()
             epoch = await broker.leader_epoch()
             assert epoch > 0

@@ -13,7 +13,7 @@ import grpc
 
 from fencepost import AdminClient, Consumer, Producer
 from fencepost_proto.protocol.errors import ErrorCode
-from fencepost_proto.protocol.metadata import Broker, Partition
+from fencepost_proto.protocol.metadata import BrokerRegistration, Partition
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc, controller_pb2, controller_pb2_grpc
 from fencepost_proto.transport.wire import GrpcWire
 from fencepost_testing.cluster_metadata import read_image
@@ -42,10 +42,12 @@ class Scene:
             await delivery
         self.sent += values
 
-    async def until(self, ask: int, what: str, condition: Callable[[Partition, dict[int, Broker]], bool]) -> Partition:
+    async def until(
+        self, ask: int, what: str, condition: Callable[[Partition, dict[int, BrokerRegistration]], bool]
+    ) -> Partition:
         """The partition as broker `ask` shows it, once the condition holds there."""
 
-        async def look() -> tuple[Partition, dict[int, Broker]] | None:
+        async def look() -> tuple[Partition, dict[int, BrokerRegistration]] | None:
             image = await read_image(self.cluster.member(ask).address, timeout_s=1)
             if image is None or "orders" not in image.topic_ids:
                 return None

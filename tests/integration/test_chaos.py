@@ -131,7 +131,7 @@ def network_of(report: Path) -> str:
 
 
 def test_a_report_wants_a_folder_of_its_own(tmp_path: Path) -> None:
-    (tmp_path / "something").write_text("of somebody's")
+    (tmp_path / "something").write_text("of someone's")
     shell = Shell(tmp_path)
     assert "is not empty" in shell.fails("chaos", "--report", str(tmp_path), code=2)
     assert "not a time" in shell.fails("chaos", "--duration", "soon", code=2)
@@ -153,5 +153,5 @@ def test_without_namespaces_links_are_cut_by_fault_switches(tmp_path: Path) -> N
 
 
 def logs_with_tracebacks(report: Path) -> list[str]:
-    """Whatever is done to a process, it meets nothing that nobody foresaw."""
+    """Whatever is done to a process, it meets nothing that no one foresaw."""
     return [log.name for log in (report / "logs").iterdir() if "Traceback" in log.read_text()]

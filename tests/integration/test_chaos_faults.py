@@ -16,7 +16,7 @@ import pytest
 from fencepost import AdminClient, Producer
 from fencepost.history import History
 from fencepost_proto.protocol.errors import FencepostError
-from fencepost_testing.chaos.faults import Fault, Kind
+from fencepost_testing.chaos.faults import Fault, FaultKind
 from fencepost_testing.chaos.nemesis import Executor
 from fencepost_testing.chaos.nemesis_log import Happened, NemesisLog
 from fencepost_testing.chaos.run import BROKER_SETTINGS, CONTROLLER_SETTINGS
@@ -46,7 +46,7 @@ class Harm:
     def acked(self) -> int:
         return sum('"type":"ok","op":"send"' in line for line in self._lines)
 
-    async def fault(self, kind: Kind, *targets: str, duration_s: float = 1.0) -> Happened:
+    async def fault(self, kind: FaultKind, *targets: str, duration_s: float = 1.0) -> Happened:
         """Carry it out, to its end."""
         await self._executor.run([Fault(0.0, duration_s, kind, targets or EVERYBODY, partition=0)])
         assert self._executor.problems == []
@@ -107,9 +107,9 @@ async def harm(cluster_factory: ClusterFactory, tmp_path: Path) -> AsyncIterator
         assert (verdict.lost_as_told > 0) == bool(harmed_by_elections)
 
 
-@pytest.mark.parametrize("kind", [Kind.UNCLEAN_AFTER_PAUSE, Kind.UNCLEAN_AFTER_KILL])
+@pytest.mark.parametrize("kind", [FaultKind.UNCLEAN_AFTER_PAUSE, FaultKind.UNCLEAN_AFTER_KILL])
 def test_an_unclean_election_takes_what_the_operator_was_shown(
-    run: Run, cluster_factory: ClusterFactory, tmp_path: Path, kind: Kind
+    run: Run, cluster_factory: ClusterFactory, tmp_path: Path, kind: FaultKind
 ) -> None:
     async def scenario() -> None:
         async with harm(cluster_factory, tmp_path) as harmed:
@@ -125,7 +125,7 @@ def test_a_flipped_byte_is_found_on_a_leader_and_on_a_follower(
     async def scenario() -> None:
         async with harm(cluster_factory, tmp_path) as harmed:
             await until(lambda: harmed.acked > 120, "more than a segment is stored")
-            for kind in (Kind.FLIP_LEADERS_BYTE, Kind.FLIP_FOLLOWERS_BYTE):
+            for kind in (FaultKind.FLIP_LEADERS_BYTE, FaultKind.FLIP_FOLLOWERS_BYTE):
                 happened = await harmed.fault(kind)
                 assert happened.note.startswith("byte "), happened.note
                 (broker,) = happened.targets
@@ -140,9 +140,9 @@ def test_a_flipped_byte_is_found_on_a_leader_and_on_a_follower(
 def test_disks_that_are_full_have_room_again(run: Run, cluster_factory: ClusterFactory, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with harm(cluster_factory, tmp_path) as harmed:
-            await harmed.fault(Kind.FILL_LEADERS_DISK, "leader-0", duration_s=1.0)
+            await harmed.fault(FaultKind.FILL_LEADERS_DISK, "leader-0", duration_s=1.0)
             await harmed.goes_on()
-            full = asyncio.create_task(harmed.fault(Kind.FILL_ALL_DISKS, duration_s=2.5))
+            full = asyncio.create_task(harmed.fault(FaultKind.FILL_ALL_DISKS, duration_s=2.5))
             await asyncio.sleep(1)  # for what was acknowledged before to be told
             before = harmed.acked
             await asyncio.sleep(1)

@@ -23,7 +23,7 @@ from fencepost_testing.chaos.network import Network, NetworkUnavailable
 from fencepost_testing.chaos.switches import SwitchedNetwork
 from fencepost_testing.faulty_wire import FAULT_PORT
 from fencepost_testing.local_cluster import CONTROLLER, PLACE_PORT, LocalCluster, Node
-from fencepost_testing.processes import Place
+from fencepost_testing.processes import NetworkPlace
 from fencepost_testing.waiting import until
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
@@ -92,7 +92,7 @@ for line in sys.stdin:
         self._client = self._start(network.place(client), self.CLIENT, *at)
 
     @staticmethod
-    def _start(place: Place, program: str, *arguments: str) -> subprocess.Popen[str]:
+    def _start(place: NetworkPlace, program: str, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [*place.prefix, sys.executable, "-I", "-c", program, *arguments],
             stdin=subprocess.PIPE,

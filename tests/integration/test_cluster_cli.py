@@ -323,7 +323,7 @@ def test_brokers_listen_where_they_are_told_to_or_the_cluster_says_why_not(tmp_p
         port = taken.getsockname()[1]
         assert f"port {port} of 127.0.0.1 cannot be had" in shell.fails("cluster", "up", "--port", str(port))
     try:
-        # Nobody else holds it now; where another test takes it all the same, the cluster refuses again.
+        # No one else holds it now; where another test takes it nevertheless, the cluster refuses again.
         up = shell.run("cluster", "up", "--brokers", "1", "--port", str(port))
         if up.returncode == 0:
             assert up.stdout.endswith(f"bootstrap 127.0.0.1:{port}\n")
@@ -341,7 +341,7 @@ def test_an_orderly_reboot_costs_nothing(tmp_path: Path) -> None:
     try:
         shell.ok("workload", "produce", "kept", "--count", "500")
         cluster = LocalCluster.load(shell.data_dir)
-        for node in cluster.nodes:  # as the system does it: everybody at the same time, the controller too
+        for node in cluster.nodes:  # as the system does it: everyone at the same time, the controller too
             cluster.terminate(node)
         until_sync(lambda: not cluster.any_running(), "all processes have ended", DEADLINE_S, poll_s=0.1)
         forget_boot(shell, 1, 2, 3)

@@ -60,7 +60,7 @@ def test_while_the_controller_is_dead_leaders_serve_and_on_its_return_nothing_is
             await cluster.restart(CONTROLLER)
             await workload.writes_go_on()
             after = (await workload.admin.describe_topic(TOPIC)).partitions
-            assert [p.leader_epoch for p in after] == [p.leader_epoch for p in before], "nobody was declared dead"
+            assert [p.leader_epoch for p in after] == [p.leader_epoch for p in before], "no one was declared dead"
             victim = await workload.leader()
             cluster.kill(victim)
             await workload.writes_go_on()

@@ -45,7 +45,7 @@ def test_a_partition_moves_to_other_brokers_under_load_and_back(run: Run, cluste
 def test_a_replica_that_starts_above_offset_0_gets_the_producer_state_too(
     run: Run, cluster_factory: ClusterFactory
 ) -> None:
-    """Retention has removed every batch of an idle producer: its state moves along all the same."""
+    """Retention has removed every batch of an idle producer: its state moves along nevertheless."""
 
     async def scenario() -> None:
         async with (

@@ -56,7 +56,7 @@ def test_what_clients_recorded_through_a_failover_is_clean_and_what_is_damaged_i
     assert verdict.clean, verdict.to_json()
     polled = [line for line in lines if json.loads(line)["op"] == "poll" and json.loads(line).get("value")]
     spoilt = [line for line in lines if line != polled[len(polled) // 2]]
-    assert not check_history(spoilt).clean, "a record that nobody polled, below others that were, is found"
+    assert not check_history(spoilt).clean, "a record that no one polled, below others that were, is found"
     check_stamps(lines)
 
 

@@ -98,7 +98,7 @@ class SimCluster:
         self.brokers: dict[int, Broker] = {}
         self.controller: Controller | None = None
         self.exits: dict[str, int] = {}  # how processes ended, and how often
-        self.kept_down: dict[str, None] = {}  # nodes that somebody else will start again
+        self.kept_down: dict[str, None] = {}  # nodes that someone else will start again
         self.recovering = False  # an operator is at work on the controller's folder
         self._operators = 0
         self._stop_asked: dict[str, asyncio.Event] = {}
@@ -278,7 +278,7 @@ class SimCluster:
         return elected[0] if elected else -1
 
     def can_stop(self, node: str) -> bool:
-        """Its component runs, and nobody has asked it to stop yet."""
+        """Its component runs, and no one has asked it to stop yet."""
         return node in self._stop_asked and not self._stop_asked[node].is_set()
 
     # ---- Looking in ----

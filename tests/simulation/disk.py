@@ -1,15 +1,15 @@
 """The disk of one simulated machine: a file system with a page cache, which can fail in every way a log must survive.
 
 Theory of operation. A file's content is what readers see: the page cache. Beside it the file remembers what is on the
-medium: everything up to `_clean_bytes`, then, if the file was cut below that since the last sync, the old tail. A folder
-likewise keeps its entries as seen, and as they are on the medium, with the changes between the two in order.
+disk: everything up to `_clean_bytes`, then, if the file was cut below that since the last sync, the old tail. A folder
+likewise keeps its entries as seen, and as they are on disk, with the changes between the two in order.
 
 - A process that dies leaves the page cache as it is.
 - A power failure keeps of each folder a seeded prefix of its unsynced changes, and of each file what was synced plus a
   seeded prefix of what was not; the last block of that may hold zeros or noise, as a file system that journals sizes
-  before data leaves it. A failed sync, too, leaves the pages clean and not on the medium (as Linux does), so a later
+  before data leaves it. A failed sync, too, leaves the pages clean and not on disk (as Linux does), so a later
   sync that succeeds saves nothing of them that was not written again. Such pages may also leave the cache without a
-  power failure (`drop_lost_pages`): what is read then is what the medium holds, no bytes of theirs.
+  power failure (`drop_lost_pages`): what is read then is what the disk holds, no bytes of theirs.
 
 `SimDisk` is the machine's; each process mounts it (`mount`), and once the process is dead every operation on its mount
 raises ProcessEnded. Faults to come are set on the machine's disk, by kind of operation and path.
@@ -63,8 +63,8 @@ class FileNode:
         self.modified_ms = 0
         self.cuts = 0  # how often anything but an append changed it
         self.origin = 0  # the number of its last origin mark, which no copy of the file has
-        self._clean_bytes = 0  # content below this is on the medium …
-        self._old_tail = b""  # … and after it, on the medium, this
+        self._clean_bytes = 0  # content below this is on disk …
+        self._old_tail = b""  # … and after it, on disk, this
         self._lost: list[tuple[int, int]] = []  # ranges that a failed sync threw away …
         self._again_from: int | None = None  # … and from where on they were written again since
         self._overwritten: list[tuple[int, bytes]] = []  # position and old bytes of what was written over since a sync
@@ -90,7 +90,7 @@ class FileNode:
         self._overwritten.append((position, bytes(self.content[position:end])))
         self.content[position:end] = data
 
-    def write_again(self, position: int) -> None:
+    def redirty(self, position: int) -> None:
         self._again_from = position if self._again_from is None else min(self._again_from, position)
 
     def sync(self) -> None:
@@ -123,7 +123,7 @@ class FileNode:
             for position, old in self._overwritten[chance.randint(0, len(self._overwritten)) :][::-1]:
                 self.content[position : position + len(old)] = old
         unsynced = len(self.content) - self._clean_bytes
-        if self._old_tail and chance.random() < 0.5:  # the cut never reached the medium
+        if self._old_tail and chance.random() < 0.5:  # the cut never reached the disk
             self.content[self._clean_bytes :] = self._old_tail
         elif unsynced:
             kept = chance.choice((0, unsynced, chance.randint(0, unsynced)))
@@ -136,15 +136,15 @@ class FileNode:
 
 
 class FolderNode:
-    """One folder: its entries as seen and as they are on the medium."""
+    """One folder: its entries as seen and as they are on disk."""
 
-    __slots__ = ("_changes", "_on_medium", "entries", "name", "version")
+    __slots__ = ("_changes", "_on_disk", "entries", "name", "version")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.version = 0  # of the entries: rises with every change of them
         self.entries: dict[str, FileNode | FolderNode] = {}
-        self._on_medium: dict[str, FileNode | FolderNode] = {}
+        self._on_disk: dict[str, FileNode | FolderNode] = {}
         self._changes: list[dict[str, FileNode | FolderNode | None]] = []
 
     def put(self, changes: dict[str, FileNode | FolderNode | None]) -> None:
@@ -154,15 +154,15 @@ class FolderNode:
         _apply(self.entries, changes)
 
     def sync(self) -> None:
-        self._on_medium = dict(self.entries)
+        self._on_disk = dict(self.entries)
         self._changes = []
 
     def lose_power(self, chance: random.Random) -> None:
         self.version += 1
         kept = chance.randint(0, len(self._changes))
         for changes in self._changes[:kept]:
-            _apply(self._on_medium, changes)
-        self.entries = dict(self._on_medium)
+            _apply(self._on_disk, changes)
+        self.entries = dict(self._on_disk)
         self._changes = []
         for node in list(self.entries.values()):
             node.lose_power(chance)
@@ -232,7 +232,7 @@ class SimDisk:
         return found
 
     def corrupt(self, path: str, position: int) -> None:
-        """Flip one byte of a file, on the medium as in the cache."""
+        """Flip one byte of a file, on disk as in the cache."""
         node = self.find(path)
         assert isinstance(node, FileNode)
         node.content[position] ^= 0xFF
@@ -372,9 +372,9 @@ class MountedFile:
         self._step("truncate")
         self._node.truncate(size)
 
-    def write_again(self, position: int) -> None:
+    def redirty(self, position: int) -> None:
         self._step("append")
-        self._node.write_again(position)
+        self._node.redirty(position)
 
     def sync(self) -> None:
         try:
@@ -386,7 +386,7 @@ class MountedFile:
         self._node.sync()
 
     def forget(self, position: int, length: int) -> None:
-        """What is read is always what is on the medium, or not there yet."""
+        """What is read is always what is on disk, or not there yet."""
 
     def hold(self) -> None:
         self._held += 1

@@ -36,7 +36,7 @@ class Past:
 
     @property
     def epoch(self) -> int:
-        """Leaders of older epochs than this have been overruled. -1: by nobody."""
+        """Leaders of older epochs than this have been overruled. -1: by no one."""
         return self.elections[-1] if self.elections else -1
 
     def overruled(self, broker_id: int, leader_epoch: int) -> bool:
@@ -55,7 +55,7 @@ class Past:
         return f"holds {batch} behind {before}; another log holds it behind {known}" if known != before else ""
 
     def below(self, batch: Batch, committed: list[Batch]) -> list[Batch] | None:
-        """All that ever stood before `batch`, from offset 0 on. None: nobody has seen it."""
+        """All that ever stood before `batch`, from offset 0 on. None: no one has seen it."""
         found: list[Batch] = []
         while batch.base_offset > 0:
             before = self.predecessors.get(batch)
@@ -69,7 +69,7 @@ class Past:
         return found[::-1]
 
     def below_start(self, view: LogView, committed: list[Batch]) -> list[Batch] | None:
-        """All that ever stood below the log's start. None: nobody has seen it."""
+        """All that ever stood below the log's start. None: no one has seen it."""
         if view.start_offset == 0:
             return []
         if view.batches:

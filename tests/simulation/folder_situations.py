@@ -1,7 +1,7 @@
 """What operators do to the data folder of a broker that is down: put an older copy back, copy a log's folder, lose one.
 
 The broker is made the last in sync of one of its partitions before, now and then: then only what it says of its folder keeps
-it from leading. Another replica always holds what is committed, so that nothing is lost for good.
+it from leading. Another replica always holds what is committed, so that nothing is lost permanently.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class FolderSituations:
         return self._random.choice(choices) if choices else None
 
     async def _end(self, node: str, *, clean: bool) -> None:
-        """Its process has ended when this returns, and nobody starts it."""
+        """Its process has ended when this returns, and no one starts it."""
         process = self._world.machine(node).process
         self._cluster.kept_down[node] = None
         if clean and process is not None and process.running and self._cluster.can_stop(node):

@@ -194,7 +194,7 @@ SQUATTED = 4  # ids of each broker's block
 
 
 class HostileProducers:
-    """They keep to no rule of producers. What they write may get into the log; it must do no harm to anybody else's."""
+    """They keep to no rule of producers. What they write may get into the log; it must do no harm to anyone else's."""
 
     def __init__(self, nemesis: Nemesis, clients: HostileClients) -> None:
         self._nemesis = nemesis
@@ -212,7 +212,7 @@ class HostileProducers:
 
     async def ids_of_the_next_producers(self) -> None:
         """Ids that brokers have in hand, in some partition each: one batch, several, or many; also of later epochs. Then
-        somebody comes who is given them. Not where partitions forget producers: there the same numbers may come again."""
+        someone comes who is given them. Not where partitions forget producers: there the same numbers may come again."""
         settings, chance = self._cluster.settings, self._nemesis.strange
         if settings.producer_expiration_ms < NEVER_MS or settings.room_is_short:
             return
@@ -228,7 +228,7 @@ class HostileProducers:
         await self._write(batches)
         anonymous = [app for app in self._nemesis.apps if "name" not in app.spec.options]
         for app in chance.sample(anonymous, min(2, len(anonymous))):
-            self._world.tell("nemesis", f"starts {app.spec.node} anew: it is given an id")
+            self._world.tell("nemesis", f"starts {app.spec.node} again: it is given an id")
             self._world.kill(app.spec.node)
             app.start()
 
@@ -293,7 +293,7 @@ class HostileProducers:
             answered += len(response.results)
 
     def _batch(self, partition: Partition, stamp: Stamp, count: int) -> bytes:
-        """Its records are entered in the ledger as some of which nobody waits to hear."""
+        """Its records are entered in the ledger as some of which no one waits to hear."""
         process = current_process.get()
         assert isinstance(process, SimProcess)
         ledger: Ledger = self._nemesis.apps[0].ledger
@@ -307,6 +307,6 @@ class HostileProducers:
                 history = History(ledger.history.append, process=f"{process.node}/{value.decode()}")
                 operation = history.invoke_send(topic, partition.index, None, value)
                 history.complete_send(
-                    operation, topic, partition.index, -1, error=RequestTimedOut("nobody waits for it")
+                    operation, topic, partition.index, -1, error=RequestTimedOut("no one waits for it")
                 )
         return builder.build(*stamp)

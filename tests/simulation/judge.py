@@ -149,7 +149,7 @@ class Judge:
         self.counts[what] = self.counts.get(what, 0) + number
 
     def fail(self, promise: str, text: str) -> None:
-        """Raises Violation, and keeps the first one in case somebody swallows it."""
+        """Raises Violation, and keeps the first one in case someone swallows it."""
         violation = Violation(promise, text)
         if self.violation is None:
             self.violation = violation
@@ -168,7 +168,7 @@ class Judge:
                 continue
             self._partition_changed(key, before, partition)
         for key in [key for key in self.records if key not in image.partitions]:
-            self.deleted[key] = self.records.pop(key).committed_end  # what a deleted topic held is nobody's any more
+            self.deleted[key] = self.records.pop(key).committed_end  # what a deleted topic held is no one's any more
             self.damaged = {damaged: hidden for damaged, hidden in self.damaged.items() if damaged[1] != key}
             self.rotten = {rotten: hidden for rotten, hidden in self.rotten.items() if rotten[1] != key}
             self.count("partitions deleted")
@@ -185,7 +185,7 @@ class Judge:
             self.fail("G8", f"ids of names from {image.next_named_id} on: those below {old.next_named_id} are used")
         for name, producer in old.producers.items():
             now = image.producers.get(name)
-            # The same again: of the recovery before this one, which no broker has heard of, and nobody got it.
+            # The same again: of the recovery before this one, which no broker has heard of, and no one got it.
             if now is not None and (now.producer_id, now.epoch) < (producer.producer_id, producer.epoch):
                 self.fail("G9", f"after a recovery {producer} is followed by {now}")
         for broker_id, broker in image.brokers.items():
@@ -249,7 +249,7 @@ class Judge:
         past.pending = -1
         below = past.below_start(view, record.committed)
         if below is None:
-            record.tainted = f"nobody has seen what stood below the log start {view.start_offset} of broker {broker_id}"
+            record.tainted = f"no one has seen what stood below the log start {view.start_offset} of broker {broker_id}"
             return
         held = [*below, *(batch for batch in view.batches if batch.leader_epoch < epoch)]
         parts = common(record.committed, held)
@@ -340,7 +340,7 @@ class Judge:
         record.appended_at.setdefault(batch, self.world.now)
         record.stored_at[batch] = self.world.now
         if (broker_id, record.key) in self.damaged:
-            return  # nobody has appended these bytes
+            return  # no one has appended these bytes
         if not self._was_given_out(batch.producer_id, batch.producer_epoch):
             self.fail(
                 "G8", f"{record.name}: broker {broker_id} appended {batch}, whose id or epoch was never given out"
@@ -419,7 +419,7 @@ class Judge:
                     self.count("sequences wrapped")
 
     def _removed_unnoticed(self, record: Record, view: LogView) -> list[Batch]:
-        """What retention has removed since it was committed, before anybody looked: as it was seen in the log before."""
+        """What retention has removed since it was committed, before anyone looked: as it was seen in the log before."""
         removed: list[Batch] = []
         offset = record.committed_end
         if record.past.elections and offset < view.start_offset:
@@ -612,10 +612,10 @@ class Judge:
                 broker_id = int(line.partition(" broker=")[2].split()[0])
                 self.count("folders found to be older ones")
                 if broker_id not in self.put_back_to:
-                    self.fail("G11", f"nobody has put back a folder of broker {broker_id}: {line}")
+                    self.fail("G11", f"no one has put back a folder of broker {broker_id}: {line}")
 
     def look_at_strangers(self) -> None:
-        """What somebody has put into a data folder is neither opened nor removed."""
+        """What someone has put into a data folder is neither opened nor removed."""
         for broker_id, folder, files in self.strangers:
             if self._disks[broker_id].content(folder) != files:
                 self.fail("G4", f"broker {broker_id} has touched {folder}, which is none of its logs")
@@ -629,7 +629,7 @@ class Judge:
             self.fail("G1", f"{record.name}: synced before it was acknowledged, and lost: {why}")
         record.tainted = why
         self.count("partitions that lost data to power failures")
-        self.world.tell("judge", f"{record.name} has lost unsynced data for good: {why}")
+        self.world.tell("judge", f"{record.name} has lost unsynced data permanently: {why}")
 
     def holds_all(self, record: Record, broker_id: int) -> bool:
         return (broker_id, record.key) not in self.damaged and self._is_whole(record, broker_id)
@@ -792,7 +792,7 @@ class Judge:
         entity = self.image.producers.get(request.name)
         for retired in entity.retired_ids if entity is not None else ():
             if retired == answer.producer_id:
-                break  # somebody has taken over, and that fence may not stand yet
+                break  # someone has taken over, and that fence may not stand yet
             self.count("fences of used-up producer ids")
             self._fence(retired, RETIRED_EPOCH)
 

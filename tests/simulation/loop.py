@@ -27,7 +27,7 @@ from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
-MAX_CALLBACKS_AT_ONE_MOMENT = 200_000  # more than this without time moving: somebody spins
+MAX_CALLBACKS_AT_ONE_MOMENT = 200_000  # more than this without time moving: someone spins
 THREAD_DELAY_S = 0.002  # at most, before a thread's function runs, and again before its result arrives; by default
 _MIN_CANCELLED_TIMERS = 1_000  # from here on, cancelled timers are swept when they are the majority
 
@@ -51,7 +51,7 @@ current_process: ContextVar[Owner | None] = ContextVar("current_process", defaul
 
 
 class Deadlock(Exception):
-    """Nothing is ready and no timer is set: everybody waits for somebody else."""
+    """Nothing is ready and no timer is set: everyone waits for someone else."""
 
 
 class Runaway(Exception):
@@ -59,7 +59,7 @@ class Runaway(Exception):
 
 
 class ProcessEnded(BaseException):
-    """Raised by a handle (disk, network) of a process that is dead. Nobody catches it, and nobody needs to."""
+    """Raised by a handle (disk, network) of a process that is dead. No one catches it, and no one needs to."""
 
 
 class SimHandle:
@@ -124,7 +124,7 @@ class SimTask(asyncio.Task[T]):
 
 
 class SimLoop(asyncio.BaseEventLoop):
-    """The loop. `failures` collects what asyncio would only log: exceptions that nobody took."""
+    """The loop. `failures` collects what asyncio would only log: exceptions that no one took."""
 
     def __init__(self, chance: random.Random, start_s: float = 0.0) -> None:
         super().__init__()
@@ -252,7 +252,7 @@ class SimLoop(asyncio.BaseEventLoop):
             else:
                 future.set_result(result)  # type: ignore[arg-type]
 
-        def run() -> None:  # a thread that has begun goes on, even if nobody waits for it any more
+        def run() -> None:  # a thread that has begun goes on, even if no one waits for it any more
             result, error = None, None
             try:
                 result = func(*args)

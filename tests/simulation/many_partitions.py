@@ -18,19 +18,19 @@ from unittest.mock import patch
 from tests.simulation.loop import SimLoop
 
 from fencepost_controller import session_registry as sessions_module
-from fencepost_controller.broker_session import Session
+from fencepost_controller.broker_session import BrokerSession
 from fencepost_controller.commands import Commands
 from fencepost_controller.config import ControllerConfig
 from fencepost_controller.decisions.cluster import FormCluster
 from fencepost_controller.decisions.placement import place
 from fencepost_controller.failed_replicas import FailedReplicas
-from fencepost_controller.probe import Verdict
+from fencepost_controller.probe import ProbeVerdict
 from fencepost_controller.services.partitions import alter_partition
-from fencepost_controller.session_registry import Sessions
+from fencepost_controller.session_registry import SessionRegistry
 from fencepost_controller.store.sqlite import SqliteStore
 from fencepost_node.replication.isr_proposals import MAX_PROPOSALS
 from fencepost_proto.protocol.errors import ErrorCode
-from fencepost_proto.protocol.metadata import Broker, Changes, MetadataImage, Partition, PartitionKey, Topic
+from fencepost_proto.protocol.metadata import BrokerRegistration, Changes, MetadataImage, Partition, PartitionKey, Topic
 from fencepost_proto.protocol.v1 import controller_pb2 as pb
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.tasks import Tasks
@@ -97,7 +97,9 @@ class ManyPartitions:
         store = SqliteStore(
             "memory", lambda _: sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         )
-        entities: list[Any] = [Broker(n, f"h:{n}", 1, f"life-0-{n}", fenced=True) for n in range(1, brokers + 1)]
+        entities: list[Any] = [
+            BrokerRegistration(n, f"h:{n}", 1, f"life-0-{n}", fenced=True) for n in range(1, brokers + 1)
+        ]
         placed = place(range(1, brokers + 1), partitions, REPLICATION_FACTOR, start=0)
         for number, replicas in enumerate(placed):
             topic_number, index = divmod(number, PARTITIONS_PER_TOPIC)
@@ -112,7 +114,7 @@ class ManyPartitions:
         async def make() -> None:
             self.tasks = Tasks(self.failures.append)
             self.commands = Commands(store, failed, self._committed)
-            self.sessions = Sessions(
+            self.sessions = SessionRegistry(
                 wire=Host().wire,
                 config=ControllerConfig(data_dir="unused"),
                 commands=self.commands,
@@ -196,7 +198,7 @@ class StubBroker:
         self.broker_id = broker_id
         self.life = life
         self.image = MetadataImage()
-        self.session: Session | None = None
+        self.session: BrokerSession | None = None
         self._leading: dict[PartitionKey, Partition] = {}  # not all in sync
         self._proposed: dict[PartitionKey, int] = {}  # partition epoch that the open proposal is based on
         self._tasks: list[asyncio.Task[Any]] = []
@@ -229,15 +231,15 @@ class StubBroker:
         for task in self._tasks:
             task.cancel()
 
-    def _heartbeat(self, session: Session) -> None:
+    def _heartbeat(self, session: BrokerSession) -> None:
         self.world.sessions.heartbeat(session, pb.Heartbeat(applied_version=self.image.version, ready=True))
 
-    async def _beat(self, session: Session) -> None:
+    async def _beat(self, session: BrokerSession) -> None:
         while True:
             await asyncio.sleep(0.5)
             self._heartbeat(session)
 
-    async def _receive(self, session: Session) -> None:
+    async def _receive(self, session: BrokerSession) -> None:
         while (response := await session.next_response(self.world.sessions.messages.image)) is not None:
             if response.WhichOneof("kind") != "metadata":
                 continue
@@ -305,5 +307,5 @@ class StubBroker:
                 self._proposed.pop((proposal.topic_id, proposal.partition), None)
 
 
-async def _process_is_gone(*_: object) -> Verdict:
-    return Verdict.DEAD
+async def _process_is_gone(*_: object) -> ProbeVerdict:
+    return ProbeVerdict.DEAD

@@ -29,7 +29,7 @@ from fencepost_controller.decisions.histories import Histories
 from fencepost_controller.decisions.isr import AlterPartition
 from fencepost_controller.decisions.producers import ID_BLOCK_SIZE, AllocateProducerIds
 from fencepost_controller.fences import Fences
-from fencepost_controller.session_registry import Sessions
+from fencepost_controller.session_registry import SessionRegistry
 from fencepost_node import metadata_feed
 from fencepost_node.folders import partition_folders
 from fencepost_node.folders.known_metadata import KnownMetadata
@@ -169,7 +169,7 @@ def state_changes_though_the_append_failed(replace: Any) -> None:
     replace(Replica, "fail", lambda self, reason: None)
 
 
-@mutant("G5", "invariant", kinds=("replica begins anew",), seeds=40, first_seed=7)
+@mutant("G5", "invariant", kinds=("replica begins again",), seeds=40, first_seed=7)
 def moved_replica_gets_no_producer_state(replace: Any) -> None:
     original = Log.reset_to
 
@@ -294,7 +294,7 @@ def isr_change_without_epoch_checks(replace: Any) -> None:
     def decide(self: AlterPartition, draft: Any) -> None:
         partition = self._partition(draft)
         members = tuple(broker_id for broker_id, _ in self.new_isr)
-        partitions.settle(draft, partition, changed(partition, isr=members))
+        partitions.recompute(draft, partition, changed(partition, isr=members))
 
     replace(AlterPartition, "decide", decide)
 
@@ -389,7 +389,7 @@ def cold_reads_are_not_checked(replace: Any) -> None:
 @mutant("G11", kinds=("bit rot",))
 def scrubber_sees_no_damage(replace: Any) -> None:
     def check_from(self: segment.Segment, place: Any, size: int, max_bytes: int, epochs: Any) -> Any:
-        return segment.Place(self.base_offset, size, self.end_offset)
+        return segment.LogPlace(self.base_offset, size, self.end_offset)
 
     replace(segment.Segment, "check_from", check_from)
 
@@ -405,14 +405,14 @@ def failed_replica_never_returns(replace: Any) -> None:
 @mutant("G11", kinds=("disk full", "disk error"), first_seed=1)
 def recovered_replica_counts_as_failed(replace: Any) -> None:
     """For the controller, until its broker starts again."""
-    original = Sessions._take_failed
+    original = SessionRegistry._take_failed
 
-    def take_failed(self: Sessions, session: Any, refs: Any) -> None:
+    def take_failed(self: SessionRegistry, session: Any, refs: Any) -> None:
         known = self._failed.of(session.broker_id, session.broker_epoch)
         kept = [common_pb2.PartitionRef(topic_id=topic_id, partition=index) for topic_id, index in known]
         original(self, session, [*refs, *kept])
 
-    replace(Sessions, "_take_failed", take_failed)
+    replace(SessionRegistry, "_take_failed", take_failed)
 
 
 # ---- Identity ----
@@ -528,7 +528,7 @@ def recovery_brings_deleted_topics_back(replace: Any) -> None:
     replace(histories, "_last_change", lambda image: image.version)
     replace(Histories, "_followed", lambda self, found, heard: found)
     replace(Histories, "_is_removed", lambda self, since, is_in: not any(map(is_in, self.heads)))
-    replace(controller_recovery._Recovery, "_in_sync", lambda self, newest, logs: newest.isr)
+    replace(controller_recovery._MetadataRecovery, "_in_sync", lambda self, newest, logs: newest.isr)
 
 
 @mutant("G7", kinds=("controller put back", "kill leader"), first_seed=3)

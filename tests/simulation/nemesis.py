@@ -51,7 +51,7 @@ class Nemesis:
         self.apps = apps
         self.readers: list[ConsumerApp] = []
         self._clients = clients
-        self._topics = topics  # how to make each topic anew
+        self._topics = topics  # how to make each topic again
         self.random = chance
         self._running: dict[SimTask[None], None] = {}
         self._situations = situations = Situations(self)
@@ -99,7 +99,7 @@ class Nemesis:
             "take-over behind a cut": (2, situations.take_over_behind_a_cut),
             "successor out of touch": (2, situations.successor_out_of_touch),
             "followers gone for a moment": (2, situations.followers_gone_for_a_moment),
-            "replica begins anew": (2, situations.replica_begins_anew),
+            "replica begins again": (2, situations.replica_begins_anew),
             "unclean election": (2, situations.unclean_election),
             "older folder put back": (2, folders.older_folder_put_back),
             "log is lost": (1, folders.log_is_lost),
@@ -361,7 +361,7 @@ class Nemesis:
         self.world.machine(node).disk.faults.clear()
 
     async def disks_full(self) -> None:
-        """Everybody's disk is full for a while: they are one, or were filled by one application."""
+        """Everyone's disk is full for a while: they are one, or were filled by one application."""
         self.world.tell("nemesis", "fills all disks")
         disks = [self.world.machine(broker_node(broker_id)).disk for broker_id in self.cluster.settings.broker_ids]
         for disk in disks:
@@ -372,7 +372,7 @@ class Nemesis:
 
     async def rot(self) -> None:
         """A byte changes under a running broker, mostly a leader, in a batch or snapshot that no recovery reads; another
-        in-sync replica holds everything. A consumer may begin anew, and read all of it."""
+        in-sync replica holds everything. A consumer may begin again, and read all of it."""
         judge = self.cluster.judge
         choices = [
             (record, broker_id)

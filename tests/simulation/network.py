@@ -279,7 +279,7 @@ class Network:
     # ---- What happens to processes and machines ----
 
     def process_ended(self, process: SimProcess, *, power_failure: bool = False) -> None:
-        """Its sockets close. After a power failure nobody is told."""
+        """Its sockets close. After a power failure no one is told."""
         for address in [a for a, server in self.listeners.items() if server.process is process]:
             del self.listeners[address]
         for connection in list(self.connections.values()):

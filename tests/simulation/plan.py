@@ -81,7 +81,7 @@ class Plan:
         )
 
     def with_short_room(self) -> Plan:
-        """With room for few producers in a partition, so that a flood of them is too many; nobody retries for long."""
+        """With room for few producers in a partition, so that a flood of them is too many; no one retries for long."""
         settings = replace(self.settings, room_is_short=True, max_delivery_timeout_ms=SHORT_DELIVERY_TIMEOUT_MS)
         return replace(self, settings=settings)
 
@@ -158,7 +158,7 @@ def _producer(
     elif chance.random() < 0.2:
         options["acks"] = chance.choice((1, 1, 0))
     if expire:
-        options["delivery_timeout_ms"] = 3_000  # nobody may retry for longer than brokers remember
+        options["delivery_timeout_ms"] = 3_000  # no one may retry for longer than brokers remember
     if small_numbers:
         options["batch_size"] = 200  # some ten records
     return ProducerSpec(

@@ -1,6 +1,6 @@
 """Batches that brokers take, since header and CRC are right, and that no consumer can read.
 
-A hostile client writes them among everybody's records, in some runs. Readers go past them (`unreadable="skip"`), and past
+A hostile client writes them among everyone's records, in some runs. Readers go past them (`unreadable="skip"`), and past
 nothing else; replicas, producers' state and retention treat them like any other batch. They are known by their content,
 whatever a leader has stamped on them.
 """

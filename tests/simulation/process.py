@@ -72,7 +72,7 @@ class SimProcess:
             self.sweep()
 
     def sweep(self) -> None:
-        """Let go of tasks that are done. An error in one that nobody took becomes a failure of the loop's."""
+        """Let go of tasks that are done. An error in one that no one took becomes a failure of the loop's."""
         self.tasks = [task for task in self.tasks if not task.done()]
         self._sweep_at = 2 * len(self.tasks) + 64
 

@@ -8,7 +8,7 @@ It behaves as grpcio 1.85 was seen to behave (tests/simulation/test_harness_rpc.
   from the server comes after all its messages;
 - a write under which the call breaks raises AioRpcError with INTERNAL; a write after the end raises InvalidStateError;
 - cancelling a task that waits in `read`, `write` or for the response cancels the call; reads after that raise
-  CancelledError; a call that nobody holds any more is cancelled.
+  CancelledError; a call that no one holds any more is cancelled.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 It behaves as grpcio 1.85 was seen to behave (tests/simulation/test_harness_rpc.py runs one test over both):
 
-- when the client is gone (cancelled, dead, cut off), what it had sent and nobody had read is lost; a pending read gets a
+- when the client is gone (cancelled, dead, cut off), what it had sent and no one had read is lost; a pending read gets a
   plain end of stream; a pending write raises ExecuteBatchError; and a moment later the handler's task is cancelled.
-  `cancelled()` says False all the same;
+  `cancelled()` says False nevertheless;
 - a read that is cancelled swallows the message that it would have got;
 - stop(grace) refuses new calls at once and breaks the running ones after the grace, "Cancelling all calls".
 """

@@ -29,7 +29,7 @@ from tests.simulation.world import World
 from fencepost.history_format import Operation
 
 FLOOD = "flood of new producers"
-POISONED = 0.25  # of the runs: hostile clients write batches that nobody can read
+POISONED = 0.25  # of the runs: hostile clients write batches that no one can read
 STRANGE, FLOODED = 0.25, 0.1  # of the runs: strangers write under others' ids; partitions have room for few producers
 SWEEP_INTERVAL_S = 0.25
 TOPICS_WITHIN_S = 30.0
@@ -218,7 +218,7 @@ class Run:
         self.world.tell("judge", f"{what}")
 
     async def _elect_uncleanly(self) -> None:
-        """An operator's part: where the last in-sync replica came back from a power failure, nobody is elected silently.
+        """An operator's part: where the last in-sync replica came back from a power failure, no one is elected silently.
 
         The operator takes the log that the admin client proposes.
         """
@@ -268,7 +268,7 @@ class Run:
             for record in self.judge.records.values():
                 topic, _, index = record.name.rpartition("-")
                 if consumer.topic_ids.get(topic) != record.key[0]:
-                    missing.append(f"{consumer.node} has not found {topic} anew")
+                    missing.append(f"{consumer.node} has not found {topic} again")
                     continue
                 position = consumer.position(topic, int(index))
                 end = self.judge.view(record, self.judge.image.partitions[record.key].leader).end_offset

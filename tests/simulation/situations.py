@@ -94,7 +94,7 @@ class Situations:
 
     async def replica_begins_anew(self) -> None:
         """A partition leaves one of its brokers, and comes back: to an empty folder, and where retention has been at
-        work, to a log whose first batches nobody has any more."""
+        work, to a log whose first batches no one has any more."""
         judge = self._cluster.judge
         choices = [p for p in judge.image.partitions.values() if p.leader >= 0 and len(p.replicas) > 1]
         starts = [judge.view(judge.records[p.id], p.leader).start_offset for p in choices]
@@ -119,7 +119,7 @@ class Situations:
         self._world.tell("nemesis", f"puts the controller's store back to version {copy.image.version}")
         self._cluster.kept_down[CONTROLLER] = None
         self._world.kill(CONTROLLER)
-        for broker_id in self._cluster.settings.broker_ids:  # one that nobody reaches does no harm
+        for broker_id in self._cluster.settings.broker_ids:  # one that no one reaches does no harm
             self._world.network.heal(CONTROLLER, broker_node(broker_id))
             self._world.network.heal(broker_node(broker_id), CONTROLLER)
         self._cluster.database.put_back(copy)

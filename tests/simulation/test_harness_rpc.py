@@ -80,7 +80,7 @@ class Stage:
         raise NotImplementedError
 
     def paused(self) -> str:
-        """The address of a process that is paused: its kernel takes connections, and nobody answers."""
+        """The address of a process that is paused: its kernel takes connections, and no one answers."""
         raise NotImplementedError
 
     def _add(self, handler: Handler) -> Callable[[Any], None]:
@@ -300,7 +300,7 @@ def test_a_blocked_write_of_a_handler_fails_before_it_is_cancelled(play: Any) ->
         call = (await stage.serve(handler)).Replicate()
         await call.write(request())
         await asyncio.sleep(0.3)
-        assert stage.seen == []  # it is blocked: nobody reads
+        assert stage.seen == []  # it is blocked: no one reads
         call.cancel()
         await until(lambda: stage.seen, "all is seen", holds=lambda seen: seen == ["ExecuteBatchError"])
 

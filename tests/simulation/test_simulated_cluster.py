@@ -242,7 +242,7 @@ def test_a_log_that_cannot_be_read_at_the_start_is_read_when_the_disk_is_well(
         assert (shown.partition, shown.failure) == (1, *cluster.brokers[3].manager.unopened.values())
         told = [line for line in world.trace if "log cannot be opened topic=orders partition=1" in line]
         await asyncio.sleep(15)
-        assert not [line for line in world.trace if "isr refused" in line], "nobody proposes what does not follow"
+        assert not [line for line in world.trace if "isr refused" in line], "no one proposes what does not follow"
         await all_in_sync(cluster)
         assert cluster.brokers[3].manager.failed_replicas == []
         assert [line for line in world.trace if "log cannot be opened topic=orders partition=1" in line] == told
@@ -291,7 +291,7 @@ def test_a_log_that_cannot_be_told_any_more_is_made_again_once_another_replica_l
     play(cluster, story())
 
 
-@pytest.mark.parametrize("taken_by", ["a log of nobody", "a copy of another log"])
+@pytest.mark.parametrize("taken_by", ["a log of no one", "a copy of another log"])
 def test_what_is_in_a_logs_place_is_set_aside_once_another_replica_leads(cluster: SimCluster, taken_by: str) -> None:
     """The catalogue does not know of it: a power failure took its line, or the broker had no such log before."""
     world, judge, node = cluster.world, cluster.judge, broker_node(3)
@@ -305,7 +305,7 @@ def test_what_is_in_a_logs_place_is_set_aside_once_another_replica_leads(cluster
         await asyncio.sleep(2)
         medium.folder("/data").put({"orders-1": None})
         medium.folder("/data").put({"replicas": None})
-        if taken_by == "a log of nobody":
+        if taken_by == "a log of no one":
             medium.put_back("/data/orders-1", medium.copy_of("/data/orders-0"))
             medium.folder("/data/orders-1").put({"partition.metadata": None})
         else:
@@ -406,7 +406,7 @@ def test_a_change_that_waits_for_the_controller_says_so_once_and_asks_ever_more_
                 admin.delete_topic("orders"),
                 admin.reassign_partitions("kept", {0: (3, 1)}),
                 admin.elect_leader("kept", 0),
-                admin.remove_producer_name("nobody"),
+                admin.remove_producer_name("no one"),
                 admin.list_producer_names(),
             ]
             results = await asyncio.gather(*changes, return_exceptions=True)

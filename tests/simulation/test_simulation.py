@@ -38,7 +38,7 @@ def test_one_seed_is_one_trace_whatever_the_hash_seed_of_the_interpreter(seed: i
 
 
 def test_the_checker_of_histories_judges_what_a_runs_clients_recorded() -> None:
-    """It found this run clean; with a record that nobody reads any more it says which is lost."""
+    """It found this run clean; with a record that no one reads any more it says which is lost."""
     history = simulate(1).history
     assert check_history(history).clean
     acked = next(told for told in history if (told.op, told.type) == ("send", "ok"))

@@ -51,7 +51,7 @@ async def test_a_follower_whose_log_starts_above_where_the_histories_part_starts
 @tale()
 async def test_readers_and_producers_go_on_over_it(story: Story) -> None:
     """The reader has read ten records that are gone: it reads again from where the logs part. The producer's next sequence
-    follows batches that are gone: it begins again, and nothing of it is refused for good."""
+    follows batches that are gone: it begins again, and nothing of it is refused permanently."""
     await story.create_topic("orders", [[1, 2]], min_insync_replicas=1)
     reader = ConsumerApp(story.world, "reader-0", ("orders",), story.cluster.bootstrap, Ledger())
     reader.unclean = story.judge.unclean_elections

@@ -30,7 +30,7 @@ class Verdict:
         self._ledger = ledger
         self._consumers = consumers
         self.history: list[Operation] = []  # what was recorded and judged
-        self._unreadable: dict[PartitionKey, dict[int, int]] = {}  # batches in logs that nobody can read: offset -> end
+        self._unreadable: dict[PartitionKey, dict[int, int]] = {}  # batches in logs that no one can read: offset -> end
 
     def give(self) -> None:
         found = dict(self._committed_records())
@@ -138,7 +138,7 @@ class Verdict:
             yield record.name, readable
 
     def _check_passed_over(self) -> None:
-        """Readers went past what nobody can read, and past nothing else."""
+        """Readers went past what no one can read, and past nothing else."""
         for consumer in self._consumers:
             for key, offset, end_offset in consumer.passed_over:
                 record = self._judge.records.get(key)

@@ -65,7 +65,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """What a named producer was told of its predecessors: their last record in a partition, for good."""
+    """What a named producer was told of its predecessors: their last record in a partition, permanently."""
 
     key: PartitionKey
     producer_id: int
@@ -292,7 +292,7 @@ class ConsumerApp:
                 await asyncio.sleep(START_RETRY_S)
 
     def _forget(self, consumer: Consumer | None) -> None:
-        """A consumer begins anew, or ends."""
+        """A consumer begins again, or ends."""
         self._consumer = consumer
         self.positions = {}
         self.high_watermarks = {}
@@ -305,7 +305,7 @@ class ConsumerApp:
                 self.read = {key: values for key, values in self.read.items() if key[0] != tp.topic}
 
     def position(self, topic: str, partition: int) -> int:
-        """The next offset: behind what it was handed, and behind what nobody can read."""
+        """The next offset: behind what it was handed, and behind what no one can read."""
         handed = self.positions.get((topic, partition), 0)
         at = [tp for tp in (self._consumer.assignment if self._consumer else ()) if tp == (topic, partition)]
         return max(handed, *(self._consumer._core.position(tp) for tp in at)) if self._consumer and at else handed

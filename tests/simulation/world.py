@@ -133,7 +133,7 @@ class World:
             self.network.paused_or_resumed()
 
     def power_failure(self, name: str) -> None:
-        """The machine is off: its process is gone, unsynced data may be, and nobody is told."""
+        """The machine is off: its process is gone, unsynced data may be, and no one is told."""
         machine = self.machines[name]
         machine.powered = False
         self.network.power_off(name)
@@ -147,7 +147,7 @@ class World:
     # ---- Running ----
 
     def failures(self) -> list[str]:
-        """What nobody handled, anywhere in the world, and every process that ended with an error."""
+        """What no one handled, anywhere in the world, and every process that ended with an error."""
         for machine in self.machines.values():
             if machine.process is not None and machine.process.alive:
                 machine.process.sweep()

@@ -106,7 +106,7 @@ class FakeBroker:
         return self
 
     def start_paused(self) -> FakeBroker:
-        """What a stopped process looks like: the kernel takes connections, and nobody answers."""
+        """What a stopped process looks like: the kernel takes connections, and no one answers."""
         self._server = socket.create_server(("127.0.0.1", 0))
         self.address = "127.0.0.1:{1}".format(*self._server.getsockname())
         return self

@@ -25,7 +25,7 @@ from fencepost_controller.decisions.topics import CreateTopic
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_proto.protocol.metadata import (
     NO_LEADER,
-    Broker,
+    BrokerRegistration,
     Changes,
     MetadataImage,
     NamedProducer,
@@ -171,7 +171,7 @@ def _changed(after: MetadataImage, changes: Changes) -> list[str]:
         match entity:
             case None:
                 lines.append(f"{key} deleted")
-            case Broker():
+            case BrokerRegistration():
                 standing = "shutting down" if entity.shutting_down else "live"
                 lines.append(f"broker {entity.id}: {'fenced' if entity.fenced else standing}")
             case Partition():

@@ -17,8 +17,8 @@ import grpc
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.metadata import (
     NO_LEADER,
-    Broker,
-    Cluster,
+    BrokerRegistration,
+    ClusterIdentity,
     Entity,
     MetadataImage,
     Partition,
@@ -343,8 +343,11 @@ class FakeCluster:
         for broker in self.brokers.values():
             await broker.start()
         self.change(
-            Cluster(self.cluster_id),
-            *(Broker(broker.id, broker.address, 1, "incarnation", False) for broker in self.brokers.values()),
+            ClusterIdentity(self.cluster_id),
+            *(
+                BrokerRegistration(broker.id, broker.address, 1, "incarnation", False)
+                for broker in self.brokers.values()
+            ),
         )
 
     async def stop(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import grpc
 
 from fencepost_proto.protocol import errors
-from fencepost_proto.protocol.metadata import Cluster, Entity, NextProducerId, delta_to_proto
+from fencepost_proto.protocol.metadata import ClusterIdentity, Entity, NextProducerId, delta_to_proto
 from fencepost_proto.protocol.v1 import broker_pb2, common_pb2, controller_pb2, controller_pb2_grpc
 from fencepost_proto.transport.wire import GrpcWire, serve
 from fencepost_testing.waiting import until
@@ -84,7 +84,7 @@ class SessionStream:
         await self._context.write(controller_pb2.SessionResponse(metadata=delta))
 
     async def image(self, version: int, *entities: Entity) -> None:
-        await self.metadata(version, Cluster(CLUSTER_ID), NextProducerId(1_000), *entities, image=True)
+        await self.metadata(version, ClusterIdentity(CLUSTER_ID), NextProducerId(1_000), *entities, image=True)
 
     async def shutdown_allowed(self) -> None:
         await self._context.write(controller_pb2.SessionResponse(shutdown_allowed=controller_pb2.ShutdownAllowed()))

@@ -1,7 +1,7 @@
 """A correct log and its clients, run at random: whatever it does, its history is clean.
 
 Sends are appended in the order of each producer and partition, or never; acknowledgements get lost; consumers read what
-is committed, go to and fro, and at the end somebody reads everything.
+is committed, go to and fro, and at the end someone reads everything.
 """
 
 from __future__ import annotations

@@ -22,8 +22,15 @@ from fencepost_node.grpc import describe_producers as describe_producers_module
 from fencepost_node.log.disk import RealDisk
 from fencepost_node.requests.list_offsets import EARLIEST
 from fencepost_proto.protocol.errors import ErrorCode, InvariantBroken
-from fencepost_proto.protocol.metadata import Broker as BrokerEntity
-from fencepost_proto.protocol.metadata import Entity, MetadataImage, NamedProducer, Partition, Topic, TopicConfig
+from fencepost_proto.protocol.metadata import (
+    BrokerRegistration,
+    Entity,
+    MetadataImage,
+    NamedProducer,
+    Partition,
+    Topic,
+    TopicConfig,
+)
 from fencepost_proto.protocol.record_batch import iter_batches
 from fencepost_proto.protocol.records import BatchBuilder, Compression
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc, controller_pb2, controller_pb2_grpc
@@ -88,7 +95,7 @@ async def broker_of(
         await broker.start()
         session = await controller.session(number)
         await session.registered(EPOCH)
-        entity = BrokerEntity(BROKER_ID, broker.address, EPOCH, session.registration.incarnation, fenced=False)
+        entity = BrokerRegistration(BROKER_ID, broker.address, EPOCH, session.registration.incarnation, fenced=False)
         await session.image(EPOCH, entity, *known)
         await session.acknowledged(EPOCH)
         await broker.wait_ready()
@@ -297,8 +304,8 @@ def test_no_client_sees_the_incarnation_of_a_broker(tmp_path: Path) -> None:
             assert incarnation
             watching = asyncio.create_task(follow(running.stub))
             await until(lambda: bool(seen), "the image")
-            await running.metadata(BrokerEntity(BROKER_ID, "127.0.0.1:9", EPOCH, incarnation, fenced=False))
-            await running.metadata(BrokerEntity(2, "127.0.0.1:7", EPOCH + 1, "of another", fenced=False))
+            await running.metadata(BrokerRegistration(BROKER_ID, "127.0.0.1:9", EPOCH, incarnation, fenced=False))
+            await running.metadata(BrokerRegistration(2, "127.0.0.1:7", EPOCH + 1, "of another", fenced=False))
             await until(lambda: bool(seen) and seen[-1].version == EPOCH + 2, "the changes")
             for names in ((), ("orders",)):
                 seen.append(await running.stub.Metadata(broker_pb2.MetadataRequest(topic_names=names)))
@@ -408,7 +415,7 @@ def test_a_wrong_question_about_offsets_has_an_error_that_names_the_value(
     async def test() -> None:
         async with fake_controller() as controller, broker_of(controller, tmp_path) as running:
             await running.leads(epoch=5)
-            other = BrokerEntity(2, "10.0.0.2:9092", 2, "i2", fenced=False)
+            other = BrokerRegistration(2, "10.0.0.2:9092", 2, "i2", fenced=False)
             await running.metadata(other, Partition(TOPIC, 1, (2, 1), (2, 1), 2, 8, 8))
             answer = await running.stub.ListOffsets(request_)
             assert answer.error.code == code
@@ -429,7 +436,7 @@ def test_a_new_leader_does_not_tell_an_end_that_may_go_back(tmp_path: Path) -> N
             (result,) = await running.produce(produce_batch(batch([b"a"])))
             assert result.error.code == ErrorCode.NONE
             both = (BROKER_ID, 2)
-            other = BrokerEntity(2, CONTROLLER_AWAY, 2, "i2", fenced=False)
+            other = BrokerRegistration(2, CONTROLLER_AWAY, 2, "i2", fenced=False)
             controller.answers["AlterPartition"] = grpc.StatusCode.UNAVAILABLE
             await running.metadata(other, Partition(TOPIC, 0, both, both, 2, 1, 1))
             await running.metadata(Partition(TOPIC, 0, both, both, BROKER_ID, 2, 2))
@@ -528,7 +535,7 @@ def test_a_final_description_waits_for_what_it_tells_to_be_committed(tmp_path: P
         async with fake_controller() as controller, broker_of(controller, tmp_path, clean=False) as running:
             controller.answers["AlterPartition"] = grpc.StatusCode.UNAVAILABLE
             both = (BROKER_ID, 2)
-            await running.metadata(BrokerEntity(2, CONTROLLER_AWAY, 2, "i2", fenced=False))
+            await running.metadata(BrokerRegistration(2, CONTROLLER_AWAY, 2, "i2", fenced=False))
             await running.leads(isr=both)
             (result,) = await running.produce(produce_batch(batch([b"x"], (4, 1, 0)), acks=1))
             assert result.error.code == ErrorCode.NONE
@@ -551,7 +558,7 @@ def test_a_final_description_is_not_given_by_a_leader_that_lost_the_partition_me
         async with fake_controller() as controller, broker_of(controller, tmp_path, clean=False) as running:
             controller.answers["AlterPartition"] = grpc.StatusCode.UNAVAILABLE
             both = (BROKER_ID, 2)
-            await running.metadata(BrokerEntity(2, CONTROLLER_AWAY, 2, "i2", fenced=False))
+            await running.metadata(BrokerRegistration(2, CONTROLLER_AWAY, 2, "i2", fenced=False))
             await running.leads(isr=both)
             await running.produce(produce_batch(batch([b"x"], (4, 1, 0)), acks=1))
             waiting = asyncio.ensure_future(running.stub.DescribeProducers(describe(commit_timeout_ms=10_000)))

@@ -1,4 +1,4 @@
-"""A task that is asked to end ends, whatever gRPC makes of its call; a call that somebody else cancels ends no task."""
+"""A task that is asked to end ends, whatever gRPC makes of its call; a call that someone else cancels ends no task."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from fencepost_node.controller_link import ControllerLink
 from fencepost_node.replication.follow import FollowerLink
 from fencepost_proto.protocol.errors import InvariantBroken, NetworkException, NotController
-from fencepost_proto.protocol.metadata import Broker, MetadataImage
+from fencepost_proto.protocol.metadata import BrokerRegistration, MetadataImage
 from fencepost_proto.protocol.v1 import controller_pb2
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.transport.cancellation import CallCancelled, own_cancellation_only
@@ -186,7 +186,7 @@ class Owner:
 
     broker_id = 1
     broker_epoch = 1
-    image = MetadataImage().with_changes(1, {"brokers/2": Broker(2, "b:1", 1, "i", fenced=False)})
+    image = MetadataImage().with_changes(1, {"brokers/2": BrokerRegistration(2, "b:1", 1, "i", fenced=False)})
 
 
 def test_a_followers_link_ends_when_it_is_cancelled_at_the_moment_at_which_its_stream_breaks() -> None:

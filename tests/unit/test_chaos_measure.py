@@ -12,7 +12,7 @@ import typer
 
 from fencepost.history_format import Operation
 from fencepost_cli.commands.chaos import seconds_of
-from fencepost_testing.chaos.faults import Fault, Kind
+from fencepost_testing.chaos.faults import Fault, FaultKind
 from fencepost_testing.chaos.measure import Measure, outages
 from fencepost_testing.chaos.nemesis_log import Happened
 from fencepost_testing.chaos.page import summary
@@ -169,7 +169,7 @@ def test_answers_survive_their_file() -> None:
 
 def result_of(lines: list[Operation]) -> ChaosResult:
     result = ChaosResult(ChaosOptions(seed=7), started_at=0.0, faults_end_s=10.0)
-    fault = Fault(1.0, 2.0, Kind.KILL_LEADER, ("leader-0",))
+    fault = Fault(1.0, 2.0, FaultKind.KILL_LEADER, ("leader-0",))
     result.happened = [Happened(fault, ("broker-1",), 1.0, 3.0)]
     result.history = check_history(lines)
     result.measure = measured(*lines)
@@ -203,13 +203,16 @@ def test_a_silence_names_the_faults_that_fell_into_it() -> None:
     result = result_of([*sent(1, 0.5, 4.0), *FINAL])
     silence = result.longest_unavailability()
     assert silence is not None
-    pause = Fault(3.5, 1.0, Kind.PAUSE_BROKER, ("broker-2",))
+    pause = Fault(3.5, 1.0, FaultKind.PAUSE_BROKER, ("broker-2",))
     result.happened += [
         Happened(pause, ("broker-2",), 3.5, 4.5),
-        Happened(Fault(1.0, 2.0, Kind.PAUSE_CONSUMER, ("reader",)), ("reader",), 1.0, 3.0),
-        Happened(Fault(4.5, 2.0, Kind.KILL_ALL, ("controller",)), ("controller",), 4.5, 6.5),
+        Happened(Fault(1.0, 2.0, FaultKind.PAUSE_CONSUMER, ("reader",)), ("reader",), 1.0, 3.0),
+        Happened(Fault(4.5, 2.0, FaultKind.KILL_ALL, ("controller",)), ("controller",), 4.5, 6.5),
     ]
-    assert [happened.fault.kind for happened in result.during(silence)] == [Kind.KILL_LEADER, Kind.PAUSE_BROKER]
+    assert [happened.fault.kind for happened in result.during(silence)] == [
+        FaultKind.KILL_LEADER,
+        FaultKind.PAUSE_BROKER,
+    ]
     (told,) = result.to_json("")["unavailable"]
     assert told == {
         "from_s": 0.5,

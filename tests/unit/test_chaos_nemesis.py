@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
-from fencepost_testing.chaos.faults import Fault, Kind
+from fencepost_testing.chaos.faults import Fault, FaultKind
 from fencepost_testing.chaos.nemesis import Executor
 from fencepost_testing.chaos.nemesis_log import NemesisLog
 
@@ -33,7 +33,7 @@ class SlowExecutor(Executor):
 
 def test_a_nemesis_that_falls_behind_keeps_its_rests_and_ends_in_time(tmp_path: Path) -> None:
     """With little rest between many faults it had none in the end, and nothing ever recovered (chaos, seed 108)."""
-    faults = [Fault(REST_S + n * (REST_S + 0.01), 0.01, Kind.KILL_BROKER, ("broker-1",)) for n in range(10)]
+    faults = [Fault(REST_S + n * (REST_S + 0.01), 0.01, FaultKind.KILL_BROKER, ("broker-1",)) for n in range(10)]
     started_at = time.monotonic()
     log = NemesisLog(tmp_path / "nemesis.jsonl", started_at, lambda line: None)
     executor = SlowExecutor(Mock(), Mock(), Mock(), None, log, duration_s=RUN_S, history=Mock())

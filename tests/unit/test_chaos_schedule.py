@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fencepost_testing.chaos.faults import FILL_KINDS, FLIP_KINDS, UNCLEAN_KINDS, Fault, Kind, Nemesis, nemesis_of
+from fencepost_testing.chaos.faults import FILL_KINDS, FLIP_KINDS, UNCLEAN_KINDS, Fault, FaultKind, Nemesis, nemesis_of
 from fencepost_testing.chaos.schedule import FIRST_FAULT_S, Shape, make_schedule
 
 
@@ -75,9 +75,9 @@ def test_faults_are_about_parties_that_there_are(seed: int, of: Shape) -> None:
         assert fault.targets
         assert set(fault.targets) <= {*of.parties, *leaders}
         check_links(fault, {*of.parties, *leaders}, set(of.clients))
-        if fault.kind is Kind.MOVE_PARTITION:
+        if fault.kind is FaultKind.MOVE_PARTITION:
             assert len(set(fault.targets)) == 3
-        if fault.kind in {Kind.MOVE_PARTITION, *FLIP_KINDS, *UNCLEAN_KINDS}:
+        if fault.kind in {FaultKind.MOVE_PARTITION, *FLIP_KINDS, *UNCLEAN_KINDS}:
             assert 0 <= fault.partition < of.partitions
 
 
@@ -91,8 +91,8 @@ def check_links(fault: Fault, parties: set[str], clients: set[str]) -> None:
 
 def test_a_minute_meets_every_kind_of_broker_and_network_fault() -> None:
     kinds = {fault.kind for seed in range(5) for fault in make_schedule(seed, 60, shape())}
-    assert kinds == set(Kind)
+    assert kinds == set(FaultKind)
     for seed in range(5):
         met = {fault.kind for fault in make_schedule(seed, 60, shape())}
-        missed = {kind for kind in Kind if nemesis_of(kind) in (Nemesis.BROKERS, Nemesis.NETWORK)} - met
+        missed = {kind for kind in FaultKind if nemesis_of(kind) in (Nemesis.BROKERS, Nemesis.NETWORK)} - met
         assert len(missed) <= 2

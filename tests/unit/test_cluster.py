@@ -255,7 +255,7 @@ def test_a_call_to_the_leader_follows_it_by_hint_and_by_news_and_stops_at_a_defi
             await until(lambda: client.leader(key) == hint, "the leader of the hint")
             fake.elect(key, 3)
             assert (await waiting).offset == 0
-            fake.brokers[3].refuse[key] = OffsetOutOfRange("for good")
+            fake.brokers[3].refuse[key] = OffsetOutOfRange("permanently")
             with pytest.raises(OffsetOutOfRange):
                 await ask(5)
             with pytest.raises(UnknownTopicOrPartition):

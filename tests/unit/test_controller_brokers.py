@@ -293,7 +293,7 @@ def test_a_failed_disk_costs_that_replica_only_until_the_broker_restarts() -> No
 
 
 def test_a_broker_dies_while_the_news_of_the_others_failed_disk_waits_its_turn() -> None:
-    """Nobody serves any more, and both hold all that was acknowledged: whoever is back first may lead."""
+    """No one serves any more, and both hold all that was acknowledged: whoever is back first may lead."""
     for first, epoch in ((1, 2), (2, 2)):
         story = Story().cluster(1, 2).topic("a", (1, 2))
         story.failed[2, story.epoch(2)] = frozenset({A})  # a heartbeat has told it; its command is still in the queue

@@ -22,7 +22,7 @@ from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.metadata import (
     FIRST_NAMED_ID,
     Changes,
-    Cluster,
+    ClusterIdentity,
     Entity,
     MetadataImage,
     NextProducerId,
@@ -254,7 +254,7 @@ class HalfDone(Command[None]):
 
 class Buggy(Command[None]):
     def decide(self, draft: Draft) -> None:
-        draft.put(Cluster("half done"))
+        draft.put(ClusterIdentity("half done"))
         raise KeyError("oops")
 
 

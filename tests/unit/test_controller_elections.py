@@ -16,9 +16,9 @@ from fencepost_controller.decisions.elections import (
     ElectUncleanLeader,
     RestorePreferredLeaders,
 )
-from fencepost_controller.decisions.partitions import settle
+from fencepost_controller.decisions.partitions import recompute
 from fencepost_proto.protocol import errors
-from fencepost_proto.protocol.metadata import Broker, MetadataImage, Partition, Topic
+from fencepost_proto.protocol.metadata import BrokerRegistration, MetadataImage, Partition, Topic
 
 A = ("a-id", 0)
 
@@ -100,7 +100,7 @@ def test_an_unclean_election_is_an_operators_and_makes_one_replica_the_truth() -
     story.dies(1)
     story.dies(2)
     story.dies(3)
-    story.tell("elect nobody", ElectUncleanLeader("a", 0, -1))
+    story.tell("elect no one", ElectUncleanLeader("a", 0, -1))
     story.starts(2)
     story.is_ready(2)
     story.tell("elect 3", ElectUncleanLeader("a", 0, 3))
@@ -120,7 +120,7 @@ def test_an_unclean_election_is_an_operators_and_makes_one_replica_the_truth() -
         broker 3 dies
             broker 3: fenced
             a-0: offline epoch 3, in sync 3 of 1 2 3, change 3
-        elect nobody
+        elect no one
             INVALID_REQUEST
         broker 2 starts
             broker 2: fenced
@@ -179,7 +179,7 @@ def test_elections_name_what_is_not_there(command: Callable[[str, int], Command[
 
 
 def test_what_a_change_of_leader_does_not_concern_stays_as_it_was() -> None:
-    brokers = {b: Broker(b, f"h:{b}", 1, f"i{b}", fenced=b == 2) for b in (1, 2, 3, 4)}
+    brokers = {b: BrokerRegistration(b, f"h:{b}", 1, f"i{b}", fenced=b == 2) for b in (1, 2, 3, 4)}
     image = MetadataImage(version=9, brokers=brokers, topics={"T": Topic("T", "t")})
     fields = {
         "topic_id": "T",
@@ -195,5 +195,5 @@ def test_what_a_change_of_leader_does_not_concern_stays_as_it_was() -> None:
     }
     assert fields.keys() == Partition.__dataclass_fields__.keys(), "a new field: say here what becomes of it"
     before = Partition(**fields)  # type: ignore[arg-type]
-    after = settle(Draft(image, {}), before)
+    after = recompute(Draft(image, {}), before)
     assert after == replace(before, isr=(3, 1), leader=3, leader_epoch=6, partition_epoch=9)

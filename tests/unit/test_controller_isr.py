@@ -176,7 +176,7 @@ def test_nothing_is_given_up_where_nobody_else_leads() -> None:
     story.proposes(1, A, 1)
     story.tell("2 asks, out of sync", over(story, 2))
     story.dies(1)
-    story.tell("2 asks, and nobody leads", over(story, 2))
+    story.tell("2 asks, and no one leads", over(story, 2))
     story.reads("""
         the leader asks
             ELIGIBLE_LEADERS_NOT_AVAILABLE
@@ -187,7 +187,7 @@ def test_nothing_is_given_up_where_nobody_else_leads() -> None:
         broker 1 dies
             broker 1: fenced
             a-0: offline epoch 2, in sync 1 of 1 2, change 3
-        2 asks, and nobody leads
+        2 asks, and no one leads
             ELIGIBLE_LEADERS_NOT_AVAILABLE
     """)
 

@@ -18,7 +18,7 @@ import grpc
 import pytest
 from controller_cluster import FakeBroker, run
 
-from fencepost_controller.probe import Verdict, probe
+from fencepost_controller.probe import ProbeVerdict, probe
 from fencepost_proto.transport.wire import GrpcWire, connection_refused
 from fencepost_testing.waiting import until
 
@@ -38,7 +38,7 @@ asyncio.run(broker())
 """
 
 
-async def asked(address: str) -> Verdict:
+async def asked(address: str) -> ProbeVerdict:
     return await probe(GrpcWire(), address, LIFE)
 
 
@@ -55,7 +55,7 @@ def process() -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 @contextmanager
 def listener() -> Iterator[tuple[socket.socket, str]]:
-    """The kernel takes connections, and nobody ever answers."""
+    """The kernel takes connections, and no one ever answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening, "127.0.0.1:{1}".format(*listening.getsockname())
 
@@ -88,35 +88,35 @@ async def speaks_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 def test_a_port_with_nobody_is_certain() -> None:
     with listener() as (listening, address):
         listening.close()
-        assert run(asked(address)) is Verdict.DEAD
+        assert run(asked(address)) is ProbeVerdict.DEAD
 
 
 def test_another_broker_process_on_the_port_is_certain() -> None:
     async def test() -> None:
         stranger = await FakeBroker(2, "another life").start()
-        assert await asked(stranger.address) is Verdict.DEAD
+        assert await asked(stranger.address) is ProbeVerdict.DEAD
         await stranger.stop_listening()
-        assert await asked(stranger.address) is Verdict.DEAD
+        assert await asked(stranger.address) is ProbeVerdict.DEAD
 
     run(test())
 
 
 def test_a_connection_that_is_taken_and_never_answered_tells_nothing() -> None:
     with listener() as (_, address):
-        assert run(asked(address)) is Verdict.UNKNOWN
+        assert run(asked(address)) is ProbeVerdict.UNKNOWN
 
 
 def test_a_paused_process_is_not_dead_a_woken_one_is_alive_and_a_killed_one_dead() -> None:
     with process() as (popen, address):
-        assert run(asked(address)) is Verdict.ALIVE
+        assert run(asked(address)) is ProbeVerdict.ALIVE
         popen.send_signal(signal.SIGSTOP)
         for _ in range(3):
-            assert run(asked(address)) is Verdict.UNKNOWN
+            assert run(asked(address)) is ProbeVerdict.UNKNOWN
         popen.send_signal(signal.SIGCONT)
-        assert run(asked(address)) is Verdict.ALIVE
+        assert run(asked(address)) is ProbeVerdict.ALIVE
         popen.kill()
         popen.wait()
-        assert run(asked(address)) is Verdict.DEAD
+        assert run(asked(address)) is ProbeVerdict.DEAD
 
 
 def test_a_process_that_ends_under_the_probe_is_found_dead_by_the_next() -> None:
@@ -127,8 +127,8 @@ def test_a_process_that_ends_under_the_probe_is_found_dead_by_the_next() -> None
             asking = asyncio.create_task(asked(address))
             await until(lambda: select.select([listening], [], [], 0)[0], "the probe's connection")
             listening.close()
-            assert await asking is Verdict.UNKNOWN
-            assert await asked(address) is Verdict.DEAD
+            assert await asking is ProbeVerdict.UNKNOWN
+            assert await asked(address) is ProbeVerdict.DEAD
 
     run(test())
 
@@ -137,7 +137,7 @@ def test_a_process_that_ends_under_the_probe_is_found_dead_by_the_next() -> None
 def test_what_breaks_the_connection_or_speaks_another_language_tells_nothing(answer: Peer) -> None:
     async def test() -> None:
         async with peer(answer) as address:
-            assert await asked(address) is Verdict.UNKNOWN
+            assert await asked(address) is ProbeVerdict.UNKNOWN
 
     run(test())
 
@@ -149,14 +149,14 @@ def test_a_server_that_knows_nothing_of_health_tells_nothing() -> None:
         server = GrpcWire().server()
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
-        assert await asked(f"127.0.0.1:{port}") is Verdict.UNKNOWN
+        assert await asked(f"127.0.0.1:{port}") is ProbeVerdict.UNKNOWN
         await server.stop(0)
 
     run(test())
 
 
 def test_a_name_that_does_not_resolve_tells_nothing() -> None:
-    assert run(asked("no-such-host.invalid:9092")) is Verdict.UNKNOWN
+    assert run(asked("no-such-host.invalid:9092")) is ProbeVerdict.UNKNOWN
 
 
 def test_only_a_refusal_in_the_systems_own_words_is_a_refusal() -> None:

@@ -73,9 +73,9 @@ def test_the_life_of_a_name() -> None:
     story.tell("third instance takes over", InitProducer("loader"))
     story.tell("the second recovers", InitProducer("loader", FIRST, 3))
     story.tell("the third recovers", InitProducer("loader", FIRST, 4))
-    story.tell("somebody with an epoch from the future", InitProducer("loader", FIRST, 9))
-    story.tell("somebody with another id", InitProducer("loader", 7, 5))
-    story.tell("somebody under a name that nobody has", InitProducer("unknown", 0, 0))
+    story.tell("someone with an epoch from the future", InitProducer("loader", FIRST, 9))
+    story.tell("someone with another id", InitProducer("loader", 7, 5))
+    story.tell("someone under a name that no one has", InitProducer("unknown", 0, 0))
     story.reads("""
         first instance takes over
             next ids 0 and, of named producers, 1000000000000001
@@ -97,11 +97,11 @@ def test_the_life_of_a_name() -> None:
             PRODUCER_FENCED
         the third recovers
             loader: id 1000000000000000 epoch 5
-        somebody with an epoch from the future
+        someone with an epoch from the future
             PRODUCER_FENCED
-        somebody with another id
+        someone with another id
             PRODUCER_FENCED
-        somebody under a name that nobody has
+        someone under a name that no one has
             PRODUCER_FENCED
     """)
 

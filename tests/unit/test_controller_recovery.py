@@ -34,7 +34,7 @@ from fencepost_proto.protocol.lineage import Lineage, LineageStart, VersionCheck
 from fencepost_proto.protocol.metadata import (
     FIRST_NAMED_ID,
     NO_LEADER,
-    Cluster,
+    ClusterIdentity,
     MetadataImage,
     NamedProducer,
     NextProducerId,
@@ -168,7 +168,7 @@ def test_brokers_of_no_cluster_or_of_two_are_refused(
 
 def test_a_store_that_belongs_to_another_cluster_is_left_alone() -> None:
     cluster = story()
-    other = cluster.image.with_changes(cluster.image.version + 1, {"cluster": Cluster("another")})
+    other = cluster.image.with_changes(cluster.image.version + 1, {"cluster": ClusterIdentity("another")})
     with pytest.raises(RecoveryRefused, match=f"belongs to cluster another, the brokers to {CLUSTER_ID}"):
         recover(other, told_by(cluster.image, 1, 2, 3), (), LINEAGE)
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fencepost_controller import broker_session as session_module
-from fencepost_controller.broker_session import MAX_BACKLOG, MAX_BACKLOG_BYTES, MetadataMessages, Session
+from fencepost_controller.broker_session import MAX_BACKLOG, MAX_BACKLOG_BYTES, BrokerSession, MetadataMessages
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.metadata import (
-    Broker,
+    BrokerRegistration,
     MetadataImage,
     NamedProducer,
     NextProducerId,
@@ -26,7 +26,9 @@ class Listener:
     def __init__(self) -> None:
         self.image = MetadataImage(version=2)
         self.messages = MetadataMessages(lambda: self.image)
-        self.session = Session(Broker(1, "h:1", 2, "life", fenced=True), 2, controller_pb2.Registered(broker_epoch=2))
+        self.session = BrokerSession(
+            BrokerRegistration(1, "h:1", 2, "life", fenced=True), 2, controller_pb2.Registered(broker_epoch=2)
+        )
         self.heard = MetadataImage()
         self.kinds: list[str] = []
         self.images = 0

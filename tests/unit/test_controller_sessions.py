@@ -24,7 +24,7 @@ from controller_cluster import (
 
 from fencepost_controller import session_registry as sessions_module
 from fencepost_controller.fences import Fences
-from fencepost_controller.probe import Verdict
+from fencepost_controller.probe import ProbeVerdict
 from fencepost_controller.probe import probe as real_probe
 from fencepost_controller.store import CommitFailed
 from fencepost_controller.store.sqlite import SqliteStore
@@ -425,12 +425,12 @@ def test_of_two_new_lives_that_wait_for_the_same_verdict_the_living_one_gets_the
         found_dead = asyncio.Event()
         asked: list[str] = []
 
-        async def probe(wire: Wire, address: str, incarnation: str) -> Verdict:
+        async def probe(wire: Wire, address: str, incarnation: str) -> ProbeVerdict:
             asked.append(incarnation)
             if incarnation != "life 1":
                 return await real_probe(wire, address, incarnation)
             await found_dead.wait()
-            return Verdict.DEAD
+            return ProbeVerdict.DEAD
 
         monkeypatch.setattr(sessions_module, "probe", probe)
         async with running() as controller, cluster(controller) as brokers:
@@ -768,7 +768,7 @@ def test_a_failed_replica_is_not_forgotten_where_the_session_breaks_before_it_is
             await until(lambda: 1 not in controller._sessions.applied(), "the session's end")
             store.let_go()
             await other
-            assert controller.image.partitions[topic_id, 0].leader == 1, "nobody has acted on it"
+            assert controller.image.partitions[topic_id, 0].leader == 1, "no one has acted on it"
             await one.connect(controller)
             await until(lambda: controller.image.partitions[topic_id, 0].leader == 2, "a leader whose disk works")
 

@@ -16,8 +16,8 @@ import pytest
 from fencepost_controller.store import CommitFailed, StoreError, VersionMismatch
 from fencepost_controller.store.sqlite import SCHEMA_VERSION, SqliteStore
 from fencepost_proto.protocol.metadata import (
-    Broker,
-    Cluster,
+    BrokerRegistration,
+    ClusterIdentity,
     Entity,
     NamedProducer,
     NextProducerId,
@@ -27,8 +27,8 @@ from fencepost_proto.protocol.metadata import (
 )
 
 ONE_OF_EACH: list[Entity] = [
-    Broker(1, "host:1", 2, "life", fenced=True, shutting_down=True),
-    Cluster("the-cluster"),
+    BrokerRegistration(1, "host:1", 2, "life", fenced=True, shutting_down=True),
+    ClusterIdentity("the-cluster"),
     NextProducerId(1_000),
     Partition("id", 3, (1, 2, 3), (2,), 2, 5, 9, adding=(3,), removing=(1,)),
     Partition("id", 4, (1, 2), (), -1, 5, 9, last_known_isr=(2, 1)),
@@ -66,19 +66,19 @@ def test_what_was_committed_is_loaded_again_by_the_next_process(path: str, store
 
 def test_a_commit_puts_and_deletes(store: SqliteStore) -> None:
     topic = Topic("id", "a")
-    store.commit(0, 1, by_key(topic, Cluster("c")))
-    store.commit(1, 2, {topic.key: None, "cluster": Cluster("d")})
-    assert store.load() == (2, [Cluster("d")])
+    store.commit(0, 1, by_key(topic, ClusterIdentity("c")))
+    store.commit(1, 2, {topic.key: None, "cluster": ClusterIdentity("d")})
+    assert store.load() == (2, [ClusterIdentity("d")])
 
 
 def test_a_store_that_somebody_else_wrote_to_is_not_overwritten(path: str, store: SqliteStore) -> None:
     other = SqliteStore(path)
-    other.commit(0, 1, by_key(Cluster("theirs")))
+    other.commit(0, 1, by_key(ClusterIdentity("theirs")))
     with pytest.raises(VersionMismatch, match="version 1, not 0"):
-        store.commit(0, 1, by_key(Cluster("ours")))
-    assert store.load() == (1, [Cluster("theirs")])
-    store.commit(1, 2, by_key(Cluster("ours")))
-    assert other.load() == (2, [Cluster("ours")])
+        store.commit(0, 1, by_key(ClusterIdentity("ours")))
+    assert store.load() == (1, [ClusterIdentity("theirs")])
+    store.commit(1, 2, by_key(ClusterIdentity("ours")))
+    assert other.load() == (2, [ClusterIdentity("ours")])
     other.close()
 
 
@@ -91,13 +91,13 @@ def test_commits_are_durable_and_write_ahead(path: str, store: SqliteStore) -> N
 def test_a_copy_of_the_files_at_any_moment_is_a_whole_commit(path: str, store: SqliteStore, tmp_path: Path) -> None:
     """What a crash leaves behind: the files as they are, nothing closed."""
     for version in range(1, 20):
-        store.commit(version - 1, version, by_key(NextProducerId(version), Cluster(f"c{version}")))
+        store.commit(version - 1, version, by_key(NextProducerId(version), ClusterIdentity(f"c{version}")))
         crashed = tmp_path / f"crash-{version}"
         crashed.mkdir()
         for file in tmp_path.glob("metadata.sqlite*"):
             shutil.copy(file, crashed / file.name)
         survivor = SqliteStore(str(crashed / "metadata.sqlite"))
-        assert survivor.load() == (version, [Cluster(f"c{version}"), NextProducerId(version)])
+        assert survivor.load() == (version, [ClusterIdentity(f"c{version}"), NextProducerId(version)])
         survivor.close()
 
 
@@ -105,7 +105,7 @@ def test_a_torn_write_ahead_log_is_an_earlier_commit_never_half_of_one(
     path: str, store: SqliteStore, tmp_path: Path
 ) -> None:
     for version in range(1, 6):
-        store.commit(version - 1, version, by_key(NextProducerId(version), Cluster(f"c{version}")))
+        store.commit(version - 1, version, by_key(NextProducerId(version), ClusterIdentity(f"c{version}")))
     wal = Path(f"{path}-wal").read_bytes()
     seen = set()
     for cut in range(0, len(wal), 997):
@@ -115,7 +115,7 @@ def test_a_torn_write_ahead_log_is_an_earlier_commit_never_half_of_one(
         (crashed / "metadata.sqlite-wal").write_bytes(wal[:cut])
         survivor = SqliteStore(str(crashed / "metadata.sqlite"))
         version, entities = survivor.load()
-        expected = [Cluster(f"c{version}"), NextProducerId(version)] if version else []
+        expected = [ClusterIdentity(f"c{version}"), NextProducerId(version)] if version else []
         assert list(entities) == expected
         seen.add(version)
         survivor.close()
@@ -144,7 +144,7 @@ def test_killed_in_the_middle_of_commits_it_holds_everything_that_was_answered(p
     version, entities = survivor.load()
     survivor.close()
     assert version >= max([30, *answered])
-    assert list(entities) == [Cluster(f"c{version}"), NextProducerId(version)]
+    assert list(entities) == [ClusterIdentity(f"c{version}"), NextProducerId(version)]
 
 
 class FullDisk(sqlite3.Connection):
@@ -162,27 +162,27 @@ class FullDisk(sqlite3.Connection):
 def test_a_commit_that_fails_leaves_the_state_before_it_and_the_next_one_succeeds(path: str, fails_at: str) -> None:
     connection = sqlite3.connect(path, isolation_level=None, factory=FullDisk)
     store = SqliteStore(path, lambda _: connection)
-    store.commit(0, 1, by_key(Cluster("c")))
+    store.commit(0, 1, by_key(ClusterIdentity("c")))
     connection.fails_at = fails_at
     with pytest.raises(CommitFailed, match=r"metadata\.sqlite.* disk is full"):
-        store.commit(1, 2, by_key(Cluster("d")))
+        store.commit(1, 2, by_key(ClusterIdentity("d")))
     connection.fails_at = ""
-    assert store.load() == (1, [Cluster("c")])
-    store.commit(1, 2, by_key(Cluster("e")))
-    assert store.load() == (2, [Cluster("e")])
+    assert store.load() == (1, [ClusterIdentity("c")])
+    store.commit(1, 2, by_key(ClusterIdentity("e")))
+    assert store.load() == (2, [ClusterIdentity("e")])
     store.close()
 
 
 def test_a_commit_whose_sync_failed_is_durable_before_the_next_process_adds_its_own(
     path: str, store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next process reads it from the cache; the medium has the write-ahead log from before it, until it is written
+    """The next process reads it from the cache; the disk has the write-ahead log from before it, until it is written
     again. Then power fails."""
 
     def wal(folder: Path) -> Path:
         return folder / "metadata.sqlite-wal"
 
-    cache, medium = tmp_path / "cache", tmp_path / "medium"
+    cache, medium = tmp_path / "cache", tmp_path / "disk"
     cache.mkdir()
     medium.mkdir()
     store.commit(0, 1, by_key(NextProducerId(1_000)))
@@ -232,16 +232,16 @@ def test_a_write_ahead_log_that_cannot_be_synced_is_not_opened(
 
 
 def test_a_really_full_disk_fails_the_commit(path: str, store: SqliteStore) -> None:
-    store.commit(0, 1, by_key(Cluster("c")))
+    store.commit(0, 1, by_key(ClusterIdentity("c")))
     connection = store._opened()
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count = {pages}")
     too_much = by_key(*[Topic(f"id-{n}", "x" * 200) for n in range(500)])
     with pytest.raises(CommitFailed, match="full"):
         store.commit(1, 2, too_much)
-    assert store.load() == (1, [Cluster("c")])
-    store.commit(1, 2, by_key(Cluster("d")))
-    assert store.load() == (2, [Cluster("d")])
+    assert store.load() == (1, [ClusterIdentity("c")])
+    store.commit(1, 2, by_key(ClusterIdentity("d")))
+    assert store.load() == (2, [ClusterIdentity("d")])
 
 
 def test_a_database_in_memory_will_do() -> None:

@@ -24,7 +24,7 @@ from fencepost_controller.decisions.topics import (
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.metadata import (
     MAX_TOPIC_NAME,
-    Broker,
+    BrokerRegistration,
     Entity,
     MetadataImage,
     NamedProducer,
@@ -163,7 +163,10 @@ def test_the_largest_image_that_the_limits_allow_fits_one_message() -> None:
     ids = tuple(range(10_000, 10_000 + MAX_REPLICATION_FACTOR))
     others = tuple(range(20_000, 20_000 + MAX_REPLICATION_FACTOR))
     largest: list[tuple[int, Entity]] = [
-        (MAX_BROKERS, Broker(2**31 - 1, "x" * MAX_ADDRESS_LENGTH, 2**62, "x" * MAX_INCARNATION_LENGTH, True, True)),
+        (
+            MAX_BROKERS,
+            BrokerRegistration(2**31 - 1, "x" * MAX_ADDRESS_LENGTH, 2**62, "x" * MAX_INCARNATION_LENGTH, True, True),
+        ),
         (
             MAX_TOPICS,
             Topic("x" * 22, "x" * MAX_TOPIC_NAME, TopicConfig(2**31 - 1, 2**62, 2**62, 2**62, 2**31 - 1, True)),

@@ -1,4 +1,4 @@
-"""A controller whose store has gone back serves nobody; and before it serves anybody, it listens."""
+"""A controller whose store has gone back serves no one; and before it serves anyone, it listens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fencepost_controller.opening import Opening, expected
 from fencepost_controller.seldom import Seldom
 from fencepost_controller.store.sqlite import SqliteStore
 from fencepost_proto.protocol import errors
-from fencepost_proto.protocol.metadata import Broker
+from fencepost_proto.protocol.metadata import BrokerRegistration
 from fencepost_proto.protocol.v1 import controller_pb2
 from fencepost_proto.runtime.host import Host
 from fencepost_testing.waiting import until
@@ -133,8 +133,8 @@ def test_a_broker_that_does_not_come_is_waited_for_no_longer_than_its_session_ti
     run(test())
 
 
-def broker(broker_id: int, *, fenced: bool) -> Broker:
-    return Broker(broker_id, "h:1", 1, "x", fenced=fenced)
+def broker(broker_id: int, *, fenced: bool) -> BrokerRegistration:
+    return BrokerRegistration(broker_id, "h:1", 1, "x", fenced=fenced)
 
 
 def test_the_live_brokers_are_waited_for_and_all_where_none_is_live() -> None:

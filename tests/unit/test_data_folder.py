@@ -158,7 +158,7 @@ def test_meta_properties_that_cannot_be_read_are_named_not_replaced(
 
 
 def test_a_marker_does_not_come_back_after_a_start_that_was_killed() -> None:
-    """Its removal was visible to the next start, and not on the medium."""
+    """Its removal was visible to the next start, and not on disk."""
 
     def open_on(machine: logs.Machine) -> DataFolder:
         folder = DataFolder(machine.mount(), "/data", 1)

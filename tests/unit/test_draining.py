@@ -6,7 +6,7 @@ import pytest
 
 from fencepost.draining import plan_draining
 from fencepost_proto.protocol.errors import InvalidReplicaAssignment
-from fencepost_proto.protocol.metadata import Broker, MetadataImage, Partition, Topic
+from fencepost_proto.protocol.metadata import BrokerRegistration, MetadataImage, Partition, Topic
 
 
 def image(assignments: dict[str, list[tuple[int, ...]]], brokers: int, fenced: tuple[int, ...] = ()) -> MetadataImage:
@@ -16,7 +16,7 @@ def image(assignments: dict[str, list[tuple[int, ...]]], brokers: int, fenced: t
         for index, replicas in enumerate(rows)
     ]
     return MetadataImage(
-        brokers={b: Broker(b, f"h:{b}", b, f"i{b}", b in fenced) for b in range(1, brokers + 1)},
+        brokers={b: BrokerRegistration(b, f"h:{b}", b, f"i{b}", b in fenced) for b in range(1, brokers + 1)},
         topics={f"{name}-id": Topic(f"{name}-id", name) for name in assignments},
         partitions={p.id: p for p in partitions},
     )
@@ -35,7 +35,7 @@ def test_the_load_is_shared() -> None:
 def test_what_is_on_its_way_off_already_is_left_alone() -> None:
     moving = Partition("a-id", 0, (2, 1), (1,), 1, 0, 1, adding=(2,), removing=(1,))
     found = MetadataImage(
-        brokers={b: Broker(b, f"h:{b}", b, f"i{b}", False) for b in (1, 2, 3)},
+        brokers={b: BrokerRegistration(b, f"h:{b}", b, f"i{b}", False) for b in (1, 2, 3)},
         topics={"a-id": Topic("a-id", "a")},
         partitions={moving.id: moving},
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fencepost.descriptions import BrokerReplicas, ReplicaDescription
 from fencepost.unclean_election import candidates
-from fencepost_proto.protocol.metadata import Broker, Entity, MetadataImage, Partition, Topic
+from fencepost_proto.protocol.metadata import BrokerRegistration, Entity, MetadataImage, Partition, Topic
 
 REPLICAS = (1, 2, 3)
 
@@ -12,7 +12,7 @@ REPLICAS = (1, 2, 3)
 def image(
     *, isr: tuple[int, ...] = (), last_known_isr: tuple[int, ...] = (), fenced: int = 0, leaving: int = 0
 ) -> MetadataImage:
-    brokers = [Broker(i, f"h:{i}", 10 + i, f"life of {i}", i == fenced, i == leaving) for i in REPLICAS]
+    brokers = [BrokerRegistration(i, f"h:{i}", 10 + i, f"life of {i}", i == fenced, i == leaving) for i in REPLICAS]
     partition = Partition("orders-id", 0, REPLICAS, isr, -1, 4, 9, last_known_isr=last_known_isr)
     entities: list[Entity] = [Topic("orders-id", "orders"), partition, *brokers]
     return MetadataImage().with_changes(1, {entity.key: entity for entity in entities})

@@ -393,7 +393,7 @@ def test_a_record_without_a_known_offset_that_comes_late_is_reordered(outcome: s
 
 
 def test_what_was_read_counts_for_more_than_what_was_acknowledged() -> None:
-    """q's record is lost; that p's records are out of order is seen all the same."""
+    """q's record is lost; that p's records are out of order is seen nevertheless."""
     story = Story()
     story.acked("v", process="q")
     story.send("a", "b")

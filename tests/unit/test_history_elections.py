@@ -232,7 +232,7 @@ def test_whatever_a_correct_log_with_unclean_elections_does_is_clean(
 @EXAMPLES
 @given(randoms, st.integers(40, 120))
 def test_a_loss_beyond_what_was_shown_is_found(random: Random, steps: int) -> None:
-    """The same histories, in which one acknowledged record that no election may take is read by nobody."""
+    """The same histories, in which one acknowledged record that no election may take is read by no one."""
     model = ModelHistory(random, with_elections=True)
     operations = model.run(steps)
     invoked = {

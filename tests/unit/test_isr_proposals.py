@@ -16,13 +16,13 @@ from fencepost_node.replication.leader_state import LeaderState
 from fencepost_node.replication.leadership import Leadership
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import ErrorCode
-from fencepost_proto.protocol.metadata import Broker, MetadataImage, Partition
+from fencepost_proto.protocol.metadata import BrokerRegistration, MetadataImage, Partition
 from fencepost_proto.protocol.v1 import common_pb2
 from fencepost_proto.protocol.v1 import controller_pb2 as pb
 from fencepost_proto.runtime.tasks import Tasks
 from fencepost_testing.waiting import until
 
-BROKERS = {b: Broker(b, f"h:{b}", 10 + b, f"i{b}", fenced=False) for b in (1, 2, 3)}
+BROKERS = {b: BrokerRegistration(b, f"h:{b}", 10 + b, f"i{b}", fenced=False) for b in (1, 2, 3)}
 
 
 class ScriptedController:

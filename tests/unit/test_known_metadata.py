@@ -16,7 +16,7 @@ from fencepost_node.log.disk import RealDisk
 from fencepost_proto.protocol.errors import StorageError
 from fencepost_proto.protocol.lineage import Lineage, LineageStart
 from fencepost_proto.protocol.metadata import (
-    Cluster,
+    ClusterIdentity,
     MetadataImage,
     NamedProducer,
     NextProducerId,
@@ -35,7 +35,7 @@ def opened(folder: Path) -> KnownMetadata:
 
 def image_of(version: int) -> MetadataImage:
     entities = (
-        Cluster("one"),
+        ClusterIdentity("one"),
         Lineage((LineageStart(7, 1),)),
         NextProducerId(3_000),
         Topic("t", "orders"),

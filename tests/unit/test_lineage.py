@@ -15,7 +15,7 @@ from fencepost_controller.decisions.lineage import (
     check_known_version,
 )
 from fencepost_proto.protocol.lineage import MAX_LINEAGES, UNKNOWN_LINEAGE, Lineage, LineageStart, VersionCheck
-from fencepost_proto.protocol.metadata import Broker, MetadataImage, from_proto, to_proto
+from fencepost_proto.protocol.metadata import BrokerRegistration, MetadataImage, from_proto, to_proto
 
 HISTORY = Lineage((LineageStart(7, 1), LineageStart(8, 10), LineageStart(9, 20)))
 
@@ -88,7 +88,7 @@ def test_whoever_followed_one_store_is_sound_to_it_and_never_to_a_fork_that_has_
 
 
 IMAGE = MetadataImage(
-    version=25, cluster_id="one", lineage=HISTORY, brokers={1: Broker(1, "h:1", 3, "x", fenced=False)}
+    version=25, cluster_id="one", lineage=HISTORY, brokers={1: BrokerRegistration(1, "h:1", 3, "x", fenced=False)}
 )
 
 

@@ -21,7 +21,7 @@ import pytest
 from fencepost_testing import local_cluster, processes
 from fencepost_testing.local_cluster import ClusterError, LocalCluster, Settings, to_toml
 from fencepost_testing.ports import PortReservation
-from fencepost_testing.processes import Place, ProcessRef, WatchdogFailed, spawn
+from fencepost_testing.processes import NetworkPlace, ProcessRef, WatchdogFailed, spawn
 from fencepost_testing.waiting import until_sync
 
 STAND_IN = """
@@ -49,7 +49,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.write_text(textwrap.dedent(STAND_IN))
 
     def spawn_stand_in(
-        _arguments: list[str], config_file: Path, log_file: Path, place: Place | None
+        _arguments: list[str], config_file: Path, log_file: Path, place: NetworkPlace | None
     ) -> tuple[ProcessRef, subprocess.Popen[bytes]]:
         return spawn([str(program)], config_file, log_file, place)
 

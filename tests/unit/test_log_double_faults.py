@@ -94,7 +94,7 @@ def test_recovery_from_a_crash_may_crash_too_and_again(name: str) -> None:
         with contextlib.suppress(PowerCut):
             operate(log)
         machine.survive()
-        power_lost = False  # stays true, once it is: nobody has been told
+        power_lost = False  # stays true, once it is: no one has been told
         for _ in range(3):
             if chance.random() < 0.5:
                 machine.disk.lose_power()

@@ -115,7 +115,7 @@ def test_a_disk_that_is_read_only_for_a_while_fails_no_log() -> None:
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EDQUOT, errno.EMFILE, errno.ENOSPC])
 def test_what_takes_no_write_at_all_leaves_nothing_to_cut_back(code: int) -> None:
     """No descriptor for the file, or a file system that is read-only: cutting back would be refused as well, and the log
-    would count as failed for good."""
+    would count as failed permanently."""
     machine = Machine()
     log = open_log(machine.mount())
     produce(log)
@@ -339,7 +339,7 @@ def test_retention_is_never_seen_half_done() -> None:
 
 
 def test_maintenance_may_die_anywhere() -> None:
-    """What was on the medium before stays; what was not ends at some border."""
+    """What was on disk before stays; what was not ends at some border."""
     machine, stored = prepared(2)
 
     def operate(log: Log) -> None:
@@ -433,7 +433,7 @@ def test_creating_may_die_anywhere() -> None:
 
 
 def test_damage_on_a_medium_that_lied_is_reported() -> None:
-    """Power fails, and a range that was synced is gone all the same: not a shorter log, but damage."""
+    """Power fails, and a range that was synced is gone nevertheless: not a shorter log, but damage."""
     machine, _ = prepared(4)
     segments = [path for path, _ in machine.disk.files() if path.endswith(".log")]
     machine.disk.file(segments[-1]).truncate(0)
@@ -441,7 +441,7 @@ def test_damage_on_a_medium_that_lied_is_reported() -> None:
         open_log(machine.mount())
 
 
-# ---- Syncs that fail: the pages are clean then, and not on the medium ----
+# ---- Syncs that fail: the pages are clean then, and not on disk ----
 
 
 def open_after_a_kill(machine: Machine) -> Log:
@@ -466,7 +466,7 @@ def with_a_failed_sync(seed: int, die_after: int) -> tuple[Machine, bytes]:
 
 @pytest.mark.parametrize("die_after", range(1, 8))
 def test_what_a_failed_sync_lost_is_on_the_medium_before_a_snapshot_says_so(die_after: int) -> None:
-    """A process that is killed leaves its page cache to the next one, and nothing in that tells what the medium lacks."""
+    """A process that is killed leaves its page cache to the next one, and nothing in that tells what the disk lacks."""
     for seed in range(10):
         machine, stored = with_a_failed_sync(seed, die_after)
         log = open_after_a_kill(machine)

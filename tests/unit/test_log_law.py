@@ -137,7 +137,7 @@ class LogLaw(RuleBasedStateMachine):
 
     @rule(step=st.integers(1, 60), what=st.sampled_from(["maintain", "truncate", "retain"]))
     def die_within(self, step: int, what: str) -> None:
-        """What was cut or deleted in part is a log all the same."""
+        """What was cut or deleted in part is a log nevertheless."""
         end, start = self.log.log_end_offset, self.log.log_start_offset
         cut = max(end - 15, start)
         self.log.config = settings(retention_bytes=500)

@@ -14,13 +14,12 @@ from test_broker import BROKER_ID, EPOCH, ORDERS, TOPIC, Running, batch, broker_
 from fencepost_node.replication import early_subscriptions
 from fencepost_node.replication.replica import Replica
 from fencepost_proto.protocol.errors import ErrorCode
-from fencepost_proto.protocol.metadata import Broker as BrokerEntity
-from fencepost_proto.protocol.metadata import Partition, PartitionKey
+from fencepost_proto.protocol.metadata import BrokerRegistration, Partition, PartitionKey
 from fencepost_proto.protocol.v1 import replication_pb2, replication_pb2_grpc
 from fencepost_proto.runtime.turns import Turns
 from fencepost_testing.waiting import until
 
-FOLLOWER = BrokerEntity(2, "127.0.0.1:1", 1, "f", fenced=False)
+FOLLOWER = BrokerRegistration(2, "127.0.0.1:1", 1, "f", fenced=False)
 PARTITIONS = 60
 
 ReplicateCall = grpc.aio.StreamStreamCall[replication_pb2.ReplicateRequest, replication_pb2.ReplicateResponse]

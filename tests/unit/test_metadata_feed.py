@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from fencepost_node import metadata_feed
 from fencepost_node.metadata_feed import MAX_QUEUED_DELTAS, MetadataFeed, Watcher, client_delta, client_image
 from fencepost_proto.protocol.metadata import (
-    Broker,
-    Cluster,
+    BrokerRegistration,
+    ClusterIdentity,
     Entity,
     MetadataImage,
     NamedProducer,
@@ -50,10 +50,10 @@ def test_an_image_for_clients_has_everything_but_producers() -> None:
         delta_to_proto(
             4,
             [
-                Cluster("c"),
+                ClusterIdentity("c"),
                 NextProducerId(3_000),
                 NamedProducer("p", 1, 2),
-                Broker(1, "a:1", 2, "i", fenced=False),
+                BrokerRegistration(1, "a:1", 2, "i", fenced=False),
                 Topic("t", "orders"),
                 Topic("u", "returns"),
                 Partition("t", 0, (1,), (1,), 1, 0, 0),
@@ -75,7 +75,7 @@ def test_an_image_for_clients_has_everything_but_producers() -> None:
 def test_a_watcher_always_arrives_at_the_brokers_image_however_slow_it_is(steps: list[str], queue: int) -> None:
     async def test() -> None:
         feed = MetadataFeed()
-        published(feed, 1, Cluster("c"), image=True)
+        published(feed, 1, ClusterIdentity("c"), image=True)
         known = MetadataImage()
         with feed.watch() as watcher:
             for number, step in enumerate(steps):
@@ -85,7 +85,7 @@ def test_a_watcher_always_arrives_at_the_brokers_image_however_slow_it_is(steps:
                 elif step == "producer":
                     published(feed, version, NamedProducer(f"p{number}", number, 0))
                 elif step == "image":
-                    published(feed, version + 3, Cluster("c"), Topic("x", "only"), image=True)
+                    published(feed, version + 3, ClusterIdentity("c"), Topic("x", "only"), image=True)
                 else:
                     known = await caught_up(watcher, known, feed)
             known = await caught_up(watcher, known, feed)
@@ -99,7 +99,7 @@ def test_a_watcher_always_arrives_at_the_brokers_image_however_slow_it_is(steps:
 def test_a_slow_watcher_holds_a_bounded_queue_and_gets_a_fresh_image() -> None:
     async def test() -> None:
         feed = MetadataFeed()
-        published(feed, 1, Cluster("c"), image=True)
+        published(feed, 1, ClusterIdentity("c"), image=True)
         with feed.watch() as watcher:
             assert (await watcher.next()) is not None
             for version in range(2, MAX_QUEUED_DELTAS + 50):
@@ -115,7 +115,7 @@ def test_a_slow_watcher_holds_a_bounded_queue_and_gets_a_fresh_image() -> None:
 def test_silence_is_broken_by_an_empty_change_at_the_present_version() -> None:
     async def test() -> None:
         feed = MetadataFeed()
-        published(feed, 9, Cluster("c"), image=True)
+        published(feed, 9, ClusterIdentity("c"), image=True)
         with patch.object(metadata_feed, "KEEP_ALIVE_S", 0.01), feed.watch() as watcher:
             assert (await watcher.next()) is not None
             assert await watcher.next() == common_pb2.MetadataDelta(version=9)
@@ -127,10 +127,10 @@ def test_silence_is_broken_by_an_empty_change_at_the_present_version() -> None:
 def test_an_image_that_is_already_known_is_not_sent_again() -> None:
     async def test() -> None:
         feed = MetadataFeed()
-        published(feed, 9, Cluster("c"), image=True)
+        published(feed, 9, ClusterIdentity("c"), image=True)
         with patch.object(metadata_feed, "KEEP_ALIVE_S", 0.01), feed.watch() as watcher:
             assert (await watcher.next()) is not None
-            published(feed, 9, Cluster("c"), image=True)  # a new session begins with it
+            published(feed, 9, ClusterIdentity("c"), image=True)  # a new session begins with it
             assert await watcher.next() == common_pb2.MetadataDelta(version=9)
 
     run(test())
@@ -141,7 +141,7 @@ def test_watchers_and_those_that_wait_end_when_the_feed_is_closed() -> None:
         empty = MetadataFeed()
         waiting = asyncio.create_task(empty.wait_known())
         feed = MetadataFeed()
-        published(feed, 1, Cluster("c"), image=True)
+        published(feed, 1, ClusterIdentity("c"), image=True)
         with feed.watch() as watcher:
             assert (await watcher.next()) is not None
             following = asyncio.create_task(watcher.next())
@@ -161,7 +161,7 @@ def test_a_change_is_told_without_what_clients_do_not_see_and_in_its_order(kinds
     entities: list[Entity] = []
     for number, kind in enumerate(kinds):
         of_kind: dict[str, Entity] = {
-            "b": Broker(number, "h:1", 7, "secret", False),
+            "b": BrokerRegistration(number, "h:1", 7, "secret", False),
             "p": Partition("T", number, (1,), (1,), 1, 0, 0),
             "n": NamedProducer(f"name-{number}", number, 1),
             "i": NextProducerId(number),
@@ -173,7 +173,7 @@ def test_a_change_is_told_without_what_clients_do_not_see_and_in_its_order(kinds
     before = delta.SerializeToString()
     shown: list[Entity] = []
     for entity in entities:
-        if isinstance(entity, Broker):
+        if isinstance(entity, BrokerRegistration):
             shown.append(replace(entity, incarnation=""))
         elif not isinstance(entity, NamedProducer | NextProducerId):
             shown.append(entity)

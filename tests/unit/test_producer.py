@@ -524,7 +524,7 @@ def test_a_delivery_tells_the_stamp_under_which_its_record_stands_in_the_log() -
             for index in range(header.record_count)
         ]
         assert stamps == stored
-        assert {stamp.epoch for stamp in stamps if stamp} == {1}, "all were numbered anew"
+        assert {stamp.epoch for stamp in stamps if stamp} == {1}, "all were numbered again"
         assert [stamp.sequence for stamp in stamps if stamp] == list(range(50))
         assert {stamp.producer_id for stamp in stamps if stamp} == {identity}
 

@@ -431,7 +431,7 @@ def test_a_lying_leader_is_found_out() -> None:
     script = Script()
     _, [first] = script.batches(1)
     script.refuse(first, errors.InvalidRecord("no"))
-    with pytest.raises(InvariantBroken, match="refused for good"):
+    with pytest.raises(InvariantBroken, match="refused permanently"):
         script.ack(first)
 
 

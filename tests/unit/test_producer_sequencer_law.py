@@ -158,7 +158,7 @@ class World:
         self.brokers.max_records = (1, 2, 3, 1_000)[pick % 4]
 
     def squat(self, pick: int) -> None:
-        """Somebody writes under this id, in the present epoch before its owner does, or in the next."""
+        """Someone writes under this id, in the present epoch before its owner does, or in the next."""
         counts = [1 + (pick + number) % 3 for number in range(1 + pick % 7)]
         self.brokers.squat(self.sequencer.producer_id, self.sequencer.epoch + pick % 2, counts)
         self.squats += 1
@@ -243,7 +243,7 @@ class World:
                     assert offset == -1 or labels[offset] == label
                 case Failed(error):
                     there = set(label) & set(records)
-                    assert error.may_have_been_appended or not there, f"batch {label} is there all the same"
+                    assert error.may_have_been_appended or not there, f"batch {label} is there nevertheless"
                 case None:
                     raise AssertionError(f"batch {label} was never resolved")
 

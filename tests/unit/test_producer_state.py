@@ -323,7 +323,7 @@ def test_a_follower_takes_whom_its_leader_let_in(monkeypatch: pytest.MonkeyPatch
     assert known(fill(4), 0, 1, 2, 3) == [True] * 4
 
 
-# ---- What somebody else has written under the same stamp ----
+# ---- What someone else has written under the same stamp ----
 
 
 def test_a_batch_with_a_remembered_ones_sequences_and_other_bytes_is_no_repeat() -> None:

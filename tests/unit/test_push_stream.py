@@ -16,7 +16,7 @@ from fencepost_node.replication.leadership import Leadership
 from fencepost_node.replication.push import PushStream, Subscription
 from fencepost_node.state_machines import STATE_MACHINES
 from fencepost_proto.protocol.errors import ErrorCode, OffsetOutOfRange
-from fencepost_proto.protocol.metadata import Broker, MetadataImage, Partition
+from fencepost_proto.protocol.metadata import BrokerRegistration, MetadataImage, Partition
 from fencepost_proto.protocol.records import BatchBuilder, Compression
 from fencepost_proto.protocol.request_limits import MAX_MESSAGE_BYTES
 from fencepost_proto.protocol.v1 import replication_pb2 as pb
@@ -100,7 +100,7 @@ def test_what_a_followers_earlier_process_says_late_does_not_count() -> None:
 def test_a_process_that_is_known_to_have_a_successor_does_not_count_before_that_one_has_subscribed() -> None:
     async def story() -> None:
         leadership = leader_of_ten()
-        registered = Broker(2, "broker-2:1", 9, "incarnation", fenced=True)
+        registered = BrokerRegistration(2, "broker-2:1", 9, "incarnation", fenced=True)
         image = MetadataImage().with_changes(1, {registered.key: registered})
         leadership._local.image = image
         old = PushStream(2, 4, 65_536)

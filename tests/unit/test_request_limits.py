@@ -97,7 +97,7 @@ def test_a_message_of_empty_entries_is_refused_before_it_is_parsed(one: MethodDe
             with pytest.raises(RequestRefused, match=f"a {one.input_type.name} with more than"):
                 check_encoded(entry * (limit // len(entry)), one)
     with pytest.raises(RequestRefused, match=f"more than|at most {limit}"):
-        check_encoded(b"\x80\x7d\x00" * (limit // 2), one)  # fields that nobody knows
+        check_encoded(b"\x80\x7d\x00" * (limit // 2), one)  # fields that no one knows
     with pytest.raises(RequestRefused, match=f"a request of {limit + 1} bytes"):
         check_encoded(bytes(limit + 1), one)
 

@@ -14,7 +14,7 @@ import pytest
 from fake_controller import CLUSTER_ID, FakeController, fake_controller, run
 
 from fencepost_node.controller_link import ControllerLink
-from fencepost_node.controller_session import Session, SessionBroken
+from fencepost_node.controller_session import ControllerSession, SessionBroken
 from fencepost_node.folders.data_folder import ORIGIN_MARK, DataFolder
 from fencepost_node.folders.known_metadata import KnownMetadata
 from fencepost_node.log.disk import RealDisk
@@ -28,7 +28,14 @@ from fencepost_proto.protocol.errors import (
     StaleBrokerEpoch,
     StorageError,
 )
-from fencepost_proto.protocol.metadata import Broker, MetadataImage, NamedProducer, Partition, PartitionKey, Topic
+from fencepost_proto.protocol.metadata import (
+    BrokerRegistration,
+    MetadataImage,
+    NamedProducer,
+    Partition,
+    PartitionKey,
+    Topic,
+)
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.turns import Turns
 from fencepost_testing.waiting import until
@@ -74,7 +81,7 @@ class Node:
         self.folder = DataFolder(RealDisk(), str(data_dir), BROKER_ID)
         self.known = KnownMetadata(RealDisk(), str(data_dir))
         self.link = ControllerLink(host, controller, BROKER_ID, self.known.learn)
-        self.session = Session(
+        self.session = ControllerSession(
             host=host,
             broker_id=BROKER_ID,
             address=ADDRESS,
@@ -101,8 +108,8 @@ async def node_of(controller: str, data_dir: Path) -> AsyncIterator[tuple[Node, 
         await node.link.close()
 
 
-def me(version: int) -> Broker:
-    return Broker(BROKER_ID, ADDRESS, version, "incarnation", fenced=False)
+def me(version: int) -> BrokerRegistration:
+    return BrokerRegistration(BROKER_ID, ADDRESS, version, "incarnation", fenced=False)
 
 
 def test_it_registers_with_what_the_data_folder_knows_and_records_the_cluster_before_anything_else(
@@ -507,14 +514,14 @@ def test_a_stream_that_breaks_at_the_moment_of_the_cancellation_does_not_hide_it
     async def test() -> None:
         holding = asyncio.Event()
 
-        async def hold(_: Session) -> None:
+        async def hold(_: ControllerSession) -> None:
             holding.set()
             try:
                 await asyncio.sleep(60)
             except asyncio.CancelledError:
                 raise SessionBroken("the stream ended") from None
 
-        monkeypatch.setattr(Session, "_hold", hold)
+        monkeypatch.setattr(ControllerSession, "_hold", hold)
         async with node_of("127.0.0.1:1", tmp_path) as (_, running):
             await holding.wait()
             running.cancel()

@@ -11,7 +11,7 @@ import pytest
 from replicas import open_replica
 
 from fencepost_node.maintenance import log_maintenance as upkeep_module
-from fencepost_node.maintenance.log_maintenance import Upkeep
+from fencepost_node.maintenance.log_maintenance import LogMaintenance
 from fencepost_node.producers.expiry import ProducerExpiry
 from fencepost_node.replication.replica import Replica
 from fencepost_proto.protocol.metadata import PartitionKey
@@ -58,7 +58,7 @@ class LogOf:
         return 0
 
 
-def with_upkeep(test: Callable[[Upkeep, Looked, Disk], Any]) -> None:
+def with_upkeep(test: Callable[[LogMaintenance, Looked, Disk], Any]) -> None:
     async def run() -> None:
         failures: list[BaseException] = []
         tasks = Tasks(failures.append)
@@ -68,7 +68,7 @@ def with_upkeep(test: Callable[[Upkeep, Looked, Disk], Any]) -> None:
             replica.key = ("T", index)
             replica.log = cast(Any, LogOf(f"/data/orders-{index}"))
             replicas["T", index] = replica
-        upkeep = Upkeep(
+        upkeep = LogMaintenance(
             Host(), cast(Any, disk), replicas, tasks, 3_600_000, expiry=ProducerExpiry(1, 1, lambda _: True)
         )
         for replica in replicas.values():
@@ -89,7 +89,7 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_log_that_says_so_is_maintained_and_logs_at_rest_cost_nothing() -> None:
-    async def test(upkeep: Upkeep, replicas: Looked, _: Disk) -> None:
+    async def test(upkeep: LogMaintenance, replicas: Looked, _: Disk) -> None:
         log = cast(LogOf, replicas["T", 1].log)
         for _again in range(2):
             log.maintenance_due = True
@@ -105,7 +105,7 @@ def test_a_log_that_says_so_is_maintained_and_logs_at_rest_cost_nothing() -> Non
 
 
 def test_a_replica_that_left_meanwhile_is_forgotten() -> None:
-    async def test(upkeep: Upkeep, replicas: Looked, _: Disk) -> None:
+    async def test(upkeep: LogMaintenance, replicas: Looked, _: Disk) -> None:
         upkeep.maintain_soon(replicas.pop(("T", 0)))
         await until(lambda: not upkeep._due, "forgotten")
 
@@ -113,7 +113,7 @@ def test_a_replica_that_left_meanwhile_is_forgotten() -> None:
 
 
 def test_files_that_crowd_others_out_are_synced_though_nothing_is_due() -> None:
-    async def test(_: Upkeep, replicas: Looked, disk: Disk) -> None:
+    async def test(_: LogMaintenance, replicas: Looked, disk: Disk) -> None:
         disk.crowding = ["/data/orders-2"]
         await until(lambda: cast(LogOf, replicas["T", 2].log).synced, "synced")
         assert not cast(LogOf, replicas["T", 0].log).synced

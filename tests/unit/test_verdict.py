@@ -327,7 +327,7 @@ def test_any_batch_dropped_repeated_or_moved_is_found(data: st.DataObject) -> No
     wrong = list(batches)
     if damage == "drop":
         del wrong[victim]
-        if not later:  # nobody below can know of a missing tail: that is the ledger's to find
+        if not later:  # no one below can know of a missing tail: that is the ledger's to find
             return
         expected = {Kind.GAP}
     elif damage == "repeat":

@@ -162,7 +162,7 @@ def test_an_ack_counts_only_for_a_record_sent_after_the_moment_and_to_the_partit
         assert await waiting == 11.0
         with pytest.raises(TimeoutError):
             await acks.first_after(1, 10.0, 0.01)
-        acks(Acked(0, RecordMetadata("t", 1, 0, 0), 20.0, 21.0))  # nobody waits any more
+        acks(Acked(0, RecordMetadata("t", 1, 0, 0), 20.0, 21.0))  # no one waits any more
 
     run(scenario())
 

@@ -249,7 +249,9 @@ class Sequencer:
         batch = attempt.batch
         if batch.outcome is not None:
             if isinstance(batch.outcome, Failed) and not batch.outcome.error.may_have_been_appended:
-                raise InvariantBroken(f"{self.name}: {attempt.stamp} was acknowledged, and had been refused for good")
+                raise InvariantBroken(
+                    f"{self.name}: {attempt.stamp} was acknowledged, and had been refused permanently"
+                )
             return []
         if batch.pieces and batch.open_attempts > 0 and attempt.stamp is batch.stamp:
             return self._whole_is_there(batch)
@@ -286,7 +288,7 @@ class Sequencer:
             if earlier.certainly_absent:
                 self._find_taken()
                 overtaken.append(self._fail(earlier, ProducerIdTaken(
-                    f"{self.name}: somebody else writes under producer id {self.producer_id}: in the place of "
+                    f"{self.name}: someone else writes under producer id {self.producer_id}: in the place of "
                     f"{earlier.stamp} stands another record, and {batch.stamp} is behind it"
                 )))  # fmt: skip
             elif not self._taken and not earlier.refused:
@@ -442,7 +444,7 @@ class Sequencer:
         unresolved = self.unresolved
         for batch in unresolved:
             if not batch.certainly_absent:
-                raise InvariantBroken(f"{self.name}: {batch.stamp} may be in the log and would be stamped anew")
+                raise InvariantBroken(f"{self.name}: {batch.stamp} may be in the log and would be stamped again")
         self.producer_id, self.epoch, self.next_sequence = producer_id, epoch, 0
         self.bump_needed = self.awaiting_identity = self._taken = False
         self._bumps += 1

@@ -1,9 +1,9 @@
 """What the controller decides: plain functions over metadata, without I/O, clock or asyncio.
 
-A **command** is a frozen dataclass that says what somebody asks for or what has happened: a broker registers, a broker is
+A **command** is a frozen dataclass that says what someone asks for or what has happened: a broker registers, a broker is
 dead, a leader proposes an in-sync set. `decide(image, command, failed)` runs it on a `Draft` of the image and returns a
 `Decision`: what changes, the image after it, and the answer; or raises the FencepostError that is the answer. Nothing
-here is true for anybody until the shell (`commands.py`) has committed the changes.
+here is true for anyone until the shell (`commands.py`) has committed the changes.
 
 One noun to a file:
 

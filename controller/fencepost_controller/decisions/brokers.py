@@ -5,7 +5,7 @@ incarnation, and every request carries it (KIP-903). The same incarnation regist
 restart of the controller, keeps its epoch, its standing and its leaderships.
 
 A **new incarnation** is registered fenced: whatever the one before it led gets a new leader, and it leaves every in-sync
-set but those of which nobody else serves. Where its log is not what it was, it leaves those too:
+set but those of which no one else serves. Where its log is not what it was, it leaves those too:
 
 - its machine restarted without a clean shutdown: every topic that acknowledges before the disk has synced;
 - its data folder is new (no cluster id, though this broker id was registered before): every topic;
@@ -22,7 +22,7 @@ what was acknowledged since. One with that epoch or a later one lacks nothing, a
 had written the epoch of a registration that the controller knows: it was not unfenced under it. Of two copies with the
 same epoch, of which one was used since, the broker sees the other by itself (`folder_is_copy`).
 
-A **fenced** broker leads nothing, and is in no in-sync set but one of which nobody serves any more. It is unfenced when it
+A **fenced** broker leads nothing, and is in no in-sync set but one of which no one serves any more. It is unfenced when it
 says that it is ready and has applied the metadata that its session began with; offline partitions that waited for it get it
 as leader.
 """
@@ -32,7 +32,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fencepost_controller.decisions.draft import Command, Draft
-from fencepost_controller.decisions.partitions import settle, settle_all_of
+from fencepost_controller.decisions.partitions import recompute, recompute_all_of
 from fencepost_proto.protocol.control_characters import control_character
 from fencepost_proto.protocol.errors import (
     BrokerIdNotRegistered,
@@ -40,7 +40,7 @@ from fencepost_proto.protocol.errors import (
     InconsistentClusterId,
     InvalidRequest,
 )
-from fencepost_proto.protocol.metadata import Broker, MetadataImage, PartitionKey
+from fencepost_proto.protocol.metadata import BrokerRegistration, MetadataImage, PartitionKey
 from fencepost_proto.runtime.config import address_problem, is_wildcard_address
 
 MAX_BROKERS = 1_000
@@ -51,7 +51,7 @@ NO_EPOCH = 0  # below every broker epoch: there was no registration
 
 
 @dataclass(frozen=True, slots=True)
-class RegisterBroker(Command[Broker]):
+class RegisterBroker(Command[BrokerRegistration]):
     """A session begins. Answers the broker as registered."""
 
     broker_id: int
@@ -64,7 +64,7 @@ class RegisterBroker(Command[Broker]):
     folder_epoch: int = NO_EPOCH  # of the last registration that the data folder knows of
     folder_is_copy: bool = False
 
-    def decide(self, draft: Draft) -> Broker:
+    def decide(self, draft: Draft) -> BrokerRegistration:
         self.check(draft.image)
         known = draft.broker(self.broker_id)
         if known is not None and known.incarnation == self.incarnation:
@@ -75,16 +75,16 @@ class RegisterBroker(Command[Broker]):
         if known is not None and known.broker_epoch != self.replaces:
             raise DuplicateBrokerRegistration(f"broker id {self.broker_id} is in use by the process at {known.address}")
         served_epoch = known.served_epoch if known is not None else NO_EPOCH
-        broker = Broker(
+        broker = BrokerRegistration(
             self.broker_id, self.address, draft.version, self.incarnation, fenced=True, served_epoch=served_epoch
         )
         draft.put(broker)
-        settle_all_of(draft, self.broker_id)
+        recompute_all_of(draft, self.broker_id)
         if known is not None:
             self._leave_where_data_may_be_missing(draft, known)
         return broker
 
-    def folder_problem(self, known: Broker) -> str:
+    def folder_problem(self, known: BrokerRegistration) -> str:
         """Why any log of the data folder may lack records that this broker has acknowledged; empty: none does."""
         if not self.cluster_id:
             return "it is new"
@@ -115,15 +115,15 @@ class RegisterBroker(Command[Broker]):
         if self.broker_id not in image.brokers and len(image.brokers) >= MAX_BROKERS:
             raise InvalidRequest(f"broker {self.broker_id} would be one more than {MAX_BROKERS}")
 
-    def _leave_where_data_may_be_missing(self, draft: Draft, known: Broker) -> None:
-        """After `settle`, this broker is only where nobody in sync serves."""
+    def _leave_where_data_may_be_missing(self, draft: Draft, known: BrokerRegistration) -> None:
+        """After `recompute`, this broker is only where no one in sync serves."""
         all_suspect = bool(self.folder_problem(known))
         damaged = frozenset(self.damaged)
         for partition in draft.partitions_in_sync_on(self.broker_id):
             synced = draft.image.topics[partition.topic_id].config.flush_always
             if all_suspect or (self.may_have_lost_tail and not synced) or partition.id in damaged:
                 others = tuple(b for b in partition.isr if b != self.broker_id)
-                settle(draft, partition, replace(partition, isr=others, last_known_isr=partition.isr))
+                recompute(draft, partition, replace(partition, isr=others, last_known_isr=partition.isr))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ class FenceBroker(Command[bool]):
         if broker is None or broker.broker_epoch != self.broker_epoch or broker.fenced:
             return False
         draft.put(replace(broker, fenced=True))
-        settle_all_of(draft, self.broker_id)
+        recompute_all_of(draft, self.broker_id)
         return True
 
 
@@ -175,7 +175,7 @@ class UnfenceBroker(Command[bool]):
         if not broker.fenced or broker.shutting_down:
             return False
         draft.put(replace(broker, fenced=False, served_epoch=broker.broker_epoch))
-        settle_all_of(draft, self.broker_id)
+        recompute_all_of(draft, self.broker_id)
         return True
 
 
@@ -191,7 +191,7 @@ class BeginShutdown(Command[bool]):
         if broker.shutting_down:
             return False
         draft.put(replace(broker, shutting_down=True))
-        settle_all_of(draft, self.broker_id)
+        recompute_all_of(draft, self.broker_id)
         return True
 
 
@@ -205,4 +205,4 @@ class FailReplicas(Command[None]):
 
     def decide(self, draft: Draft) -> None:
         draft.check_broker_epoch(self.broker_id, self.broker_epoch)
-        settle_all_of(draft, self.broker_id)
+        recompute_all_of(draft, self.broker_id)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fencepost_controller.decisions.draft import Command, Draft
 from fencepost_proto.protocol.lineage import UNKNOWN_LINEAGE
-from fencepost_proto.protocol.metadata import Cluster
+from fencepost_proto.protocol.metadata import ClusterIdentity
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,5 +21,5 @@ class FormCluster(Command[str]):
             draft.put(draft.image.lineage.begin(self.lineage_id, draft.version))
         if draft.image.cluster_id:
             return draft.image.cluster_id
-        draft.put(Cluster(self.cluster_id))
+        draft.put(ClusterIdentity(self.cluster_id))
         return self.cluster_id

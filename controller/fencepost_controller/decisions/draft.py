@@ -1,7 +1,7 @@
 """The image while one command is being decided: reads see what the command has changed so far.
 
 Commands that are committed together are decided as a `Group`, each on the image that the ones before it have left. Their
-changes are one metadata version: nobody can see the image between two commands of a group, so it needs no version. A
+changes are one metadata version: no one can see the image between two commands of a group, so it needs no version. A
 command that is refused leaves nothing behind.
 
 **A broker serves a replica** when it is registered, not fenced, not shutting down, and has not reported that it cannot
@@ -20,7 +20,7 @@ from typing import Generic, NamedTuple, TypeVar
 from fencepost_controller.decisions.invariants import check_invariants
 from fencepost_proto.protocol.errors import BrokerIdNotRegistered, StaleBrokerEpoch, UnknownTopicOrPartition
 from fencepost_proto.protocol.metadata import (
-    Broker,
+    BrokerRegistration,
     Changes,
     Entity,
     ImageDraft,
@@ -53,7 +53,7 @@ class Draft:
         self.version = image.version + 1  # what this will be, if it changes anything
         self._failed = failed
         self._changes: dict[str, Entity | None] = {}
-        self._brokers: dict[int, Broker] = {}
+        self._brokers: dict[int, BrokerRegistration] = {}
         self._partitions: dict[PartitionKey, Partition] = {}
         self._standings: dict[int, _Standing] = {}  # of brokers asked for: a death asks thousands of times
 
@@ -63,7 +63,7 @@ class Draft:
 
     # ---- Reading ----
 
-    def broker(self, broker_id: int) -> Broker | None:
+    def broker(self, broker_id: int) -> BrokerRegistration | None:
         return self._brokers.get(broker_id) or self.image.brokers.get(broker_id)
 
     def partition(self, key: PartitionKey) -> Partition | None:
@@ -83,7 +83,7 @@ class Draft:
             raise UnknownTopicOrPartition(f"topic {topic_name!r} has no partition {index}")
         return partition
 
-    def check_broker_epoch(self, broker_id: int, broker_epoch: int) -> Broker:
+    def check_broker_epoch(self, broker_id: int, broker_epoch: int) -> BrokerRegistration:
         """The broker that makes a request. Raises StaleBrokerEpoch or BrokerIdNotRegistered."""
         broker = self.broker(broker_id)
         if broker is None:
@@ -113,7 +113,7 @@ class Draft:
         return standing.serves and key not in standing.refused
 
     def can_go_on(self, broker_id: int, key: PartitionKey) -> bool:
-        """May it go on leading this partition where nobody else can? In a controlled shutdown it may."""
+        """May it go on leading this partition where no one else can? In a controlled shutdown it may."""
         standing = self._standings.get(broker_id) or self._look_at(broker_id)
         return standing.goes_on and key not in standing.refused
 
@@ -131,13 +131,13 @@ class Draft:
 
     def put(self, entity: Entity) -> None:
         self._changes[entity.key] = entity
-        if isinstance(entity, Broker):
+        if isinstance(entity, BrokerRegistration):
             self._brokers[entity.id] = entity
             self._standings.pop(entity.id, None)
         elif isinstance(entity, Partition):
             self._partitions[entity.id] = entity
 
-    def delete(self, entity: Broker | Topic | Partition | NamedProducer) -> None:
+    def delete(self, entity: BrokerRegistration | Topic | Partition | NamedProducer) -> None:
         self._changes[entity.key] = None
 
 

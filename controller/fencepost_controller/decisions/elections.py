@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fencepost_controller.decisions.draft import Command, Draft
-from fencepost_controller.decisions.partitions import settle
+from fencepost_controller.decisions.partitions import recompute
 from fencepost_proto.protocol.errors import (
     ElectionNotNeeded,
     EligibleLeadersNotAvailable,
@@ -43,7 +43,7 @@ class ElectPreferredLeader(Command[None]):
             raise PreferredLeaderNotAvailable(
                 f"{self.topic_name}-{self.index}: broker {preferred} is not live and in sync; in sync: {partition.isr}"
             )
-        settle(draft, partition, replace(partition, leader=preferred))
+        recompute(draft, partition, replace(partition, leader=preferred))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class ElectUncleanLeader(Command[None]):
                 f"{name}: broker {self.leader} has restarted (broker epoch {broker.broker_epoch}, not "
                 f"{self.broker_epoch}) and may hold less than it did"
             )
-        settle(draft, partition, replace(partition, isr=(self.leader,), leader=self.leader))
+        recompute(draft, partition, replace(partition, isr=(self.leader,), leader=self.leader))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class RestorePreferredLeaders(Command[int]):
             partition = draft.image.partitions[key]
             preferred = partition.replicas[0]
             if preferred in partition.isr and draft.serves(preferred, key):
-                settle(draft, partition, replace(partition, leader=preferred))
+                recompute(draft, partition, replace(partition, leader=preferred))
                 moved += 1
                 if moved == most:
                     break

@@ -14,7 +14,7 @@ producers, it goes on as the leader of an earlier leader epoch. What it appends 
   the current epoch, which cuts what it has beyond.
 - *Where the partition has none*, the fenced broker may be its last in-sync member. Then its log is the partition's log, and
   what it appended before it hears of v stays, acknowledged perhaps: it comes *before* everything that the new instance does
-  there. For nobody leads this partition again but by an election at a version behind v, which a broker applies only after
+  there. For no one leads this partition again but by an election at a version behind v, which a broker applies only after
   v; that leader refuses the older epochs. And until then the new instance gets no answer there: a leader accepts a batch of
   epoch e, and answers a `resume` of epoch e, only where it has applied the fence of e (`identities.py` and
   `describe_producers.py` of the broker). So what a resuming instance is told is final, and its first batch stands behind

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from fencepost_proto.protocol.lineage import UNKNOWN_LINEAGE, LineageStart, VersionCheck
-from fencepost_proto.protocol.metadata import Broker, MetadataImage, Topic
+from fencepost_proto.protocol.metadata import BrokerRegistration, MetadataImage, Topic
 
 NOT_KNOWN = 0  # in place of a version: no image that was made before versions were kept has one
 
@@ -53,12 +53,12 @@ class Histories:
         self._unheard = True
         return others
 
-    def brokers(self) -> dict[int, Broker]:
+    def brokers(self) -> dict[int, BrokerRegistration]:
         """Those of the heads, each from the newest that has it, without those that were removed and have no replica."""
         known = {broker_id: broker for image in reversed(self.heads) for broker_id, broker in image.brokers.items()}
         return {broker_id: known[broker_id] for broker_id in known if not self._is_broker_removed(known[broker_id])}
 
-    def _is_broker_removed(self, broker: Broker) -> bool:
+    def _is_broker_removed(self, broker: BrokerRegistration) -> bool:
         if any(head.hosted_by(broker.id) for head in self.heads):
             return False
         return self._is_removed(broker.broker_epoch, lambda head: broker.id in head.brokers)

@@ -13,7 +13,7 @@ from fencepost_proto.protocol.errors import InvariantBroken
 from fencepost_proto.protocol.metadata import (
     FIRST_NAMED_ID,
     NO_LEADER,
-    Broker,
+    BrokerRegistration,
     Changes,
     Entity,
     MetadataImage,
@@ -34,8 +34,8 @@ def check_invariants(before: Mapping[str, Entity | None], after: MetadataImage, 
         match entity:
             case Partition():
                 _check_partition(was if isinstance(was, Partition) else None, entity, after)
-            case Broker():
-                _check_broker(was if isinstance(was, Broker) else None, entity, after, version)
+            case BrokerRegistration():
+                _check_broker(was if isinstance(was, BrokerRegistration) else None, entity, after, version)
             case NamedProducer():
                 _check_producer(was if isinstance(was, NamedProducer) else None, entity, after)
             case NextProducerId():
@@ -116,7 +116,9 @@ def _problem_of_epochs(before: Partition, p: Partition) -> str:
     return ""
 
 
-def _check_broker(before: Broker | None, broker: Broker, after: MetadataImage, version: int) -> None:
+def _check_broker(
+    before: BrokerRegistration | None, broker: BrokerRegistration, after: MetadataImage, version: int
+) -> None:
     _require(0 < broker.broker_epoch <= version, broker.key, f"broker epoch {broker.broker_epoch}")
     _require(0 <= broker.served_epoch <= broker.broker_epoch, broker.key, f"served epoch {broker.served_epoch}")
     if before is not None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fencepost_controller.decisions.draft import Command, Draft
-from fencepost_controller.decisions.partitions import settle
+from fencepost_controller.decisions.partitions import recompute
 from fencepost_proto.protocol.errors import (
     EligibleLeadersNotAvailable,
     FencedLeaderEpoch,
@@ -54,7 +54,7 @@ class AlterPartition(Command[None]):
                 f"{partition.key}: partition epoch {self.partition_epoch} is not the current {partition.partition_epoch}"
             )
         self._check_members(draft, partition, members)
-        settle(draft, partition, replace(partition, isr=members))
+        recompute(draft, partition, replace(partition, isr=members))
 
     def _partition(self, draft: Draft) -> Partition:
         topic_id, index = self.partition
@@ -91,7 +91,7 @@ class AlterPartition(Command[None]):
             if broker is None or broker.broker_epoch != broker_epoch:
                 raise IneligibleReplica(
                     f"{partition.key}: broker {broker_id} caught up with broker epoch {broker_epoch}, "
-                    f"and has been registered anew since"
+                    f"and has been registered again since"
                 )
 
 
@@ -141,7 +141,7 @@ class StartReplicaOver(Command[None]):
                 f"{partition.key}: no other broker leads than {self.broker_id}, which keeps what it has "
                 f"(leader {partition.leader}, in sync {partition.isr})"
             )
-        after = settle(draft, partition, replace(partition, isr=others))
+        after = recompute(draft, partition, replace(partition, isr=others))
         if after.leader_epoch == partition.leader_epoch:
             epochs = (partition.leader_epoch + 1, partition.partition_epoch + 1)
             draft.put(replace(after, leader_epoch=epochs[0], partition_epoch=epochs[1]))

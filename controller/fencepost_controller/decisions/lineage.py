@@ -4,7 +4,7 @@ Each start of the controller begins a lineage of metadata versions (`protocol.li
 registration the newest version that it knows of, and its lineage. Where this store does not have that version, it has
 gone back: its folder was put back from a backup, or is new in the place of one that was lost. What it says next would
 take back what was promised: ids and epochs would be given out twice, and topics that it does not know would be gone. So it
-serves nobody (`MetadataWentBack` ends the process), until `fencepost controller recover` has made it the newest again.
+serves no one (`MetadataWentBack` ends the process), until `fencepost controller recover` has made it the newest again.
 
 A broker is believed only where it shows that it holds a part of this cluster's history: an id of one of the starts that this
 store knows too, its own version's or the oldest that it holds. A copy of a store shares those with the store of which it is
@@ -23,7 +23,7 @@ from fencepost_proto.protocol.errors import InvalidRequest
 from fencepost_proto.protocol.lineage import UNKNOWN_LINEAGE, VersionCheck
 from fencepost_proto.protocol.metadata import MetadataImage
 
-WHAT_TO_DO = "nobody is served; 'fencepost controller recover' makes the store whole from what the brokers hold"
+WHAT_TO_DO = "no one is served; 'fencepost controller recover' makes the store whole from what the brokers hold"
 
 
 class UnknownHistory(InvalidRequest):

@@ -1,6 +1,6 @@
 """Recompute in-sync set, leader and epochs of a partition after its replicas, its in-sync set or a broker changed.
 
-Every change of a partition goes through `settle`, so there is one place that keeps these rules:
+Every change of a partition goes through `recompute`, so there is one place that keeps these rules:
 
 1. **The in-sync set.** Remove members that do not serve (dead, shutting down, their disk failed). If that would empty the
    set: keep those in controlled shutdown that can still lead; failing that, keep all: nothing was acknowledged meanwhile,
@@ -14,7 +14,7 @@ Every change of a partition goes through `settle`, so there is one place that ke
    none, and with every removal of a replica. For a replica may be removed and soon added again: a broker that has heard of
    neither still holds the log that it is about to delete, and must not join the in-sync set with it; under a new epoch the
    leader does not talk to it. A change of the in-sync set alone does not touch the leader epoch: a leader counts as in
-   sync everybody who may be, by what it proposed or by what it last heard, so until it hears of a removal its high
+   sync everyone who may be, by what it proposed or by what it last heard, so until it hears of a removal its high
    watermark only waits longer than it must.
 """
 
@@ -26,7 +26,7 @@ from fencepost_controller.decisions.draft import Draft
 from fencepost_proto.protocol.metadata import NO_LEADER, Partition
 
 
-def settle(draft: Draft, before: Partition, after: Partition | None = None) -> Partition:
+def recompute(draft: Draft, before: Partition, after: Partition | None = None) -> Partition:
     """Recompute ISR, leader and epochs after a change, and stage the result in `draft`.
 
     `after`: the partition as the command changed it; None where only a broker changed. Returns the staged partition.
@@ -54,10 +54,10 @@ def settle(draft: Draft, before: Partition, after: Partition | None = None) -> P
     return settled
 
 
-def settle_all_of(draft: Draft, broker_id: int) -> None:
+def recompute_all_of(draft: Draft, broker_id: int) -> None:
     """Recompute each partition with this broker in its in-sync set, after a change in what the broker may do."""
     for partition in draft.partitions_in_sync_on(broker_id):
-        settle(draft, partition)
+        recompute(draft, partition)
 
 
 def target_of(partition: Partition) -> tuple[int, ...]:

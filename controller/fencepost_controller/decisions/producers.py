@@ -12,8 +12,8 @@ there are enough.
 - A *repeated* request of that second kind, because its answer was lost, finds epoch + 1 current already. It gets that epoch
   again where the last change was the holder's own (`bumped_by_holder`). After a take-over the flag is down and the answer
   is PRODUCER_FENCED. Without the flag both cases would look the same. The epoch below can have had only one holder, so
-  nobody else can get the repeated answer.
-- A take-over that is repeated simply takes over once more: nobody learned of the epoch in between.
+  no one else can get the repeated answer.
+- A take-over that is repeated simply takes over once more: no one learned of the epoch in between.
 
 An id whose last epoch (32,767) is used up is retired: every epoch of it is refused permanently, and the name goes on under a
 new id from epoch 0.

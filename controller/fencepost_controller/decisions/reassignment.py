@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fencepost_controller.decisions.draft import Command, Draft
-from fencepost_controller.decisions.partitions import settle
+from fencepost_controller.decisions.partitions import recompute
 from fencepost_controller.decisions.placement import check_assignment
 from fencepost_proto.protocol.errors import InvalidReplicaAssignment, InvalidRequest, NoReassignmentInProgress
 from fencepost_proto.protocol.metadata import Partition
@@ -55,7 +55,7 @@ class ReassignPartitions(Command[None]):
             raise InvalidReplicaAssignment(
                 f"{name}: of its in-sync replicas {partition.isr} no live one would remain among {replicas}"
             )
-        settle(
+        recompute(
             draft,
             partition,
             replace(

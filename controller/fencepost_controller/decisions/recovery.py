@@ -1,7 +1,7 @@
 """A controller's store made again from what the brokers hold: where it was lost, or put back from a backup.
 
 **What the brokers hold.** Each has the newest metadata that it applied, its logs, and the newest version that it was told
-of. What no broker heard of, nobody rested on: it takes effect only where brokers apply it. The exceptions are made good by
+of. What no broker heard of, no one rested on: it takes effect only where brokers apply it. The exceptions are made good by
 jumps: every number that may have been given out without a broker's hearing of it is left behind by a wide margin.
 
 **What is made of it** (`recover`):
@@ -17,12 +17,12 @@ jumps: every number that may have been given out without a broker's hearing of i
    | some heads, and it was created there        | it stays                                                                |
    | some heads, and nothing tells which         | it stays; a partition without a log waits for an operator (3)           |
    | no head, but an ancestor                    | it was deleted since: reported; logs that are left are set aside        |
-   | a store alone that no broker follows        | the same; or it was created there, and nobody can have used it: reported|
+   | a store alone that no broker follows        | the same; or it was created there, and no one can have used it: reported|
    | no metadata, but logs on disks              | it is adopted, with default settings: nothing tells its own             |
 
    So only newer metadata says that a topic was deleted, never a log that is missing. Of an adopted topic, a partition that
    no broker holds a log of, below one that is held, waits for an unclean election: without it the topic's numbers would have
-   a gap, and nobody could use it.
+   a gap, and no one could use it.
 3. A *partition* is taken from the head with the highest leader epoch, then partition epoch, of those whose leader has heard
    of it. Its in-sync set is exact where the leader of that very epoch tells that it leads: nothing is acknowledged beyond
    that set until there is a controller again. Otherwise a moment may be missing, and the logs decide (the longest: last
@@ -34,7 +34,7 @@ jumps: every number that may have been given out without a broker's hearing of i
    | none does; some have damaged ones, or do not tell | these; the partition waits for them                               |
    | all tell, and none holds a log                    | empty: an operator elects uncleanly. The records are lost with the|
    |                                                   | disks, or set aside; an empty log never leads under a known id    |
-   | none holds a log, and no broker has heard of the  | as it was: nobody can have written there                          |
+   | none holds a log, and no broker has heard of the  | as it was: no one can have written there                          |
    | partition                                         |                                                                   |
 
    A log with a batch of a later epoch than the metadata knows shows that an election is missing; then the longest of all
@@ -64,8 +64,8 @@ from fencepost_proto.protocol.lineage import UNKNOWN_LINEAGE, Lineage, LineageSt
 from fencepost_proto.protocol.metadata import (
     FIRST_NAMED_ID,
     NO_LEADER,
-    Broker,
-    Cluster,
+    BrokerRegistration,
+    ClusterIdentity,
     Entity,
     MetadataImage,
     NamedProducer,
@@ -137,17 +137,17 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
-class Recovered:
+class RecoveredMetadata:
     image: MetadataImage
     report: tuple[str, ...]  # what was done, a line each
 
 
-def recover(store: MetadataImage, told: Sequence[Told], without: Collection[int], lineage_id: int) -> Recovered:
+def recover(store: MetadataImage, told: Sequence[Told], without: Collection[int], lineage_id: int) -> RecoveredMetadata:
     """The store as it has to be. `without`: brokers that may be missing. Raises RecoveryRefused."""
-    return _Recovery(store, told, without).image(lineage_id)
+    return _MetadataRecovery(store, told, without).image(lineage_id)
 
 
-class _Recovery:
+class _MetadataRecovery:
     def __init__(self, store: MetadataImage, told: Sequence[Told], without: Collection[int]) -> None:
         self._cluster_id = _cluster_id(store, told)
         self._store = store if _is_used(store) else MetadataImage()
@@ -162,13 +162,13 @@ class _Recovery:
         self._report: list[str] = []
         self._check_all_have_told(without)
 
-    def image(self, lineage_id: int) -> Recovered:
+    def image(self, lineage_id: int) -> RecoveredMetadata:
         version = self._version()
         topics = self._topics(version)
         partitions = self._partitions(topics)
         producers, next_ids = self._producers()
         entities: list[Entity] = [
-            Cluster(self._cluster_id),
+            ClusterIdentity(self._cluster_id),
             Lineage((LineageStart(lineage_id, version),)),
             next_ids,
             *self._brokers(),
@@ -186,7 +186,7 @@ class _Recovery:
             f"{sum(not producer.expired for producer in producers)} named producers; "
             f"{len(topics)} topics with {len(partitions)} partitions",
         ]
-        return Recovered(image, (*head, *self._report))
+        return RecoveredMetadata(image, (*head, *self._report))
 
     def _check_all_have_told(self, without: Collection[int]) -> None:
         if not self._told:
@@ -213,10 +213,10 @@ class _Recovery:
             self._report.append(f"versions {newest_image + 1} to {newest} were told to brokers and are in no image")
         return max(known) + VERSION_JUMP
 
-    def _brokers(self) -> list[Broker]:
+    def _brokers(self) -> list[BrokerRegistration]:
         known = self._histories.brokers()
         for one in self._told:
-            before = known.get(one.broker_id, Broker(one.broker_id, "", 1, NO_INCARNATION, fenced=True))
+            before = known.get(one.broker_id, BrokerRegistration(one.broker_id, "", 1, NO_INCARNATION, fenced=True))
             epoch = max(one.broker_epoch, before.broker_epoch)
             served = max(one.broker_epoch, before.served_epoch)  # an older copy of its folder is one from now on
             known[one.broker_id] = replace(before, address=one.address, broker_epoch=epoch, served_epoch=served)
@@ -362,7 +362,7 @@ class _Recovery:
                 adopted[key] = Partition(*key, replicas, (), NO_LEADER, EPOCH_JUMP, EPOCH_JUMP, last_known_isr=replicas)
                 self._report.append(
                     f"{topic.name}-{index}: no broker holds a log of it; it is made empty by 'fencepost topic elect "
-                    f"{topic.name} {index} --unclean', and until then nobody can write there"
+                    f"{topic.name} {index} --unclean', and until then no one can write there"
                 )
         return [partition for _, partition in sorted(adopted.items())]
 
@@ -418,7 +418,7 @@ class _Recovery:
         self._report.append(
             f"{name}: none of the brokers in sync, {list(newest.isr)}, holds a log of it: what it held is lost with their "
             f"disks, or set aside as .stray; 'fencepost topic elect {topic.name} {newest.index} --unclean' goes on with "
-            f"what there is, and until then nobody can write there"
+            f"what there is, and until then no one can write there"
         )
         return replace(newest, isr=(), last_known_isr=newest.isr)
 

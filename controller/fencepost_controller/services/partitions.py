@@ -10,7 +10,7 @@ Errors of the whole request, with which nothing was changed: STALE_BROKER_EPOCH,
 (outside of `request_limits`), NOT_CONTROLLER, KAFKA_STORAGE_ERROR.
 
 StartReplicaOver: a broker asks before it gives up what a damaged replica holds. Errors: STALE_BROKER_EPOCH,
-UNKNOWN_TOPIC_OR_PARTITION, INVALID_REQUEST, ELIGIBLE_LEADERS_NOT_AVAILABLE (nobody else leads: it may be asked again).
+UNKNOWN_TOPIC_OR_PARTITION, INVALID_REQUEST, ELIGIBLE_LEADERS_NOT_AVAILABLE (no one else leads: it may be asked again).
 """
 
 from __future__ import annotations

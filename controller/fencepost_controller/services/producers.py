@@ -2,7 +2,7 @@
 
 The rules are in `decisions/producers.py`.
 
-**AllocateProducerIds** answers a block of ids that is on the medium as handed out. Errors: STALE_BROKER_EPOCH,
+**AllocateProducerIds** answers a block of ids that is on disk as handed out. Errors: STALE_BROKER_EPOCH,
 BROKER_ID_NOT_REGISTERED.
 
 **InitProducerId** bumps the epoch of a name and answers once no leader lets anything older in any more (G9). Errors:

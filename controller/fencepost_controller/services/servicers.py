@@ -25,7 +25,7 @@ from fencepost_controller.services.producers import (
     remove_producer_name,
 )
 from fencepost_controller.services.session_stream import serve_session
-from fencepost_controller.session_registry import Sessions
+from fencepost_controller.session_registry import SessionRegistry
 from fencepost_proto.protocol.v1 import broker_pb2, controller_pb2_grpc
 from fencepost_proto.protocol.v1 import controller_pb2 as pb
 from fencepost_proto.transport.answering import Answering, Context
@@ -36,7 +36,7 @@ class ControllerService(controller_pb2_grpc.ControllerServicer):
     """What brokers ask."""
 
     commands: Commands
-    sessions: Sessions
+    sessions: SessionRegistry
     fences: Fences
     config: ControllerConfig
     answering: Answering

@@ -18,8 +18,8 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 
-from fencepost_controller.broker_session import MetadataMessage, Session
-from fencepost_controller.session_registry import Sessions
+from fencepost_controller.broker_session import BrokerSession, MetadataMessage
+from fencepost_controller.session_registry import SessionRegistry
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.v1 import controller_pb2 as pb
 from fencepost_proto.transport.answering import Answering, Context
@@ -36,7 +36,7 @@ _BROKEN = (grpc.aio.BaseError, asyncio.InvalidStateError)
 
 
 async def serve_session(
-    sessions: Sessions,
+    sessions: SessionRegistry,
     requests: Requests,
     context: Context,
     answering: Answering,
@@ -64,7 +64,7 @@ async def serve_session(
     _end_for_failure(session, tasks, answering)
 
 
-async def _register(sessions: Sessions, requests: Requests) -> Session:
+async def _register(sessions: SessionRegistry, requests: Requests) -> BrokerSession:
     try:
         async with asyncio.timeout(REGISTRATION_TIMEOUT_S):
             first = await anext(requests.__aiter__(), None)
@@ -78,14 +78,14 @@ async def _register(sessions: Sessions, requests: Requests) -> Session:
     return await sessions.register(first.register)
 
 
-async def _read(sessions: Sessions, session: Session, requests: Requests) -> None:
+async def _read(sessions: SessionRegistry, session: BrokerSession, requests: Requests) -> None:
     try:
         await _take(sessions, session, requests)
     except grpc.aio.BaseError as error:
         log.debug("a session's stream is broken reason=%s", error)
 
 
-async def _take(sessions: Sessions, session: Session, requests: Requests) -> None:
+async def _take(sessions: SessionRegistry, session: BrokerSession, requests: Requests) -> None:
     async for request in requests:
         match request.WhichOneof("kind"):
             case "heartbeat":
@@ -98,7 +98,7 @@ async def _take(sessions: Sessions, session: Session, requests: Requests) -> Non
                 raise errors.InvalidRequest(f"{kind!r} of broker {session.broker_id} in the middle of its session")
 
 
-async def _write(session: Session, image: Callable[[], MetadataMessage], context: Context) -> None:
+async def _write(session: BrokerSession, image: Callable[[], MetadataMessage], context: Context) -> None:
     while (response := await session.next_response(image)) is not None:
         if not await _say(context, response):
             return
@@ -114,7 +114,7 @@ async def _say(context: Context, response: pb.SessionResponse) -> bool:
     return True
 
 
-def _end_for_failure(session: Session, tasks: tuple[asyncio.Task[None], ...], answering: Answering) -> None:
+def _end_for_failure(session: BrokerSession, tasks: tuple[asyncio.Task[None], ...], answering: Answering) -> None:
     """End the session with the first error that one of its tasks ended with."""
     for task in tasks:
         if task.done() and not task.cancelled() and (error := task.exception()) is not None:

@@ -1,7 +1,7 @@
 """Where metadata is kept: entities by key, and one version for all of them.
 
 A store holds exactly one state. `commit` takes it to the next in one step: after a crash at any moment the whole commit is
-there, or nothing of it. The expected version is a compare-and-set: a store that somebody else has written to since is
+there, or nothing of it. The expected version is a compare-and-set: a store that someone else has written to since is
 never overwritten. Keys are per entity (`brokers/1`, `partitions/<topic id>/<n>`, …), so a store with keys and transactions
 of its own (etcd) can stand behind the same interface.
 
@@ -25,7 +25,7 @@ class CommitFailed(Exception):
 
 
 class VersionMismatch(Exception):
-    """The store is not at the expected version: somebody else has written to it."""
+    """The store is not at the expected version: someone else has written to it."""
 
 
 class Store(Protocol):
@@ -34,7 +34,7 @@ class Store(Protocol):
         ...
 
     def commit(self, expected_version: int, version: int, changes: Changes) -> None:
-        """From one version to another. Returns once it is on the medium. Raises CommitFailed or VersionMismatch."""
+        """From one version to another. Returns once it is on disk. Raises CommitFailed or VersionMismatch."""
         ...
 
     def close(self) -> None: ...

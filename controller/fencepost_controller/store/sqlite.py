@@ -1,18 +1,18 @@
 """The metadata store in one SQLite file.
 
 Two tables: `entities` (key → protobuf bytes) and `state` with one row, the metadata version. Write-ahead log with
-synchronous=FULL: a commit returns once it is on the medium. One transaction for each commit, which begins by
+synchronous=FULL: a commit returns once it is on disk. One transaction for each commit, which begins by
 comparing the version.
 
 The file says whose it is (`application_id`) and how it is laid out (`user_version`), so a file of another program, or of
 a newer version of this one, is refused before anything is read from it, and a damaged one by SQLite's own check.
 
-A failed commit may, after a crash that follows at once, be found in the write-ahead log all the same. That does no harm:
-nobody was told of its content, so it is as though it had been committed and the answers were lost.
+A failed commit may, after a crash that follows at once, be found in the write-ahead log nevertheless. That does no harm:
+no one was told of its content, so it is as though it had been committed and the answers were lost.
 
 It must then be as durable as any commit. Where the sync of the write-ahead log failed, the system took the pages for
 clean: the next process would read that commit from the cache, add its own behind it, and lose them all where power fails
-and the log ends at what never reached the medium. So the write-ahead log that a process finds (a few MB at most) is written
+and the log ends at what never reached the disk. So the write-ahead log that a process finds (a few MB at most) is written
 again and synced before it is opened. Within one process the next commit writes over the same place.
 """
 
@@ -27,7 +27,7 @@ from google.protobuf.message import DecodeError
 from fencepost_controller.store import CommitFailed, StoreError, VersionMismatch
 from fencepost_proto.protocol.metadata import Changes, Entity, encoded, from_proto
 from fencepost_proto.protocol.v1 import common_pb2
-from fencepost_proto.runtime.fsync import write_again
+from fencepost_proto.runtime.fsync import redirty
 
 APPLICATION_ID = 0x46504D44  # "FPMD"
 SCHEMA_VERSION = 1
@@ -37,7 +37,7 @@ CACHED_STATEMENTS = 16
 def connect(path: str) -> sqlite3.Connection:
     """Calls come from worker threads, one at a time, hence check_same_thread; transactions are begun by hand.
 
-    Raises StoreError where the write-ahead log cannot be put on the medium.
+    Raises StoreError where the write-ahead log cannot be put on disk.
     """
     try:
         _sync_again(f"{path}-wal")
@@ -49,13 +49,13 @@ def connect(path: str) -> sqlite3.Connection:
 
 
 def _sync_again(path: str) -> None:
-    """Put all of the file on the medium, as it is; no process has it open. Raises OSError."""
+    """Put all of the file on disk, as it is; no process has it open. Raises OSError."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return
     try:
-        write_again(descriptor)
+        redirty(descriptor)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -82,7 +82,7 @@ class KnownMetadata:
         data = self._disk.read_bytes(name) if self._disk.exists(name) else b""
         if len(data) != _SLOTS * _SLOT_BYTES:
             if data:
-                log.warning("%s has %d bytes instead of %d, and begins anew", name, len(data), _SLOTS * _SLOT_BYTES)
+                log.warning("%s has %d bytes instead of %d, and begins again", name, len(data), _SLOTS * _SLOT_BYTES)
             data = bytes(_SLOTS * _SLOT_BYTES)
             self._disk.write_atomically(name, data)
         slots = [_decode(data[at * _SLOT_BYTES :]) for at in range(_SLOTS)]

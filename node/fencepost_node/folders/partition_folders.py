@@ -184,7 +184,7 @@ class PartitionFolders:
             self._catalogue.write(known.values())
 
     def _scan(self) -> list[_Found]:
-        """[thread] The folders that are to be opened, with their names on the medium. Finishes deletions. Raises OSError."""
+        """[thread] The folders that are to be opened, with their names on disk. Finishes deletions. Raises OSError."""
         self._disk.sync_directory(self._config.data_dir)  # who made a folder may not have come to this
         found = []
         for name in self._disk.list(self._config.data_dir):
@@ -420,7 +420,7 @@ class PartitionFolders:
             self._disk.remove_tree(self.set_aside(folder, DELETED_SUFFIX))
 
     async def close(self, clean: bool, others: Sequence[Log] = ()) -> None:
-        """Close the logs that nobody has taken. `others`: those that were taken, and are closed."""
+        """Close the logs that no one has taken. `others`: those that were taken, and are closed."""
         for recovered in self.recovered.values():
             await asyncio.to_thread(recovered.close, clean)
         await asyncio.to_thread(self._close_catalogue, clean, [*self.recovered.values(), *others])

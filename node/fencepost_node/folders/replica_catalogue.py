@@ -2,13 +2,13 @@
 
 The file ``replicas`` has a line for each log that was made (`+`) or left the folder (`-`), appended in this order: first the
 folder, then its line; first the line, then the folder goes. So a kill between the two leaves a folder without a line, which
-the next start adds. A clean end writes the file anew, with where each log ends. Where there are no logs there is no file.
+the next start adds. A clean end writes the file again, with where each log ends. Where there are no logs there is no file.
 
 Without it, a log that is gone would look like one of a partition that has just been created, and an empty one would be
 made for it, while this broker may be the last in sync: everything that it acknowledged would be lost silently.
 
 A power failure may take lines that were not synced, or parts of them. Then less is missed than could be; a log that left may
-seem to be there still. What is no line is passed over, and the file is written anew, so that no later line is joined to it.
+seem to be there still. What is no line is passed over, and the file is written again, so that no later line is joined to it.
 """
 
 from __future__ import annotations

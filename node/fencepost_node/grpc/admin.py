@@ -3,7 +3,7 @@
 Supports: whatever the controller does; neither side of the relay looks inside. So a client needs only brokers' addresses.
 
 Errors: the controller's own; NOT_CONTROLLER where it cannot be reached, REQUEST_TIMED_OUT where it does not answer. After
-either the change may have been made all the same. Limits: a call waits at most 30 s, or until the caller's own deadline.
+either the change may have been made nevertheless. Limits: a call waits at most 30 s, or until the caller's own deadline.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ class RecoveryService(controller_pb2_grpc.RecoveryServicer):
 
     async def _describe(self, context: Context) -> None:
         if self._busy:
-            error: FencepostError = InvalidRequest("what this broker holds is being told to somebody else")
+            error: FencepostError = InvalidRequest("what this broker holds is being told to someone else")
             await context.write(controller_pb2.Held(error=to_proto(error)))
             return
         self._busy = True

@@ -4,7 +4,7 @@ Supports: the newest metadata that the broker applied, named producers included;
 of each named producer's id in them. Answered in parts of at most `MAX_IN_A_PART` entries, and with a turn for others after
 each part and each log.
 Errors: INVALID_REQUEST while the broker has a session with a controller: then nothing is to be made again, and names and
-ids are nobody's business; or while another such answer is under way.
+ids are no one's business; or while another such answer is under way.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fencepost_node.log.log import Log
 from fencepost_node.producers.producer_state import ProducerState
 from fencepost_node.producers.producer_state_machine import PRODUCERS
 from fencepost_node.replica_manager import ReplicaManager
-from fencepost_proto.protocol.metadata import FIRST_NAMED_ID, Broker, PartitionKey, to_proto
+from fencepost_proto.protocol.metadata import FIRST_NAMED_ID, BrokerRegistration, PartitionKey, to_proto
 from fencepost_proto.protocol.v1 import controller_pb2 as pb
 
 MAX_IN_A_PART = 500
@@ -27,8 +27,8 @@ MAX_IN_A_PART = 500
 async def describe_held(manager: ReplicaManager, known: KnownMetadata, head: pb.HeldHead) -> AsyncIterator[pb.Held]:
     image = known.image
     yield pb.Held(head=head)
-    # Whoever knows the incarnation of a broker can register in its place; recovery begins every broker anew.
-    entities = [replace(e, incarnation="") if isinstance(e, Broker) else e for e in image.entities()]
+    # Whoever knows the incarnation of a broker can register in its place; recovery begins every broker again.
+    entities = [replace(e, incarnation="") if isinstance(e, BrokerRegistration) else e for e in image.entities()]
     for at in range(0, len(entities), MAX_IN_A_PART):
         yield pb.Held(entities=map(to_proto, entities[at : at + MAX_IN_A_PART]))
         await asyncio.sleep(0)

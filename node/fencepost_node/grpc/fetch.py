@@ -9,7 +9,7 @@ partitions that have news. `min_bytes` above what the answer may hold counts as 
 than what is in memory is read from the disk, in a thread, and the answer is given with whatever one read gives.
 
 Errors of a partition: UNKNOWN_TOPIC_ID, UNKNOWN_TOPIC_OR_PARTITION, NOT_LEADER_OR_FOLLOWER, FENCED_LEADER_EPOCH,
-UNKNOWN_LEADER_EPOCH, OFFSET_OUT_OF_RANGE, KAFKA_STORAGE_ERROR; the other partitions are answered all the same.
+UNKNOWN_LEADER_EPOCH, OFFSET_OUT_OF_RANGE, KAFKA_STORAGE_ERROR; the other partitions are answered nevertheless.
 
 A reader may say under which leader epoch the batch before its offset was written. Where the leader's history does not have
 that batch, an unclean election has taken what was read: OFFSET_OUT_OF_RANGE, with a divergence that says where to look for

@@ -49,7 +49,7 @@ class File(Protocol):
         """Cut the file to `size` bytes."""
         ...
 
-    def write_again(self, position: int) -> None:
+    def redirty(self, position: int) -> None:
         """Write what is there from `position` on once more: `sync` has all of it to put on disk, whatever an
         earlier one that failed has left behind."""
         ...

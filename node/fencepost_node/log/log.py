@@ -42,7 +42,7 @@ from fencepost_node.log.names import (
     write_identity,
 )
 from fencepost_node.log.recovery import (
-    Recovered,
+    RecoveredLog,
     begin_reset,
     finish_reset,
     fold,
@@ -50,7 +50,7 @@ from fencepost_node.log.recovery import (
     remove_segment,
 )
 from fencepost_node.log.retention import SegmentFacts, segments_to_delete
-from fencepost_node.log.segment import NO_TIMESTAMP, Place, PlacedBatch, Segment
+from fencepost_node.log.segment import NO_TIMESTAMP, LogPlace, PlacedBatch, Segment
 from fencepost_node.log.segment_row import SegmentRow
 from fencepost_node.log.snapshot import (
     Snapshot,
@@ -78,7 +78,7 @@ log = logging.getLogger(__name__)
 class Log:
     """log_start_offset <= log_end_offset. `states` and `leader_epochs` are those of the batches below the end."""
 
-    def __init__(self, disk: Disk, directory: str, config: LogConfig, recovered: Recovered, now_ms: int) -> None:
+    def __init__(self, disk: Disk, directory: str, config: LogConfig, recovered: RecoveredLog, now_ms: int) -> None:
         """Use `open`."""
         self.directory = directory
         self.config = config
@@ -97,7 +97,7 @@ class Log:
         self._ages: dict[int, Idleness] = {}
         self._adopt(recovered)
 
-    def _adopt(self, recovered: Recovered) -> None:
+    def _adopt(self, recovered: RecoveredLog) -> None:
         """Become the log that recovery found."""
         self._row = SegmentRow(recovered.segments)
         self.log_start_offset = self._row.all[0].base_offset
@@ -291,7 +291,7 @@ class Log:
         if number >= 0:
             row.all[number].distrust()
 
-    def scan(self, place: Place | None, max_bytes: int) -> tuple[Place | None, int]:
+    def scan(self, place: LogPlace | None, max_bytes: int) -> tuple[LogPlace | None, int]:
         """[thread] Read and check about `max_bytes` from `place` on (None: the log's start), to go through the whole log.
 
         Returns where to go on (None: that was the end) and how many bytes were read. Raises StorageError (CorruptLog).
@@ -300,10 +300,10 @@ class Log:
         number = max(row.number_at(place.segment), 0) if place else 0
         segment = row.all[number]
         if place is None or segment.base_offset != place.segment:  # the beginning, or that segment has left the log
-            place = Place(segment.base_offset, 0, segment.base_offset)
+            place = LogPlace(segment.base_offset, 0, segment.base_offset)
         with self._lock:
             size, epochs = segment.size, self.leader_epochs
-        reached = Place(segment.base_offset, size, place.offset)
+        reached = LogPlace(segment.base_offset, size, place.offset)
         with _disk_errors(f"{segment.path} cannot be read"), row.pinned(segment) as pinned:
             try:
                 if pinned:
@@ -316,7 +316,7 @@ class Log:
         if reached.position < size:
             return reached, read
         following = row.all[number + 1].base_offset if number + 1 < len(row.all) else None
-        return None if following is None else Place(following, 0, following), read
+        return None if following is None else LogPlace(following, 0, following), read
 
     def check_snapshots(self) -> None:
         """[thread] Read every snapshot. One that is damaged is removed: the batches tell the same, and recovery begins

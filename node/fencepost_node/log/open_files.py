@@ -23,7 +23,7 @@ import resource
 import threading
 from collections import OrderedDict
 
-from fencepost_proto.runtime.fsync import write_again
+from fencepost_proto.runtime.fsync import redirty
 
 Buffer = bytes | bytearray | memoryview
 
@@ -56,7 +56,7 @@ def open_files_for(max_open_files: int = 0) -> OpenFiles:
 
 
 def raise_file_limit() -> None:
-    """Let this process open as many files as the system allows without asking anybody: the hard limit."""
+    """Let this process open as many files as the system allows without asking anyone: the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard not in (soft, resource.RLIM_INFINITY):
         with contextlib.suppress(OSError, ValueError):
@@ -309,10 +309,10 @@ class PooledFile:
             self._writes += 1
             self._pool.release(self)
 
-    def write_again(self, position: int) -> None:
+    def redirty(self, position: int) -> None:
         descriptor = self._pool.acquire(self)
         try:
-            write_again(descriptor, position)
+            redirty(descriptor, position)
         finally:
             self._writes += 1
             self._pool.release(self)

@@ -53,7 +53,7 @@ Reader = Callable[[File, str, int, int, int], Iterator[PlacedBatch]]  # walk or 
 
 
 @dataclass(slots=True)
-class Recovered:
+class RecoveredLog:
     """A log as it was found: segments in offset order, at least one, and what follows from their batches."""
 
     segments: list[Segment]
@@ -66,7 +66,7 @@ class Recovered:
 
 def recover(
     disk: Disk, directory: str, config: LogConfig, machines: Sequence[AnyMachine], *, power_lost: bool = True
-) -> Recovered:
+) -> RecoveredLog:
     """Make the folder's log whole and read it; an empty folder becomes an empty log. Raises CorruptLog, OSError.
 
     `power_lost`: what was not synced may be gone or garbled, and is cut. Where it is False, a killed process is all that
@@ -90,14 +90,14 @@ def recover(
     segments = [Segment.open(disk, directory, base, config.index_interval_bytes, held) for base in bases]
     try:
         files = SnapshotFiles(disk, directory, snapshots, machines)
-        return _Recovery(disk, directory, held, segments, files, power_lost=power_lost).run()
+        return _LogRecovery(disk, directory, held, segments, files, power_lost=power_lost).run()
     except BaseException:
         for segment in segments:
             segment.close()
         raise
 
 
-class _Recovery:
+class _LogRecovery:
     """One recovery, with what it carries from step to step."""
 
     def __init__(
@@ -120,7 +120,7 @@ class _Recovery:
         self._synced_below = max(*snapshots.offsets, self._log_start_offset, 0)
         self._missing: list[Snapshot] = []
 
-    def run(self) -> Recovered:
+    def run(self) -> RecoveredLog:
         start = self._snapshots.newest(self._log_start_offset)
         self._states = start.states
         first = max(n for n, segment in enumerate(self._segments) if segment.base_offset <= start.offset)
@@ -130,7 +130,7 @@ class _Recovery:
                 raise CorruptLog(segment.path, segment.size, segment.end_offset, "bytes after a sealed segment's end")
         self._take_synced(self._segments[first], start.offset)
         if SYNC_BEGUN in self._names:
-            self._write_again(self._segments[first:])
+            self._redirty(self._segments[first:])
         self._epochs = self._load_epochs(self._segments[: first + 1], start)
         checked_bytes = self._check_from(first)
         last = self._segments[-1]
@@ -143,7 +143,7 @@ class _Recovery:
             self._directory, len(self._segments), self._log_start_offset, last.end_offset, start.offset,
             checked_bytes, self._states,
         )  # fmt: skip
-        return Recovered(
+        return RecoveredLog(
             segments=self._segments,
             states=self._states,
             leader_epochs=self._epochs,
@@ -205,12 +205,12 @@ class _Recovery:
 
     # ---- What is above it ----
 
-    def _write_again(self, segments: list[Segment]) -> None:
+    def _redirty(self, segments: list[Segment]) -> None:
         """A sync may have failed: put on disk what follows the batches that were taken. Raises OSError."""
         log.warning("a sync did not end, its segments are written again directory=%s", self._directory)
         with sync_announced(self._disk, self._directory):
             for segment in segments:
-                segment.file.write_again(segment.size)
+                segment.file.redirty(segment.size)
                 segment.file.sync()
 
     def _check_from(self, first: int) -> int:

@@ -96,7 +96,7 @@ def _check_place(path: str, position: int, end: int, next_offset: int, header: B
         raise CorruptLog(path, position, next_offset, f"last offset delta {header.last_offset_delta} is negative")
 
 
-class Place(NamedTuple):
+class LogPlace(NamedTuple):
     """Where a batch begins in a log."""
 
     segment: int  # the base offset of the segment
@@ -271,7 +271,7 @@ class Segment:
             problem = f"a batch of leader epoch {header.leader_epoch} stands here, which was written under {epoch}"
             raise CorruptLog(self.path, placed.position, header.base_offset, problem)
 
-    def check_from(self, place: Place, size: int, max_bytes: int, epochs: LeaderEpochs) -> Place:
+    def check_from(self, place: LogPlace, size: int, max_bytes: int, epochs: LeaderEpochs) -> LogPlace:
         """Read and check about `max_bytes` of the first `size` bytes, from `place` on; what is synced, from the disk.
 
         Returns where the next batch begins. Raises CorruptLog, OSError.
@@ -284,7 +284,7 @@ class Segment:
             position, offset = placed.position + placed.header.size_bytes, placed.header.end_offset
             if position - place.position >= max_bytes:
                 break
-        return Place(self.base_offset, position, offset)
+        return LogPlace(self.base_offset, position, offset)
 
     def distrust(self) -> None:
         self._checked = ()

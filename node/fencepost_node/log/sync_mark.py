@@ -6,7 +6,7 @@ fails its log. The next process finds whole batches, and would vouch for them wi
 
 So a sync is announced before it begins, by an empty file in the log's folder, which goes when it has succeeded. Between any
 two steps a process may die: it leaves the mark, or nothing to doubt. Recovery that finds the mark writes again what is
-there above the newest snapshot (`File.write_again`), so that the pages are dirty once more, and syncs it. What has left
+there above the newest snapshot (`File.redirty`), so that the pages are dirty once more, and syncs it. What has left
 the cache meanwhile is read, and written, as the disk has it, and then found to be damaged like any other bad batch.
 
 - The mark is not synced itself. A power failure may take it, and takes the cache too: then the checks of recovery, which

@@ -28,7 +28,7 @@ from fencepost_proto.protocol.errors import CorruptMessage
 
 
 @dataclass(slots=True)
-class Verified:
+class VerifiedLog:
     """What came of one folder."""
 
     directory: str
@@ -40,9 +40,9 @@ class Verified:
     notes: list[str] = field(default_factory=list)  # what is no damage, and worth knowing
 
 
-def verify_log(disk: Disk, directory: str, machines: Sequence[AnyMachine], *, in_use: bool) -> Verified:
+def verify_log(disk: Disk, directory: str, machines: Sequence[AnyMachine], *, in_use: bool) -> VerifiedLog:
     """`machines`: what the log folds. Raises OSError where the folder itself cannot be read."""
-    found = Verified(directory)
+    found = VerifiedLog(directory)
     names = disk.list(directory)
     bases, snapshots = offsets_with(names, LOG_SUFFIX), offsets_with(names, SNAPSHOT_SUFFIX)
     if read_identity(disk, directory) is None:
@@ -67,7 +67,7 @@ def _is_there(disk: Disk, directory: str, base: int) -> bool:
     return disk.exists(f"{directory}/{file_name(base, LOG_SUFFIX)}")
 
 
-def _verify_segment(disk: Disk, found: Verified, base: int, tail_from: int | None, *, in_use: bool) -> int | None:
+def _verify_segment(disk: Disk, found: VerifiedLog, base: int, tail_from: int | None, *, in_use: bool) -> int | None:
     """The end offset of what is whole; None: it is not whole, or gone. `tail_from`: of the last segment, from which offset
     on it may end in what is no batch."""
     directory = found.directory
@@ -99,7 +99,7 @@ def _verify_segment(disk: Disk, found: Verified, base: int, tail_from: int | Non
     return end_offset
 
 
-def _content(disk: Disk, path: str, found: Verified) -> bytes | None:
+def _content(disk: Disk, path: str, found: VerifiedLog) -> bytes | None:
     """Of a small file; None: it has gone, or cannot be read, which is noted."""
     try:
         return disk.read_bytes(path)
@@ -110,7 +110,9 @@ def _content(disk: Disk, path: str, found: Verified) -> bytes | None:
         return None
 
 
-def _verify_snapshot(disk: Disk, directory: str, offset: int, machines: Sequence[AnyMachine], found: Verified) -> None:
+def _verify_snapshot(
+    disk: Disk, directory: str, offset: int, machines: Sequence[AnyMachine], found: VerifiedLog
+) -> None:
     path = f"{directory}/{file_name(offset, SNAPSHOT_SUFFIX)}"
     data = _content(disk, path, found)
     if data is None:
@@ -123,7 +125,7 @@ def _verify_snapshot(disk: Disk, directory: str, offset: int, machines: Sequence
         found.damage.append(f"{path} is damaged: {error.message}")
 
 
-def _verify_epochs(disk: Disk, directory: str, found: Verified) -> None:
+def _verify_epochs(disk: Disk, directory: str, found: VerifiedLog) -> None:
     path = f"{directory}/{EPOCH_CHECKPOINT}"
     data = _content(disk, path, found)
     if data is None:

@@ -31,7 +31,7 @@ MAINTENANCE_INTERVAL_S = 0.1  # how often logs are asked whether snapshots are d
 MAX_ROUND_TIMES = 4  # a round of retention that took longer than so many intervals counts as no longer: a pause
 
 
-class Upkeep:
+class LogMaintenance:
     """Of the logs of these replicas, whichever they are at the time. `tasks` owns what it starts."""
 
     def __init__(

@@ -8,7 +8,7 @@ hears of it with the next heartbeat and lets others lead. Then, with growing pau
 - Where the log is damaged, and another broker leads, the log is given up: its folder is set aside (`.damaged`), and an empty
   one takes its place, which is filled by the leader. The controller is asked first: from its answer on this replica is in no
   in-sync set, and a new leader epoch begins, under which it has to join with what it holds then (`StartReplicaOver`).
-- Where the log is damaged and nobody else may lead, nothing is given up: the log is opened as it is, so that what is whole
+- Where the log is damaged and no one else may lead, nothing is given up: the log is opened as it is, so that what is whole
   in it can be read.
 
 Never while this broker counts as the leader: the leadership that the failure ended must be over for the controller too, so
@@ -46,7 +46,7 @@ METADATA_TIMEOUT_S = 5.0  # for a version that the controller has answered to ar
 _LOOK_S = 0.05
 
 
-class Controller(Protocol):
+class StartReplicaOverClient(Protocol):
     async def start_replica_over(
         self, request: controller_pb2.StartReplicaOverRequest
     ) -> controller_pb2.StartReplicaOverResponse: ...
@@ -73,7 +73,7 @@ class Repairs:
         *,
         unopened: Mapping[PartitionKey, str],  # logs that could not be opened, and why
         folders: PartitionFolders,
-        controller: Controller,
+        controller: StartReplicaOverClient,
         tasks: Tasks,
         in_turn: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]],  # when no log's folder is being changed
         open_again: Callable[[PartitionKey], None],  # try once more to open a log that could not be opened

@@ -1,4 +1,4 @@
-"""Reads every stored byte of a broker's logs from time to time, to find damage before somebody needs what is damaged.
+"""Reads every stored byte of a broker's logs from time to time, to find damage before someone needs what is damaged.
 
 A pass goes through the logs one after another, in small pieces, no faster than `scrub_bytes_per_second`. What it finds is
 treated as if a reader had met it (`Replica.disk_refuses`). A pass begins `scrub_interval_ms` after the last one has ended,
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from fencepost_node.config import BrokerConfig
 from fencepost_node.log.disk import Disk
 from fencepost_node.log.log import Log, OutOfRoom
-from fencepost_node.log.segment import Place
+from fencepost_node.log.segment import LogPlace
 from fencepost_node.replication.replica import Replica
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.metadata import PartitionKey
@@ -105,7 +105,7 @@ class Scrubber:
 
     async def _scrub(self, replica: Replica, scrubbed: Log) -> int:
         """The bytes that were read."""
-        place: Place | None = None
+        place: LogPlace | None = None
         read = 0
         try:
             await asyncio.to_thread(scrubbed.check_snapshots)

@@ -40,7 +40,7 @@ the name is known, so that `resume` tells what is *known* not to be there.
 Bound. Above MAX_PRODUCERS the front is forgotten much earlier: as soon as no repeat can come any more, which is when the
 longest delivery timeout that a broker allows is over. What is younger is never forgotten, whoever asks for room: with
 ROOM_FOR_THE_YOUNG more, the leader refuses new producers with ThrottlingQuotaExceeded (nothing is appended; retriable). Only
-the leader refuses, when it is asked to append. Recording never forgets anybody, so that followers, recovery and a later
+the leader refuses, when it is asked to append. Recording never forgets anyone, so that followers, recovery and a later
 leader know whom the leader knew.
 """
 
@@ -308,7 +308,7 @@ def _check_same(batch: RememberedBatch, header: BatchHeader, crc_at: CrcAt | Non
         raise DuplicateSequenceNumber(
             f"sequences {header.base_sequence} to {header.last_sequence} of producer {header.producer_id} epoch "
             f"{header.producer_epoch} are those of another batch at offset {batch.base_offset}: CRC {header.crc:#010x} is "
-            f"not {batch.crc:#010x}, so somebody else writes under this id, or uses numbers twice"
+            f"not {batch.crc:#010x}, so someone else writes under this id, or uses numbers twice"
         )
 
 

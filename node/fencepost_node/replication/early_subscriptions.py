@@ -7,7 +7,7 @@ would ask again and again.
 
 What is kept is bounded by number, of one stream and of all, and by time: `HOLD_S` after it was looked at it is refused with
 the error that it would have got at once. It goes when its stream ends, when the follower gives the partition up or
-subscribes it anew, and when the leadership begins; then it is looked at like any other, so that an epoch that has passed
+subscribes it again, and when the leadership begins; then it is looked at like any other, so that an epoch that has passed
 meanwhile, a topic that was deleted, and an earlier process of the follower are refused by the same rules.
 """
 
@@ -106,7 +106,7 @@ class EarlySubscriptions:
                 early.look_again()
 
     def close(self) -> None:
-        """Nobody is answered any more."""
+        """No one is answered any more."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

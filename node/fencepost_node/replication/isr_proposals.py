@@ -55,7 +55,7 @@ _OVERTAKEN = frozenset(
 )
 
 
-class Controller(Protocol):
+class AlterPartitionClient(Protocol):
     """What is asked of the controller."""
 
     async def alter_partition(
@@ -77,7 +77,7 @@ class _Open(NamedTuple):
 class IsrProposals:
     """Of all partitions that this broker leads. `tasks` owns what it starts."""
 
-    def __init__(self, local: LocalBroker, controller: Controller, tasks: Tasks, lag_max_ms: int) -> None:
+    def __init__(self, local: LocalBroker, controller: AlterPartitionClient, tasks: Tasks, lag_max_ms: int) -> None:
         self._local = local
         self._controller = controller
         self._tasks = tasks
@@ -107,7 +107,7 @@ class IsrProposals:
         if self._local.broker_epoch < 0 or leadership.state.proposal is not None:
             return
         partition = leadership.state.partition
-        all_in_sync = len(partition.isr) == len(partition.replicas)  # then nobody can join
+        all_in_sync = len(partition.isr) == len(partition.replicas)  # then no one can join
         eligible = frozenset() if all_in_sync else leadership.subscribers & self._eligible_brokers()
         proposal = leadership.state.propose(eligible, self._lag_max_s, asyncio.get_running_loop().time())
         if proposal is not None:

@@ -412,7 +412,7 @@ class Leadership:
         broker_id, broker_epoch = subscription.broker_id, subscription.broker_epoch
         for other in [s for s in self._subscriptions if s.broker_id == broker_id]:
             del self._subscriptions[other]  # of a stream that has broken and does not know it yet
-            other.ended(errors.NetworkException(f"broker {broker_id} subscribed {self.key} anew"))
+            other.ended(errors.NetworkException(f"broker {broker_id} subscribed {self.key} again"))
         self._subscriptions[subscription] = None
         self._after(self.state.follower_joined(broker_id, broker_epoch, end_offset, self._now()))
         self._calls.propose_isr(self)

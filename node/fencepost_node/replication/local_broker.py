@@ -10,7 +10,7 @@ from fencepost_proto.protocol.metadata import MetadataImage
 
 @dataclass(slots=True, eq=False)
 class LocalBroker:
-    """One per process. The replica manager keeps `image` and `broker_epoch` current; everybody else only reads them."""
+    """One per process. The replica manager keeps `image` and `broker_epoch` current; everyone else only reads them."""
 
     broker_id: int
     tails: TailBudget

@@ -258,7 +258,9 @@ class PushStream:
             log_end_offset = leadership.log.log_end_offset
             try:
                 records = await leadership.read(subscription.sent_offset, room, log_end_offset)
-            except FencepostError as error:  # retention has passed the follower, or the disk refuses: it is to ask anew
+            except (
+                FencepostError
+            ) as error:  # retention has passed the follower, or the disk refuses: it is to ask again
                 self._end(subscription, error)
                 continue
             if subscription not in self._dirty:

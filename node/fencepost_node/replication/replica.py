@@ -61,7 +61,7 @@ class Replica:
         self.failure = ""  # why it does nothing now; empty: it serves
         self.damaged = False  # it failed since bytes on its disk are not what was stored
         self.out_of_room = False  # it failed for want of room
-        self.trouble = ""  # what it cannot do though it leads: nobody else can, or nobody else does yet
+        self.trouble = ""  # what it cannot do though it leads: no one else can, or no one else does yet
         self.yields = False  # it has no room, and leads on, for readers, until another one does
         self._trouble_is_room = False
         self.counts = AppendCounts()
@@ -193,7 +193,7 @@ class Replica:
         self._calls.failures_changed()
 
     def disk_refuses(self, error: errors.StorageError) -> None:
-        """Something could not be written, synced or read. Where nobody else can lead, the replica goes on with what it can
+        """Something could not be written, synced or read. Where no one else can lead, the replica goes on with what it can
         do, unless its log has failed; otherwise it fails, and another one takes over.
 
         A leader that only has no room serves readers until that has happened: the controller may be away, or have no room
@@ -217,7 +217,7 @@ class Replica:
         if not self.trouble:
             self.trouble, self._trouble_is_room = str(error), isinstance(error, OutOfRoom)
             log.error("leader in trouble, and %s topic=%s partition=%d reason=%s",
-                      "nobody else is in sync" if len(self._partition.isr) == 1 else "nobody else leads yet",
+                      "no one else is in sync" if len(self._partition.isr) == 1 else "no one else leads yet",
                       self.topic.name, self.key[1], error)  # fmt: skip
 
     def room_again(self) -> None:
@@ -276,7 +276,7 @@ class Replica:
         """Store what the leader pushed. Raises FencepostError where it is not what comes next.
 
         Batches that contradict the log (offsets, epochs or sequences that do not follow what it holds) fail this replica
-        alone: nobody knows which of the two logs is wrong, and a broker that ended here would end again at every start.
+        alone: no one knows which of the two logs is wrong, and a broker that ended here would end again at every start.
         """
         if self.role is not following:
             raise self._not_leader(f"{self.key} does not follow under epoch {following.epoch} any more")

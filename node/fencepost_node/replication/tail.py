@@ -43,7 +43,7 @@ class TailBudget:
                 self._closed -= 1
 
     def closed(self, batches: int, size_bytes: int) -> None:
-        """A tail has been emptied for good: it had so many batches of so many bytes."""
+        """A tail has been emptied permanently: it had so many batches of so many bytes."""
         self.used_bytes -= size_bytes
         self._closed += batches
         if self._closed > _CLOSED_KEPT and self._closed * 2 > len(self._queue):

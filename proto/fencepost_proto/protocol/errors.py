@@ -3,7 +3,7 @@
 Codes and names are those of the Kafka protocol. Each exception knows two things that decide what a caller may do:
 
 - ``retriable``: the same request may succeed later, unchanged.
-- ``may_have_been_appended``: the request's records may be in the log all the same, or may yet get there. Where it is
+- ``may_have_been_appended``: the request's records may be in the log nevertheless, or may yet get there. Where it is
   false on a failed produce, the refusal is definite. The class says what the answer to *one request* means; an error
   that a producer raises for a record says it for that record, all its retries included.
 """

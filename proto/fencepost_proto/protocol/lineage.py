@@ -24,7 +24,7 @@ class LineageStart(NamedTuple):
 
 
 class VersionCheck(Enum):
-    """What a version that somebody was told of is to a history."""
+    """What a version that someone was told of is to a history."""
 
     SOUND = auto()  # one of its own versions, or one too old to tell
     AHEAD = auto()  # newer than its newest

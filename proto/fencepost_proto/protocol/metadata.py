@@ -16,7 +16,7 @@ from fencepost_proto.protocol.partition_coding import PartitionState, decode_par
 from fencepost_proto.protocol.v1 import common_pb2
 
 NO_LEADER = -1
-RETIRED_EPOCH = 2**15  # above every epoch that fits: a retired producer id is refused for good
+RETIRED_EPOCH = 2**15  # above every epoch that fits: a retired producer id is refused permanently
 FIRST_NAMED_ID = 10**15  # ids of named producers begin here; those of anonymous ones stay below
 MAX_TOPIC_NAME = 249
 CREATE_TIME = "create"  # a topic's message_timestamp_type
@@ -58,7 +58,7 @@ class _Encoded:
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster(_Encoded):
+class ClusterIdentity(_Encoded):
     cluster_id: str
 
     @property
@@ -67,7 +67,7 @@ class Cluster(_Encoded):
 
 
 @dataclass(frozen=True, slots=True)
-class Broker(_Encoded):
+class BrokerRegistration(_Encoded):
     id: int
     address: str
     broker_epoch: int
@@ -205,7 +205,7 @@ class NextProducerId(_Encoded):
         return "next-producer-id"
 
 
-Entity = Cluster | Broker | Topic | Partition | NamedProducer | NextProducerId | Lineage
+Entity = ClusterIdentity | BrokerRegistration | Topic | Partition | NamedProducer | NextProducerId | Lineage
 Changes = Mapping[str, Entity | None]  # by key; None: deleted
 
 
@@ -215,9 +215,9 @@ Changes = Mapping[str, Entity | None]  # by key; None: deleted
 def to_proto(entity: Entity) -> common_pb2.Entity:
     answer = common_pb2.Entity()
     match entity:
-        case Cluster():
+        case ClusterIdentity():
             answer.cluster.cluster_id = entity.cluster_id
-        case Broker():
+        case BrokerRegistration():
             answer.broker.CopyFrom(
                 common_pb2.BrokerEntity(
                     id=entity.id,
@@ -298,10 +298,12 @@ def encoded(entity: Entity) -> bytes:
 def _from_proto(message: common_pb2.Entity) -> Entity:
     match message.WhichOneof("kind"):
         case "cluster":
-            return Cluster(message.cluster.cluster_id)
+            return ClusterIdentity(message.cluster.cluster_id)
         case "broker":
             b = message.broker
-            return Broker(b.id, b.address, b.broker_epoch, b.incarnation, b.fenced, b.shutting_down, b.served_epoch)
+            return BrokerRegistration(
+                b.id, b.address, b.broker_epoch, b.incarnation, b.fenced, b.shutting_down, b.served_epoch
+            )
         case "topic":
             t = message.topic
             return Topic(t.topic_id, t.name, config_from_proto(t.config), t.created_version)
@@ -385,7 +387,7 @@ class MetadataImage:
     next_producer_id: int = 0
     next_named_id: int = FIRST_NAMED_ID
     names_clock_ms: int = 0
-    brokers: Mapping[int, Broker] = field(default_factory=dict)
+    brokers: Mapping[int, BrokerRegistration] = field(default_factory=dict)
     topics: Mapping[str, Topic] = field(default_factory=dict)  # by topic id
     topic_ids: Mapping[str, str] = field(default_factory=dict)  # name -> topic id
     partitions: Mapping[PartitionKey, Partition] = field(default_factory=dict)
@@ -397,7 +399,7 @@ class MetadataImage:
     def entities(self) -> list[Entity]:
         """Everything, in an order in which it can be applied."""
         return [
-            *([Cluster(self.cluster_id)] if self.cluster_id else []),
+            *([ClusterIdentity(self.cluster_id)] if self.cluster_id else []),
             *([self.lineage] if self.lineage.starts else []),
             *([self.next_ids] if self.next_ids != NextProducerId(0) else []),
             *self.brokers.values(),
@@ -469,7 +471,7 @@ class ImageDraft:
                 if before is None or before.replicas != entity.replicas:
                     self._host(key, before.replicas if before is not None else (), entity.replicas)
                 return before
-            case Broker():
+            case BrokerRegistration():
                 return self._put("brokers", entity.id, entity)
             case Topic():
                 self._map("topic_ids")[entity.name] = entity.topic_id
@@ -482,10 +484,10 @@ class ImageDraft:
                     fences[entity.producer_id] = entity.epoch
                     fences.update(dict.fromkeys(entity.retired_ids, RETIRED_EPOCH))
                 return known
-            case Cluster():
+            case ClusterIdentity():
                 cluster_id = self.image.cluster_id
                 self.image = replace(self.image, cluster_id=entity.cluster_id)
-                return Cluster(cluster_id) if cluster_id else None
+                return ClusterIdentity(cluster_id) if cluster_id else None
             case Lineage():
                 lineage = self.image.lineage
                 self.image = replace(self.image, lineage=entity)
@@ -549,7 +551,7 @@ class ImageDraft:
             case "producers":
                 return self._forget_producer(rest)
             case "brokers":
-                return cast("Broker | None", self._map("brokers").pop(int(rest), None))
+                return cast("BrokerRegistration | None", self._map("brokers").pop(int(rest), None))
             case "topics":
                 topic = self._map("topics").pop(rest, None)
                 names = self._map("topic_ids")

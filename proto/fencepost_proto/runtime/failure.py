@@ -1,4 +1,4 @@
-"""What nobody handled: a broken invariant, a task that failed. It ends the process."""
+"""What no one handled: a broken invariant, a task that failed. It ends the process."""
 
 from __future__ import annotations
 

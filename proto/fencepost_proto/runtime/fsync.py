@@ -10,7 +10,7 @@ import os
 _COPY_BYTES = 1024 * 1024
 
 
-def write_again(descriptor: int, position: int = 0) -> None:
+def redirty(descriptor: int, position: int = 0) -> None:
     """Rewrite the file's content from `position` on, in place, so that the next fsync writes all of it.
 
     Raises OSError.

@@ -193,7 +193,7 @@ def main(program: Program[C]) -> int:
     except OSError as error:
         return _refuse(program, error)
     _allow_open_files()
-    gc.freeze()  # what the imports made stays for good: collections need not look at it
+    gc.freeze()  # what the imports made stays permanently: collections need not look at it
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(program, config))

@@ -291,7 +291,7 @@ def down(
         if remove:
             cluster.remove()
             shutil.rmtree(data_dir / LEDGERS, ignore_errors=True)
-            with contextlib.suppress(OSError):  # somebody else keeps something there
+            with contextlib.suppress(OSError):  # someone else keeps something there
                 data_dir.rmdir()
     typer.echo(f"cluster in {data_dir} is down{' and removed' if remove else ''}")
 

@@ -16,7 +16,7 @@ from fencepost_testing.failures import CommandFailed
 from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, Node
 
 if TYPE_CHECKING:
-    from fencepost_controller.decisions.recovery import Recovered
+    from fencepost_controller.decisions.recovery import RecoveredMetadata
 
 app = typer.Typer(
     help="Repair a controller's store.",
@@ -142,7 +142,7 @@ def _keep(path: Path, version: int) -> Path:
     return kept
 
 
-def _tell(folder: Path, done: Recovered, kept: Path) -> None:
+def _tell(folder: Path, done: RecoveredMetadata, kept: Path) -> None:
     lines = [*done.report, f"the store as it was: {kept}"]
     report = folder / f"recovery-{done.image.version}.txt"
     try:

@@ -100,7 +100,7 @@ async def _standard_input() -> AsyncIterator[bytes]:
     chunks: asyncio.Queue[bytes | OSError] = asyncio.Queue(_QUEUED_CHUNKS)
 
     def read() -> None:
-        with contextlib.suppress(RuntimeError, CancelledError):  # the loop is gone: nobody wants more
+        with contextlib.suppress(RuntimeError, CancelledError):  # the loop is gone: no one wants more
             while True:
                 try:
                     chunk: bytes | OSError = os.read(sys.stdin.fileno(), _READ_BYTES)
@@ -136,7 +136,7 @@ def consume(
     skip_unreadable: Annotated[
         bool,
         typer.Option(
-            "--skip-unreadable", help="Go past batches that nobody can read, and say so, instead of ending there."
+            "--skip-unreadable", help="Go past batches that no one can read, and say so, instead of ending there."
         ),
     ] = False,
     bootstrap: Bootstrap = None,

@@ -365,8 +365,8 @@ def _show_candidates(found: list[ElectionCandidate], chosen: ElectionCandidate) 
         )
     console().print(shown)
     typer.echo(
-        f"An unclean election: acknowledged records may be lost, for good. Whatever broker {chosen.broker_id} does not hold "
-        f"is cut from the other replicas."
+        f"An unclean election: acknowledged records may be lost, permanently. Whatever broker {chosen.broker_id} does "
+        f"not hold is cut from the other replicas."
     )
     if chosen.kept_end_offset >= 0:
         typer.echo(_what_is_lost(chosen))

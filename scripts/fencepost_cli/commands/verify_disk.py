@@ -14,7 +14,7 @@ import typer
 from fencepost_cli.terminal import DEFAULT_DATA_DIR, EXIT_FAILED, EXIT_USAGE, DataDir, fail
 
 if TYPE_CHECKING:
-    from fencepost_node.log.verify import Verified
+    from fencepost_node.log.verify import VerifiedLog
 
 
 def verify_disk(
@@ -70,7 +70,7 @@ def _partitions(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _show(told: Verified, as_json: bool) -> None:
+def _show(told: VerifiedLog, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(asdict(told)))
         return

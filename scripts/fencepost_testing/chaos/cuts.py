@@ -9,13 +9,13 @@ from typing import Protocol
 from fencepost_testing.chaos.faults import Link, Party
 from fencepost_testing.chaos.network import Network, NetworkUnavailable
 from fencepost_testing.chaos.switches import SwitchedNetwork
-from fencepost_testing.processes import Place
+from fencepost_testing.processes import NetworkPlace
 
 
 class CuttableNetwork(Protocol):
     """Where a run's processes are, each at a place of its own."""
 
-    def place(self, party: Party) -> Place: ...
+    def place(self, party: Party) -> NetworkPlace: ...
 
     async def cut(self, links: Iterable[Link]) -> None:
         """What the first of each link sends to the second does not arrive from now on."""

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fencepost_testing.chaos.faults import Fault, Kind, Skipped
+from fencepost_testing.chaos.faults import Fault, FaultKind, SkippedFault
 from fencepost_testing.chaos.nemesis_log import Happened
 from fencepost_testing.chaos.view import View
 from fencepost_testing.local_cluster import LocalCluster, Node
@@ -85,10 +85,10 @@ class Disks:
         index, rng = fault.partition, random.Random(f"{fault.at_s}/{fault.partition}")
         partition = await self._view.all_in_sync(index, IN_SYNC_TIMEOUT_S)
         followers = [member for member in partition.isr if member != partition.leader]
-        broker = partition.leader if fault.kind is Kind.FLIP_LEADERS_BYTE else rng.choice(followers)
+        broker = partition.leader if fault.kind is FaultKind.FLIP_LEADERS_BYTE else rng.choice(followers)
         flipped = await asyncio.to_thread(flip_byte, replica_folder(self._cluster, broker, self._topic, index), rng)
         if flipped is None:
-            raise Skipped(f"partition {index} holds too little")
+            raise SkippedFault(f"partition {index} holds too little")
         where = f"byte {flipped.position} of {flipped.path.name} of partition {index} on broker {broker}"
         happened.targets = (f"broker-{broker}",)
         happened.note = where
@@ -99,7 +99,7 @@ class Disks:
             return f"{where} was changed, and not found within {REPAIR_TIMEOUT_S:g} s"
         try:
             await self._view.all_in_sync(index, max(0.0, deadline - time.monotonic()))
-        except Skipped as skipped:
+        except SkippedFault as skipped:
             return f"{where} was changed, and its log did not come back: {skipped}"
         return ""
 

@@ -11,7 +11,7 @@ Link = tuple[Party, Party]  # what the first sends to the second
 CONTROLLER = "controller"
 
 
-class Skipped(Exception):
+class SkippedFault(Exception):
     """A fault that could not be carried out, and why."""
 
 
@@ -25,7 +25,7 @@ class Nemesis(StrEnum):
     ELECTIONS = "elections"
 
 
-class Kind(StrEnum):
+class FaultKind(StrEnum):
     """The kinds of fault."""
 
     KILL_BROKER = "kill-broker"  # kill -9, and a restart
@@ -47,7 +47,7 @@ class Kind(StrEnum):
     CUT_LEADER_FROM_CONTROLLER = "cut-leader-from-controller"
     CUT_CLIENT = "cut-client"  # from one broker
     CUT_ANSWERS = "cut-answers"  # what a broker sends to a client
-    ISOLATE_BROKER = "isolate-broker"  # from everybody
+    ISOLATE_BROKER = "isolate-broker"  # from everyone
     ISOLATE_LEADER = "isolate-leader"
     SPLIT = "split"  # a broker and some clients here, the others and the controller there
 
@@ -71,31 +71,31 @@ class Kind(StrEnum):
     UNCLEAN_AFTER_KILL = "unclean-after-kill"  # it had been killed
 
 
-_CONTROLLER_KINDS = (Kind.KILL_CONTROLLER, Kind.BOUNCE_CONTROLLER, Kind.PAUSE_CONTROLLER)
+_CONTROLLER_KINDS = (FaultKind.KILL_CONTROLLER, FaultKind.BOUNCE_CONTROLLER, FaultKind.PAUSE_CONTROLLER)
 NETWORK_KINDS = (
-    Kind.CUT_ONE_WAY,
-    Kind.CUT_PAIR,
-    Kind.CUT_FROM_CONTROLLER,
-    Kind.CUT_LEADER_FROM_CONTROLLER,
-    Kind.CUT_CLIENT,
-    Kind.CUT_ANSWERS,
-    Kind.ISOLATE_BROKER,
-    Kind.ISOLATE_LEADER,
-    Kind.SPLIT,
+    FaultKind.CUT_ONE_WAY,
+    FaultKind.CUT_PAIR,
+    FaultKind.CUT_FROM_CONTROLLER,
+    FaultKind.CUT_LEADER_FROM_CONTROLLER,
+    FaultKind.CUT_CLIENT,
+    FaultKind.CUT_ANSWERS,
+    FaultKind.ISOLATE_BROKER,
+    FaultKind.ISOLATE_LEADER,
+    FaultKind.SPLIT,
 )
-RESTORE_KINDS = (Kind.RESTORE_RUNNING, Kind.RESTORE_STOPPED)
-FLIP_KINDS = (Kind.FLIP_LEADERS_BYTE, Kind.FLIP_FOLLOWERS_BYTE)
-FILL_KINDS = (Kind.FILL_DISK, Kind.FILL_LEADERS_DISK, Kind.FILL_ALL_DISKS)
-UNCLEAN_KINDS = (Kind.UNCLEAN_AFTER_PAUSE, Kind.UNCLEAN_AFTER_KILL)
-_CLIENT_KINDS = (Kind.KILL_PRODUCER, Kind.PAUSE_PRODUCER, Kind.TAKE_OVER, Kind.PAUSE_CONSUMER)
+RESTORE_KINDS = (FaultKind.RESTORE_RUNNING, FaultKind.RESTORE_STOPPED)
+FLIP_KINDS = (FaultKind.FLIP_LEADERS_BYTE, FaultKind.FLIP_FOLLOWERS_BYTE)
+FILL_KINDS = (FaultKind.FILL_DISK, FaultKind.FILL_LEADERS_DISK, FaultKind.FILL_ALL_DISKS)
+UNCLEAN_KINDS = (FaultKind.UNCLEAN_AFTER_PAUSE, FaultKind.UNCLEAN_AFTER_KILL)
+_CLIENT_KINDS = (FaultKind.KILL_PRODUCER, FaultKind.PAUSE_PRODUCER, FaultKind.TAKE_OVER, FaultKind.PAUSE_CONSUMER)
 
 
-def nemesis_of(kind: Kind) -> Nemesis:
+def nemesis_of(kind: FaultKind) -> Nemesis:
     if kind in _CONTROLLER_KINDS:
         return Nemesis.CONTROLLER
     if kind in NETWORK_KINDS:
         return Nemesis.NETWORK
-    if kind is Kind.MOVE_PARTITION:
+    if kind is FaultKind.MOVE_PARTITION:
         return Nemesis.OPERATOR
     if kind in (*RESTORE_KINDS, *FLIP_KINDS, *FILL_KINDS):
         return Nemesis.DISKS
@@ -110,7 +110,7 @@ class Fault:
 
     at_s: float
     duration_s: float
-    kind: Kind
+    kind: FaultKind
     targets: tuple[Party, ...]  # the processes that it hits; of a cut: whom it is about; of a move: to whom
     links: tuple[Link, ...] = ()
     partition: int = -1  # of a move, a flipped byte, an election

@@ -20,7 +20,7 @@ from typing import Any
 from fencepost_testing.chaos.client_config import EXIT_FENCED, ClientConfig
 from fencepost_testing.chaos.faults import Party
 from fencepost_testing.chaos.tail import AckCounter
-from fencepost_testing.processes import Place, ProcessRef, Watchdog, spawn
+from fencepost_testing.processes import NetworkPlace, ProcessRef, Watchdog, spawn
 from fencepost_testing.waiting import NotInTime, until
 
 _POLL_S = 0.02
@@ -90,7 +90,12 @@ class Fleet:
     """All client processes of a run."""
 
     def __init__(
-        self, directory: Path, seed: int, target: Target, *, place: Callable[[Party], Place | None] = lambda _: None
+        self,
+        directory: Path,
+        seed: int,
+        target: Target,
+        *,
+        place: Callable[[Party], NetworkPlace | None] = lambda _: None,
     ) -> None:
         self.processes: list[ClientProcess] = []
         self.current: dict[Party, ClientProcess] = {}

@@ -1,7 +1,7 @@
 """Carries a schedule out on real processes, and undoes it.
 
 A fault claims the processes that it hits; one that finds another fault's hands on all of its own is skipped, which the log
-says. Cuts claim nobody: they lie beside any other fault.
+says. Cuts claim no one: they lie beside any other fault.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from fencepost_testing.chaos.faults import (
     RESTORE_KINDS,
     UNCLEAN_KINDS,
     Fault,
-    Kind,
+    FaultKind,
     Link,
     Nemesis,
     Party,
-    Skipped,
+    SkippedFault,
 )
 from fencepost_testing.chaos.fleet import ClientProcess, Fleet
 from fencepost_testing.chaos.nemesis_log import Happened, NemesisLog
@@ -49,10 +49,16 @@ _GUARD_POLL_S = 0.1
 _LATE_S = 0.1  # that a fault may last beyond the run's end: each begins a little late
 _MAX_LINKS_TOLD = 4
 
-_KILLED = {Kind.KILL_BROKER, Kind.KILL_LEADER, Kind.KILL_TWO_BROKERS, Kind.KILL_ALL, Kind.KILL_CONTROLLER}
-_BOUNCED = {Kind.BOUNCE_BROKER, Kind.BOUNCE_LEADER, Kind.BOUNCE_CONTROLLER}
-_PAUSED = {Kind.PAUSE_BROKER, Kind.PAUSE_LEADER, Kind.PAUSE_CONTROLLER}
-_CLIENT_PAUSED = {Kind.PAUSE_PRODUCER, Kind.PAUSE_CONSUMER}
+_KILLED = {
+    FaultKind.KILL_BROKER,
+    FaultKind.KILL_LEADER,
+    FaultKind.KILL_TWO_BROKERS,
+    FaultKind.KILL_ALL,
+    FaultKind.KILL_CONTROLLER,
+}
+_BOUNCED = {FaultKind.BOUNCE_BROKER, FaultKind.BOUNCE_LEADER, FaultKind.BOUNCE_CONTROLLER}
+_PAUSED = {FaultKind.PAUSE_BROKER, FaultKind.PAUSE_LEADER, FaultKind.PAUSE_CONTROLLER}
+_CLIENT_PAUSED = {FaultKind.PAUSE_PRODUCER, FaultKind.PAUSE_CONSUMER}
 
 
 class Executor:
@@ -101,7 +107,7 @@ class Executor:
             await asyncio.sleep(at_s - elapsed_s)
             try:
                 await self._carry_out(fault)
-            except Skipped as skipped:
+            except SkippedFault as skipped:
                 self._log.skip(fault, str(skipped))
 
     async def guard(self) -> None:
@@ -131,9 +137,9 @@ class Executor:
             await self._pause(fault)
         elif fault.kind in _CLIENT_PAUSED:
             await self._pause_client(fault)
-        elif fault.kind is Kind.KILL_PRODUCER:
+        elif fault.kind is FaultKind.KILL_PRODUCER:
             await self._kill_producer(fault)
-        elif fault.kind is Kind.MOVE_PARTITION:
+        elif fault.kind is FaultKind.MOVE_PARTITION:
             await self._move(fault)
         elif fault.kind in RESTORE_KINDS:
             await self._restore(fault)
@@ -151,7 +157,7 @@ class Executor:
         """Those of the parties that no other fault has."""
         free = tuple(party for party in parties if party not in self._claimed)
         if not free:
-            raise Skipped(f"another fault has {', '.join(parties)}")
+            raise SkippedFault(f"another fault has {', '.join(parties)}")
         self._claimed.update(free)
         try:
             yield free
@@ -206,13 +212,13 @@ class Executor:
                 await self._copy(fault, copy)
                 await asyncio.sleep(fault.duration_s)
                 happened.note = await self._put_back(fault, copy)
-            except Skipped as skipped:
+            except SkippedFault as skipped:
                 happened.note = f"not put back: {skipped}"
 
     async def _copy(self, fault: Fault, copy: Path) -> None:
         node = node_of(fault.targets[0])
         folder = self._cluster.member(node).directory
-        if fault.kind is Kind.RESTORE_RUNNING:
+        if fault.kind is FaultKind.RESTORE_RUNNING:
             await asyncio.to_thread(copy_folder, folder, copy)
             return
         await self._wait_free(fault.targets)
@@ -226,7 +232,7 @@ class Executor:
         node = node_of(fault.targets[0])
         everybody = await self._everybody_free()
         with self._claim(everybody):  # or another fault would make it the last one meanwhile
-            if fault.kind is Kind.RESTORE_RUNNING:
+            if fault.kind is FaultKind.RESTORE_RUNNING:
                 self._cluster.kill(node)
                 await self._cluster.wait_gone(node)
             else:
@@ -243,7 +249,7 @@ class Executor:
             try:
                 if problem := await self._disks.flip(fault, happened):
                     self.problems.append(problem)
-            except Skipped as skipped:
+            except SkippedFault as skipped:
                 happened.note = f"not flipped: {skipped}"
 
     async def _fill(self, fault: Fault) -> None:
@@ -257,8 +263,8 @@ class Executor:
         with self._claim(everybody), self._logged(fault, fault.targets, f"partition {fault.partition}") as happened:
             try:
                 await self._elections.run(fault, int(node_of(fault.targets[0])), happened)
-            except Skipped as skipped:
-                happened.note += f"; nobody is elected: {skipped}"
+            except SkippedFault as skipped:
+                happened.note += f"; no one is elected: {skipped}"
 
     async def _everybody_free(self) -> list[Party]:
         """All brokers, once no other fault has one of them. Raises Skipped."""
@@ -278,7 +284,7 @@ class Executor:
             return ", ".join(sorted(self._claimed.intersection(parties)))
 
         what = "no other fault has one of the parties"
-        await until(claimed, what, FREE_TIMEOUT_S, holds=operator.not_, poll_s=_GUARD_POLL_S, error=Skipped)
+        await until(claimed, what, FREE_TIMEOUT_S, holds=operator.not_, poll_s=_GUARD_POLL_S, error=SkippedFault)
 
     async def _others_in_sync(self, broker: int) -> bool:
         image = await self._view.image()
@@ -344,13 +350,13 @@ class Executor:
             try:
                 async with asyncio.timeout(MOVE_TIMEOUT_S):
                     await self._admin.reassign_partitions(self._fleet.topic, {fault.partition: replicas})
-            except (FencepostError, TimeoutError) as error:  # the controller may be down; it may be done all the same
+            except (FencepostError, TimeoutError) as error:  # the controller may be down; it may be done nevertheless
                 happened.note += f"; {type(error).__name__}"
 
     # ---- Who ----
 
     async def _found(self, parties: Sequence[Party]) -> list[Party]:
-        """Roles made out. Raises Skipped where nobody plays one."""
+        """Roles made out. Raises Skipped where no one plays one."""
         if not any(party.startswith("leader-") for party in parties):
             return list(parties)
         found = []
@@ -361,9 +367,9 @@ class Executor:
             index = int(party.removeprefix("leader-"))
             partition = await self._view.partition(index)
             if partition is None:
-                raise Skipped("no broker tells who leads")
+                raise SkippedFault("no broker tells who leads")
             if partition.leader < 0:
-                raise Skipped(f"partition {index} has no leader")
+                raise SkippedFault(f"partition {index} has no leader")
             found.append(f"broker-{partition.leader}")
         return found
 

@@ -3,7 +3,7 @@
 Needs Linux, root and `ip` (iproute2). Where that is not so, `Network.make` says why, and a run goes on without cuts.
 
 Every namespace knows the hardware address of every other by a permanent entry in its neighbour table. Cutting the link
-from A to B points A's entry for B at an address that nobody has: what A sends to B is lost without a word, as on a broken
+from A to B points A's entry for B at an address that no one has: what A sends to B is lost without a word, as on a broken
 cable, in that direction only, for open connections too. This machine itself has an address on the bridge and is never
 cut off: it is where the run looks from.
 
@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from fencepost_testing.chaos.faults import Link, Party
-from fencepost_testing.processes import Place
+from fencepost_testing.processes import NetworkPlace
 
 MAX_PARTIES = 200
 _NUMBERS = (
@@ -81,8 +81,8 @@ class Network:
 
     # ---- Who is where ----
 
-    def place(self, party: Party) -> Place:
-        return Place(self._address(self._index[party]), ("ip", "netns", "exec", self._namespace(party)))
+    def place(self, party: Party) -> NetworkPlace:
+        return NetworkPlace(self._address(self._index[party]), ("ip", "netns", "exec", self._namespace(party)))
 
     @property
     def name(self) -> str:
@@ -202,7 +202,7 @@ def _name(number: int) -> str:
 
 
 def _claim_number(janitor: subprocess.Popen[bytes]) -> int:
-    """A number that nobody's bridge has; ours has it from now on."""
+    """A number that no one's bridge has; ours has it from now on."""
     numbers = random.SystemRandom().sample(range(_NUMBERS), _ATTEMPTS)
     error: NetworkUnavailable | None = None
     for number in numbers:

@@ -125,7 +125,7 @@ def _outages(result: ChaosResult) -> list[str]:
         return []
     return [
         "<h2>Times without acknowledgements</h2>",
-        f"<p class='note'>At least {NOTICEABLE_S:g} s in which nobody got one from a partition, and the faults of that "
+        f"<p class='note'>At least {NOTICEABLE_S:g} s in which no one got one from a partition, and the faults of that "
         "time, those that cover most of it first.</p>",
         _table(("from s", "to s", "longest s", "partitions", "faults"), rows),
     ]

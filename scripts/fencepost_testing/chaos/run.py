@@ -37,7 +37,7 @@ from fencepost_testing.failures import CommandFailed, leaves
 from fencepost_testing.history_files import HistoryFiles, UnreadableHistory, check_history_files
 from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, Node
 from fencepost_testing.member import log_tail
-from fencepost_testing.processes import Place
+from fencepost_testing.processes import NetworkPlace
 from fencepost_testing.read_back import read_everything
 from fencepost_testing.recorded_election import OPERATOR
 from fencepost_testing.replica_files import check_replicas
@@ -141,7 +141,7 @@ class Chaos:
     async def _run_in(self, network: CuttableNetwork | None) -> None:
         options, result = self._options, self.result
 
-        def place(party: Party) -> Place | None:
+        def place(party: Party) -> NetworkPlace | None:
             return network.place(party) if network is not None else None
 
         nodes: list[Node] = [CONTROLLER, *range(1, options.brokers + 1)]

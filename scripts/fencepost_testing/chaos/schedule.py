@@ -22,7 +22,7 @@ from fencepost_testing.chaos.faults import (
     RESTORE_KINDS,
     UNCLEAN_KINDS,
     Fault,
-    Kind,
+    FaultKind,
     Link,
     Nemesis,
     Party,
@@ -86,7 +86,7 @@ _GAP_S = {  # least and most between two faults of one nemesis
 
 
 def _faults_of(nemesis: Nemesis, rng: random.Random, duration_s: float, shape: Shape) -> Iterator[Fault]:
-    kinds = [kind for kind in Kind if nemesis_of(kind) is nemesis and (shape.fills or kind not in FILL_KINDS)]
+    kinds = [kind for kind in FaultKind if nemesis_of(kind) is nemesis and (shape.fills or kind not in FILL_KINDS)]
     deck = _deal(kinds, rng)
     at_s = FIRST_FAULT_S + rng.uniform(0, _GAP_S[nemesis][0])
     while True:
@@ -100,71 +100,71 @@ def _faults_of(nemesis: Nemesis, rng: random.Random, duration_s: float, shape: S
         at_s += fault_s + rng.uniform(*_GAP_S[nemesis])
 
 
-def _deal(kinds: list[Kind], rng: random.Random) -> Iterator[Kind]:
+def _deal(kinds: list[FaultKind], rng: random.Random) -> Iterator[FaultKind]:
     while True:
         deck = list(kinds)
         rng.shuffle(deck)
         yield from deck
 
 
-def _duration_s(kind: Kind, rng: random.Random) -> float:
+def _duration_s(kind: FaultKind, rng: random.Random) -> float:
     if kind in _KILLS or kind in _BOUNCES:
         return rng.uniform(0.0, 3.0)
-    if kind is Kind.MOVE_PARTITION or kind in FLIP_KINDS:
+    if kind is FaultKind.MOVE_PARTITION or kind in FLIP_KINDS:
         return 0.0  # the request is the fault; a flipped byte stays until it is found
     if kind in UNCLEAN_KINDS:
         return rng.uniform(0.5, 3.0)  # in which the others go on
     if kind in RESTORE_KINDS:
         return rng.uniform(1.0, 4.0)  # how old the copy is
-    if kind is Kind.TAKE_OVER:
+    if kind is FaultKind.TAKE_OVER:
         return rng.uniform(0.5, 2.0)
     return rng.choice([rng.uniform(0.2, 1.0), rng.uniform(2.0, 6.0)])  # too short to be noticed, or long enough
 
 
 _KILLS = {
-    Kind.KILL_BROKER,
-    Kind.KILL_LEADER,
-    Kind.KILL_TWO_BROKERS,
-    Kind.KILL_ALL,
-    Kind.KILL_CONTROLLER,
-    Kind.KILL_PRODUCER,
+    FaultKind.KILL_BROKER,
+    FaultKind.KILL_LEADER,
+    FaultKind.KILL_TWO_BROKERS,
+    FaultKind.KILL_ALL,
+    FaultKind.KILL_CONTROLLER,
+    FaultKind.KILL_PRODUCER,
 }
-_BOUNCES = {Kind.BOUNCE_BROKER, Kind.BOUNCE_LEADER, Kind.BOUNCE_CONTROLLER}
+_BOUNCES = {FaultKind.BOUNCE_BROKER, FaultKind.BOUNCE_LEADER, FaultKind.BOUNCE_CONTROLLER}
 
-_OF_A_PARTITION = {Kind.MOVE_PARTITION, *FLIP_KINDS, *UNCLEAN_KINDS}
+_OF_A_PARTITION = {FaultKind.MOVE_PARTITION, *FLIP_KINDS, *UNCLEAN_KINDS}
 
 Aim = tuple[tuple[Party, ...], tuple[Link, ...]]
 
 
-def _a_broker(kind: Kind, rng: random.Random, shape: Shape) -> Aim:
+def _a_broker(kind: FaultKind, rng: random.Random, shape: Shape) -> Aim:
     return (rng.choice(shape.broker_parties),), ()
 
 
-def _a_leader(kind: Kind, rng: random.Random, shape: Shape) -> Aim:
+def _a_leader(kind: FaultKind, rng: random.Random, shape: Shape) -> Aim:
     return (leader_party(rng.randrange(shape.partitions)),), ()
 
 
-def _two_brokers(kind: Kind, rng: random.Random, shape: Shape) -> Aim:
+def _two_brokers(kind: FaultKind, rng: random.Random, shape: Shape) -> Aim:
     return tuple(rng.sample(shape.broker_parties, min(2, shape.brokers))), ()
 
 
-def _everybody(kind: Kind, rng: random.Random, shape: Shape) -> Aim:
+def _everybody(kind: FaultKind, rng: random.Random, shape: Shape) -> Aim:
     return (CONTROLLER, *shape.broker_parties), ()
 
 
-def _brokers(kind: Kind, rng: random.Random, shape: Shape) -> Aim:
+def _brokers(kind: FaultKind, rng: random.Random, shape: Shape) -> Aim:
     return tuple(shape.broker_parties), ()
 
 
-def _the_controller(kind: Kind, rng: random.Random, shape: Shape) -> Aim:
+def _the_controller(kind: FaultKind, rng: random.Random, shape: Shape) -> Aim:
     return (CONTROLLER,), ()
 
 
-def _any_of(parties: Callable[[Shape], tuple[Party, ...]]) -> Callable[[Kind, random.Random, Shape], Aim]:
+def _any_of(parties: Callable[[Shape], tuple[Party, ...]]) -> Callable[[FaultKind, random.Random, Shape], Aim]:
     return lambda kind, rng, shape: ((rng.choice(parties(shape)),), ())
 
 
-def _new_replicas(kind: Kind, rng: random.Random, shape: Shape) -> Aim:
+def _new_replicas(kind: FaultKind, rng: random.Random, shape: Shape) -> Aim:
     return tuple(rng.sample(shape.broker_parties, min(REPLICATION_FACTOR, shape.brokers))), ()
 
 
@@ -172,28 +172,28 @@ def _both_ways(one: Party, other: Party) -> tuple[Link, ...]:
     return ((one, other), (other, one))
 
 
-def _cut(kind: Kind, rng: random.Random, shape: Shape) -> Aim:
+def _cut(kind: FaultKind, rng: random.Random, shape: Shape) -> Aim:
     one, other = rng.sample(shape.broker_parties, 2)
     client = rng.choice(shape.clients)
     leader = leader_party(rng.randrange(shape.partitions))
     match kind:
-        case Kind.CUT_ONE_WAY:
+        case FaultKind.CUT_ONE_WAY:
             return (one, other), ((one, other),)
-        case Kind.CUT_PAIR:
+        case FaultKind.CUT_PAIR:
             return (one, other), _both_ways(one, other)
-        case Kind.CUT_FROM_CONTROLLER:
+        case FaultKind.CUT_FROM_CONTROLLER:
             return (one, CONTROLLER), rng.choice(
                 [((one, CONTROLLER),), ((CONTROLLER, one),), _both_ways(one, CONTROLLER)]
             )
-        case Kind.CUT_LEADER_FROM_CONTROLLER:
+        case FaultKind.CUT_LEADER_FROM_CONTROLLER:
             return (leader, CONTROLLER), _both_ways(leader, CONTROLLER)
-        case Kind.CUT_CLIENT:
+        case FaultKind.CUT_CLIENT:
             return (client, one), _both_ways(client, one)
-        case Kind.CUT_ANSWERS:
+        case FaultKind.CUT_ANSWERS:
             return (one, client), ((one, client),)
-        case Kind.ISOLATE_BROKER:
+        case FaultKind.ISOLATE_BROKER:
             return (one,), _between(shape, [one], [party for party in shape.parties if party != one])
-        case Kind.ISOLATE_LEADER:
+        case FaultKind.ISOLATE_LEADER:
             return (leader,), _between(shape, [leader], shape.parties)
         case _:
             here = [one, *rng.sample(shape.clients, len(shape.clients) // 2)]
@@ -206,28 +206,28 @@ def _between(shape: Shape, here: list[Party], there: list[Party]) -> tuple[Link,
     return tuple(link for one, other in pairs for link in _both_ways(one, other))
 
 
-_AIM: dict[Kind, Callable[[Kind, random.Random, Shape], Aim]] = {
-    Kind.KILL_BROKER: _a_broker,
-    Kind.KILL_LEADER: _a_leader,
-    Kind.KILL_TWO_BROKERS: _two_brokers,
-    Kind.KILL_ALL: _everybody,
-    Kind.BOUNCE_BROKER: _a_broker,
-    Kind.BOUNCE_LEADER: _a_leader,
-    Kind.PAUSE_BROKER: _a_broker,
-    Kind.PAUSE_LEADER: _a_leader,
-    Kind.KILL_CONTROLLER: _the_controller,
-    Kind.BOUNCE_CONTROLLER: _the_controller,
-    Kind.PAUSE_CONTROLLER: _the_controller,
-    Kind.KILL_PRODUCER: _any_of(lambda shape: (*shape.named_producers, *shape.anonymous_producers)),
-    Kind.PAUSE_PRODUCER: _any_of(lambda shape: (*shape.named_producers, *shape.anonymous_producers)),
-    Kind.TAKE_OVER: _any_of(lambda shape: shape.named_producers),
-    Kind.PAUSE_CONSUMER: _any_of(lambda shape: shape.consumers),
-    Kind.MOVE_PARTITION: _new_replicas,
+_AIM: dict[FaultKind, Callable[[FaultKind, random.Random, Shape], Aim]] = {
+    FaultKind.KILL_BROKER: _a_broker,
+    FaultKind.KILL_LEADER: _a_leader,
+    FaultKind.KILL_TWO_BROKERS: _two_brokers,
+    FaultKind.KILL_ALL: _everybody,
+    FaultKind.BOUNCE_BROKER: _a_broker,
+    FaultKind.BOUNCE_LEADER: _a_leader,
+    FaultKind.PAUSE_BROKER: _a_broker,
+    FaultKind.PAUSE_LEADER: _a_leader,
+    FaultKind.KILL_CONTROLLER: _the_controller,
+    FaultKind.BOUNCE_CONTROLLER: _the_controller,
+    FaultKind.PAUSE_CONTROLLER: _the_controller,
+    FaultKind.KILL_PRODUCER: _any_of(lambda shape: (*shape.named_producers, *shape.anonymous_producers)),
+    FaultKind.PAUSE_PRODUCER: _any_of(lambda shape: (*shape.named_producers, *shape.anonymous_producers)),
+    FaultKind.TAKE_OVER: _any_of(lambda shape: shape.named_producers),
+    FaultKind.PAUSE_CONSUMER: _any_of(lambda shape: shape.consumers),
+    FaultKind.MOVE_PARTITION: _new_replicas,
     **dict.fromkeys(NETWORK_KINDS, _cut),
     **dict.fromkeys(RESTORE_KINDS, _a_broker),
     **dict.fromkeys(FLIP_KINDS, _brokers),
-    Kind.FILL_DISK: _a_broker,
-    Kind.FILL_LEADERS_DISK: _a_leader,
-    Kind.FILL_ALL_DISKS: _brokers,
+    FaultKind.FILL_DISK: _a_broker,
+    FaultKind.FILL_LEADERS_DISK: _a_leader,
+    FaultKind.FILL_ALL_DISKS: _brokers,
     **dict.fromkeys(UNCLEAN_KINDS, _a_broker),
 }

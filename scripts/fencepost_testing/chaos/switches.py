@@ -22,11 +22,11 @@ from fencepost_testing.chaos.faults import Link, Party
 from fencepost_testing.chaos.network import NetworkUnavailable
 from fencepost_testing.faulty_wire import FAULT_PORT
 from fencepost_testing.local_cluster import PLACE_PORT
-from fencepost_testing.processes import Place
+from fencepost_testing.processes import NetworkPlace
 
 MAX_PARTIES = 200
 _FIRST_CALLER_PORT = 10_000
-_NUMBERS = 1 << 14  # of networks: 127.64.0.0/10, of which nobody else makes use
+_NUMBERS = 1 << 14  # of networks: 127.64.0.0/10, of which no one else makes use
 _ATTEMPTS = 20
 _CHUNK_BYTES = 1 << 16
 
@@ -69,9 +69,9 @@ class SwitchedNetwork:
 
     # ---- Who is where ----
 
-    def place(self, party: Party) -> Place:
+    def place(self, party: Party) -> NetworkPlace:
         environment = {FAULT_PORT: str(self._port_of(party))}
-        return Place(self._host(party), environment=environment, entry=("fencepost_testing.faulty_process",))
+        return NetworkPlace(self._host(party), environment=environment, entry=("fencepost_testing.faulty_process",))
 
     def _host(self, party: Party) -> str:
         return f"127.{64 + self._number // 256}.{self._number % 256}.{self._index[party]}"
@@ -119,7 +119,7 @@ class SwitchedNetwork:
             await self._wait_whole(there, back)
             try:
                 replies, answers = await asyncio.open_connection(self._host(server), PLACE_PORT)
-            except OSError:  # nobody is there
+            except OSError:  # no one is there
                 return
             await asyncio.gather(self._relay(reader, answers, there), self._relay(replies, writer, back))
         finally:

@@ -1,7 +1,7 @@
 """Makes an unclean election, and records what the operator was shown.
 
 A replica is paused or killed until it is out of the in-sync set; the others go on without it, and are killed in their turn.
-The replica comes back, nobody who is in sync does, and an operator elects the best log that can be asked: records that were
+The replica comes back, no one who is in sync does, and an operator elects the best log that can be asked: records that were
 acknowledged are lost. How many, the operator is told beforehand; the history says so (`recorded_election`), and the run's
 verdict holds the log to it. Then the others come back, and are cut.
 
@@ -17,7 +17,7 @@ from fencepost import AdminClient
 from fencepost.descriptions import ElectionCandidate
 from fencepost.history import History
 from fencepost_proto.protocol.errors import FencepostError
-from fencepost_testing.chaos.faults import Fault, Kind, Skipped
+from fencepost_testing.chaos.faults import Fault, FaultKind, SkippedFault
 from fencepost_testing.chaos.nemesis_log import Happened
 from fencepost_testing.chaos.view import View
 from fencepost_testing.local_cluster import LocalCluster
@@ -71,7 +71,7 @@ class UncleanElections:
             await self._cluster.start(self._cluster.broker_ids, timeout_s=RESTART_TIMEOUT_S)
 
     async def _leave_behind(self, fault: Fault, lagging: int) -> None:
-        if fault.kind is Kind.UNCLEAN_AFTER_PAUSE:
+        if fault.kind is FaultKind.UNCLEAN_AFTER_PAUSE:
             self._cluster.pause(lagging)
         else:
             self._cluster.kill(lagging)
@@ -82,14 +82,16 @@ class UncleanElections:
         await asyncio.sleep(fault.duration_s)
 
     async def _kill_the_others(self, fault: Fault, lagging: int) -> None:
-        """All that are in sync. After a kill: one after another, the leader last, so that nobody else leads meanwhile."""
+        """All that are in sync. After a kill: one after another, the leader last, so that no one else leads meanwhile."""
         partition = await self._view.partition(fault.partition)
         if partition is None or lagging in partition.isr:
-            raise Skipped(f"the in-sync set of partition {fault.partition} is not known, or has broker {lagging} again")
+            raise SkippedFault(
+                f"the in-sync set of partition {fault.partition} is not known, or has broker {lagging} again"
+            )
         members = sorted(partition.isr, key=lambda member: member == partition.leader)
         for number, member in enumerate(members, 1):
             self._cluster.kill(member)
-            if fault.kind is Kind.UNCLEAN_AFTER_KILL and number < len(members):
+            if fault.kind is FaultKind.UNCLEAN_AFTER_KILL and number < len(members):
                 await self._only_in_sync(fault.partition, set(members[number:]))
         for member in members:
             await self._cluster.wait_gone(member)
@@ -108,7 +110,7 @@ class UncleanElections:
 
         what = f"a replica of partition {index} that can be elected"
         found: ElectionCandidate | FencepostError = await until(
-            best, what, COME_BACK_TIMEOUT_S, holds=_can_be_elected, poll_s=_POLL_S, error=Skipped
+            best, what, COME_BACK_TIMEOUT_S, holds=_can_be_elected, poll_s=_POLL_S, error=SkippedFault
         )
         assert isinstance(found, ElectionCandidate)
         return found

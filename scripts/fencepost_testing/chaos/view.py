@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from fencepost_proto.protocol.metadata import MetadataImage, Partition
-from fencepost_testing.chaos.faults import Skipped
+from fencepost_testing.chaos.faults import SkippedFault
 from fencepost_testing.cluster_metadata import read_image
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.waiting import until
@@ -46,7 +46,7 @@ class View:
             timeout_s,
             holds=condition,
             poll_s=_POLL_S,
-            error=Skipped,
+            error=SkippedFault,
         )
 
     async def all_in_sync(self, index: int, timeout_s: float) -> Partition:

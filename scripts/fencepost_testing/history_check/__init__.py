@@ -5,10 +5,10 @@ value; `anomalies.Anomaly` lists what it finds. It needs nothing but the history
 processes beyond that of the lines. What it takes for granted:
 
 - A record is known by its value, so no two sends to a topic carry the same one.
-- An outcome that is unknown may be either: such a record may be in the log or not, but once, in order, and for good.
+- An outcome that is unknown may be either: such a record may be in the log or not, but once, in order, and permanently.
 - A process hands its records over one after another to one producer, so they stand in a partition in that order.
   (Without idempotence, acks=0 or 1, they need not; the findings then show what that costs.)
-- Where retention removes what nobody has read yet, consumers say that their position was moved (`seek`), and a final
+- Where retention removes what no one has read yet, consumers say that their position was moved (`seek`), and a final
   read says where the log begins.
 
 As a library: `check_history(lines)`, or `HistoryCheck` fed operation by operation; `with_operations` shows the findings

@@ -28,7 +28,7 @@ class BrokenHistory(ValueError):
 class HistoryCheck:
     """Feed it every operation in the order of time, then `finish`.
 
-    `foreign_records`: others write to the same topics; a record that nobody in the history sent is no finding.
+    `foreign_records`: others write to the same topics; a record that no one in the history sent is no finding.
     `one_partition_per_key`: the senders place records by their keys, and topics have as many partitions as ever; then a
     key in two partitions is a finding (of sends that name no partition themselves).
     """
@@ -230,7 +230,7 @@ class HistoryCheck:
             sends.read_offset[number] = offset
 
     def _read_null(self, log: PartitionLog, offset: int) -> None:
-        """A record without a value: nobody can have sent it."""
+        """A record without a value: no one can have sent it."""
         standing = log.at(offset)
         if standing != EMPTY:
             text = f"{log.name} offset {offset} holds {shown(self._sends.values[standing])}, and was read as null"
@@ -238,7 +238,7 @@ class HistoryCheck:
                 Anomaly.INCONSISTENT_OFFSETS, text, (*self._sends.evidence(standing), self.lines), (offset,)
             )
         elif not self._foreign_records:
-            text = f"{log.name} offset {offset} was read as null, which nobody sent"
+            text = f"{log.name} offset {offset} was read as null, which no one sent"
             self._findings.add(Anomaly.PHANTOM, text, (self.lines,), (offset,))
 
     def _final(self, operation: Operation) -> None:

@@ -2,7 +2,7 @@
 
 Where a *final read* has been through a partition, it is the truth: what was acknowledged before it began, or below its
 end, and was not handed to it, is lost; and a record of unknown outcome that had been read before must still be there.
-Without one, an acknowledged record is lost where consumers went past its offset and nobody was handed it; beyond that it
+Without one, an acknowledged record is lost where consumers went past its offset and no one was handed it; beyond that it
 is only unseen.
 
 What an unclean election may have taken is not missed (`elections`); what it must have taken must not be there.
@@ -95,11 +95,11 @@ class _OutcomeCheck:
     def never_sent(self, number: int) -> None:
         sends = self._sends
         log, offset = self._logs[sends.read_partition[number]], sends.read_offset[number]
-        text = f"{log.name}: {shown(sends.values[number])} was read at offset {offset}, and nobody sent it"
+        text = f"{log.name}: {shown(sends.values[number])} was read at offset {offset}, and no one sent it"
         self._findings.add(Anomaly.PHANTOM, text, sends.evidence(number), (offset,))
 
     def foreign(self, number: int) -> None:
-        """Somebody else's; nothing is known of it."""
+        """Someone else's; nothing is known of it."""
 
     # ---- Inside ----
 
@@ -137,7 +137,7 @@ class _OutcomeCheck:
     def _unseen(self, number: int, log: PartitionLog) -> None:
         offset = self._sends.acked_offset[number]
         where = f"offset {offset}" if offset != NOWHERE else "an offset no longer known"
-        text = f"{log.name}: {self._told(number)} was acknowledged at {where}, and nobody read it"
+        text = f"{log.name}: {self._told(number)} was acknowledged at {where}, and no one read it"
         self._findings.add(Anomaly.UNSEEN, text, self._sends.evidence(number), (offset,))
 
     def _told(self, number: int) -> str:

@@ -122,7 +122,7 @@ class PartitionLog:
 
 
 class RangesRead:
-    """Offsets through which somebody went."""
+    """Offsets through which someone went."""
 
     def __init__(self, starts: list[int], ends: list[int]) -> None:
         self._starts = starts

@@ -24,7 +24,7 @@ class Reading:
     overruled: int = 0  # line of an unclean election that took what it had read last; it has not gone back since
 
     def seek(self, offset: int, line: int) -> None:
-        """Begin anew at `offset`, or wherever the next poll begins."""
+        """Begin again at `offset`, or wherever the next poll begins."""
         self.close()
         self.overruled = 0
         self.next_offset = self.start_offset = self.end_offset = offset
