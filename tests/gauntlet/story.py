@@ -30,16 +30,6 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from tests.simulation.cluster import CONTROLLER, ClusterSettings, SimCluster, broker_node
-from tests.simulation.disk import Fault, FileNode, FolderNode, MountedDisk
-from tests.simulation.judge import BROKER
-from tests.simulation.logview import LogView
-from tests.simulation.loop import SimLoop, collector_off, current_process
-from tests.simulation.metadata_store import MetadataCopy
-from tests.simulation.network import Tap
-from tests.simulation.process import SimProcess
-from tests.simulation.workload import ConsumerApp, Ledger
-from tests.simulation.world import World
 
 from fencepost.producer import Producer
 from fencepost.producing.delivery import Delivery
@@ -51,6 +41,16 @@ from fencepost_proto.protocol.records import read_records
 from fencepost_proto.protocol.v1 import controller_pb2
 from fencepost_proto.runtime.host import Host
 from fencepost_testing.waiting import until
+from tests.simulation.cluster import CONTROLLER, ClusterSettings, SimCluster, broker_node
+from tests.simulation.disk import Fault, FileNode, FolderNode, MountedDisk
+from tests.simulation.judge import BROKER
+from tests.simulation.logview import LogView
+from tests.simulation.loop import SimLoop, collector_off, current_process
+from tests.simulation.metadata_store import MetadataCopy
+from tests.simulation.network import Tap
+from tests.simulation.process import SimProcess
+from tests.simulation.workload import ConsumerApp, Ledger
+from tests.simulation.world import World
 
 SEEDS = (1, 2, 3)
 NEVER_MS = 3_600_000

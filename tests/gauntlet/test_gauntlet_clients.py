@@ -6,11 +6,10 @@ table.
 
 from __future__ import annotations
 
-from tests.gauntlet.story import Story, tale
-
 from fencepost.errors import InvalidTimestamp, MessageTooLarge
 from fencepost_proto.protocol.record_batch import HEADER_BYTES
 from fencepost_proto.protocol.records import read_records
+from tests.gauntlet.story import Story, tale
 
 LIMIT = 1_000
 OF_2015_MS = 1_420_000_000_000

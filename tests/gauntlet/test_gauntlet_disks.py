@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.gauntlet.story import Story, tale
-from tests.simulation.cluster import broker_node
 
 from fencepost_node.grpc.describe_log_dirs import describe_log_dirs
+from tests.gauntlet.story import Story, tale
+from tests.simulation.cluster import broker_node
 
 LOG = "/data/orders-0/00000000000000000000.log"
 PARTS_OF_A_BATCH = {"base offset": 7, "length": 10, "leader epoch": 13, "magic": 16, "producer id": 45, "records": 66}

@@ -11,10 +11,10 @@ import itertools
 from functools import partial
 
 import pytest
-from tests.gauntlet.story import Client, Story, tale
-from tests.simulation.cluster import broker_node
 
 from fencepost_node.producers.producer_state_machine import PRODUCERS
+from tests.gauntlet.story import Client, Story, tale
+from tests.simulation.cluster import broker_node
 
 BROKERS = ("broker-1", "broker-2", "broker-3")
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.gauntlet.story import Story, tale
 
 from fencepost_proto.protocol.metadata import MAX_TOPIC_NAME, NO_LEADER
 from fencepost_proto.protocol.v1 import controller_pb2
+from tests.gauntlet.story import Story, tale
 
 DATA = "/data"
 BROKERS = ("broker-1", "broker-2", "broker-3")

@@ -13,6 +13,7 @@ from fencepost_proto.protocol.metadata import BrokerRegistration
 from fencepost_testing.cluster_metadata import read_image
 from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, to_toml
 from fencepost_testing.waiting import until
+from tests.asynchronous import asynchronous
 
 TIMEOUT_S = 90.0
 MIB = 1024 * 1024
@@ -42,32 +43,30 @@ async def brokers_with(broker_id: int, bootstrap: str) -> Mapping[int, BrokerReg
     return image.brokers
 
 
-def test_memory_per_partition(tmp_path: Path) -> None:
+@asynchronous
+async def test_memory_per_partition(tmp_path: Path) -> None:
     """redpanda issue 3329, pulsar issue 5751: every partition keeps memory of its own, for ever.
 
     Here the newest batches of all partitions share one budget. A megabyte goes into each of 60 partitions.
     """
     partitions, tail_bytes = 60, 4 * MIB
 
-    async def scenario() -> None:
-        cluster = LocalCluster.create(tmp_path / "cluster", brokers=1, broker_overrides={"tail_bytes": tail_bytes})
-        async with cluster, AdminClient(cluster.bootstrap) as admin:
-            await admin.create_topic("orders", partitions=partitions, replication_factor=1)
-            async with Producer(cluster.bootstrap, batch_size=300_000) as producer:
-                await producer.send_and_wait("orders", b"first", partition=0)
-                before = resident_bytes(cluster.pid(1))
-                for partition in range(partitions):
-                    for _ in range(4):
-                        await producer.send("orders", bytes(MIB // 4), partition=partition)
-                await producer.flush()
-            (folders,) = [cluster.member(1).directory]
-            stored = sum(file.stat().st_size for file in folders.glob("orders-*/*.log"))
-            assert stored > partitions * MIB  # it happened: 60 MB were appended, in every partition its part
-            assert len(list(folders.glob("orders-*"))) == partitions
-            grown = resident_bytes(cluster.pid(1)) - before
-            assert grown < tail_bytes + 24 * MIB, f"{grown / MIB:.0f} MiB more for {partitions} partitions"
-
-    run(scenario())
+    cluster = LocalCluster.create(tmp_path / "cluster", brokers=1, broker_overrides={"tail_bytes": tail_bytes})
+    async with cluster, AdminClient(cluster.bootstrap) as admin:
+        await admin.create_topic("orders", partitions=partitions, replication_factor=1)
+        async with Producer(cluster.bootstrap, batch_size=300_000) as producer:
+            await producer.send_and_wait("orders", b"first", partition=0)
+            before = resident_bytes(cluster.pid(1))
+            for partition in range(partitions):
+                for _ in range(4):
+                    await producer.send("orders", bytes(MIB // 4), partition=partition)
+            await producer.flush()
+        (folders,) = [cluster.member(1).directory]
+        stored = sum(file.stat().st_size for file in folders.glob("orders-*/*.log"))
+        assert stored > partitions * MIB  # it happened: 60 MB were appended, in every partition its part
+        assert len(list(folders.glob("orders-*"))) == partitions
+        grown = resident_bytes(cluster.pid(1)) - before
+        assert grown < tail_bytes + 24 * MIB, f"{grown / MIB:.0f} MiB more for {partitions} partitions"
 
 
 def test_wildcard_advertised(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ table.
 from __future__ import annotations
 
 import pytest
+
+from fencepost_proto.protocol.v1 import controller_pb2
 from tests.gauntlet.story import Client, Story, tale
 from tests.simulation.cluster import CONTROLLER, broker_node
 from tests.simulation.metadata_store import MetadataCopy, MetadataDatabase
-
-from fencepost_proto.protocol.v1 import controller_pb2
 
 BROKERS = ("broker-1", "broker-2", "broker-3")
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from tests.gauntlet.story import Client, Story, tale
-from tests.simulation.cluster import CONTROLLER, broker_address
-from tests.simulation.disk import MountedDisk
-
 from fencepost.producer import Producer
 from fencepost.producing.resume import Resumed
 from fencepost_proto.protocol.errors import FencepostError, InvalidRequest, ProducerFenced
 from fencepost_proto.protocol.metadata import NO_LEADER
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc, controller_pb2
 from fencepost_proto.runtime.host import Host
+from tests.gauntlet.story import Client, Story, tale
+from tests.simulation.cluster import CONTROLLER, broker_address
+from tests.simulation.disk import MountedDisk
 
 SOON_S = 1.0  # far below a session timeout
 BROKERS = ("broker-1", "broker-2")

@@ -19,6 +19,7 @@ from fencepost_testing.chaos.data_folders import copy_folder, put_back
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.topic_waits import wait_in_sync
 from fencepost_testing.waiting import until
+from tests.asynchronous import asynchronous
 
 TOPIC = "orders"
 TIMEOUT_S = 60.0
@@ -64,90 +65,84 @@ async def read_all(cluster: LocalCluster, count: int) -> dict[int, str]:
     return found
 
 
-def test_killed_leader_loses(tmp_path: Path) -> None:
+@asynchronous
+async def test_killed_leader_loses(tmp_path: Path) -> None:
     """nats-io/nats-server issue 3402: see test_gauntlet_durability.py."""
 
-    async def scenario() -> None:
-        async with cluster_of_three(tmp_path) as (cluster, admin, producer):
-            acked = await send(producer, [f"before{number}" for number in range(500)])
-            for killing in range(2):
-                victim = (await admin.describe_topic(TOPIC)).partitions[0].leader
-                names = [f"killing{killing}-{number}" for number in range(2_000)]
-                sending = asyncio.create_task(send(producer, names))
-                while producer.stats.records_acked < len(acked) + 200:  # noqa: ASYNC110 - bounded by the test
-                    await asyncio.sleep(0.001)
-                assert not sending.done(), "killed while records flow"
-                cluster.kill(victim)
-                acked |= await sending
-                assert (await admin.describe_topic(TOPIC)).partitions[0].leader not in (victim, -1)
-                await cluster.restart(victim)
-                await wait_in_sync(admin, TOPIC)
-            assert await read_all(cluster, len(acked)) == acked
-            assert len(acked) == len(set(acked.values())) == 4_500
-
-    run(scenario())
+    async with cluster_of_three(tmp_path) as (cluster, admin, producer):
+        acked = await send(producer, [f"before{number}" for number in range(500)])
+        for killing in range(2):
+            victim = (await admin.describe_topic(TOPIC)).partitions[0].leader
+            names = [f"killing{killing}-{number}" for number in range(2_000)]
+            sending = asyncio.create_task(send(producer, names))
+            while producer.stats.records_acked < len(acked) + 200:  # noqa: ASYNC110 - bounded by the test
+                await asyncio.sleep(0.001)
+            assert not sending.done(), "killed while records flow"
+            cluster.kill(victim)
+            acked |= await sending
+            assert (await admin.describe_topic(TOPIC)).partitions[0].leader not in (victim, -1)
+            await cluster.restart(victim)
+            await wait_in_sync(admin, TOPIC)
+        assert await read_all(cluster, len(acked)) == acked
+        assert len(acked) == len(set(acked.values())) == 4_500
 
 
-def test_crashes_forget_stream(tmp_path: Path) -> None:
+@asynchronous
+async def test_crashes_forget_stream(tmp_path: Path) -> None:
     """nats-io/nats-server issue 6888: see test_gauntlet_durability.py."""
 
-    async def scenario() -> None:
-        async with cluster_of_three(tmp_path) as (cluster, admin, producer):
-            acked = await send(producer, [f"before{number}" for number in range(100)])
-            members = list(cluster.members)
-            for round_number in range(3):
-                order = members[round_number:] + members[:round_number]
-                for node in order:
-                    cluster.kill(node)
-                for node in order:
-                    await cluster.wait_gone(node)
-                await cluster.start(order)
-                acked |= await send(producer, [f"round{round_number}-{number}" for number in range(100)])
-            assert await admin.list_topics() == [TOPIC]
-            producers = (await admin.describe_producers(TOPIC, 0)).producers
-            assert [(known.producer_id, known.producer_epoch) for known in producers] == [
-                (producer.producer_id, producer.epoch)
-            ]
-            assert await read_all(cluster, 400) == acked
-            assert len(acked) == 400
-
-    run(scenario())
+    async with cluster_of_three(tmp_path) as (cluster, admin, producer):
+        acked = await send(producer, [f"before{number}" for number in range(100)])
+        members = list(cluster.members)
+        for round_number in range(3):
+            order = members[round_number:] + members[:round_number]
+            for node in order:
+                cluster.kill(node)
+            for node in order:
+                await cluster.wait_gone(node)
+            await cluster.start(order)
+            acked |= await send(producer, [f"round{round_number}-{number}" for number in range(100)])
+        assert await admin.list_topics() == [TOPIC]
+        producers = (await admin.describe_producers(TOPIC, 0)).producers
+        assert [(known.producer_id, known.producer_epoch) for known in producers] == [
+            (producer.producer_id, producer.epoch)
+        ]
+        assert await read_all(cluster, 400) == acked
+        assert len(acked) == 400
 
 
 @pytest.mark.parametrize("copied", ["stopped", "running"])
-def test_old_folder_leads(tmp_path: Path, copied: str) -> None:
+@asynchronous
+async def test_old_folder_leads(tmp_path: Path, copied: str) -> None:
     """rabbitmq-server issue 8059; KAFKA-15582: see test_gauntlet_folders.py."""
 
-    async def scenario() -> None:
-        async with cluster_of_three(tmp_path, min_insync_replicas=1) as (cluster, admin, producer):
-            folder, copy = cluster.member(1).directory, tmp_path / "copy"
-            acked = await send(producer, [f"before{number}" for number in range(100)])
-            if copied == "stopped":
-                await cluster.stop(1)
-            copy_folder(folder, copy)
-            if copied == "stopped":
-                await cluster.start(1)
-                await wait_in_sync(admin, TOPIC)
-            acked |= await send(producer, [f"after{number}" for number in range(100)])
-            await cluster.stop(3)
-            await cluster.stop(2)
-            if copied == "stopped":
-                await cluster.stop(1)
-            else:
-                cluster.kill(1)
-                await cluster.wait_gone(1)
-            put_back(copy, folder)
-            await cluster.start([1, 2, 3])
-            warning = "data folder may lack acknowledged records"
-            await until(lambda: warning in cluster.log("controller"), "the warning")
-
-            async def partition() -> PartitionDescription:
-                return (await admin.describe_topic(TOPIC)).partitions[0]
-
-            described = await until(partition, "no one in sync", holds=lambda partition: not partition.isr)
-            assert described.leader == -1
-            await admin.elect_leader(TOPIC, 0, unclean=True)
-            assert await read_all(cluster, 200) == acked
+    async with cluster_of_three(tmp_path, min_insync_replicas=1) as (cluster, admin, producer):
+        folder, copy = cluster.member(1).directory, tmp_path / "copy"
+        acked = await send(producer, [f"before{number}" for number in range(100)])
+        if copied == "stopped":
+            await cluster.stop(1)
+        copy_folder(folder, copy)
+        if copied == "stopped":
+            await cluster.start(1)
             await wait_in_sync(admin, TOPIC)
+        acked |= await send(producer, [f"after{number}" for number in range(100)])
+        await cluster.stop(3)
+        await cluster.stop(2)
+        if copied == "stopped":
+            await cluster.stop(1)
+        else:
+            cluster.kill(1)
+            await cluster.wait_gone(1)
+        put_back(copy, folder)
+        await cluster.start([1, 2, 3])
+        warning = "data folder may lack acknowledged records"
+        await until(lambda: warning in cluster.log("controller"), "the warning")
 
-    run(scenario())
+        async def partition() -> PartitionDescription:
+            return (await admin.describe_topic(TOPIC)).partitions[0]
+
+        described = await until(partition, "no one in sync", holds=lambda partition: not partition.isr)
+        assert described.leader == -1
+        await admin.elect_leader(TOPIC, 0, unclean=True)
+        assert await read_all(cluster, 200) == acked
+        await wait_in_sync(admin, TOPIC)

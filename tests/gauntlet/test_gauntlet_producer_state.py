@@ -12,9 +12,6 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from tests.gauntlet.story import Story, tale
-from tests.simulation.disk import MountedDisk
-from tests.simulation.loop import current_process
 
 from fencepost_node.log.log import Log
 from fencepost_node.producers.producer_state_machine import PRODUCERS
@@ -22,6 +19,9 @@ from fencepost_proto.protocol.errors import ErrorCode
 from fencepost_proto.protocol.records import BatchBuilder, Compression
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc
 from fencepost_proto.runtime.host import Host
+from tests.gauntlet.story import Story, tale
+from tests.simulation.disk import MountedDisk
+from tests.simulation.loop import current_process
 
 BROKERS = ("broker-1", "broker-2", "broker-3")
 

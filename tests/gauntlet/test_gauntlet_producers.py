@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.gauntlet.story import Client, Story, tale
 
 from fencepost.errors import DeliveryTimeout
 from fencepost_node.producers.producer_state_machine import PRODUCERS
+from tests.gauntlet.story import Client, Story, tale
 
 OUT_OF_ORDER = "OUT_OF_ORDER_SEQUENCE_NUMBER"
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,62 +12,55 @@ from fencepost_cli import bench, scale
 from fencepost_cli.bench import Bench, measure_recovery
 from fencepost_cli.scale import Scale, ScaleResult
 from fencepost_cli.scale_plot import draw
+from tests.asynchronous import asynchronous
 
-Run = Callable[[Coroutine[Any, Any, None]], None]
 
-
-def test_every_figure_is_measured(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@asynchronous
+async def test_every_figure_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"WARM_UP_S": 0.2, "THROUGHPUT_S": 0.5, "LATENCY_S": 0.5, "FAILOVERS": 2}.items():
         monkeypatch.setattr(bench, name, value)
 
-    async def scenario() -> None:
-        told = json.loads(json.dumps((await Bench(tmp_path / "bench", lambda _: None).run()).to_json()))
-        single = ("first_ack_s", "records_per_s_100b", "mb_per_s_1kb", "latency_ms_p50", "latency_ms_p99")
-        for field in single:
-            assert math.isfinite(told[field]), told
-            assert told[field] > 0, told
-        assert told["latency_ms_p50"] <= told["latency_ms_p99"]
-        assert len(told["unavailable_ms"]) == 2
-        assert len(told["broker_rss_mb"]) == 3
-        assert all(value > 0 for value in (*told["unavailable_ms"], *told["broker_rss_mb"]))
-
-    run(scenario())
+    told = json.loads(json.dumps((await Bench(tmp_path / "bench", lambda _: None).run()).to_json()))
+    single = ("first_ack_s", "records_per_s_100b", "mb_per_s_1kb", "latency_ms_p50", "latency_ms_p99")
+    for field in single:
+        assert math.isfinite(told[field]), told
+        assert told[field] > 0, told
+    assert told["latency_ms_p50"] <= told["latency_ms_p99"]
+    assert len(told["unavailable_ms"]) == 2
+    assert len(told["broker_rss_mb"]) == 3
+    assert all(value > 0 for value in (*told["unavailable_ms"], *told["broker_rss_mb"]))
 
 
-def test_recovery_is_measured_at_each_size(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@asynchronous
+async def test_recovery_is_measured_at_each_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "RECOVERY_SIZES_MB", (1, 3))
     monkeypatch.setattr(bench, "RECOVERIES", 1)
 
-    async def scenario() -> None:
-        small, large = await measure_recovery(tmp_path / "recovery", lambda _: None)
-        assert 1 <= small.log_mb < 3 <= large.log_mb
-        assert 0 <= small.recovery_s < small.ready_s
-
-    run(scenario())
+    small, large = await measure_recovery(tmp_path / "recovery", lambda _: None)
+    assert 1 <= small.log_mb < 3 <= large.log_mb
+    assert 0 <= small.recovery_s < small.ready_s
 
 
-def test_kills_and_restarts_with_many_partitions_are_measured_and_drawn(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@asynchronous
+async def test_kills_and_restarts_with_many_partitions_are_measured_and_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scale, "IDLE_S", 0.2)
     monkeypatch.setattr(scale, "REST_S", 0.3)
 
-    async def scenario() -> None:
-        measured = await Scale(tmp_path / "scale", 60, 1, lambda _: None).run()
-        told = json.loads(json.dumps(measured.to_json()))
-        assert told["partitions"] == 60
-        assert [one["what"] for one in told["disturbances"]] == [
-            "one broker killed and started",
-            "all brokers killed and started",
-            "rolling restart",
-        ]
-        for one in told["disturbances"]:
-            assert one["in_sync_s"] > 0, one
-            assert one["writes"] > 0, one
-            assert one["declared_dead"] == 0, one
-        assert told["up_s"] > 0
-        assert ScaleResult.from_json(told).to_json() == told
-        draw([measured], tmp_path / "scale.svg")
-        assert "</svg>" in (tmp_path / "scale.svg").read_text()
-
-    run(scenario())
+    measured = await Scale(tmp_path / "scale", 60, 1, lambda _: None).run()
+    told = json.loads(json.dumps(measured.to_json()))
+    assert told["partitions"] == 60
+    assert [one["what"] for one in told["disturbances"]] == [
+        "one broker killed and started",
+        "all brokers killed and started",
+        "rolling restart",
+    ]
+    for one in told["disturbances"]:
+        assert one["in_sync_s"] > 0, one
+        assert one["writes"] > 0, one
+        assert one["declared_dead"] == 0, one
+    assert told["up_s"] > 0
+    assert ScaleResult.from_json(told).to_json() == told
+    draw([measured], tmp_path / "scale.svg")
+    assert "</svg>" in (tmp_path / "scale.svg").read_text()

@@ -8,7 +8,7 @@ producers and a consumer were told and what a last consumer reads, and that of t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +26,8 @@ from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, Node
 from fencepost_testing.read_back import read_everything
 from fencepost_testing.replica_files import check_replicas
 from fencepost_testing.topic_waits import wait_in_sync, wait_settled, wait_writable
+from tests.asynchronous import asynchronous
 
-Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]
 CONTROLLER_SETTINGS = {"session_timeout_ms": 1_000, "heartbeat_interval_ms": 200}
 BROKER_SETTINGS = {"controlled_shutdown_max_wait_ms": 1_000}  # where all go down no one takes a leadership over
@@ -130,21 +130,19 @@ def recorder(scene: Scene, process: str) -> History:
 
 @pytest.mark.parametrize("who", ["leader", "follower", "controller", "all"])
 @pytest.mark.parametrize("how", ["clean shutdown", "hard shutdown", "clean bounce", "hard bounce"])
-def test_exactly_once_through_a(how: str, who: str, run: Run, cluster_factory: ClusterFactory, tmp_path: Path) -> None:
+@asynchronous
+async def test_exactly_once_through_a(how: str, who: str, cluster_factory: ClusterFactory, tmp_path: Path) -> None:
     clean, bounce = how.startswith("clean"), how.endswith("bounce")
 
-    async def scenario() -> None:
-        async with (
-            cluster_factory(
-                brokers=3, controller_overrides=CONTROLLER_SETTINGS, broker_overrides=BROKER_SETTINGS
-            ) as cluster,
-            written_to(cluster, tmp_path) as scene,
-        ):
-            for _ in range(BOUNCES if bounce else 1):
-                victims = await scene.victims(who)
-                await scene.down(victims, clean=clean)
-                if not bounce and who != "all":
-                    await wait_writable(scene.admin, TOPIC)
-                await scene.up(victims)
-
-    run(scenario())
+    async with (
+        cluster_factory(
+            brokers=3, controller_overrides=CONTROLLER_SETTINGS, broker_overrides=BROKER_SETTINGS
+        ) as cluster,
+        written_to(cluster, tmp_path) as scene,
+    ):
+        for _ in range(BOUNCES if bounce else 1):
+            victims = await scene.victims(who)
+            await scene.down(victims, clean=clean)
+            if not bounce and who != "all":
+                await wait_writable(scene.admin, TOPIC)
+            await scene.up(victims)

@@ -7,7 +7,7 @@ import asyncio
 import random
 import struct
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +34,8 @@ from fencepost_proto.transport.wire import GrpcWire
 from fencepost_testing.cluster_metadata import read_image
 from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, to_toml
 from fencepost_testing.waiting import until
+from tests.asynchronous import asynchronous
 
-Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]
 
 MAX_MESSAGE_BYTES = 10_000
@@ -170,139 +170,125 @@ BAD_BATCHES: dict[str, tuple[bytes, ErrorCode, str]] = {
 }
 
 
-def test_each_bad_batch_has_its_error_and_changes_nothing(run: Run, cluster_factory: ClusterFactory) -> None:
-    async def scenario() -> None:
-        async with victim(one_broker(cluster_factory)) as broker:
-            await broker.good()
-            end, state = await broker.end_offset(), await broker.state()
-            call = broker.broker.Produce()  # one stream for all: none of them may break it
-            for name, (records, code, named) in BAD_BATCHES.items():
-                await call.write(broker_pb2.ProduceRequest(batches=[broker.batch(records)]))
-                response = await call.read()
-                assert isinstance(response, broker_pb2.ProduceResponse), name
-                (result,) = response.results
-                assert (ErrorCode(result.error.code), result.base_offset) == (code, -1), (name, result.error.message)
-                assert named in result.error.message, (name, result.error.message)
-            assert await broker.end_offset() == end
-            assert await broker.state() == state
-            good = broker.batch(batch_of([b"good"], (PRODUCER, 0, broker.sequence)))
-            await call.write(broker_pb2.ProduceRequest(batches=[good]))
+@asynchronous
+async def test_each_bad_batch_has_its_error_and_changes_nothing(cluster_factory: ClusterFactory) -> None:
+    async with victim(one_broker(cluster_factory)) as broker:
+        await broker.good()
+        end, state = await broker.end_offset(), await broker.state()
+        call = broker.broker.Produce()  # one stream for all: none of them may break it
+        for name, (records, code, named) in BAD_BATCHES.items():
+            await call.write(broker_pb2.ProduceRequest(batches=[broker.batch(records)]))
             response = await call.read()
-            assert isinstance(response, broker_pb2.ProduceResponse)
-            assert (response.results[0].error.code, response.results[0].base_offset) == (ErrorCode.NONE, end)
-            await call.done_writing()
+            assert isinstance(response, broker_pb2.ProduceResponse), name
+            (result,) = response.results
+            assert (ErrorCode(result.error.code), result.base_offset) == (code, -1), (name, result.error.message)
+            assert named in result.error.message, (name, result.error.message)
+        assert await broker.end_offset() == end
+        assert await broker.state() == state
+        good = broker.batch(batch_of([b"good"], (PRODUCER, 0, broker.sequence)))
+        await call.write(broker_pb2.ProduceRequest(batches=[good]))
+        response = await call.read()
+        assert isinstance(response, broker_pb2.ProduceResponse)
+        assert (response.results[0].error.code, response.results[0].base_offset) == (ErrorCode.NONE, end)
+        await call.done_writing()
 
-    run(scenario())
+
+@asynchronous
+async def test_each_wrong_address_of_a_batch_has_its_error_and_changes_nothing(cluster_factory: ClusterFactory) -> None:
+    async with victim(one_broker(cluster_factory)) as broker:
+        await broker.good()
+        end, state = await broker.end_offset(), await broker.state()
+        cases: list[tuple[dict[str, Any], ErrorCode, str]] = [
+            ({"topic_id": "nowhere"}, ErrorCode.UNKNOWN_TOPIC_ID, "nowhere"),
+            ({"topic_id": ""}, ErrorCode.UNKNOWN_TOPIC_ID, "''"),
+            ({"partition": 77}, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, "77"),
+            ({"partition": -4}, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, "-4"),
+            ({"leader_epoch": 99}, ErrorCode.UNKNOWN_LEADER_EPOCH, "99"),
+            ({"acks": 2}, ErrorCode.INVALID_REQUIRED_ACKS, "2"),
+            ({"acks": -2}, ErrorCode.INVALID_REQUIRED_ACKS, "-2"),
+        ]
+        records = batch_of([b"lost"], (PRODUCER, 0, broker.sequence))
+        for fields, code, named in cases:
+            (result,) = await broker.produce(broker.batch(records, **fields))
+            assert result.error.code == code, (fields, result.error)
+            assert named in result.error.message, (fields, result.error)
+        assert await broker.end_offset() == end
+        assert await broker.state() == state
+        await broker.good()
 
 
-def test_each_wrong_address_of_a_batch_has_its_error_and_changes_nothing(
-    run: Run, cluster_factory: ClusterFactory
+@asynchronous
+async def test_a_stale_leader_epoch_is_refused_naming_it(cluster_factory: ClusterFactory) -> None:
+    async with victim(one_broker(cluster_factory)) as broker:
+        await broker.cluster.restart(1)  # elects it again, under the next epoch
+        await broker.cluster.wait_registered()
+        epoch = await broker.leader_epoch()
+        assert epoch > 0
+        (result,) = await broker.produce(broker.batch(batch_of([b"x"]), leader_epoch=epoch - 1))
+        assert result.error.code == ErrorCode.FENCED_LEADER_EPOCH
+        assert f"leader epoch {epoch - 1}" in result.error.message
+        assert (result.error.current_leader.leader_id, result.error.current_leader.leader_epoch) == (1, epoch)
+        await broker.good()
+
+
+@asynchronous
+async def test_too_large_a_request_is_refused_whole_and_beyond_the_wires_bound_only_its_call_fails(
+    cluster_factory: ClusterFactory,
 ) -> None:
-    async def scenario() -> None:
-        async with victim(one_broker(cluster_factory)) as broker:
-            await broker.good()
-            end, state = await broker.end_offset(), await broker.state()
-            cases: list[tuple[dict[str, Any], ErrorCode, str]] = [
-                ({"topic_id": "nowhere"}, ErrorCode.UNKNOWN_TOPIC_ID, "nowhere"),
-                ({"topic_id": ""}, ErrorCode.UNKNOWN_TOPIC_ID, "''"),
-                ({"partition": 77}, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, "77"),
-                ({"partition": -4}, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, "-4"),
-                ({"leader_epoch": 99}, ErrorCode.UNKNOWN_LEADER_EPOCH, "99"),
-                ({"acks": 2}, ErrorCode.INVALID_REQUIRED_ACKS, "2"),
-                ({"acks": -2}, ErrorCode.INVALID_REQUIRED_ACKS, "-2"),
-            ]
-            records = batch_of([b"lost"], (PRODUCER, 0, broker.sequence))
-            for fields, code, named in cases:
-                (result,) = await broker.produce(broker.batch(records, **fields))
-                assert result.error.code == code, (fields, result.error)
-                assert named in result.error.message, (fields, result.error)
-            assert await broker.end_offset() == end
-            assert await broker.state() == state
-            await broker.good()
-
-    run(scenario())
+    async with victim(one_broker(cluster_factory)) as broker:
+        end = await broker.end_offset()
+        part = batch_of([bytes(MAX_MESSAGE_BYTES // 2)])
+        count = MAX_REQUEST_BYTES // len(part) + 1
+        results = await broker.produce(*(broker.batch(part, correlation_id=n) for n in range(count)))
+        assert sorted(result.correlation_id for result in results) == list(range(count))
+        for result in results:
+            assert result.error.code == ErrorCode.RECORD_LIST_TOO_LARGE
+            assert str(MAX_REQUEST_BYTES) in result.error.message
+        options = [("grpc.max_send_message_length", -1)]
+        async with grpc.aio.insecure_channel(broker.cluster.member(1).address, options=options) as unbounded:
+            stub: broker_pb2_grpc.BrokerAsyncStub = broker_pb2_grpc.BrokerStub(unbounded)
+            call = stub.Produce()
+            await call.write(broker_pb2.ProduceRequest(batches=[broker.batch(bytes(17 << 20))]))
+            with pytest.raises(grpc.aio.AioRpcError, match="larger than max") as caught:
+                await call.read()
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            offsets = broker_pb2.ListOffsetsRequest(topic_id=broker.topic_id, leader_epoch=-1, timestamp_ms=-1)
+            assert (await stub.ListOffsets(offsets)).offset == end
+        await broker.good()
 
 
-def test_a_stale_leader_epoch_is_refused_naming_it(run: Run, cluster_factory: ClusterFactory) -> None:
-    async def scenario() -> None:
-        async with victim(one_broker(cluster_factory)) as broker:
-            await broker.cluster.restart(1)  # elects it again, under the next epoch
-            await broker.cluster.wait_registered()
-            epoch = await broker.leader_epoch()
-            assert epoch > 0
-            (result,) = await broker.produce(broker.batch(batch_of([b"x"]), leader_epoch=epoch - 1))
-            assert result.error.code == ErrorCode.FENCED_LEADER_EPOCH
-            assert f"leader epoch {epoch - 1}" in result.error.message
-            assert (result.error.current_leader.leader_id, result.error.current_leader.leader_epoch) == (1, epoch)
-            await broker.good()
-
-    run(scenario())
-
-
-def test_too_large_a_request_is_refused_whole_and_beyond_the_wires_bound_only_its_call_fails(
-    run: Run, cluster_factory: ClusterFactory
-) -> None:
-    async def scenario() -> None:
-        async with victim(one_broker(cluster_factory)) as broker:
-            end = await broker.end_offset()
-            part = batch_of([bytes(MAX_MESSAGE_BYTES // 2)])
-            count = MAX_REQUEST_BYTES // len(part) + 1
-            results = await broker.produce(*(broker.batch(part, correlation_id=n) for n in range(count)))
-            assert sorted(result.correlation_id for result in results) == list(range(count))
-            for result in results:
-                assert result.error.code == ErrorCode.RECORD_LIST_TOO_LARGE
-                assert str(MAX_REQUEST_BYTES) in result.error.message
-            options = [("grpc.max_send_message_length", -1)]
-            async with grpc.aio.insecure_channel(broker.cluster.member(1).address, options=options) as unbounded:
-                stub: broker_pb2_grpc.BrokerAsyncStub = broker_pb2_grpc.BrokerStub(unbounded)
-                call = stub.Produce()
-                await call.write(broker_pb2.ProduceRequest(batches=[broker.batch(bytes(17 << 20))]))
-                with pytest.raises(grpc.aio.AioRpcError, match="larger than max") as caught:
-                    await call.read()
-                assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-                offsets = broker_pb2.ListOffsetsRequest(topic_id=broker.topic_id, leader_epoch=-1, timestamp_ms=-1)
-                assert (await stub.ListOffsets(offsets)).offset == end
-            await broker.good()
-
-    run(scenario())
-
-
-def test_a_fetch_outside_of_the_log_is_refused_naming_the_offset(run: Run, cluster_factory: ClusterFactory) -> None:
-    async def scenario() -> None:
-        async with victim(one_broker(cluster_factory)) as broker:
-            call = broker.broker.Fetch()
-            for offset in (-1, 1_000_000):
-                wanted = broker_pb2.FetchPartition(
-                    topic_id=broker.topic_id, leader_epoch=-1, fetch_offset=offset, max_bytes=1_000
-                )
-                await call.write(broker_pb2.FetchRequest(partitions=[wanted], max_wait_ms=5_000, min_bytes=1))
-                response = await call.read()
-                assert isinstance(response, broker_pb2.FetchResponse)
-                (fetched,) = response.partitions
-                assert fetched.error.code == ErrorCode.OFFSET_OUT_OF_RANGE
-                assert str(offset) in fetched.error.message
-            wanted = broker_pb2.FetchPartition(topic_id=broker.topic_id, leader_epoch=-1, max_bytes=1_000)
+@asynchronous
+async def test_a_fetch_outside_of_the_log_is_refused_naming_the_offset(cluster_factory: ClusterFactory) -> None:
+    async with victim(one_broker(cluster_factory)) as broker:
+        call = broker.broker.Fetch()
+        for offset in (-1, 1_000_000):
+            wanted = broker_pb2.FetchPartition(
+                topic_id=broker.topic_id, leader_epoch=-1, fetch_offset=offset, max_bytes=1_000
+            )
             await call.write(broker_pb2.FetchRequest(partitions=[wanted], max_wait_ms=5_000, min_bytes=1))
             response = await call.read()
             assert isinstance(response, broker_pb2.FetchResponse)
-            assert response.partitions[0].records
-            await call.done_writing()
+            (fetched,) = response.partitions
+            assert fetched.error.code == ErrorCode.OFFSET_OUT_OF_RANGE
+            assert str(offset) in fetched.error.message
+        wanted = broker_pb2.FetchPartition(topic_id=broker.topic_id, leader_epoch=-1, max_bytes=1_000)
+        await call.write(broker_pb2.FetchRequest(partitions=[wanted], max_wait_ms=5_000, min_bytes=1))
+        response = await call.read()
+        assert isinstance(response, broker_pb2.FetchResponse)
+        assert response.partitions[0].records
+        await call.done_writing()
 
-    run(scenario())
 
-
-def test_a_follower_of_another_cluster_is_refused_naming_both(run: Run, cluster_factory: ClusterFactory) -> None:
-    async def scenario() -> None:
-        async with victim(one_broker(cluster_factory)) as broker:
-            stub: replication_pb2_grpc.ReplicationAsyncStub = replication_pb2_grpc.ReplicationStub(broker.channel)
-            call = stub.Replicate()
-            await call.write(replication_pb2.ReplicateRequest(broker_id=9, broker_epoch=1, cluster_id="another"))
-            with pytest.raises(grpc.aio.AioRpcError, match="another") as caught:
-                await call.read()
-            assert "INCONSISTENT_CLUSTER_ID" in str(caught.value.details())
-            await broker.good()
-
-    run(scenario())
+@asynchronous
+async def test_a_follower_of_another_cluster_is_refused_naming_both(cluster_factory: ClusterFactory) -> None:
+    async with victim(one_broker(cluster_factory)) as broker:
+        stub: replication_pb2_grpc.ReplicationAsyncStub = replication_pb2_grpc.ReplicationStub(broker.channel)
+        call = stub.Replicate()
+        await call.write(replication_pb2.ReplicateRequest(broker_id=9, broker_epoch=1, cluster_id="another"))
+        with pytest.raises(grpc.aio.AioRpcError, match="another") as caught:
+            await call.read()
+        assert "INCONSISTENT_CLUSTER_ID" in str(caught.value.details())
+        await broker.good()
 
 
 async def ends_with(cluster: LocalCluster, config: Path) -> tuple[int, str]:
@@ -322,81 +308,73 @@ async def ends_with(cluster: LocalCluster, config: Path) -> tuple[int, str]:
     return process.returncode, said.decode().splitlines()[-1]
 
 
-def test_a_broker_id_in_use_is_refused_and_its_holder_goes_on(
-    run: Run, cluster_factory: ClusterFactory, tmp_path: Path
+@asynchronous
+async def test_a_broker_id_in_use_is_refused_and_its_holder_goes_on(
+    cluster_factory: ClusterFactory, tmp_path: Path
 ) -> None:
-    async def scenario() -> None:
-        async with victim(one_broker(cluster_factory)) as broker:
-            config = tmp_path / "impostor.toml"
-            controller = broker.cluster.member(CONTROLLER).address
-            config.write_text(
-                to_toml({"broker_id": 1, "data_dir": str(tmp_path / "impostor"), "controller": controller})
-            )
-            code, line = await ends_with(broker.cluster, config)
+    async with victim(one_broker(cluster_factory)) as broker:
+        config = tmp_path / "impostor.toml"
+        controller = broker.cluster.member(CONTROLLER).address
+        config.write_text(to_toml({"broker_id": 1, "data_dir": str(tmp_path / "impostor"), "controller": controller}))
+        code, line = await ends_with(broker.cluster, config)
+        assert code == 2, line
+        assert "DUPLICATE_BROKER_REGISTRATION: broker id 1" in line
+        assert broker.cluster.member(1).address in line
+        await broker.good()
+
+
+@asynchronous
+async def test_a_data_folder_of_another_cluster_is_refused_naming_both_and_left_as_it_was(
+    cluster_factory: ClusterFactory,
+) -> None:
+    async with victim(cluster_factory(name="first", brokers=1)) as first:
+        await first.good()
+        await first.cluster.stop(1)
+        data_dir = first.cluster.member(1).directory
+        before = {path.name: path.read_bytes() for path in data_dir.glob("orders-0/*") if path.is_file()}
+        assert before
+        async with cluster_factory(name="second", brokers=1) as second:
+            config = data_dir / "moved.toml"
+            controller = second.member(CONTROLLER).address
+            config.write_text(to_toml({"broker_id": 5, "data_dir": str(data_dir), "controller": controller}))
+            code, line = await ends_with(second, config)
             assert code == 2, line
-            assert "DUPLICATE_BROKER_REGISTRATION: broker id 1" in line
-            assert broker.cluster.member(1).address in line
-            await broker.good()
-
-    run(scenario())
-
-
-def test_a_data_folder_of_another_cluster_is_refused_naming_both_and_left_as_it_was(
-    run: Run, cluster_factory: ClusterFactory
-) -> None:
-    async def scenario() -> None:
-        async with victim(cluster_factory(name="first", brokers=1)) as first:
-            await first.good()
-            await first.cluster.stop(1)
-            data_dir = first.cluster.member(1).directory
-            before = {path.name: path.read_bytes() for path in data_dir.glob("orders-0/*") if path.is_file()}
-            assert before
-            async with cluster_factory(name="second", brokers=1) as second:
-                config = data_dir / "moved.toml"
-                controller = second.member(CONTROLLER).address
-                config.write_text(to_toml({"broker_id": 5, "data_dir": str(data_dir), "controller": controller}))
-                code, line = await ends_with(second, config)
-                assert code == 2, line
-                assert "belongs to broker 1; the configuration says broker_id = 5" in line
-                image = await read_image(second.member(1).address, timeout_s=5)
-                assert image is not None
-                await second.stop(1)
-                config.write_text(to_toml({"broker_id": 1, "data_dir": str(data_dir), "controller": controller}))
-                code, line = await ends_with(second, config)
-                assert code == 2, line
-                assert "INCONSISTENT_CLUSTER_ID" in line
-                meta = (data_dir / "meta.properties").read_text()
-                cluster_id = meta.split("cluster.id=")[1].split("\n")[0]
-                assert cluster_id in line
-                assert image.cluster_id in line
-            assert {path.name: path.read_bytes() for path in data_dir.glob("orders-0/*") if path.is_file()} == before
-            await first.cluster.start(1)
-            await first.cluster.wait_registered()
-            await first.leader_epoch()
-            await first.good()
-
-    run(scenario())
+            assert "belongs to broker 1; the configuration says broker_id = 5" in line
+            image = await read_image(second.member(1).address, timeout_s=5)
+            assert image is not None
+            await second.stop(1)
+            config.write_text(to_toml({"broker_id": 1, "data_dir": str(data_dir), "controller": controller}))
+            code, line = await ends_with(second, config)
+            assert code == 2, line
+            assert "INCONSISTENT_CLUSTER_ID" in line
+            meta = (data_dir / "meta.properties").read_text()
+            cluster_id = meta.split("cluster.id=")[1].split("\n")[0]
+            assert cluster_id in line
+            assert image.cluster_id in line
+        assert {path.name: path.read_bytes() for path in data_dir.glob("orders-0/*") if path.is_file()} == before
+        await first.cluster.start(1)
+        await first.cluster.wait_registered()
+        await first.leader_epoch()
+        await first.good()
 
 
-def test_wrong_topics_are_refused_naming_what_is_wrong(run: Run, cluster_factory: ClusterFactory) -> None:
-    async def scenario() -> None:
-        async with victim(one_broker(cluster_factory)) as broker:
-            cases: list[tuple[dict[str, Any], ErrorCode, str]] = [
-                ({"name": "no/slash"}, ErrorCode.INVALID_TOPIC_EXCEPTION, "no/slash"),
-                ({"name": ""}, ErrorCode.INVALID_TOPIC_EXCEPTION, "''"),
-                ({"name": "orders"}, ErrorCode.TOPIC_ALREADY_EXISTS, "orders"),
-                ({"name": "t", "partitions": -3}, ErrorCode.INVALID_PARTITIONS, "-3"),
-                ({"name": "t", "replication_factor": 2}, ErrorCode.INVALID_REPLICATION_FACTOR, "2"),
-            ]
-            for fields, code, named in cases:
-                request = controller_pb2.CreateTopicRequest(**{"partitions": 1, "replication_factor": 1, **fields})
-                answer = await broker.admin.CreateTopic(request)
-                assert answer.error.code == code, (fields, answer.error)
-                assert named in answer.error.message
-            metadata = await broker.broker.Metadata(broker_pb2.MetadataRequest())
-            assert list(MetadataImage().apply(metadata.image).topic_ids) == ["orders"]
-
-    run(scenario())
+@asynchronous
+async def test_wrong_topics_are_refused_naming_what_is_wrong(cluster_factory: ClusterFactory) -> None:
+    async with victim(one_broker(cluster_factory)) as broker:
+        cases: list[tuple[dict[str, Any], ErrorCode, str]] = [
+            ({"name": "no/slash"}, ErrorCode.INVALID_TOPIC_EXCEPTION, "no/slash"),
+            ({"name": ""}, ErrorCode.INVALID_TOPIC_EXCEPTION, "''"),
+            ({"name": "orders"}, ErrorCode.TOPIC_ALREADY_EXISTS, "orders"),
+            ({"name": "t", "partitions": -3}, ErrorCode.INVALID_PARTITIONS, "-3"),
+            ({"name": "t", "replication_factor": 2}, ErrorCode.INVALID_REPLICATION_FACTOR, "2"),
+        ]
+        for fields, code, named in cases:
+            request = controller_pb2.CreateTopicRequest(**{"partitions": 1, "replication_factor": 1, **fields})
+            answer = await broker.admin.CreateTopic(request)
+            assert answer.error.code == code, (fields, answer.error)
+            assert named in answer.error.message
+        metadata = await broker.broker.Metadata(broker_pb2.MetadataRequest())
+        assert list(MetadataImage().apply(metadata.image).topic_ids) == ["orders"]
 
 
 # ---- Fuzz ----
@@ -444,66 +422,64 @@ async def _any_answer() -> AsyncIterator[None]:
             raise  # the broker, or the connection to it, is gone
 
 
-def test_damaged_requests_leave_a_live_broker_up_and_its_log_clean(run: Run, cluster_factory: ClusterFactory) -> None:
-    async def scenario() -> None:
-        async with victim(one_broker(cluster_factory)) as broker:
-            await broker.good()
-            pid = broker.cluster.pid(1)
-            records = batch_of([b"abc", b"def"], (PRODUCER + 2, 0, 0))
-            partition = broker_pb2.FetchPartition(topic_id=broker.topic_id, leader_epoch=-1, max_bytes=1_000)
-            seeds: list[tuple[str, bytes, bool]] = [
-                (
-                    "Broker/Produce",
-                    broker_pb2.ProduceRequest(batches=[broker.batch(records)]).SerializeToString(),
-                    True,
-                ),
-                ("Broker/Fetch", broker_pb2.FetchRequest(partitions=[partition]).SerializeToString(), True),
-                (
-                    "Broker/ListOffsets",
-                    broker_pb2.ListOffsetsRequest(topic_id=broker.topic_id, timestamp_ms=5).SerializeToString(),
-                    False,
-                ),
-                ("Broker/Metadata", broker_pb2.MetadataRequest(topic_names=["orders"]).SerializeToString(), False),
-                (
-                    "Broker/DescribeProducers",
-                    broker_pb2.DescribeProducersRequest(topic_id=broker.topic_id).SerializeToString(),
-                    False,
-                ),
-                (
-                    "Replication/Replicate",
-                    replication_pb2.ReplicateRequest(
-                        broker_id=3,
-                        broker_epoch=1,
-                        cluster_id="c",
-                        subscribe=[replication_pb2.Subscribe(topic_id=broker.topic_id, subscription=1)],
-                        acks=[replication_pb2.Ack(topic_id=broker.topic_id, subscription=1, log_end_offset=9)],
-                    ).SerializeToString(),
-                    True,
-                ),
-            ]
-            chance = random.Random(FUZZ_SEED)
-            loop = asyncio.get_running_loop()
-            deadline = loop.time() + FUZZ_DEADLINE_S
-            sent = 0
-            while sent < FUZZ_REQUESTS and loop.time() < deadline:
-                method, request, stream = chance.choice(seeds)
-                if method == "Broker/Produce" and chance.random() < 0.5:  # well-formed around a damaged batch
-                    inner = broker.batch(damaged(chance, records))
-                    data = broker_pb2.ProduceRequest(batches=[inner]).SerializeToString()
-                else:
-                    data = damaged(chance, request)
-                await throw(broker.channel, f"/fencepost.v1.{method}", data, stream=stream)
-                sent += 1
-            assert sent > FUZZ_REQUESTS // 10
-            assert broker.cluster.running(1)
-            assert broker.cluster.pid(1) == pid
-            await broker.good()
-            await check_log(broker)
-            log = broker.cluster.log(1)
-            assert "unforeseen" not in log, log
-            assert "Traceback" not in log, log
-
-    run(scenario())
+@asynchronous
+async def test_damaged_requests_leave_a_live_broker_up_and_its_log_clean(cluster_factory: ClusterFactory) -> None:
+    async with victim(one_broker(cluster_factory)) as broker:
+        await broker.good()
+        pid = broker.cluster.pid(1)
+        records = batch_of([b"abc", b"def"], (PRODUCER + 2, 0, 0))
+        partition = broker_pb2.FetchPartition(topic_id=broker.topic_id, leader_epoch=-1, max_bytes=1_000)
+        seeds: list[tuple[str, bytes, bool]] = [
+            (
+                "Broker/Produce",
+                broker_pb2.ProduceRequest(batches=[broker.batch(records)]).SerializeToString(),
+                True,
+            ),
+            ("Broker/Fetch", broker_pb2.FetchRequest(partitions=[partition]).SerializeToString(), True),
+            (
+                "Broker/ListOffsets",
+                broker_pb2.ListOffsetsRequest(topic_id=broker.topic_id, timestamp_ms=5).SerializeToString(),
+                False,
+            ),
+            ("Broker/Metadata", broker_pb2.MetadataRequest(topic_names=["orders"]).SerializeToString(), False),
+            (
+                "Broker/DescribeProducers",
+                broker_pb2.DescribeProducersRequest(topic_id=broker.topic_id).SerializeToString(),
+                False,
+            ),
+            (
+                "Replication/Replicate",
+                replication_pb2.ReplicateRequest(
+                    broker_id=3,
+                    broker_epoch=1,
+                    cluster_id="c",
+                    subscribe=[replication_pb2.Subscribe(topic_id=broker.topic_id, subscription=1)],
+                    acks=[replication_pb2.Ack(topic_id=broker.topic_id, subscription=1, log_end_offset=9)],
+                ).SerializeToString(),
+                True,
+            ),
+        ]
+        chance = random.Random(FUZZ_SEED)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + FUZZ_DEADLINE_S
+        sent = 0
+        while sent < FUZZ_REQUESTS and loop.time() < deadline:
+            method, request, stream = chance.choice(seeds)
+            if method == "Broker/Produce" and chance.random() < 0.5:  # well-formed around a damaged batch
+                inner = broker.batch(damaged(chance, records))
+                data = broker_pb2.ProduceRequest(batches=[inner]).SerializeToString()
+            else:
+                data = damaged(chance, request)
+            await throw(broker.channel, f"/fencepost.v1.{method}", data, stream=stream)
+            sent += 1
+        assert sent > FUZZ_REQUESTS // 10
+        assert broker.cluster.running(1)
+        assert broker.cluster.pid(1) == pid
+        await broker.good()
+        await check_log(broker)
+        log = broker.cluster.log(1)
+        assert "unforeseen" not in log, log
+        assert "Traceback" not in log, log
 
 
 async def check_log(broker: Victim) -> None:

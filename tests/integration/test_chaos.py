@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import Shell
-from test_demo import processes_of
 
 from fencepost_testing.chaos.network import Network, NetworkUnavailable
 from fencepost_testing.waiting import until_sync
+from tests.integration.command_line import Shell
+from tests.integration.test_demo import processes_of
 
 DEADLINE_S = 60.0
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -25,8 +24,8 @@ from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.read_back import read_everything
 from fencepost_testing.topic_waits import wait_in_sync, wait_settled
 from fencepost_testing.waiting import until
+from tests.asynchronous import asynchronous
 
-Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]
 
 EVERYBODY = ("broker-1", "broker-2", "broker-3")
@@ -108,45 +107,39 @@ async def harm(cluster_factory: ClusterFactory, tmp_path: Path) -> AsyncIterator
 
 
 @pytest.mark.parametrize("kind", [FaultKind.UNCLEAN_AFTER_PAUSE, FaultKind.UNCLEAN_AFTER_KILL])
-def test_an_unclean_election_takes_what_the_operator_was_shown(
-    run: Run, cluster_factory: ClusterFactory, tmp_path: Path, kind: FaultKind
+@asynchronous
+async def test_an_unclean_election_takes_what_the_operator_was_shown(
+    cluster_factory: ClusterFactory, tmp_path: Path, kind: FaultKind
 ) -> None:
-    async def scenario() -> None:
-        async with harm(cluster_factory, tmp_path) as harmed:
-            happened = await harmed.fault(kind, "broker-2", duration_s=0.5)
-            assert "broker 2 is elected: kept below " in happened.note
-
-    run(scenario())
+    async with harm(cluster_factory, tmp_path) as harmed:
+        happened = await harmed.fault(kind, "broker-2", duration_s=0.5)
+        assert "broker 2 is elected: kept below " in happened.note
 
 
-def test_a_flipped_byte_is_found_on_a_leader_and_on_a_follower(
-    run: Run, cluster_factory: ClusterFactory, tmp_path: Path
+@asynchronous
+async def test_a_flipped_byte_is_found_on_a_leader_and_on_a_follower(
+    cluster_factory: ClusterFactory, tmp_path: Path
 ) -> None:
-    async def scenario() -> None:
-        async with harm(cluster_factory, tmp_path) as harmed:
-            await until(lambda: harmed.acked > 120, "more than a segment is stored")
-            for kind in (FaultKind.FLIP_LEADERS_BYTE, FaultKind.FLIP_FOLLOWERS_BYTE):
-                happened = await harmed.fault(kind)
-                assert happened.note.startswith("byte "), happened.note
-                (broker,) = happened.targets
-                folder = harmed.cluster.member(int(broker.removeprefix("broker-"))).directory
-                assert list(folder.glob("chaos-0.*.damaged")), "the damaged log is kept aside"
-                await harmed.goes_on()
-
-    run(scenario())
+    async with harm(cluster_factory, tmp_path) as harmed:
+        await until(lambda: harmed.acked > 120, "more than a segment is stored")
+        for kind in (FaultKind.FLIP_LEADERS_BYTE, FaultKind.FLIP_FOLLOWERS_BYTE):
+            happened = await harmed.fault(kind)
+            assert happened.note.startswith("byte "), happened.note
+            (broker,) = happened.targets
+            folder = harmed.cluster.member(int(broker.removeprefix("broker-"))).directory
+            assert list(folder.glob("chaos-0.*.damaged")), "the damaged log is kept aside"
+            await harmed.goes_on()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="filling a disk needs prlimit")
-def test_disks_that_are_full_have_room_again(run: Run, cluster_factory: ClusterFactory, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with harm(cluster_factory, tmp_path) as harmed:
-            await harmed.fault(FaultKind.FILL_LEADERS_DISK, "leader-0", duration_s=1.0)
-            await harmed.goes_on()
-            full = asyncio.create_task(harmed.fault(FaultKind.FILL_ALL_DISKS, duration_s=2.5))
-            await asyncio.sleep(1)  # for what was acknowledged before to be told
-            before = harmed.acked
-            await asyncio.sleep(1)
-            assert harmed.acked == before, "nothing can be stored"
-            await full
-
-    run(scenario())
+@asynchronous
+async def test_disks_that_are_full_have_room_again(cluster_factory: ClusterFactory, tmp_path: Path) -> None:
+    async with harm(cluster_factory, tmp_path) as harmed:
+        await harmed.fault(FaultKind.FILL_LEADERS_DISK, "leader-0", duration_s=1.0)
+        await harmed.goes_on()
+        full = asyncio.create_task(harmed.fault(FaultKind.FILL_ALL_DISKS, duration_s=2.5))
+        await asyncio.sleep(1)  # for what was acknowledged before to be told
+        before = harmed.acked
+        await asyncio.sleep(1)
+        assert harmed.acked == before, "nothing can be stored"
+        await full

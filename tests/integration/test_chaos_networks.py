@@ -16,7 +16,6 @@ from typing import Any, Self
 
 import pytest
 import uvloop
-from test_chaos import DEADLINE_S, namespaces
 
 from fencepost_testing.chaos.cuts import CuttableNetwork
 from fencepost_testing.chaos.network import Network, NetworkUnavailable
@@ -25,8 +24,8 @@ from fencepost_testing.faulty_wire import FAULT_PORT
 from fencepost_testing.local_cluster import CONTROLLER, PLACE_PORT, LocalCluster, Node
 from fencepost_testing.processes import NetworkPlace
 from fencepost_testing.waiting import until
-
-Run = Callable[[Coroutine[Any, Any, None]], None]
+from tests.asynchronous import asynchronous
+from tests.integration.test_chaos import DEADLINE_S, namespaces
 
 Networks = Callable[[Sequence[str]], Coroutine[Any, Any, CuttableNetwork]]
 PARTIES = ("one", "other", "third")
@@ -124,64 +123,56 @@ each_network = pytest.mark.parametrize("make", [of_namespaces, of_switches])
 
 @each_network
 @pytest.mark.parametrize("cut", [("one", "other"), ("other", "one")])
-def test_a_link_is_cut_in_one_direction_without_a_word_and_mended(
-    run: Run, make: Networks, cut: tuple[str, str]
-) -> None:
-    async def scenario() -> None:
-        async with network_of_three(make) as network:
-            echo, beside = Echo(network, "one", "other"), Echo(network, "one", "third")
-            try:
-                assert await echo.ask(10) == "answered"
-                await network.cut([cut])
-                assert await echo.ask(0.3) == "silence"
-                assert await beside.ask(10) == "answered", "other links work"
-                await network.cut([cut])
-                await network.mend([cut])
-                assert await echo.ask(0.3) == "silence", "another cut still holds it"
-                await network.mend([cut])
-                assert await echo.ask(10) == "answered", "the connection itself has survived"
-            finally:
-                echo.close()
-                beside.close()
-
-    run(scenario())
+@asynchronous
+async def test_a_link_is_cut_in_one_direction_without_a_word_and_mended(make: Networks, cut: tuple[str, str]) -> None:
+    async with network_of_three(make) as network:
+        echo, beside = Echo(network, "one", "other"), Echo(network, "one", "third")
+        try:
+            assert await echo.ask(10) == "answered"
+            await network.cut([cut])
+            assert await echo.ask(0.3) == "silence"
+            assert await beside.ask(10) == "answered", "other links work"
+            await network.cut([cut])
+            await network.mend([cut])
+            assert await echo.ask(0.3) == "silence", "another cut still holds it"
+            await network.mend([cut])
+            assert await echo.ask(10) == "answered", "the connection itself has survived"
+        finally:
+            echo.close()
+            beside.close()
 
 
 @each_network
-def test_a_death_behind_a_cut_is_not_heard_of_before_it_is_mended(run: Run, make: Networks) -> None:
-    async def scenario() -> None:
-        async with network_of_three(make) as network:
-            echo = Echo(network, "one", "other")
-            try:
-                assert await echo.ask(10) == "answered"
-                await network.cut([("other", "one")])
-                echo.server.kill()
-                echo.server.wait()
-                assert await echo.ask(0.3) == "silence"
-                await network.mend([("other", "one")])
-                assert await echo.ask(10) in ("answered", "closed", "broken")
-                assert await echo.ask(10) in ("closed", "broken")
-            finally:
-                echo.close()
-
-    run(scenario())
+@asynchronous
+async def test_a_death_behind_a_cut_is_not_heard_of_before_it_is_mended(make: Networks) -> None:
+    async with network_of_three(make) as network:
+        echo = Echo(network, "one", "other")
+        try:
+            assert await echo.ask(10) == "answered"
+            await network.cut([("other", "one")])
+            echo.server.kill()
+            echo.server.wait()
+            assert await echo.ask(0.3) == "silence"
+            await network.mend([("other", "one")])
+            assert await echo.ask(10) in ("answered", "closed", "broken")
+            assert await echo.ask(10) in ("closed", "broken")
+        finally:
+            echo.close()
 
 
 @each_network
-def test_networks_do_not_meet(run: Run, make: Networks) -> None:
-    async def scenario() -> None:
-        async with network_of_three(make) as network:
-            other = await make(PARTIES[:2])
-            assert other.place("one").host != network.place("one").host
-            echo = Echo(network, "one", "other")
-            try:
-                await other.cut([("one", "other")])
-                other.close()
-                assert await echo.ask(10) == "answered"
-            finally:
-                echo.close()
-
-    run(scenario())
+@asynchronous
+async def test_networks_do_not_meet(make: Networks) -> None:
+    async with network_of_three(make) as network:
+        other = await make(PARTIES[:2])
+        assert other.place("one").host != network.place("one").host
+        echo = Echo(network, "one", "other")
+        try:
+            await other.cut([("one", "other")])
+            other.close()
+            assert await echo.ask(10) == "answered"
+        finally:
+            echo.close()
 
 
 class Connection:
@@ -246,29 +237,27 @@ def test_what_was_held_back_for_a_process_that_has_gone_is_dropped() -> None:
     assert not unforeseen
 
 
-def test_a_process_that_is_cut_off_does_not_wait_for_tcp(run: Run, tmp_path: Path) -> None:
+@asynchronous
+async def test_a_process_that_is_cut_off_does_not_wait_for_tcp(tmp_path: Path) -> None:
     """TCP tries again at intervals that double: once mended, a cut would last for as long again."""
     nodes: dict[Node, str] = {CONTROLLER: "controller", 1: "broker-1"}
 
-    async def scenario() -> None:
-        network = await of_namespaces(list(nodes.values()))
-        try:
-            cluster = LocalCluster.create(
-                tmp_path / "cluster",
-                brokers=1,
-                controller_overrides={"heartbeat_interval_ms": 100},
-                places={node: network.place(party) for node, party in nodes.items()},
-            )
-            async with cluster:
-                assert "no session" not in cluster.log(1).partition("registered")[2]
-                await network.cut([("broker-1", "controller"), ("controller", "broker-1")])
-                what = "the broker no longer waits for an answer to what it sent"
-                await until(lambda: "no session" in cluster.log(1).partition("registered")[2], what, 4.0)
-                await network.mend([("broker-1", "controller"), ("controller", "broker-1")])
-        finally:
-            network.close()
-
-    run(scenario())
+    network = await of_namespaces(list(nodes.values()))
+    try:
+        cluster = LocalCluster.create(
+            tmp_path / "cluster",
+            brokers=1,
+            controller_overrides={"heartbeat_interval_ms": 100},
+            places={node: network.place(party) for node, party in nodes.items()},
+        )
+        async with cluster:
+            assert "no session" not in cluster.log(1).partition("registered")[2]
+            await network.cut([("broker-1", "controller"), ("controller", "broker-1")])
+            what = "the broker no longer waits for an answer to what it sent"
+            await until(lambda: "no session" in cluster.log(1).partition("registered")[2], what, 4.0)
+            await network.mend([("broker-1", "controller"), ("controller", "broker-1")])
+    finally:
+        network.close()
 
 
 def test_where_the_network_cannot_be_cut_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Shell
 
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.waiting import until_sync
+from tests.integration.command_line import Shell
 
 DEADLINE_S = 30.0
 

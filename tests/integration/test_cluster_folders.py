@@ -6,9 +6,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from command_line import Shell
-
 from fencepost_testing.local_cluster import LocalCluster
+from tests.integration.command_line import Shell
 
 
 def test_copied_cluster_folder(tmp_path: Path) -> None:

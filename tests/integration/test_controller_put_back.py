@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import Shell
 
 from fencepost_proto.runtime.process import EXIT_WENT_BACK
 from fencepost_testing.local_cluster import LocalCluster
+from tests.integration.command_line import Shell
 
 
 @pytest.fixture

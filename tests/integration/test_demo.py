@@ -6,23 +6,22 @@ import json
 import operator
 import os
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 from aiokafka.record import MemoryRecords
-from command_line import Shell
 
 from fencepost import AdminClient, History
 from fencepost_cli.demo import HISTORY_FILE, TOPIC, Demo, DemoOptions
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.verdict import Kind
 from fencepost_testing.waiting import until_sync
+from tests.asynchronous import asynchronous
+from tests.integration.command_line import Shell
 
 DEADLINE_S = 60.0
 
-Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]
 
 
@@ -105,16 +104,14 @@ class Tampered(Demo):
             file.write(bytes([last[0] ^ 1]))
 
 
-def test_a_damaged_replica_and_a_missing_record_spoil_the_verdict(
-    run: Run, cluster_factory: Callable[..., LocalCluster]
+@asynchronous
+async def test_a_damaged_replica_and_a_missing_record_spoil_the_verdict(
+    cluster_factory: Callable[..., LocalCluster],
 ) -> None:
-    async def scenario() -> None:
-        async with cluster_factory(brokers=3) as cluster:
-            result = await Tampered(cluster, DemoOptions(records=1_000, kills=0), lambda _: None).run()
-        assert not result.ok
-        assert result.findings.counts[Kind.LOST] == 1
-        assert result.findings.counts[Kind.CORRUPT] == 1
-        assert result.findings.counts[Kind.DIVERGED] == 1
-        assert result.to_json("")["ok"] is False
-
-    run(scenario())
+    async with cluster_factory(brokers=3) as cluster:
+        result = await Tampered(cluster, DemoOptions(records=1_000, kills=0), lambda _: None).run()
+    assert not result.ok
+    assert result.findings.counts[Kind.LOST] == 1
+    assert result.findings.counts[Kind.CORRUPT] == 1
+    assert result.findings.counts[Kind.DIVERGED] == 1
+    assert result.to_json("")["ok"] is False

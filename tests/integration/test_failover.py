@@ -3,207 +3,183 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 import pytest
-from running import TOPIC, running
 
 from fencepost_testing.failover import producer_views
 from fencepost_testing.local_cluster import CONTROLLER, LocalCluster
 from fencepost_testing.topic_waits import wait_in_sync
 from fencepost_testing.waiting import until
+from tests.asynchronous import asynchronous
+from tests.integration.running import TOPIC, running
 
-Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]
 QUICK = {"session_timeout_ms": 1_000, "heartbeat_interval_ms": 200}
 
 
-def test_kill_9_of_leaders_one_after_another(run: Run, cluster_factory: ClusterFactory) -> None:
-    async def scenario() -> None:
-        async with cluster_factory(brokers=3) as cluster, running(cluster) as workload:
-            for partition in (0, 1, 2, 0):
-                victim = await workload.leader(partition)
-                cluster.kill(victim)
-                await workload.writes_go_on()
-                await workload.another_leads(victim, partition)
-                await cluster.restart(victim)
-                await wait_in_sync(workload.admin, TOPIC)
-
-    run(scenario())
-
-
-def test_kill_9_of_a_follower_is_no_error_to_anyone(run: Run, cluster_factory: ClusterFactory) -> None:
-    async def scenario() -> None:
-        async with (
-            cluster_factory(brokers=3) as cluster,
-            running(cluster, topic={"partitions": 3, "replication_factor": 3}) as workload,
-        ):
-            status = await workload.partition(0)
-            follower = next(broker for broker in status.replicas if broker != status.leader)
-            cluster.kill(follower)
-            await workload.writes_go_on()
-            assert (await workload.partition(0)).leader == status.leader
-            await cluster.restart(follower)
-
-    run(scenario())
-
-
-def test_while_the_controller_is_dead_leaders_serve_and_on_its_return_nothing_is_forgotten(
-    run: Run, cluster_factory: ClusterFactory
-) -> None:
-    async def scenario() -> None:
-        async with cluster_factory(brokers=3, controller_overrides=QUICK) as cluster, running(cluster) as workload:
-            before = (await workload.admin.describe_topic(TOPIC)).partitions
-            cluster.kill(CONTROLLER)
-            await workload.writes_go_on()
-            await cluster.restart(CONTROLLER)
-            await workload.writes_go_on()
-            after = (await workload.admin.describe_topic(TOPIC)).partitions
-            assert [p.leader_epoch for p in after] == [p.leader_epoch for p in before], "no one was declared dead"
-            victim = await workload.leader()
+@asynchronous
+async def test_kill_9_of_leaders_one_after_another(cluster_factory: ClusterFactory) -> None:
+    async with cluster_factory(brokers=3) as cluster, running(cluster) as workload:
+        for partition in (0, 1, 2, 0):
+            victim = await workload.leader(partition)
             cluster.kill(victim)
             await workload.writes_go_on()
+            await workload.another_leads(victim, partition)
             await cluster.restart(victim)
-
-    run(scenario())
-
-
-def test_kill_9_of_leader_and_controller_at_once(run: Run, cluster_factory: ClusterFactory) -> None:
-    async def scenario() -> None:
-        async with cluster_factory(brokers=3, controller_overrides=QUICK) as cluster, running(cluster) as workload:
-            victim = await workload.leader()
-            cluster.kill(CONTROLLER)
-            cluster.kill(victim)
-            await cluster.restart(CONTROLLER)
-            await workload.writes_go_on()
-            await cluster.restart(victim)
-
-    run(scenario())
-
-
-def test_kill_9_of_every_process_at_once_loses_nothing_and_no_producer_state(
-    run: Run, cluster_factory: ClusterFactory
-) -> None:
-    async def scenario() -> None:
-        async with cluster_factory(brokers=3, controller_overrides=QUICK) as cluster, running(cluster) as workload:
-            for round_number in range(2):
-                for node in cluster.members:
-                    cluster.kill(node)
-                for node in cluster.members:
-                    await cluster.wait_gone(node)
-                await cluster.start(list(cluster.members))
-                await workload.writes_go_on()
-                views = await producer_views(workload.admin, TOPIC, 0)
-                assert [view.epoch for view in views] == [0], f"round {round_number}: the producer's state survived"
-
-    run(scenario())
-
-
-def test_a_paused_leader_is_replaced_and_what_it_appends_on_waking_is_never_acknowledged(
-    run: Run, cluster_factory: ClusterFactory
-) -> None:
-    async def scenario() -> None:
-        async with cluster_factory(brokers=3, controller_overrides=QUICK) as cluster, running(cluster) as workload:
-            victim = await workload.leader()
-            cluster.pause(victim)
-            await workload.writes_go_on()
-            await workload.another_leads(victim)
-            cluster.resume(victim)
             await wait_in_sync(workload.admin, TOPIC)
 
-    run(scenario())
+
+@asynchronous
+async def test_kill_9_of_a_follower_is_no_error_to_anyone(cluster_factory: ClusterFactory) -> None:
+    async with (
+        cluster_factory(brokers=3) as cluster,
+        running(cluster, topic={"partitions": 3, "replication_factor": 3}) as workload,
+    ):
+        status = await workload.partition(0)
+        follower = next(broker for broker in status.replicas if broker != status.leader)
+        cluster.kill(follower)
+        await workload.writes_go_on()
+        assert (await workload.partition(0)).leader == status.leader
+        await cluster.restart(follower)
 
 
-def test_a_pause_below_the_session_timeout_costs_no_election_whoever_it_is(
-    run: Run, cluster_factory: ClusterFactory
+@asynchronous
+async def test_while_the_controller_is_dead_leaders_serve_and_on_its_return_nothing_is_forgotten(
+    cluster_factory: ClusterFactory,
 ) -> None:
-    async def scenario() -> None:
-        async with cluster_factory(brokers=3) as cluster, running(cluster) as workload:
-            status = await workload.partition(0)
-            follower = next(broker for broker in status.replicas if broker != status.leader)
-            for node in (CONTROLLER, follower, status.leader):
-                cluster.pause(node)
-                await asyncio.sleep(0.5)  # the pause is the fault itself
-                cluster.resume(node)
-                await workload.writes_go_on()
-            assert (await workload.partition(0)).leader_epoch == status.leader_epoch
-            assert "broker fenced" not in cluster.log(CONTROLLER)
+    async with cluster_factory(brokers=3, controller_overrides=QUICK) as cluster, running(cluster) as workload:
+        before = (await workload.admin.describe_topic(TOPIC)).partitions
+        cluster.kill(CONTROLLER)
+        await workload.writes_go_on()
+        await cluster.restart(CONTROLLER)
+        await workload.writes_go_on()
+        after = (await workload.admin.describe_topic(TOPIC)).partitions
+        assert [p.leader_epoch for p in after] == [p.leader_epoch for p in before], "no one was declared dead"
+        victim = await workload.leader()
+        cluster.kill(victim)
+        await workload.writes_go_on()
+        await cluster.restart(victim)
 
-    run(scenario())
+
+@asynchronous
+async def test_kill_9_of_leader_and_controller_at_once(cluster_factory: ClusterFactory) -> None:
+    async with cluster_factory(brokers=3, controller_overrides=QUICK) as cluster, running(cluster) as workload:
+        victim = await workload.leader()
+        cluster.kill(CONTROLLER)
+        cluster.kill(victim)
+        await cluster.restart(CONTROLLER)
+        await workload.writes_go_on()
+        await cluster.restart(victim)
 
 
-def test_a_clean_shutdown_hands_leaderships_over_and_the_restart_reads_nothing_but_the_snapshot(
-    run: Run, cluster_factory: ClusterFactory
+@asynchronous
+async def test_kill_9_of_every_process_at_once_loses_nothing_and_no_producer_state(
+    cluster_factory: ClusterFactory,
 ) -> None:
-    async def scenario() -> None:
-        async with cluster_factory(brokers=3) as cluster, running(cluster) as workload:
-            victim = await workload.leader()
-            assert await cluster.stop(victim) == 0
-            assert "leaderships were not handed over" not in cluster.log(victim)
-            await workload.another_leads(victim)
+    async with cluster_factory(brokers=3, controller_overrides=QUICK) as cluster, running(cluster) as workload:
+        for round_number in range(2):
+            for node in cluster.members:
+                cluster.kill(node)
+            for node in cluster.members:
+                await cluster.wait_gone(node)
+            await cluster.start(list(cluster.members))
             await workload.writes_go_on()
-            await cluster.restart(victim)
-            await wait_in_sync(workload.admin, TOPIC)
-            recoveries = [line for line in cluster.log(victim).splitlines() if "log recovered" in line][-3:]
-            assert all("checked_bytes=0" in line for line in recoveries), recoveries
-
-    run(scenario())
+            views = await producer_views(workload.admin, TOPIC, 0)
+            assert [view.epoch for view in views] == [0], f"round {round_number}: the producer's state survived"
 
 
-def test_lost_acknowledgements_are_recognised_through_failovers(run: Run, cluster_factory: ClusterFactory) -> None:
-    async def scenario() -> None:
-        async with cluster_factory(brokers=3) as cluster, running(cluster, drop_acks=0.1) as workload:
-            for partition in (0, 1):
-                victim = await workload.leader(partition)
-                cluster.kill(victim)
-                await workload.writes_go_on()
-                await cluster.restart(victim)
-                await wait_in_sync(workload.admin, TOPIC)
-            assert workload.producer.stats.deduplicated_batches > 0
+@asynchronous
+async def test_a_paused_leader_is_replaced_and_what_it_appends_on_waking_is_never_acknowledged(
+    cluster_factory: ClusterFactory,
+) -> None:
+    async with cluster_factory(brokers=3, controller_overrides=QUICK) as cluster, running(cluster) as workload:
+        victim = await workload.leader()
+        cluster.pause(victim)
+        await workload.writes_go_on()
+        await workload.another_leads(victim)
+        cluster.resume(victim)
+        await wait_in_sync(workload.admin, TOPIC)
 
-    run(scenario())
+
+@asynchronous
+async def test_a_pause_below_the_session_timeout_costs_no_election_whoever_it_is(
+    cluster_factory: ClusterFactory,
+) -> None:
+    async with cluster_factory(brokers=3) as cluster, running(cluster) as workload:
+        status = await workload.partition(0)
+        follower = next(broker for broker in status.replicas if broker != status.leader)
+        for node in (CONTROLLER, follower, status.leader):
+            cluster.pause(node)
+            await asyncio.sleep(0.5)  # the pause is the fault itself
+            cluster.resume(node)
+            await workload.writes_go_on()
+        assert (await workload.partition(0)).leader_epoch == status.leader_epoch
+        assert "broker fenced" not in cluster.log(CONTROLLER)
 
 
-def test_with_flush_always_everything_above_survives_too(run: Run, cluster_factory: ClusterFactory) -> None:
-    async def scenario() -> None:
-        async with (
-            cluster_factory(brokers=3) as cluster,
-            running(cluster, topic={"flush_always": True}) as workload,
-        ):
-            victim = await workload.leader()
+@asynchronous
+async def test_a_clean_shutdown_hands_leaderships_over_and_the_restart_reads_nothing_but_the_snapshot(
+    cluster_factory: ClusterFactory,
+) -> None:
+    async with cluster_factory(brokers=3) as cluster, running(cluster) as workload:
+        victim = await workload.leader()
+        assert await cluster.stop(victim) == 0
+        assert "leaderships were not handed over" not in cluster.log(victim)
+        await workload.another_leads(victim)
+        await workload.writes_go_on()
+        await cluster.restart(victim)
+        await wait_in_sync(workload.admin, TOPIC)
+        recoveries = [line for line in cluster.log(victim).splitlines() if "log recovered" in line][-3:]
+        assert all("checked_bytes=0" in line for line in recoveries), recoveries
+
+
+@asynchronous
+async def test_lost_acknowledgements_are_recognised_through_failovers(cluster_factory: ClusterFactory) -> None:
+    async with cluster_factory(brokers=3) as cluster, running(cluster, drop_acks=0.1) as workload:
+        for partition in (0, 1):
+            victim = await workload.leader(partition)
             cluster.kill(victim)
             await workload.writes_go_on()
             await cluster.restart(victim)
+            await wait_in_sync(workload.admin, TOPIC)
+        assert workload.producer.stats.deduplicated_batches > 0
 
-    run(scenario())
+
+@asynchronous
+async def test_with_flush_always_everything_above_survives_too(cluster_factory: ClusterFactory) -> None:
+    async with (
+        cluster_factory(brokers=3) as cluster,
+        running(cluster, topic={"flush_always": True}) as workload,
+    ):
+        victim = await workload.leader()
+        cluster.kill(victim)
+        await workload.writes_go_on()
+        await cluster.restart(victim)
 
 
-def test_a_broker_whose_disk_refuses_gives_up_its_leaderships_and_nothing_is_lost(
-    run: Run, cluster_factory: ClusterFactory
+@asynchronous
+async def test_a_broker_whose_disk_refuses_gives_up_its_leaderships_and_nothing_is_lost(
+    cluster_factory: ClusterFactory,
 ) -> None:
     """The disk refuses by a limit on file size, set on the running process: every append beyond it fails."""
     psutil = pytest.importorskip("psutil")
 
-    async def scenario() -> None:
-        async with cluster_factory(brokers=3) as cluster, running(cluster) as workload:
-            victim = await workload.leader()
-            process = psutil.Process(cluster.pid(victim))
-            process.rlimit(psutil.RLIMIT_FSIZE, (1, psutil.RLIM_INFINITY))
+    async with cluster_factory(brokers=3) as cluster, running(cluster) as workload:
+        victim = await workload.leader()
+        process = psutil.Process(cluster.pid(victim))
+        process.rlimit(psutil.RLIMIT_FSIZE, (1, psutil.RLIM_INFINITY))
 
-            async def given_up() -> bool:
-                return all(
-                    status.leader not in (victim, -1)
-                    for status in (await workload.admin.describe_topic(TOPIC)).partitions
-                )
+        async def given_up() -> bool:
+            return all(
+                status.leader not in (victim, -1) for status in (await workload.admin.describe_topic(TOPIC)).partitions
+            )
 
-            await until(given_up, f"broker {victim} leads nothing any more")
-            await workload.writes_go_on()
-            process.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
-            # Its own log file was refused too. The controller has heard of it; or of nothing any more, where the first thing
-            # that the disk refused was a metadata version, which is not acknowledged then.
-            heard = cluster.log(CONTROLLER)
-            assert f"replicas failed broker={victim}" in heard or f"broker fenced broker={victim}" in heard
-            await cluster.restart(victim)
-
-    run(scenario())
+        await until(given_up, f"broker {victim} leads nothing any more")
+        await workload.writes_go_on()
+        process.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
+        # Its own log file was refused too. The controller has heard of it; or of nothing any more, where the first thing
+        # that the disk refused was a metadata version, which is not acknowledged then.
+        heard = cluster.log(CONTROLLER)
+        assert f"replicas failed broker={victim}" in heard or f"broker fenced broker={victim}" in heard
+        await cluster.restart(victim)

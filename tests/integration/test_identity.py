@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from running import TOPIC, judge
 
 from fencepost import AdminClient, Consumer, Producer, TopicPartition
 from fencepost.errors import ProducerFenced
@@ -15,8 +14,9 @@ from fencepost_testing.ledger import Ledger
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.waiting import until
 from fencepost_testing.workload import Workload, WorkloadSpec
+from tests.asynchronous import asynchronous
+from tests.integration.running import TOPIC, judge
 
-Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]
 QUICK = {"session_timeout_ms": 1_000, "heartbeat_interval_ms": 200}
 NAME = "orders-loader"
@@ -38,105 +38,95 @@ async def values(cluster: LocalCluster) -> list[bytes | None]:
         return read
 
 
-def test_an_old_instance_is_fenced_while_it_is_sending(run: Run, cluster_factory: ClusterFactory) -> None:
-    async def scenario() -> None:
-        async with (
-            cluster_factory(brokers=3) as cluster,
-            AdminClient(cluster.bootstrap) as admin,
-        ):
-            await create(admin, partitions=3)
-            old_ledger, new_ledger = Ledger("old"), Ledger("new")
-            async with Producer(cluster.bootstrap, name=NAME) as old:
-                sending = Workload(old, WorkloadSpec(TOPIC, keys=30, rate=1_000), old_ledger)
-                task = asyncio.create_task(sending.run(asyncio.Event()))
-                await until(lambda: sending.acked > 200, "the old instance has sent something")
-                async with Producer(cluster.bootstrap, name=NAME) as new:
-                    await asyncio.wait_for(task, 15)
-                    assert isinstance(sending.fatal, ProducerFenced)
-                    fresh = Workload(new, WorkloadSpec(TOPIC, keys=30, count=300), new_ledger)
-                    await fresh.run(asyncio.Event())
-                    assert fresh.acked == 300
-            await judge(cluster, admin, [old_ledger, new_ledger])
-
-    run(scenario())
+@asynchronous
+async def test_an_old_instance_is_fenced_while_it_is_sending(cluster_factory: ClusterFactory) -> None:
+    async with (
+        cluster_factory(brokers=3) as cluster,
+        AdminClient(cluster.bootstrap) as admin,
+    ):
+        await create(admin, partitions=3)
+        old_ledger, new_ledger = Ledger("old"), Ledger("new")
+        async with Producer(cluster.bootstrap, name=NAME) as old:
+            sending = Workload(old, WorkloadSpec(TOPIC, keys=30, rate=1_000), old_ledger)
+            task = asyncio.create_task(sending.run(asyncio.Event()))
+            await until(lambda: sending.acked > 200, "the old instance has sent something")
+            async with Producer(cluster.bootstrap, name=NAME) as new:
+                await asyncio.wait_for(task, 15)
+                assert isinstance(sending.fatal, ProducerFenced)
+                fresh = Workload(new, WorkloadSpec(TOPIC, keys=30, count=300), new_ledger)
+                await fresh.run(asyncio.Event())
+                assert fresh.acked == 300
+        await judge(cluster, admin, [old_ledger, new_ledger])
 
 
-def test_once_the_new_instance_has_its_epoch_nothing_of_the_old_one_is_appended(
-    run: Run, cluster_factory: ClusterFactory
+@asynchronous
+async def test_once_the_new_instance_has_its_epoch_nothing_of_the_old_one_is_appended(
+    cluster_factory: ClusterFactory,
 ) -> None:
-    async def scenario() -> None:
-        async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
-            await create(admin)
-            async with Producer(cluster.bootstrap, name=NAME) as old:
-                await (await old.send(TOPIC, b"by the old one"))
-                async with Producer(cluster.bootstrap, name=NAME):
-                    end = (await admin.describe_producers(TOPIC, 0)).log_end_offset
-                    delivery = await old.send(TOPIC, b"too late")
-                    with pytest.raises(ProducerFenced) as refusal:
-                        await delivery
-                    assert not refusal.value.may_have_been_appended
-                    assert (await admin.describe_producers(TOPIC, 0)).log_end_offset == end
-            assert await values(cluster) == [b"by the old one"]
-
-    run(scenario())
+    async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+        await create(admin)
+        async with Producer(cluster.bootstrap, name=NAME) as old:
+            await (await old.send(TOPIC, b"by the old one"))
+            async with Producer(cluster.bootstrap, name=NAME):
+                end = (await admin.describe_producers(TOPIC, 0)).log_end_offset
+                delivery = await old.send(TOPIC, b"too late")
+                with pytest.raises(ProducerFenced) as refusal:
+                    await delivery
+                assert not refusal.value.may_have_been_appended
+                assert (await admin.describe_producers(TOPIC, 0)).log_end_offset == end
+        assert await values(cluster) == [b"by the old one"]
 
 
-def test_a_successor_resumes_exactly_where_its_killed_predecessor_ended(
-    run: Run, cluster_factory: ClusterFactory
-) -> None:
+@asynchronous
+async def test_a_successor_resumes_exactly_where_its_killed_predecessor_ended(cluster_factory: ClusterFactory) -> None:
     """The application numbers its records; after each death it goes on behind the last one that is in the log."""
 
-    async def scenario() -> None:
-        async with (
-            cluster_factory(brokers=3, controller_overrides=QUICK) as cluster,
-            AdminClient(cluster.bootstrap) as admin,
-        ):
-            await create(admin)
-            for life in range(3):
-                producer = Producer(cluster.bootstrap, name=NAME, linger_ms=2, delivery_timeout_ms=20_000)
-                await producer.start()
-                resumed = await producer.resume(TOPIC, 0)
-                done = -1 if resumed is None or resumed.record is None else int(resumed.record.value or b"")
-                assert (resumed is None) == (life == 0)
-                for number in range(done + 1, done + 400):
-                    await producer.send(TOPIC, b"%d" % number)
-                    if number % 50 == 0:
-                        await asyncio.sleep(0)
-                if life == 1:
-                    cluster.kill((await admin.describe_topic(TOPIC)).partitions[0].leader)
-                await asyncio.sleep(0.02)
-                await producer.close(timeout_s=0)  # many outcomes are unknown: the application died
-            async with Producer(cluster.bootstrap, name=NAME) as last:
-                assert await last.resume(TOPIC, 0) is not None
-            read = [int(value or b"") for value in await values(cluster)]
-            assert read == list(range(len(read))), "each number once, in order, without a hole"
-            assert len(read) > 100
-
-    run(scenario())
+    async with (
+        cluster_factory(brokers=3, controller_overrides=QUICK) as cluster,
+        AdminClient(cluster.bootstrap) as admin,
+    ):
+        await create(admin)
+        for life in range(3):
+            producer = Producer(cluster.bootstrap, name=NAME, linger_ms=2, delivery_timeout_ms=20_000)
+            await producer.start()
+            resumed = await producer.resume(TOPIC, 0)
+            done = -1 if resumed is None or resumed.record is None else int(resumed.record.value or b"")
+            assert (resumed is None) == (life == 0)
+            for number in range(done + 1, done + 400):
+                await producer.send(TOPIC, b"%d" % number)
+                if number % 50 == 0:
+                    await asyncio.sleep(0)
+            if life == 1:
+                cluster.kill((await admin.describe_topic(TOPIC)).partitions[0].leader)
+            await asyncio.sleep(0.02)
+            await producer.close(timeout_s=0)  # many outcomes are unknown: the application died
+        async with Producer(cluster.bootstrap, name=NAME) as last:
+            assert await last.resume(TOPIC, 0) is not None
+        read = [int(value or b"") for value in await values(cluster)]
+        assert read == list(range(len(read))), "each number once, in order, without a hole"
+        assert len(read) > 100
 
 
-def test_a_name_waits_for_the_controller_and_a_restart_of_all_forgets_no_epoch(
-    run: Run, cluster_factory: ClusterFactory
+@asynchronous
+async def test_a_name_waits_for_the_controller_and_a_restart_of_all_forgets_no_epoch(
+    cluster_factory: ClusterFactory,
 ) -> None:
-    async def scenario() -> None:
-        async with (
-            cluster_factory(brokers=3, controller_overrides=QUICK) as cluster,
-            AdminClient(cluster.bootstrap) as admin,
-        ):
-            await create(admin)
-            async with Producer(cluster.bootstrap, name=NAME) as first:
-                await (await first.send(TOPIC, b"first"))
-                for node in cluster.members:
-                    cluster.kill(node)
-                for node in cluster.members:
-                    await cluster.wait_gone(node)
-                await cluster.start(list(cluster.members))
-                async with Producer(cluster.bootstrap, name=NAME) as second:
-                    await (await second.send(TOPIC, b"second"))
-                    producers = (await admin.describe_producers(TOPIC, 0)).producers
-                    assert [producer.producer_epoch for producer in producers] == [1]
-                    with pytest.raises(ProducerFenced):
-                        await (await first.send(TOPIC, b"too late"))
-            assert await values(cluster) == [b"first", b"second"]
-
-    run(scenario())
+    async with (
+        cluster_factory(brokers=3, controller_overrides=QUICK) as cluster,
+        AdminClient(cluster.bootstrap) as admin,
+    ):
+        await create(admin)
+        async with Producer(cluster.bootstrap, name=NAME) as first:
+            await (await first.send(TOPIC, b"first"))
+            for node in cluster.members:
+                cluster.kill(node)
+            for node in cluster.members:
+                await cluster.wait_gone(node)
+            await cluster.start(list(cluster.members))
+            async with Producer(cluster.bootstrap, name=NAME) as second:
+                await (await second.send(TOPIC, b"second"))
+                producers = (await admin.describe_producers(TOPIC, 0)).producers
+                assert [producer.producer_epoch for producer in producers] == [1]
+                with pytest.raises(ProducerFenced):
+                    await (await first.send(TOPIC, b"too late"))
+        assert await values(cluster) == [b"first", b"second"]

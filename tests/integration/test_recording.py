@@ -8,9 +8,6 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from command_line import Shell
-from running import TOPIC
-
 from fencepost import AdminClient, Consumer, History, Producer
 from fencepost.history_format import from_line
 from fencepost_testing.faulty_wire import host_with_faults
@@ -20,6 +17,8 @@ from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.read_back import read_to_end
 from fencepost_testing.topic_waits import wait_in_sync
 from fencepost_testing.workload import Workload, WorkloadSpec
+from tests.integration.command_line import Shell
+from tests.integration.running import TOPIC
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]

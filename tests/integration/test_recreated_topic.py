@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,8 +11,8 @@ from fencepost import AdminClient, Consumer, Producer
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.topic_waits import wait_in_sync
 from fencepost_testing.waiting import until
+from tests.asynchronous import asynchronous
 
-Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]
 
 OLD, NEW = 20, 5  # records
@@ -30,39 +29,35 @@ def damage(file: Path) -> None:
 
 
 @pytest.mark.parametrize("damaged", [False, True], ids=["whole", "damaged"])
-def test_a_broker_that_was_away_takes_the_successor_for_what_it_is(
-    run: Run, cluster_factory: ClusterFactory, damaged: bool
+@asynchronous
+async def test_a_broker_that_was_away_takes_the_successor_for_what_it_is(
+    cluster_factory: ClusterFactory, damaged: bool
 ) -> None:
-    async def scenario() -> None:
-        async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
-            old = await admin.create_topic("orders", assignments=[(1, 2, 3)])
-            await wait_in_sync(admin, "orders")
-            async with Producer(cluster.bootstrap) as producer:
-                for n in range(OLD):
-                    await producer.send_and_wait("orders", b"old %d" % n)
-            cluster.kill(3)
-            await cluster.wait_gone(3)
-            if damaged:
-                damage(log_of(cluster, 3))
-            await admin.delete_topic("orders")
-            new = await admin.create_topic("orders", assignments=[(1, 2, 3)])
-            assert new.topic_id != old.topic_id
-            sent = [b"new %d" % n for n in range(NEW)]
-            async with Producer(cluster.bootstrap) as producer:
-                for value in sent:
-                    await producer.send_and_wait("orders", value)
-            await cluster.restart(3)
-            await wait_in_sync(admin, "orders")
-            folders = sorted(path.name for path in cluster.member(3).directory.glob("orders-*") if path.is_dir())
-            assert [name for name in folders if not name.endswith((".damaged", ".stray"))] == ["orders-0"]
-            assert len(folders) == 2, folders  # it was told of no deletion: what it had is set aside, not deleted
-            await until(
-                lambda: log_of(cluster, 3).read_bytes() == log_of(cluster, 1).read_bytes() != b"", "the same bytes"
-            )
-            for broker in (1, 2):  # the one that was away leads now
-                await cluster.stop(broker)
-            async with Consumer(cluster.bootstrap, "orders") as consumer:
-                (end,) = (await consumer.end_offsets(consumer.assignment)).values()
-                assert [(await anext(consumer)).value for _ in range(end)] == sent
-
-    run(scenario())
+    async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+        old = await admin.create_topic("orders", assignments=[(1, 2, 3)])
+        await wait_in_sync(admin, "orders")
+        async with Producer(cluster.bootstrap) as producer:
+            for n in range(OLD):
+                await producer.send_and_wait("orders", b"old %d" % n)
+        cluster.kill(3)
+        await cluster.wait_gone(3)
+        if damaged:
+            damage(log_of(cluster, 3))
+        await admin.delete_topic("orders")
+        new = await admin.create_topic("orders", assignments=[(1, 2, 3)])
+        assert new.topic_id != old.topic_id
+        sent = [b"new %d" % n for n in range(NEW)]
+        async with Producer(cluster.bootstrap) as producer:
+            for value in sent:
+                await producer.send_and_wait("orders", value)
+        await cluster.restart(3)
+        await wait_in_sync(admin, "orders")
+        folders = sorted(path.name for path in cluster.member(3).directory.glob("orders-*") if path.is_dir())
+        assert [name for name in folders if not name.endswith((".damaged", ".stray"))] == ["orders-0"]
+        assert len(folders) == 2, folders  # it was told of no deletion: what it had is set aside, not deleted
+        await until(lambda: log_of(cluster, 3).read_bytes() == log_of(cluster, 1).read_bytes() != b"", "the same bytes")
+        for broker in (1, 2):  # the one that was away leads now
+            await cluster.stop(broker)
+        async with Consumer(cluster.bootstrap, "orders") as consumer:
+            (end,) = (await consumer.end_offsets(consumer.assignment)).values()
+            assert [(await anext(consumer)).value for _ in range(end)] == sent

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from command_line import Shell
 
 from fencepost import AdminClient, Consumer, Producer
 from fencepost.errors import ElectionNotNeeded, EligibleLeadersNotAvailable
@@ -17,8 +15,9 @@ from fencepost.history_format import from_line
 from fencepost_proto.protocol.record_batch import iter_batches
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.waiting import until
+from tests.asynchronous import asynchronous
+from tests.integration.command_line import Shell
 
-Run = Callable[[Coroutine[Any, Any, None]], None]
 ClusterFactory = Callable[..., LocalCluster]
 
 KEPT = 10  # records on every replica; the last one in sync acknowledges as many more
@@ -88,79 +87,73 @@ async def values(cluster: LocalCluster) -> list[int]:
         return [int((await anext(consumer)).value or b"") for _ in range(end)]
 
 
-def test_without_a_choice_the_longest_log_is_elected_and_not_who_was_last_in_sync(
-    run: Run, cluster_factory: ClusterFactory
+@asynchronous
+async def test_without_a_choice_the_longest_log_is_elected_and_not_who_was_last_in_sync(
+    cluster_factory: ClusterFactory,
 ) -> None:
-    async def scenario() -> None:
-        async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
-            await last_replica_loses_power(cluster, admin)
-            candidates = await admin.unclean_candidates("orders", 0)
-            assert [(c.broker_id, c.log_end_offset, c.was_in_sync, c.failure) for c in candidates] == [
-                (2, KEPT, False, ""),
-                (3, KEPT, False, ""),
-                (1, LEFT, True, ""),
-            ]
-            await admin.elect_leader("orders", 0, unclean=True)
-            assert (await admin.describe_topic("orders")).partitions[0].leader == 2
-            assert await values(cluster) == list(range(KEPT))
-            with pytest.raises(ElectionNotNeeded):
-                await admin.unclean_candidates("orders", 0)
-
-    run(scenario())
+    async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+        await last_replica_loses_power(cluster, admin)
+        candidates = await admin.unclean_candidates("orders", 0)
+        assert [(c.broker_id, c.log_end_offset, c.was_in_sync, c.failure) for c in candidates] == [
+            (2, KEPT, False, ""),
+            (3, KEPT, False, ""),
+            (1, LEFT, True, ""),
+        ]
+        await admin.elect_leader("orders", 0, unclean=True)
+        assert (await admin.describe_topic("orders")).partitions[0].leader == 2
+        assert await values(cluster) == list(range(KEPT))
+        with pytest.raises(ElectionNotNeeded):
+            await admin.unclean_candidates("orders", 0)
 
 
-def test_the_command_shows_what_it_chose_from_says_what_may_be_lost_and_asks(
-    run: Run, cluster_factory: ClusterFactory
+@asynchronous
+async def test_the_command_shows_what_it_chose_from_says_what_may_be_lost_and_asks(
+    cluster_factory: ClusterFactory,
 ) -> None:
-    async def scenario() -> None:
-        async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
-            shell = Shell(cluster.directory)
-            await last_replica_loses_power(cluster, admin)
-            cluster.kill(3)
-            await until(lambda: fenced(admin, 3), "broker 3 fenced")
+    async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+        shell = Shell(cluster.directory)
+        await last_replica_loses_power(cluster, admin)
+        cluster.kill(3)
+        await until(lambda: fenced(admin, 3), "broker 3 fenced")
 
-            refused = await asyncio.to_thread(shell.run, "topic", "elect", "orders", "0", "--unclean", stdin=b"n\n")
-            assert refused.returncode == 1
-            assert "acknowledged records may be lost" in refused.stdout
-            rows = [line.split() for line in refused.stdout.replace("│", " ").splitlines()]
-            assert ["2", "0", "10", "to", "lead"] in rows, refused.stdout
-            assert ["1", "0", "3", "yes"] in rows, refused.stdout
-            assert ["3", "?", "?", "not", "live"] in rows, refused.stdout
-            assert f"What was acknowledged at offset {KEPT} and above is lost" in refused.stdout
-            assert "Broker 3 cannot be asked, and may hold more" in refused.stdout
-            assert (await admin.describe_topic("orders")).partitions[0].leader == -1
+        refused = await asyncio.to_thread(shell.run, "topic", "elect", "orders", "0", "--unclean", stdin=b"n\n")
+        assert refused.returncode == 1
+        assert "acknowledged records may be lost" in refused.stdout
+        rows = [line.split() for line in refused.stdout.replace("│", " ").splitlines()]
+        assert ["2", "0", "10", "to", "lead"] in rows, refused.stdout
+        assert ["1", "0", "3", "yes"] in rows, refused.stdout
+        assert ["3", "?", "?", "not", "live"] in rows, refused.stdout
+        assert f"What was acknowledged at offset {KEPT} and above is lost" in refused.stdout
+        assert "Broker 3 cannot be asked, and may hold more" in refused.stdout
+        assert (await admin.describe_topic("orders")).partitions[0].leader == -1
 
-            recorded = cluster.directory / "elections.jsonl"
-            elect = ("topic", "elect", "orders", "0", "--unclean", "--yes", "--history", str(recorded))
-            assert "orders-0 is led by broker 2" in await asyncio.to_thread(shell.ok, *elect)
-            order, done = (from_line(line) for line in recorded.read_text().splitlines())
-            assert (order.type, order.op, order.start_offset, order.end_offset) == ("invoke", "elect", KEPT, KEPT)
-            assert (done.type, done.op, done.partition, done.id) == ("ok", "elect", 0, order.id)
-            assert await values(cluster) == list(range(KEPT))
-            assert "ELECTION_NOT_NEEDED" in await asyncio.to_thread(
-                shell.fails, "topic", "elect", "orders", "0", "--unclean", "--yes"
-            )
-
-    run(scenario())
+        recorded = cluster.directory / "elections.jsonl"
+        elect = ("topic", "elect", "orders", "0", "--unclean", "--yes", "--history", str(recorded))
+        assert "orders-0 is led by broker 2" in await asyncio.to_thread(shell.ok, *elect)
+        order, done = (from_line(line) for line in recorded.read_text().splitlines())
+        assert (order.type, order.op, order.start_offset, order.end_offset) == ("invoke", "elect", KEPT, KEPT)
+        assert (done.type, done.op, done.partition, done.id) == ("ok", "elect", 0, order.id)
+        assert await values(cluster) == list(range(KEPT))
+        assert "ELECTION_NOT_NEEDED" in await asyncio.to_thread(
+            shell.fails, "topic", "elect", "orders", "0", "--unclean", "--yes"
+        )
 
 
-def test_a_candidate_that_has_restarted_since_it_was_asked_is_not_elected(
-    run: Run, cluster_factory: ClusterFactory
+@asynchronous
+async def test_a_candidate_that_has_restarted_since_it_was_asked_is_not_elected(
+    cluster_factory: ClusterFactory,
 ) -> None:
-    async def scenario() -> None:
-        async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
-            await last_replica_loses_power(cluster, admin)
-            best = (await admin.unclean_candidates("orders", 0))[0]
-            assert best.broker_id == 2
-            cluster.kill(2)
-            await until(lambda: fenced(admin, 2), "broker 2 fenced")
-            await cluster.restart(2)
-            await all_live(admin)
-            with pytest.raises(EligibleLeadersNotAvailable, match="has restarted"):
-                await admin.elect_leader("orders", 0, unclean=True, leader=best)
-            assert (await admin.describe_topic("orders")).partitions[0].leader == -1
-
-    run(scenario())
+    async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+        await last_replica_loses_power(cluster, admin)
+        best = (await admin.unclean_candidates("orders", 0))[0]
+        assert best.broker_id == 2
+        cluster.kill(2)
+        await until(lambda: fenced(admin, 2), "broker 2 fenced")
+        await cluster.restart(2)
+        await all_live(admin)
+        with pytest.raises(EligibleLeadersNotAvailable, match="has restarted"):
+            await admin.elect_leader("orders", 0, unclean=True, leader=best)
+        assert (await admin.describe_topic("orders")).partitions[0].leader == -1
 
 
 def test_help_shows_an_example(tmp_path: Path) -> None:

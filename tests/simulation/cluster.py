@@ -14,12 +14,6 @@ from functools import partial
 from types import NoneType
 
 import grpc
-from tests.simulation.disk import MountedDisk
-from tests.simulation.judge import Judge, Leader, Producers
-from tests.simulation.loop import current_process
-from tests.simulation.metadata_store import MetadataDatabase
-from tests.simulation.process import SimProcess
-from tests.simulation.world import World
 
 from fencepost import AdminClient
 from fencepost_controller.config import ControllerConfig
@@ -39,6 +33,12 @@ from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.v1 import controller_pb2_grpc
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.process import Component, live
+from tests.simulation.disk import MountedDisk
+from tests.simulation.judge import Judge, Leader, Producers
+from tests.simulation.loop import current_process
+from tests.simulation.metadata_store import MetadataDatabase
+from tests.simulation.process import SimProcess
+from tests.simulation.world import World
 
 CONTROLLER = "controller"
 CONTROLLER_ADDRESS = "controller:9090"

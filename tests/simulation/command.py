@@ -16,11 +16,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from fencepost.history_format import to_line
 from tests.simulation.mutants import MUTANTS, Mutant
 from tests.simulation.plan import plan
 from tests.simulation.simulation import Result, simulate
-
-from fencepost.history_format import to_line
 
 EPILOG = """examples:
   ./scripts/simulate --seeds 0:200 --jobs 2     200 runs; coverage, speed, and every seed that failed

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tests.simulation.workload import Ledger
-
 from fencepost import ConsumerRecord
 from fencepost.history import History
 from fencepost.history_format import Operation, from_line
 from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.records import Record
 from fencepost_testing.history_check import Anomaly
+from tests.simulation.workload import Ledger
 
 FINAL_READER = "reader"
 

@@ -12,11 +12,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from tests.simulation.cluster import CONTROLLER_ADDRESS, NEVER_MS, broker_address
-from tests.simulation.disk import MountedDisk
-from tests.simulation.loop import current_process
-from tests.simulation.process import SimProcess
-from tests.simulation.workload import Entry, Fate, Ledger
 
 from fencepost.history import History
 from fencepost_proto.protocol.errors import ErrorCode, RequestTimedOut
@@ -33,6 +28,11 @@ from fencepost_proto.protocol.v1 import (
     replication_pb2_grpc,
 )
 from fencepost_proto.runtime.host import Host
+from tests.simulation.cluster import CONTROLLER_ADDRESS, NEVER_MS, broker_address
+from tests.simulation.disk import MountedDisk
+from tests.simulation.loop import current_process
+from tests.simulation.process import SimProcess
+from tests.simulation.workload import Entry, Fate, Ledger
 
 if TYPE_CHECKING:
     from tests.simulation.nemesis import Nemesis

@@ -20,13 +20,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.simulation.elected_log import Past, common, index_of
-from tests.simulation.logview import Batch, LogView, ProducerFold
-from tests.simulation.network import Tap
-from tests.simulation.process import SimProcess
-from tests.simulation.taps import FetchTap, InitTap, ProduceTap, ReplicateTap
-from tests.simulation.world import World
-
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_proto.protocol.metadata import (
     APPEND_TIME,
@@ -38,6 +31,12 @@ from fencepost_proto.protocol.metadata import (
 )
 from fencepost_proto.protocol.record_batch import BatchHeader, check_batch, read_header
 from fencepost_proto.protocol.records import Compression
+from tests.simulation.elected_log import Past, common, index_of
+from tests.simulation.logview import Batch, LogView, ProducerFold
+from tests.simulation.network import Tap
+from tests.simulation.process import SimProcess
+from tests.simulation.taps import FetchTap, InitTap, ProduceTap, ReplicateTap
+from tests.simulation.world import World
 
 # producer id -> (epoch, its last batches as (first sequence, last sequence, base offset))
 Producers = dict[int, tuple[int, tuple[tuple[int, int, int], ...]]]

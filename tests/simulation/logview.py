@@ -10,10 +10,9 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from tests.simulation.disk import FileNode, FolderNode, SimDisk
-
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_proto.protocol.record_batch import BatchHeader, add_sequence, check_batch
+from tests.simulation.disk import FileNode, FolderNode, SimDisk
 
 REMEMBERED_BATCHES = 5
 

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from tests.simulation.loop import SimLoop
-
 from fencepost_controller import session_registry as sessions_module
 from fencepost_controller.broker_session import BrokerSession
 from fencepost_controller.commands import Commands
@@ -35,6 +33,7 @@ from fencepost_proto.protocol.v1 import controller_pb2 as pb
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.tasks import Tasks
 from fencepost_testing.waiting import until
+from tests.simulation.loop import SimLoop
 
 REPLICATION_FACTOR = 3
 PARTITIONS_PER_TOPIC = 1_000

@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.simulation.process import SimProcess
-
 from fencepost_controller.store.sqlite import SqliteStore
 from fencepost_proto.protocol.metadata import Changes, Entity, MetadataImage
+from tests.simulation.process import SimProcess
 
 _names = itertools.count()
 

@@ -15,9 +15,6 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
-from tests.simulation.disk import MountedDisk
-from tests.simulation.simulation import Result, simulate
-
 from fencepost.consuming.consumer_core import ConsumerCore
 from fencepost.producing.sequencer import Sequencer
 from fencepost_controller.commands import Commands
@@ -54,6 +51,8 @@ from fencepost_proto.protocol.errors import (
 )
 from fencepost_proto.protocol.v1 import common_pb2
 from fencepost_proto.transport import malformed
+from tests.simulation.disk import MountedDisk
+from tests.simulation.simulation import Result, simulate
 
 KILLS = ("kill broker", "kill leader", "pause broker", "clean restart")
 NETWORK = ("cut one way", "cut both ways", "isolate broker", "reset connections", "flaky links")

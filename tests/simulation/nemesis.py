@@ -11,6 +11,11 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
+from fencepost_node.log.snapshot import decode_snapshot
+from fencepost_node.state_machines import STATE_MACHINES
+from fencepost_proto.protocol.errors import CorruptMessage
+from fencepost_proto.protocol.metadata import Partition
+from fencepost_proto.protocol.v1 import controller_pb2
 from tests.simulation.cluster import CONTROLLER, SimCluster, broker_node
 from tests.simulation.disk import Fault
 from tests.simulation.folder_situations import FolderSituations
@@ -20,12 +25,6 @@ from tests.simulation.loop import SimTask
 from tests.simulation.poison import HostileWriters
 from tests.simulation.situations import Situations
 from tests.simulation.workload import ConsumerApp, ProducerApp
-
-from fencepost_node.log.snapshot import decode_snapshot
-from fencepost_node.state_machines import STATE_MACHINES
-from fencepost_proto.protocol.errors import CorruptMessage
-from fencepost_proto.protocol.metadata import Partition
-from fencepost_proto.protocol.v1 import controller_pb2
 
 POISONED = 0.1  # of the faults bring unreadable batches along, in runs that know them
 STRANGE = 0.3  # of the faults bring a stranger along, in runs that know some

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
+
 from tests.simulation.loop import SimLoop, current_process
 from tests.simulation.process import SimProcess, State
 

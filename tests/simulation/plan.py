@@ -8,15 +8,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from unittest.mock import patch
 
-from tests.simulation.cluster import NEVER_MS, ClusterSettings
-from tests.simulation.workload import ProducerSpec
-
 from fencepost.producing import sequencer
 from fencepost_controller.decisions import producers as controller_producers
 from fencepost_node.producers import expiry, producer_state
 from fencepost_proto.protocol import record_batch
 from fencepost_proto.protocol.v1 import controller_pb2
 from fencepost_testing.history_check import log_order
+from tests.simulation.cluster import NEVER_MS, ClusterSettings
+from tests.simulation.workload import ProducerSpec
 
 SHORT_DELIVERY_TIMEOUT_MS = 3_000  # where there is room for few producers
 EXPIRATION_MS = 6_000  # of idle producers, in some runs; in the others none is forgotten

@@ -21,10 +21,10 @@ from typing import Any
 
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
-from tests.simulation.network import Connection, End, Network, Pipe, Status
-from tests.simulation.process import SimProcess
 
 from fencepost_proto.protocol.request_limits import MAX_MESSAGE_BYTES
+from tests.simulation.network import Connection, End, Network, Pipe, Status
+from tests.simulation.process import SimProcess
 
 INITIAL_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 0.5

@@ -21,12 +21,12 @@ from typing import Any, NoReturn
 
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
-from tests.simulation.network import Connection, End, Network, Pipe, Status
-from tests.simulation.process import SimProcess
-from tests.simulation.rpc_client import CANCEL, HALF_CLOSE, Start
 
 from fencepost_proto.protocol.request_limits import MAX_MESSAGE_BYTES
 from fencepost_proto.transport.malformed import refusing
+from tests.simulation.network import Connection, End, Network, Pipe, Status
+from tests.simulation.process import SimProcess
+from tests.simulation.rpc_client import CANCEL, HALF_CLOSE, Start
 
 CANCEL_DELAY_S = 0.000_3  # at most, between a read's end of stream and the handler's cancellation
 

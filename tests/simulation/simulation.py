@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from unittest.mock import patch
 
+from fencepost.history_format import Operation
 from tests.simulation.cluster import SimCluster, broker_node
 from tests.simulation.judge import Violation
 from tests.simulation.loop import Deadlock, Runaway, collector_off
@@ -25,8 +26,6 @@ from tests.simulation.plan import Plan, TopicPlan, plan, short_room, small_numbe
 from tests.simulation.verdict import Verdict
 from tests.simulation.workload import ConsumerApp, Fate, Ledger, ProducerApp
 from tests.simulation.world import World
-
-from fencepost.history_format import Operation
 
 FLOOD = "flood of new producers"
 POISONED = 0.25  # of the runs: hostile clients write batches that no one can read

@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tests.simulation.cluster import CONTROLLER, broker_node
-
 from fencepost_proto.protocol.metadata import Partition
+from tests.simulation.cluster import CONTROLLER, broker_node
 
 if TYPE_CHECKING:
     from tests.simulation.nemesis import Nemesis

@@ -6,12 +6,11 @@ import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from tests.simulation.network import Tap
-from tests.simulation.process import SimProcess
-
 from fencepost_proto.protocol.errors import ErrorCode
 from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.record_batch import BatchHeader, read_header
+from tests.simulation.network import Tap
+from tests.simulation.process import SimProcess
 
 if TYPE_CHECKING:
     from tests.simulation.judge import Judge

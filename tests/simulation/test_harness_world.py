@@ -15,14 +15,14 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.simulation.disk import Fault, MountedDisk, SimDisk
-from tests.simulation.loop import Deadlock, ProcessEnded, Runaway, SimLoop, collector_off
-from tests.simulation.process import SimProcess
-from tests.simulation.world import World
 
 from fencepost_proto.protocol.v1 import replication_pb2, replication_pb2_grpc
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.transport.wire import serve
+from tests.simulation.disk import Fault, MountedDisk, SimDisk
+from tests.simulation.loop import Deadlock, ProcessEnded, Runaway, SimLoop, collector_off
+from tests.simulation.process import SimProcess
+from tests.simulation.world import World
 
 replication_stub: Any = replication_pb2_grpc.ReplicationStub
 ADDRESS = "server:9000"

@@ -6,8 +6,6 @@ import struct
 
 import cramjam
 from crc32c import crc32c
-from tests.gauntlet.story import Story, tale
-from tests.simulation.disk import MountedDisk
 
 from fencepost.consumer import Consumer
 from fencepost_proto.protocol.errors import CorruptMessage, ErrorCode
@@ -16,6 +14,8 @@ from fencepost_proto.protocol.records import BatchBuilder, Compression
 from fencepost_proto.protocol.v1 import broker_pb2 as pb
 from fencepost_proto.protocol.v1 import broker_pb2_grpc
 from fencepost_proto.runtime.host import Host
+from tests.gauntlet.story import Story, tale
+from tests.simulation.disk import MountedDisk
 
 LIMIT = 1_000_000  # that a batch may open to
 

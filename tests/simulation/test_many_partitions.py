@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tests.simulation.many_partitions import REPLICATION_FACTOR, ManyPartitions
 
 BROKERS = 50

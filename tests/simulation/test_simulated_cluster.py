@@ -10,11 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.simulation.cluster import CONTROLLER, ClusterSettings, SimCluster, broker_node
-from tests.simulation.disk import Fault, MountedDisk
-from tests.simulation.loop import collector_off
-from tests.simulation.process import SimProcess
-from tests.simulation.world import World
 
 from fencepost import AdminClient, Consumer, Producer
 from fencepost.attempts import WARN_AFTER_S
@@ -24,6 +19,11 @@ from fencepost_node.grpc.describe_log_dirs import describe_log_dirs
 from fencepost_proto.protocol.errors import ElectionNotNeeded, InvalidRequest
 from fencepost_proto.protocol.v1 import controller_pb2
 from fencepost_proto.runtime.host import Host
+from tests.simulation.cluster import CONTROLLER, ClusterSettings, SimCluster, broker_node
+from tests.simulation.disk import Fault, MountedDisk
+from tests.simulation.loop import collector_off
+from tests.simulation.process import SimProcess
+from tests.simulation.world import World
 
 
 @pytest.fixture

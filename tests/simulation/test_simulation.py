@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from tests.simulation.simulation import simulate
 
 from fencepost_testing.history_check import Anomaly, check_history
+from tests.simulation.simulation import simulate
 
 SEEDS = range(32)  # about a second and a half of one core each
 DIGEST = """

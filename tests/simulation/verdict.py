@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+from fencepost.history import History
+from fencepost.history_format import Operation
+from fencepost_proto.protocol import records
+from fencepost_proto.protocol.metadata import PartitionKey
+from fencepost_testing.history_check import check_history
 from tests.simulation import histories
 from tests.simulation.cluster import broker_node
 from tests.simulation.judge import Judge, Record
@@ -11,12 +16,6 @@ from tests.simulation.logview import Batch
 from tests.simulation.poison import readable_records
 from tests.simulation.workload import ConsumerApp, Entry, Fate, Ledger, Resumption
 from tests.simulation.world import World
-
-from fencepost.history import History
-from fencepost.history_format import Operation
-from fencepost_proto.protocol import records
-from fencepost_proto.protocol.metadata import PartitionKey
-from fencepost_testing.history_check import check_history
 
 OVERRULED_S = 15.0  # how long a leader may still answer, cut off or asleep, after an unclean election of another one
 

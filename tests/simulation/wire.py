@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import grpc
+
 from tests.simulation.network import Network
 from tests.simulation.process import SimProcess
 from tests.simulation.rpc_client import SimChannel

@@ -14,12 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.simulation.disk import MountedDisk
-from tests.simulation.loop import current_process
-from tests.simulation.poison import OPENED_BYTES
-from tests.simulation.process import SimProcess
-from tests.simulation.world import World
-
 from fencepost.consumer import Consumer
 from fencepost.consuming.consumer_core import SkippedBatch
 from fencepost.history import History
@@ -34,6 +28,11 @@ from fencepost_proto.protocol.errors import (
 from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.runtime.host import Host
 from fencepost_testing.faulty_wire import host_with_faults
+from tests.simulation.disk import MountedDisk
+from tests.simulation.loop import current_process
+from tests.simulation.poison import OPENED_BYTES
+from tests.simulation.process import SimProcess
+from tests.simulation.world import World
 
 START_RETRY_S = 0.5
 MAX_PENDING_RECORDS = 200  # of one producer: it waits for answers beyond that

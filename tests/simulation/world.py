@@ -16,13 +16,12 @@ from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from fencepost_proto.runtime.host import Host
 from tests.simulation.disk import MountedDisk, SimDisk
 from tests.simulation.loop import SimLoop, SimTask, close_coroutines, current_process
 from tests.simulation.network import Network
 from tests.simulation.process import SimProcess
 from tests.simulation.wire import SimWire
-
-from fencepost_proto.runtime.host import Host
 
 T = TypeVar("T")
 

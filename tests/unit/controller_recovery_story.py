@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from controller_story import Story
-
 from fencepost_controller.decisions.recovery import HeldLog, Told
 from fencepost_proto.protocol.metadata import MetadataImage, Partition, TopicConfig
+from tests.unit.controller_story import Story
 
 EMPTY = MetadataImage(version=1, cluster_id="made by a start")
 LINEAGE = 99

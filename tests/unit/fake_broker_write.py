@@ -12,8 +12,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fake_broker_read import FakeBroker, FakeCluster
-
 from fencepost_node.grpc.describe_producers import describe
 from fencepost_node.producers.producer_state import Duplicate, ProducerState
 from fencepost_proto.protocol import errors
@@ -21,6 +19,7 @@ from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.record_batch import check_produced
 from fencepost_proto.protocol.records import Record, read_records
 from fencepost_proto.protocol.v1 import broker_pb2 as pb
+from tests.unit.fake_broker_read import FakeBroker, FakeCluster
 
 BREAK = "break the stream after the append"
 SWALLOW = "append, and never answer"

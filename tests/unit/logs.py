@@ -5,10 +5,6 @@ from __future__ import annotations
 import random
 from typing import Any, cast
 
-from batches import batch
-from tests.simulation.disk import MountedDisk, SimDisk
-from tests.simulation.process import SimProcess
-
 from fencepost_node.log.disk import Disk
 from fencepost_node.log.leader_epochs import LeaderEpochs
 from fencepost_node.log.log import Log, LogConfig
@@ -19,6 +15,9 @@ from fencepost_node.producers.producer_state import ProducerState
 from fencepost_node.producers.producer_state_machine import PRODUCERS
 from fencepost_node.state_machines import STATE_MACHINES
 from fencepost_proto.protocol.record_batch import BatchHeader, check_produced, iter_batches
+from tests.simulation.disk import MountedDisk, SimDisk
+from tests.simulation.process import SimProcess
+from tests.unit.batches import batch
 
 FOLDER = "/data/orders-0"
 NOW_MS = 1_000_000

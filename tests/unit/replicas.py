@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from logs import NOW_MS, Machine, settings
-
 from fencepost_node.log.log import Log
 from fencepost_node.replication.leadership import Leadership
 from fencepost_node.replication.local_broker import LocalBroker
@@ -14,6 +12,7 @@ from fencepost_node.replication.replica import Following, Replica, ReplicaCalls
 from fencepost_node.replication.tail import TailBudget
 from fencepost_node.state_machines import STATE_MACHINES
 from fencepost_proto.protocol.metadata import Partition, Topic
+from tests.unit.logs import NOW_MS, Machine, settings
 
 TOPIC = Topic("T", "orders")
 BROKER_ID = 1

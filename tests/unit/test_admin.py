@@ -8,7 +8,6 @@ from typing import Any
 
 import grpc
 import pytest
-from fake_broker_read import FakeBroker, FakeCluster, batch_of, fake_cluster, run
 
 from fencepost import admin as admin_module
 from fencepost import cluster as cluster_module
@@ -18,6 +17,8 @@ from fencepost.descriptions import BatchDescription, PartitionDescription, Produ
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.metadata import Partition, Topic, TopicConfig, config_from_proto
 from fencepost_proto.protocol.v1 import controller_pb2
+from tests.asynchronous import asynchronous
+from tests.unit.fake_broker_read import FakeBroker, FakeCluster, batch_of, fake_cluster, run
 
 
 class Controller:
@@ -278,21 +279,19 @@ def test_elections_are_for_the_preferred_leader_or_unclean_for_a_named_one() -> 
     scenario(test)
 
 
-def test_an_admin_client_that_is_not_open_answers_nothing_and_changes_nothing() -> None:
-    async def scenario() -> None:
-        async with fake_cluster() as fake:
-            controller = Controller(fake)
-            client = AdminClient(fake.bootstrap)
+@asynchronous
+async def test_an_admin_client_that_is_not_open_answers_nothing_and_changes_nothing() -> None:
+    async with fake_cluster() as fake:
+        controller = Controller(fake)
+        client = AdminClient(fake.bootstrap)
+        with pytest.raises(errors.InvalidRequest, match="not open"):
+            await client.list_topics()
+        await client.start()
+        assert await client.list_topics() == []
+        await client.close()
+        for question in (client.list_topics, client.describe_cluster, client.list_reassignments):
             with pytest.raises(errors.InvalidRequest, match="not open"):
-                await client.list_topics()
-            await client.start()
-            assert await client.list_topics() == []
-            await client.close()
-            for question in (client.list_topics, client.describe_cluster, client.list_reassignments):
-                with pytest.raises(errors.InvalidRequest, match="not open"):
-                    await question()
-            with pytest.raises(errors.InvalidRequest, match="not open"):
-                await client.create_topic("late")
-            assert controller.asked == []
-
-    run(scenario())
+                await question()
+        with pytest.raises(errors.InvalidRequest, match="not open"):
+            await client.create_topic("late")
+        assert controller.asked == []

@@ -9,12 +9,12 @@ from typing import Any, NoReturn, cast
 
 import grpc
 import pytest
-from fake_controller import run
 
 from fencepost_proto.protocol.errors import CurrentLeader, ErrorCode, InvariantBroken, NotLeaderOrFollower
 from fencepost_proto.protocol.request_limits import RequestRefused
 from fencepost_proto.protocol.v1 import broker_pb2
 from fencepost_proto.transport.answering import Answering, Context
+from tests.unit.fake_controller import run
 
 
 class RecordingContext:

@@ -17,6 +17,7 @@ from fencepost_proto.protocol.v1 import controller_pb2
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.transport.cancellation import CallCancelled, own_cancellation_only
 from fencepost_proto.transport.rpc_errors import rpc_errors
+from tests.asynchronous import asynchronous
 
 GONE = grpc.aio.AioRpcError(
     grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details="the stream broke"
@@ -80,21 +81,19 @@ def test_a_bug_is_hidden_by_no_cancellation(bug: Exception) -> None:
     run(test())
 
 
-def test_a_call_that_another_cancelled_is_no_cancellation_of_the_task_even_where_one_was_taken_back() -> None:
-    async def test() -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asyncio.sleep(0)
-        for _ in range(2):
-            with pytest.raises(CallCancelled), own_cancellation_only():
-                await cancelled_by_another()
-            task.uncancel()
-        with own_cancellation_only():
-            await asyncio.sleep(0)
-
-    run(test())
+@asynchronous
+async def test_a_call_that_another_cancelled_is_no_cancellation_of_the_task_even_where_one_was_taken_back() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    for _ in range(2):
+        with pytest.raises(CallCancelled), own_cancellation_only():
+            await cancelled_by_another()
+        task.uncancel()
+    with own_cancellation_only():
+        await asyncio.sleep(0)
 
 
 def test_a_deadline_around_the_call_is_a_deadline() -> None:
@@ -132,20 +131,18 @@ def test_a_clients_call_ends_with_its_task_or_as_a_broken_call() -> None:
     run(test())
 
 
-def test_a_question_to_the_controller_ends_with_its_task_or_as_one_that_got_no_answer(
+@asynchronous
+async def test_a_question_to_the_controller_ends_with_its_task_or_as_one_that_got_no_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def test() -> None:
-        link = ControllerLink(Host(), "127.0.0.1:1", 1)
-        request = controller_pb2.AlterPartitionRequest()
-        answers: list[Callable[[], Awaitable[object]]] = [lambda: hiding(GONE), cancelled_by_another]
-        monkeypatch.setattr(link._controller, "AlterPartition", lambda *_, **__: answers.pop(0)(), raising=False)
-        assert isinstance(await ending_of(lambda: link.alter_partition(request)), asyncio.CancelledError)
-        with pytest.raises(NotController, match=r"127\.0\.0\.1:1: the call was cancelled"):
-            await link.alter_partition(request)
-        await link.close()
-
-    run(test())
+    link = ControllerLink(Host(), "127.0.0.1:1", 1)
+    request = controller_pb2.AlterPartitionRequest()
+    answers: list[Callable[[], Awaitable[object]]] = [lambda: hiding(GONE), cancelled_by_another]
+    monkeypatch.setattr(link._controller, "AlterPartition", lambda *_, **__: answers.pop(0)(), raising=False)
+    assert isinstance(await ending_of(lambda: link.alter_partition(request)), asyncio.CancelledError)
+    with pytest.raises(NotController, match=r"127\.0\.0\.1:1: the call was cancelled"):
+        await link.alter_partition(request)
+    await link.close()
 
 
 class HidingCall:
@@ -189,15 +186,13 @@ class Owner:
     image = MetadataImage().with_changes(1, {"brokers/2": BrokerRegistration(2, "b:1", 1, "i", fenced=False)})
 
 
-def test_a_followers_link_ends_when_it_is_cancelled_at_the_moment_at_which_its_stream_breaks() -> None:
-    async def test() -> None:
-        wire: Any = HidingChannel()
-        owner: Any = Owner()
-        task = asyncio.create_task(FollowerLink(Host(wire=wire), owner, 2).run())
-        await wire.call.read.wait()
-        task.cancel()
-        done, _ = await asyncio.wait([task], timeout=5)
-        assert done, "the link lives on"
-        assert task.cancelled()
-
-    run(test())
+@asynchronous
+async def test_a_followers_link_ends_when_it_is_cancelled_at_the_moment_at_which_its_stream_breaks() -> None:
+    wire: Any = HidingChannel()
+    owner: Any = Owner()
+    task = asyncio.create_task(FollowerLink(Host(wire=wire), owner, 2).run())
+    await wire.call.read.wait()
+    task.cancel()
+    done, _ = await asyncio.wait([task], timeout=5)
+    assert done, "the link lives on"
+    assert task.cancelled()

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from history_story import Story
 from typer.testing import CliRunner, Result
 
 from fencepost.history_format import Operation, to_line
 from fencepost_cli.main import app
 from fencepost_testing import history_files
+from tests.unit.history_story import Story
 
 
 def write(path: Path, operations: list[Operation]) -> Path:

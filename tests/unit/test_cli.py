@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import typer
-from logs import snapshot_bytes
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -23,6 +22,7 @@ from fencepost_node.producers.producer_state import ProducerState
 from fencepost_proto.protocol.record_batch import read_header, stamp
 from fencepost_proto.protocol.records import BatchBuilder, Compression
 from fencepost_testing.local_cluster import LocalCluster
+from tests.unit.logs import snapshot_bytes
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,12 +7,12 @@ from contextlib import ExitStack
 from unittest.mock import patch
 
 import pytest
-from fake_controller import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fencepost_node import client_limits
 from fencepost_node.client_limits import AnswerBudget, ClientLimits, TooManyStreams
+from tests.asynchronous import asynchronous
 
 KIB = 1024
 
@@ -71,30 +71,26 @@ def test_no_connection_takes_more_than_a_share_and_one_that_holds_nothing_always
         assert budget.used_bytes == sum(map(sum, held.values())) <= max(max_bytes, 6 * least) + 5 * least
 
 
-def test_whoever_waits_for_its_own_memory_goes_on_when_some_is_released() -> None:
-    async def test() -> None:
-        budget = AnswerBudget(400)
-        budget.take("a", 100)
-        waiting = asyncio.create_task(budget.wait("a", 50))
-        await asyncio.sleep(0)
-        assert not waiting.done()
-        assert await budget.wait("b", 50) >= 50  # another connection is not in its way
-        budget.release("a", 100)
-        assert await waiting == 100
-
-    run(test())
+@asynchronous
+async def test_whoever_waits_for_its_own_memory_goes_on_when_some_is_released() -> None:
+    budget = AnswerBudget(400)
+    budget.take("a", 100)
+    waiting = asyncio.create_task(budget.wait("a", 50))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    assert await budget.wait("b", 50) >= 50  # another connection is not in its way
+    budget.release("a", 100)
+    assert await waiting == 100
 
 
-def test_a_large_answer_waits_until_it_fits_beside_the_others() -> None:
-    async def test() -> None:
-        budget = AnswerBudget(400)
-        await budget.wait_for_all(1_000)  # alone, it may be larger than all
-        budget.take("a", 100)
-        await budget.wait_for_all(300)
-        waiting = asyncio.create_task(budget.wait_for_all(301))
-        await asyncio.sleep(0)
-        assert not waiting.done()
-        budget.release("a", 1)
-        await waiting
-
-    run(test())
+@asynchronous
+async def test_a_large_answer_waits_until_it_fits_beside_the_others() -> None:
+    budget = AnswerBudget(400)
+    await budget.wait_for_all(1_000)  # alone, it may be larger than all
+    budget.take("a", 100)
+    await budget.wait_for_all(300)
+    waiting = asyncio.create_task(budget.wait_for_all(301))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    budget.release("a", 1)
+    await waiting

@@ -8,8 +8,6 @@ from struct import pack_into
 
 import cramjam
 import pytest
-from batches import batch, with_field
-from fake_broker_read import Log, batch_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
@@ -40,6 +38,8 @@ from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.record_batch import HEADER_BYTES, read_header, stamp
 from fencepost_proto.protocol.records import Compression
 from fencepost_proto.protocol.v1 import broker_pb2
+from tests.unit.batches import batch, with_field
+from tests.unit.fake_broker_read import Log, batch_of
 
 T0, T1 = TopicPartition("orders", 0), TopicPartition("orders", 1)
 KEYS: dict[TopicPartition, PartitionKey] = {T0: ("id", 0), T1: ("id", 1)}

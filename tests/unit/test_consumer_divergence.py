@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from batches import batch
-from replicas import leading, open_replica
 
 from fencepost.consuming.consumer_core import Asked, ConsumerCore, FetchRoute, Parted, ResetPolicy
 from fencepost.consuming.partition import TopicPartition
@@ -14,6 +12,8 @@ from fencepost_node.replication.leadership import Diverged
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import OffsetOutOfRange
 from fencepost_proto.protocol.v1 import broker_pb2
+from tests.unit.batches import batch
+from tests.unit.replicas import leading, open_replica
 
 TP = TopicPartition("orders", 0)
 KEY = ("T", 0)

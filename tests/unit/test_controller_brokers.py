@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from controller_story import CLUSTER_ID, Story
 
 from fencepost_controller.decisions.brokers import (
     MAX_BROKERS,
@@ -18,6 +17,7 @@ from fencepost_controller.decisions.brokers import (
 )
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.metadata import NO_LEADER, TopicConfig
+from tests.unit.controller_story import CLUSTER_ID, Story
 
 A = ("a-id", 0)
 

@@ -28,6 +28,7 @@ from fencepost_proto.protocol.metadata import (
     NextProducerId,
     Partition,
 )
+from tests.asynchronous import asynchronous
 
 
 class GatedStore:
@@ -273,48 +274,42 @@ def test_a_bug_in_one_decision_is_that_commands_failure_alone() -> None:
 
 
 @pytest.mark.parametrize("how", ["decision", "store"])
-def test_a_broken_invariant_ends_the_task_with_nothing_committed(how: str) -> None:
-    async def run() -> None:
-        fixture = Fixture(GatedStore())
-        task = asyncio.create_task(fixture.commands.run())
-        if how == "store":
-            fixture.store.fails = VersionMismatch("version 7, not 0")
-        asked = asyncio.create_task(fixture.commands.submit(Broken() if how == "decision" else FormCluster("c")))
-        with pytest.raises(errors.InvariantBroken):
-            await asyncio.wait_for(task, 10)
-        assert not fixture.store.commits
-        assert not asked.done()
-        asked.cancel()
-
-    asyncio.run(run())
+@asynchronous
+async def test_a_broken_invariant_ends_the_task_with_nothing_committed(how: str) -> None:
+    fixture = Fixture(GatedStore())
+    task = asyncio.create_task(fixture.commands.run())
+    if how == "store":
+        fixture.store.fails = VersionMismatch("version 7, not 0")
+    asked = asyncio.create_task(fixture.commands.submit(Broken() if how == "decision" else FormCluster("c")))
+    with pytest.raises(errors.InvariantBroken):
+        await asyncio.wait_for(task, 10)
+    assert not fixture.store.commits
+    assert not asked.done()
+    asked.cancel()
 
 
-def test_a_store_that_contradicts_itself_is_refused() -> None:
-    async def run() -> None:
-        fixture = Fixture(GatedStore(Partition("no-topic", 0, (1,), (1,), 1, 0, 0)))
-        with pytest.raises(StoreError, match="contradicts"):
-            await fixture.commands.load()
-
-    asyncio.run(run())
+@asynchronous
+async def test_a_store_that_contradicts_itself_is_refused() -> None:
+    fixture = Fixture(GatedStore(Partition("no-topic", 0, (1,), (1,), 1, 0, 0)))
+    with pytest.raises(StoreError, match="contradicts"):
+        await fixture.commands.load()
 
 
-def test_the_image_is_what_the_store_holds(tmp_path: object) -> None:
-    async def run() -> None:
-        path = f"{tmp_path}/metadata.sqlite"
-        store = SqliteStore(path)
-        commands = Commands(store, FailedReplicas(), lambda image, changes: None)
-        await commands.load()
-        task = asyncio.create_task(commands.run())
-        await commands.submit(FormCluster("c"))
-        broker = (await commands.submit(RegisterBroker(1, "life", "c", "host:1"))).answer
-        await commands.submit(UnfenceBroker(1, broker.broker_epoch))
-        await commands.submit(CreateTopic("a", "id", 3, 1))
-        await commands.submit(InitProducer("loader"))
-        commands.close()
-        await task
-        store.close()
-        again = Commands(SqliteStore(path), FailedReplicas(), lambda image, changes: None)
-        await again.load()
-        assert again.image == commands.image
-
-    asyncio.run(run())
+@asynchronous
+async def test_the_image_is_what_the_store_holds(tmp_path: object) -> None:
+    path = f"{tmp_path}/metadata.sqlite"
+    store = SqliteStore(path)
+    commands = Commands(store, FailedReplicas(), lambda image, changes: None)
+    await commands.load()
+    task = asyncio.create_task(commands.run())
+    await commands.submit(FormCluster("c"))
+    broker = (await commands.submit(RegisterBroker(1, "life", "c", "host:1"))).answer
+    await commands.submit(UnfenceBroker(1, broker.broker_epoch))
+    await commands.submit(CreateTopic("a", "id", 3, 1))
+    await commands.submit(InitProducer("loader"))
+    commands.close()
+    await task
+    store.close()
+    again = Commands(SqliteStore(path), FailedReplicas(), lambda image, changes: None)
+    await again.load()
+    assert again.image == commands.image

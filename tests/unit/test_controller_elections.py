@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from controller_story import Story
 
 from fencepost_controller.decisions.draft import Command, Draft
 from fencepost_controller.decisions.elections import (
@@ -19,6 +18,7 @@ from fencepost_controller.decisions.elections import (
 from fencepost_controller.decisions.partitions import recompute
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.metadata import BrokerRegistration, MetadataImage, Partition, Topic
+from tests.unit.controller_story import Story
 
 A = ("a-id", 0)
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from controller_recovery_story import EMPTY, LINEAGE, log_of, partition, started, story, told_by
-from controller_story import Story
 
 from fencepost_controller.decisions.brokers import UnregisterBroker
 from fencepost_controller.decisions.histories import heads, parting
 from fencepost_controller.decisions.recovery import HeldLog, RecoveryRefused, Told, recover
 from fencepost_controller.decisions.topics import CreateTopic, DeleteTopic
 from fencepost_proto.protocol.metadata import NO_LEADER, MetadataImage, Partition
+from tests.unit.controller_recovery_story import EMPTY, LINEAGE, log_of, partition, started, story, told_by
+from tests.unit.controller_story import Story
 
 
 def put_back(image: MetadataImage, starts: int = 1) -> MetadataImage:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from controller_story import Story
 
 from fencepost_controller.decisions.isr import AlterPartition, AlterPartitions, StartReplicaOver
 from fencepost_proto.protocol import errors
+from tests.unit.controller_story import Story
 
 A = ("a-id", 0)
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from controller_story import CLUSTER_ID, Story
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -50,6 +49,7 @@ from fencepost_proto.protocol.metadata import (
     Topic,
     TopicConfig,
 )
+from tests.unit.controller_story import CLUSTER_ID, Story
 
 BROKERS = st.integers(1, 4)
 SUBSETS = st.lists(st.integers(1, 4), min_size=1, max_size=4, unique=True)

@@ -16,11 +16,12 @@ from contextlib import asynccontextmanager, contextmanager
 
 import grpc
 import pytest
-from controller_cluster import FakeBroker, run
 
 from fencepost_controller.probe import ProbeVerdict, probe
 from fencepost_proto.transport.wire import GrpcWire, connection_refused
 from fencepost_testing.waiting import until
+from tests.asynchronous import asynchronous
+from tests.unit.controller_cluster import FakeBroker, run
 
 LIFE = "life 1"
 BROKER = """
@@ -91,14 +92,12 @@ def test_a_port_with_nobody_is_certain() -> None:
         assert run(asked(address)) is ProbeVerdict.DEAD
 
 
-def test_another_broker_process_on_the_port_is_certain() -> None:
-    async def test() -> None:
-        stranger = await FakeBroker(2, "another life").start()
-        assert await asked(stranger.address) is ProbeVerdict.DEAD
-        await stranger.stop_listening()
-        assert await asked(stranger.address) is ProbeVerdict.DEAD
-
-    run(test())
+@asynchronous
+async def test_another_broker_process_on_the_port_is_certain() -> None:
+    stranger = await FakeBroker(2, "another life").start()
+    assert await asked(stranger.address) is ProbeVerdict.DEAD
+    await stranger.stop_listening()
+    assert await asked(stranger.address) is ProbeVerdict.DEAD
 
 
 def test_a_connection_that_is_taken_and_never_answered_tells_nothing() -> None:
@@ -119,40 +118,34 @@ def test_a_paused_process_is_not_dead_a_woken_one_is_alive_and_a_killed_one_dead
         assert run(asked(address)) is ProbeVerdict.DEAD
 
 
-def test_a_process_that_ends_under_the_probe_is_found_dead_by_the_next() -> None:
+@asynchronous
+async def test_a_process_that_ends_under_the_probe_is_found_dead_by_the_next() -> None:
     """Its kernel took the connection and resets it, which something on the way could do too."""
 
-    async def test() -> None:
-        with listener() as (listening, address):
-            asking = asyncio.create_task(asked(address))
-            await until(lambda: select.select([listening], [], [], 0)[0], "the probe's connection")
-            listening.close()
-            assert await asking is ProbeVerdict.UNKNOWN
-            assert await asked(address) is ProbeVerdict.DEAD
-
-    run(test())
+    with listener() as (listening, address):
+        asking = asyncio.create_task(asked(address))
+        await until(lambda: select.select([listening], [], [], 0)[0], "the probe's connection")
+        listening.close()
+        assert await asking is ProbeVerdict.UNKNOWN
+        assert await asked(address) is ProbeVerdict.DEAD
 
 
 @pytest.mark.parametrize("answer", [hangs_up, resets, speaks_http])
-def test_what_breaks_the_connection_or_speaks_another_language_tells_nothing(answer: Peer) -> None:
-    async def test() -> None:
-        async with peer(answer) as address:
-            assert await asked(address) is ProbeVerdict.UNKNOWN
-
-    run(test())
+@asynchronous
+async def test_what_breaks_the_connection_or_speaks_another_language_tells_nothing(answer: Peer) -> None:
+    async with peer(answer) as address:
+        assert await asked(address) is ProbeVerdict.UNKNOWN
 
 
-def test_a_server_that_knows_nothing_of_health_tells_nothing() -> None:
+@asynchronous
+async def test_a_server_that_knows_nothing_of_health_tells_nothing() -> None:
     """gRPC gives UNIMPLEMENTED for any HTTP 404 on the way, so it need not be from that port at all."""
 
-    async def test() -> None:
-        server = GrpcWire().server()
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        assert await asked(f"127.0.0.1:{port}") is ProbeVerdict.UNKNOWN
-        await server.stop(0)
-
-    run(test())
+    server = GrpcWire().server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    assert await asked(f"127.0.0.1:{port}") is ProbeVerdict.UNKNOWN
+    await server.stop(0)
 
 
 def test_a_name_that_does_not_resolve_tells_nothing() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from controller_story import Story
 
 from fencepost_controller.decisions.fence import NO_BROKER, standing
 from fencepost_controller.decisions.producers import (
@@ -27,6 +26,7 @@ from fencepost_proto.protocol.metadata import (
     NextProducerId,
 )
 from fencepost_proto.protocol.record_batch import MAX_EPOCH
+from tests.unit.controller_story import Story
 
 
 def with_producer(story: Story, producer: NamedProducer, next_id: int) -> Story:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from controller_story import Story
 
 from fencepost_controller.decisions.elections import ElectUncleanLeader
 from fencepost_controller.decisions.reassignment import ReassignPartitions
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.metadata import TopicConfig
+from tests.unit.controller_story import Story
 
 A = ("a-id", 0)
 

@@ -9,12 +9,12 @@ from typing import Any, cast
 from unittest.mock import patch
 
 import pytest
-from controller_recovery_story import EMPTY, story, told_by
 
 from fencepost_controller import recovery
 from fencepost_controller.decisions.recovery import RecoveryRefused
 from fencepost_controller.store import VersionMismatch
 from fencepost_proto.protocol.metadata import Changes, Entity
+from tests.unit.controller_recovery_story import EMPTY, story, told_by
 
 
 class MovesOn:

@@ -6,8 +6,6 @@ from contextlib import suppress
 from dataclasses import replace
 
 import pytest
-from controller_recovery_story import EMPTY, LINEAGE, partition, started, story, told_by
-from controller_story import CLUSTER_ID, Story
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,6 +38,8 @@ from fencepost_proto.protocol.metadata import (
     NextProducerId,
 )
 from fencepost_proto.protocol.record_batch import MAX_EPOCH
+from tests.unit.controller_recovery_story import EMPTY, LINEAGE, partition, started, story, told_by
+from tests.unit.controller_story import CLUSTER_ID, Story
 
 # ---- What is told decides ----
 

@@ -18,6 +18,7 @@ from fencepost_proto.protocol.metadata import (
     Topic,
 )
 from fencepost_proto.protocol.v1 import controller_pb2
+from tests.asynchronous import asynchronous
 
 
 class Listener:
@@ -114,15 +115,13 @@ def test_that_a_shutdown_is_allowed_is_said_once_and_after_the_metadata_it_rests
     assert listener.kinds == ["registered", "metadata", "shutdown_allowed"]
 
 
-def test_waiting_for_the_next_response_ends_with_the_session() -> None:
-    async def test() -> None:
-        listener = Listener()
-        while listener.listens():
-            pass
-        waiting = asyncio.ensure_future(listener.session.next_response(listener.messages.image))
-        await asyncio.sleep(0)
-        assert not waiting.done()
-        listener.session.end()
-        assert await waiting is None
-
-    asyncio.run(test())
+@asynchronous
+async def test_waiting_for_the_next_response_ends_with_the_session() -> None:
+    listener = Listener()
+    while listener.listens():
+        pass
+    waiting = asyncio.ensure_future(listener.session.next_response(listener.messages.image))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    listener.session.end()
+    assert await waiting is None

@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from controller_story import Story
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,6 +33,7 @@ from fencepost_proto.protocol.metadata import (
     delta_to_proto,
 )
 from fencepost_proto.protocol.request_limits import MAX_MESSAGE_BYTES
+from tests.unit.controller_story import Story
 
 
 def test_a_topic_begins_with_all_its_live_replicas_in_sync_and_its_preferred_leaders() -> None:

@@ -7,7 +7,6 @@ import logging
 from pathlib import Path
 
 import pytest
-from controller_cluster import LONG_TIMEOUT_MS, cluster, create_topic, in_memory, run, running, stubs
 
 from fencepost_controller.config import ControllerConfig
 from fencepost_controller.controller import Controller
@@ -20,32 +19,32 @@ from fencepost_proto.protocol.metadata import BrokerRegistration
 from fencepost_proto.protocol.v1 import controller_pb2
 from fencepost_proto.runtime.host import Host
 from fencepost_testing.waiting import until
+from tests.asynchronous import asynchronous
+from tests.unit.controller_cluster import LONG_TIMEOUT_MS, cluster, create_topic, in_memory, run, running, stubs
 
 
-def test_a_broker_that_knows_more_than_the_store_ends_the_controller_and_nothing_that_waits_is_decided() -> None:
-    async def test() -> None:
-        config = ControllerConfig(data_dir="unused", session_timeout_ms=LONG_TIMEOUT_MS)
-        controller = Controller(config, Host(), in_memory())
-        await controller.start()
-        async with cluster(controller) as brokers:
-            await brokers.live(1)
-            version = controller.image.version
-            ahead = await brokers.new(2)
-            ahead.cluster_id = controller.image.cluster_id
-            ahead.known = (version + 1, 77, controller.image.lineage.oldest_id)
-            await ahead.connect(controller)
-            assert isinstance(ahead.error, errors.NotController)
-            assert f"it is at metadata version {version}, and broker 2 was told of version {version + 1}" in str(
-                ahead.error
-            )
-            with pytest.raises(MetadataWentBack):
-                await controller.failure.wait()
-            with pytest.raises(errors.NotController):
-                await create_topic(controller, "late", (1,))
-            assert controller.image.version == version
-            await controller.stop(clean=False)
-
-    run(test())
+@asynchronous
+async def test_a_broker_that_knows_more_than_the_store_ends_the_controller_and_nothing_that_waits_is_decided() -> None:
+    config = ControllerConfig(data_dir="unused", session_timeout_ms=LONG_TIMEOUT_MS)
+    controller = Controller(config, Host(), in_memory())
+    await controller.start()
+    async with cluster(controller) as brokers:
+        await brokers.live(1)
+        version = controller.image.version
+        ahead = await brokers.new(2)
+        ahead.cluster_id = controller.image.cluster_id
+        ahead.known = (version + 1, 77, controller.image.lineage.oldest_id)
+        await ahead.connect(controller)
+        assert isinstance(ahead.error, errors.NotController)
+        assert f"it is at metadata version {version}, and broker 2 was told of version {version + 1}" in str(
+            ahead.error
+        )
+        with pytest.raises(MetadataWentBack):
+            await controller.failure.wait()
+        with pytest.raises(errors.NotController):
+            await create_topic(controller, "late", (1,))
+        assert controller.image.version == version
+        await controller.stop(clean=False)
 
 
 def test_a_stranger_that_claims_a_version_is_refused_and_the_log_says_so_now_and_then(
@@ -79,58 +78,52 @@ def test_what_others_bring_about_is_logged_once_in_a_while_and_the_rest_is_count
     assert seldom.skipped() == 0
 
 
-def test_an_answer_names_the_version_that_it_rests_on() -> None:
-    async def test() -> None:
-        async with running() as controller, cluster(controller) as brokers, stubs(controller) as (stub, _):
-            (one,) = await brokers.live(1)
-            assert one.registered is not None
-            lineage = controller.image.lineage.current_id
-            assert one.registered.lineage_id == lineage > 0
-            answer = await stub.AllocateProducerIds(
-                controller_pb2.AllocateProducerIdsRequest(broker_id=1, broker_epoch=one.epoch)
-            )
-            assert (answer.metadata_version, answer.lineage_id) == (controller.image.version, lineage)
-
-    run(test())
+@asynchronous
+async def test_an_answer_names_the_version_that_it_rests_on() -> None:
+    async with running() as controller, cluster(controller) as brokers, stubs(controller) as (stub, _):
+        (one,) = await brokers.live(1)
+        assert one.registered is not None
+        lineage = controller.image.lineage.current_id
+        assert one.registered.lineage_id == lineage > 0
+        answer = await stub.AllocateProducerIds(
+            controller_pb2.AllocateProducerIdsRequest(broker_id=1, broker_epoch=one.epoch)
+        )
+        assert (answer.metadata_version, answer.lineage_id) == (controller.image.version, lineage)
 
 
-def test_after_its_start_the_controller_decides_nothing_before_its_live_brokers_have_come(tmp_path: Path) -> None:
-    async def test() -> None:
-        path = str(tmp_path / "metadata.sqlite")
-        async with running(SqliteStore(path)) as controller, cluster(controller) as brokers:
-            one, two = await brokers.live(1, 2)
-            await controller.stop(clean=True)
-            async with running(SqliteStore(path)) as second, stubs(second) as (stub, _):
-                version = second.image.version
-                request = controller_pb2.AllocateProducerIdsRequest(broker_id=1, broker_epoch=one.epoch)
-                asked = asyncio.ensure_future(stub.AllocateProducerIds(request, wait_for_ready=True))
-                first = asyncio.create_task(one.connect(second))
-                await asyncio.sleep(0.2)
-                assert not asked.done()
-                assert not first.done()
-                assert second.image.version == version
-                await two.connect(second)
-                await first
-                assert (await asked).count > 0
-
-    run(test())
+@asynchronous
+async def test_after_its_start_the_controller_decides_nothing_before_its_live_brokers_have_come(tmp_path: Path) -> None:
+    path = str(tmp_path / "metadata.sqlite")
+    async with running(SqliteStore(path)) as controller, cluster(controller) as brokers:
+        one, two = await brokers.live(1, 2)
+        await controller.stop(clean=True)
+        async with running(SqliteStore(path)) as second, stubs(second) as (stub, _):
+            version = second.image.version
+            request = controller_pb2.AllocateProducerIdsRequest(broker_id=1, broker_epoch=one.epoch)
+            asked = asyncio.ensure_future(stub.AllocateProducerIds(request, wait_for_ready=True))
+            first = asyncio.create_task(one.connect(second))
+            await asyncio.sleep(0.2)
+            assert not asked.done()
+            assert not first.done()
+            assert second.image.version == version
+            await two.connect(second)
+            await first
+            assert (await asked).count > 0
 
 
-def test_a_broker_that_does_not_come_is_waited_for_no_longer_than_its_session_timeout(tmp_path: Path) -> None:
-    async def test() -> None:
-        path = str(tmp_path / "metadata.sqlite")
-        async with running(SqliteStore(path)) as controller, cluster(controller) as brokers:
-            one, _ = await brokers.live(1, 2)
-            await controller.stop(clean=True)
-            async with running(SqliteStore(path), session_timeout_ms=500) as second:
-                loop = asyncio.get_running_loop()
-                began = loop.time()
-                await one.connect(second)
-                assert 0.4 < loop.time() - began < 5
-                await until(lambda: second.image.brokers[2].fenced, "broker 2 fenced")
-                assert not second.image.brokers[1].fenced  # it waited, and was not silent
-
-    run(test())
+@asynchronous
+async def test_a_broker_that_does_not_come_is_waited_for_no_longer_than_its_session_timeout(tmp_path: Path) -> None:
+    path = str(tmp_path / "metadata.sqlite")
+    async with running(SqliteStore(path)) as controller, cluster(controller) as brokers:
+        one, _ = await brokers.live(1, 2)
+        await controller.stop(clean=True)
+        async with running(SqliteStore(path), session_timeout_ms=500) as second:
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            await one.connect(second)
+            assert 0.4 < loop.time() - began < 5
+            await until(lambda: second.image.brokers[2].fenced, "broker 2 fenced")
+            assert not second.image.brokers[1].fenced  # it waited, and was not silent
 
 
 def broker(broker_id: int, *, fenced: bool) -> BrokerRegistration:
@@ -143,10 +136,8 @@ def test_the_live_brokers_are_waited_for_and_all_where_none_is_live() -> None:
     assert expected([broker(1, fenced=True), broker(2, fenced=True)]) == {1, 2}
 
 
-def test_a_controller_without_brokers_opens_at_once() -> None:
-    async def test() -> None:
-        opening = Opening()
-        opening.start([], timeout_s=100)
-        await asyncio.wait_for(opening.wait(), 1)
-
-    run(test())
+@asynchronous
+async def test_a_controller_without_brokers_opens_at_once() -> None:
+    opening = Opening()
+    opening.start([], timeout_s=100)
+    await asyncio.wait_for(opening.wait(), 1)

@@ -7,9 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
-import logs
 import pytest
-from tests.simulation.disk import MountedDisk
 
 from fencepost_node.folders.data_folder import (
     CLEAN_SHUTDOWN,
@@ -22,6 +20,8 @@ from fencepost_node.folders.data_folder import (
 from fencepost_node.log import origin_mark
 from fencepost_node.log.disk import RealDisk
 from fencepost_proto.protocol.errors import InconsistentClusterId
+from tests.simulation.disk import MountedDisk
+from tests.unit import logs
 
 CLUSTER = "cluster-a"
 EPOCH = 5

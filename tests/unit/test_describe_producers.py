@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from batches import header
-from test_producer_state import after
-
 from fencepost.descriptions import PartitionProducers
 from fencepost_node.grpc.describe_producers import ALL, describe
 from fencepost_proto.protocol.v1.broker_pb2 import BatchState, DescribeProducersResponse, ProducerStateInfo
 from fencepost_proto.runtime.turns import STEPS_PER_TURN
+from tests.unit.batches import header
+from tests.unit.test_producer_state import after
 
 
 def test_describe_lists_producers_by_id_with_their_batches() -> None:

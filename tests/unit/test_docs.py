@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.simulation.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from batches import batch
-from counted_batches import BATCHES_COUNTED, UNFOLDABLE_MS
-from logs import FOLDER, NOW_MS, Machine, fill, headers, produce, producers_in, settings, snapshot_bytes
 
 from fencepost_node.log.disk import Disk
 from fencepost_node.log.log import CorruptLog, Log
@@ -13,6 +10,9 @@ from fencepost_node.log.snapshot import decode_snapshot
 from fencepost_node.producers.producer_state_machine import PRODUCERS
 from fencepost_proto.protocol.errors import CorruptMessage, InvariantBroken
 from fencepost_proto.protocol.record_batch import check_produced
+from tests.unit.batches import batch
+from tests.unit.counted_batches import BATCHES_COUNTED, UNFOLDABLE_MS
+from tests.unit.logs import FOLDER, NOW_MS, Machine, fill, headers, produce, producers_in, settings, snapshot_bytes
 
 BOTH = (PRODUCERS, BATCHES_COUNTED)
 

@@ -9,8 +9,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from batches import batch
-from replicas import following, open_replica
 
 from fencepost_node.replication import follow
 from fencepost_node.replication.follow import FollowerLink
@@ -20,6 +18,9 @@ from fencepost_proto.protocol.errors import ErrorCode
 from fencepost_proto.protocol.v1 import common_pb2
 from fencepost_proto.protocol.v1 import replication_pb2 as pb
 from fencepost_proto.runtime.host import Host
+from tests.asynchronous import asynchronous
+from tests.unit.batches import batch
+from tests.unit.replicas import following, open_replica
 
 
 class _Half(random.Random):
@@ -63,31 +64,27 @@ def follower() -> Replica:
     return replica
 
 
-def test_a_divergence_is_cut_and_where_nothing_agrees_the_leader_is_asked_for_a_reset() -> None:
-    async def story() -> None:
-        link = Link(follower())
-        asked = await link.subscription()
-        assert (asked.log_end_offset, asked.last_epoch, asked.nothing_agrees) == (10, 3, False)
-        asked = await link.answer(divergence=pb.Divergence(epoch=3, end_offset=6))
-        assert (asked.log_end_offset, asked.last_epoch, asked.nothing_agrees) == (6, 3, False)
-        asked = await link.answer(divergence=pb.Divergence(epoch=2, end_offset=6))
-        assert (asked.log_end_offset, asked.nothing_agrees) == (6, True), "the log is kept until there is another"
-        reset = pb.Reset(start_offset=0, snapshot=link.replica.log.snapshot_at_log_start())
-        asked = await link.answer(reset=reset)
-        assert (asked.log_end_offset, asked.last_epoch, asked.nothing_agrees) == (0, -1, False)
-
-    asyncio.run(story())
+@asynchronous
+async def test_a_divergence_is_cut_and_where_nothing_agrees_the_leader_is_asked_for_a_reset() -> None:
+    link = Link(follower())
+    asked = await link.subscription()
+    assert (asked.log_end_offset, asked.last_epoch, asked.nothing_agrees) == (10, 3, False)
+    asked = await link.answer(divergence=pb.Divergence(epoch=3, end_offset=6))
+    assert (asked.log_end_offset, asked.last_epoch, asked.nothing_agrees) == (6, 3, False)
+    asked = await link.answer(divergence=pb.Divergence(epoch=2, end_offset=6))
+    assert (asked.log_end_offset, asked.nothing_agrees) == (6, True), "the log is kept until there is another"
+    reset = pb.Reset(start_offset=0, snapshot=link.replica.log.snapshot_at_log_start())
+    asked = await link.answer(reset=reset)
+    assert (asked.log_end_offset, asked.last_epoch, asked.nothing_agrees) == (0, -1, False)
 
 
-def test_a_cut_that_would_cut_nothing_is_not_obeyed() -> None:
-    async def story() -> None:
-        link = Link(follower())
-        await link.subscription()
-        asked = await link.answer(divergence=pb.Divergence(epoch=3, end_offset=10))
-        assert asked.log_end_offset == link.replica.log.log_end_offset == 10
-        assert not link.replica.failure
-
-    asyncio.run(story())
+@asynchronous
+async def test_a_cut_that_would_cut_nothing_is_not_obeyed() -> None:
+    link = Link(follower())
+    await link.subscription()
+    asked = await link.answer(divergence=pb.Divergence(epoch=3, end_offset=10))
+    assert asked.log_end_offset == link.replica.log.log_end_offset == 10
+    assert not link.replica.failure
 
 
 def pauses_of(monkeypatch: pytest.MonkeyPatch, answers: list[dict[str, Any]]) -> list[float]:
@@ -189,57 +186,53 @@ async def pushed(link: FollowerLink, index: int, **fields: Any) -> None:
     await link._take(pb.ReplicateResponse(pushes=[push]))
 
 
-def test_replicas_in_sync_subscribe_at_once_and_the_others_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def story() -> None:
-        link = crowd(monkeypatch, in_sync={8, 9}, count=10)
-        assert await subscribes(link) == [8, 9, 0, 1, 2]
-        assert await subscribes(link) == [], "three are catching up"
-        await pushed(link, 1, high_watermark=5)
-        assert await subscribes(link) == [], "1 does not have all that is committed yet"
-        await link._wake.wait()
-        await pushed(link, 0, high_watermark=0)
-        assert link._wake.is_set
-        assert await subscribes(link) == [3]
-        await pushed(link, 2, error=pb_error(ErrorCode.NOT_LEADER_OR_FOLLOWER))
-        assert await subscribes(link) == [4], "2 waits for its turn again"
-        link.unfollow(("T", 1))
-        assert await subscribes(link) == [5]
-
-    asyncio.run(story())
+@asynchronous
+async def test_replicas_in_sync_subscribe_at_once_and_the_others_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = crowd(monkeypatch, in_sync={8, 9}, count=10)
+    assert await subscribes(link) == [8, 9, 0, 1, 2]
+    assert await subscribes(link) == [], "three are catching up"
+    await pushed(link, 1, high_watermark=5)
+    assert await subscribes(link) == [], "1 does not have all that is committed yet"
+    await link._wake.wait()
+    await pushed(link, 0, high_watermark=0)
+    assert link._wake.is_set
+    assert await subscribes(link) == [3]
+    await pushed(link, 2, error=pb_error(ErrorCode.NOT_LEADER_OR_FOLLOWER))
+    assert await subscribes(link) == [4], "2 waits for its turn again"
+    link.unfollow(("T", 1))
+    assert await subscribes(link) == [5]
 
 
-def test_one_that_does_not_catch_up_does_not_keep_the_others_waiting_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def story() -> None:
-        link = crowd(monkeypatch, in_sync=set(), count=8)
-        assert await subscribes(link) == [0, 1, 2]
-        monkeypatch.setattr(follow, "CATCH_UP_S", -1.0)
-        assert await subscribes(link) == [3, 4, 5]
-
-    asyncio.run(story())
+@asynchronous
+async def test_one_that_does_not_catch_up_does_not_keep_the_others_waiting_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    link = crowd(monkeypatch, in_sync=set(), count=8)
+    assert await subscribes(link) == [0, 1, 2]
+    monkeypatch.setattr(follow, "CATCH_UP_S", -1.0)
+    assert await subscribes(link) == [3, 4, 5]
 
 
 def pb_error(code: ErrorCode) -> Any:
     return common_pb2.Error(code=code)
 
 
-def test_with_flush_always_a_replica_subscribes_once_its_log_is_synced(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def story() -> None:
-        link = crowd(monkeypatch, in_sync={0, 1, 2}, count=3)
-        synced: list[int] = []
+@asynchronous
+async def test_with_flush_always_a_replica_subscribes_once_its_log_is_synced(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = crowd(monkeypatch, in_sync={0, 1, 2}, count=3)
+    synced: list[int] = []
 
-        async def on_disk(work: Any) -> None:
-            await asyncio.sleep(0)
-            synced.append(work())
-            if synced == [1]:
-                link.unfollow(("T", 2))
+    async def on_disk(work: Any) -> None:
+        await asyncio.sleep(0)
+        synced.append(work())
+        if synced == [1]:
+            link.unfollow(("T", 2))
 
-        for index in (1, 2):
-            replica: Any = link._followed["T", index].replica
-            replica.topic = SimpleNamespace(name="orders", config=SimpleNamespace(flush_always=True))
-            replica.log.sync = lambda index=index: index
-            replica.on_disk = on_disk
-            link.follow(replica, Following(2, 5))
-        assert await subscribes(link) == [0, 1], "2 follows no more"
-        assert synced == [1]
-
-    asyncio.run(story())
+    for index in (1, 2):
+        replica: Any = link._followed["T", index].replica
+        replica.topic = SimpleNamespace(name="orders", config=SimpleNamespace(flush_always=True))
+        replica.log.sync = lambda index=index: index
+        replica.on_disk = on_disk
+        link.follow(replica, Following(2, 5))
+    assert await subscribes(link) == [0, 1], "2 follows no more"
+    assert synced == [1]

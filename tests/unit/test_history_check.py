@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from history_story import TOPIC, Story
 
 from fencepost.history_format import Operation, to_line
 from fencepost_testing.history_check import MEANING, Anomaly, BrokenHistory, HistoryCheck, check_history
 from fencepost_testing.history_check.anomalies import MAX_SHOWN
+from tests.unit.history_story import TOPIC, Story
 
 # ---- lost-write and unseen ----
 

@@ -8,10 +8,10 @@ from random import Random
 
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from model_history import CONSUMERS, ModelHistory
 
 from fencepost.history_format import Operation, ReadRecord, from_line, to_line
 from fencepost_testing.history_check import Anomaly, check_history
+from tests.unit.model_history import CONSUMERS, ModelHistory
 
 EXAMPLES = settings(max_examples=60, deadline=None)
 randoms = st.builds(Random, st.integers(0, 2**32))  # far faster than hypothesis's own; `steps` shrinks

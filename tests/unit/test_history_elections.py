@@ -6,13 +6,13 @@ from collections.abc import Callable
 from random import Random
 
 import pytest
-from history_story import Story
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from model_history import ModelHistory
 
 from fencepost.history_format import NotAnOperation, from_line
 from fencepost_testing.history_check import Anomaly, BrokenHistory, check_history
+from tests.unit.history_story import Story
+from tests.unit.model_history import ModelHistory
 
 randoms = st.builds(Random, st.integers(0, 2**32))
 EXAMPLES = settings(max_examples=60, deadline=None)

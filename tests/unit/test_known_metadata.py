@@ -8,8 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fake_controller import run
-from tests.simulation.disk import SimDisk
 
 from fencepost_node.folders.known_metadata import IMAGE_FILE, JOURNAL_FILES, VERSION_FILE, KnownMetadata, KnownVersion
 from fencepost_node.log.disk import RealDisk
@@ -25,6 +23,8 @@ from fencepost_proto.protocol.metadata import (
 )
 from fencepost_proto.protocol.v1.common_pb2 import MetadataDelta
 from fencepost_testing.waiting import until
+from tests.asynchronous import asynchronous
+from tests.simulation.disk import SimDisk
 
 
 def opened(folder: Path) -> KnownMetadata:
@@ -127,15 +127,13 @@ def kept(folder: Path) -> MetadataImage:
     return MetadataImage().apply(MetadataDelta.FromString(path.read_bytes()[4:])) if path.exists() else MetadataImage()
 
 
-def test_the_image_follows_in_the_background(tmp_path: Path) -> None:
-    async def test() -> None:
-        known = opened(tmp_path)
-        task = asyncio.create_task(known.persist())
-        known.applies(image_of(4), whole(image_of(4)))
-        await until(lambda: kept(tmp_path) == image_of(4), "the image on disk")
-        task.cancel()
-
-    run(test())
+@asynchronous
+async def test_the_image_follows_in_the_background(tmp_path: Path) -> None:
+    known = opened(tmp_path)
+    task = asyncio.create_task(known.persist())
+    known.applies(image_of(4), whole(image_of(4)))
+    await until(lambda: kept(tmp_path) == image_of(4), "the image on disk")
+    task.cancel()
 
 
 def test_every_change_is_there_after_a_kill_wherever_the_image_was_written_meanwhile(tmp_path: Path) -> None:

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 from aiokafka.record.memory_records import MemoryRecords
-from batches import batch, with_field
-from logs import assert_lawful, content, fill, headers, open_log, produce
 
 from fencepost_node.log.disk import RealDisk
 from fencepost_node.log.log import Log
@@ -24,6 +22,8 @@ from fencepost_proto.protocol.errors import (
     StorageError,
 )
 from fencepost_proto.protocol.record_batch import BatchHeader, check_batch, iter_batches
+from tests.unit.batches import batch, with_field
+from tests.unit.logs import assert_lawful, content, fill, headers, open_log, produce
 
 
 @pytest.fixture(autouse=True)

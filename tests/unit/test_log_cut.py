@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from logs import (
+
+from fencepost_node.log.disk import Disk
+from fencepost_node.log.log import Log
+from fencepost_node.log.names import LOG_SUFFIX, SNAPSHOT_SUFFIX, CorruptLog, offsets_with
+from fencepost_node.log.retention import SegmentFacts, segments_to_delete
+from fencepost_node.producers.producer_state import Duplicate
+from fencepost_node.producers.producer_state_machine import PRODUCERS
+from fencepost_node.state_machines import STATE_MACHINES
+from fencepost_proto.protocol.errors import CorruptMessage, DuplicateSequenceNumber, OffsetOutOfRange
+from fencepost_proto.protocol.record_batch import iter_batches
+from tests.unit.logs import (
     FOLDER,
     NOW_MS,
     Machine,
@@ -19,16 +29,6 @@ from logs import (
     settings,
     snapshot_bytes,
 )
-
-from fencepost_node.log.disk import Disk
-from fencepost_node.log.log import Log
-from fencepost_node.log.names import LOG_SUFFIX, SNAPSHOT_SUFFIX, CorruptLog, offsets_with
-from fencepost_node.log.retention import SegmentFacts, segments_to_delete
-from fencepost_node.producers.producer_state import Duplicate
-from fencepost_node.producers.producer_state_machine import PRODUCERS
-from fencepost_node.state_machines import STATE_MACHINES
-from fencepost_proto.protocol.errors import CorruptMessage, DuplicateSequenceNumber, OffsetOutOfRange
-from fencepost_proto.protocol.record_batch import iter_batches
 
 
 def reopened(disk: Disk, log: Log, **changes: Any) -> Log:

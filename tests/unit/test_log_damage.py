@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from logs import FOLDER, Machine, content, fill, open_log, produce
 from typer.testing import CliRunner
 
 from fencepost_cli.main import app
@@ -19,6 +18,7 @@ from fencepost_node.log.verify import verify_log
 from fencepost_node.producers.producer_state_machine import PRODUCERS
 from fencepost_node.state_machines import STATE_MACHINES
 from fencepost_proto.protocol.record_batch import iter_batches
+from tests.unit.logs import FOLDER, Machine, content, fill, open_log, produce
 
 
 def filled(machine: Machine, **changes: Any) -> Log:

@@ -10,7 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from logs import (
+
+from fencepost_node.log.log import Log
+from fencepost_node.state_machines import STATE_MACHINES
+from fencepost_proto.protocol.errors import StorageError
+from tests.simulation.disk import Fault
+from tests.unit.logs import (
     FOLDER,
     NOW_MS,
     Machine,
@@ -22,11 +27,6 @@ from logs import (
     settings,
     snapshot_bytes,
 )
-from tests.simulation.disk import Fault
-
-from fencepost_node.log.log import Log
-from fencepost_node.state_machines import STATE_MACHINES
-from fencepost_proto.protocol.errors import StorageError
 
 EVERY_CALL = (
     "append", "create", "list", "mkdir", "open", "read", "remove", "rename", "stat", "sync", "sync_directory", "truncate"

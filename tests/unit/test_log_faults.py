@@ -11,7 +11,16 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from logs import (
+
+from fencepost_node.log.log import CorruptLog, Log, OutOfRoom
+from fencepost_node.log.names import SYNC_BEGUN
+from fencepost_node.producers.producer_state import ProducerState
+from fencepost_node.producers.producer_state_machine import PRODUCERS
+from fencepost_node.state_machines import STATE_MACHINES
+from fencepost_proto.protocol.errors import StorageError
+from fencepost_proto.protocol.record_batch import iter_batches
+from tests.simulation.disk import Fault
+from tests.unit.logs import (
     FOLDER,
     NOW_MS,
     Machine,
@@ -24,15 +33,6 @@ from logs import (
     settings,
     snapshot_bytes,
 )
-from tests.simulation.disk import Fault
-
-from fencepost_node.log.log import CorruptLog, Log, OutOfRoom
-from fencepost_node.log.names import SYNC_BEGUN
-from fencepost_node.producers.producer_state import ProducerState
-from fencepost_node.producers.producer_state_machine import PRODUCERS
-from fencepost_node.state_machines import STATE_MACHINES
-from fencepost_proto.protocol.errors import StorageError
-from fencepost_proto.protocol.record_batch import iter_batches
 
 # ---- Refusals ----
 

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from logs import (
+
+from fencepost_node.log.log import Log
+from fencepost_node.producers.producer_state import Duplicate
+from fencepost_node.producers.producer_state_codec import encode_producers
+from fencepost_node.producers.producer_state_machine import PRODUCERS
+from fencepost_proto.protocol.errors import StorageError
+from fencepost_proto.protocol.record_batch import BatchHeader, read_header
+from tests.simulation.disk import Fault
+from tests.unit.logs import (
     NOW_MS,
     Machine,
     PowerCut,
@@ -20,14 +28,6 @@ from logs import (
     settings,
     snapshot_bytes,
 )
-from tests.simulation.disk import Fault
-
-from fencepost_node.log.log import Log
-from fencepost_node.producers.producer_state import Duplicate
-from fencepost_node.producers.producer_state_codec import encode_producers
-from fencepost_node.producers.producer_state_machine import PRODUCERS
-from fencepost_proto.protocol.errors import StorageError
-from fencepost_proto.protocol.record_batch import BatchHeader, read_header
 
 
 class LogLaw(RuleBasedStateMachine):

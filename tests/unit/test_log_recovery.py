@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from batches import batch, with_field
-from logs import NOW_MS, assert_lawful, content, fill, headers, open_log, produce, settings
 
 from fencepost_node.log.disk import File, RealDisk
 from fencepost_node.log.log import CorruptLog, Log
@@ -18,6 +16,8 @@ from fencepost_node.producers.producer_state import ProducerState
 from fencepost_node.producers.producer_state_machine import PRODUCERS
 from fencepost_node.state_machines import STATE_MACHINES
 from fencepost_proto.protocol.record_batch import iter_batches, stamp
+from tests.unit.batches import batch, with_field
+from tests.unit.logs import NOW_MS, assert_lawful, content, fill, headers, open_log, produce, settings
 
 DISK = RealDisk()
 

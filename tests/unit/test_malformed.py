@@ -8,10 +8,10 @@ from typing import Any
 
 import grpc
 import pytest
-from fake_controller import run
 
 from fencepost_proto.protocol.v1 import broker_pb2
 from fencepost_proto.transport.wire import GrpcWire, serve
+from tests.unit.fake_controller import run
 
 BAD = b"\x0a\xff\xff\xff"  # a string longer than the message
 GOOD = broker_pb2.MetadataRequest(topic_names=["a"]).SerializeToString()

@@ -7,9 +7,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-from fake_controller import fake_controller, run
-from replicas import leading
-from test_broker import BROKER_ID, EPOCH, ORDERS, TOPIC, Running, batch, broker_of, produce_batch
 
 from fencepost_node.replication import early_subscriptions
 from fencepost_node.replication.replica import Replica
@@ -18,6 +15,10 @@ from fencepost_proto.protocol.metadata import BrokerRegistration, Partition, Par
 from fencepost_proto.protocol.v1 import replication_pb2, replication_pb2_grpc
 from fencepost_proto.runtime.turns import Turns
 from fencepost_testing.waiting import until
+from tests.asynchronous import asynchronous
+from tests.unit.fake_controller import fake_controller
+from tests.unit.replicas import leading
+from tests.unit.test_broker import BROKER_ID, EPOCH, ORDERS, TOPIC, Running, batch, broker_of, produce_batch
 
 FOLLOWER = BrokerRegistration(2, "127.0.0.1:1", 1, "f", fenced=False)
 PARTITIONS = 60
@@ -51,100 +52,92 @@ async def next_push(call: ReplicateCall) -> replication_pb2.PartitionPush:
     return push
 
 
-def test_a_role_that_is_asked_for_is_taken_before_its_turn(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with fake_controller() as controller, broker_of(controller, tmp_path, known=[FOLLOWER]) as running:
-            await running.leads(PARTITIONS)
-            manager = running.broker.manager
-            changed = {entity.key: entity for entity in (led(index, 1) for index in range(PARTITIONS))}
-            image = manager.image.with_changes(manager.image.version + 1, changed)
-            keys = [(TOPIC, index) for index in range(PARTITIONS)]
-            applying = asyncio.create_task(manager.apply_in_turns(image, EPOCH, keys, Turns()))
-            await asyncio.sleep(0)  # one turn
-            assert leading(manager.replicas[TOPIC, 0]).epoch == 1
-            last = manager.replicas[TOPIC, PARTITIONS - 1]
-            assert leading(last).epoch == 0  # the image is of another version than the role
-            assert manager.leader(TOPIC, PARTITIONS - 1, 1).epoch == 1
-            assert not applying.done()
-            await applying
-            assert {leading(replica).epoch for replica in manager.replicas.values()} == {1}
-
-    run(test())
+@asynchronous
+async def test_a_role_that_is_asked_for_is_taken_before_its_turn(tmp_path: Path) -> None:
+    async with fake_controller() as controller, broker_of(controller, tmp_path, known=[FOLLOWER]) as running:
+        await running.leads(PARTITIONS)
+        manager = running.broker.manager
+        changed = {entity.key: entity for entity in (led(index, 1) for index in range(PARTITIONS))}
+        image = manager.image.with_changes(manager.image.version + 1, changed)
+        keys = [(TOPIC, index) for index in range(PARTITIONS)]
+        applying = asyncio.create_task(manager.apply_in_turns(image, EPOCH, keys, Turns()))
+        await asyncio.sleep(0)  # one turn
+        assert leading(manager.replicas[TOPIC, 0]).epoch == 1
+        last = manager.replicas[TOPIC, PARTITIONS - 1]
+        assert leading(last).epoch == 0  # the image is of another version than the role
+        assert manager.leader(TOPIC, PARTITIONS - 1, 1).epoch == 1
+        assert not applying.done()
+        await applying
+        assert {leading(replica).epoch for replica in manager.replicas.values()} == {1}
 
 
-def test_partitions_whose_writes_may_wait_come_first_and_those_without_news_last(
+@asynchronous
+async def test_partitions_whose_writes_may_wait_come_first_and_those_without_news_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test() -> None:
-        async with fake_controller() as controller, broker_of(controller, tmp_path, known=[FOLLOWER]) as running:
-            same, elected, elsewhere = (TOPIC, 2), (TOPIC, 1), (TOPIC, 0)
-            await running.metadata(
-                ORDERS,
-                Partition(TOPIC, 0, (BROKER_ID, 2), (BROKER_ID, 2), 2, 0, 0),
-                Partition(TOPIC, 1, (BROKER_ID, 2), (BROKER_ID, 2), 2, 0, 0),
-                Partition(TOPIC, 2, (BROKER_ID, 2), (BROKER_ID, 2), BROKER_ID, 0, 0),
-            )
-            manager = running.broker.manager
-            await until(lambda: len(manager.replicas) == 3, "the logs")
-            taken: list[PartitionKey] = []
-            apply = Replica.apply
+    async with fake_controller() as controller, broker_of(controller, tmp_path, known=[FOLLOWER]) as running:
+        same, elected, elsewhere = (TOPIC, 2), (TOPIC, 1), (TOPIC, 0)
+        await running.metadata(
+            ORDERS,
+            Partition(TOPIC, 0, (BROKER_ID, 2), (BROKER_ID, 2), 2, 0, 0),
+            Partition(TOPIC, 1, (BROKER_ID, 2), (BROKER_ID, 2), 2, 0, 0),
+            Partition(TOPIC, 2, (BROKER_ID, 2), (BROKER_ID, 2), BROKER_ID, 0, 0),
+        )
+        manager = running.broker.manager
+        await until(lambda: len(manager.replicas) == 3, "the logs")
+        taken: list[PartitionKey] = []
+        apply = Replica.apply
 
-            def noted(replica: Replica, partition: Partition) -> None:
-                taken.append(replica.key)
-                apply(replica, partition)
+        def noted(replica: Replica, partition: Partition) -> None:
+            taken.append(replica.key)
+            apply(replica, partition)
 
-            monkeypatch.setattr(Replica, "apply", noted)
-            await running.metadata(
-                Partition(TOPIC, 0, (BROKER_ID, 2), (2,), 2, 0, 1),
-                Partition(TOPIC, 1, (BROKER_ID, 2), (BROKER_ID,), BROKER_ID, 1, 1),
-                Partition(TOPIC, 2, (BROKER_ID, 2), (BROKER_ID,), BROKER_ID, 0, 1),
-            )
-            assert taken == [same, elected, elsewhere]
-
-    run(test())
+        monkeypatch.setattr(Replica, "apply", noted)
+        await running.metadata(
+            Partition(TOPIC, 0, (BROKER_ID, 2), (2,), 2, 0, 1),
+            Partition(TOPIC, 1, (BROKER_ID, 2), (BROKER_ID,), BROKER_ID, 1, 1),
+            Partition(TOPIC, 2, (BROKER_ID, 2), (BROKER_ID,), BROKER_ID, 0, 1),
+        )
+        assert taken == [same, elected, elsewhere]
 
 
-def test_a_follower_that_knows_of_a_leadership_before_its_leader_is_answered_when_that_has_heard(
+@asynchronous
+async def test_a_follower_that_knows_of_a_leadership_before_its_leader_is_answered_when_that_has_heard(
     tmp_path: Path,
 ) -> None:
-    async def test() -> None:
-        async with fake_controller() as controller, broker_of(controller, tmp_path, known=[FOLLOWER]) as running:
-            await running.leads(1, isr=(BROKER_ID, 2))
-            early = running.broker.manager.early
-            call = await following(running)
-            await subscribe(call, 0, leader_epoch=1, number=5)
-            await subscribe(call, 7, leader_epoch=0, number=6)  # a partition that there is not: refused at once
-            refused = await next_push(call)
-            assert (refused.subscription, refused.error.code) == (6, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION)
-            assert len(early) == 1
-            await running.metadata(led(0, 1))
-            answer = await next_push(call)
-            assert (answer.subscription, answer.error.code, answer.partition) == (5, ErrorCode.NONE, 0)
-            assert leading(running.broker.manager.replicas[TOPIC, 0]).subscribers == {2}
-            assert len(early) == 0
-            (result,) = await asyncio.wait_for(running.produce(produce_batch(batch([b"x"]), acks=1)), 5)
-            assert result.base_offset == 0
-            call.cancel()
-
-    run(test())
+    async with fake_controller() as controller, broker_of(controller, tmp_path, known=[FOLLOWER]) as running:
+        await running.leads(1, isr=(BROKER_ID, 2))
+        early = running.broker.manager.early
+        call = await following(running)
+        await subscribe(call, 0, leader_epoch=1, number=5)
+        await subscribe(call, 7, leader_epoch=0, number=6)  # a partition that there is not: refused at once
+        refused = await next_push(call)
+        assert (refused.subscription, refused.error.code) == (6, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION)
+        assert len(early) == 1
+        await running.metadata(led(0, 1))
+        answer = await next_push(call)
+        assert (answer.subscription, answer.error.code, answer.partition) == (5, ErrorCode.NONE, 0)
+        assert leading(running.broker.manager.replicas[TOPIC, 0]).subscribers == {2}
+        assert len(early) == 0
+        (result,) = await asyncio.wait_for(running.produce(produce_batch(batch([b"x"]), acks=1)), 5)
+        assert result.base_offset == 0
+        call.cancel()
 
 
-def test_a_subscription_of_a_stream_that_has_ended_is_not_kept_and_one_in_vain_is_refused(
+@asynchronous
+async def test_a_subscription_of_a_stream_that_has_ended_is_not_kept_and_one_in_vain_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test() -> None:
-        async with fake_controller() as controller, broker_of(controller, tmp_path, known=[FOLLOWER]) as running:
-            await running.leads(1, isr=(BROKER_ID, 2))
-            early = running.broker.manager.early
-            ending, staying = await following(running), await following(running)
-            await subscribe(ending, 0, leader_epoch=3, number=1)
-            await until(lambda: len(early) == 1, "the first to be kept")
-            ending.cancel()
-            await until(lambda: len(early) == 0, "the stream's end")
-            monkeypatch.setattr(early_subscriptions, "HOLD_S", 0.05)
-            await subscribe(staying, 0, leader_epoch=3, number=2)
-            refused = await next_push(staying)
-            assert (refused.subscription, refused.error.code) == (2, ErrorCode.UNKNOWN_LEADER_EPOCH)
-            staying.cancel()
-
-    run(test())
+    async with fake_controller() as controller, broker_of(controller, tmp_path, known=[FOLLOWER]) as running:
+        await running.leads(1, isr=(BROKER_ID, 2))
+        early = running.broker.manager.early
+        ending, staying = await following(running), await following(running)
+        await subscribe(ending, 0, leader_epoch=3, number=1)
+        await until(lambda: len(early) == 1, "the first to be kept")
+        ending.cancel()
+        await until(lambda: len(early) == 0, "the stream's end")
+        monkeypatch.setattr(early_subscriptions, "HOLD_S", 0.05)
+        await subscribe(staying, 0, leader_epoch=3, number=2)
+        refused = await next_push(staying)
+        assert (refused.subscription, refused.error.code) == (2, ErrorCode.UNKNOWN_LEADER_EPOCH)
+        staying.cancel()

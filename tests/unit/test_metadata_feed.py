@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import replace
 from unittest.mock import patch
 
-from fake_controller import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +23,8 @@ from fencepost_proto.protocol.metadata import (
     delta_to_proto,
 )
 from fencepost_proto.protocol.v1 import common_pb2
+from tests.asynchronous import asynchronous
+from tests.unit.fake_controller import run
 
 
 def published(feed: MetadataFeed, version: int, *entities: Entity, image: bool = False) -> None:
@@ -96,62 +97,54 @@ def test_a_watcher_always_arrives_at_the_brokers_image_however_slow_it_is(steps:
         run(test())
 
 
-def test_a_slow_watcher_holds_a_bounded_queue_and_gets_a_fresh_image() -> None:
-    async def test() -> None:
-        feed = MetadataFeed()
-        published(feed, 1, ClusterIdentity("c"), image=True)
-        with feed.watch() as watcher:
-            assert (await watcher.next()) is not None
-            for version in range(2, MAX_QUEUED_DELTAS + 50):
-                published(feed, version, Topic(f"t{version}", f"topic-{version}"))
-            delta = await watcher.next()
-            assert delta is not None
-            assert delta.image
-            assert delta.version == feed.image.version
-
-    run(test())
+@asynchronous
+async def test_a_slow_watcher_holds_a_bounded_queue_and_gets_a_fresh_image() -> None:
+    feed = MetadataFeed()
+    published(feed, 1, ClusterIdentity("c"), image=True)
+    with feed.watch() as watcher:
+        assert (await watcher.next()) is not None
+        for version in range(2, MAX_QUEUED_DELTAS + 50):
+            published(feed, version, Topic(f"t{version}", f"topic-{version}"))
+        delta = await watcher.next()
+        assert delta is not None
+        assert delta.image
+        assert delta.version == feed.image.version
 
 
-def test_silence_is_broken_by_an_empty_change_at_the_present_version() -> None:
-    async def test() -> None:
-        feed = MetadataFeed()
-        published(feed, 9, ClusterIdentity("c"), image=True)
-        with patch.object(metadata_feed, "KEEP_ALIVE_S", 0.01), feed.watch() as watcher:
-            assert (await watcher.next()) is not None
-            assert await watcher.next() == common_pb2.MetadataDelta(version=9)
-            assert await watcher.next() == common_pb2.MetadataDelta(version=9)
-
-    run(test())
+@asynchronous
+async def test_silence_is_broken_by_an_empty_change_at_the_present_version() -> None:
+    feed = MetadataFeed()
+    published(feed, 9, ClusterIdentity("c"), image=True)
+    with patch.object(metadata_feed, "KEEP_ALIVE_S", 0.01), feed.watch() as watcher:
+        assert (await watcher.next()) is not None
+        assert await watcher.next() == common_pb2.MetadataDelta(version=9)
+        assert await watcher.next() == common_pb2.MetadataDelta(version=9)
 
 
-def test_an_image_that_is_already_known_is_not_sent_again() -> None:
-    async def test() -> None:
-        feed = MetadataFeed()
-        published(feed, 9, ClusterIdentity("c"), image=True)
-        with patch.object(metadata_feed, "KEEP_ALIVE_S", 0.01), feed.watch() as watcher:
-            assert (await watcher.next()) is not None
-            published(feed, 9, ClusterIdentity("c"), image=True)  # a new session begins with it
-            assert await watcher.next() == common_pb2.MetadataDelta(version=9)
-
-    run(test())
+@asynchronous
+async def test_an_image_that_is_already_known_is_not_sent_again() -> None:
+    feed = MetadataFeed()
+    published(feed, 9, ClusterIdentity("c"), image=True)
+    with patch.object(metadata_feed, "KEEP_ALIVE_S", 0.01), feed.watch() as watcher:
+        assert (await watcher.next()) is not None
+        published(feed, 9, ClusterIdentity("c"), image=True)  # a new session begins with it
+        assert await watcher.next() == common_pb2.MetadataDelta(version=9)
 
 
-def test_watchers_and_those_that_wait_end_when_the_feed_is_closed() -> None:
-    async def test() -> None:
-        empty = MetadataFeed()
-        waiting = asyncio.create_task(empty.wait_known())
-        feed = MetadataFeed()
-        published(feed, 1, ClusterIdentity("c"), image=True)
-        with feed.watch() as watcher:
-            assert (await watcher.next()) is not None
-            following = asyncio.create_task(watcher.next())
-            await asyncio.sleep(0)
-            feed.close()
-            empty.close()
-            assert await following is None
-            assert not await waiting
-
-    run(test())
+@asynchronous
+async def test_watchers_and_those_that_wait_end_when_the_feed_is_closed() -> None:
+    empty = MetadataFeed()
+    waiting = asyncio.create_task(empty.wait_known())
+    feed = MetadataFeed()
+    published(feed, 1, ClusterIdentity("c"), image=True)
+    with feed.watch() as watcher:
+        assert (await watcher.next()) is not None
+        following = asyncio.create_task(watcher.next())
+        await asyncio.sleep(0)
+        feed.close()
+        empty.close()
+        assert await following is None
+        assert not await waiting
 
 
 @given(

@@ -9,10 +9,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from logs import content, fill, open_log, produce
 
 from fencepost_node.log.disk import RealDisk
 from fencepost_node.log.open_files import CLOSED, OpenFiles, PooledFile, open_files_for
+from tests.unit.logs import content, fill, open_log, produce
 
 
 def made(pool: OpenFiles, folder: Path, count: int, *, synced: bool = True) -> list[PooledFile]:

@@ -17,15 +17,16 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from unittest.mock import patch
 
-import process_of_nothing
 import pytest
-from process_of_nothing import CannotBe, Nothing, NothingConfig, program
 
 from fencepost_proto.protocol.errors import InvariantBroken
 from fencepost_proto.runtime import process as process_module
 from fencepost_proto.runtime.failure import Failure
 from fencepost_proto.runtime.process import Ending, Event, LineFormatter, LineHandler, live
 from fencepost_testing.waiting import until_sync
+from tests.asynchronous import asynchronous
+from tests.unit import process_of_nothing
+from tests.unit.process_of_nothing import CannotBe, Nothing, NothingConfig, program
 
 WAIT_S = 20.0
 
@@ -283,49 +284,43 @@ def test_a_line_of_the_log_tells_time_level_process_and_what_happened() -> None:
     assert last.endswith("goes on")
 
 
-def test_the_first_error_of_a_group_is_the_one_that_counts(tmp_path: Path) -> None:
+@asynchronous
+async def test_the_first_error_of_a_group_is_the_one_that_counts(tmp_path: Path) -> None:
     class Grouped(Nothing):
         async def start(self) -> None:
             raise ExceptionGroup("logs", [ExceptionGroup("one", [CannotBe("first"), OSError("second")])])
 
-    async def test() -> None:
-        component = Grouped(NothingConfig(data_dir=str(tmp_path)))
-        ending = await live(component, asyncio.Event(), lambda: None)
-        assert isinstance(ending.error, CannotBe)
-        assert not ending.had_started
-
-    run(test())
+    component = Grouped(NothingConfig(data_dir=str(tmp_path)))
+    ending = await live(component, asyncio.Event(), lambda: None)
+    assert isinstance(ending.error, CannotBe)
+    assert not ending.had_started
 
 
-def test_a_failure_that_is_reported_while_it_stops_is_its_ending(tmp_path: Path) -> None:
+@asynchronous
+async def test_a_failure_that_is_reported_while_it_stops_is_its_ending(tmp_path: Path) -> None:
     class Failing(Nothing):
         async def stop(self, clean: bool) -> None:
             self.failure.report(InvariantBroken("found at the end"))
             self.failure.report(OSError("and then this"))
 
-    async def test() -> None:
-        asked_to_stop = asyncio.Event()
-        component = Failing(NothingConfig(data_dir=str(tmp_path)))
-        ending = await live(component, asked_to_stop, asked_to_stop.set)
-        assert isinstance(ending.error, InvariantBroken)
-        assert ending.had_started
-
-    run(test())
+    asked_to_stop = asyncio.Event()
+    component = Failing(NothingConfig(data_dir=str(tmp_path)))
+    ending = await live(component, asked_to_stop, asked_to_stop.set)
+    assert isinstance(ending.error, InvariantBroken)
+    assert ending.had_started
 
 
-def test_a_failure_is_told_to_everybody_who_waits_even_where_one_of_them_has_left() -> None:
-    async def test() -> None:
-        failure = Failure("nothing")
-        leaving = asyncio.create_task(failure.wait())
-        staying = asyncio.create_task(failure.wait())
-        await asyncio.sleep(0)
-        leaving.cancel()
-        await asyncio.wait([leaving])
-        assert not failure.happened
-        failure.report(InvariantBroken("1 is 2"))
-        assert failure.happened
-        for waiting in (staying, asyncio.create_task(failure.wait())):
-            with pytest.raises(InvariantBroken):
-                await waiting
-
-    run(test())
+@asynchronous
+async def test_a_failure_is_told_to_everybody_who_waits_even_where_one_of_them_has_left() -> None:
+    failure = Failure("nothing")
+    leaving = asyncio.create_task(failure.wait())
+    staying = asyncio.create_task(failure.wait())
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    assert not failure.happened
+    failure.report(InvariantBroken("1 is 2"))
+    assert failure.happened
+    for waiting in (staying, asyncio.create_task(failure.wait())):
+        with pytest.raises(InvariantBroken):
+            await waiting

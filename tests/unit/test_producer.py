@@ -11,8 +11,6 @@ from dataclasses import replace
 from typing import Literal
 
 import pytest
-from fake_broker_read import run
-from fake_broker_write import BREAK, SWALLOW, FakeWriteCluster, fake_write_cluster
 
 from fencepost import producer as producer_module
 from fencepost.consumer import Consumer
@@ -42,6 +40,8 @@ from fencepost_proto.runtime.host import Host
 from fencepost_proto.transport.wire import GrpcWire
 from fencepost_testing.faulty_wire import FaultyWire
 from fencepost_testing.waiting import until
+from tests.unit.fake_broker_read import run
+from tests.unit.fake_broker_write import BREAK, SWALLOW, FakeWriteCluster, fake_write_cluster
 
 ORDERS = ("id-of-orders", 0)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from logs import NOW_MS, Machine, open_log, produce, settings
 
 from fencepost_node.log.disk import RealDisk
 from fencepost_node.log.log import Log
@@ -13,6 +12,7 @@ from fencepost_node.producers import expiry, producer_state
 from fencepost_node.producers.expiry import ProducerExpiry
 from fencepost_node.producers.producer_state_machine import PRODUCERS
 from fencepost_node.state_machines import STATE_MACHINES
+from tests.unit.logs import NOW_MS, Machine, open_log, produce, settings
 
 DISK = RealDisk()
 NEVER_MS = 10**15

@@ -6,7 +6,6 @@ import asyncio
 
 import pytest
 from aiokafka.partitioner import murmur2 as kafkas_murmur2
-from fake_broker_read import run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +24,7 @@ from fencepost.producing.sequencer import Sequencer
 from fencepost_proto.protocol.metadata import Topic
 from fencepost_proto.protocol.record_batch import check_produced
 from fencepost_proto.protocol.records import Compression, read_records
+from tests.asynchronous import asynchronous
 
 TOPIC = Topic("id-of-orders", "orders")
 
@@ -175,80 +175,72 @@ def test_batches_that_were_never_sent_expire_in_order() -> None:
 # ---- The buffer ----
 
 
-def test_a_send_gives_the_event_loop_a_turn_every_so_many_bytes() -> None:
-    async def test() -> None:
-        buffer = Buffer(10 * TURN_BYTES, 1.0, lambda: None, lambda: None)
-        turns = 0
-        buffer.pause_next()
-        while buffer.used < 5 * TURN_BYTES:
-            if buffer.used >= buffer.pause_at:
-                await buffer.acquire()
-                turns += 1
-            buffer.used += 1_000
-        assert turns == 5
-
-    run(test())
+@asynchronous
+async def test_a_send_gives_the_event_loop_a_turn_every_so_many_bytes() -> None:
+    buffer = Buffer(10 * TURN_BYTES, 1.0, lambda: None, lambda: None)
+    turns = 0
+    buffer.pause_next()
+    while buffer.used < 5 * TURN_BYTES:
+        if buffer.used >= buffer.pause_at:
+            await buffer.acquire()
+            turns += 1
+        buffer.used += 1_000
+    assert turns == 5
 
 
-def test_freed_memory_does_not_put_off_the_next_turn() -> None:
-    async def test() -> None:
-        buffer = Buffer(10 * TURN_BYTES, 1.0, lambda: None, lambda: None)
-        buffer.used = 5 * TURN_BYTES
+@asynchronous
+async def test_freed_memory_does_not_put_off_the_next_turn() -> None:
+    buffer = Buffer(10 * TURN_BYTES, 1.0, lambda: None, lambda: None)
+    buffer.used = 5 * TURN_BYTES
+    await buffer.acquire()
+    buffer.free(5 * TURN_BYTES)
+    assert buffer.pause_at == TURN_BYTES
+
+
+@asynchronous
+async def test_who_waits_for_room_gets_it_in_turn_and_one_who_gives_up_passes_it_on() -> None:
+    hurried = 0
+
+    def flush_now() -> None:
+        nonlocal hurried
+        hurried += 1
+
+    buffer = Buffer(1_000, 60.0, lambda: None, flush_now)
+    buffer.used = 1_000
+    taken = []
+
+    async def send(number: int) -> None:
         await buffer.acquire()
-        buffer.free(5 * TURN_BYTES)
-        assert buffer.pause_at == TURN_BYTES
+        taken.append(number)
+        buffer.used += 400
 
-    run(test())
-
-
-def test_who_waits_for_room_gets_it_in_turn_and_one_who_gives_up_passes_it_on() -> None:
-    async def test() -> None:
-        hurried = 0
-
-        def flush_now() -> None:
-            nonlocal hurried
-            hurried += 1
-
-        buffer = Buffer(1_000, 60.0, lambda: None, flush_now)
-        buffer.used = 1_000
-        taken = []
-
-        async def send(number: int) -> None:
-            await buffer.acquire()
-            taken.append(number)
-            buffer.used += 400
-
-        tasks = [asyncio.create_task(send(number)) for number in range(5)]
-        await asyncio.sleep(0)
-        assert hurried == 5
-        buffer.free(700)
-        tasks[0].cancel()
-        await asyncio.sleep(0.01)
-        assert taken == [1, 2]
-        buffer.free(1_000)
-        await asyncio.gather(*tasks, return_exceptions=True)
-        assert taken == [1, 2, 3, 4]
-
-    run(test())
+    tasks = [asyncio.create_task(send(number)) for number in range(5)]
+    await asyncio.sleep(0)
+    assert hurried == 5
+    buffer.free(700)
+    tasks[0].cancel()
+    await asyncio.sleep(0.01)
+    assert taken == [1, 2]
+    buffer.free(1_000)
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert taken == [1, 2, 3, 4]
 
 
-def test_a_full_buffer_is_an_error_in_the_end_and_a_closed_one_at_once() -> None:
-    async def test() -> None:
-        closed = False
+@asynchronous
+async def test_a_full_buffer_is_an_error_in_the_end_and_a_closed_one_at_once() -> None:
+    closed = False
 
-        def check() -> None:
-            if closed:
-                raise ProducerClosed("closed")
+    def check() -> None:
+        if closed:
+            raise ProducerClosed("closed")
 
-        buffer = Buffer(1_000, 0.05, check, lambda: None)
-        buffer.used = 1_000
-        with pytest.raises(BufferFull, match="1000 bytes are buffered"):
-            await buffer.acquire()
-        waiters = [asyncio.create_task(buffer.acquire()) for _ in range(3)]
-        await asyncio.sleep(0)
-        closed = True
-        buffer.close()
-        for result in await asyncio.gather(*waiters, return_exceptions=True):
-            assert isinstance(result, ProducerClosed)
-
-    run(test())
+    buffer = Buffer(1_000, 0.05, check, lambda: None)
+    buffer.used = 1_000
+    with pytest.raises(BufferFull, match="1000 bytes are buffered"):
+        await buffer.acquire()
+    waiters = [asyncio.create_task(buffer.acquire()) for _ in range(3)]
+    await asyncio.sleep(0)
+    closed = True
+    buffer.close()
+    for result in await asyncio.gather(*waiters, return_exceptions=True):
+        assert isinstance(result, ProducerClosed)

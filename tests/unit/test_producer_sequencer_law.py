@@ -13,12 +13,12 @@ from collections.abc import Callable
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from model_partition import Answer, ModelPartition, Route
 
 from fencepost.producing.batch import Attempt, AttemptState, Batch, Delivered, Failed
 from fencepost.producing.sequencer import Sequencer
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.record_batch import MAX_EPOCH
+from tests.unit.model_partition import Answer, ModelPartition, Route
 
 TIMEOUT_S = 30.0
 PRODUCER_ID = 7

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from batches import batch, header, header_of
 
 from fencepost_node.producers import producer_state
 from fencepost_node.producers.producer_state import APPEND, UNKNOWN_CRC, Append, Duplicate, ProducerState
@@ -17,6 +16,7 @@ from fencepost_proto.protocol.errors import (
     UnknownProducerId,
 )
 from fencepost_proto.protocol.record_batch import MAX_SEQUENCE, NO_PRODUCER_ID, at_append_time
+from tests.unit.batches import batch, header, header_of
 
 
 def after(*batches: tuple[int, int], epoch: int = 0, start_offset: int = 100) -> ProducerState:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from batches import header
-from test_producer_state import after
 
 from fencepost_node.producers.producer_state_codec import decode_producers, encode_producers
 from fencepost_proto.protocol.errors import CorruptMessage
+from tests.unit.batches import header
+from tests.unit.test_producer_state import after
 
 
 def test_decode_gives_what_was_encoded_with_all_five_batches() -> None:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from batches import header
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from logs import snapshot_bytes
 
 from fencepost_node.log.snapshot import decode_snapshot
 from fencepost_node.producers.producer_state import Duplicate, ProducerState
@@ -21,6 +19,8 @@ from fencepost_node.producers.producer_state_machine import PRODUCERS
 from fencepost_node.state_machines import STATE_MACHINES
 from fencepost_proto.protocol.errors import ErrorCode, FencepostError
 from fencepost_proto.protocol.record_batch import BatchHeader
+from tests.unit.batches import header
+from tests.unit.logs import snapshot_bytes
 
 SEQUENCES = 2**31
 PRODUCER_IDS = st.integers(1, 3)

@@ -6,10 +6,6 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
-from batches import batch
-from logs import snapshot_bytes
-from replicas import leading, open_replica
-
 from fencepost_node.log.snapshot import decode_snapshot
 from fencepost_node.producers.producer_state import ProducerEntry, ProducerState, RememberedBatch
 from fencepost_node.replication.leadership import Leadership
@@ -20,6 +16,10 @@ from fencepost_proto.protocol.metadata import BrokerRegistration, MetadataImage,
 from fencepost_proto.protocol.records import BatchBuilder, Compression
 from fencepost_proto.protocol.request_limits import MAX_MESSAGE_BYTES
 from fencepost_proto.protocol.v1 import replication_pb2 as pb
+from tests.asynchronous import asynchronous
+from tests.unit.batches import batch
+from tests.unit.logs import snapshot_bytes
+from tests.unit.replicas import leading, open_replica
 
 
 def one_batch() -> bytes:
@@ -79,37 +79,33 @@ def leader_of_ten() -> Leadership:
     return leadership
 
 
-def test_what_a_followers_earlier_process_says_late_does_not_count() -> None:
-    async def story() -> None:
-        leadership = leader_of_ten()
-        new, old = PushStream(2, 9, 65_536), PushStream(2, 4, 65_536)
-        new.subscribe(leadership, ask(5))
-        old.subscribe(leadership, ask(10))
-        assert leadership.high_watermark == 5
-        assert leadership.state.broker_epoch_of(2) == 9
-        assert leadership.subscribers == {2}
-        (refusal,) = (await anext(old.messages())).pushes
-        assert refusal.error.code == ErrorCode.STALE_BROKER_EPOCH
-        assert "broker epoch 4 of follower 2 is older than 9" in refusal.error.message
-        for stream in (new, old):
-            stream.close()
-
-    asyncio.run(story())
+@asynchronous
+async def test_what_a_followers_earlier_process_says_late_does_not_count() -> None:
+    leadership = leader_of_ten()
+    new, old = PushStream(2, 9, 65_536), PushStream(2, 4, 65_536)
+    new.subscribe(leadership, ask(5))
+    old.subscribe(leadership, ask(10))
+    assert leadership.high_watermark == 5
+    assert leadership.state.broker_epoch_of(2) == 9
+    assert leadership.subscribers == {2}
+    (refusal,) = (await anext(old.messages())).pushes
+    assert refusal.error.code == ErrorCode.STALE_BROKER_EPOCH
+    assert "broker epoch 4 of follower 2 is older than 9" in refusal.error.message
+    for stream in (new, old):
+        stream.close()
 
 
-def test_a_process_that_is_known_to_have_a_successor_does_not_count_before_that_one_has_subscribed() -> None:
-    async def story() -> None:
-        leadership = leader_of_ten()
-        registered = BrokerRegistration(2, "broker-2:1", 9, "incarnation", fenced=True)
-        image = MetadataImage().with_changes(1, {registered.key: registered})
-        leadership._local.image = image
-        old = PushStream(2, 4, 65_536)
-        old.subscribe(leadership, ask(10))
-        assert leadership.high_watermark == 0
-        assert leadership.subscribers == frozenset()
-        old.close()
-
-    asyncio.run(story())
+@asynchronous
+async def test_a_process_that_is_known_to_have_a_successor_does_not_count_before_that_one_has_subscribed() -> None:
+    leadership = leader_of_ten()
+    registered = BrokerRegistration(2, "broker-2:1", 9, "incarnation", fenced=True)
+    image = MetadataImage().with_changes(1, {registered.key: registered})
+    leadership._local.image = image
+    old = PushStream(2, 4, 65_536)
+    old.subscribe(leadership, ask(10))
+    assert leadership.high_watermark == 0
+    assert leadership.subscribers == frozenset()
+    old.close()
 
 
 # ---- Resets ----
@@ -145,33 +141,31 @@ def test_answers_go_out_in_as_many_messages_as_they_need() -> None:
     assert [push.partition for message in messages for push in message.pushes] == list(range(1_000))
 
 
-def test_a_snapshot_is_read_when_its_turn_has_come_and_goes_with_the_epoch_before_the_start() -> None:
-    async def story() -> None:
-        leadership = leader_of_ten()
-        log = leadership.log
-        log.close(clean=True)
-        replica = open_replica(leader=1, epoch=6, segment_bytes=300, retention_bytes=400)
-        leadership, log = leading(replica), replica.log
-        for sequence in range(20):
-            leadership.append_batch(batch(1, producer_id=7, epoch=0, sequence=sequence), 1, 0.0)
-        log.apply_retention(1_000, 20)
-        start = log.log_start_offset
-        assert start > 0
-        stream = PushStream(2, 1, 65_536)
-        stream.subscribe(leadership, ask(0, last_epoch=-1, leader_epoch=6))
-        reads = log.snapshot_at_log_start
-        (answer,) = (await anext(stream.messages())).pushes
-        assert answer.reset.snapshot == reads()
-        told = decode_snapshot(answer.reset.snapshot, STATE_MACHINES)
-        assert (told.offset, told.last_epoch) == (start, 6)
+@asynchronous
+async def test_a_snapshot_is_read_when_its_turn_has_come_and_goes_with_the_epoch_before_the_start() -> None:
+    leadership = leader_of_ten()
+    log = leadership.log
+    log.close(clean=True)
+    replica = open_replica(leader=1, epoch=6, segment_bytes=300, retention_bytes=400)
+    leadership, log = leading(replica), replica.log
+    for sequence in range(20):
+        leadership.append_batch(batch(1, producer_id=7, epoch=0, sequence=sequence), 1, 0.0)
+    log.apply_retention(1_000, 20)
+    start = log.log_start_offset
+    assert start > 0
+    stream = PushStream(2, 1, 65_536)
+    stream.subscribe(leadership, ask(0, last_epoch=-1, leader_epoch=6))
+    reads = log.snapshot_at_log_start
+    (answer,) = (await anext(stream.messages())).pushes
+    assert answer.reset.snapshot == reads()
+    told = decode_snapshot(answer.reset.snapshot, STATE_MACHINES)
+    assert (told.offset, told.last_epoch) == (start, 6)
 
-        stream.subscribe(leadership, ask(0, last_epoch=-1, leader_epoch=6))
-        replica.apply(Partition("T", 0, (1, 2), (1, 2), 2, 7, 2))
-        (answer,) = (await anext(stream.messages())).pushes
-        assert answer.error.code == ErrorCode.OFFSET_NOT_AVAILABLE, "its leader does not lead any more"
-        stream.close()
-
-    asyncio.run(story())
+    stream.subscribe(leadership, ask(0, last_epoch=-1, leader_epoch=6))
+    replica.apply(Partition("T", 0, (1, 2), (1, 2), 2, 7, 2))
+    (answer,) = (await anext(stream.messages())).pushes
+    assert answer.error.code == ErrorCode.OFFSET_NOT_AVAILABLE, "its leader does not lead any more"
+    stream.close()
 
 
 def test_a_subscription_is_answered_though_there_is_nothing_to_send() -> None:

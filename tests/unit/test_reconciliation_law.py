@@ -13,7 +13,6 @@ from typing import NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
-from logs import NOW_MS, Machine, assert_lawful, content, open_log, produce
 
 from fencepost_node.log.leader_epochs import LeaderEpochs
 from fencepost_node.log.log import Log
@@ -27,6 +26,7 @@ from fencepost_node.replication.reconciliation import (
     cut_for,
 )
 from fencepost_proto.protocol.record_batch import iter_batches
+from tests.unit.logs import NOW_MS, Machine, assert_lawful, content, open_log, produce
 
 NODES = 3
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import cramjam
 import pytest
-from batches import batch, with_field
 
 from fencepost.producing.accumulator import size_of_headers
 from fencepost_proto.protocol.decompression import DecompressedTooLarge, decompress
@@ -23,6 +22,7 @@ from fencepost_proto.protocol.record_batch import (
     check_produced,
 )
 from fencepost_proto.protocol.records import MAX_DECOMPRESSED_BYTES, BatchBuilder, Compression, Headers, read_records
+from tests.unit.batches import batch, with_field
 
 COMPRESSED = [codec for codec in Compression if codec is not Compression.NONE]
 BOMB_BYTES = 100_000_000

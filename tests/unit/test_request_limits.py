@@ -7,7 +7,6 @@ from typing import Any
 
 import grpc
 import pytest
-from fake_controller import run
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
 from fencepost_proto.protocol.control_characters import control_character
@@ -31,6 +30,7 @@ from fencepost_proto.protocol.v1 import (
     replication_pb2,
 )
 from fencepost_proto.transport.wire import GrpcWire, serve
+from tests.asynchronous import asynchronous
 
 FILES = (broker_pb2, controller_pb2, replication_pb2)
 METHODS: list[MethodDescriptor] = [
@@ -224,30 +224,28 @@ class Services(broker_pb2_grpc.BrokerServicer):
             await context.write(broker_pb2.FetchResponse())
 
 
-def test_at_the_edge_a_refusal_is_the_answer_and_the_connection_goes_on() -> None:
-    async def test() -> None:
-        services = Services()  # type: ignore[abstract]  # the other methods are not asked
-        running = await serve(
-            GrpcWire(), "127.0.0.1:0", [], lambda server: broker_pb2_grpc.add_BrokerServicer_to_server(services, server)
-        )
-        async with GrpcWire().connect(running.address) as channel:
-            stub: broker_pb2_grpc.BrokerAsyncStub = broker_pb2_grpc.BrokerStub(channel)
-            answer = await stub.InitProducerId(broker_pb2.InitProducerIdRequest(name="a\nb"))
-            assert answer.error.code == ErrorCode.INVALID_REQUEST  # in the answer, where there is a place for it
-            assert r"'\n'" in answer.error.message
-            with pytest.raises(grpc.aio.AioRpcError, match="topic_names has 10001 entries") as caught:
-                await stub.Metadata(broker_pb2.MetadataRequest(topic_names=["a"] * (MAX_ENTRIES + 1)))
-            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-            raw: Any = channel.stream_stream("/fencepost.v1.Broker/Fetch")
-            call = raw()
-            await call.write(b"")
-            assert await call.read() == b""
-            await call.write(b"\n\x00" * 500_000)
-            with pytest.raises(grpc.aio.AioRpcError, match="FetchRequest with more than") as caught:
-                await call.read()
-            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-            assert services.taken == 1
-            assert (await stub.InitProducerId(broker_pb2.InitProducerIdRequest(name="ab"))).producer_id == 7
-        await running.stop(0)
-
-    run(test())
+@asynchronous
+async def test_at_the_edge_a_refusal_is_the_answer_and_the_connection_goes_on() -> None:
+    services = Services()  # type: ignore[abstract]  # the other methods are not asked
+    running = await serve(
+        GrpcWire(), "127.0.0.1:0", [], lambda server: broker_pb2_grpc.add_BrokerServicer_to_server(services, server)
+    )
+    async with GrpcWire().connect(running.address) as channel:
+        stub: broker_pb2_grpc.BrokerAsyncStub = broker_pb2_grpc.BrokerStub(channel)
+        answer = await stub.InitProducerId(broker_pb2.InitProducerIdRequest(name="a\nb"))
+        assert answer.error.code == ErrorCode.INVALID_REQUEST  # in the answer, where there is a place for it
+        assert r"'\n'" in answer.error.message
+        with pytest.raises(grpc.aio.AioRpcError, match="topic_names has 10001 entries") as caught:
+            await stub.Metadata(broker_pb2.MetadataRequest(topic_names=["a"] * (MAX_ENTRIES + 1)))
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        raw: Any = channel.stream_stream("/fencepost.v1.Broker/Fetch")
+        call = raw()
+        await call.write(b"")
+        assert await call.read() == b""
+        await call.write(b"\n\x00" * 500_000)
+        with pytest.raises(grpc.aio.AioRpcError, match="FetchRequest with more than") as caught:
+            await call.read()
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert services.taken == 1
+        assert (await stub.InitProducerId(broker_pb2.InitProducerIdRequest(name="ab"))).producer_id == 7
+    await running.stop(0)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from logs import Machine, fill, open_log
 
 from fencepost_node.config import BrokerConfig
 from fencepost_node.log.disk import RealDisk
@@ -17,6 +16,7 @@ from fencepost_node.maintenance import scrubber as scrubber_module
 from fencepost_node.maintenance.scrubber import LAST_SCRUB, Scrubber
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.tasks import Tasks
+from tests.unit.logs import Machine, fill, open_log
 
 DAY_MS = 24 * 3_600_000
 NOW_MS = 1_700_000_000_000

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from counted_batches import BATCHES_COUNTED, BatchCount
 from crc32c import crc32c
 
 from fencepost_node.log.snapshot import MAX_PARTS, Snapshot, decode_snapshot, encode_snapshot
@@ -14,6 +13,7 @@ from fencepost_node.log.state_machine import AnyMachine, StateMachine, States
 from fencepost_node.producers.producer_state import UNKNOWN_CRC, ProducerEntry, ProducerState, RememberedBatch
 from fencepost_node.producers.producer_state_machine import PRODUCERS
 from fencepost_proto.protocol.errors import CorruptMessage
+from tests.unit.counted_batches import BATCHES_COUNTED, BatchCount
 
 # As brokers of these versions have written them, of the state below at offset 100.
 OLDER = {

@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from transcript_events import happens
-from transcript_world import World
+
+from tests.unit.transcript_events import happens
+from tests.unit.transcript_world import World
 
 TRANSCRIPTS = sorted((Path(__file__).parent / "transcripts").glob("*.txt"))
 

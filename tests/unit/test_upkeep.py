@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
-from replicas import open_replica
 
 from fencepost_node.maintenance import log_maintenance as upkeep_module
 from fencepost_node.maintenance.log_maintenance import LogMaintenance
@@ -18,6 +17,7 @@ from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.tasks import Tasks
 from fencepost_testing.waiting import until
+from tests.unit.replicas import open_replica
 
 
 class Looked(dict[PartitionKey, Replica]):

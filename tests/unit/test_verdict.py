@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 
 import pytest
-from history_story import Story as HistoryStory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from fencepost_testing.history_check import Anomaly
 from fencepost_testing.ledger import MIN_RECORD_BYTES, Ledger, Mark, make_value, read_mark
 from fencepost_testing.replica_check import ReplicaSummary, Segment, check_replica, check_same
 from fencepost_testing.verdict import KIND_OF, Findings, Kind, RecordCheck, of_history
+from tests.unit.history_story import Story as HistoryStory
 
 RUN = "run00001"
 Row = tuple[int, int, bytes | None, bytes | None]  # partition, offset, key, value

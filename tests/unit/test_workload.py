@@ -16,6 +16,7 @@ from fencepost_testing.failover import AckWatch
 from fencepost_testing.ledger import Ledger, Outcome
 from fencepost_testing.verdict import RecordCheck
 from fencepost_testing.workload import Acked, Workload, WorkloadSpec, percentile
+from tests.asynchronous import asynchronous
 
 DEADLINE_S = 20.0
 
@@ -67,104 +68,90 @@ def workload_of(producer: StandInProducer, spec: WorkloadSpec, **options: Any) -
 
 
 @pytest.mark.parametrize("keys", [0, 7])
-def test_a_counted_workload_sends_exactly_so_many_and_its_log_checks_out(keys: int) -> None:
-    async def scenario() -> None:
-        producer = StandInProducer()
-        workload = workload_of(producer, WorkloadSpec("t", keys=keys, count=1_000, record_size_bytes=64))
-        await workload.run(asyncio.Event())
-        assert workload.ledger.sent == workload.ledger.acked == workload.acked == len(workload.latencies_s) == 1_000
-        check = RecordCheck([workload.ledger])
-        for row in producer.rows:
-            assert len(row[3] or b"") == 64
-            check.add(*row)
-        assert check.finish().clean
-        assert len({row[2] for row in producer.rows}) == max(1, keys)
-
-    run(scenario())
+@asynchronous
+async def test_a_counted_workload_sends_exactly_so_many_and_its_log_checks_out(keys: int) -> None:
+    producer = StandInProducer()
+    workload = workload_of(producer, WorkloadSpec("t", keys=keys, count=1_000, record_size_bytes=64))
+    await workload.run(asyncio.Event())
+    assert workload.ledger.sent == workload.ledger.acked == workload.acked == len(workload.latencies_s) == 1_000
+    check = RecordCheck([workload.ledger])
+    for row in producer.rows:
+        assert len(row[3] or b"") == 64
+        check.add(*row)
+    assert check.finish().clean
+    assert len({row[2] for row in producer.rows}) == max(1, keys)
 
 
-def test_outcomes_are_booked_as_the_errors_say() -> None:
+@asynchronous
+async def test_outcomes_are_booked_as_the_errors_say() -> None:
     errors: dict[int, FencepostError] = {3: RequestTimedOut("late"), 5: MessageTooLarge("big")}
 
-    async def scenario() -> None:
-        producer = StandInProducer(fail=errors.get, refuse=lambda n: MessageTooLarge("big") if n == 8 else None)
-        workload = workload_of(producer, WorkloadSpec("t", count=20))
-        await workload.run(asyncio.Event())
-        ledger = workload.ledger
-        assert ledger.outcomes[3] == Outcome.UNKNOWN
-        assert ledger.outcomes[5] == ledger.outcomes[8] == Outcome.REFUSED
-        assert (ledger.acked, ledger.refused) == (17, 2)
-        assert workload.failed == {"REQUEST_TIMED_OUT": 1, "MESSAGE_TOO_LARGE": 2}
-
-    run(scenario())
+    producer = StandInProducer(fail=errors.get, refuse=lambda n: MessageTooLarge("big") if n == 8 else None)
+    workload = workload_of(producer, WorkloadSpec("t", count=20))
+    await workload.run(asyncio.Event())
+    ledger = workload.ledger
+    assert ledger.outcomes[3] == Outcome.UNKNOWN
+    assert ledger.outcomes[5] == ledger.outcomes[8] == Outcome.REFUSED
+    assert (ledger.acked, ledger.refused) == (17, 2)
+    assert workload.failed == {"REQUEST_TIMED_OUT": 1, "MESSAGE_TOO_LARGE": 2}
 
 
-def test_a_fenced_producer_ends_the_run() -> None:
-    async def scenario() -> None:
-        producer = StandInProducer(fail=lambda n: ProducerFenced("a newer instance") if n >= 10 else None)
-        workload = workload_of(producer, WorkloadSpec("t"))
-        await workload.run(asyncio.Event())
-        assert isinstance(workload.fatal, ProducerFenced)
-        assert workload.ledger.acked == 10
-
-    run(scenario())
+@asynchronous
+async def test_a_fenced_producer_ends_the_run() -> None:
+    producer = StandInProducer(fail=lambda n: ProducerFenced("a newer instance") if n >= 10 else None)
+    workload = workload_of(producer, WorkloadSpec("t"))
+    await workload.run(asyncio.Event())
+    assert isinstance(workload.fatal, ProducerFenced)
+    assert workload.ledger.acked == 10
 
 
-def test_a_rate_is_kept() -> None:
-    async def scenario() -> None:
-        workload = workload_of(StandInProducer(), WorkloadSpec("t", rate=400, duration_s=0.5))
-        started = time.monotonic()
-        await workload.run(asyncio.Event())
-        elapsed_s = time.monotonic() - started
-        assert 0.5 <= elapsed_s < 5
-        assert workload.ledger.sent <= 400 * 0.5 + 1
-        assert workload.ledger.sent >= 100  # half of it, on a machine that is busy with other things
-
-    run(scenario())
+@asynchronous
+async def test_a_rate_is_kept() -> None:
+    workload = workload_of(StandInProducer(), WorkloadSpec("t", rate=400, duration_s=0.5))
+    started = time.monotonic()
+    await workload.run(asyncio.Event())
+    elapsed_s = time.monotonic() - started
+    assert 0.5 <= elapsed_s < 5
+    assert workload.ledger.sent <= 400 * 0.5 + 1
+    assert workload.ledger.sent >= 100  # half of it, on a machine that is busy with other things
 
 
-def test_stopping_waits_for_every_outcome() -> None:
-    async def scenario() -> None:
-        stop = asyncio.Event()
-        workload = workload_of(StandInProducer(), WorkloadSpec("t"), on_acked=lambda _: stop.set())
-        await workload.run(stop)
-        assert workload.ledger.acked == workload.ledger.sent > 0
-
-    run(scenario())
+@asynchronous
+async def test_stopping_waits_for_every_outcome() -> None:
+    stop = asyncio.Event()
+    workload = workload_of(StandInProducer(), WorkloadSpec("t"), on_acked=lambda _: stop.set())
+    await workload.run(stop)
+    assert workload.ledger.acked == workload.ledger.sent > 0
 
 
-def test_a_held_workload_goes_on_when_more_is_allowed_without_a_burst() -> None:
-    async def scenario() -> None:
-        producer = StandInProducer()
-        workload = workload_of(producer, WorkloadSpec("t", rate=100, count=35))
-        workload.allow(10)
-        async with asyncio.TaskGroup() as tasks:
-            running = tasks.create_task(workload.run(asyncio.Event()))
-            await workload.wait_sent(10)
-            await asyncio.sleep(0.3)  # held: this is how long nothing may be sent
-            assert producer.sent == 10
-            workload.allow(35)
-            released_at = time.monotonic()
-            await running
-            # A burst would take no time. Half: what a busy machine held up before may be made good.
-            assert time.monotonic() - released_at >= 0.5 * 24 / 100
-
-    run(scenario())
+@asynchronous
+async def test_a_held_workload_goes_on_when_more_is_allowed_without_a_burst() -> None:
+    producer = StandInProducer()
+    workload = workload_of(producer, WorkloadSpec("t", rate=100, count=35))
+    workload.allow(10)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(workload.run(asyncio.Event()))
+        await workload.wait_sent(10)
+        await asyncio.sleep(0.3)  # held: this is how long nothing may be sent
+        assert producer.sent == 10
+        workload.allow(35)
+        released_at = time.monotonic()
+        await running
+        # A burst would take no time. Half: what a busy machine held up before may be made good.
+        assert time.monotonic() - released_at >= 0.5 * 24 / 100
 
 
-def test_an_ack_counts_only_for_a_record_sent_after_the_moment_and_to_the_partition() -> None:
-    async def scenario() -> None:
-        acks = AckWatch()
-        waiting = asyncio.create_task(acks.first_after(1, 10.0, DEADLINE_S))
-        await asyncio.sleep(0)
-        for partition, sent_at, acked_at in ((1, 9.9, 10.1), (0, 10.2, 10.3), (1, 10.4, 11.0), (1, 10.5, 12.0)):
-            acks(Acked(0, RecordMetadata("t", partition, 0, 0), sent_at, acked_at))
-        assert await waiting == 11.0
-        with pytest.raises(TimeoutError):
-            await acks.first_after(1, 10.0, 0.01)
-        acks(Acked(0, RecordMetadata("t", 1, 0, 0), 20.0, 21.0))  # no one waits any more
-
-    run(scenario())
+@asynchronous
+async def test_an_ack_counts_only_for_a_record_sent_after_the_moment_and_to_the_partition() -> None:
+    acks = AckWatch()
+    waiting = asyncio.create_task(acks.first_after(1, 10.0, DEADLINE_S))
+    await asyncio.sleep(0)
+    for partition, sent_at, acked_at in ((1, 9.9, 10.1), (0, 10.2, 10.3), (1, 10.4, 11.0), (1, 10.5, 12.0)):
+        acks(Acked(0, RecordMetadata("t", partition, 0, 0), sent_at, acked_at))
+    assert await waiting == 11.0
+    with pytest.raises(TimeoutError):
+        await acks.first_after(1, 10.0, 0.01)
+    acks(Acked(0, RecordMetadata("t", 1, 0, 0), 20.0, 21.0))  # no one waits any more
 
 
 def test_percentiles_are_values_that_occurred() -> None:

@@ -5,10 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from batches import header
-from controller_story import partition_line
-from transcript_world import Replica, World
-
 from fencepost_controller.decisions.elections import ElectPreferredLeader, ElectUncleanLeader, RestorePreferredLeaders
 from fencepost_controller.decisions.fence import standing
 from fencepost_controller.decisions.isr import AlterPartition
@@ -26,6 +22,9 @@ from fencepost_node.replication.reconciliation import (
 )
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_proto.protocol.metadata import FIRST_NAMED_ID, TopicConfig
+from tests.unit.batches import header
+from tests.unit.controller_story import partition_line
+from tests.unit.transcript_world import Replica, World
 
 LAG_MAX_S = 5.0  # of a follower, before its leader proposes to take it out of the in-sync set
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from controller_story import Story
-
 from fencepost_node.log.leader_epochs import LeaderEpochs
 from fencepost_node.producers.producer_state import ProducerState
 from fencepost_node.replication.leader_state import LeaderState
 from fencepost_proto.protocol.metadata import MetadataImage, PartitionKey
 from fencepost_proto.protocol.record_batch import BatchHeader
+from tests.unit.controller_story import Story
 
 
 @dataclass
