@@ -37,7 +37,7 @@ from fencepost.producing.delivery import Delivery, RecordMetadata
 from fencepost.producing.resume import Resumed, resume
 from fencepost.producing.sender import ProducerStats, Sender
 from fencepost.recording import SendRecorder
-from fencepost_proto.protocol.errors import FencepostError, InvalidRequest
+from fencepost_proto.protocol.errors import InvalidRequest
 from fencepost_proto.runtime.host import Host
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,9 @@ class Producer:
         self._buffer = self._sender.buffer
         self._topics = self._sender.topics
         self._now_ms = self._host.wall_clock_ms
-        self._recorder = SendRecorder(history) if history is not None else None
+        self._recorder = SendRecorder(history, self.send) if history is not None else None
+        if self._recorder is not None:  # around `send`, so that it costs nothing where no history is recorded
+            self.send = self._recorder.send  # type: ignore[method-assign]
         self._started = False
         self._guard = self._sender.guard
         self._closing = False
@@ -148,46 +150,38 @@ class Producer:
         Raises UnknownTopicOrPartition, MessageTooLarge, InvalidTimestamp, BufferFull, ProducerFenced, ProducerClosed;
         then the record was not accepted.
         """
-        recorder = self._recorder
-        operation = 0 if recorder is None else recorder.invoked(topic, partition, key, value)
-        try:
-            buffer = self._buffer
-            if buffer.used >= buffer.pause_at:
-                await buffer.acquire()
-            queues = self._topics.get(topic)
-            if queues is None:
-                queues = await self._sender.open_topic(topic)
-            if partition is not None:
-                queue = queues.explicit(partition)
-            elif key is None:
-                queue = queues.sticky
-            else:
-                queue = queues.by_key.get(key) or queues.place(key)
-            size = RECORD_OVERHEAD_BYTES + (len(value) if value else 0) + (len(key) if key else 0)
-            pairs = NO_HEADERS
-            if headers:
-                pairs = headers_of(headers)
-                size += size_of_headers(pairs)
-            if size > queues.passing_bytes:
-                queues.check_size(queue.name, size, key, value, pairs)
-            if timestamp_ms is None:
-                timestamp_ms = self._now_ms()
-            else:
-                queues.check_timestamp(timestamp_ms, self._now_ms())
-            batch = queue.open
-            if batch is None or not batch.append_record(timestamp_ms, key, value, pairs):
-                movable = queues if key is None and partition is None else None
-                batch = self._append_to_another(queue, movable, (timestamp_ms, key, value, pairs))
-        except FencepostError as error:
-            if recorder is not None:
-                recorder.refused(operation, topic, partition, error)
-            raise
+        buffer = self._buffer
+        if buffer.used >= buffer.pause_at:
+            await buffer.acquire()
+        queues = self._topics.get(topic)
+        if queues is None:
+            queues = await self._sender.open_topic(topic)
+        if partition is not None:
+            queue = queues.explicit(partition)
+        elif key is None:
+            queue = queues.sticky
+        else:
+            queue = queues.by_key.get(key) or queues.place(key)
+        size = RECORD_OVERHEAD_BYTES + (len(value) if value else 0) + (len(key) if key else 0)
+        pairs = NO_HEADERS
+        if headers:
+            pairs = headers_of(headers)
+            size += size_of_headers(pairs)
+        if size > queues.passing_bytes:
+            queues.check_size(queue.name, size, key, value, pairs)
+        if timestamp_ms is None:
+            timestamp_ms = self._now_ms()
+        else:
+            queues.check_timestamp(timestamp_ms, self._now_ms())
+        batch = queue.open
+        if batch is None or not batch.append_record(timestamp_ms, key, value, pairs):
+            movable = queues if key is None and partition is None else None
+            batch = self._append_to_another(queue, movable, (timestamp_ms, key, value, pairs))
         index = batch.record_count
         batch.record_count = index + 1
         batch.size_bytes += size
         buffer.used += size
-        delivery = Delivery(batch, index, timestamp_ms)
-        return delivery if recorder is None else recorder.taken(operation, topic, partition, delivery)
+        return Delivery(batch, index, timestamp_ms)
 
     async def send_and_wait(
         self,

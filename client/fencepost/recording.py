@@ -6,7 +6,7 @@ without an outcome; the checker takes them as unknown. The history stays open: c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from fencepost.consuming.partition import ConsumerRecord, TopicPartition
 from fencepost.history import History
@@ -22,21 +22,31 @@ class SendRecorder:
     Values must be unique in their topic, or the checker cannot tell them apart.
     """
 
-    def __init__(self, history: History) -> None:
+    def __init__(self, history: History, send: Callable[..., Awaitable[Delivery]]) -> None:
         self._history = history
+        self._send = send  # the producer's own
         self._outcomes = Tasks(self._task_failed)  # one of each record without an outcome
         self._failure: BaseException | None = None
 
-    def invoked(self, topic: str, partition: int | None, key: bytes | None, value: bytes | None) -> int:
-        """The application hands a record over. Returns the id of the operation."""
-        return self._history.invoke_send(topic, partition, key, value)
-
-    def refused(self, operation: int, topic: str, partition: int | None, error: FencepostError) -> None:
-        """The record was not taken."""
-        self._history.complete_send(operation, topic, partition, -1, error=error)
-
-    def taken(self, operation: int, topic: str, partition: int | None, delivery: Delivery) -> Delivery:
-        """The record was taken: its outcome is recorded when it is known. Returns the delivery."""
+    async def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        partition: int | None = None,
+        headers: Sequence[tuple[str, bytes | None]] = (),
+        timestamp_ms: int | None = None,
+    ) -> Delivery:
+        """`Producer.send`, recorded."""
+        operation = self._history.invoke_send(topic, partition, key, value)
+        try:
+            delivery = await self._send(
+                topic, value, key=key, partition=partition, headers=headers, timestamp_ms=timestamp_ms
+            )
+        except FencepostError as error:
+            self._history.complete_send(operation, topic, partition, -1, error=error)
+            raise
         self._outcomes.spawn(self._outcome(operation, topic, partition, delivery), "record-outcome")
         return delivery
 

@@ -28,6 +28,8 @@ from fencepost.errors import (
     ProducerFenced,
     UnknownTopicOrPartition,
 )
+from fencepost.history import History
+from fencepost.history_format import from_line
 from fencepost.producer import Producer
 from fencepost.producing import accumulator, sender
 from fencepost.producing.config import ProducerConfig, ProducerOptions
@@ -277,6 +279,26 @@ def test_the_fault_switch_drops_answers_and_nothing_is_lost_or_doubled() -> None
         assert cluster.values(ORDERS) == numbered(1_500)
 
     with_cluster(test)
+
+
+def test_a_history_has_every_send_also_a_refused_one_and_is_complete_once_the_producer_is_closed() -> None:
+    lines: list[str] = []
+
+    async def test(cluster: FakeWriteCluster) -> None:
+        history = History(lines.append, process="p")
+        async with Producer(cluster.bootstrap, history=history) as producer:
+            await producer.send_and_wait("orders", b"one", partition=0)
+            with pytest.raises(UnknownTopicOrPartition):
+                await producer.send("orders", b"two", partition=99)
+            await producer.send("orders", b"three", partition=0)
+
+    with_cluster(test)
+    told = [from_line(line) for line in lines]
+    assert [(line.type, line.id, line.value) for line in told if line.type == "invoke"] == [
+        ("invoke", 1, "one"), ("invoke", 2, "two"), ("invoke", 3, "three"),
+    ]  # fmt: skip
+    completed = sorted((line.id, line.type, line.offset) for line in told if line.type != "invoke")
+    assert completed == [(1, "ok", 0), (2, "fail", -1), (3, "ok", 1)]
 
 
 def test_answers_in_any_order_are_matched() -> None:
