@@ -484,6 +484,10 @@ class Nemesis:
         await self.reassign_to(topic.name, partition, target)
 
     async def reassign_to(self, topic_name: str, partition: Partition, target: list[int]) -> None:
+        """Unless a log that is damaged, and has not shown it yet, would be all that is left."""
+        stay = [broker_id for broker_id in target if broker_id in partition.isr]
+        if stay and all((broker_id, partition.id) in self.cluster.judge.damaged for broker_id in stay):
+            return
         self.world.tell("operator", f"reassigns {topic_name}-{partition.index} from {partition.replicas} to {target}")
         request = controller_pb2.AlterPartitionReassignmentsRequest(topic_name=topic_name)
         request.reassignments.add(partition=partition.index, replicas=target)

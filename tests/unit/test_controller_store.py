@@ -127,10 +127,10 @@ def test_killed_in_the_middle_of_commits_it_holds_everything_that_was_answered(p
     program = (
         "import sys\n"
         "from fencepost_controller.store.sqlite import SqliteStore\n"
-        "from fencepost_proto.protocol.metadata import Cluster, NextProducerId\n"
+        "from fencepost_proto.protocol.metadata import ClusterIdentity, NextProducerId\n"
         "store = SqliteStore(sys.argv[1])\n"
         "for version in range(1, 100_000):\n"
-        "    changes = {'cluster': Cluster(f'c{version}'), 'next-producer-id': NextProducerId(version)}\n"
+        "    changes = {'cluster': ClusterIdentity(f'c{version}'), 'next-producer-id': NextProducerId(version)}\n"
         "    store.commit(version - 1, version, changes)\n"
         "    print(version, flush=True)\n"
     )

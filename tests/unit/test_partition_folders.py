@@ -21,7 +21,6 @@ from fencepost_node.state_machines import STATE_MACHINES
 from fencepost_proto.protocol.errors import StorageError
 from fencepost_proto.protocol.metadata import MAX_TOPIC_NAME, Topic
 from fencepost_proto.runtime.host import Host
-from tests.asynchronous import asynchronous
 from tests.unit import logs
 
 ORDERS = Topic("T", "orders")
@@ -330,21 +329,23 @@ def test_what_cannot_be_told_to_be_the_log_is_kept_where_the_partition_leaves_th
     assert (again.recovered, again.damaged) == ({}, {})
 
 
-@asynchronous
-async def test_what_cannot_be_told_to_be_the_log_is_no_stray_log_of_it(tmp_path: Path) -> None:
+def test_what_cannot_be_told_to_be_the_log_is_no_stray_log_of_it(tmp_path: Path) -> None:
     """Else it would be opened as that log when the metadata knows it again."""
     ended(tmp_path, 0, 1)
     (tmp_path / "orders-0" / PARTITION_METADATA).unlink()
     shutil.rmtree(tmp_path / "orders-1")
 
-    folders = folders_in(tmp_path)
-    await folders.recover(power_lost=False)
-    for partition in (0, 1):
-        await folders.keep_stray_folder(folders.damaged.pop(("T", partition)), ("T", partition))
-    assert RealDisk().list(str(tmp_path)) == ["orders-0.0.damaged"]
-    log = await folders.open(0, ORDERS)
-    assert log.log_end_offset == 0
-    log.close(False)
+    async def story() -> None:
+        folders = folders_in(tmp_path)
+        await folders.recover(power_lost=False)
+        for partition in (0, 1):
+            await folders.keep_stray_folder(folders.damaged.pop(("T", partition)), ("T", partition))
+        assert RealDisk().list(str(tmp_path)) == ["orders-0.0.damaged"]
+        log = await folders.open(0, ORDERS)
+        assert log.log_end_offset == 0
+        log.close(False)
+
+    asyncio.run(story())
 
 
 def test_a_stray_log_that_comes_back_is_missed_when_it_goes(tmp_path: Path) -> None:

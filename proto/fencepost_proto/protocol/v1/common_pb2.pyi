@@ -325,12 +325,12 @@ class NamedProducerEntity(_message.Message):
     used_at_ms: _builtins.int
     """its last use, on the clock of names (NextProducerIdEntity)"""
     expired: _builtins.bool
-    """not used for the expiration time: producer_id is refused for good"""
+    """not used for the expiration time: producer_id is refused permanently"""
     predecessor_expired: _builtins.bool
     """the name had expired before it was given this producer_id"""
     @_builtins.property
     def retired_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """the id before, whose epochs are used up: refused for good"""
+        """the id before, whose epochs are used up: refused permanently"""
 
     def __init__(
         self,

@@ -410,7 +410,7 @@ class StartReplicaOverResponse(_message.Message):
     """from this metadata version on the replica is in no in-sync set"""
     @_builtins.property
     def error(self) -> _common_pb2.Error:
-        """ELIGIBLE_LEADERS_NOT_AVAILABLE: nobody else leads, so what it holds is kept"""
+        """ELIGIBLE_LEADERS_NOT_AVAILABLE: no one else leads, so what it holds is kept"""
 
     def __init__(
         self,
