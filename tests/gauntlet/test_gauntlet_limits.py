@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fencepost import AdminClient, Producer
 from fencepost_proto.protocol.metadata import BrokerRegistration
 from fencepost_testing.cluster_metadata import read_image
 from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, to_toml
 from fencepost_testing.waiting import until
-from tests.asynchronous import asynchronous
+from tests.asynchronous import asynchronous, run
 
 TIMEOUT_S = 90.0
 MIB = 1024 * 1024
-
-
-def run(scenario: Coroutine[Any, Any, None]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(TIMEOUT_S):
-            await scenario
-
-    asyncio.run(bounded())
 
 
 def resident_bytes(pid: int) -> int:
@@ -114,4 +105,4 @@ def test_wildcard_advertised(tmp_path: Path) -> None:
                 await process.communicate()
             assert process.returncode == 0
 
-    run(scenario())
+    run(scenario(), TIMEOUT_S)

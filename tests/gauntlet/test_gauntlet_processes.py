@@ -6,10 +6,9 @@ The simulation arranges the moment of death much more finely (test_gauntlet_dura
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,15 +21,6 @@ from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
 
 TOPIC = "orders"
-TIMEOUT_S = 60.0
-
-
-def run(scenario: Coroutine[Any, Any, None]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(TIMEOUT_S):
-            await scenario
-
-    asyncio.run(bounded())
 
 
 @asynccontextmanager

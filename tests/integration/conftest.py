@@ -9,7 +9,6 @@ def test_something(run, cluster_factory):
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,26 +16,16 @@ from typing import Any, TypeVar
 import pytest
 
 from fencepost_testing.local_cluster import LocalCluster
+from tests import asynchronous
 
 T = TypeVar("T")
 ClusterFactory = Callable[..., LocalCluster]
-TEST_TIMEOUT_S = 90.0
-
-
-def run_scenario(scenario: Coroutine[Any, Any, T], timeout_s: float = TEST_TIMEOUT_S) -> T:
-    """Run a test's coroutine to its end, within a deadline."""
-
-    async def bounded() -> T:
-        async with asyncio.timeout(timeout_s):
-            return await scenario
-
-    return asyncio.run(bounded())
 
 
 @pytest.fixture
 def run() -> Callable[[Coroutine[Any, Any, T]], T]:
     """Runs a coroutine with a deadline."""
-    return run_scenario
+    return asynchronous.run
 
 
 _CLUSTERS = pytest.StashKey[list[LocalCluster]]()

@@ -22,6 +22,7 @@ from fencepost_proto.protocol.v1 import common_pb2, controller_pb2, controller_p
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.transport.wire import GrpcWire, RunningServer, incarnation_service, serve
 from fencepost_testing.waiting import until
+from tests import asynchronous
 
 T = TypeVar("T")
 
@@ -32,11 +33,7 @@ HEARTBEAT_S = 0.05
 
 
 def run(test: Coroutine[Any, Any, T]) -> T:
-    async def bounded() -> T:
-        async with asyncio.timeout(30):
-            return await test
-
-    return asyncio.run(bounded())
+    return asynchronous.run(test, 30)
 
 
 @asynccontextmanager

@@ -31,16 +31,13 @@ from fencepost_proto.protocol.records import BatchBuilder, Compression
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc, common_pb2, controller_pb2, controller_pb2_grpc
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.transport.wire import RunningServer, serve
+from tests import asynchronous
 
 T = TypeVar("T")
 
 
 def run(test: Awaitable[T]) -> T:
-    async def bounded() -> T:
-        async with asyncio.timeout(60):
-            return await test
-
-    return asyncio.run(bounded())
+    return asynchronous.run(test, 60)
 
 
 def batch_of(

@@ -14,6 +14,7 @@ from fencepost_proto.protocol.metadata import ClusterIdentity, Entity, NextProdu
 from fencepost_proto.protocol.v1 import broker_pb2, common_pb2, controller_pb2, controller_pb2_grpc
 from fencepost_proto.transport.wire import GrpcWire, serve
 from fencepost_testing.waiting import until
+from tests import asynchronous
 
 TEST_TIMEOUT_S = 40.0
 CLUSTER_ID = "cluster-of-the-test"
@@ -24,29 +25,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def run(test: Awaitable[T]) -> T:
-    """Runs the test; when it takes too long, says where every task stands."""
-
-    async def bounded() -> T:
-        task = asyncio.ensure_future(test)
-        done, _ = await asyncio.wait([task], timeout=TEST_TIMEOUT_S)
-        if not done:
-            for other in asyncio.all_tasks():
-                print(other.get_name(), " <- ".join(reversed(_waits(other.get_coro()))))
-            task.cancel()
-            raise TimeoutError(f"not done in {TEST_TIMEOUT_S} s")
-        return task.result()
-
-    return asyncio.run(bounded())
-
-
-def _waits(coroutine: Any) -> list[str]:
-    """Where a coroutine waits, outermost first."""
-    places = []
-    while coroutine is not None:
-        frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "ag_frame", None)
-        places.append(f"{frame.f_code.co_qualname}:{frame.f_lineno}" if frame else repr(coroutine))
-        coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "ag_await", None)
-    return places
+    return asynchronous.run(test, TEST_TIMEOUT_S)
 
 
 class SessionStream:

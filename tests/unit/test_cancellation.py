@@ -18,6 +18,7 @@ from fencepost_proto.runtime.host import Host
 from fencepost_proto.transport.cancellation import CallCancelled, own_cancellation_only
 from fencepost_proto.transport.rpc_errors import rpc_errors
 from tests.asynchronous import asynchronous
+from tests.asynchronous import run as run_within
 
 GONE = grpc.aio.AioRpcError(
     grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details="the stream broke"
@@ -25,7 +26,7 @@ GONE = grpc.aio.AioRpcError(
 
 
 def run(test: Coroutine[object, object, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 20))
+    run_within(test, 20)
 
 
 async def hiding(result: object) -> object:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -19,10 +19,6 @@ from fencepost_testing.workload import Acked, Workload, WorkloadSpec, percentile
 from tests.asynchronous import asynchronous
 
 DEADLINE_S = 20.0
-
-
-def run(scenario: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(scenario, DEADLINE_S))
 
 
 @dataclass
