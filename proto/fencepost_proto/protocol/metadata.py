@@ -12,7 +12,13 @@ from typing import Any, assert_never, cast
 
 from fencepost_proto.protocol.errors import CurrentLeader, InvalidTopic
 from fencepost_proto.protocol.lineage import Lineage, LineageStart
-from fencepost_proto.protocol.partition_coding import PartitionState, decode_partition, encode_partition
+from fencepost_proto.protocol.partition_coding import (
+    PartitionState,
+    decode_partition,
+    encode_partition,
+    state_from_proto,
+    state_to_proto,
+)
 from fencepost_proto.protocol.v1 import common_pb2
 
 NO_LEADER = -1
@@ -49,9 +55,12 @@ class _Encoded:
         try:
             return self._bytes
         except AttributeError:
-            data = to_proto(cast("Entity", self)).SerializeToString()
+            data = self._encode()
             self.keep_encoded(data)
             return data
+
+    def _encode(self) -> bytes:
+        return to_proto(cast("Entity", self)).SerializeToString()
 
     def keep_encoded(self, data: bytes) -> None:
         object.__setattr__(self, "_bytes", data)  # entities are frozen; this is no part of their value
@@ -155,23 +164,20 @@ class Partition(_Encoded):
         return f"partitions/{self.topic_id}/{self.index}"
 
     @property
-    def encoded(self) -> bytes:
-        try:
-            return self._bytes
-        except AttributeError:
-            state = PartitionState(
-                self.replicas,
-                self.isr,
-                self.leader,
-                self.leader_epoch,
-                self.partition_epoch,
-                self.adding,
-                self.removing,
-                self.last_known_isr,
-            )
-            data = encode_partition(self.topic_id, self.index, state) or to_proto(self).SerializeToString()
-            self.keep_encoded(data)
-            return data
+    def state(self) -> PartitionState:
+        return PartitionState(
+            self.replicas,
+            self.isr,
+            self.leader,
+            self.leader_epoch,
+            self.partition_epoch,
+            self.adding,
+            self.removing,
+            self.last_known_isr,
+        )
+
+    def _encode(self) -> bytes:
+        return encode_partition(self.topic_id, self.index, self.state) or to_proto(self).SerializeToString()
 
     @property
     def id(self) -> PartitionKey:
@@ -239,20 +245,8 @@ def to_proto(entity: Entity) -> common_pb2.Entity:
                 )
             )
         case Partition():
-            answer.partition.CopyFrom(
-                common_pb2.PartitionEntity(
-                    topic_id=entity.topic_id,
-                    partition=entity.index,
-                    replicas=entity.replicas,
-                    isr=entity.isr,
-                    leader=entity.leader,
-                    leader_epoch=entity.leader_epoch,
-                    partition_epoch=entity.partition_epoch,
-                    adding_replicas=entity.adding,
-                    removing_replicas=entity.removing,
-                    last_known_isr=entity.last_known_isr,
-                )
-            )
+            answer.partition.CopyFrom(state_to_proto(entity.state))
+            answer.partition.topic_id, answer.partition.partition = entity.id
         case NamedProducer():
             answer.producer.CopyFrom(
                 common_pb2.NamedProducerEntity(
@@ -309,18 +303,7 @@ def _from_proto(message: common_pb2.Entity) -> Entity:
             return Topic(t.topic_id, t.name, config_from_proto(t.config), t.created_version)
         case "partition":
             p = message.partition
-            return Partition(
-                p.topic_id,
-                p.partition,
-                tuple(p.replicas),
-                tuple(p.isr),
-                p.leader,
-                p.leader_epoch,
-                p.partition_epoch,
-                tuple(p.adding_replicas),
-                tuple(p.removing_replicas),
-                tuple(p.last_known_isr),
-            )
+            return Partition(p.topic_id, p.partition, *state_from_proto(p))
         case "producer":
             n = message.producer
             return NamedProducer(

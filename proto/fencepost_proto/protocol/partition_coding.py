@@ -13,9 +13,8 @@ from fencepost_proto.protocol.v1 import common_pb2
 
 MAX_STATES = 4_096  # remembered each way; then all are forgotten
 
-_PARTITION = (
-    common_pb2.Entity.DESCRIPTOR.fields_by_name["partition"].number << 3 | 2
-)  # tags: field number and wire type
+# Tags: field number and wire type.
+_PARTITION = common_pb2.Entity.DESCRIPTOR.fields_by_name["partition"].number << 3 | 2
 _TOPIC_ID = common_pb2.PartitionEntity.DESCRIPTOR.fields_by_name["topic_id"].number << 3 | 2
 _INDEX = common_pb2.PartitionEntity.DESCRIPTOR.fields_by_name["partition"].number << 3
 _ONE_BYTE = 0x80  # numbers below it are one byte
@@ -35,6 +34,33 @@ class PartitionState(NamedTuple):
     last_known_isr: tuple[int, ...]
 
 
+def state_to_proto(state: PartitionState) -> common_pb2.PartitionEntity:
+    """Without the partition's name."""
+    return common_pb2.PartitionEntity(
+        replicas=state.replicas,
+        isr=state.isr,
+        leader=state.leader,
+        leader_epoch=state.leader_epoch,
+        partition_epoch=state.partition_epoch,
+        adding_replicas=state.adding,
+        removing_replicas=state.removing,
+        last_known_isr=state.last_known_isr,
+    )
+
+
+def state_from_proto(message: common_pb2.PartitionEntity) -> PartitionState:
+    return PartitionState(
+        tuple(message.replicas),
+        tuple(message.isr),
+        message.leader,
+        message.leader_epoch,
+        message.partition_epoch,
+        tuple(message.adding_replicas),
+        tuple(message.removing_replicas),
+        tuple(message.last_known_isr),
+    )
+
+
 _encoded: dict[PartitionState, bytes] = {}
 _decoded: dict[bytes, PartitionState] = {}
 
@@ -46,16 +72,7 @@ def encode_partition(topic_id: str, index: int, state: PartitionState) -> bytes 
         return None
     data = _encoded.get(state)
     if data is None:
-        data = common_pb2.PartitionEntity(
-            replicas=state.replicas,
-            isr=state.isr,
-            leader=state.leader,
-            leader_epoch=state.leader_epoch,
-            partition_epoch=state.partition_epoch,
-            adding_replicas=state.adding,
-            removing_replicas=state.removing,
-            last_known_isr=state.last_known_isr,
-        ).SerializeToString()
+        data = state_to_proto(state).SerializeToString()
         if len(_encoded) >= MAX_STATES:
             _encoded.clear()
         _encoded[state] = data
@@ -93,16 +110,7 @@ def _decode_state(data: bytes) -> PartitionState | None:
     p = common_pb2.PartitionEntity.FromString(data)
     if p.topic_id or p.partition:
         return None  # in an order that no encoder of ours makes
-    state = PartitionState(
-        tuple(p.replicas),
-        tuple(p.isr),
-        p.leader,
-        p.leader_epoch,
-        p.partition_epoch,
-        tuple(p.adding_replicas),
-        tuple(p.removing_replicas),
-        tuple(p.last_known_isr),
-    )
+    state = state_from_proto(p)
     if len(_decoded) >= MAX_STATES:
         _decoded.clear()
     _decoded[data] = state
