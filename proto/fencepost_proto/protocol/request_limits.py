@@ -222,7 +222,10 @@ def check_message(message: Message, size_bytes: int = MAX_MESSAGE_BYTES) -> None
 
     `size_bytes`: of its encoding.
     """
-    plan = _plan(message.DESCRIPTOR)
+    _check_by(_plan(message.DESCRIPTOR), message, size_bytes)
+
+
+def _check_by(plan: _Plan, message: Message, size_bytes: int) -> None:
     if size_bytes > plan.safe_bytes:
         _check_lengths(message, plan)
     for check in plan.string_checks:
@@ -327,17 +330,13 @@ def bounded(method: MethodDescriptor, deserialize: Callable[[bytes], M]) -> Call
     """
     limit, plan = _bounds(method)
     counted_above = min(limit, COUNTED_ABOVE_BYTES)
-    checks = plan.string_checks
 
     def read(data: bytes) -> M:
         size = len(data)
         if size > counted_above:
             check_encoded(data, method)
         message = deserialize(data)
-        if size > plan.safe_bytes:
-            _check_lengths(message, plan)
-        for check in checks:
-            check(message)
+        _check_by(plan, message, size)
         return message
 
     return read
