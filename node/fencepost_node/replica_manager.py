@@ -132,8 +132,7 @@ class ReplicaManager:
         return producer_id >= FIRST_NAMED_ID and (not image.version or producer_id in image.fences)
 
     def _failures_changed(self) -> None:
-        self._failing = None
-        self.on_failed_replica()
+        self._tell_failures()
         self._repairs.wake()
 
     def _tell_failures(self) -> None:

@@ -311,18 +311,22 @@ class LocalCluster:
 
     async def _undo_start(self, nodes: Iterable[Node]) -> None:
         """End what a start that failed has started: cleanly where that is quick."""
+        await self._stop_or_kill(nodes, UNDO_TIMEOUT_S)
+        self._save()
+
+    async def _stop_or_kill(self, nodes: Iterable[Node], timeout_s: float) -> None:
+        """Stop those that run, cleanly and side by side; what is left at the deadline is killed."""
         running = [node for node in nodes if self.running(node)]
         for node in running:
             with contextlib.suppress(ClusterError):  # it ended meanwhile
                 self.terminate(node)
         for node in running:
             try:
-                await self.wait_gone(node, timeout_s=UNDO_TIMEOUT_S)
+                await self.wait_gone(node, timeout_s=timeout_s)
             except ClusterError:
                 with contextlib.suppress(ClusterError):
                     self.kill(node)
                 await self.wait_gone(node)
-        self._save()
 
     def _reserve_ports(self) -> None:
         """While a whole cluster was down its ports may have gone to others: then it moves."""
@@ -431,17 +435,8 @@ class LocalCluster:
 
     async def down(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Cleanly stop the brokers, then the controller. What is left at the deadline is killed."""
-        brokers = [broker for broker in self.broker_ids if self.running(broker)]
-        for nodes in (brokers, [CONTROLLER] if self.running(CONTROLLER) else []):
-            for node in nodes:
-                with contextlib.suppress(ClusterError):  # it ended meanwhile
-                    self.terminate(node)
-            for node in nodes:
-                try:
-                    await self.wait_gone(node, timeout_s=timeout_s)
-                except ClusterError:
-                    self.kill(node)
-                    await self.wait_gone(node)
+        await self._stop_or_kill(self.broker_ids, timeout_s)
+        await self._stop_or_kill([CONTROLLER], timeout_s)
         self._forget()
 
     def kill_all(self) -> None:
