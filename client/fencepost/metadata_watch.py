@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 import grpc
 
-from fencepost_proto.applying import apply_in_turns
 from fencepost_proto.protocol.errors import FencepostError, InvalidRequest, NetworkException, UnknownServerError
 from fencepost_proto.protocol.metadata import MetadataImage
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc, common_pb2
+from fencepost_proto.runtime.applying import apply_in_turns
 from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.runtime.tasks import Tasks
 from fencepost_proto.runtime.turns import Turns

@@ -35,10 +35,10 @@ from fencepost_node.controller_link import ControllerLink
 from fencepost_node.folders.data_folder import DataFolder
 from fencepost_node.folders.known_metadata import KnownMetadata
 from fencepost_node.metadata_feed import MetadataFeed
-from fencepost_proto.applying import apply_in_turns
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.metadata import MetadataImage, PartitionKey
 from fencepost_proto.protocol.v1 import common_pb2, controller_pb2, controller_pb2_grpc
+from fencepost_proto.runtime.applying import apply_in_turns
 from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.turns import Turns
