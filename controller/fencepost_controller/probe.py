@@ -18,8 +18,8 @@ from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.transport.wire import Wire, connection_refused, incarnation_service
 
 PROBE_TIMEOUT_S = 0.5
-PAUSES = Backoff(first_s=0.005, most_s=0.1)  # between probes: a process that is just ending resets the connection, and
-# is gone a moment later
+# Between probes: a process that is just ending resets the connection, and is gone a moment later.
+PAUSES = Backoff(first_s=0.005, most_s=0.1)
 
 
 class ProbeVerdict(Enum):

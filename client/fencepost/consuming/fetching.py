@@ -96,9 +96,8 @@ class Router:
         self._streams: dict[str, tuple[FetchStream, asyncio.Task[None]]] = {}
         self._retry_at: dict[str, float] = {}  # addresses whose stream broke
         self._failures: dict[str, int] = {}  # in a row, of streams to an address
-        self._warned_unknown: dict[
-            tuple[TopicPartition, int], None
-        ] = {}  # partitions whose start is not known yet and which are logged, by generation
+        # Partitions whose start is not known yet and which are logged, by generation.
+        self._warned_unknown: dict[tuple[TopicPartition, int], None] = {}
         self._resolving: dict[tuple[TopicPartition, int], asyncio.Task[None]] = {}  # by generation
 
     def look_again(self) -> None:

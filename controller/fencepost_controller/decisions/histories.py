@@ -117,9 +117,8 @@ def _lineages(image: MetadataImage) -> list[tuple[LineageStart, int]]:
 def _last_change(image: MetadataImage) -> int:
     """Its version, without those at its end that only starts of the controller made."""
     version = image.version
-    for start in image.lineage.starts[
-        :0:-1
-    ]:  # not the first one: a recovery's, which makes everything, or the cluster's
+    # Not the first one: a recovery's, which makes everything, or the cluster's.
+    for start in reversed(image.lineage.starts[1:]):
         if start.first_version != version:
             break
         version -= 1

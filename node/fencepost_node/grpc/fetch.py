@@ -4,9 +4,7 @@ Each request is answered before the next is looked at: as soon as its partitions
 watermarks, or one of them has an error, or `max_wait_ms` are over. Batches are whole and as stored; the first may begin
 below the offset asked for.
 
-Nothing is read while a request waits: what there is is counted by the positions of the batches in memory, and only in
-partitions that have news. `min_bytes` above what the answer may hold counts as that. A partition whose offset is older
-than what is in memory is read from the disk, in a thread, and the answer is given with whatever one read gives.
+What is counted and read while a request waits, and when: `requests/read.py`.
 
 Errors of a partition: UNKNOWN_TOPIC_ID, UNKNOWN_TOPIC_OR_PARTITION, NOT_LEADER_OR_FOLLOWER, FENCED_LEADER_EPOCH,
 UNKNOWN_LEADER_EPOCH, OFFSET_OUT_OF_RANGE, KAFKA_STORAGE_ERROR; the other partitions are answered nevertheless.

@@ -29,7 +29,7 @@ class ProducerExpiry:
         self._expiration_ms = expiration_ms
         self._repeatable_ms = (
             max_delivery_timeout_ms + LATE_MS
-        )  # after its first append a batch may be repeated so long
+        )  # so long after its first append a batch may be repeated
         self._is_kept = is_kept
 
     def observe(self, partition_log: Log, running_ms: int) -> bool:

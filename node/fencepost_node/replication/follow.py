@@ -204,11 +204,9 @@ class FollowerLink:
         for key in self._to_unsubscribe[:MAX_IN_A_REQUEST]:
             request.unsubscribe.add(topic_id=key[0], partition=key[1])
         del self._to_unsubscribe[:MAX_IN_A_REQUEST]
-        ready: list[PartitionKey] = []
-        if (
-            self._members or self._others
-        ) and not self._to_unsubscribe:  # what has been given up and is followed again is told in that order
-            ready = self._admitted()
+        # What has been given up and is followed again is told in that order.
+        waiting = (self._members or self._others) and not self._to_unsubscribe
+        ready = self._admitted() if waiting else []
         for key in ready:
             followed = self._followed[key]
             followed.subscription = self._next_subscription

@@ -89,9 +89,8 @@ class PushStream:
         self._window_bytes = window_bytes
         self._in_flight_bytes = 0
         self._subscriptions: dict[PartitionKey, Subscription] = {}
-        self._told: dict[
-            PartitionKey, tuple[int, int, int]
-        ] = {}  # leader epoch, end offset and last epoch, as last logged
+        # Leader epoch, end offset and last epoch, as last logged.
+        self._told: dict[PartitionKey, tuple[int, int, int]] = {}
         self._dirty: dict[Subscription, None] = {}  # has batches to send, oldest first
         self._stale_high_watermark: dict[Subscription, None] = {}
         self._timer: asyncio.TimerHandle | None = None

@@ -29,9 +29,8 @@ class Election:
     kept_end_offset: int  # nothing below it is lost
     log_end_offset: int  # everything acknowledged before the order, from here on, is lost
     completed: bool = False  # and not of unknown outcome
-    before: list[tuple[int, int]] = field(
-        default_factory=list
-    )  # (offset, value) that stood at `kept_end_offset` and above
+    # (offset, value) that stood at `kept_end_offset` and above
+    before: list[tuple[int, int]] = field(default_factory=list)
 
 
 class Elections:
