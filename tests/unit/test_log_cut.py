@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from fencepost_node.log.disk import Disk
-from fencepost_node.log.log import Log
-from fencepost_node.log.names import LOG_SUFFIX, SNAPSHOT_SUFFIX, CorruptLog, offsets_with
+from fencepost_node.log.log import CorruptLog, Log
+from fencepost_node.log.names import LOG_SUFFIX, SNAPSHOT_SUFFIX, offsets_with
 from fencepost_node.log.retention import SegmentFacts, segments_to_delete
 from fencepost_node.producers.producer_state import Duplicate
 from fencepost_node.producers.producer_state_machine import PRODUCERS

@@ -30,6 +30,7 @@ from fencepost_node.config import BrokerConfig
 from fencepost_node.folders.replica_catalogue import UNKNOWN_EPOCH, UNKNOWN_OFFSET, Entry, ReplicaCatalogue
 from fencepost_node.folders.stray_logs import STRAY_SUFFIX, StrayLogs
 from fencepost_node.log.disk import Disk
+from fencepost_node.log.errors import storage_error
 from fencepost_node.log.log import CorruptLog, Log, LogConfig
 from fencepost_node.log.names import (
     LOG_FOLDER,
@@ -38,7 +39,6 @@ from fencepost_node.log.names import (
     UNKNOWN_PARTITION,
     PartitionIdentity,
     read_identity,
-    storage_error,
 )
 from fencepost_node.state_machines import STATE_MACHINES
 from fencepost_proto.protocol.errors import StorageError

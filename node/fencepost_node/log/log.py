@@ -30,16 +30,13 @@ from contextlib import contextmanager, suppress
 
 from fencepost_node.log.config import NO_LIMIT, LogConfig
 from fencepost_node.log.disk import Disk
+from fencepost_node.log.errors import CorruptLog, OutOfRoom, disk_errors, storage_error
 from fencepost_node.log.idleness import Idleness
 from fencepost_node.log.leader_epochs import LeaderEpochs
 from fencepost_node.log.names import (
     EPOCH_CHECKPOINT,
-    CorruptLog,
-    OutOfRoom,
     PartitionIdentity,
-    read_identity,
-    storage_error,
-    write_identity,
+    claim_folder,
 )
 from fencepost_node.log.recovery import (
     RecoveredLog,
@@ -129,10 +126,10 @@ class Log:
         does not leave; StorageError where the disk refuses or the folder is
         another topic's or partition's.
         """
-        with _disk_errors(f"log {directory} cannot be opened"):
+        with disk_errors(f"log {directory} cannot be opened"):
             if not folder_synced:
                 disk.make_directory(directory)
-                _claim(disk, directory, PartitionIdentity(config.topic_id, config.topic, config.partition))
+                claim_folder(disk, directory, PartitionIdentity(config.topic_id, config.topic, config.partition))
             recovered = recover(disk, directory, config, machines, power_lost=power_lost)
             return Log(disk, directory, config, recovered, now_ms)
 
@@ -274,7 +271,7 @@ class Log:
             )
         if offset >= limit:
             return b""
-        with _disk_errors(f"{segments[number].path} cannot be read"), row.pinned(segments[number]) as pinned:
+        with disk_errors(f"{segments[number].path} cannot be read"), row.pinned(segments[number]) as pinned:
             if not pinned:
                 raise self._gone(offset)
             try:
@@ -304,7 +301,7 @@ class Log:
         with self._lock:
             size, epochs = segment.size, self.leader_epochs
         reached = LogPlace(segment.base_offset, size, place.offset)
-        with _disk_errors(f"{segment.path} cannot be read"), row.pinned(segment) as pinned:
+        with disk_errors(f"{segment.path} cannot be read"), row.pinned(segment) as pinned:
             try:
                 if pinned:
                     reached = segment.check_from(place, size, max_bytes, epochs)
@@ -323,7 +320,7 @@ class Log:
         at an older one. Only that at the log's start has nothing else that tells it. Raises CorruptLog for it, StorageError.
         """
         for offset in list(self._snapshots.offsets):
-            with self._maintenance, _disk_errors(f"snapshots of {self.directory} cannot be read"):
+            with self._maintenance, disk_errors(f"snapshots of {self.directory} cannot be read"):
                 if offset not in self._snapshots.offsets or self._snapshots.load(offset) is not None:
                     continue
                 if 0 < offset == self.log_start_offset:
@@ -345,7 +342,7 @@ class Log:
         row = self._row
         for segment in row.all:
             if segment.largest_timestamp_ms >= timestamp_ms:
-                with _disk_errors(f"{segment.path} cannot be read"), row.pinned(segment) as pinned:
+                with disk_errors(f"{segment.path} cannot be read"), row.pinned(segment) as pinned:
                     header = segment.first_reaching(timestamp_ms) if pinned else None
                 if header is not None:
                     return header.base_offset, header.max_timestamp
@@ -414,7 +411,7 @@ class Log:
         if not pending:
             return
         self.sync()
-        with _disk_errors(f"snapshots of {self.directory} cannot be written"):
+        with disk_errors(f"snapshots of {self.directory} cannot be written"):
             for segment in segments:
                 segment.flush_indexes()
             self._disk.write_atomically(f"{self.directory}/{EPOCH_CHECKPOINT}", epochs.encode())
@@ -434,7 +431,7 @@ class Log:
 
         Raises CorruptLog where the file is damaged, StorageError.
         """
-        with self._maintenance, _disk_errors(f"the snapshot at the start of {self.directory} cannot be read"):
+        with self._maintenance, disk_errors(f"the snapshot at the start of {self.directory} cannot be read"):
             if self.log_start_offset == 0:
                 return empty_snapshot(self.states.machines)
             snapshot = self._snapshots.load(self.log_start_offset)
@@ -466,7 +463,7 @@ class Log:
                 OutOfRoom
             ):  # a full disk gets room by what is deleted here, where the snapshot is there already
                 self._write_pending()  # among them, it may be, the snapshot at the new start
-            with _disk_errors(f"old segments of {self.directory} cannot be deleted"):
+            with disk_errors(f"old segments of {self.directory} cannot be deleted"):
                 while count and self._snapshots.load(segments[count].base_offset) is None:
                     count -= 1
                 if count:
@@ -476,7 +473,7 @@ class Log:
         """Of segments that an earlier process wrote: their files tell. Only where retention by time would ask for it."""
         if self.config.retention_ms == NO_LIMIT:
             return
-        with _disk_errors(f"segments of {self.directory} cannot be looked at"):
+        with disk_errors(f"segments of {self.directory} cannot be looked at"):
             for segment in self._row.all:
                 if segment.size and segment.appended_ms == NO_TIMESTAMP:
                     segment.appended_ms = self._disk.modified_ms(segment.path)
@@ -540,7 +537,7 @@ class Log:
                 return
             if offset < self.log_start_offset:
                 raise OffsetOutOfRange(f"{self.directory} starts at {self.log_start_offset}: no cut at {offset}")
-            with _disk_errors(f"{self.directory} cannot be read"):
+            with disk_errors(f"{self.directory} cannot be read"):
                 number = self._row.number_at(offset)
                 position, end_offset = self._row.all[number].border_at(offset)
                 states, folded_bytes = self._states_at(end_offset)
@@ -658,25 +655,5 @@ class Log:
                 self._row.retire(self._row.all)
 
 
-def _claim(disk: Disk, directory: str, identity: PartitionIdentity) -> None:
-    """Make the folder that log's. Raises StorageError where it is another's, OSError."""
-    found = read_identity(disk, directory)
-    if found is None:
-        write_identity(disk, directory, identity)
-    elif identity.topic_id and found.topic_id != identity.topic_id:
-        raise StorageError(f"{directory} belongs to topic id {found.topic_id}, not {identity.topic_id}")
-    elif identity.folder_name and found.folder_name and found.folder_name != identity.folder_name:
-        raise StorageError(f"{directory} holds the log of {found.folder_name}, not of {identity.folder_name}")
-
-
 def _facts(segment: Segment) -> SegmentFacts:
     return SegmentFacts(segment.end_offset, segment.size, segment.largest_timestamp_ms, segment.appended_ms)
-
-
-@contextmanager
-def _disk_errors(what: str) -> Iterator[None]:
-    """OSError becomes StorageError, or OutOfRoom."""
-    try:
-        yield
-    except OSError as error:
-        raise storage_error(what, error) from error

@@ -1,8 +1,7 @@
-"""The files of a log's folder, and the error for one that is damaged."""
+"""The files of a log's folder, and whose log it is."""
 
 from __future__ import annotations
 
-import errno
 import re
 from dataclasses import dataclass
 
@@ -25,17 +24,6 @@ UNKNOWN_PARTITION = -1
 _NUMBER = re.compile(r"0|[1-9]\d{0,8}")  # as str(int) writes it
 LOG_FOLDER = re.compile(r"(?P<topic>.+)-(?P<partition>0|[1-9][0-9]{0,8})")  # the name of a log's folder
 _OFFSET_NAME = re.compile(r"(\d{20})(\.[a-z]+)")
-
-
-class CorruptLog(StorageError):
-    """The log is damaged where it was whole and synced before. Heal it from the leader; nothing is skipped."""
-
-    def __init__(self, path: str, position: int, offset: int, problem: str) -> None:
-        super().__init__(f"{path} is damaged at byte {position}, offset {offset}: {problem}")
-        self.path = path
-        self.position = position
-        self.offset = offset
-        self.problem = problem
 
 
 def file_name(offset: int, suffix: str) -> str:
@@ -105,14 +93,12 @@ def write_identity(disk: Disk, directory: str, identity: PartitionIdentity) -> N
     disk.write_atomically(f"{directory}/{PARTITION_METADATA}", identity.encode())
 
 
-NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EROFS))
-
-
-class OutOfRoom(StorageError):
-    """The disk is full, or another of its limits is reached, or it is mounted read-only now. Nothing is wrong with what it
-    holds, and nothing has changed: it may be tried again."""
-
-
-def storage_error(what: str, error: OSError) -> StorageError:
-    """What a refusal of the disk that has left everything as it was is to others."""
-    return (OutOfRoom if error.errno in NO_ROOM else StorageError)(f"{what}: {error}")
+def claim_folder(disk: Disk, directory: str, identity: PartitionIdentity) -> None:
+    """Make the folder the one of that log. Raises StorageError where it is another's, OSError."""
+    found = read_identity(disk, directory)
+    if found is None:
+        write_identity(disk, directory, identity)
+    elif identity.topic_id and found.topic_id != identity.topic_id:
+        raise StorageError(f"{directory} belongs to topic id {found.topic_id}, not {identity.topic_id}")
+    elif identity.folder_name and found.folder_name and found.folder_name != identity.folder_name:
+        raise StorageError(f"{directory} holds the log of {found.folder_name}, not of {identity.folder_name}")

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 
 from fencepost_node.log.config import LogConfig
 from fencepost_node.log.disk import Disk, File
+from fencepost_node.log.errors import CorruptLog
 from fencepost_node.log.leader_epochs import NO_EPOCH, LeaderEpochs
 from fencepost_node.log.names import (
     DELETED_SUFFIX,
@@ -36,7 +37,6 @@ from fencepost_node.log.names import (
     SYNC_BEGUN,
     TEMPORARY_SUFFIX,
     TIME_INDEX_SUFFIX,
-    CorruptLog,
     file_name,
     offsets_by_suffix,
 )

@@ -19,9 +19,10 @@ from contextlib import ExitStack, suppress
 from typing import NamedTuple, Protocol
 
 from fencepost_node.log.disk import Disk, File
+from fencepost_node.log.errors import CorruptLog
 from fencepost_node.log.index import IndexEntry, SparseIndex
 from fencepost_node.log.leader_epochs import NO_EPOCH, LeaderEpochs
-from fencepost_node.log.names import INDEX_SUFFIX, LOG_SUFFIX, TIME_INDEX_SUFFIX, CorruptLog, file_name
+from fencepost_node.log.names import INDEX_SUFFIX, LOG_SUFFIX, TIME_INDEX_SUFFIX, file_name
 from fencepost_proto.protocol.errors import CorruptMessage, InvalidRecord, UnsupportedForMessageFormat
 from fencepost_proto.protocol.record_batch import HEADER_BYTES, LENGTH_END, BatchHeader, check_batch, read_header
 

@@ -41,8 +41,9 @@ from typing import NamedTuple
 from crc32c import crc32c
 
 from fencepost_node.log.disk import Disk
+from fencepost_node.log.errors import CorruptLog
 from fencepost_node.log.leader_epochs import NO_EPOCH
-from fencepost_node.log.names import SNAPSHOT_SUFFIX, CorruptLog, file_name
+from fencepost_node.log.names import SNAPSHOT_SUFFIX, file_name
 from fencepost_node.log.state_machine import AnyMachine, States, is_part_name
 from fencepost_proto.protocol.errors import CorruptMessage, InvariantBroken
 

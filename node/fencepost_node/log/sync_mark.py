@@ -21,7 +21,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fencepost_node.log.disk import Disk
-from fencepost_node.log.names import NO_ROOM, SYNC_BEGUN, storage_error
+from fencepost_node.log.errors import NO_ROOM, storage_error
+from fencepost_node.log.names import SYNC_BEGUN
 
 
 @contextmanager

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from fencepost_node.log.disk import Disk
+from fencepost_node.log.errors import CorruptLog
 from fencepost_node.log.leader_epochs import LeaderEpochs
 from fencepost_node.log.names import (
     EPOCH_CHECKPOINT,
     LOG_SUFFIX,
     SNAPSHOT_SUFFIX,
-    CorruptLog,
     file_name,
     offsets_with,
     read_identity,
