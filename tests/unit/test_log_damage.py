@@ -113,12 +113,12 @@ def test_a_damaged_snapshot_is_removed_where_the_batches_tell_what_it_told() -> 
     log = filled(machine, retention_bytes=1_500)
     log.apply_retention(1_000, log.log_end_offset)
     log.check_snapshots()
-    start, *others = log._snapshots.offsets
+    start, *others = log._snapshots.files.offsets
     assert start == log.log_start_offset > 0
     for offset in (others[0], others[-1]):  # in the middle, and the newest
         machine.disk.corrupt(f"{FOLDER}/{offset:020d}.snapshot", 20)
     log.check_snapshots()
-    assert log._snapshots.offsets == [start, *others[1:-1]]
+    assert log._snapshots.files.offsets == [start, *others[1:-1]]
     before, known = content(log), log.states[PRODUCERS].copy()
     log.close(clean=False)
     log = open_log(machine.mount())

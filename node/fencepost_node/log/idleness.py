@@ -11,6 +11,7 @@ Time here is the running time of the process: a clock that stands while the proc
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
 
 OBSERVATIONS = 16  # how finely the horizon is divided: a batch counts as old up to a sixteenth of it too late
 
@@ -42,3 +43,24 @@ class Idleness:
     def truncate(self, end_offset: int) -> None:
         """The log was cut: other batches may come at these offsets."""
         self._seen = [(now_ms, min(seen, end_offset)) for now_ms, seen in self._seen]
+
+
+class IdlenessByHorizon:
+    """The same for several horizons: one object for each, made when it is first observed."""
+
+    __slots__ = ("_by_horizon_ms",)
+
+    def __init__(self) -> None:
+        self._by_horizon_ms: dict[int, Idleness] = {}
+
+    def observe(self, end_offset: int, now_ms: int, horizons_ms: Iterable[int]) -> None:
+        for horizon_ms in horizons_ms:
+            self._by_horizon_ms.setdefault(horizon_ms, Idleness()).observe(end_offset, now_ms, horizon_ms)
+
+    def idle_below(self, now_ms: int, horizon_ms: int) -> int:
+        idleness = self._by_horizon_ms.get(horizon_ms)
+        return idleness.idle_below(now_ms, horizon_ms) if idleness is not None else 0
+
+    def truncate(self, end_offset: int) -> None:
+        for idleness in self._by_horizon_ms.values():
+            idleness.truncate(end_offset)

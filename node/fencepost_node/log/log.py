@@ -31,8 +31,9 @@ from contextlib import contextmanager, suppress
 from fencepost_node.log.config import NO_LIMIT, LogConfig
 from fencepost_node.log.disk import Disk
 from fencepost_node.log.errors import CorruptLog, OutOfRoom, disk_errors, storage_error
-from fencepost_node.log.idleness import Idleness
+from fencepost_node.log.idleness import IdlenessByHorizon
 from fencepost_node.log.leader_epochs import LeaderEpochs
+from fencepost_node.log.log_snapshots import LogSnapshots
 from fencepost_node.log.names import (
     EPOCH_CHECKPOINT,
     PartitionIdentity,
@@ -42,7 +43,6 @@ from fencepost_node.log.recovery import (
     RecoveredLog,
     begin_reset,
     finish_reset,
-    fold,
     recover,
     remove_segment,
 )
@@ -52,9 +52,6 @@ from fencepost_node.log.segment_row import SegmentRow
 from fencepost_node.log.snapshot import (
     Snapshot,
     decode_snapshot,
-    empty_snapshot,
-    encode_snapshot,
-    snapshots_to_keep,
 )
 from fencepost_node.log.state_machine import AnyMachine, States
 from fencepost_node.log.sync_mark import sync_announced
@@ -90,8 +87,8 @@ class Log:
         self._cuts = 0  # truncations and resets so far
         self._names_changed = 1  # rises with every new segment …
         self._names_synced = 0  # … and follows when the folder is synced
-        # By horizon in ms. What recovery found is not known to be old: nothing was observed yet. Guarded by _lock.
-        self._ages: dict[int, Idleness] = {}
+        # What recovery found is not known to be old: nothing was observed yet. Guarded by _lock.
+        self._idleness = IdlenessByHorizon()
         self._adopt(recovered)
 
     def _adopt(self, recovered: RecoveredLog) -> None:
@@ -102,8 +99,7 @@ class Log:
         self.size_bytes = self._row.size_bytes
         self.states = recovered.states
         self.leader_epochs: LeaderEpochs = recovered.leader_epochs
-        self._snapshots = recovered.snapshots  # guarded by _maintenance
-        self._pending = recovered.missing_snapshots  # captured, not yet written
+        self._snapshots = LogSnapshots(recovered.snapshots, recovered.missing_snapshots, self._lock)
         self._unsnapshotted_bytes = recovered.checked_bytes
 
     @staticmethod
@@ -230,7 +226,7 @@ class Log:
             raise storage_error(f"{self.directory}: no new segment at {self.log_end_offset}", error) from error
         self._row.add(segment)
         self._names_changed += 1
-        self._pending.append(self._capture())
+        self._snapshots.captured.append(self._capture())
         return segment
 
     def _capture(self) -> Snapshot:
@@ -319,14 +315,9 @@ class Log:
         """[thread] Read every snapshot. One that is damaged is removed: the batches tell the same, and recovery begins
         at an older one. Only that at the log's start has nothing else that tells it. Raises CorruptLog for it, StorageError.
         """
-        for offset in list(self._snapshots.offsets):
+        for offset in list(self._snapshots.files.offsets):
             with self._maintenance, disk_errors(f"snapshots of {self.directory} cannot be read"):
-                if offset not in self._snapshots.offsets or self._snapshots.load(offset) is not None:
-                    continue
-                if 0 < offset == self.log_start_offset:
-                    raise CorruptLog(self._snapshots.path(offset), 0, offset, "the snapshot cannot be read")
-                log.warning("damaged snapshot is removed path=%s", self._snapshots.path(offset))
-                self._snapshots.keep([kept for kept in self._snapshots.offsets if kept != offset])
+                self._snapshots.check(offset, self.log_start_offset)
 
     def _gone(self, offset: int) -> FencepostError:
         """What to tell a reader whose segment has left the log."""
@@ -388,7 +379,7 @@ class Log:
 
     @property
     def maintenance_due(self) -> bool:
-        return bool(self._pending) or self._unsnapshotted_bytes >= self.config.snapshot_interval_bytes
+        return bool(self._snapshots.captured) or self._unsnapshotted_bytes >= self.config.snapshot_interval_bytes
 
     def maintain(self) -> None:
         """[thread] Write the snapshots that are due, with all that must be on disk before them.
@@ -398,33 +389,25 @@ class Log:
         with self._maintenance:
             with self._lock:
                 if self._unsnapshotted_bytes >= self.config.snapshot_interval_bytes:
-                    self._pending.append(self._capture())
+                    self._snapshots.captured.append(self._capture())
                     self._unsnapshotted_bytes = 0
-            self._write_pending()
+            self._write_snapshots()
 
-    def _write_pending(self) -> None:
+    def _write_snapshots(self) -> None:
         """Everything below each captured offset goes to disk, then the snapshots. `_maintenance` is held."""
         with self._lock:
-            pending = list(self._pending)
+            captured = list(self._snapshots.captured)
             epochs = self.leader_epochs
             segments = self._row.all
-        if not pending:
+        if not captured:
             return
         self.sync()
         with disk_errors(f"snapshots of {self.directory} cannot be written"):
             for segment in segments:
                 segment.flush_indexes()
             self._disk.write_atomically(f"{self.directory}/{EPOCH_CHECKPOINT}", epochs.encode())
-            for snapshot in pending:
-                self._snapshots.write_snapshot(snapshot)
-                with self._lock:
-                    self._pending.remove(snapshot)
-            self._remove_surplus_snapshots()
-
-    def _remove_surplus_snapshots(self) -> None:
-        """Raises OSError."""
-        bases = [segment.base_offset for segment in self._row.all]
-        self._snapshots.keep(snapshots_to_keep(self._snapshots.offsets, bases, self.log_start_offset))
+            self._snapshots.write(captured)
+            self._snapshots.remove_surplus(self._row.all, self.log_start_offset)
 
     def snapshot_at_log_start(self) -> bytes:
         """[thread] The states at log_start_offset and the epoch before it, in the snapshot file's format.
@@ -432,15 +415,7 @@ class Log:
         Raises CorruptLog where the file is damaged, StorageError.
         """
         with self._maintenance, disk_errors(f"the snapshot at the start of {self.directory} cannot be read"):
-            if self.log_start_offset == 0:
-                return empty_snapshot(self.states.machines)
-            snapshot = self._snapshots.load(self.log_start_offset)
-            if snapshot is None:
-                path = self._snapshots.path(self.log_start_offset)
-                raise CorruptLog(path, 0, self.log_start_offset, "the snapshot at the log's start cannot be read")
-            if snapshot.last_epoch < 0:  # of an older version of this file
-                snapshot = snapshot._replace(last_epoch=self.leader_epochs.epoch_before(snapshot.offset))
-            return encode_snapshot(snapshot)
+            return self._snapshots.encoded_at_start(self.log_start_offset, self.states.machines, self.leader_epochs)
 
     # ---- Retention ----
 
@@ -459,12 +434,11 @@ class Log:
             count = segments_to_delete(facts, now_ms, config.retention_ms, config.retention_bytes, high_watermark)
             if not count:
                 return
-            with suppress(
-                OutOfRoom
-            ):  # a full disk gets room by what is deleted here, where the snapshot is there already
-                self._write_pending()  # among them, it may be, the snapshot at the new start
+            # A full disk gets room by what is deleted here, where the snapshot is there already.
+            with suppress(OutOfRoom):
+                self._write_snapshots()  # among them, it may be, the snapshot at the new start
             with disk_errors(f"old segments of {self.directory} cannot be deleted"):
-                while count and self._snapshots.load(segments[count].base_offset) is None:
+                while count and self._snapshots.files.load(segments[count].base_offset) is None:
                     count -= 1
                 if count:
                     self._delete_oldest(count)
@@ -502,21 +476,19 @@ class Log:
         self._row.retire(gone)
         for segment in gone:  # the oldest first: at any moment what is left is a log
             remove_segment(self._disk, self.directory, segment.base_offset)
-        self._remove_surplus_snapshots()
+        self._snapshots.remove_surplus(self._row.all, self.log_start_offset)
 
     # ---- How long it has held its batches ----
 
     def observe_end(self, running_ms: int, horizons_ms: Iterable[int]) -> None:
         """All that is in the log is there now, at this running time: for `held_below`, of these horizons."""
         with self._lock:
-            for horizon_ms in horizons_ms:
-                self._ages.setdefault(horizon_ms, Idleness()).observe(self.log_end_offset, running_ms, horizon_ms)
+            self._idleness.observe(self.log_end_offset, running_ms, horizons_ms)
 
     def held_below(self, running_ms: int, horizon_ms: int) -> int:
         """Batches with base offsets below this have been here for `horizon_ms`, as far as `observe_end` saw."""
         with self._lock:
-            ages = self._ages.get(horizon_ms)
-            return ages.idle_below(running_ms, horizon_ms) if ages is not None else 0
+            return self._idleness.idle_below(running_ms, horizon_ms)
 
     @contextmanager
     def appends_stopped(self) -> Iterator[None]:
@@ -540,7 +512,7 @@ class Log:
             with disk_errors(f"{self.directory} cannot be read"):
                 number = self._row.number_at(offset)
                 position, end_offset = self._row.all[number].border_at(offset)
-                states, folded_bytes = self._states_at(end_offset)
+                states, folded_bytes = self._snapshots.states_at(end_offset, self._row.all, self.log_start_offset)
             gone = self._forget_above(number, position, end_offset, states, folded_bytes)
             try:
                 self._cut_files(gone, position, end_offset)
@@ -548,27 +520,6 @@ class Log:
                 self._fail(f"truncation of {self.directory} to {end_offset} failed: {error}")
                 raise StorageError(self.failure) from error
             log.info("log truncated directory=%s end=%d asked=%d", self.directory, end_offset, offset)
-
-    def _states_at(self, end_offset: int) -> tuple[States, int]:
-        """(the states at `end_offset`, bytes folded for it): the newest snapshot at or below it, and the rest of the log.
-
-        Raises CorruptLog, OSError.
-        """
-        snapshot = self._snapshots.newest(self.log_start_offset, end_offset)
-        for captured in self._pending:
-            if snapshot.offset < captured.offset <= end_offset:
-                snapshot = captured._replace(states=captured.states.copy())
-        states, folded_bytes = snapshot.states, 0
-        for segment in self._row.all:
-            if segment.end_offset <= snapshot.offset or segment.base_offset >= end_offset:
-                continue
-            for placed in segment.scan_from(snapshot.offset):
-                if placed.header.base_offset >= end_offset:
-                    break
-                if placed.header.base_offset >= snapshot.offset:
-                    fold(segment.path, placed, states)
-                    folded_bytes += placed.header.size_bytes
-        return states, folded_bytes
 
     def _forget_above(
         self, number: int, position: int, end_offset: int, states: States, folded_bytes: int
@@ -583,10 +534,9 @@ class Log:
             epochs = self.leader_epochs.copy()
             epochs.truncate_to(end_offset)
             self.leader_epochs = epochs
-            self._pending = [snapshot for snapshot in self._pending if snapshot.offset <= end_offset]
+            self._snapshots.drop_captured_above(end_offset)
             self._unsnapshotted_bytes = folded_bytes
-            for ages in self._ages.values():
-                ages.truncate(end_offset)
+            self._idleness.truncate(end_offset)
         self._row.retire(gone)
         return gone
 
@@ -595,7 +545,7 @@ class Log:
 
         After a crash between any two steps the folder holds a log that ends at or above the cut, at a border.
         """
-        self._snapshots.keep([offset for offset in self._snapshots.offsets if offset <= end_offset])
+        self._snapshots.remove_above(end_offset)
         self._disk.sync_directory(self.directory)
         for segment in reversed(gone):
             remove_segment(self._disk, self.directory, segment.base_offset)
@@ -626,7 +576,7 @@ class Log:
                 self._fail(f"reset of {self.directory} to {start_offset} failed: {error}")
                 raise StorageError(self.failure) from error
             with self._lock:
-                self._ages = {}
+                self._idleness = IdlenessByHorizon()
                 self._adopt(recovered)
             log.info("log reset directory=%s start=%d", self.directory, start_offset)
 
@@ -644,10 +594,10 @@ class Log:
                 if clean and not self.failure:
                     with self._lock:
                         # An empty log needs none: recovery begins at offset 0 without.
-                        if self.log_end_offset and self.log_end_offset not in self._snapshots.offsets:
-                            self._pending.append(self._capture())
+                        if self.log_end_offset and self.log_end_offset not in self._snapshots.files.offsets:
+                            self._snapshots.captured.append(self._capture())
                             self._unsnapshotted_bytes = 0
-                    self._write_pending()
+                    self._write_snapshots()
             finally:
                 with self._syncing, self._lock:
                     self._closed = True
