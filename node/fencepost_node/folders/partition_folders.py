@@ -40,7 +40,7 @@ from fencepost_node.log.names import (
     PartitionIdentity,
     read_identity,
 )
-from fencepost_node.state_machines import STATE_MACHINES
+from fencepost_node.state_machines import machines_of
 from fencepost_proto.protocol.errors import StorageError
 from fencepost_proto.protocol.metadata import PartitionKey, Topic, TopicConfig
 from fencepost_proto.runtime.host import Host
@@ -236,8 +236,9 @@ class PartitionFolders:
         for found in some:
             config, now_ms = self._log_config(found.identity.topic_id, None), self._host.wall_clock_ms()
             try:
+                machines = machines_of(found.identity.topic)
                 log_of_it = Log.open(
-                    self._disk, found.folder, config, now_ms, STATE_MACHINES, power_lost=power_lost, folder_synced=True
+                    self._disk, found.folder, config, now_ms, machines, power_lost=power_lost, folder_synced=True
                 )
                 opened.append((found.key, log_of_it))
             except CorruptLog as error:
@@ -280,7 +281,7 @@ class PartitionFolders:
                 raise StorageError(f"the log of {topic.name}-{partition} is in one of {folders}, and not in {folder}")
             now_ms = self._host.wall_clock_ms()
             return await asyncio.to_thread(
-                Log.open, self._disk, folder, config, now_ms, STATE_MACHINES, power_lost=power_lost
+                Log.open, self._disk, folder, config, now_ms, machines_of(topic.name), power_lost=power_lost
             )
         if folder in self._unreadable:
             return await asyncio.to_thread(self._read_again, key, folder, config)
@@ -317,7 +318,8 @@ class PartitionFolders:
                 raise StorageError(f"{folder} does not say that it holds the log of topic id {config.topic_id}")
             try:
                 now_ms = self._host.wall_clock_ms()
-                opened = Log.open(self._disk, folder, config, now_ms, STATE_MACHINES, power_lost=self._power_lost)
+                machines = machines_of(config.topic)
+                opened = Log.open(self._disk, folder, config, now_ms, machines, power_lost=self._power_lost)
             except CorruptLog:
                 self.unread_damage[key] = folder
                 raise
@@ -341,7 +343,8 @@ class PartitionFolders:
         if probe:
             await self._look_for_room(folder)
         config, now_ms = self._log_config(topic.topic_id, topic, partition), self._host.wall_clock_ms()
-        return await asyncio.to_thread(Log.open, self._disk, folder, config, now_ms, STATE_MACHINES, power_lost=False)
+        machines = machines_of(topic.name)
+        return await asyncio.to_thread(Log.open, self._disk, folder, config, now_ms, machines, power_lost=False)
 
     async def replace(self, partition: int, topic: Topic) -> Log:
         """An empty log, for a replica whose damaged one is closed; its folder is set aside. Raises StorageError, OSError."""
@@ -447,7 +450,7 @@ class PartitionFolders:
 
     def _open(self, folder: str, config: LogConfig) -> Log:
         self._begun.add(folder)
-        made = Log.open(self._disk, folder, config, self._host.wall_clock_ms(), STATE_MACHINES)
+        made = Log.open(self._disk, folder, config, self._host.wall_clock_ms(), machines_of(config.topic))
         self._catalogue.add(Entry(config.topic_id, config.partition, folder.rpartition("/")[2]))
         self._begun.discard(folder)
         return made

@@ -189,7 +189,8 @@ class Log:
         with self._lock:
             self._require_usable()
             headers = [header for _, header in batches]
-            staged = self.states.stage(headers)
+            states = self.states
+            staged = states.stage(headers, _cut_out(data, batches) if states.reads_batches else ())
             epochs = self._epochs_with(headers)
             segment = self._row.all[-1]
             if segment.size and segment.size + len(data) > self.config.segment_bytes:
@@ -199,7 +200,7 @@ class Log:
             except OSError as error:
                 self._cut_back(segment, error)
                 raise storage_error(f"append to {segment.path} failed", error) from error
-            self.states.apply(staged)
+            states.apply(staged)
             self.leader_epochs = epochs
             segment.appended_ms = self._told_ms if self.clock is None else self.clock()
             self.log_end_offset = segment.end_offset
@@ -603,6 +604,11 @@ class Log:
                     self._closed = True
                     self.failure = self.failure or f"log {self.directory} is closed"
                 self._row.retire(self._row.all)
+
+
+def _cut_out(data: bytes, batches: Sequence[PlacedBatch]) -> list[bytes]:
+    """The bytes of each batch."""
+    return [data[position : position + header.size_bytes] for position, header in batches]
 
 
 def _facts(segment: Segment) -> SegmentFacts:

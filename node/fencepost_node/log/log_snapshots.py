@@ -97,6 +97,6 @@ class LogSnapshots:
                 if placed.header.base_offset >= end_offset:
                     break
                 if placed.header.base_offset >= snapshot.offset:
-                    fold(segment.path, placed, states)
+                    fold(segment, placed, states)
                     folded_bytes += placed.header.size_bytes
         return states, folded_bytes

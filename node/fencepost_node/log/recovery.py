@@ -252,7 +252,7 @@ class _LogRecovery:
             if header.leader_epoch < self._epochs.last_epoch:
                 told = f"leader epoch {header.leader_epoch} after {self._epochs.last_epoch}"
                 return CorruptLog(segment.path, placed.position, header.base_offset, told)
-            fold(segment.path, placed, self._states)
+            fold(segment, placed, self._states)
             self._epochs.record(header.leader_epoch, header.base_offset)
             segment.note(*placed)
 
@@ -283,12 +283,14 @@ class _LogRecovery:
         return left > 0 and not whole and not any(following.file.size for following in later)
 
 
-def fold(path: str, placed: PlacedBatch, states: States) -> None:
-    """Fold one stored batch. Raises CorruptLog where it contradicts the states before it."""
+def fold(segment: Segment, placed: PlacedBatch, states: States) -> None:
+    """Fold one stored batch. Raises CorruptLog where it contradicts the states before it, OSError."""
+    position, header = placed
+    batches = (segment.file.read(position, header.size_bytes),) if states.reads_batches else ()
     try:
-        states.apply(states.stage((placed.header,)))
+        states.apply(states.stage((header,), batches))
     except InvariantBroken as error:
-        raise CorruptLog(path, placed.position, placed.header.base_offset, str(error)) from error
+        raise CorruptLog(segment.path, position, header.base_offset, str(error)) from error
 
 
 # ---- Files that come and go ----

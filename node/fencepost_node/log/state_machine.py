@@ -6,7 +6,9 @@ holds every state at one offset; a state behind it is a snapshot's and the fold 
 
 What a machine has to be:
 
-- Pure. A state depends on the batches' headers and their offsets, and on nothing else: no clock, no I/O, no randomness.
+- Pure. A state depends on the batches and their offsets, and on nothing else: no clock, no I/O, no randomness.
+- By headers, or by whole batches. Most machines need the headers alone. One that `reads_batches` is given the batches'
+  bytes, as stored; only logs that fold such a machine have bytes cut out, or read from the disk, for it.
 - In two steps. `stage` computes what changes with the next batches, changes nothing, and raises InvariantBroken where they
   cannot follow; `apply` cannot fail. So a log stages first, writes, and applies only what was written.
 - Quick on the event loop: `stage` and `apply` look at what the batches name, `copy` takes references (a few milliseconds at
@@ -22,7 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from fencepost_proto.protocol.record_batch import BatchHeader
+from fencepost_proto.protocol.record_batch import BatchHeader, Buffer
 
 Pause = Callable[[], None]  # gives other threads a turn
 
@@ -32,6 +34,7 @@ def no_pause() -> None:
 
 
 StagedT = TypeVar("StagedT")
+AppliedT_contra = TypeVar("AppliedT_contra", contravariant=True)
 
 _PART_NAME = re.compile(rb"[a-z0-9-]{1,32}")
 
@@ -40,14 +43,10 @@ def is_part_name(name: bytes) -> bool:
     return _PART_NAME.fullmatch(name) is not None
 
 
-class FoldedState(Protocol[StagedT]):
+class StagingState(Protocol[AppliedT_contra]):
     """The state of one machine at one offset."""
 
-    def stage(self, headers: Sequence[BatchHeader]) -> StagedT:
-        """What changes when these batches follow, at their headers' base offsets. Raises InvariantBroken."""
-        ...
-
-    def apply(self, staged: StagedT) -> None:
+    def apply(self, staged: AppliedT_contra) -> None:
         """Change what `stage` computed from this state."""
         ...
 
@@ -58,7 +57,23 @@ class FoldedState(Protocol[StagedT]):
         ...
 
 
-StateT = TypeVar("StateT", bound="FoldedState[Any]")  # what is staged concerns the machine alone
+class FoldedState(StagingState[StagedT], Protocol[StagedT]):
+    """Of a machine that looks at headers."""
+
+    def stage(self, headers: Sequence[BatchHeader]) -> StagedT:
+        """What changes when these batches follow, at their headers' base offsets. Raises InvariantBroken."""
+        ...
+
+
+class FoldedBatches(StagingState[StagedT], Protocol[StagedT]):
+    """Of a machine that `reads_batches`."""
+
+    def stage_batches(self, batches: Sequence[Buffer]) -> StagedT:
+        """As `FoldedState.stage`, of checked batches."""
+        ...
+
+
+StateT = TypeVar("StateT", bound="StagingState[Any]")  # what is staged concerns the machine alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +85,7 @@ class StateMachine(Generic[StateT]):
     initial: Callable[[], StateT]  # at offset 0
     encode: Callable[[StateT, Pause], bytes]
     decode: Callable[[bytes, int, Pause], StateT]  # data and its format; raises CorruptMessage
+    reads_batches: bool = False  # its state is a FoldedBatches; otherwise a FoldedState
 
     def __post_init__(self) -> None:
         if not is_part_name(self.name.encode()):
@@ -82,11 +98,18 @@ AnyMachine = StateMachine[Any]
 class States:
     """The states of all of a log's machines, at one offset."""
 
-    __slots__ = ("_of", "_states")
+    __slots__ = ("_by_batches", "_by_headers", "_of", "reads_batches")
 
-    def __init__(self, of: Mapping[AnyMachine, FoldedState[Any]]) -> None:
+    def __init__(self, of: Mapping[AnyMachine, StagingState[Any]]) -> None:
         self._of: dict[AnyMachine, Any] = dict(of)
-        self._states: tuple[FoldedState[Any], ...] = tuple(of.values())  # at every append; a dict's values take longer
+        # At every append; a dict's values take longer.
+        self._by_headers: tuple[FoldedState[Any], ...] = tuple(
+            state for machine, state in self._of.items() if not machine.reads_batches
+        )
+        self._by_batches: tuple[FoldedBatches[Any], ...] = tuple(
+            state for machine, state in self._of.items() if machine.reads_batches
+        )
+        self.reads_batches = bool(self._by_batches)  # whether `stage` needs the bytes
 
     @staticmethod
     def initial(machines: Iterable[AnyMachine]) -> States:
@@ -101,16 +124,23 @@ class States:
     def machines(self) -> tuple[AnyMachine, ...]:
         return tuple(self._of)
 
-    def stage(self, headers: Sequence[BatchHeader]) -> list[object]:
-        """For `apply`; as `FoldedState.stage`."""
+    def stage(self, headers: Sequence[BatchHeader], batches: Sequence[Buffer] = ()) -> list[object]:
+        """For `apply`; as `FoldedState.stage`. `batches`: the bytes of each, where `reads_batches` says so."""
         staged: list[object] = []
-        for state in self._states:
+        for state in self._by_headers:
             staged.append(state.stage(headers))
+        for reader in self._by_batches:
+            staged.append(reader.stage_batches(batches))
         return staged
 
     def apply(self, staged: list[object]) -> None:
-        for state, changes in zip(self._states, staged, strict=False):
-            state.apply(changes)
+        number = 0
+        for state in self._by_headers:
+            state.apply(staged[number])
+            number += 1
+        for reader in self._by_batches:
+            reader.apply(staged[number])
+            number += 1
 
     def __str__(self) -> str:
         """The number of entries of each."""

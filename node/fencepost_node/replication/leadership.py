@@ -13,8 +13,10 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
+from fencepost_node.coordination.internal_topics import INTERNAL_TOPICS
 from fencepost_node.log.leader_epochs import NO_EPOCH
 from fencepost_node.log.log import Log, OutOfRoom
 from fencepost_node.producers.identities import lowest_epoch
@@ -36,6 +38,13 @@ ROOM = Backoff(first_s=0.1, most_s=2.0)  # pauses between appends of a leader wi
 MAX_WAITERS = 65_536  # produced batches that wait for the high watermark of one partition
 
 Committed = Callable[[FencepostError | None], None]  # called once: None when committed
+
+
+class AppendOrigin(Enum):
+    """Who appends to a leader's log. What a follower stores comes by `Log.append_as_follower`."""
+
+    CLIENT = "client"
+    COORDINATOR = "coordinator"  # of groups: the only one that may write to an internal topic
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +142,7 @@ class Leadership:
             durable_end_offset=high_watermark if topic.config.flush_always else None,
         )
         self.tail = Tail(log.log_end_offset, local.tails)
+        self._origin = AppendOrigin.COORDINATOR if topic.name in INTERNAL_TOPICS else AppendOrigin.CLIENT
         self._local = local
         self._calls = calls
         self._counts = counts
@@ -170,12 +180,21 @@ class Leadership:
 
     # ---- Produce ----
 
-    def append_batch(self, batch: bytes, acks: int, now: float, admit: Admit | None = None) -> Appended:
+    def append_batch(
+        self,
+        batch: bytes,
+        acks: int,
+        now: float,
+        admit: Admit | None = None,
+        origin: AppendOrigin = AppendOrigin.CLIENT,
+    ) -> Appended:
         """Check and append one batch as it came from a client. All or nothing; raises FencepostError for nothing.
 
         `admit` is asked before a producer that this partition does not know is let in.
         """
         self.require_leading()
+        if origin is not self._origin:
+            raise errors.InvalidTopic(f"a {origin.value} does not write to the topic {self.topic.name}")
         config = self.topic.config
         if len(batch) > config.max_message_bytes:
             raise errors.MessageTooLarge(

@@ -136,11 +136,11 @@ def _shown(data: bytes | None) -> str:
 def _dump_snapshot(path: Path, *, as_json: bool) -> None:
     from fencepost_node.log.snapshot import decode_snapshot
     from fencepost_node.producers.producer_state_machine import PRODUCERS
-    from fencepost_node.state_machines import STATE_MACHINES
+    from fencepost_node.state_machines import machines_of_folder
     from fencepost_proto.protocol.errors import FencepostError
 
     try:
-        snapshot = decode_snapshot(path.read_bytes(), STATE_MACHINES)
+        snapshot = decode_snapshot(path.read_bytes(), machines_of_folder(path.resolve().parent.name))
     except FencepostError as error:
         fail(f"{path} is damaged: {error}")
     producers = sorted(snapshot.states[PRODUCERS].items())

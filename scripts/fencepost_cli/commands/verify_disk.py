@@ -33,7 +33,7 @@ def verify_disk(
     """
     from fencepost_node.log.disk import RealDisk
     from fencepost_node.log.verify import verify_log
-    from fencepost_node.state_machines import STATE_MACHINES
+    from fencepost_node.state_machines import machines_of_folder
     from fencepost_testing.member import is_in_use
 
     disk = RealDisk()
@@ -42,7 +42,7 @@ def verify_disk(
         in_use = is_in_use(folder)
         try:
             for partition in _partitions(folder):
-                told = verify_log(disk, str(partition), STATE_MACHINES, in_use=in_use)
+                told = verify_log(disk, str(partition), machines_of_folder(partition.name), in_use=in_use)
                 partitions, size, damaged = partitions + 1, size + told.bytes, damaged + bool(told.damage)
                 _show(told, as_json)
         except OSError as error:
