@@ -1,0 +1,1 @@
+"""How messages are written down (`fields`), and the readers and writers that are compiled from that."""
