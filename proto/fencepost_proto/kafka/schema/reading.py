@@ -135,7 +135,7 @@ class _ReaderBuilder:
         self._run.append((presence, "b", 1))
         self._flush_run()
         source.add(f"{value} = None")
-        source.open(f"if {presence} >= 0:")
+        source.open(f"if {presence} >= 0:" if field.tag is None else f"if {presence} > 0:")
         source.add(f"{value} = {self.read_struct(cls)}")
         source.close()
         return value

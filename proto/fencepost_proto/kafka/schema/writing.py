@@ -116,7 +116,7 @@ class _WriterBuilder:
         self.flush_run()
         source.add(f"{value} = {expression}")
         source.open(f"if {value} is None:")
-        self._run.append(("b", "-1"))
+        self._run.append(("b", "-1" if field.tag is None else "0"))  # Kafka writes null so in the one, so in the other
         self.flush_run()
         source.close()
         source.open("else:")
