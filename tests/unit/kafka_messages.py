@@ -53,8 +53,16 @@ def _random_primitive(name: str, kind: Kind[object], host: random.Random) -> obj
 
 
 def plain(message: object, version: int) -> list[object]:
-    """The values of this version's fields, in wire order, nested messages as lists."""
-    return [_plain(getattr(message, f.name), version) for f in fields_of(type(message)) if f.is_in(version)]
+    """The values of this version's fields, in wire order, nested messages as lists; an absent tagged one as its default."""
+    return [_plain(given(message, field), version) for field in fields_of(type(message)) if field.is_in(version)]
+
+
+def given(message: object, field: Field) -> object:
+    """What a field says; the default of a tagged struct that is None."""
+    value = getattr(message, field.name)
+    if value is None and field.tag is not None and field.nullable is None and isinstance(field.kind, type):
+        return field.kind()
+    return value
 
 
 def _plain(value: object, version: int) -> object:

@@ -106,9 +106,9 @@ class PartitionData:
     high_watermark: int = int64()
     last_stable_offset: int = int64(default=-1)
     log_start_offset: int = int64(since=5, default=-1)
-    diverging_epoch: EpochEndOffset = struct(EpochEndOffset, since=12, tag=0)
-    current_leader: LeaderIdAndEpoch = struct(LeaderIdAndEpoch, since=12, tag=1)
-    snapshot_id: SnapshotId = struct(SnapshotId, since=12, tag=2)
+    diverging_epoch: EpochEndOffset | None = struct(EpochEndOffset, since=12, tag=0, default=None)
+    current_leader: LeaderIdAndEpoch | None = struct(LeaderIdAndEpoch, since=12, tag=1, default=None)
+    snapshot_id: SnapshotId | None = struct(SnapshotId, since=12, tag=2, default=None)
     aborted_transactions: list[AbortedTransaction] | None = array(AbortedTransaction, nullable=0)
     preferred_read_replica: int = int32(since=11, default=-1)
     records: Buffer | None = record_batches(nullable=0)  # whole batches

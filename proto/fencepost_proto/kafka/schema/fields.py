@@ -171,5 +171,8 @@ def struct(
     tag: int | None = None,
     default: tuple[()] | None = (),
 ) -> T:
-    """One nested struct; `default=None` where Kafka's default is null, else one whose fields have their defaults."""
+    """One nested struct. By default one whose fields have their defaults; with `default=None` None.
+
+    None means null where the field is nullable, and absent where it is tagged.
+    """
     return cast(T, _field(of, default, since=since, until=until, nullable=nullable, tag=tag))

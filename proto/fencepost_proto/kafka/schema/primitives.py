@@ -47,12 +47,12 @@ def _uvarint(value: int) -> bytes:
     return bytes(encoded)
 
 
-_SHORT_UVARINTS = [_uvarint(value) for value in range(_ONE_BYTE)]
+SHORT_UVARINTS = [_uvarint(value) for value in range(_ONE_BYTE)]
 
 
 def uvarint(value: int) -> bytes:
     """An unsigned varint; the common ones come from a table."""
-    return _SHORT_UVARINTS[value] if value < _ONE_BYTE else _uvarint(value)
+    return SHORT_UVARINTS[value] if value < _ONE_BYTE else _uvarint(value)
 
 
 def skip_tagged_fields(data: memoryview, position: int, count: int, size: int) -> int:

@@ -44,6 +44,7 @@ class _ReaderBuilder:
         self._version = version
         self._flexible = flexible
         self._run: list[tuple[str, str, int]] = []  # variable, struct letters and size of fixed fields not read yet
+        self.source.names["new"] = object.__new__  # all fields follow: __init__ would only take time
         for helper in (
             primitives.beyond_frame,
             primitives.too_many,
@@ -73,8 +74,11 @@ class _ReaderBuilder:
             self._read_tagged_fields(tagged, values)
         else:
             self._flush_run()
-        arguments = ", ".join(values[field.name] for field in fields)
-        return f"{self.source.bind(cls.__name__, cls)}({arguments})"
+        made = self.source.name("made")
+        self.source.add(f"{made} = new({self.source.bind(cls.__name__, cls)})")
+        for field in fields:
+            self.source.add(f"{made}.{field.name} = {values[field.name]}")
+        return made
 
     def _read_tagged_fields(self, tagged: list[Field], values: dict[str, str]) -> None:
         source = self.source
@@ -144,33 +148,36 @@ class _ReaderBuilder:
         """Strings, bytes and records: a length, and as many bytes."""
         source = self.source
         is_string = field.kind is STRING
-        length = self._read_length("h" if is_string else "i")
+        length, surplus = self._read_length("h" if is_string else "i", field.name if is_string else "")
         value, end = source.name("v"), source.name("end")
-        if field.is_nullable_in(self._version):
-            source.open(f"if {length} == -1:")
+        nullable = field.is_nullable_in(self._version)
+        if nullable:
+            source.open(f"if {length} == {surplus - 1}:")
             source.add(f"{value} = None")
             source.close()
             source.open("else:")
-        source.add(f"{end} = position + {length}")
-        source.add(f"if {length} < 0 or {end} > size: raise beyond_frame({field.name!r}, {length}, size - position)")
+        source.add(f"{end} = position + {length} - {surplus}" if surplus else f"{end} = position + {length}")
+        negative = "" if surplus and nullable else f"{length} < {surplus} or "
+        error = f"beyond_frame({field.name!r}, {length} - {surplus}, size - position)"
+        source.add(f"if {negative}{end} > size: raise {error}")
         if is_string:
-            if self._flexible:
-                source.add(f"if {length} > {MAX_STRING_BYTES}: raise too_long_to_read({field.name!r}, {length})")
-            source.add(f"{value} = str(data[position:{end}], 'utf-8')")
+            source.add(f"{value} = data[position:{end}].tobytes().decode()")
         elif field.kind is BYTES:
             source.add(f"{value} = bytes(data[position:{end}])")
         else:
             assert field.kind is RECORDS, field
             source.add(f"{value} = data[position:{end}]")
         source.add(f"position = {end}")
-        if field.is_nullable_in(self._version):
+        if nullable:
             source.close()
         return value
 
     def _read_array(self, field: Field) -> str:
         source = self.source
-        count = self._read_length("i")
+        count, surplus = self._read_length("i")
         value = source.name("v")
+        if surplus:
+            source.add(f"{count} -= {surplus}")
         if field.is_nullable_in(self._version):
             source.open(f"if {count} == -1:")
             source.add(f"{value} = None")
@@ -205,22 +212,30 @@ class _ReaderBuilder:
 
     # ---- Lengths, and runs of fields of fixed size ----
 
-    def _read_length(self, code: str) -> str:
-        """Emit the reading of a length; the variable that holds it, -1 for null."""
+    def _read_length(self, code: str, bounded: str = "") -> tuple[str, int]:
+        """Emit the reading of a length; the variable that holds it, and by how much that is more than the length.
+
+        `bounded` is the name of a string, whose length has a bound of its own (old layouts cannot state a greater one).
+        """
         if self._flexible:
-            length = self._read_compact_length()
-            self.source.add(f"{length} -= 1")
-            return length
+            return self._read_compact_length(bounded), 1
         length = self.source.name("n")
         self._run.append((length, code, 2 if code == "h" else 4))
         self._flush_run()
-        return length
+        return length, 0
 
-    def _read_compact_length(self) -> str:
-        length = self.source.name("n")
+    def _read_compact_length(self, bounded: str = "") -> str:
+        source = self.source
+        length = source.name("n")
         self._run.append((length, "B", 1))
         self._flush_run()
-        self.source.add(f"if {length} > 127: {length}, position = read_long_uvarint(data, position, {length})")
+        if not bounded:
+            source.add(f"if {length} > 127: {length}, position = read_long_uvarint(data, position, {length})")
+            return length
+        source.open(f"if {length} > 127:")
+        source.add(f"{length}, position = read_long_uvarint(data, position, {length})")
+        source.add(f"if {length} > {MAX_STRING_BYTES + 1}: raise too_long_to_read({bounded!r}, {length} - 1)")
+        source.close()
         return length
 
     def _flush_run(self) -> None:

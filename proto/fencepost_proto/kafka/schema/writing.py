@@ -7,6 +7,7 @@ struct.error; the codec names message and version.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable
 from typing import cast
@@ -14,6 +15,9 @@ from typing import cast
 from fencepost_proto.kafka.schema import primitives
 from fencepost_proto.kafka.schema.compiling import Source, element_of, is_fixed
 from fencepost_proto.kafka.schema.fields import MAX_STRING_BYTES, RECORDS, STRING, Buffer, Field, Kind, fields_of
+
+_NO_TAGGED_FIELDS = b"\0"
+_SHORT_ARRAYS = 16
 
 Writer = Callable[[object], list[Buffer]]
 
@@ -32,6 +36,12 @@ def compile_writer(cls: type[object], version: int, flexible: bool) -> Writer:
     return cast(Writer, source.compile(f"writer of {cls.__name__} v{version}", "message"))
 
 
+@functools.cache
+def _short_arrays(code: str) -> list[Callable[..., bytes]]:
+    """By number of elements: packs a compact array of them, its length first."""
+    return [struct.Struct(">B" + code * count).pack for count in range(_SHORT_ARRAYS)]
+
+
 class _WriterBuilder:
     def __init__(self, version: int, flexible: bool) -> None:
         self.source = Source()
@@ -43,6 +53,7 @@ class _WriterBuilder:
             join=b"".join,
             pack=struct.pack,
             uvarint=primitives.uvarint,
+            UVARINTS=primitives.SHORT_UVARINTS,
             too_long_to_write=primitives.too_long_to_write,
         )
 
@@ -74,7 +85,8 @@ class _WriterBuilder:
         for field in tagged:
             value, inner = source.name("v"), source.name("inner")
             source.add(f"{value} = {expression}.{field.name}")
-            source.open(f"if {value} != {self._default(field)}:")
+            given = f"{value} is not None and " if field.default is None else ""
+            source.open(f"if {given}{value} != {self._default(field)}:")
             source.add(f"{inner} = []")
             source.add(f"{inner}_add = {inner}.append")
             self._add = f"{inner}_add"
@@ -82,14 +94,15 @@ class _WriterBuilder:
             self.flush_run()
             self._add = outer
             source.add(f"{inner} = join({inner})")
-            source.add(f"{fields} += (uvarint({field.tag}), uvarint(len({inner})), {inner})")
+            source.add(f"{fields} += ({primitives.uvarint(field.tag or 0)!r}, uvarint(len({inner})), {inner})")
             source.close()
+        source.open(f"if {fields}:")
         source.add(f"{outer}(uvarint(len({fields}) // 3))")
-        source.add(f"if {fields}: {outer}(join({fields}))")
+        source.add(f"{outer}(join({fields}))")
+        source.close()
+        source.add(f"else: {outer}({_NO_TAGGED_FIELDS!r})")
 
     def _default(self, field: Field) -> str:
-        if field.default is None:
-            return "None"
         if field.is_array:
             return "[]"
         default = field.kind() if isinstance(field.kind, type) else field.default
@@ -166,11 +179,10 @@ class _WriterBuilder:
             source.close()
             source.open("else:")
         source.add(f"{count} = len({value})")
-        self._write_length("i", count)
         if isinstance(field.kind, Kind) and is_fixed(field.kind):
-            code = f"f'>{{{count}}}{field.kind.code}'" if field.kind.size < 16 else f"'>' + '16s' * {count}"
-            source.add(f"if {count}: {self._add}(pack({code}, *{value}))")
+            self._write_fixed_elements(field.kind, value, count)
         else:
+            self._write_length("i", count)
             element = source.name("e")
             source.open(f"for {element} in {value}:")
             self._write_field(element_of(field), element)
@@ -178,6 +190,24 @@ class _WriterBuilder:
             source.close()
         if nullable:
             source.close()
+
+    def _write_fixed_elements(self, kind: Kind[object], value: str, count: str) -> None:
+        """The number and the elements at once: arrays of replicas are short and many."""
+        source = self.source
+        code = f"f'>{{{count}}}{kind.code}'" if kind.size < 16 else f"'>' + '16s' * {count}"
+        if not self._flexible:
+            self._write_length("i", count)
+            source.add(f"if {count}: {self._add}(pack({code}, *{value}))")
+            return
+        self.flush_run()
+        short = source.bind("short_arrays", _short_arrays(kind.code))
+        source.open(f"if {count} < {_SHORT_ARRAYS}:")
+        source.add(f"{self._add}({short}[{count}]({count} + 1, *{value}))")
+        source.close()
+        source.open("else:")
+        self._write_length("i", count)
+        source.add(f"{self._add}(pack({code}, *{value}))")
+        source.close()
 
     # ---- Lengths, and runs of fields of fixed size ----
 
@@ -189,7 +219,7 @@ class _WriterBuilder:
         """The length that comes before bytes or elements, together with the fixed fields before it."""
         if self._flexible:
             self.flush_run()
-            self.source.add(f"{self._add}(uvarint({length} + 1))")
+            self.source.add(f"{self._add}(UVARINTS[{length} + 1] if {length} < 127 else uvarint({length} + 1))")
         else:
             self._run.append((code, length))
             self.flush_run()
