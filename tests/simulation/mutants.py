@@ -148,7 +148,13 @@ def snapshot_without_producer_state(replace: Any) -> None:
 
 @mutant("G5", "invariant", kinds=("isolate broker", "pause broker", "kill leader"))
 def truncation_keeps_the_state_of_what_it_cut(replace: Any) -> None:
-    replace(Log, "_states_at", lambda self, end_offset: (self.states, 0))
+    original = Log._forget_above
+
+    def forget_above(self: Log, *cut: Any) -> Any:
+        number, position, end_offset, _, folded_bytes = cut
+        return original(self, number, position, end_offset, self.states, folded_bytes)
+
+    replace(Log, "_forget_above", forget_above)
 
 
 @mutant("G5", "invariant", kinds=("disk error", "disk full", "kill leader"), first_seed=2)
