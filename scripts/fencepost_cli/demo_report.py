@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fencepost_cli.demo import TOPIC, DemoResult
 from fencepost_testing.failover import ProducerView
-from fencepost_testing.verdict import Kind
+from fencepost_testing.log_check.findings import Kind
 
 _STYLE: Any = {"title_justify": "left", "box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
 _STATE_HEADINGS = ("leader, epoch", "producer\nepoch", "last\nsequence", "batches known,\nfrom sequence")

@@ -10,28 +10,30 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 
-
-class Outcome(IntEnum):
-    """What the producer was told of one record."""
-
-    UNKNOWN = 0  # nothing yet, or an error that says it may be in the log
-    ACKED = 1
-    REFUSED = 2  # an error that says it is not in the log
-
+from fencepost_testing.log_check.outcomes import Outcome
+from fencepost_testing.log_check.sequence_order import Stamp
 
 NO_OFFSET = -1
+_OUTCOMES = tuple(Outcome)
+_BLOCK = 4096  # records by which the columns grow
 
 
 class Ledger:
-    """What one run of a workload sent, by id, and what it was told. A few bytes a record."""
+    """What one run of a workload sent, by id, and what it was told. About 30 bytes a record.
 
-    def __init__(self, run: str) -> None:
+    `ordered`: the run's records of one partition stand in the order of their ids (as an idempotent producer's do).
+    """
+
+    def __init__(self, run: str, *, ordered: bool = True) -> None:
         self.run = run
+        self.ordered = ordered
         self.outcomes = bytearray()
         self._partitions = array("i")
         self._offsets = array("q")
+        self._producer_ids = array("q")
+        self._producer_epochs = array("i")
+        self._sequences = array("i")
 
     @property
     def sent(self) -> int:
@@ -47,26 +49,50 @@ class Ledger:
 
     def send(self) -> int:
         """The next record's id."""
-        self.outcomes.append(Outcome.UNKNOWN)
-        self._partitions.append(-1)
-        self._offsets.append(NO_OFFSET)
-        return len(self.outcomes) - 1
+        return self.send_as(len(self.outcomes))
 
-    def ack(self, record_id: int, partition: int = -1, offset: int = NO_OFFSET) -> None:
-        """Partition or offset -1: not told."""
+    def send_as(self, record_id: int) -> int:
+        """The same for a run that sends to several topics: ids below this one that this ledger lacks were not sent here."""
+        if record_id >= len(self._offsets):
+            self._extend_columns(max(_BLOCK, record_id + 1 - len(self._offsets)))
+        self.outcomes.extend(bytes(record_id + 1 - len(self.outcomes)))
+        self.outcomes[record_id] = Outcome.UNKNOWN
+        return record_id
+
+    def _extend_columns(self, more: int) -> None:
+        for column in (self._partitions, self._producer_epochs, self._sequences):
+            column.extend(array("i", [-1]) * more)
+        for column in (self._offsets, self._producer_ids):
+            column.extend(array("q", [-1]) * more)
+
+    def ack(
+        self, record_id: int, partition: int = -1, offset: int = NO_OFFSET, stamp: tuple[int, int, int] | None = None
+    ) -> None:
+        """Partition or offset -1: not told. `stamp`: producer id, producer epoch, sequence; None: not known."""
         self.outcomes[record_id] = Outcome.ACKED
         self._partitions[record_id] = partition
         self._offsets[record_id] = offset
+        if stamp is not None:
+            self._producer_ids[record_id], self._producer_epochs[record_id], self._sequences[record_id] = stamp
 
     def fail(self, record_id: int, *, may_have_been_appended: bool) -> None:
         self.outcomes[record_id] = Outcome.UNKNOWN if may_have_been_appended else Outcome.REFUSED
+
+    def outcome(self, record_id: int) -> Outcome:
+        return _OUTCOMES[self.outcomes[record_id]] if record_id < len(self.outcomes) else Outcome.NEVER_SENT
+
+    def stamp(self, record_id: int) -> Stamp | None:
+        """None: it is not known."""
+        if record_id >= len(self.outcomes) or self._sequences[record_id] < 0:
+            return None
+        return Stamp(self._producer_ids[record_id], self._producer_epochs[record_id], self._sequences[record_id])
 
     def place(self, record_id: int) -> tuple[int, int]:
         """(partition, offset) as acknowledged."""
         return self._partitions[record_id], self._offsets[record_id]
 
     def to_json(self) -> dict[str, object]:
-        """Small where all went well: only what was not acknowledged is listed. Offsets are left out."""
+        """Small where all went well: only what was not acknowledged is listed. Offsets and stamps are left out."""
         return {
             "run": self.run,
             "sent": self.sent,
@@ -83,9 +109,8 @@ class Ledger:
         ):
             raise ValueError("not a workload's ledger")
         ledger = cls(run)
+        ledger._extend_columns(sent)
         ledger.outcomes = bytearray([Outcome.ACKED]) * sent
-        ledger._partitions = array("i", [-1]) * sent
-        ledger._offsets = array("q", [NO_OFFSET]) * sent
         for ids, outcome in ((unknown, Outcome.UNKNOWN), (refused, Outcome.REFUSED)):
             for record_id in ids:
                 if not 0 <= record_id < sent:

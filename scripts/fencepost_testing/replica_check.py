@@ -12,75 +12,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from fencepost_proto.protocol.errors import FencepostError
-from fencepost_proto.protocol.record_batch import MAX_SEQUENCE, BatchHeader, check_batch
-from fencepost_testing.verdict import Findings, Kind
-
-_SEQUENCES = MAX_SEQUENCE + 1
-
-
-@dataclass(slots=True)
-class _Sequences:
-    """What one (producer id, epoch) has in a partition so far. Positions are sequences without the wrap at 2^31."""
-
-    next_position: int
-    holes: list[tuple[int, int]] = field(default_factory=list)  # [first, end) passed over, in order
-
-    def add(self, base_sequence: int, count: int) -> tuple[int, int, int]:
-        """(sequences repeated, sequences that come late, sequences passed over now)."""
-        forward = (base_sequence - self.next_position) % _SEQUENCES
-        behind = forward >= _SEQUENCES // 2
-        first = self.next_position + forward - (_SEQUENCES if behind else 0)
-        end = first + count
-        passed_over = max(0, first - self.next_position)
-        if passed_over:
-            self.holes.append((self.next_position, first))
-        late = self._fill(first, min(end, self.next_position))
-        repeated = max(0, min(end, self.next_position) - first) - late
-        self.next_position = max(self.next_position, end)
-        return repeated, late, passed_over
-
-    def _fill(self, first: int, end: int) -> int:
-        filled, left = 0, []
-        for hole_first, hole_end in self.holes:
-            low, high = max(first, hole_first), min(end, hole_end)
-            if low >= high:
-                left.append((hole_first, hole_end))
-                continue
-            filled += high - low
-            left += [part for part in ((hole_first, low), (high, hole_end)) if part[0] < part[1]]
-        self.holes = left
-        return filled
-
-
-class _Producers:
-    """Every producer's sequences in one partition, up to the batch last looked at."""
-
-    def __init__(self, findings: Findings) -> None:
-        self._findings = findings
-        self.sequences: dict[tuple[int, int], _Sequences] = {}  # by (producer id, epoch)
-        self._newest_epoch: dict[int, int] = {}
-
-    def add(self, header: BatchHeader, where: str, *, beginning_removed: bool) -> None:
-        """Where retention removed the beginning of the log, a producer's first batches may have gone with it."""
-        producer, epoch, findings = header.producer_id, header.producer_epoch, self._findings
-        who = f"{where}: producer {producer} epoch {epoch}"
-        newest = self._newest_epoch.get(producer, 0)
-        if epoch < newest:
-            findings.add(Kind.REORDERED, f"{who} after epoch {newest}", header.record_count)
-        self._newest_epoch[producer] = max(newest, epoch)
-        known = self.sequences.get((producer, epoch))
-        if known is None:
-            known = _Sequences(header.base_sequence if beginning_removed else 0)
-            self.sequences[producer, epoch] = known
-        expected = known.next_position % _SEQUENCES
-        repeated, late, passed_over = known.add(header.base_sequence, header.record_count)
-        told = f"{who}: sequences {header.base_sequence} to {header.last_sequence} where {expected} is next"
-        if repeated:
-            findings.add(Kind.DUPLICATED, told, repeated)
-        if late:
-            findings.add(Kind.REORDERED, told, late)
-        if passed_over:
-            findings.add(Kind.GAP, told)
+from fencepost_proto.protocol.record_batch import BatchHeader, check_batch
+from fencepost_testing.log_check.findings import Findings, Kind
+from fencepost_testing.log_check.sequence_order import SequenceFinding, SequenceOrder, Stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +63,11 @@ def check_replica(broker: int, partition: str, segments: Iterable[Segment]) -> R
     """Every batch of one replica, its segments given in offset order."""
     summary = ReplicaSummary(broker, partition)
     findings = summary.findings
-    producers = _Producers(findings)
+
+    def report(found: SequenceFinding) -> None:
+        findings.add(found.kind, found.text, found.records)
+
+    sequences: SequenceOrder | None = None
     for base_offset, data in segments:
         name = f"broker {broker} {partition} segment {base_offset:020d}"
         if summary.batches and base_offset != summary.end_offset:
@@ -147,11 +85,18 @@ def check_replica(broker: int, partition: str, segments: Iterable[Segment]) -> R
                 digest = hashlib.blake2b(batch, digest_size=16).digest()
                 summary.batches.append(StoredBatch(header.base_offset, header.end_offset, header.leader_epoch, digest))
                 summary.records += header.record_count
+                if sequences is None:
+                    sequences = SequenceOrder(
+                        f"broker {broker} {partition}", report, beginning_removed=summary.start_offset > 0
+                    )
                 if header.idempotent:
-                    producers.add(header, where, beginning_removed=summary.start_offset > 0)
+                    stamp = Stamp(header.producer_id, header.producer_epoch, header.base_sequence)
+                    sequences.enter_stamp(stamp, header.base_offset, 0, count=header.record_count)
         except FencepostError as error:
             findings.add(Kind.CORRUPT, f"{name} after offset {expected - 1}: {error}")
-    summary.producers = set(producers.sequences)
+    if sequences is not None:
+        sequences.finish()
+        summary.producers = set(sequences.epochs)
     return summary
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.log_check.findings import Findings, Kind
 from fencepost_testing.replica_check import ReplicaSummary, Segment, check_replica, check_same
-from fencepost_testing.verdict import Findings, Kind
 
 _OFFSET_DIGITS = 20
 _SEGMENT_SUFFIX = ".log"

@@ -166,7 +166,7 @@ class Workload:
                 self._enter_failure(record_id, error)
             else:
                 now = time.monotonic()
-                self.ledger.ack(record_id, metadata.partition, metadata.offset)
+                self.ledger.ack(record_id, metadata.partition, metadata.offset, delivery.stamp)
                 self.acked += 1
                 self.latencies_s.append(now - sent_at)
                 if self.on_acked is not None:

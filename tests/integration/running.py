@@ -14,9 +14,9 @@ from fencepost_testing.faulty_wire import host_with_faults
 from fencepost_testing.ledger import Ledger
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.read_back import read_to_end
+from fencepost_testing.record_check import RecordCheck
 from fencepost_testing.replica_files import check_replicas
 from fencepost_testing.topic_waits import wait_in_sync
-from fencepost_testing.verdict import RecordCheck
 from fencepost_testing.waiting import until
 from fencepost_testing.workload import Acked, Workload, WorkloadSpec
 
@@ -94,7 +94,7 @@ async def running(
 async def judge(cluster: LocalCluster, admin: AdminClient, ledgers: list[Ledger]) -> None:
     """Once all replicas are in sync: what a consumer reads, and what the disks hold, is exactly what was sent."""
     await wait_in_sync(admin, TOPIC)
-    check = RecordCheck(ledgers)
+    check = RecordCheck(TOPIC, ledgers)
     async with Consumer(cluster.bootstrap, TOPIC) as consumer:
         await read_to_end(consumer, check.add_record)
         ends = {tp.partition: end for tp, end in (await consumer.end_offsets(consumer.assignment)).items()}

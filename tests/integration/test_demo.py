@@ -15,7 +15,7 @@ from aiokafka.record import MemoryRecords
 from fencepost import AdminClient, History
 from fencepost_cli.demo import HISTORY_FILE, TOPIC, Demo, DemoOptions
 from fencepost_testing.local_cluster import LocalCluster
-from fencepost_testing.verdict import Kind
+from fencepost_testing.log_check.findings import Kind
 from fencepost_testing.waiting import until_sync
 from tests.asynchronous import asynchronous
 from tests.integration.command_line import Shell

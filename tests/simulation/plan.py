@@ -13,7 +13,7 @@ from fencepost_controller.decisions import producers as controller_producers
 from fencepost_node.producers import expiry, producer_state
 from fencepost_proto.protocol import record_batch
 from fencepost_proto.protocol.v1 import controller_pb2
-from fencepost_testing.history_check import log_order
+from fencepost_testing.log_check import sequence_order
 from tests.simulation.cluster import NEVER_MS, ClusterSettings
 from tests.simulation.workload import ProducerSpec
 
@@ -184,7 +184,7 @@ def small_numbers() -> Iterator[None]:
             (producer_state, "_SEQUENCES", SMALL_SEQUENCES),
             (producer_state, "_HALF_OF_SEQUENCES", SMALL_SEQUENCES // 2),
             (sequencer, "MAX_EPOCH", SMALL_MAX_EPOCH),
-            (log_order, "_SEQUENCES", SMALL_SEQUENCES),
+            (sequence_order, "_SEQUENCES", SMALL_SEQUENCES),
             (controller_producers, "MAX_EPOCH", SMALL_MAX_EPOCH),
         ):
             stack.enter_context(patch.object(where, name, value))

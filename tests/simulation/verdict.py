@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from fencepost.history import History
 from fencepost.history_format import Operation
 from fencepost_proto.protocol import records
 from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_testing.history_check import check_history
+from fencepost_testing.ledger import Ledger as RunLedger
+from fencepost_testing.log_check.check import LogCheck
+from fencepost_testing.log_check.findings import Kind
 from tests.simulation import histories
 from tests.simulation.cluster import broker_node
 from tests.simulation.judge import Judge, Record
 from tests.simulation.logview import Batch
 from tests.simulation.poison import readable_records
-from tests.simulation.workload import ConsumerApp, Entry, Fate, Ledger, Resumption
+from tests.simulation.workload import ConsumerApp, Fate, Ledger, Resumption
 from tests.simulation.world import World
 
+# The promise that each finding breaks. Of several the first one here is told: the others may follow from it.
+PROMISES: Mapping[Kind, str] = {
+    Kind.DUPLICATED: "G2",
+    Kind.FOREIGN: "G2",
+    Kind.REORDERED: "G3",
+    Kind.RESURRECTED: "G1",
+    Kind.LOST: "G1",
+    Kind.MOVED: "G1",
+    Kind.GAP: "G3",
+}
 OVERRULED_S = 15.0  # how long a leader may still answer, cut off or asleep, after an unclean election of another one
 
 
@@ -34,36 +47,63 @@ class Verdict:
     def give(self) -> None:
         found = dict(self._committed_records())
         logs = {name: [(record.offset, record.value or b"") for record in log] for name, log in found.items()}
-        where: dict[bytes, tuple[str, int]] = {}
-        for record in self._judge.records.values():
-            if record.tainted:
-                continue
-            newest: dict[str, int] = {}
-            for offset, value in logs[record.name]:
-                if value in where:
-                    self._judge.fail("G2", f"{value!r} is at {where[value]} and at {record.name} {offset}")
-                where[value] = (record.name, offset)
-                if value not in self._ledger.entries:
-                    self._judge.fail("G2", f"{value!r} at {record.name} {offset} was never sent")
-                if self._ledger.entries[value].topic_id != record.key[0]:
-                    self._judge.fail("G2", f"{value!r} at {record.name} {offset} was sent to a topic since deleted")
-                if self._ledger.entries[value].may_be_lost:
-                    continue  # without stamps, a batch of a broken stream may come late
-                sender, _, number = value.decode().rpartition("/")
-                if int(number) <= newest.get(sender, -1):
-                    self._judge.fail("G3", f"{record.name} {offset}: {value!r} after number {newest[sender]}")
-                newest[sender] = int(number)
-        for value, entry in self._ledger.entries.items():
-            if entry.may_be_lost:
-                continue
-            if entry.fate is Fate.ACKED:
-                self._check_acked(value, entry, where)
-            elif entry.fate is Fate.REFUSED and value in where:
-                self._judge.fail("G1", f"{value!r} was refused for certain ({entry.error}), and is at {where[value]}")
+        self._check_logs(logs)
         self._check_reads(logs)
         self._check_passed_over()
         self._check_resumptions()
         self._check_history(found)
+
+    def _check_logs(self, logs: dict[str, list[tuple[int, bytes]]]) -> None:
+        """What stands in the logs, against all that producers sent and were told: G1, G2 and G3."""
+        for topic in self._judge.image.topics.values():
+            check = LogCheck(topic.name, self._ledgers_of(topic.topic_id), may_be_gone=self._is_lost_as_told)
+            for record in self._judge.records.values():
+                if record.key[0] != topic.topic_id or record.tainted:
+                    continue
+                for offset, value in logs[record.name]:
+                    if value not in self._ledger.entries:
+                        self._judge.fail("G2", f"{value!r} at {record.name} {offset} was never sent")
+                    check.enter_record(record.key[1], offset, *_name_of(value))
+            findings = check.finish()
+            if not findings.clean:
+                first = min(findings.shown, key=lambda example: list(PROMISES).index(example.kind))
+                self._judge.fail(PROMISES[first.kind], f"logs: {first.text}")
+
+    def _ledgers_of(self, topic_id: str) -> list[RunLedger]:
+        """What each incarnation of a producer sent to the topic, and what it was told as far as that binds.
+
+        Nothing is promised of records with acks=1 or 0 (a batch of a broken stream may also come late), of those in a
+        partition that has lost its tail, and of those below the log's start. After an unclean election sequences of what
+        it took are missing, so stamps are not compared.
+        """
+        ledgers: dict[str, RunLedger] = {}
+        for value, entry in self._ledger.entries.items():
+            sender, number = _name_of(value)
+            ledger = ledgers.setdefault(sender, RunLedger(sender, ordered=not entry.may_be_lost))
+            if entry.topic_id != topic_id:
+                continue
+            ledger.send_as(number)
+            record = self._judge.records.get((topic_id, entry.partition))
+            if entry.may_be_lost:
+                continue
+            if entry.fate is Fate.REFUSED:
+                ledger.fail(number, may_have_been_appended=False)
+            elif entry.fate is Fate.ACKED and record is not None and self._is_kept(record, entry.offset):
+                stamp = None if record.past.elections else entry.stamp
+                ledger.ack(number, entry.partition, entry.offset, stamp)
+        return list(ledgers.values())
+
+    def _is_kept(self, record: Record, offset: int) -> bool:
+        return not record.tainted and not 0 <= offset < self._log_start(record)
+
+    def _is_lost_as_told(self, ledger: RunLedger, number: int) -> bool:
+        """An unclean election took it, or what its producer was told does not say where it stood."""
+        entry = self._ledger.entries[f"{ledger.run}/{number}".encode()]
+        record = self._judge.records[entry.topic_id, entry.partition]
+        if entry.stamp is not None and record.past.is_lost(entry.stamp):
+            self._judge.count("acknowledged records lost to unclean elections")
+            return True
+        return entry.offset < 0
 
     def _check_history(self, logs: dict[str, list[records.Record]]) -> None:
         """What the clients recorded, and a reader who now reads everything."""
@@ -97,19 +137,6 @@ class Verdict:
                 continue  # it was told of what an unclean election has taken
             if last != told.last_offset:
                 self._judge.fail("G9", f"{record.name}: {told}, but the last record of earlier epochs is at {last}")
-
-    def _check_acked(self, value: bytes, entry: Entry, where: dict[bytes, tuple[str, int]]) -> None:
-        record, offset = self._judge.records.get((entry.topic_id, entry.partition)), entry.offset
-        if record is None or record.tainted or (0 <= offset < self._log_start(record)):
-            return  # its topic is deleted, or retention has been there
-        name = record.name
-        found = where.get(value)
-        if found is None and entry.stamp is not None and record.past.is_lost(entry.stamp):
-            self._judge.count("acknowledged records lost to unclean elections")
-        elif found is None and offset >= 0:
-            self._judge.fail("G1", f"{value!r} was acknowledged at {name} {offset} and is not in the log")
-        elif found is not None and offset >= 0 and found != (name, offset):
-            self._judge.fail("G1", f"{value!r} was acknowledged at {name} {offset} and is at {found}")
 
     def _log_start(self, record: Record) -> int:
         leader = self._judge.image.partitions[record.key].leader
@@ -161,3 +188,9 @@ class Verdict:
                         self._judge.fail(
                             "G10", f"{consumer.node} read {read[offset]!r} at {record.name} {offset}: {value!r}"
                         )
+
+
+def _name_of(value: bytes) -> tuple[str, int]:
+    """A record's value is its name: its sender, and its number in the order of sending."""
+    sender, _, number = value.decode().rpartition("/")
+    return sender, int(number)

@@ -20,8 +20,8 @@ from fencepost_testing.chaos.report import write_report
 from fencepost_testing.chaos.result import ChaosOptions, ChaosResult
 from fencepost_testing.chaos.resumed import NOTHING, Overruled, ResumedCheck, Told
 from fencepost_testing.history_check import check_history
+from fencepost_testing.log_check.findings import Kind as Wrong
 from fencepost_testing.read_back import FINAL_READER
-from fencepost_testing.verdict import Kind as Wrong
 
 START_NS = 5_000_000_000
 

@@ -11,10 +11,12 @@ from typing import Any, cast
 import pytest
 
 from fencepost import Producer, RecordMetadata
+from fencepost.history_format import RecordStamp
 from fencepost_proto.protocol.errors import FencepostError, MessageTooLarge, ProducerFenced, RequestTimedOut
 from fencepost_testing.failover import AckWatch
-from fencepost_testing.ledger import Ledger, Outcome
-from fencepost_testing.verdict import RecordCheck
+from fencepost_testing.ledger import Ledger
+from fencepost_testing.log_check.outcomes import Outcome
+from fencepost_testing.record_check import RecordCheck
 from fencepost_testing.workload import Acked, Workload, WorkloadSpec, percentile
 from tests.asynchronous import asynchronous
 
@@ -24,6 +26,7 @@ DEADLINE_S = 20.0
 @dataclass
 class StandInDelivery:
     outcome: asyncio.Future[RecordMetadata]
+    stamp: RecordStamp | None = None
 
     def __await__(self) -> Generator[Any, None, RecordMetadata]:
         return self.outcome.__await__()
@@ -70,7 +73,7 @@ async def test_a_counted_workload_sends_exactly_so_many_and_its_log_checks_out(k
     workload = workload_of(producer, WorkloadSpec("t", keys=keys, count=1_000, record_size_bytes=64))
     await workload.run(asyncio.Event())
     assert workload.ledger.sent == workload.ledger.acked == workload.acked == len(workload.latencies_s) == 1_000
-    check = RecordCheck([workload.ledger])
+    check = RecordCheck("t", [workload.ledger])
     for row in producer.rows:
         assert len(row[3] or b"") == 64
         check.add(*row)

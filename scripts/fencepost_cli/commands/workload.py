@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fencepost import AdminClient, History, Producer
-    from fencepost_testing.verdict import Findings, RecordCheck
+    from fencepost_testing.log_check.findings import Findings
+    from fencepost_testing.record_check import RecordCheck
     from fencepost_testing.workload import Workload, WorkloadSpec
 
 DEFAULT_TOPIC = "workload"
@@ -311,7 +312,7 @@ def verify(
     Exit code 1 where an acknowledged record is missing, or any record is there twice or out of order. Of a run that
     left no ledger only order and uniqueness are checked. Records that retention has removed count as lost.
     """
-    from fencepost_testing.verdict import Kind
+    from fencepost_testing.log_check.findings import Kind
 
     verified = run(_verify(bootstrap_of(bootstrap, data_dir), topic, _ledgers_of(ledgers, data_dir, topic)))
     known, check, findings = verified.ledgers, verified.check, verified.findings
@@ -351,13 +352,13 @@ class Verified(NamedTuple):
 async def _verify(brokers: str, topic: str, ledgers: Path) -> Verified:
     from fencepost import AdminClient, Consumer
     from fencepost_testing.read_back import read_to_end
-    from fencepost_testing.verdict import RecordCheck
+    from fencepost_testing.record_check import RecordCheck
 
     async with AdminClient(brokers) as admin:
         topic_id = (await admin.describe_topic(topic)).topic_id
     known, earlier_runs = _load_ledgers(ledgers, topic_id)
     async with Consumer(brokers, topic) as consumer:
-        check = RecordCheck(known)
+        check = RecordCheck(topic, known)
         await read_to_end(consumer, check.add_record)
     return Verified(known, earlier_runs, check, check.finish())
 

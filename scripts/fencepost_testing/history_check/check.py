@@ -17,8 +17,9 @@ from fencepost_testing.history_check.log_order import check_log_order
 from fencepost_testing.history_check.outcomes import check_outcomes
 from fencepost_testing.history_check.partition_log import EMPTY, FinalRead, PartitionLog, Skip
 from fencepost_testing.history_check.processes import UNKNOWN_POSITION, Process, Reading
-from fencepost_testing.history_check.sends import NOWHERE, Outcome, Sends, Told, shown
+from fencepost_testing.history_check.sends import NOWHERE, Sends, Told, shown
 from fencepost_testing.history_check.skips import check_skips
+from fencepost_testing.log_check.outcomes import Outcome
 
 
 class BrokenHistory(ValueError):
@@ -84,7 +85,7 @@ class HistoryCheck:
             check_skips(log, sends, names, findings)
             check_log_order(log, sends, names, findings)
         acked, failed, unknown = (
-            sends.outcome.count(outcome) for outcome in (Outcome.ACKED, Outcome.FAILED, Outcome.UNKNOWN)
+            sends.outcome.count(outcome) for outcome in (Outcome.ACKED, Outcome.REFUSED, Outcome.UNKNOWN)
         )
         return Verdict(
             lines=self.lines,
@@ -164,7 +165,7 @@ class HistoryCheck:
             sends.outcome[number] = Outcome.ACKED
             self._acked(number, self._log(topic, operation.partition), operation.offset)
         elif operation.type == "fail" and not operation.may_have_been_appended:
-            sends.outcome[number] = Outcome.FAILED
+            sends.outcome[number] = Outcome.REFUSED
 
     def _acked(self, number: int, log: PartitionLog, offset: int) -> None:
         sends = self._sends

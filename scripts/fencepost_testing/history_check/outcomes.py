@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 from fencepost_testing.history_check.anomalies import Anomaly, Findings
 from fencepost_testing.history_check.partition_log import PartitionLog, RangesRead
-from fencepost_testing.history_check.sends import NOWHERE, Outcome, Sends, shown
+from fencepost_testing.history_check.sends import NOWHERE, Sends, shown
+from fencepost_testing.log_check.outcomes import Outcome, wrong_outcome
 
 
 def check_outcomes(
@@ -26,7 +27,7 @@ def check_outcomes(
     by_outcome = {
         Outcome.ACKED: check.acked,
         Outcome.UNKNOWN: check.unknown,
-        Outcome.FAILED: check.failed,
+        Outcome.REFUSED: check.refused,
         Outcome.NEVER_SENT: check.foreign if foreign_records else check.never_sent,
     }
     of_outcome = [by_outcome[Outcome(outcome)] for outcome in range(len(Outcome))]
@@ -63,14 +64,16 @@ class _OutcomeCheck:
         if offset == NOWHERE and sends.read[number]:
             offset = sends.read_offset[number]
         must_be_there = self._must_be_in_final(log, offset, sends.completed[number])
-        if self._may_be_taken(number, log, offset):
-            self.taken += must_be_there
-        elif must_be_there:
+        may_be_taken = self._may_be_taken(number, log, offset)
+        self.taken += must_be_there and may_be_taken
+        if wrong_outcome(Outcome.ACKED, in_log=False, must_be_kept=must_be_there and not may_be_taken):
             end = f"the final read went from offset {log.final.start_offset} up to {log.final.end_offset - 1}"
             if not log.final.end_offset:
                 end = "the final read found nothing"
             self._lost(number, log, end)
-        elif not sends.read[number] and not (offset != NOWHERE and offset < log.final.start_offset):
+        elif (
+            not may_be_taken and not sends.read[number] and not (offset != NOWHERE and offset < log.final.start_offset)
+        ):
             self._unseen(number, log)
 
     def unknown(self, number: int) -> None:
@@ -85,9 +88,9 @@ class _OutcomeCheck:
             text = f"{log.name}: {self._told(number)} was read at offset {offset}, and was gone in the final read"
             self._findings.add(Anomaly.PRECOMMITTED_READ, text, sends.evidence(number), (offset,))
 
-    def failed(self, number: int) -> None:
+    def refused(self, number: int) -> None:
         sends = self._sends
-        if sends.read[number]:
+        if wrong_outcome(Outcome.REFUSED, in_log=bool(sends.read[number])):
             log, offset = self._logs[sends.read_partition[number]], sends.read_offset[number]
             text = f"{log.name}: {self._told(number)} certainly failed, and was read at offset {offset}"
             self._findings.add(Anomaly.G1A, text, sends.evidence(number), (offset,))
@@ -141,7 +144,9 @@ class _OutcomeCheck:
         self._findings.add(Anomaly.UNSEEN, text, self._sends.evidence(number), (offset,))
 
     def _told(self, number: int) -> str:
-        return f"{shown(self._sends.values[number])} of {self._names[self._sends.process[number]]}"
+        sends = self._sends
+        stamp, said = sends.stamp(number), f"{shown(sends.values[number])} of {self._names[sends.process[number]]}"
+        return said if stamp is None else f"{said} ({stamp})"
 
     def _ranges_read(self, log: PartitionLog) -> RangesRead:
         ranges = self._ranges.get(log)

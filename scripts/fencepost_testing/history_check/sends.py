@@ -7,25 +7,17 @@ A value is known by a number, in the order in which values appear. Lines are kno
 from __future__ import annotations
 
 from array import array
-from enum import IntEnum, IntFlag
+from enum import IntFlag
 from hashlib import blake2b
 
 from fencepost.history_format import Value
+from fencepost_testing.log_check.sequence_order import Stamp
 
 NOWHERE = -1  # an offset or partition that is not known
 MAX_VALUE_CHARS = 128  # a longer value is kept as its beginning and a digest
 _SHOWN_CHARS = 40
 _DIGEST_BYTES = 16
 _BLOCK = 4096  # values by which the columns grow
-
-
-class Outcome(IntEnum):
-    """What became of a value, as far as its sender was told."""
-
-    NEVER_SENT = 0
-    UNKNOWN = 1
-    ACKED = 2
-    FAILED = 3
 
 
 class Told(IntFlag):
@@ -85,6 +77,17 @@ class Sends:
     def evidence(self, number: int) -> tuple[int, int, int]:
         """The lines that tell of a value."""
         return self.invoked[number], self.completed[number], self.read[number]
+
+    def stamp(self, number: int) -> Stamp | None:
+        """None: it is not known."""
+        if self.sequence[number] == NOWHERE:
+            return None
+        return Stamp(self.producer_id[number], self.producer_epoch[number], self.sequence[number])
+
+    def described(self, number: int) -> str:
+        """A value in a sentence, with its stamp."""
+        stamp = self.stamp(number)
+        return shown(self.values[number]) + (f" ({stamp})" if stamp is not None else "")
 
     def _grow(self) -> None:
         self._room += _BLOCK
