@@ -27,7 +27,7 @@ from fencepost_proto.transport.answering import Answering, Context
 log = logging.getLogger(__name__)
 
 REGISTRATION_TIMEOUT_S = 10.0  # for the first message of a stream
-LAST_WORDS_S = 1.0  # for what is still to be said when a session is over
+LAST_RESPONSES_S = 1.0  # for what is still to be written when a session is over
 
 Requests = AsyncIterator[pb.SessionRequest]
 
@@ -54,12 +54,16 @@ async def serve_session(
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         _end_for_failure(session, tasks, answering)
-        if session.over and not writer.done():
-            await asyncio.wait([writer], timeout=LAST_WORDS_S)
+        if session.over:
+            await asyncio.wait([writer], timeout=LAST_RESPONSES_S)
     finally:
         sessions.stream_ended(session)
-        for task in tasks:
-            task.cancel()
+        reader.cancel()
+        follower.cancel()
+        # It ends by itself: the session is over. If a write is cancelled, gRPC cannot write the stream's status, and logs a
+        # traceback (TOO_MANY_OPERATIONS, seen in 1.85).
+        await asyncio.wait([writer], timeout=LAST_RESPONSES_S)
+        writer.cancel()
         await asyncio.wait(tasks)
     _end_for_failure(session, tasks, answering)
 

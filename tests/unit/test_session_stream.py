@@ -1,0 +1,50 @@
+"""The controller's end of a session's stream: how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import cast
+
+from fencepost_controller.services.session_stream import serve_session
+from fencepost_proto.protocol.v1 import controller_pb2
+from fencepost_proto.transport.answering import Answering, Context
+from fencepost_testing.waiting import until
+from tests.asynchronous import asynchronous
+from tests.unit.controller_cluster import running
+
+
+class SlowContext:
+    """A stream whose writes do not end before `go_on`."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+        self.writing = 0
+        self.written = 0
+
+    async def write(self, response: controller_pb2.SessionResponse) -> None:
+        self.writing += 1
+        await self.go_on.wait()
+        self.written += 1
+
+
+@asynchronous
+async def test_a_write_that_is_under_way_when_the_stream_ends_is_not_cancelled() -> None:
+    """gRPC could not write the stream's status after it, and would log a traceback."""
+    async with running() as controller:
+        context, gone = SlowContext(), asyncio.Event()
+
+        async def requests() -> AsyncIterator[controller_pb2.SessionRequest]:
+            register = controller_pb2.RegisterRequest(broker_id=1, address="127.0.0.1:9", incarnation="i" * 22)
+            yield controller_pb2.SessionRequest(register=register)
+            await gone.wait()
+
+        stream = asyncio.create_task(
+            serve_session(controller._sessions, requests(), cast(Context, context), Answering(lambda _: None))
+        )
+        await until(lambda: context.writing == 1, "a write")
+        gone.set()
+        await asyncio.sleep(0)
+        context.go_on.set()
+        await stream
+        assert context.written == context.writing >= 1
