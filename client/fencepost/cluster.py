@@ -30,6 +30,7 @@ from fencepost_proto.protocol.errors import (
 )
 from fencepost_proto.protocol.metadata import MetadataImage, PartitionKey, Topic
 from fencepost_proto.protocol.v1 import broker_pb2_grpc, controller_pb2_grpc
+from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.tasks import Tasks
 from fencepost_proto.transport.rpc_errors import Answer, rpc_errors
@@ -41,7 +42,7 @@ TOPIC_WAIT_S = 2.0  # a topic just created may not have reached the watched brok
 MAX_CHANNELS = 64  # beyond it, channels to addresses that no broker has any more are closed
 MAX_CALL_ATTEMPTS = 3  # brokers asked in turn by one call
 LEADER_ATTEMPT_S = 5.0  # for one answer of a leader, before asking who leads now
-LEADER_RETRY_BACKOFF_S = 0.05  # unless news of another leader comes earlier
+LEADER_BACKOFF = Backoff(first_s=0.05, most_s=1.0)  # before the same leader is asked again
 
 
 Listener = Callable[[MetadataImage], None]
@@ -238,6 +239,8 @@ class ClusterClient:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         last: FencepostError = RequestTimedOut(f"partition {self._name(key)} has had no leader for {timeout_s:g} s")
+        asked: CurrentLeader | None = None
+        refusals = 0  # of the one that was asked last, in a row
         while (left_s := deadline - loop.time()) > 0:
             leader = self.leader(key)
             if leader is None:
@@ -255,7 +258,10 @@ class ClusterClient:
                     last = error
                     if error.current_leader is not None:
                         self.learn(key, error.current_leader)
-            await self._wait_for_another_leader(key, leader, min(deadline - loop.time(), LEADER_RETRY_BACKOFF_S))
+            refusals = refusals + 1 if leader == asked else 1
+            asked = leader
+            pause_s = LEADER_BACKOFF.pause_s(refusals)
+            await self._wait_for_another_leader(key, leader, min(deadline - loop.time(), pause_s))
         raise last
 
     async def call_admin(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,12 +12,13 @@ import pytest
 
 from fencepost import cluster as cluster_module
 from fencepost import metadata_watch
-from fencepost.cluster import MAX_CHANNELS, ClusterClient, parse_bootstrap
+from fencepost.cluster import LEADER_BACKOFF, MAX_CHANNELS, ClusterClient, parse_bootstrap
 from fencepost_proto.protocol.errors import (
     CurrentLeader,
     InvalidConfig,
     NetworkException,
     NotLeaderOrFollower,
+    OffsetNotAvailable,
     OffsetOutOfRange,
     UnknownTopicOrPartition,
 )
@@ -243,6 +245,25 @@ async def test_a_call_to_the_leader_follows_it_by_hint_and_by_news_and_stops_at_
             await ask(5)
         with pytest.raises(UnknownTopicOrPartition):
             await client.call_leader(("none", 0), lambda broker: broker.ListOffsets, request, timeout_s=1)
+
+
+@asynchronous
+async def test_a_leader_that_refuses_again_and_again_is_asked_with_growing_pauses() -> None:
+    async with fake_cluster() as fake, client_of(fake) as client:
+        key = (fake.add_topic("orders"), 0)
+        leader = await until(lambda: client.leader(key), "a leader")
+        fake.brokers[leader.leader_id].refuse[key] = OffsetNotAvailable("not yet")
+        asked: list[float] = []
+
+        def request(leader: CurrentLeader) -> broker_pb2.ListOffsetsRequest:
+            asked.append(asyncio.get_running_loop().time())
+            return broker_pb2.ListOffsetsRequest(topic_id=key[0], leader_epoch=leader.leader_epoch, timestamp_ms=-1)
+
+        with pytest.raises(OffsetNotAvailable):
+            await client.call_leader(key, lambda broker: broker.ListOffsets, request, timeout_s=1)
+        pauses = [after - before for before, after in itertools.pairwise(asked)]
+        assert 2 <= len(pauses) <= 5
+        assert all(pause >= LEADER_BACKOFF.pause_s(number) * 0.9 for number, pause in enumerate(pauses[:-1], 1))
 
 
 @asynchronous
