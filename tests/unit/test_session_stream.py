@@ -44,7 +44,7 @@ async def test_a_write_that_is_under_way_when_the_stream_ends_is_not_cancelled()
         )
         await until(lambda: context.writing == 1, "a write")
         gone.set()
-        await asyncio.sleep(0)
+        await until(lambda: 1 not in controller._sessions._sessions, "the session's end")
         context.go_on.set()
         await stream
         assert context.written == context.writing >= 1
