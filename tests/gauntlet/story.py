@@ -403,7 +403,7 @@ class Story:
         """Its process dies, its store is that of the copy, and it is started again."""
         self.kill(CONTROLLER)
         self.tell(f"puts the controller's store back to version {copy.image.version}")
-        self.cluster.database.put_back(copy)
+        self.cluster.database.put_back(copy, self.cluster.known_version)
         self.start(CONTROLLER)
 
     async def controller_refuses(self) -> str:

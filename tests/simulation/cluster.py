@@ -94,13 +94,14 @@ class SimCluster:
         self.judge.leader_epoch_of = self._leader_epoch
         self.judge.high_watermark_of = self._high_watermark
         self.judge.log_end_of = self._log_end
-        self.database = MetadataDatabase(self.judge.metadata, self.judge.recovered)
+        self.database = MetadataDatabase(self.judge.metadata, self.judge.recovered, self.judge.undone)
         self.brokers: dict[int, Broker] = {}
         self.controller: Controller | None = None
         self.exits: dict[str, int] = {}  # how processes ended, and how often
         self.kept_down: dict[str, None] = {}  # nodes that someone else will start again
         self.recovering = False  # an operator is at work on the controller's folder
         self._operators = 0
+        self._known_before = 0  # the newest version that a broker knew when one was started
         self._stop_asked: dict[str, asyncio.Event] = {}
         for node, broker_id in self._nodes.items():
             self.judge.broker_disk(broker_id, world.machine(node).disk)
@@ -165,6 +166,7 @@ class SimCluster:
             max_delivery_timeout_ms=settings.max_delivery_timeout_ms,
             max_request_bytes=settings.max_request_bytes,
         )
+        self._known_before = self.known_version
         broker = Broker(config, host, disk)
         self.brokers[broker_id] = broker
         await self._run(node, broker)
@@ -282,6 +284,11 @@ class SimCluster:
         return node in self._stop_asked and not self._stop_asked[node].is_set()
 
     # ---- Looking in ----
+
+    @property
+    def known_version(self) -> int:
+        """The newest version of the metadata that any broker knows, or knew when it ended."""
+        return max([self._known_before, *(broker._known.newest.version for broker in self.brokers.values())])
 
     def _leader_epoch(self, broker_id: int, key: PartitionKey) -> int:
         """-1: the broker has no such replica."""

@@ -172,6 +172,11 @@ class Judge:
             self.rotten = {rotten: hidden for rotten, hidden in self.rotten.items() if rotten[1] != key}
             self.count("partitions deleted")
 
+    def undone(self, image: MetadataImage) -> None:
+        """The controller's store has lost versions that no broker knows. This one is the newest again."""
+        self.image = image
+        self.count("unused versions lost")
+
     def recovered(self, image: MetadataImage) -> None:
         """An operator has made the controller's store again. Nothing that a broker has heard of may be missing, and no
         number may be given out twice."""

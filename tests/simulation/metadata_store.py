@@ -2,7 +2,8 @@
 
 The database belongs to the machine and outlives its processes; what is committed is durable. When a process dies, its
 connection is rolled back and closed. Commits can be made to fail, before or (seldom) after they have been made. And the
-database can be put back from a copy: from then on what is committed is not the cluster's metadata, until a recovery.
+database can be put back from a copy: if a broker knows a version that the copy does not have, what is committed from then on
+is not the cluster's metadata, until a recovery.
 """
 
 from __future__ import annotations
@@ -35,14 +36,16 @@ class MetadataDatabase:
         self,
         on_commit: Callable[[MetadataImage], None],
         on_recovery: Callable[[MetadataImage], None] = lambda image: None,
+        on_undone: Callable[[MetadataImage], None] = lambda image: None,
     ) -> None:
-        self.gone_back = False  # put back from a copy, and not recovered
+        self.gone_back = False  # put back from a copy that lacks what a broker knows, and not recovered
         self.failing_commits = 0  # so many of the next commits fail
         self._uri = f"file:fencepost-simulation-{next(_names)}?mode=memory&cache=shared"
         self._keeper = sqlite3.connect(self._uri, uri=True)
         self._image = MetadataImage()
         self._on_commit = on_commit
         self._on_recovery = on_recovery
+        self._on_undone = on_undone
 
     def open(self, process: SimProcess, *, recovers: bool = False) -> MetadataStore:
         return MetadataStore(self, process, recovers)
@@ -63,11 +66,15 @@ class MetadataDatabase:
         self._keeper.backup(content)
         return MetadataCopy(content, self._image)
 
-    def put_back(self, copy: MetadataCopy) -> None:
-        """No process has it open."""
+    def put_back(self, copy: MetadataCopy, known_version: int) -> None:
+        """No process has it open. `known_version`: the newest that any broker knows. If the copy has that one, the versions
+        that are lost were never used, and the cluster's metadata is the copy's."""
         copy.content.backup(self._keeper)
-        self.gone_back = copy.image.version < self._image.version or self.gone_back
         self._image = copy.image
+        if copy.image.version < known_version:
+            self.gone_back = True
+        elif not self.gone_back:
+            self._on_undone(copy.image)
 
     def connect(self, process: SimProcess) -> sqlite3.Connection:
         database = self

@@ -121,7 +121,7 @@ class Situations:
         for broker_id in self._cluster.settings.broker_ids:  # one that no one reaches does no harm
             self._world.network.heal(CONTROLLER, broker_node(broker_id))
             self._world.network.heal(broker_node(broker_id), CONTROLLER)
-        self._cluster.database.put_back(copy)
+        self._cluster.database.put_back(copy, self._cluster.known_version)
         self._cluster.start(CONTROLLER)
         await asyncio.sleep(self._nemesis.random.choice((0.0, 0.5, 2.0)))
         await self.recover_controller()

@@ -35,7 +35,7 @@ async def test_a_write_that_is_under_way_when_the_stream_ends_is_not_cancelled()
         context, gone = SlowContext(), asyncio.Event()
 
         async def requests() -> AsyncIterator[controller_pb2.SessionRequest]:
-            register = controller_pb2.RegisterRequest(broker_id=1, address="127.0.0.1:9", incarnation="i" * 22)
+            register = controller_pb2.Register(broker_id=1, address="127.0.0.1:9", incarnation="i" * 22)
             yield controller_pb2.SessionRequest(register=register)
             await gone.wait()
 
