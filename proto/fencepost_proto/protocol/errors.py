@@ -27,13 +27,23 @@ class ErrorCode(IntEnum):
     NOT_LEADER_OR_FOLLOWER = 6
     REQUEST_TIMED_OUT = 7
     MESSAGE_TOO_LARGE = 10
+    OFFSET_METADATA_TOO_LARGE = 12
     NETWORK_EXCEPTION = 13
+    COORDINATOR_LOAD_IN_PROGRESS = 14
     COORDINATOR_NOT_AVAILABLE = 15
+    NOT_COORDINATOR = 16
     INVALID_TOPIC_EXCEPTION = 17
     RECORD_LIST_TOO_LARGE = 18
     NOT_ENOUGH_REPLICAS = 19
     NOT_ENOUGH_REPLICAS_AFTER_APPEND = 20
     INVALID_REQUIRED_ACKS = 21
+    ILLEGAL_GENERATION = 22
+    INCONSISTENT_GROUP_PROTOCOL = 23
+    INVALID_GROUP_ID = 24
+    UNKNOWN_MEMBER_ID = 25
+    INVALID_SESSION_TIMEOUT = 26
+    REBALANCE_IN_PROGRESS = 27
+    INVALID_COMMIT_OFFSET_SIZE = 28
     INVALID_TIMESTAMP = 32
     TOPIC_ALREADY_EXISTS = 36
     INVALID_PARTITIONS = 37
@@ -48,14 +58,20 @@ class ErrorCode(IntEnum):
     INVALID_PRODUCER_EPOCH = 47
     KAFKA_STORAGE_ERROR = 56
     UNKNOWN_PRODUCER_ID = 59
+    NON_EMPTY_GROUP = 68
+    GROUP_ID_NOT_FOUND = 69
     FENCED_LEADER_EPOCH = 74
     UNKNOWN_LEADER_EPOCH = 75
     STALE_BROKER_EPOCH = 77
     OFFSET_NOT_AVAILABLE = 78
+    MEMBER_ID_REQUIRED = 79
     PREFERRED_LEADER_NOT_AVAILABLE = 80
+    GROUP_MAX_SIZE_REACHED = 81
+    FENCED_INSTANCE_ID = 82
     ELIGIBLE_LEADERS_NOT_AVAILABLE = 83
     ELECTION_NOT_NEEDED = 84
     NO_REASSIGNMENT_IN_PROGRESS = 85
+    GROUP_SUBSCRIBED_TO_TOPIC = 86
     INVALID_RECORD = 87
     PRODUCER_FENCED = 90
     THROTTLING_QUOTA_EXCEEDED = 89
@@ -64,6 +80,10 @@ class ErrorCode(IntEnum):
     BROKER_ID_NOT_REGISTERED = 102
     INCONSISTENT_CLUSTER_ID = 104
     INELIGIBLE_REPLICA = 107
+    FENCED_MEMBER_EPOCH = 110
+    UNRELEASED_INSTANCE_ID = 111
+    UNSUPPORTED_ASSIGNOR = 112
+    STALE_MEMBER_EPOCH = 113
     INVALID_UPDATE_VERSION = 95
 
 
@@ -166,7 +186,7 @@ class NotController(RetriableError):
 
 
 class CoordinatorNotAvailable(RetriableError):
-    """A producer id cannot be had right now."""
+    """A producer id cannot be had right now; of a group: its coordinator cannot store anything, or there is none yet."""
 
     code = ErrorCode.COORDINATOR_NOT_AVAILABLE
 
@@ -280,6 +300,115 @@ class ProducerFenced(FencepostError):
     """A newer instance of this named producer has taken over."""
 
     code = ErrorCode.PRODUCER_FENCED
+
+
+# ---- Groups ----
+
+
+class CoordinatorLoadInProgress(RetriableError):
+    """The coordinator of that group reads what its log has."""
+
+    code = ErrorCode.COORDINATOR_LOAD_IN_PROGRESS
+
+
+class NotCoordinator(RetriableError):
+    """Another broker coordinates that group; or none does, for a moment."""
+
+    code = ErrorCode.NOT_COORDINATOR
+
+
+class InvalidGroupId(FencepostError):
+    code = ErrorCode.INVALID_GROUP_ID
+
+
+class IllegalGeneration(FencepostError):
+    """Of an earlier generation of the group: its assignment counts no more."""
+
+    code = ErrorCode.ILLEGAL_GENERATION
+
+
+class InconsistentGroupProtocol(FencepostError):
+    """The group has another type of protocol, or none of these."""
+
+    code = ErrorCode.INCONSISTENT_GROUP_PROTOCOL
+
+
+class UnknownMemberId(FencepostError):
+    """The group has no such member, or none any more."""
+
+    code = ErrorCode.UNKNOWN_MEMBER_ID
+
+
+class InvalidSessionTimeout(FencepostError):
+    code = ErrorCode.INVALID_SESSION_TIMEOUT
+
+
+class RebalanceInProgress(FencepostError):
+    """The group is on its way to its next generation: join it."""
+
+    code = ErrorCode.REBALANCE_IN_PROGRESS
+
+
+class MemberIdRequired(FencepostError):
+    """Join again, with the id that comes with this (KIP-394)."""
+
+    code = ErrorCode.MEMBER_ID_REQUIRED
+
+
+class GroupMaxSizeReached(FencepostError):
+    """The group, or its coordinator, holds as much as it may."""
+
+    code = ErrorCode.GROUP_MAX_SIZE_REACHED
+
+
+class FencedInstanceId(FencepostError):
+    """A static member's instance id has another process now (KIP-345)."""
+
+    code = ErrorCode.FENCED_INSTANCE_ID
+
+
+class OffsetMetadataTooLarge(FencepostError):
+    code = ErrorCode.OFFSET_METADATA_TOO_LARGE
+
+
+class InvalidCommitOffsetSize(FencepostError):
+    """There is no room for that offset."""
+
+    code = ErrorCode.INVALID_COMMIT_OFFSET_SIZE
+
+
+class NonEmptyGroup(FencepostError):
+    code = ErrorCode.NON_EMPTY_GROUP
+
+
+class GroupIdNotFound(FencepostError):
+    code = ErrorCode.GROUP_ID_NOT_FOUND
+
+
+class GroupSubscribedToTopic(FencepostError):
+    code = ErrorCode.GROUP_SUBSCRIBED_TO_TOPIC
+
+
+class FencedMemberEpoch(FencepostError):
+    """Of another epoch than the group has for that member (KIP-848): it is to give up its partitions and join again."""
+
+    code = ErrorCode.FENCED_MEMBER_EPOCH
+
+
+class UnreleasedInstanceId(FencepostError):
+    """The instance id is in use by another member (KIP-848)."""
+
+    code = ErrorCode.UNRELEASED_INSTANCE_ID
+
+
+class UnsupportedAssignor(FencepostError):
+    code = ErrorCode.UNSUPPORTED_ASSIGNOR
+
+
+class StaleMemberEpoch(FencepostError):
+    """Of an earlier epoch of that member (KIP-848): it is to send a heartbeat first."""
+
+    code = ErrorCode.STALE_MEMBER_EPOCH
 
 
 # ---- Topics and admin ----
