@@ -19,8 +19,8 @@ from fencepost import AdminClient, Consumer, Producer
 from fencepost_testing.cluster_metadata import read_log_dirs
 from fencepost_testing.failover import AckWatch, kill_leader
 from fencepost_testing.failures import CommandFailed
-from fencepost_testing.ledger import Ledger
 from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.log_check.ledger import Ledger
 from fencepost_testing.topic_waits import wait_in_sync
 from fencepost_testing.workload import Workload, WorkloadSpec, percentile
 

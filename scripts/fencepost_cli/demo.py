@@ -26,9 +26,9 @@ from fencepost_testing.failures import CommandFailed, leaves
 from fencepost_testing.faulty_wire import FaultyWire
 from fencepost_testing.history_check import Verdict
 from fencepost_testing.history_files import HistoryFiles, UnreadableHistory, check_history_files
-from fencepost_testing.ledger import Ledger
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.log_check.findings import Findings, Kind
+from fencepost_testing.log_check.ledger import Ledger
 from fencepost_testing.read_back import read_everything, read_to_end
 from fencepost_testing.replica_files import check_replicas
 from fencepost_testing.topic_waits import wait_in_sync, wait_settled

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fencepost.history import PolledRecord
-from fencepost_testing.ledger import Ledger, Mark, read_mark
 from fencepost_testing.log_check.check import LogCheck
 from fencepost_testing.log_check.findings import Findings, Kind
+from fencepost_testing.log_check.ledger import Ledger, Mark, read_mark
 
 
 class RecordCheck:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from fencepost import Delivery, Producer, RecordMetadata
 from fencepost_proto.protocol.errors import FencepostError, ProducerFenced, UnknownTopicId, UnknownTopicOrPartition
-from fencepost_testing.ledger import Ledger, make_value
+from fencepost_testing.log_check.ledger import Ledger, make_value
 
 MAX_PENDING = 200_000  # deliveries awaited; beyond it the sender waits
 MAX_LATENCIES = 100_000  # of the newest acknowledgements, for percentiles

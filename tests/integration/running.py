@@ -11,8 +11,8 @@ from typing import Any
 from fencepost import AdminClient, Consumer, Producer
 from fencepost.descriptions import PartitionDescription
 from fencepost_testing.faulty_wire import host_with_faults
-from fencepost_testing.ledger import Ledger
 from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.log_check.ledger import Ledger
 from fencepost_testing.read_back import read_to_end
 from fencepost_testing.record_check import RecordCheck
 from fencepost_testing.replica_files import check_replicas

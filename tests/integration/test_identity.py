@@ -10,8 +10,8 @@ import pytest
 
 from fencepost import AdminClient, Consumer, Producer, TopicPartition
 from fencepost.errors import ProducerFenced
-from fencepost_testing.ledger import Ledger
 from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.log_check.ledger import Ledger
 from fencepost_testing.waiting import until
 from fencepost_testing.workload import Workload, WorkloadSpec
 from tests.asynchronous import asynchronous

@@ -12,8 +12,8 @@ from fencepost import AdminClient, Consumer, History, Producer
 from fencepost.history_format import from_line
 from fencepost_testing.faulty_wire import host_with_faults
 from fencepost_testing.history_check import Anomaly, check_history
-from fencepost_testing.ledger import Ledger
 from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.log_check.ledger import Ledger
 from fencepost_testing.read_back import read_to_end
 from fencepost_testing.topic_waits import wait_in_sync
 from fencepost_testing.workload import Workload, WorkloadSpec

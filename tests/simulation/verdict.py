@@ -9,9 +9,9 @@ from fencepost.history_format import Operation
 from fencepost_proto.protocol import records
 from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_testing.history_check import check_history
-from fencepost_testing.ledger import Ledger as RunLedger
 from fencepost_testing.log_check.check import LogCheck
 from fencepost_testing.log_check.findings import Kind
+from fencepost_testing.log_check.ledger import Ledger as RunLedger
 from tests.simulation import histories
 from tests.simulation.cluster import broker_node
 from tests.simulation.judge import Judge, Record

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fencepost_testing.ledger import Ledger
 from fencepost_testing.log_check import sequence_order
 from fencepost_testing.log_check.check import LogCheck
 from fencepost_testing.log_check.findings import Findings, Kind
+from fencepost_testing.log_check.ledger import Ledger
 from fencepost_testing.log_check.outcomes import Outcome, wrong_outcome
 from fencepost_testing.log_check.sequence_order import SequenceFinding, SequenceOrder, Stamp
 

@@ -14,7 +14,7 @@ from fencepost import Producer, RecordMetadata
 from fencepost.history_format import RecordStamp
 from fencepost_proto.protocol.errors import FencepostError, MessageTooLarge, ProducerFenced, RequestTimedOut
 from fencepost_testing.failover import AckWatch
-from fencepost_testing.ledger import Ledger
+from fencepost_testing.log_check.ledger import Ledger
 from fencepost_testing.log_check.outcomes import Outcome
 from fencepost_testing.record_check import RecordCheck
 from fencepost_testing.workload import Acked, Workload, WorkloadSpec, percentile

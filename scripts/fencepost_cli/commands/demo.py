@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fencepost_cli.terminal import EXIT_FAILED, EXIT_USAGE, console, fail, run
-from fencepost_testing.ledger import MIN_RECORD_BYTES
+from fencepost_testing.log_check.ledger import MIN_RECORD_BYTES
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -26,7 +26,7 @@ from fencepost_cli.terminal import (
     run,
 )
 from fencepost_testing.failures import CommandFailed
-from fencepost_testing.ledger import MIN_RECORD_BYTES, Ledger
+from fencepost_testing.log_check.ledger import MIN_RECORD_BYTES, Ledger
 
 if TYPE_CHECKING:
     from rich.console import Console

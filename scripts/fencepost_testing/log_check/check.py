@@ -5,8 +5,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 
-from fencepost_testing.ledger import NO_OFFSET, Ledger
 from fencepost_testing.log_check.findings import Findings, Kind
+from fencepost_testing.log_check.ledger import NO_OFFSET, Ledger
 from fencepost_testing.log_check.outcomes import Outcome, wrong_outcome
 from fencepost_testing.log_check.send_order import SendOrder
 from fencepost_testing.log_check.sequence_order import SequenceFinding, SequenceOrder
