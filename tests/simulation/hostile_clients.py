@@ -205,8 +205,8 @@ class HostileProducers:
     async def ids_never_given_out(self) -> None:
         """Batches under the ids that the next producers will get, and under epochs that names do not have yet."""
         image = self._cluster.judge.image
-        stamps: list[Stamp] = [(image.next_producer_id + n, 0, 0) for n in range(8)]
-        stamps += [(image.next_named_id + n, 0, 0) for n in range(2)]
+        stamps: list[Stamp] = [(image.next_ids.next_id + n, 0, 0) for n in range(8)]
+        stamps += [(image.next_ids.next_named_id + n, 0, 0) for n in range(2)]
         stamps += [(p.producer_id, p.epoch + 1, 0) for p in list(image.producers.values())[:4]]
         await self._write([(stamp, 1) for stamp in stamps])
 

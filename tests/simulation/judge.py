@@ -181,12 +181,15 @@ class Judge:
         """An operator has made the controller's store again. Nothing that a broker has heard of may be missing, and no
         number may be given out twice."""
         old = self.image
-        if image.next_producer_id < old.next_producer_id:
+        if image.next_ids.next_id < old.next_ids.next_id:
             self.fail(
-                "G8", f"producer ids from {image.next_producer_id} on: those below {old.next_producer_id} are used"
+                "G8", f"producer ids from {image.next_ids.next_id} on: those below {old.next_ids.next_id} are used"
             )
-        if image.next_named_id < old.next_named_id:
-            self.fail("G8", f"ids of names from {image.next_named_id} on: those below {old.next_named_id} are used")
+        if image.next_ids.next_named_id < old.next_ids.next_named_id:
+            self.fail(
+                "G8",
+                f"ids of names from {image.next_ids.next_named_id} on: those below {old.next_ids.next_named_id} are used",
+            )
         for name, producer in old.producers.items():
             now = image.producers.get(name)
             # The same again: of the recovery before this one, which no broker has heard of, and no one got it.
@@ -365,8 +368,8 @@ class Judge:
 
     def _was_given_out(self, producer_id: int, epoch: int) -> bool:
         if producer_id < FIRST_NAMED_ID:
-            return producer_id < self.image.next_producer_id
-        return producer_id < self.image.next_named_id and epoch <= self.image.fences.get(producer_id, epoch)
+            return producer_id < self.image.next_ids.next_id
+        return producer_id < self.image.next_ids.next_named_id and epoch <= self.image.fences.get(producer_id, epoch)
 
     # ---- What is committed ----
 

@@ -447,7 +447,7 @@ def id_block_is_not_persisted(replace: Any) -> None:
     """The next broker gets the same one."""
 
     def decide(self: AllocateProducerIds, draft: Any) -> range:
-        first = draft.image.next_producer_id
+        first = draft.image.next_ids.next_id
         return range(first, first + ID_BLOCK_SIZE)
 
     replace(AllocateProducerIds, "decide", decide)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fencepost_controller.decisions.recovery import HeldLog, Told
-from fencepost_proto.protocol.metadata import MetadataImage, Partition, TopicConfig
+from fencepost_proto.protocol.metadata import ClusterIdentity, MetadataImage, Partition, TopicConfig
 from tests.unit.controller_story import Story
 
-EMPTY = MetadataImage(version=1, cluster_id="made by a start")
+EMPTY = MetadataImage(version=1, cluster=ClusterIdentity("made by a start"))
 LINEAGE = 99
 
 

@@ -246,8 +246,8 @@ class Cluster(RuleBasedStateMachine):
     def what_only_rises_has_risen(self) -> None:
         for before, after in pairwise(self.images):
             assert after.version == before.version + 1
-            assert after.next_producer_id >= before.next_producer_id
-            assert after.next_named_id >= before.next_named_id
+            assert after.next_ids.next_id >= before.next_ids.next_id
+            assert after.next_ids.next_named_id >= before.next_ids.next_named_id
             for broker_id, broker in before.brokers.items():
                 assert after.brokers[broker_id].broker_epoch >= broker.broker_epoch
             for key, partition in before.partitions.items():
@@ -258,7 +258,7 @@ class Cluster(RuleBasedStateMachine):
             for name, producer in before.producers.items():
                 now_named = after.producers.get(name, producer)
                 assert (now_named.producer_id, now_named.epoch) >= (producer.producer_id, producer.epoch)
-            for producer_id in range(FIRST_NAMED_ID, before.next_named_id):
+            for producer_id in range(FIRST_NAMED_ID, before.next_ids.next_named_id):
                 assert self.fence(after, producer_id) >= self.fence(before, producer_id)
         del self.images[:-1]
 

@@ -56,7 +56,7 @@ def test_a_store_that_is_behind_or_lost_gets_what_the_brokers_have_and_every_num
     assert done.cluster_id == CLUSTER_ID
     assert done.topics == now.topics
     assert done.version == now.version + VERSION_JUMP
-    assert done.next_producer_id == now.next_producer_id + PRODUCER_ID_JUMP
+    assert done.next_ids.next_id == now.next_ids.next_id + PRODUCER_ID_JUMP
     assert done.producers["loader"].producer_id == now.producers["loader"].producer_id
     assert done.producers["loader"].epoch == now.producers["loader"].epoch + PRODUCER_EPOCH_JUMP
     for key, before in now.partitions.items():
@@ -105,8 +105,8 @@ def test_ids_in_logs_count_and_one_that_was_never_allocated_does_not() -> None:
     logs = (replace(told[0].logs[0], max_producer_id=77_000, max_named_id=FIRST_NAMED_ID + 99),)
     far = (replace(told[1].logs[0], max_producer_id=MAX_SOUND_PRODUCER_ID + 1, max_named_id=MAX_SOUND_NAMED_ID + 1),)
     done = recover(EMPTY, [replace(told[0], logs=logs), replace(told[1], logs=far), told[2]], (), LINEAGE)
-    assert done.image.next_producer_id == 77_001 + PRODUCER_ID_JUMP
-    assert done.image.next_named_id == FIRST_NAMED_ID + 100 + PRODUCER_ID_JUMP
+    assert done.image.next_ids.next_id == 77_001 + PRODUCER_ID_JUMP
+    assert done.image.next_ids.next_named_id == FIRST_NAMED_ID + 100 + PRODUCER_ID_JUMP
     assert sum("was never allocated" in line for line in done.report) == 2
 
 
@@ -123,8 +123,8 @@ def test_the_epoch_of_a_name_goes_beyond_what_logs_hold_and_where_none_is_left_i
     assert done.producers["loader"].epoch == 9 + PRODUCER_EPOCH_JUMP
     successor = done.producers["old"]
     assert successor.retired_ids == (first + 1,)
-    assert first + 100 + PRODUCER_ID_JUMP <= successor.producer_id < done.next_named_id
-    assert (done.expired_producers["gone"], done.names_clock_ms) == (gone, 7)
+    assert first + 100 + PRODUCER_ID_JUMP <= successor.producer_id < done.next_ids.next_named_id
+    assert (done.expired_producers["gone"], done.next_ids.names_clock_ms) == (gone, 7)
 
 
 def test_a_name_whose_epochs_a_recovery_uses_up_keeps_that_its_predecessor_is_forgotten() -> None:
@@ -359,8 +359,8 @@ def test_whatever_happened_no_number_is_given_out_twice_and_no_topic_is_lost(dat
     done = recover(store, told, (), LINEAGE).image
     assert done.topics == newest.topics
     assert done.version > newest.version
-    assert done.next_producer_id > newest.next_producer_id
-    assert done.next_named_id > newest.next_named_id
+    assert done.next_ids.next_id > newest.next_ids.next_id
+    assert done.next_ids.next_named_id > newest.next_ids.next_named_id
     for name, producer in newest.producers.items():
         assert (done.producers[name].producer_id, done.producers[name].epoch) > (producer.producer_id, producer.epoch)
     for key, before in newest.partitions.items():

@@ -52,7 +52,11 @@ def circle(graph: Graph) -> list[str]:
 
 def by_folder(imports: Graph) -> Graph:
     """The same between folders. What is in a package's own folder is its shell: each file there stands for itself."""
-    folders = {module: module.rpartition(".")[0] if module.count(".") > 1 else module for module in imports}
+    parents = {module.rpartition(".")[0] for module in imports}  # an `__init__` is a file of its own folder
+    folders = {
+        module: module.rpartition(".")[0] if module.count(".") > 1 and module not in parents else module
+        for module in imports
+    }
     edges: dict[str, set[str]] = {folder: set() for folder in folders.values()}
     for module, imported in imports.items():
         edges[folders[module]] |= {folders[other] for other in imported} - {folders[module]}

@@ -15,7 +15,7 @@ from fencepost_controller.decisions.lineage import (
     check_known_version,
 )
 from fencepost_proto.protocol.lineage import MAX_LINEAGES, UNKNOWN_LINEAGE, Lineage, LineageStart, VersionCheck
-from fencepost_proto.protocol.metadata import BrokerRegistration, MetadataImage, from_proto, to_proto
+from fencepost_proto.protocol.metadata import BrokerRegistration, ClusterIdentity, MetadataImage, from_proto, to_proto
 
 HISTORY = Lineage((LineageStart(7, 1), LineageStart(8, 10), LineageStart(9, 20)))
 
@@ -82,13 +82,18 @@ def test_whoever_followed_one_store_is_sound_to_it_and_never_to_a_fork_that_has_
         here = fork.check(known, lineage_id, fork_version)
         assert (here is VersionCheck.SOUND) == (known <= taken_at)
         if here is not VersionCheck.SOUND and backup.starts:
-            image = MetadataImage(version=fork_version, cluster_id="one", lineage=fork, brokers=IMAGE.brokers)
+            image = MetadataImage(
+                version=fork_version, cluster=ClusterIdentity("one"), lineage=fork, brokers=IMAGE.brokers
+            )
             with pytest.raises(MetadataWentBack):  # believed: both begin with the same start
                 look(image, 1, "one", known, lineage_id, history.oldest_id)
 
 
 IMAGE = MetadataImage(
-    version=25, cluster_id="one", lineage=HISTORY, brokers={1: BrokerRegistration(1, "h:1", 3, "x", fenced=False)}
+    version=25,
+    cluster=ClusterIdentity("one"),
+    lineage=HISTORY,
+    brokers={1: BrokerRegistration(1, "h:1", 3, "x", fenced=False)},
 )
 
 
@@ -115,6 +120,6 @@ def test_who_shows_no_lineage_of_this_store_is_not_believed(version: int, lineag
 
 def test_a_new_store_among_old_brokers_is_told_and_a_stranger_among_known_ones_is_not_its_fault() -> None:
     with pytest.raises(MetadataWentBack, match=r"store is new: .* broker 2 belongs to cluster one and knows .* 57"):
-        look(MetadataImage(version=1, cluster_id="new"), 2, "one", 57, 9)
+        look(MetadataImage(version=1, cluster=ClusterIdentity("new")), 2, "one", 57, 9)
     look(IMAGE, 2, "another", 57, 9)  # refused by the registration's own check
-    look(MetadataImage(version=1, cluster_id="new"), 2, "")
+    look(MetadataImage(version=1, cluster=ClusterIdentity("new")), 2, "")

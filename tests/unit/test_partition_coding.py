@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fencepost_proto.protocol import partition_coding
-from fencepost_proto.protocol.metadata import Partition, Topic, encoded, from_proto, to_proto
-from fencepost_proto.protocol.partition_coding import decode_partition
+from fencepost_proto.protocol.metadata import Partition, Topic, encoded, from_proto, partition_coding, to_proto
+from fencepost_proto.protocol.metadata.partition_coding import decode_partition
 from fencepost_proto.protocol.v1 import common_pb2
 
 BROKERS = st.lists(st.integers(0, 2**31 - 1), max_size=4, unique=True).map(tuple)

@@ -2,7 +2,8 @@
 
 Commands that are committed together are decided as a `Group`, each on the image that the ones before it have left. Their
 changes are one metadata version: no one can see the image between two commands of a group, so it needs no version. A
-command that is refused leaves nothing behind.
+command that is refused leaves nothing behind: its draft lies over the image, and the `ImageBuilder`, which copies every
+mapping that changes, gets only the changes of commands that went through.
 
 **A broker serves a replica** when it is registered, not fenced, not shutting down, and has not reported that it cannot
 write that replica. Only who serves may join an in-sync set or become leader. Failed replicas are no metadata: each broker
@@ -23,7 +24,7 @@ from fencepost_proto.protocol.metadata import (
     BrokerRegistration,
     Changes,
     Entity,
-    ImageDraft,
+    ImageBuilder,
     MetadataImage,
     NamedProducer,
     Partition,
@@ -158,7 +159,7 @@ class Group:
         self.changes: dict[str, Entity | None] = {}  # of all commands so far; empty: the image is as it was
         self._before = image
         self._failed = failed
-        self._draft = ImageDraft(image)
+        self._builder = ImageBuilder(image)
 
     @property
     def version(self) -> int:
@@ -168,17 +169,17 @@ class Group:
     def decide(self, command: Command[A]) -> A:
         """The command's answer. Raises the FencepostError that refuses it, or InvariantBroken for a decision that must
         not be; after the latter the group is not to be committed."""
-        draft = Draft(self._draft.image, self._failed)
+        draft = Draft(self._builder.image, self._failed)
         answer = command.decide(draft)
         if draft.changes:
-            before = self._draft.change(draft.changes)
-            check_invariants(before, self._draft.image, draft.version, draft.changes)
+            before = self._builder.change(draft.changes)
+            check_invariants(before, self._builder.image, draft.version, draft.changes)
             self.changes.update(draft.changes)
         return answer
 
     def image(self) -> MetadataImage:
         """After all commands. The group is complete with that."""
-        return self._draft.at(self.version)
+        return self._builder.at(self.version)
 
 
 @dataclass(frozen=True, slots=True)

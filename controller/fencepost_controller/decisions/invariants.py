@@ -147,7 +147,7 @@ def _check_next_ids(before: NextProducerId, after: NextProducerId) -> None:
 
 
 def _check_producer(before: NamedProducer | None, producer: NamedProducer, after: MetadataImage) -> None:
-    is_allocated = FIRST_NAMED_ID <= producer.producer_id < after.next_named_id
+    is_allocated = FIRST_NAMED_ID <= producer.producer_id < after.next_ids.next_named_id
     _require(is_allocated, producer.key, f"id {producer.producer_id} is not allocated")
     _require(producer.producer_id not in producer.retired_ids, producer.key, f"id {producer.producer_id} is retired")
     if before is None:

@@ -122,12 +122,12 @@ class InitProducer(Command[NamedProducer]):
             self.name,
             _take_named_id(draft),
             epoch=0,
-            used_at_ms=draft.image.names_clock_ms,
+            used_at_ms=draft.image.next_ids.names_clock_ms,
             predecessor_expired=self.name in draft.image.expired_producers,
         )
 
     def _next(self, draft: Draft, known: NamedProducer, bumped_by_holder: bool) -> NamedProducer:
-        used = replace(known, bumped_by_holder=bumped_by_holder, used_at_ms=draft.image.names_clock_ms)
+        used = replace(known, bumped_by_holder=bumped_by_holder, used_at_ms=draft.image.next_ids.names_clock_ms)
         if known.epoch < MAX_EPOCH:
             return replace(used, epoch=known.epoch + 1)
         return replace(
@@ -158,9 +158,9 @@ class KeepName(Command[NamedProducer]):
             raise _unknown(self.name, self.producer_id, self.producer_epoch)
         if (known.producer_id, known.epoch) != (self.producer_id, self.producer_epoch):
             raise _fenced(known, self.producer_id, self.producer_epoch)
-        if known.used_at_ms == draft.image.names_clock_ms:
+        if known.used_at_ms == draft.image.next_ids.names_clock_ms:
             return known  # used since the clock's last step: nothing to commit
-        known = replace(known, used_at_ms=draft.image.names_clock_ms)
+        known = replace(known, used_at_ms=draft.image.next_ids.names_clock_ms)
         draft.put(known)
         return known
 

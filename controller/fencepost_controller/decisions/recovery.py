@@ -227,9 +227,9 @@ class _MetadataRecovery:
 
     def _producers(self) -> tuple[list[NamedProducer], NextProducerId]:
         """The named ones, and the first ids that are free."""
-        ids = [image.next_producer_id for image in self._histories.sources]
+        ids = [image.next_ids.next_id for image in self._histories.sources]
         ids += self._ids_in_logs([held.max_producer_id for held in self._all_logs()], MAX_SOUND_PRODUCER_ID)
-        named_ids = [image.next_named_id for image in self._histories.sources]
+        named_ids = [image.next_ids.next_named_id for image in self._histories.sources]
         named_ids += self._ids_in_logs([held.max_named_id for held in self._all_logs()], MAX_SOUND_NAMED_ID)
         epochs: dict[int, int] = {}
         for one in self._told:
@@ -253,7 +253,7 @@ class _MetadataRecovery:
             next_named_id += 1
         known = {producer.name for producer in producers}
         producers += [producer for name, producer in sorted(expired.items()) if name not in known]
-        clock_ms = max((image.names_clock_ms for image in self._heads), default=0)
+        clock_ms = max((image.next_ids.names_clock_ms for image in self._heads), default=0)
         return producers, NextProducerId(max(ids, default=0) + PRODUCER_ID_JUMP, next_named_id, clock_ms)
 
     def _all_logs(self) -> Iterable[HeldLog]:

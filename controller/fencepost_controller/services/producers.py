@@ -94,7 +94,7 @@ async def list_producer_names(commands: Commands, request: pb.ListProducerNamesR
                 name=producer.name,
                 producer_id=producer.producer_id,
                 epoch=producer.epoch,
-                idle_ms=image.names_clock_ms - producer.used_at_ms,
+                idle_ms=image.next_ids.names_clock_ms - producer.used_at_ms,
                 expired=producer.expired,
             )
             for producer in producers

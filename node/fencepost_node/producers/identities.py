@@ -36,9 +36,9 @@ def lowest_epoch(producer_id: int, epoch: int, image: MetadataImage) -> int:
             )
         return fence
     is_named = producer_id >= FIRST_NAMED_ID
-    allocated_below = image.next_named_id if is_named else image.next_producer_id
+    allocated_below = image.next_ids.next_named_id if is_named else image.next_ids.next_id
     if producer_id >= allocated_below:
-        if not image.version and not image.next_producer_id:
+        if not image.version and not image.next_ids.next_id:
             return 0  # no metadata at all: a leader has some
         raise CoordinatorNotAvailable(
             f"producer id {producer_id} has not been allocated: {allocated_below} is the next one at metadata version "
@@ -58,7 +58,7 @@ def check_fence_stands(producer_id: int, epoch: int, image: MetadataImage) -> No
     fence = image.fences.get(producer_id)
     if fence is None and producer_id < FIRST_NAMED_ID:
         raise InvalidRequest(f"producer id {producer_id} is not a named producer's: it has no fence")
-    if fence is None and producer_id < image.next_named_id:
+    if fence is None and producer_id < image.next_ids.next_named_id:
         raise InvalidProducerEpoch(
             f"no name has producer id {producer_id} any more: the name has expired, was removed, or has used up "
             f"another id since"

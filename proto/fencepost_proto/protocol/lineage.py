@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
 
+from fencepost_proto.protocol.entity import Entity
+
 UNKNOWN_LINEAGE = 0  # in place of an id: only the version is known
 MAX_LINEAGES = 1_000  # starts that are remembered; some 20 bytes each
 
@@ -32,7 +34,7 @@ class VersionCheck(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Lineage:
+class Lineage(Entity):
     """The history: first versions rise. Below the first one that is kept, nothing is known."""
 
     starts: tuple[LineageStart, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fencepost_proto.protocol.metadata import (
-    ImageDraft,
+    ImageBuilder,
     MetadataImage,
     Partition,
     PartitionKey,
@@ -23,17 +23,17 @@ class Applied(NamedTuple):
 
 async def apply_in_turns(image: MetadataImage, delta: common_pb2.MetadataDelta, turns: Turns) -> Applied:
     """As `MetadataImage.apply`, a step for each entity. Raises ValueError for one of a kind that is not known."""
-    draft = ImageDraft(MetadataImage() if delta.image else image)
+    builder = ImageBuilder(MetadataImage() if delta.image else image)
     changed: dict[PartitionKey, None] = {}
     for message in delta.changed:
         entity = from_proto(message)
-        draft.put(entity)
+        builder.put(entity)
         if isinstance(entity, Partition):
             changed[entity.id] = None
         await turns.step()
     for key in delta.deleted_keys:
-        draft.delete(key)
+        builder.delete(key)
         if (partition := partition_id(key)) is not None:
             changed[partition] = None
         await turns.step()
-    return Applied(draft.at(delta.version), changed)
+    return Applied(builder.at(delta.version), changed)

@@ -7,8 +7,7 @@ changes of one partition; each state met is coded by protobuf once and remembere
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+from fencepost_proto.protocol.metadata.entities import PartitionState
 from fencepost_proto.protocol.v1 import common_pb2
 
 MAX_STATES = 4_096  # remembered each way; then all are forgotten
@@ -19,19 +18,6 @@ _TOPIC_ID = common_pb2.PartitionEntity.DESCRIPTOR.fields_by_name["topic_id"].num
 _INDEX = common_pb2.PartitionEntity.DESCRIPTOR.fields_by_name["partition"].number << 3
 _ONE_BYTE = 0x80  # numbers below it are one byte
 _TWO_BYTES = 0x4000
-
-
-class PartitionState(NamedTuple):
-    """Everything of a partition but its name: see `metadata.Partition`."""
-
-    replicas: tuple[int, ...]
-    isr: tuple[int, ...]
-    leader: int
-    leader_epoch: int
-    partition_epoch: int
-    adding: tuple[int, ...]
-    removing: tuple[int, ...]
-    last_known_isr: tuple[int, ...]
 
 
 def state_to_proto(state: PartitionState) -> common_pb2.PartitionEntity:

@@ -1,0 +1,53 @@
+"""The settings of one topic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+CREATE_TIME = "create"  # a topic's message_timestamp_type
+APPEND_TIME = "append"
+
+
+def _setting(default: object, *, choices: tuple[object, ...] = (), doc: str) -> Any:
+    """A field of TopicConfig. The controller checks numbers (`decisions/topics.py`); `doc` is for docs/CONFIGURATION.md."""
+    return field(default=default, metadata={"choices": choices, "doc": doc})
+
+
+@dataclass(frozen=True, slots=True)
+class TopicConfig:
+    """Settings of one topic; fixed when it is created.
+
+    Records carry their producer's timestamps ("create"), which must lie within the two bounds around the leader's clock,
+    or that of the append ("append"). -1: no limit.
+    """
+
+    min_insync_replicas: int = _setting(
+        1, doc="Writes with `acks=all` are refused while fewer replicas are in sync. At most the replication factor."
+    )
+    retention_ms: int = _setting(
+        7 * 24 * 3600 * 1000,
+        doc="A segment goes when its newest record, and its last append, are older than this. -1: no limit.",
+    )
+    retention_bytes: int = _setting(-1, doc="The oldest segments go while what stays is still as large. -1: no limit.")
+    segment_bytes: int = _setting(
+        128 * 1024 * 1024, doc="Size at which the next segment begins. At least the controller's `min_segment_bytes`."
+    )
+    max_message_bytes: int = _setting(4 * 1024 * 1024, doc="The largest batch, after compression.")
+    flush_always: bool = _setting(
+        False, doc="Whether a batch is acknowledged only once every in-sync disk has stored it."
+    )
+    message_timestamp_type: str = _setting(
+        CREATE_TIME,
+        choices=(CREATE_TIME, APPEND_TIME),
+        doc="Whose time records carry: their producer's, or that of the append, on the leader's clock.",
+    )
+    message_timestamp_before_max_ms: int = _setting(
+        -1, doc="How far before the leader's clock a producer's timestamp may lie. -1: no limit."
+    )
+    message_timestamp_after_max_ms: int = _setting(
+        3600 * 1000, doc="How far after the leader's clock a producer's timestamp may lie. -1: no limit."
+    )
+
+
+DEFAULT_CONFIG = TopicConfig()
