@@ -39,6 +39,7 @@ from fencepost_proto.protocol.errors import (
     EligibleLeadersNotAvailable,
     FencepostError,
     InvalidConfig,
+    InvalidPartitions,
     InvalidRequest,
     NetworkException,
     NoReassignmentInProgress,
@@ -48,7 +49,14 @@ from fencepost_proto.protocol.errors import (
     UnknownTopicOrPartition,
     raise_for,
 )
-from fencepost_proto.protocol.metadata import NO_LEADER, MetadataImage, config_from_proto
+from fencepost_proto.protocol.metadata import (
+    NO_LEADER,
+    MetadataImage,
+    Setting,
+    TopicConfig,
+    config_from_proto,
+    format_setting,
+)
 from fencepost_proto.protocol.v1 import broker_pb2, common_pb2, controller_pb2, controller_pb2_grpc
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.transport.rpc_errors import Answer
@@ -188,6 +196,67 @@ class AdminClient:
                 raise
         image = await self._see(led, f"topic {name!r} is made, but not every partition has a leader yet")
         return TopicDescription.of(image, image.topics[image.topic_ids[name]])
+
+    async def create_partitions(
+        self,
+        topic: str,
+        partitions: int,
+        *,
+        assignments: Sequence[Sequence[int]] | None = None,
+        validate_only: bool = False,
+    ) -> TopicDescription:
+        """Raise the number of a topic's partitions to `partitions`; returns once each of them has a leader.
+
+        From then on keys are spread over all of them, so that the records of one key may be in two partitions. A consumer
+        that has subscribed reads the new ones after it subscribes again. `assignments`: the brokers of each new partition,
+        the preferred leader first; None: the controller places them. `validate_only`: check it, and change nothing.
+
+        Raises UnknownTopicOrPartition, InvalidPartitions, InvalidReplicationFactor, InvalidReplicaAssignment.
+        """
+        topic_id = (await self._cluster.topic(topic)).topic_id
+        request = controller_pb2.CreatePartitionsRequest(
+            name=topic,
+            partitions=partitions,
+            assignments=[controller_pb2.ReplicaAssignment(replicas=replicas) for replicas in assignments or ()],
+            validate_only=validate_only,
+        )
+        if validate_only:
+            await self._ask(lambda admin: admin.CreatePartitions, request)
+            return await self.describe_topic(topic)
+
+        def mine(image: MetadataImage) -> bool:
+            return len(image.partitions_of(topic_id)) == partitions
+
+        def led(image: MetadataImage) -> bool:
+            found = image.partitions_of(topic_id)
+            return len(found) >= partitions and all(p.leader != NO_LEADER for p in found[:partitions])
+
+        await self._change(lambda admin: admin.CreatePartitions, request, InvalidPartitions, mine)
+        await self._see(led, f"topic {topic!r} has {partitions} partitions, but not every one has a leader yet")
+        return await self.describe_topic(topic)
+
+    async def alter_topic(
+        self, topic: str, *, reset: Sequence[str] = (), validate_only: bool = False, **settings: Setting
+    ) -> TopicConfig:
+        """Change settings of a topic while it runs, those of `TopicConfig` by their names: `retention_ms=60_000`.
+
+        `reset`: settings that get their defaults. Returns all settings as they are then; brokers apply a change within
+        moments. `validate_only`: check it, and change nothing. Raises UnknownTopicOrPartition, or InvalidConfig naming a
+        setting that is unknown or a value that is not possible.
+        """
+        request = controller_pb2.AlterTopicConfigRequest(
+            name=topic,
+            set=[
+                controller_pb2.TopicSetting(name=name, value=format_setting(value)) for name, value in settings.items()
+            ],
+            reset=reset,
+            validate_only=validate_only,
+        )
+        if validate_only:
+            await self._ask(lambda admin: admin.AlterTopicConfig, request)
+        else:
+            await self._change(lambda admin: admin.AlterTopicConfig, request, None)
+        return (await self.describe_topic(topic)).config
 
     async def delete_topic(self, name: str) -> None:
         """Remove a topic and all its records. Raises UnknownTopicOrPartition."""

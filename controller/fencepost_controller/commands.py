@@ -127,6 +127,13 @@ class Commands:
         self._wake.set()
         return await waiting.future
 
+    async def check(self, command: Command[A]) -> Committed[A]:
+        """Have the command decided on the image in force, and change nothing. Raises the FencepostError that refuses it."""
+        group = Group(self.image, self._failed.snapshot())
+        version = self.image.version
+        answer = await asyncio.get_running_loop().run_in_executor(None, group.decide, command)
+        return Committed(answer, version)
+
     async def run(self) -> None:
         """Carry out commands until `close`, and what waits at that moment."""
         while True:

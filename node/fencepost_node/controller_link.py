@@ -26,6 +26,8 @@ INIT_PRODUCER_ID_MARGIN_S = 1.0  # the controller answers at the caller's timeou
 ADMIN_METHODS = (
     "CreateTopic",
     "DeleteTopic",
+    "CreatePartitions",
+    "AlterTopicConfig",
     "AlterPartitionReassignments",
     "ElectLeader",
     "UnregisterBroker",

@@ -354,6 +354,7 @@ class ReplicaManager:
         key = partition.id
         replica = self.replicas.get(key)
         if replica is not None:
+            replica.take_settings(self.image.topics[key[0]])
             replica.apply(partition)
         elif key in self._folders.recovered and key not in self.unopened:
             self._take(partition, self.image.topics[key[0]])
@@ -399,6 +400,7 @@ class ReplicaManager:
             raise InvariantBroken(f"the log of {topic.name}-{partition.index} was opened twice")
         opened.clock = self._host.wall_clock_ms
         replica = self.replicas[partition.id] = Replica(self.local, partition, topic, opened, self._calls)
+        replica.take_settings(self.image.topics[partition.topic_id])  # they may have changed while it was opened
         replica.apply(partition)
 
     def _drop(self, key: PartitionKey, *, delete: bool) -> None:

@@ -12,9 +12,11 @@ from fencepost.descriptions import TopicDescription
 from fencepost.errors import (
     ElectionNotNeeded,
     InvalidConfig,
+    InvalidPartitions,
     InvalidReplicaAssignment,
     InvalidReplicationFactor,
     InvalidTopic,
+    MessageTooLarge,
     NoReassignmentInProgress,
     TopicAlreadyExists,
     UnknownTopicOrPartition,
@@ -76,6 +78,47 @@ async def test_topics_are_made_described_and_removed_and_what_is_impossible_is_r
             (2, False),
             (3, False),
         ]
+
+
+@asynchronous
+async def test_a_topic_gets_other_settings_and_more_partitions_while_a_producer_writes_to_it(
+    cluster_factory: ClusterFactory,
+) -> None:
+    async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+        await admin.create_topic("orders", partitions=1, replication_factor=3)
+        async with Producer(cluster.bootstrap) as producer:
+            await producer.send_and_wait("orders", b"before")
+            altered = await admin.alter_topic("orders", max_message_bytes=1_000, message_timestamp_type="append")
+            assert (altered.max_message_bytes, altered.message_timestamp_type) == (1_000, "append")
+
+            async def too_large() -> bool:
+                try:
+                    await producer.send_and_wait("orders", b"x" * 2_000)
+                except MessageTooLarge:
+                    return True
+                return False
+
+            await until(too_large, "a record is too large for the topic", 20.0)
+            assert (await producer.send_and_wait("orders", b"at the append")).timestamp_ms == -1  # the leader's own
+            grown = await admin.create_partitions("orders", 4)
+            assert [len(p.replicas) for p in grown.partitions] == [3, 3, 3, 3]
+            assert all(p.isr == p.replicas for p in grown.partitions)
+
+            async def accepted() -> bool:
+                try:
+                    return (await producer.send_and_wait("orders", b"after", partition=3)).offset == 0
+                except UnknownTopicOrPartition:
+                    return False
+
+            await until(accepted, "the producer sees the new partition", 20.0)
+        with pytest.raises(InvalidPartitions, match="has 4 partitions: 4 are not more"):
+            await admin.create_partitions("orders", 4)
+        with pytest.raises(InvalidConfig, match="min_insync_replicas=4: must be 1 to 3"):
+            await admin.alter_topic("orders", min_insync_replicas=4)
+        cluster.kill(CONTROLLER)
+        await cluster.restart(CONTROLLER)
+        described_again = await described(admin, lambda topic: len(topic.partitions) == 4)
+        assert described_again.config == altered
 
 
 @asynchronous

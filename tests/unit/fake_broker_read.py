@@ -305,6 +305,18 @@ class FakeBroker(broker_pb2_grpc.BrokerServicer, controller_pb2_grpc.AdminServic
         )
         return answer
 
+    async def CreatePartitions(self, request: Any, context: Any) -> controller_pb2.CreatePartitionsResponse:
+        answer: controller_pb2.CreatePartitionsResponse = await self.cluster.answer_admin(
+            self, "CreatePartitions", request, context
+        )
+        return answer
+
+    async def AlterTopicConfig(self, request: Any, context: Any) -> controller_pb2.AlterTopicConfigResponse:
+        answer: controller_pb2.AlterTopicConfigResponse = await self.cluster.answer_admin(
+            self, "AlterTopicConfig", request, context
+        )
+        return answer
+
     async def UnregisterBroker(self, request: Any, context: Any) -> controller_pb2.UnregisterBrokerResponse:
         answer: controller_pb2.UnregisterBrokerResponse = await self.cluster.answer_admin(
             self, "UnregisterBroker", request, context

@@ -182,6 +182,18 @@ class FakeController(controller_pb2_grpc.ControllerServicer, controller_pb2_grpc
         answer: controller_pb2.ElectLeaderResponse = await self._answer("ElectLeader", request, context)
         return answer
 
+    async def CreatePartitions(
+        self, request: controller_pb2.CreatePartitionsRequest, context: Context
+    ) -> controller_pb2.CreatePartitionsResponse:
+        answer: controller_pb2.CreatePartitionsResponse = await self._answer("CreatePartitions", request, context)
+        return answer
+
+    async def AlterTopicConfig(
+        self, request: controller_pb2.AlterTopicConfigRequest, context: Context
+    ) -> controller_pb2.AlterTopicConfigResponse:
+        answer: controller_pb2.AlterTopicConfigResponse = await self._answer("AlterTopicConfig", request, context)
+        return answer
+
     async def UnregisterBroker(
         self, request: controller_pb2.UnregisterBrokerRequest, context: Context
     ) -> controller_pb2.UnregisterBrokerResponse:

@@ -15,7 +15,14 @@ from fencepost import metadata_watch
 from fencepost.admin import AdminClient
 from fencepost.descriptions import BatchDescription, PartitionDescription, ProducerDescription, Reassignment
 from fencepost_proto.protocol import errors
-from fencepost_proto.protocol.metadata import Partition, Topic, TopicConfig, config_from_proto
+from fencepost_proto.protocol.metadata import (
+    Partition,
+    Topic,
+    TopicConfig,
+    config_from_proto,
+    default_setting,
+    parse_setting,
+)
 from fencepost_proto.protocol.v1 import controller_pb2
 from tests.asynchronous import asynchronous
 from tests.unit.fake_broker_read import FakeBroker, FakeCluster, batch_of, fake_cluster, run
@@ -62,6 +69,24 @@ class Controller:
         partitions = [p.key for p in self.fake.image.partitions_of(topic_id)]
         self.fake.change(deleted=(f"topics/{topic_id}", *partitions))
 
+    def CreatePartitions(self, request: controller_pb2.CreatePartitionsRequest) -> None:
+        topic_id = self.fake.image.topic_ids[request.name]
+        there = self.fake.image.partitions_of(topic_id)
+        if request.partitions <= len(there):
+            raise errors.InvalidPartitions(f"{request.partitions} are not more")
+        placed = [tuple(a.replicas) for a in request.assignments] or [(1, 2, 3)] * (request.partitions - len(there))
+        if not request.validate_only:
+            self.fake.change(
+                *(Partition(topic_id, n, ids, ids, ids[0], 0, 0) for n, ids in enumerate(placed, len(there)))
+            )
+
+    def AlterTopicConfig(self, request: controller_pb2.AlterTopicConfigRequest) -> None:
+        topic = self.fake.image.topics[self.fake.image.topic_ids[request.name]]
+        changes: dict[str, Any] = {one.name: parse_setting(one.name, one.value) for one in request.set}
+        changes |= {name: default_setting(name) for name in request.reset}
+        if not request.validate_only:
+            self.fake.change(replace(topic, config=replace(topic.config, **changes)))
+
     def AlterPartitionReassignments(self, request: controller_pb2.AlterPartitionReassignmentsRequest) -> None:
         topic_id = self.fake.image.topic_ids[request.topic_name]
         for wanted in request.reassignments:
@@ -103,6 +128,27 @@ def test_a_topic_is_created_with_what_was_said_and_defaults_for_the_rest_and_is_
             await admin.create_topic("orders")
         with pytest.raises(errors.InvalidConfig, match="segment_bytes=0"):
             await admin.create_topic("other", segment_bytes=0)
+
+    scenario(test)
+
+
+def test_a_topic_gets_more_partitions_and_other_settings_and_nothing_where_that_is_only_checked() -> None:
+    async def test(fake: FakeCluster, controller: Controller, admin: AdminClient) -> None:
+        await admin.create_topic("orders", partitions=2, replication_factor=3, retention_bytes=9)
+        checked = await admin.create_partitions("orders", 4, validate_only=True)
+        assert len(checked.partitions) == 2
+        controller.lose = 1
+        grown = await admin.create_partitions("orders", 4, assignments=[(2, 3), (3, 1)])
+        assert [p.replicas for p in grown.partitions[2:]] == [(2, 3), (3, 1)]
+        with pytest.raises(errors.InvalidPartitions, match="4 are not more"):
+            await admin.create_partitions("orders", 4)
+        assert await admin.alter_topic("orders", retention_ms=5, validate_only=True) == TopicConfig(retention_bytes=9)
+        altered = await admin.alter_topic("orders", retention_ms=5, flush_always=True, reset=["retention_bytes"])
+        assert altered == TopicConfig(retention_ms=5, flush_always=True)
+        with pytest.raises(errors.InvalidConfig, match="'colour' is not known"):
+            await admin.alter_topic("orders", colour="red")
+        with pytest.raises(errors.UnknownTopicOrPartition, match="nothing"):
+            await admin.create_partitions("nothing", 4)
 
     scenario(test)
 

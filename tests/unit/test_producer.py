@@ -42,7 +42,7 @@ from fencepost_proto.runtime.host import Host
 from fencepost_proto.transport.wire import GrpcWire
 from fencepost_testing.faulty_wire import FaultyWire
 from fencepost_testing.waiting import until
-from tests.unit.fake_broker_read import run
+from tests.unit.fake_broker_read import Log, run
 from tests.unit.fake_broker_write import BREAK, SWALLOW, FakeWriteCluster, fake_write_cluster
 
 ORDERS = ("id-of-orders", 0)
@@ -484,6 +484,38 @@ def test_batches_are_no_larger_than_the_topic_takes_and_a_record_that_is_fails_a
                 await delivery
             assert (producer.stats.split_batches, producer.stats.records_failed) == (0, 0)
         assert len(cluster.values(ORDERS)) == 501
+
+    with_cluster(test)
+
+
+def test_a_producer_goes_by_settings_that_change_and_uses_partitions_that_are_added() -> None:
+    async def test(cluster: FakeWriteCluster) -> None:
+        topic = cluster.image.topics[ORDERS[0]]
+        key = next(b"%d" % n for n in range(100) if partition_for(b"%d" % n, 3) == 2)
+        async with Producer(cluster.bootstrap) as producer:
+            assert (await producer.send_and_wait("orders", b"one", key=key)).partition == 0
+            smaller = replace(topic, config=replace(topic.config, max_message_bytes=2_000))
+            added = [replace(cluster.image.partitions[ORDERS], index=index) for index in (1, 2)]
+            cluster.logs |= {partition.id: Log() for partition in added}
+            cluster.change(smaller, *added)
+
+            async def added_is_known() -> bool:
+                return (await producer.send_and_wait("orders", b"more", key=key)).partition == 2
+
+            await until(added_is_known, "the key goes to the partition that it has among three")
+            with pytest.raises(MessageTooLarge, match="the topic takes at most 2000"):
+                await producer.send("orders", b"x" * 2_000)
+            assert (await producer.send_and_wait("orders", b"explicit", partition=1)).partition == 1
+            cluster.change(topic)
+
+            async def larger_is_known() -> bool:
+                try:
+                    return bool(await producer.send_and_wait("orders", b"x" * 2_000))
+                except MessageTooLarge:
+                    return False
+
+            await until(larger_is_known, "a record fits that did not fit before")
+            assert producer.stats.records_failed == 0
 
     with_cluster(test)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fencepost.producing.batch import Batch, Stamp
 from fencepost.producing.config import ProducerConfig
@@ -205,13 +205,30 @@ class TopicQueues:
         self.topic = topic
         self._max_request_size = config.max_request_size
         self._compressed = config.codec is not Compression.NONE
-        # A record whose estimated size is not larger needs no exact check.
-        alone_bytes = config.max_request_size if self._compressed else topic.config.max_message_bytes - HEADER_BYTES
-        self.passing_bytes = min(config.max_request_size, alone_bytes)
+        self.passing_bytes = self._passing_bytes()  # a record whose estimated size is not larger needs no exact check
         self.queues = queues
         self._choose = choose
         self.sticky = choose(queues)  # for records without a key, until its batch is closed
         self.by_key: dict[bytes, PartitionQueue] = {}
+
+    def _passing_bytes(self) -> int:
+        alone_bytes = self.topic.config.max_message_bytes - HEADER_BYTES
+        return self._max_request_size if self._compressed else min(self._max_request_size, alone_bytes)
+
+    def settings_changed(self, topic: Topic) -> None:
+        """The topic's settings are these from now on."""
+        same_size = topic.config.max_message_bytes == self.topic.config.max_message_bytes
+        self.topic = topic
+        self.passing_bytes = self._passing_bytes()
+        for queue in self.queues:
+            queue.topic = topic
+            if not same_size:
+                queue.batch_bytes = topic.config.max_message_bytes
+
+    def grow(self, queues: Sequence[PartitionQueue]) -> None:
+        """The topic has got these partitions, too. From now on keys are spread over all of them."""
+        self.queues.extend(queues)
+        self.by_key.clear()
 
     def next_sticky(self) -> None:
         """The sticky partition's batch is closed: choose another partition with a known leader."""

@@ -41,7 +41,7 @@ from fencepost_proto.protocol.errors import (
     UnknownTopicOrPartition,
     from_proto,
 )
-from fencepost_proto.protocol.metadata import NO_LEADER, MetadataImage
+from fencepost_proto.protocol.metadata import NO_LEADER, MetadataImage, Topic
 from fencepost_proto.protocol.v1 import broker_pb2 as pb
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.tasks import Tasks
@@ -167,13 +167,16 @@ class Sender:
             partitions = self._cluster.image.partitions_of(topic.topic_id)
             if not partitions:
                 raise UnknownTopicOrPartition(f"topic {name!r} has no partitions")
-            queues = [PartitionQueue(topic, p.index, self._sequencer(f"{name}-{p.index}")) for p in partitions]
-            for queue in queues:
-                queue.check_loop = self.guard.check
-                self.identity.opened(queue)
-                self._place(queue)
+            queues = [self._open_queue(topic, partition.index) for partition in partitions]
             self.topics[name] = TopicQueues(topic, queues, self._host.random.choice, self._config)
         return self.topics[name]
+
+    def _open_queue(self, topic: Topic, partition: int) -> PartitionQueue:
+        queue = PartitionQueue(topic, partition, self._sequencer(f"{topic.name}-{partition}"))
+        queue.check_loop = self.guard.check
+        self.identity.opened(queue)
+        self._place(queue)
+        return queue
 
     def _sequencer(self, name: str) -> Sequencer:
         config = self._config
@@ -341,9 +344,15 @@ class Sender:
     def _image_changed(self, image: MetadataImage) -> None:
         addresses = {broker.id: broker.address for broker in image.brokers.values()}
         for topic in list(self.topics.values()):
-            if topic.topic.topic_id not in image.topics:
+            now = image.topics.get(topic.topic.topic_id)
+            if now is None:
                 self._forget(topic)
                 continue
+            if now is not topic.topic:
+                topic.settings_changed(now)
+            if (now.topic_id, len(topic.queues)) in image.partitions:
+                more = image.partitions_of(now.topic_id)[len(topic.queues) :]
+                topic.grow([self._open_queue(now, partition.index) for partition in more])
             for queue in topic.queues:  # there may be thousands, and few of them changed: no call for each
                 partition = image.partitions.get(queue.key)
                 if partition is None or partition.leader_epoch < queue.leader_epoch:

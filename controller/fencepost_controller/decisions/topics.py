@@ -1,10 +1,13 @@
 """Topics: created with all their partitions in one step, deleted in one step.
 
+More partitions come with `partition_count`, other settings with `topic_config`.
+
 The limits bound the metadata image, which travels in one message: all of it stays well below a message's maximum.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fencepost_controller.decisions.draft import Command, Draft
@@ -16,6 +19,7 @@ from fencepost_proto.protocol.errors import (
     InvalidReplicationFactor,
     InvariantBroken,
     TopicAlreadyExists,
+    UnknownTopicId,
     UnknownTopicOrPartition,
 )
 from fencepost_proto.protocol.metadata import APPEND_TIME, CREATE_TIME, Partition, Topic, TopicConfig, check_topic_name
@@ -53,23 +57,11 @@ class CreateTopic(Command[Topic]):
         topic = Topic(self.topic_id, self.name, self.config, draft.version)
         draft.put(topic)
         for index, replicas in enumerate(assignments):
-            isr = tuple(b for b in replicas if draft.serves(b, (self.topic_id, index)))
-            draft.put(Partition(self.topic_id, index, replicas, isr, leader=isr[0], leader_epoch=0, partition_epoch=0))
+            put_partition(draft, self.topic_id, index, replicas)
         return topic
 
-    def _check_count(self, draft: Draft, count: int) -> None:
-        if not 0 < count <= MAX_PARTITIONS_PER_TOPIC:
-            raise InvalidPartitions(
-                f"topic {self.name!r}: {count} partitions; 1 to {MAX_PARTITIONS_PER_TOPIC} are allowed"
-            )
-        there = len(draft.image.partitions)
-        if there + count > MAX_PARTITIONS:
-            raise InvalidPartitions(
-                f"topic {self.name!r}: {count} partitions beside {there} are more than {MAX_PARTITIONS}"
-            )
-
     def _placed(self, draft: Draft) -> list[tuple[int, ...]]:
-        self._check_count(draft, self.partitions)
+        check_partition_count(draft, self.name, self.partitions, self.partitions)
         brokers = draft.serving_brokers()
         if not 0 < self.replication_factor <= MAX_REPLICATION_FACTOR:
             raise InvalidReplicationFactor(
@@ -84,20 +76,41 @@ class CreateTopic(Command[Topic]):
 
     def _assigned(self, draft: Draft) -> list[tuple[int, ...]]:
         factor = len(self.assignments[0])
-        self._check_count(draft, len(self.assignments))
+        check_partition_count(draft, self.name, len(self.assignments), len(self.assignments))
         if self.partitions not in (0, len(self.assignments)) or self.replication_factor not in (0, factor):
             raise InvalidReplicaAssignment(
                 f"topic {self.name!r}: {self.partitions} partitions of {self.replication_factor} replicas "
                 f"contradict the given assignment"
             )
-        for index, replicas in enumerate(self.assignments):
-            name = f"{self.name}-{index}"
-            check_assignment(draft, name, replicas)
-            if len(replicas) != factor:
-                raise InvalidReplicaAssignment(f"{name}: {len(replicas)} replicas where {self.name}-0 has {factor}")
-            if not any(draft.serves(b, (self.topic_id, index)) for b in replicas):
-                raise InvalidReplicaAssignment(f"{name}: none of the brokers {replicas} is live")
+        check_topic_assignments(draft, self.topic_id, self.name, self.assignments, factor)
         return list(self.assignments)
+
+
+def check_partition_count(draft: Draft, name: str, count: int, new: int) -> None:
+    """A topic is to have `count` partitions, of which `new` are not there yet. Raises InvalidPartitions."""
+    if not 0 < count <= MAX_PARTITIONS_PER_TOPIC:
+        raise InvalidPartitions(f"topic {name!r}: {count} partitions; 1 to {MAX_PARTITIONS_PER_TOPIC} are allowed")
+    there = len(draft.image.partitions)
+    if there + new > MAX_PARTITIONS:
+        raise InvalidPartitions(f"topic {name!r}: {new} partitions beside {there} are more than {MAX_PARTITIONS}")
+
+
+def check_topic_assignments(
+    draft: Draft, topic_id: str, name: str, assignments: Sequence[tuple[int, ...]], factor: int, *, first: int = 0
+) -> None:
+    """Of partitions from `first` on, of a topic with that replication factor. Raises InvalidReplicaAssignment."""
+    for index, replicas in enumerate(assignments, first):
+        check_assignment(draft, f"{name}-{index}", replicas)
+        if len(replicas) != factor:
+            raise InvalidReplicaAssignment(f"{name}-{index}: {len(replicas)} replicas where {name}-0 has {factor}")
+        if not any(draft.serves(b, (topic_id, index)) for b in replicas):
+            raise InvalidReplicaAssignment(f"{name}-{index}: none of the brokers {replicas} is live")
+
+
+def put_partition(draft: Draft, topic_id: str, index: int, replicas: tuple[int, ...]) -> None:
+    """A new partition, led by the first of its live replicas, of which there is one at least."""
+    isr = tuple(b for b in replicas if draft.serves(b, (topic_id, index)))
+    draft.put(Partition(topic_id, index, replicas, isr, leader=isr[0], leader_epoch=0, partition_epoch=0))
 
 
 UNLIMITED = -1
@@ -139,11 +152,14 @@ def check_config(config: TopicConfig, replication_factor: int, min_segment_bytes
 @dataclass(frozen=True, slots=True)
 class DeleteTopic(Command[None]):
     name: str
+    topic_id: str = ""  # it must have this one; empty: whichever it has
 
     def decide(self, draft: Draft) -> None:
         topic = draft.topic_named(self.name)
         if topic is None:
             raise UnknownTopicOrPartition(f"topic {self.name!r} does not exist")
+        if self.topic_id not in ("", topic.topic_id):
+            raise UnknownTopicId(f"topic {self.name!r} has id {topic.topic_id!r}, not {self.topic_id!r}")
         for partition in draft.image.partitions_of(topic.topic_id):
             draft.delete(partition)
         draft.delete(topic)

@@ -12,6 +12,8 @@ from fencepost_controller.fences import Fences
 from fencepost_controller.opening import Opening
 from fencepost_controller.services.admin import (
     alter_partition_reassignments,
+    alter_topic_config,
+    create_partitions,
     create_topic,
     delete_topic,
     elect_leader,
@@ -89,6 +91,19 @@ class AdminService(controller_pb2_grpc.AdminServicer):
     async def DeleteTopic(self, request: pb.DeleteTopicRequest, context: Context) -> pb.DeleteTopicResponse:
         await self.opening.wait()
         return await self.answering.unary(pb.DeleteTopicResponse, delete_topic(self.commands, request))
+
+    async def CreatePartitions(
+        self, request: pb.CreatePartitionsRequest, context: Context
+    ) -> pb.CreatePartitionsResponse:
+        await self.opening.wait()
+        return await self.answering.unary(pb.CreatePartitionsResponse, create_partitions(self.commands, request))
+
+    async def AlterTopicConfig(
+        self, request: pb.AlterTopicConfigRequest, context: Context
+    ) -> pb.AlterTopicConfigResponse:
+        await self.opening.wait()
+        work = alter_topic_config(self.commands, request, self.min_segment_bytes)
+        return await self.answering.unary(pb.AlterTopicConfigResponse, work)
 
     async def AlterPartitionReassignments(
         self, request: pb.AlterPartitionReassignmentsRequest, context: Context

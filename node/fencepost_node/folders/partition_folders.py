@@ -472,7 +472,7 @@ class PartitionFolders:
         return f"{self._config.data_dir}/{topic.name}-{partition}"
 
     def _log_config(self, topic_id: str, topic: Topic | None, partition: int = UNKNOWN_PARTITION) -> LogConfig:
-        """The log's settings; the defaults of topics until the metadata is there."""
+        """The log's settings; the defaults of topics until the metadata is there. `Replica.take_settings` changes them."""
         settings = topic.config if topic else _DEFAULTS
         return LogConfig(
             topic_id=topic_id,

@@ -20,6 +20,8 @@ R = TypeVar(
     "R",
     controller_pb2.CreateTopicResponse,
     controller_pb2.DeleteTopicResponse,
+    controller_pb2.CreatePartitionsResponse,
+    controller_pb2.AlterTopicConfigResponse,
     controller_pb2.AlterPartitionReassignmentsResponse,
     controller_pb2.ElectLeaderResponse,
     controller_pb2.UnregisterBrokerResponse,
@@ -44,6 +46,16 @@ class AdminRelay(controller_pb2_grpc.AdminServicer):
         self, request: controller_pb2.DeleteTopicRequest, context: Context
     ) -> controller_pb2.DeleteTopicResponse:
         return await self._relay("DeleteTopic", request, controller_pb2.DeleteTopicResponse, context)
+
+    async def CreatePartitions(
+        self, request: controller_pb2.CreatePartitionsRequest, context: Context
+    ) -> controller_pb2.CreatePartitionsResponse:
+        return await self._relay("CreatePartitions", request, controller_pb2.CreatePartitionsResponse, context)
+
+    async def AlterTopicConfig(
+        self, request: controller_pb2.AlterTopicConfigRequest, context: Context
+    ) -> controller_pb2.AlterTopicConfigResponse:
+        return await self._relay("AlterTopicConfig", request, controller_pb2.AlterTopicConfigResponse, context)
 
     async def AlterPartitionReassignments(
         self, request: controller_pb2.AlterPartitionReassignmentsRequest, context: Context

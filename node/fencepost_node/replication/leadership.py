@@ -449,7 +449,17 @@ class Leadership:
 
     def durable(self, end_offset: int) -> None:
         """A flush=always log is synced below `end_offset`."""
+        end_offset = max(end_offset, self.state.durable_end_offset)  # more counts where that setting is off meanwhile
         self._after(self.state.appended(self.state.log_end_offset, end_offset, self._now()))
+
+    def settings_changed(self, topic: Topic) -> None:
+        """What waits for a sync, and need not any more, counts at once. `flush_always` holds for what is appended from now
+        on: what was acknowledged without a sync stays so."""
+        waited_for_sync = self.topic.config.flush_always
+        self.topic = topic
+        if waited_for_sync and not topic.config.flush_always:
+            end_offset = self.state.log_end_offset
+            self._after(self.state.appended(end_offset, end_offset, self._now()))
 
     def partition_changed(self, partition: Partition) -> None:
         self._after(self.state.partition_changed(partition, self._now()))

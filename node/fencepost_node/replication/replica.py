@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from fencepost_node.log.log import CorruptLog, Log, OutOfRoom
@@ -95,6 +95,21 @@ class Replica:
     def partition(self) -> Partition:
         """As the controller last told."""
         return self._partition
+
+    def take_settings(self, topic: Topic) -> None:
+        """Take the topic's settings as the controller says that they are now."""
+        if topic is self.topic or topic == self.topic:
+            return
+        self.topic = topic
+        config = topic.config
+        self.log.config = replace(
+            self.log.config,
+            segment_bytes=config.segment_bytes,
+            retention_ms=config.retention_ms,
+            retention_bytes=config.retention_bytes,
+        )
+        if isinstance(self.role, Leadership):
+            self.role.settings_changed(topic)
 
     def apply(self, partition: Partition) -> None:
         """Take what the controller says of this partition."""
@@ -262,6 +277,7 @@ class Replica:
         if self._closed:
             raise InvariantBroken(f"{self.key} is recovered after its end")
         opened.clock = self.log.clock
+        opened.config = self.log.config  # the settings may have changed while it was opened
         self.log = opened
         self.failure, self.damaged, self.out_of_room = "", False, False
         self._high_watermark = max(opened.log_start_offset, min(self._high_watermark, opened.log_end_offset))

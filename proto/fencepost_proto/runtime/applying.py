@@ -9,6 +9,7 @@ from fencepost_proto.protocol.metadata import (
     MetadataImage,
     Partition,
     PartitionKey,
+    Topic,
     from_proto,
     partition_id,
 )
@@ -18,7 +19,7 @@ from fencepost_proto.runtime.turns import Turns
 
 class Applied(NamedTuple):
     image: MetadataImage
-    partitions: dict[PartitionKey, None]  # that the change names
+    partitions: dict[PartitionKey, None]  # that the change names, and all of a topic whose settings it changes
 
 
 async def apply_in_turns(image: MetadataImage, delta: common_pb2.MetadataDelta, turns: Turns) -> Applied:
@@ -27,9 +28,11 @@ async def apply_in_turns(image: MetadataImage, delta: common_pb2.MetadataDelta, 
     changed: dict[PartitionKey, None] = {}
     for message in delta.changed:
         entity = from_proto(message)
-        builder.put(entity)
+        before = builder.put(entity)
         if isinstance(entity, Partition):
             changed[entity.id] = None
+        elif isinstance(entity, Topic) and before is not None:
+            changed.update((partition.id, None) for partition in builder.image.partitions_of(entity.topic_id))
         await turns.step()
     for key in delta.deleted_keys:
         builder.delete(key)

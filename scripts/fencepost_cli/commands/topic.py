@@ -1,4 +1,4 @@
-"""`fencepost topic`: make, show, move and delete topics."""
+"""`fencepost topic`: make, show, change, move and delete topics."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DEFAULT_PARTITIONS = 3
 _WAIT_POLL_S = 0.1
 
 app = typer.Typer(
-    help="Make, show, move and delete topics.",
+    help="Make, show, change, move and delete topics.",
     epilog="Example: fencepost topic create orders --partitions 6; fencepost topic describe orders",
     no_args_is_help=True,
 )
@@ -151,6 +151,73 @@ def broker_list(text: str) -> list[int]:
         return [int(word) for word in text.split(",")]
     except ValueError:
         fail(f"{text!r} is not a list of broker ids such as 1,2,3", EXIT_USAGE)
+
+
+@app.command(
+    epilog="Example: fencepost topic alter orders --set retention_ms=86400000 --reset segment_bytes --partitions 12"
+)
+def alter(
+    name: Name,
+    *,
+    set_to: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting and its new value; may be given several times."),
+    ] = None,
+    reset: Annotated[
+        list[str] | None,
+        typer.Option("--reset", metavar="NAME", help="A setting that gets its default; may be given several times."),
+    ] = None,
+    partitions: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many partitions the topic is to have: more than now. Keys are spread over all of them then.",
+        ),
+    ] = None,
+    assign: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID,ID,…", help="A new partition's brokers, in order; once for each new partition."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check whether it is possible.")] = False,
+    bootstrap: Bootstrap = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Change a topic's settings, or raise its number of partitions, while it runs.
+
+    The settings are those that 'fencepost topic describe' shows.
+    """
+    brokers = bootstrap_of(bootstrap, data_dir)
+    if not set_to and not reset and partitions is None:
+        fail("one of --set, --reset and --partitions is needed", EXIT_USAGE)
+    if assign and partitions is None:
+        fail("--assign goes with --partitions only", EXIT_USAGE)
+    settings = dict(_pair(text) for text in set_to or ())
+    assignments = [broker_list(text) for text in assign or ()]
+
+    async def work() -> TopicDescription:
+        from fencepost import AdminClient
+
+        async with AdminClient(brokers) as admin:
+            if settings or reset:
+                await admin.alter_topic(name, reset=reset or (), validate_only=dry_run, **settings)
+            if partitions is not None:
+                await admin.create_partitions(name, partitions, assignments=assignments or None, validate_only=dry_run)
+            return await admin.describe_topic(name)
+
+    topic = run(work())
+    if dry_run:
+        typer.echo(f"topic {topic.name}: possible")
+        return
+    shown = asdict(topic.config)
+    changed = "".join(f", {key} {shown[key]}" for key in (*settings, *(reset or ())))
+    typer.echo(f"topic {topic.name}: {len(topic.partitions)} partitions{changed}")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        fail(f"{text!r} is not NAME=VALUE, such as retention_ms=86400000", EXIT_USAGE)
+    return name, value
 
 
 @app.command("list", epilog="Example: fencepost topic list")

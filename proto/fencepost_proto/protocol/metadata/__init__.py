@@ -29,7 +29,16 @@ from fencepost_proto.protocol.metadata.entities import (
 )
 from fencepost_proto.protocol.metadata.image import Changes, ImageBuilder, MetadataImage, partition_id
 from fencepost_proto.protocol.metadata.kinds import config_from_proto, config_to_proto
-from fencepost_proto.protocol.metadata.topic_config import APPEND_TIME, CREATE_TIME, TopicConfig
+from fencepost_proto.protocol.metadata.topic_config import (
+    APPEND_TIME,
+    CREATE_TIME,
+    TOPIC_SETTINGS,
+    Setting,
+    TopicConfig,
+    default_setting,
+    format_setting,
+    parse_setting,
+)
 
 __all__ = [
     "APPEND_TIME",
@@ -38,6 +47,7 @@ __all__ = [
     "MAX_TOPIC_NAME",
     "NO_LEADER",
     "RETIRED_EPOCH",
+    "TOPIC_SETTINGS",
     "BrokerRegistration",
     "Changes",
     "ClusterIdentity",
@@ -48,16 +58,20 @@ __all__ = [
     "NextProducerId",
     "Partition",
     "PartitionKey",
+    "Setting",
     "Topic",
     "TopicConfig",
     "check_topic_name",
     "config_from_proto",
     "config_to_proto",
+    "default_setting",
     "delta_to_proto",
     "encode_delta",
     "encoded",
+    "format_setting",
     "from_proto",
     "length_delimited",
+    "parse_setting",
     "partition_id",
     "to_proto",
 ]

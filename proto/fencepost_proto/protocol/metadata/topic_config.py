@@ -1,9 +1,11 @@
-"""The settings of one topic."""
+"""The settings of one topic, as values and as text."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from fencepost_proto.protocol.errors import InvalidConfig
 
 CREATE_TIME = "create"  # a topic's message_timestamp_type
 APPEND_TIME = "append"
@@ -16,7 +18,7 @@ def _setting(default: object, *, choices: tuple[object, ...] = (), doc: str) -> 
 
 @dataclass(frozen=True, slots=True)
 class TopicConfig:
-    """Settings of one topic; fixed when it is created.
+    """Settings of one topic.
 
     Records carry their producer's timestamps ("create"), which must lie within the two bounds around the leader's clock,
     or that of the append ("append"). -1: no limit.
@@ -51,3 +53,42 @@ class TopicConfig:
 
 
 DEFAULT_CONFIG = TopicConfig()
+
+TOPIC_SETTINGS = {field.name: field for field in fields(TopicConfig)}
+MAX_SETTING_LENGTH = 100  # characters of a value
+_TRUTH = {"true": True, "false": False}
+
+Setting = int | bool | str
+
+_DEFAULTS: dict[str, Setting] = asdict(DEFAULT_CONFIG)
+
+
+def parse_setting(name: str, text: str) -> Setting:
+    """The value that `text` stands for. Raises InvalidConfig for an unknown name, or text that is none of its type.
+
+    Whether the value is possible the controller decides (`decisions/topics.py`).
+    """
+    default = default_setting(name)
+    if len(text) > MAX_SETTING_LENGTH:
+        raise InvalidConfig(f"{name}: a value of {len(text)} characters; at most {MAX_SETTING_LENGTH} are allowed")
+    if isinstance(default, bool):
+        if text.lower() not in _TRUTH:
+            raise InvalidConfig(f"{name}={text!r}: must be 'true' or 'false'")
+        return _TRUTH[text.lower()]
+    if isinstance(default, int):
+        if not text.removeprefix("-").isdecimal() or not text.isascii():
+            raise InvalidConfig(f"{name}={text!r}: must be a whole number")
+        return int(text)
+    return text
+
+
+def format_setting(value: Setting) -> str:
+    """The text that `parse_setting` makes this value of."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def default_setting(name: str) -> Setting:
+    """Raises InvalidConfig for an unknown name."""
+    if name not in _DEFAULTS:
+        raise InvalidConfig(f"topic setting {name!r} is not known; known: {', '.join(_DEFAULTS)}")
+    return _DEFAULTS[name]

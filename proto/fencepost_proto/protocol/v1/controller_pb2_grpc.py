@@ -293,6 +293,16 @@ class AdminStub:
                 request_serializer=fencepost_dot_v1_dot_controller__pb2.DeleteTopicRequest.SerializeToString,
                 response_deserializer=fencepost_dot_v1_dot_controller__pb2.DeleteTopicResponse.FromString,
                 _registered_method=True)
+        self.CreatePartitions = channel.unary_unary(
+                '/fencepost.v1.Admin/CreatePartitions',
+                request_serializer=fencepost_dot_v1_dot_controller__pb2.CreatePartitionsRequest.SerializeToString,
+                response_deserializer=fencepost_dot_v1_dot_controller__pb2.CreatePartitionsResponse.FromString,
+                _registered_method=True)
+        self.AlterTopicConfig = channel.unary_unary(
+                '/fencepost.v1.Admin/AlterTopicConfig',
+                request_serializer=fencepost_dot_v1_dot_controller__pb2.AlterTopicConfigRequest.SerializeToString,
+                response_deserializer=fencepost_dot_v1_dot_controller__pb2.AlterTopicConfigResponse.FromString,
+                _registered_method=True)
         self.AlterPartitionReassignments = channel.unary_unary(
                 '/fencepost.v1.Admin/AlterPartitionReassignments',
                 request_serializer=fencepost_dot_v1_dot_controller__pb2.AlterPartitionReassignmentsRequest.SerializeToString,
@@ -332,6 +342,20 @@ class AdminServicer:
 
     def DeleteTopic(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreatePartitions(self, request, context):
+        """More partitions for a topic. Never fewer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AlterTopicConfig(self, request, context):
+        """Change settings of a topic while it runs.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -380,6 +404,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.DeleteTopic,
                     request_deserializer=fencepost_dot_v1_dot_controller__pb2.DeleteTopicRequest.FromString,
                     response_serializer=fencepost_dot_v1_dot_controller__pb2.DeleteTopicResponse.SerializeToString,
+            ),
+            'CreatePartitions': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreatePartitions,
+                    request_deserializer=fencepost_dot_v1_dot_controller__pb2.CreatePartitionsRequest.FromString,
+                    response_serializer=fencepost_dot_v1_dot_controller__pb2.CreatePartitionsResponse.SerializeToString,
+            ),
+            'AlterTopicConfig': grpc.unary_unary_rpc_method_handler(
+                    servicer.AlterTopicConfig,
+                    request_deserializer=fencepost_dot_v1_dot_controller__pb2.AlterTopicConfigRequest.FromString,
+                    response_serializer=fencepost_dot_v1_dot_controller__pb2.AlterTopicConfigResponse.SerializeToString,
             ),
             'AlterPartitionReassignments': grpc.unary_unary_rpc_method_handler(
                     servicer.AlterPartitionReassignments,
@@ -462,6 +496,60 @@ class Admin:
             '/fencepost.v1.Admin/DeleteTopic',
             fencepost_dot_v1_dot_controller__pb2.DeleteTopicRequest.SerializeToString,
             fencepost_dot_v1_dot_controller__pb2.DeleteTopicResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreatePartitions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fencepost.v1.Admin/CreatePartitions',
+            fencepost_dot_v1_dot_controller__pb2.CreatePartitionsRequest.SerializeToString,
+            fencepost_dot_v1_dot_controller__pb2.CreatePartitionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AlterTopicConfig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fencepost.v1.Admin/AlterTopicConfig',
+            fencepost_dot_v1_dot_controller__pb2.AlterTopicConfigRequest.SerializeToString,
+            fencepost_dot_v1_dot_controller__pb2.AlterTopicConfigResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -103,6 +103,10 @@ class AdminStub:
     def __new__(cls, channel: _aio.Channel) -> AdminAsyncStub: ...
     CreateTopic: _grpc.UnaryUnaryMultiCallable[_controller_pb2.CreateTopicRequest, _controller_pb2.CreateTopicResponse]
     DeleteTopic: _grpc.UnaryUnaryMultiCallable[_controller_pb2.DeleteTopicRequest, _controller_pb2.DeleteTopicResponse]
+    CreatePartitions: _grpc.UnaryUnaryMultiCallable[_controller_pb2.CreatePartitionsRequest, _controller_pb2.CreatePartitionsResponse]
+    """More partitions for a topic. Never fewer."""
+    AlterTopicConfig: _grpc.UnaryUnaryMultiCallable[_controller_pb2.AlterTopicConfigRequest, _controller_pb2.AlterTopicConfigResponse]
+    """Change settings of a topic while it runs."""
     AlterPartitionReassignments: _grpc.UnaryUnaryMultiCallable[_controller_pb2.AlterPartitionReassignmentsRequest, _controller_pb2.AlterPartitionReassignmentsResponse]
     ElectLeader: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ElectLeaderRequest, _controller_pb2.ElectLeaderResponse]
     UnregisterBroker: _grpc.UnaryUnaryMultiCallable[_controller_pb2.UnregisterBrokerRequest, _controller_pb2.UnregisterBrokerResponse]
@@ -118,6 +122,10 @@ class AdminAsyncStub(AdminStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateTopic: _aio.UnaryUnaryMultiCallable[_controller_pb2.CreateTopicRequest, _controller_pb2.CreateTopicResponse]  # type: ignore[assignment]
     DeleteTopic: _aio.UnaryUnaryMultiCallable[_controller_pb2.DeleteTopicRequest, _controller_pb2.DeleteTopicResponse]  # type: ignore[assignment]
+    CreatePartitions: _aio.UnaryUnaryMultiCallable[_controller_pb2.CreatePartitionsRequest, _controller_pb2.CreatePartitionsResponse]  # type: ignore[assignment]
+    """More partitions for a topic. Never fewer."""
+    AlterTopicConfig: _aio.UnaryUnaryMultiCallable[_controller_pb2.AlterTopicConfigRequest, _controller_pb2.AlterTopicConfigResponse]  # type: ignore[assignment]
+    """Change settings of a topic while it runs."""
     AlterPartitionReassignments: _aio.UnaryUnaryMultiCallable[_controller_pb2.AlterPartitionReassignmentsRequest, _controller_pb2.AlterPartitionReassignmentsResponse]  # type: ignore[assignment]
     ElectLeader: _aio.UnaryUnaryMultiCallable[_controller_pb2.ElectLeaderRequest, _controller_pb2.ElectLeaderResponse]  # type: ignore[assignment]
     UnregisterBroker: _aio.UnaryUnaryMultiCallable[_controller_pb2.UnregisterBrokerRequest, _controller_pb2.UnregisterBrokerResponse]  # type: ignore[assignment]
@@ -142,6 +150,22 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _controller_pb2.DeleteTopicRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_controller_pb2.DeleteTopicResponse, _abc.Awaitable[_controller_pb2.DeleteTopicResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def CreatePartitions(
+        self,
+        request: _controller_pb2.CreatePartitionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.CreatePartitionsResponse, _abc.Awaitable[_controller_pb2.CreatePartitionsResponse]]:
+        """More partitions for a topic. Never fewer."""
+
+    @_abc_1.abstractmethod
+    def AlterTopicConfig(
+        self,
+        request: _controller_pb2.AlterTopicConfigRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.AlterTopicConfigResponse, _abc.Awaitable[_controller_pb2.AlterTopicConfigResponse]]:
+        """Change settings of a topic while it runs."""
 
     @_abc_1.abstractmethod
     def AlterPartitionReassignments(
