@@ -408,8 +408,9 @@ class LocalCluster:
 
     def terminate(self, node: Node) -> None:
         """SIGTERM: begin a clean shutdown. A paused process is resumed for it."""
-        self.member(node).signal(signal.SIGTERM)
-        self.member(node).signal(signal.SIGCONT)
+        process = self.member(node).running_process()
+        if process.send(signal.SIGTERM):
+            process.send(signal.SIGCONT)
 
     async def stop(self, node: Node, *, timeout_s: float = STOP_TIMEOUT_S) -> int | None:
         """A clean shutdown, to its end. The exit code, where this process started it.

@@ -8,6 +8,7 @@ import json
 import operator
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -274,6 +275,27 @@ def test_pause_resume_and_stop(tmp_path: Path) -> None:
             cluster.kill(1)
         with pytest.raises(ClusterError, match="no broker 7"):
             cluster.kill(7)
+    finally:
+        cluster.close()
+
+
+def test_a_process_that_ends_between_the_signals_of_a_clean_stop_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen in chaos on a busy machine: SIGTERM had ended the controller before it could be sent SIGCONT."""
+    cluster = LocalCluster.create(tmp_path / "c", brokers=1)
+    start_all(cluster)
+    send = ProcessRef.send
+
+    def send_and_wait(process: ProcessRef, number: signal.Signals) -> bool:
+        sent = send(process, number)
+        if number is signal.SIGTERM:
+            until_sync(lambda: gone(process.pid), "the end of the process")
+        return sent
+
+    try:
+        monkeypatch.setattr(ProcessRef, "send", send_and_wait)
+        assert asyncio.run(cluster.stop(1)) == 0
     finally:
         cluster.close()
 
