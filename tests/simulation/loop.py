@@ -23,7 +23,10 @@ import heapq
 import random
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from contextvars import Context, ContextVar, copy_context
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from tests.simulation.streams import ByteStreams
 
 T = TypeVar("T")
 
@@ -132,6 +135,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self.callbacks_run = 0
         self.thread_delay_s = THREAD_DELAY_S
         self.cancelled_timers = 0
+        self.byte_streams: ByteStreams | None = None  # of the world's network
         self._random = chance
         self._now = start_s
         self._timers: list[tuple[float, int, SimTimer]] = []
@@ -262,6 +266,23 @@ class SimLoop(asyncio.BaseEventLoop):
 
         self.call_later(self._random.random() * self.thread_delay_s, run)
         return future
+
+    # ---- Byte streams ----
+
+    async def create_server(  # type: ignore[override]
+        self, protocol_factory: Callable[[], Any], host: str, port: int, **_: object
+    ) -> asyncio.AbstractServer:
+        return await self._streams().create_server(protocol_factory, host, port)
+
+    async def create_connection(  # type: ignore[override]
+        self, protocol_factory: Callable[[], Any], host: str, port: int, **_: object
+    ) -> tuple[asyncio.Transport, Any]:
+        return await self._streams().create_connection(protocol_factory, host, port)
+
+    def _streams(self) -> ByteStreams:
+        if self.byte_streams is None:
+            raise RuntimeError("no network belongs to this loop")
+        return self.byte_streams
 
     # ---- What the base class asks for ----
 

@@ -29,6 +29,7 @@ from tests.simulation.process import SimProcess, State
 if TYPE_CHECKING:
     from tests.simulation.rpc_client import SimChannel
     from tests.simulation.rpc_server import SimServer
+    from tests.simulation.streams import SimByteServer
 
 MIN_DELAY_S = 0.000_1
 MAX_DELAY_S = 0.001
@@ -228,6 +229,7 @@ class Network:
         self.context = copy_context()
         self.context.run(current_process.set, None)
         self.listeners: dict[str, SimServer] = {}
+        self.byte_listeners: dict[str, SimByteServer] = {}
         self.connections: dict[int, Connection] = {}
         self.connections_made = 0
         self.window_bytes = chance.choice((16_384, 65_536, 1_048_576))
@@ -272,7 +274,7 @@ class Network:
                 return
             connection = Connection(self, process, server)
             self.connections[connection.number] = connection
-            self._check_silence(connection)
+            self.check_silence(connection)
             answer(connection)
 
         there.send(arrived)
@@ -283,6 +285,8 @@ class Network:
         """Its sockets close. After a power failure no one is told."""
         for address in [a for a, server in self.listeners.items() if server.process is process]:
             del self.listeners[address]
+        for address in [a for a, server in self.byte_listeners.items() if server.process is process]:
+            del self.byte_listeners[address]
         for connection in list(self.connections.values()):
             if connection.client is process:
                 connection.lose_client_end("process ended")
@@ -292,7 +296,7 @@ class Network:
                 connection.lose_server_end("process ended")
                 if not power_failure:
                     self.tell_client_end(connection)
-            self._check_silence(connection)
+            self.check_silence(connection)
 
     def power_off(self, node: str) -> None:
         self.dark_nodes[node] = None
@@ -351,9 +355,9 @@ class Network:
 
     def _check_all(self) -> None:
         for connection in list(self.connections.values()):
-            self._check_silence(connection)
+            self.check_silence(connection)
 
-    def _check_silence(self, connection: Connection) -> None:
+    def check_silence(self, connection: Connection) -> None:
         silent = (
             connection.to_client.cut
             or connection.to_server.cut

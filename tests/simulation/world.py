@@ -21,6 +21,7 @@ from tests.simulation.disk import MountedDisk, SimDisk
 from tests.simulation.loop import SimLoop, SimTask, close_coroutines, current_process
 from tests.simulation.network import Network
 from tests.simulation.process import SimProcess
+from tests.simulation.streams import ByteStreams
 from tests.simulation.wire import SimWire
 
 T = TypeVar("T")
@@ -48,6 +49,7 @@ class World:
         self.seed = seed
         self.loop = SimLoop(self.chance("loop"))
         self.network = Network(self.loop, self.chance("network"))
+        self.loop.byte_streams = ByteStreams(self.network)
         self.machines: dict[str, Machine] = {}
         self.trace: list[str] = []
         self.crashes: list[tuple[SimProcess, Exception]] = []  # processes whose main function raised
