@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 from fencepost.producing import sequencer
 from fencepost_controller.decisions import producers as controller_producers
-from fencepost_node.producers import expiry, producer_state
+from fencepost_node.producers import expiry, producer_state, refusals
 from fencepost_proto.protocol import record_batch
 from fencepost_proto.protocol.v1 import controller_pb2
 from fencepost_testing.log_check import sequence_order
@@ -183,6 +183,8 @@ def small_numbers() -> Iterator[None]:
             (producer_state, "MAX_SEQUENCE", SMALL_SEQUENCES - 1),
             (producer_state, "_SEQUENCES", SMALL_SEQUENCES),
             (producer_state, "_HALF_OF_SEQUENCES", SMALL_SEQUENCES // 2),
+            (refusals, "MAX_SEQUENCE", SMALL_SEQUENCES - 1),
+            (refusals, "_HALF_OF_SEQUENCES", SMALL_SEQUENCES // 2),
             (sequencer, "MAX_EPOCH", SMALL_MAX_EPOCH),
             (sequence_order, "_SEQUENCES", SMALL_SEQUENCES),
             (controller_producers, "MAX_EPOCH", SMALL_MAX_EPOCH),

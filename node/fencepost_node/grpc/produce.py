@@ -10,6 +10,7 @@ INVALID_TIMESTAMP, UNSUPPORTED_FOR_MESSAGE_FORMAT, NOT_ENOUGH_REPLICAS, INVALID_
 UNKNOWN_PRODUCER_ID, DUPLICATE_SEQUENCE_NUMBER, COORDINATOR_NOT_AVAILABLE (an id or epoch that was not given out, as far as
 this broker knows), THROTTLING_QUOTA_EXCEEDED (too many new producers), KAFKA_STORAGE_ERROR: nothing was appended by this
 attempt.
+A retriable one holds up the producer's later batches on this stream, which get the same (`producers/refusals.py`).
 REQUEST_TIMED_OUT and NOT_ENOUGH_REPLICAS_AFTER_APPEND: it was, and may yet be committed or cut.
 
 Limits: MAX_PENDING results on one stream, then reading pauses; a message of more than `max_request_bytes` of records is
@@ -23,6 +24,7 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from fencepost_node.producers.producer_state import Admit
+from fencepost_node.producers.refusals import Refusals
 from fencepost_node.replica_manager import ReplicaManager
 from fencepost_node.replication.leadership import Appended
 from fencepost_node.requests.append import append_batch
@@ -63,6 +65,7 @@ class _ProduceStream:
     def __init__(self, manager: ReplicaManager, admit: Admit | None) -> None:
         self._manager = manager
         self._admit = admit
+        self._refusals = Refusals()
         self._results: list[pb.ProduceResult] = []
         self._pending = 0  # taken and not yet written
         self._finished = False
@@ -113,10 +116,11 @@ class _ProduceStream:
 
         append_batch(
             self._manager,
+            self._refusals,
             batch.topic_id,
             batch.partition,
-            batch.leader_epoch,
             batch.records,
+            leader_epoch=batch.leader_epoch,
             acks=batch.acks,
             timeout_ms=batch.timeout_ms,
             admit=self._admit,

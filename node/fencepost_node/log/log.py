@@ -62,7 +62,7 @@ from fencepost_proto.protocol.errors import (
     OffsetOutOfRange,
     StorageError,
 )
-from fencepost_proto.protocol.record_batch import BatchHeader, iter_batches, stamp
+from fencepost_proto.protocol.record_batch import BatchHeader, Buffer, iter_batches, stamp
 
 __all__ = ["CorruptLog", "Log", "LogConfig", "OutOfRoom"]
 
@@ -156,7 +156,7 @@ class Log:
 
     # ---- Appending ----
 
-    def append_as_leader(self, header: BatchHeader, batch: bytes, leader_epoch: int) -> bytes:
+    def append_as_leader(self, header: BatchHeader, batch: Buffer, leader_epoch: int) -> bytes:
         """Append a batch that `check_produced` and the producers' rules let pass. Returns its bytes as stored.
 
         Raises StorageError where the disk refuses: then nothing has changed.
@@ -325,6 +325,11 @@ class Log:
         if self._closed:
             return StorageError(self.failure)
         return OffsetOutOfRange(f"{self.directory} was cut while offset {offset} was read")
+
+    @property
+    def largest_timestamp_ms(self) -> int:
+        """Of all batches; NO_TIMESTAMP where there is none."""
+        return max(segment.largest_timestamp_ms for segment in self._row.all)
 
     def offset_for_timestamp(self, timestamp_ms: int) -> tuple[int, int] | None:
         """[thread] (base offset, max timestamp) of the first batch whose max timestamp is at least that; None: none.

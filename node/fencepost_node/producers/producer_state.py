@@ -17,7 +17,7 @@ log) on any replica at any time. Two questions are asked of it:
     no state or a newer epoch, base sequence 0              append
     newer epoch, base sequence is not 0                     OutOfOrderSequenceNumber
     exactly one of the five remembered batches              Duplicate
-    the sequences of one of them, and other bytes           DuplicateSequenceNumber
+    the sequences of one of them, and other bytes           SequencesTaken
     wholly older than the remembered batches                DuplicateSequenceNumber
     base sequence = last + 1 (0 after 2^31-1)               append
     anything else: a gap, or an overlap in part             OutOfOrderSequenceNumber
@@ -56,6 +56,7 @@ from fencepost_proto.protocol.errors import (
     InvalidProducerEpoch,
     InvariantBroken,
     OutOfOrderSequenceNumber,
+    SequencesTaken,
     ThrottlingQuotaExceeded,
     UnknownProducerId,
 )
@@ -175,7 +176,7 @@ class ProducerState:
         """What a leader does with a client's batch. `fence_epoch`: the lowest epoch that the controller allows; `admit` is
         asked about a producer that is new here, `crc_at` about a repeat that does not have its original's CRC.
 
-        Raises InvalidProducerEpoch, UnknownProducerId, OutOfOrderSequenceNumber, DuplicateSequenceNumber,
+        Raises InvalidProducerEpoch, UnknownProducerId, OutOfOrderSequenceNumber, DuplicateSequenceNumber (SequencesTaken),
         ThrottlingQuotaExceeded. With each, nothing may be appended.
         """
         if not header.idempotent:
@@ -301,11 +302,11 @@ class ProducerState:
 
 
 def _check_same(batch: RememberedBatch, header: BatchHeader, crc_at: CrcAt | None) -> None:
-    """Raises DuplicateSequenceNumber where the batch in hand has the sequences of one that it does not repeat."""
+    """Raises SequencesTaken where the batch in hand has the sequences of one that it does not repeat."""
     if batch.crc in (UNKNOWN_CRC, header.crc):
         return
     if crc_at is None or crc_at(batch.timestamp_ms) != batch.crc:
-        raise DuplicateSequenceNumber(
+        raise SequencesTaken(
             f"sequences {header.base_sequence} to {header.last_sequence} of producer {header.producer_id} epoch "
             f"{header.producer_epoch} are those of another batch at offset {batch.base_offset}: CRC {header.crc:#010x} is "
             f"not {batch.crc:#010x}, so someone else writes under this id, or uses numbers twice"

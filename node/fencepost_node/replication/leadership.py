@@ -30,11 +30,12 @@ from fencepost_node.replication.timestamps import check_timestamps
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import FencepostError, InvariantBroken
 from fencepost_proto.protocol.metadata import APPEND_TIME, Partition, Topic
-from fencepost_proto.protocol.record_batch import BatchHeader, at_append_time, check_produced
+from fencepost_proto.protocol.record_batch import BatchHeader, Buffer, at_append_time, check_produced
 from fencepost_proto.runtime.backoff import Backoff
 
 ALL_ACKS = -1
 ROOM = Backoff(first_s=0.1, most_s=2.0)  # pauses between appends of a leader without room, whom no other can replace
+NO_TIME = -1
 MAX_WAITERS = 65_536  # produced batches that wait for the high watermark of one partition
 
 Committed = Callable[[FencepostError | None], None]  # called once: None when committed
@@ -54,6 +55,7 @@ class Appended:
     base_offset: int
     end_offset: int
     duplicate: bool
+    append_time_ms: int = NO_TIME  # where the leader has given the records its own
 
 
 class Subscriber(Protocol):
@@ -182,7 +184,7 @@ class Leadership:
 
     def append_batch(
         self,
-        batch: bytes,
+        batch: Buffer,
         acks: int,
         now: float,
         admit: Admit | None = None,
@@ -212,9 +214,10 @@ class Leadership:
         if duplicate is not None:
             self._counts.repeated += 1
             return Appended(duplicate.base_offset, duplicate.end_offset, duplicate=True)
-        now_ms = self.log.now_ms()
+        now_ms, append_time_ms = self.log.now_ms(), NO_TIME
         if config.message_timestamp_type == APPEND_TIME:
             header, batch = at_append_time(batch, now_ms)
+            append_time_ms = now_ms
         else:  # not before the repeats: one that was in time once is recognised for ever
             check_timestamps(header, config, now_ms, self.topic.name)
         base_offset = self.log.log_end_offset
@@ -231,9 +234,9 @@ class Leadership:
             self._after(self.state.appended(end_offset, end_offset, now))
         for subscription in self._subscriptions:
             subscription.appended()
-        return Appended(base_offset, end_offset, duplicate=False)
+        return Appended(base_offset, end_offset, duplicate=False, append_time_ms=append_time_ms)
 
-    def _append(self, header: BatchHeader, batch: bytes, now: float) -> bytes:
+    def _append(self, header: BatchHeader, batch: Buffer, now: float) -> bytes:
         """Raises StorageError; where there is no room, at once and with growing pauses between attempts."""
         if now < self._room_looked_for_at:
             raise errors.StorageError(self._room_refusal)
@@ -250,7 +253,7 @@ class Leadership:
             self._calls.room_found()
         return stamped
 
-    def _known(self, header: BatchHeader, batch: bytes, admit: Admit | None) -> Duplicate | None:
+    def _known(self, header: BatchHeader, batch: Buffer, admit: Admit | None) -> Duplicate | None:
         if not header.idempotent:
             return None
         fence_epoch = lowest_epoch(header.producer_id, header.producer_epoch, self._local.image)

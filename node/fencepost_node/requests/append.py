@@ -10,21 +10,25 @@ import asyncio
 from collections.abc import Callable
 
 from fencepost_node.producers.producer_state import Admit
+from fencepost_node.producers.refusals import Place, Refusals
 from fencepost_node.replica_manager import ReplicaManager
 from fencepost_node.replication.leadership import ALL_ACKS, Appended
 from fencepost_proto.protocol import errors
-from fencepost_proto.protocol.errors import FencepostError
+from fencepost_proto.protocol.errors import CorruptMessage, FencepostError, UnsupportedForMessageFormat
+from fencepost_proto.protocol.record_batch import BatchHeader, Buffer, read_header
 
 MAX_TIMEOUT_MS = 600_000
 
 
 def append_batch(
     manager: ReplicaManager,
+    refusals: Refusals,  # of the connection that the batch came on
     topic_id: str,
     partition: int,
-    leader_epoch: int,  # -1: whichever
-    records: bytes,
+    records: Buffer,
     *,
+    leader_epoch: int = -1,  # whichever
+    place: Place | None = None,  # what the client calls the partition, where that is not its id
     acks: int,
     timeout_ms: int,
     admit: Admit | None,  # asked about producers that the partition does not know
@@ -36,9 +40,23 @@ def append_batch(
     """
     if acks not in (ALL_ACKS, 0, 1):
         raise errors.InvalidRequiredAcks(f"acks {acks}: -1 (all), 0 and 1 are possible")
-    leadership = manager.leader(topic_id, partition, leader_epoch)
     loop = asyncio.get_running_loop()
-    appended = leadership.append_batch(records, acks, loop.time(), admit)
+    now = loop.time()
+    if place is None:
+        place = (topic_id, partition)
+    header = _header_of(records) if refusals else None
+    if header is not None:
+        refusals.check(place, header, now)
+    try:
+        leadership = manager.leader(topic_id, partition, leader_epoch)
+        appended = leadership.append_batch(records, acks, now, admit)
+    except FencepostError as error:
+        header = _header_of(records)
+        if header is not None:
+            refusals.refused(place, header, error, now)
+        raise
+    if header is not None:
+        refusals.passed(place, header)
     log_start_offset = leadership.log.log_start_offset
     if acks != ALL_ACKS:
         report(appended, log_start_offset, None)
@@ -57,3 +75,11 @@ def append_batch(
 
     timer = loop.call_later(min(timeout_ms, MAX_TIMEOUT_MS) / 1000, timed_out)
     leadership.when_committed(appended.end_offset, committed)
+
+
+def _header_of(records: Buffer) -> BatchHeader | None:
+    """None: there is none, so no producer's."""
+    try:
+        return read_header(records)
+    except (CorruptMessage, UnsupportedForMessageFormat):
+        return None
