@@ -1,37 +1,88 @@
-"""Where a partition begins, where it ends for a reader, and which batch reaches a point in time.
+"""Where a partition begins, where it ends for a reader, and which record is the first at or after a point in time.
 
 Only the leader answers. Latest and by-time wait for nothing: a new leader that does not yet know its high watermark raises
 OffsetNotAvailable (KIP-207), so that what one client sees never goes back (G10).
+
+By time, the index of the log leads to the first batch that reaches it; that one batch is decoded, in a thread, for its
+first record of that time or later. Where no one can decode it the whole batch is the answer: its reader finds that out, too.
 """
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
+from fencepost_node.log.log import Log
 from fencepost_node.replica_manager import ReplicaManager
-from fencepost_proto.protocol.errors import InvalidRequest
+from fencepost_proto.protocol.errors import CorruptMessage, InvalidRequest
+from fencepost_proto.protocol.record_batch import APPEND_TIME_ATTRIBUTE, read_header
 
 LATEST = -1  # the high watermark
 EARLIEST = -2  # the log start
+MAX_TIMESTAMP = -3  # the record with the largest timestamp
 NONE = -1
+
+
+@dataclass(frozen=True, slots=True)
+class FoundOffset:
+    """NONE stands for what is not known, or not there."""
+
+    offset: int
+    timestamp_ms: int
+    leader_epoch: int  # of the batch at that offset; of LATEST: the leader's
 
 
 async def find_offset(
     manager: ReplicaManager, topic_id: str, partition: int, leader_epoch: int, timestamp_ms: int
-) -> tuple[int, int]:
-    """(offset, timestamp in ms): of LATEST or EARLIEST, or the base offset and the largest timestamp of the first batch
-    below the high watermark that reaches `timestamp_ms`. NONE stands for either where there is none.
+) -> FoundOffset:
+    """Of LATEST, EARLIEST, MAX_TIMESTAMP, or the first record below the high watermark of `timestamp_ms` or later.
 
-    Raises InvalidRequest for a timestamp below EARLIEST, OffsetNotAvailable, and what `ReplicaManager.leader` raises.
+    Raises InvalidRequest for another negative timestamp, OffsetNotAvailable, StorageError, and what `ReplicaManager.leader`
+    raises.
     """
-    if timestamp_ms < EARLIEST:
-        raise InvalidRequest(f"timestamp {timestamp_ms}: -1 (latest), -2 (earliest) or ms since 1970")
+    if timestamp_ms < MAX_TIMESTAMP:
+        raise InvalidRequest(f"timestamp {timestamp_ms}: -1 (latest), -2 (earliest), -3 (newest) or ms since 1970")
     leadership = manager.leader(topic_id, partition, leader_epoch)
+    log = leadership.log
     if timestamp_ms == EARLIEST:
-        return leadership.log.log_start_offset, NONE
+        return FoundOffset(log.log_start_offset, NONE, _epoch_at(log, log.log_start_offset))
     latest = leadership.latest_offset()
     if timestamp_ms == LATEST:
-        return latest, NONE
-    found = await asyncio.to_thread(leadership.log.offset_for_timestamp, timestamp_ms)
+        return FoundOffset(latest, NONE, leadership.epoch)
+    found = await asyncio.to_thread(_first_record, log, timestamp_ms, latest)
     leadership.require_leading("during the search")
-    return (NONE, NONE) if found is None or found[0] >= latest else found
+    if found is None:
+        return FoundOffset(NONE, NONE, NONE)
+    return FoundOffset(*found, _epoch_at(log, found[0]))
+
+
+def _epoch_at(log: Log, offset: int) -> int:
+    return log.leader_epochs.epoch_at(offset) if offset < log.log_end_offset else log.last_epoch
+
+
+def _first_record(log: Log, timestamp_ms: int, latest: int) -> tuple[int, int] | None:
+    """[thread] (offset, timestamp) of the first record of that time or later."""
+    if timestamp_ms == MAX_TIMESTAMP:
+        timestamp_ms = log.largest_timestamp_ms
+    found = log.offset_for_timestamp(timestamp_ms)
+    if found is None or found[0] >= latest:
+        return None
+    batch = log.read_batches(found[0], 1, latest)
+    if not batch:
+        return None
+    header = read_header(batch)
+    if header.attributes & APPEND_TIME_ATTRIBUTE:  # every record has the batch's time
+        return max(header.base_offset, log.log_start_offset), header.max_timestamp
+    return _in_batch(batch[: header.size_bytes], timestamp_ms, log.log_start_offset) or found
+
+
+def _in_batch(batch: bytes, timestamp_ms: int, log_start_offset: int) -> tuple[int, int] | None:
+    from fencepost_proto.protocol.records import read_records  # brokers decode records nowhere else
+
+    try:
+        for record in read_records(batch):
+            if record.timestamp_ms >= timestamp_ms and record.offset >= log_start_offset:
+                return record.offset, record.timestamp_ms
+    except CorruptMessage:
+        pass
+    return None
