@@ -183,6 +183,7 @@ class SessionRegistry:
             incarnation=register.incarnation,
             cluster_id=register.cluster_id,
             address=register.address,
+            kafka_address=register.kafka_address,
             may_have_lost_tail=register.may_have_lost_tail,
             damaged=tuple((ref.topic_id, ref.partition) for ref in register.damaged_replicas),
             folder_epoch=register.folder_epoch,

@@ -28,6 +28,9 @@ from fencepost_node.folders.known_metadata import KnownMetadata
 from fencepost_node.grpc.admin import AdminRelay
 from fencepost_node.grpc.broker_service import BrokerService, RecoveryService, ReplicationService
 from fencepost_node.grpc.describe_producers import ProducerLists
+from fencepost_node.kafka.context import KafkaBroker
+from fencepost_node.kafka.listener import KafkaListener
+from fencepost_node.kafka.metadata_answers import MetadataAnswers
 from fencepost_node.log.disk import Disk
 from fencepost_node.metadata_feed import MetadataFeed
 from fencepost_node.producers.new_producers import NewProducers
@@ -81,7 +84,9 @@ class Broker:
         self.limits = ClientLimits(config.client_answer_bytes)
         self._manager = ReplicaManager(host, disk, config, self._link, self.failure.report)
         self._manager.on_failed_replica = self._link.request_heartbeat
+        self._new_producers: NewProducers | None = None
         self._server: RunningServer | None = None
+        self._kafka: KafkaListener | None = None  # where `kafka_listen` is set
         self._session: ControllerSession | None = None
 
     @property
@@ -105,9 +110,13 @@ class Broker:
         self._manager.start()
         self._server = await serve(self._host.wire, self.config.listen, _SERVICES, self._add_services)
         self.address = self._server.address
+        if self.config.kafka_listen:
+            self._kafka = KafkaListener(self._kafka_broker())
+            await self._kafka.start()
         log.info(
-            "started address=%s clean=%s may_have_lost_tail=%s copy=%s recovery_s=%.3f",
+            "started address=%s kafka=%s clean=%s may_have_lost_tail=%s copy=%s recovery_s=%.3f",
             self.address,
+            self.kafka_address,
             self._folder.was_clean,
             self._folder.may_have_lost_tail,
             self._folder.is_copy,
@@ -116,7 +125,8 @@ class Broker:
         self._session = ControllerSession(
             host=self._host,
             broker_id=self.config.broker_id,
-            address=self._advertised_address(),
+            address=_advertised(self.config.advertised_address, self.address),
+            kafka_address=_advertised(self.config.kafka_advertised, self.kafka_address),
             link=self._link,
             folder=self._folder,
             known=self._known,
@@ -136,13 +146,30 @@ class Broker:
         await session.was_ready.wait()
         await self._ids.fetch_first()
 
-    def _advertised_address(self) -> str:
-        """What clients and other brokers are to connect to."""
-        advertised = self.config.advertised_address
-        if not advertised:
-            return self.address
-        host, _, port = advertised.rpartition(":")
-        return advertised if int(port) else f"{host}:{self.address.rpartition(':')[2]}"
+    @property
+    def kafka_address(self) -> str:
+        """host:port for Kafka's clients, once started; empty: none is listened on."""
+        return self._kafka.address if self._kafka is not None else ""
+
+    def _kafka_broker(self) -> KafkaBroker:
+        return KafkaBroker(
+            config=self.config,
+            manager=self._manager,
+            feed=self._feed,
+            ids=self._ids,
+            link=self._link,
+            limits=self.limits,
+            new_producers=self._admission(),
+            metadata=MetadataAnswers(),
+            on_failure=self.failure.report,
+        )
+
+    def _admission(self) -> NewProducers:
+        """Of new producers, on whichever port they come."""
+        if self._new_producers is None:
+            now = asyncio.get_running_loop().time
+            self._new_producers = NewProducers(self.config.max_new_producers_per_second, now)
+        return self._new_producers
 
     async def wait_ready(self) -> None:
         """Returns once the broker has registered and applied metadata; it may take as long as the controller is away."""
@@ -173,7 +200,7 @@ class Broker:
             answering=answering,
             limits=self.limits,
             lists=ProducerLists(self._tasks, self.limits.answers),
-            new_producers=NewProducers(self.config.max_new_producers_per_second, asyncio.get_running_loop().time),
+            new_producers=self._admission(),
             max_delivery_timeout_ms=min(self.config.max_delivery_timeout_ms, self.config.producer_expiration_ms),
         )
         broker_pb2_grpc.add_BrokerServicer_to_server(service, server)
@@ -212,8 +239,11 @@ class Broker:
             if not await session.hand_over(self.config.controlled_shutdown_max_wait_ms / 1000):
                 log.warning("leaderships were not handed over in time")
         self._feed.close()
+        grace_s = STOP_GRACE_S if session is not None else 0
         if self._server is not None:
-            await self._server.stop(STOP_GRACE_S if session is not None else 0)
+            await self._server.stop(grace_s)
+        if self._kafka is not None:
+            await self._kafka.stop(grace_s)
         if session is not None:
             await session.goodbye()
         await self._tasks.close()
@@ -232,3 +262,11 @@ class Broker:
         self._folder.close()
         await self._link.close()
         self.stopped = True
+
+
+def _advertised(advertised: str, listens_at: str) -> str:
+    """What others are to connect to: host:port as configured (port 0: the real one), or where it listens."""
+    if not advertised:
+        return listens_at
+    host, _, port = advertised.rpartition(":")
+    return advertised if int(port) else f"{host}:{listens_at.rpartition(':')[2]}"

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fencepost_proto.protocol.request_limits import MAX_MESSAGE_BYTES
-from fencepost_proto.runtime.config import LOG_LEVELS, check_listen, check_settings, setting
+from fencepost_proto.runtime.config import LOG_LEVELS, ConfigError, check_listen, check_settings, setting
 
 KIB = 1024
 MIB = 1024 * KIB
 DAY_MS = 24 * 3600 * 1000
+MAX_DEFAULT_PARTITIONS = 1_000  # as many as a topic may have
+MAX_DEFAULT_REPLICATION_FACTOR = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,44 @@ class BrokerConfig:
         8 * MIB, minimum=1 * KIB, maximum=MAX_MESSAGE_BYTES, doc="The largest FetchResponse."
     )
 
+    # Kafka's clients
+    kafka_listen: str = setting(
+        "",
+        address=True,
+        optional=True,
+        doc="Address for clients that speak Kafka's protocol, host:port. Empty: none is listened on. Port 0: any free one.",
+    )
+    kafka_advertised: str = setting(
+        "",
+        address=True,
+        optional=True,
+        doc="Address that Kafka's clients are told to connect to. Empty: where it listens for them. Port 0: the real one.",
+    )
+    auto_create_topics: bool = setting(
+        False, doc="Whether a topic that a Kafka client asks for and that does not exist is created."
+    )
+    default_partitions: int = setting(
+        1, minimum=1, maximum=MAX_DEFAULT_PARTITIONS, doc="Of a topic that is created because it was asked for."
+    )
+    default_replication_factor: int = setting(
+        0,
+        minimum=0,
+        maximum=MAX_DEFAULT_REPLICATION_FACTOR,
+        doc="Of a topic that is created because it was asked for. 0: as many as brokers serve, and 3 at most.",
+    )
+    kafka_max_request_bytes: int = setting(
+        16 * MIB, minimum=1 * KIB, maximum=100 * MIB, doc="The largest request of a Kafka client."
+    )
+    kafka_max_connections: int = setting(
+        2_000, minimum=1, doc="Connections of Kafka's clients at a time; one more is closed."
+    )
+    kafka_max_pending_requests: int = setting(
+        256, minimum=1, doc="Requests of one Kafka connection that are taken and not answered; then reading pauses."
+    )
+    kafka_max_idle_ms: int = setting(
+        600_000, minimum=1, doc="A Kafka connection on which nothing comes or goes for longer is closed."
+    )
+
     # Shutdown
     controlled_shutdown_max_wait_ms: int = setting(
         5_000, minimum=0, doc="How long a clean shutdown waits for other brokers to take the leaderships over."
@@ -92,3 +132,12 @@ class BrokerConfig:
     def __post_init__(self) -> None:
         check_settings(self)
         check_listen(self.listen, self.insecure_listen, self.advertised_address)
+        if self.kafka_listen:
+            check_listen(
+                self.kafka_listen,
+                self.insecure_listen,
+                self.kafka_advertised,
+                keys=("kafka_listen", "kafka_advertised"),
+            )
+        elif self.kafka_advertised:
+            raise ConfigError(f"kafka_advertised = {self.kafka_advertised!r}: there is no kafka_listen to advertise")

@@ -88,6 +88,7 @@ class ControllerSession:
         host: Host,
         broker_id: int,
         address: str,
+        kafka_address: str = "",  # empty: it serves no Kafka clients
         link: ControllerLink,
         folder: DataFolder,
         known: KnownMetadata,
@@ -100,6 +101,7 @@ class ControllerSession:
         self._random = host.random
         self._broker_id = broker_id
         self._address = address
+        self._kafka_address = kafka_address
         self._link = link
         self._folder = folder
         self._known = known
@@ -187,6 +189,7 @@ class ControllerSession:
             incarnation=self.incarnation,
             cluster_id=self._folder.cluster_id,
             address=self._address,
+            kafka_address=self._kafka_address,
             may_have_lost_tail=self._folder.may_have_lost_tail,
             damaged_replicas=_references(sorted(self._replicas.damaged)),
             folder_epoch=self._folder.broker_epoch,

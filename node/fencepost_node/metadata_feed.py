@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -85,6 +85,7 @@ class MetadataFeed:
         self._known = asyncio.Event()
         self._client_image: common_pb2.MetadataDelta | None = None  # of `image`; made when someone asks for it
         self._watchers: dict[Watcher, None] = {}
+        self._next_image: asyncio.Future[None] | None = None  # where someone waits for one
 
     def publish(self, image: MetadataImage, delta: common_pb2.MetadataDelta) -> None:
         """`image` is now applied here; `delta` made it of the one before, or is all of it."""
@@ -96,6 +97,12 @@ class MetadataFeed:
                     watcher.offer(visible)
         self.image = image
         self._known.set()
+        self._image_came()
+
+    def _image_came(self) -> None:
+        if self._next_image is not None:
+            self._next_image.set_result(None)
+            self._next_image = None
 
     def client_image(self) -> common_pb2.MetadataDelta:
         """The newest image for clients: one message for all who ask for it, not to be changed by anyone."""
@@ -112,6 +119,20 @@ class MetadataFeed:
             return False
         return not self.closed
 
+    async def wait_until(self, holds: Callable[[MetadataImage], bool], timeout_s: float) -> bool:
+        """Wait for an image of which `holds` is true; False where none has come in time, or the feed is closed."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not holds(self.image):
+                    if self.closed:
+                        return False
+                    if self._next_image is None:
+                        self._next_image = asyncio.get_running_loop().create_future()
+                    await asyncio.shield(self._next_image)
+        except TimeoutError:
+            return holds(self.image)
+        return True
+
     @contextmanager
     def watch(self) -> Iterator[Watcher]:
         """A watcher that begins with the present image."""
@@ -126,6 +147,7 @@ class MetadataFeed:
         """Every watcher's stream ends."""
         self.closed = True
         self._known.set()
+        self._image_came()
         for watcher in self._watchers:
             watcher.wake()
 

@@ -63,12 +63,13 @@ class RegisterBroker(Command[BrokerRegistration]):
     damaged: tuple[PartitionKey, ...] = ()
     folder_epoch: int = NO_EPOCH  # of the last registration that the data folder knows of
     folder_is_copy: bool = False
+    kafka_address: str = ""  # empty: it serves no Kafka clients
 
     def decide(self, draft: Draft) -> BrokerRegistration:
         self.check(draft.image)
         known = draft.broker(self.broker_id)
         if known is not None and known.incarnation == self.incarnation:
-            broker = replace(known, address=self.address)
+            broker = replace(known, address=self.address, kafka_address=self.kafka_address)
             if broker != known:
                 draft.put(broker)
             return broker
@@ -76,7 +77,13 @@ class RegisterBroker(Command[BrokerRegistration]):
             raise DuplicateBrokerRegistration(f"broker id {self.broker_id} is in use by the process at {known.address}")
         served_epoch = known.served_epoch if known is not None else NO_EPOCH
         broker = BrokerRegistration(
-            self.broker_id, self.address, draft.version, self.incarnation, fenced=True, served_epoch=served_epoch
+            self.broker_id,
+            self.address,
+            draft.version,
+            self.incarnation,
+            fenced=True,
+            served_epoch=served_epoch,
+            kafka_address=self.kafka_address,
         )
         draft.put(broker)
         recompute_all_of(draft, self.broker_id)
@@ -106,12 +113,9 @@ class RegisterBroker(Command[BrokerRegistration]):
             raise InvalidRequest(f"incarnation of {len(self.incarnation)} characters; 1 to {MAX_INCARNATION_LENGTH}")
         if control_character(self.incarnation):
             raise InvalidRequest(f"incarnation {self.incarnation!r} holds a control character")
-        if len(self.address) > MAX_ADDRESS_LENGTH:
-            raise InvalidRequest(f"address of {len(self.address)} characters; at most {MAX_ADDRESS_LENGTH} are allowed")
-        if problem := address_problem(self.address):
-            raise InvalidRequest(f"address {self.address!r}: {problem}")
-        if is_wildcard_address(self.address):
-            raise InvalidRequest(f"address {self.address!r}: no one can connect to it")
+        _check_address(self.address)
+        if self.kafka_address:
+            _check_address(self.kafka_address)
         if self.broker_id not in image.brokers and len(image.brokers) >= MAX_BROKERS:
             raise InvalidRequest(f"broker {self.broker_id} would be one more than {MAX_BROKERS}")
 
@@ -124,6 +128,16 @@ class RegisterBroker(Command[BrokerRegistration]):
             if all_suspect or (self.may_have_lost_tail and not synced) or partition.id in damaged:
                 others = tuple(b for b in partition.isr if b != self.broker_id)
                 recompute(draft, partition, replace(partition, isr=others, last_known_isr=partition.isr))
+
+
+def _check_address(address: str) -> None:
+    """Raises InvalidRequest for one that no one could connect to."""
+    if len(address) > MAX_ADDRESS_LENGTH:
+        raise InvalidRequest(f"address of {len(address)} characters; at most {MAX_ADDRESS_LENGTH} are allowed")
+    if problem := address_problem(address):
+        raise InvalidRequest(f"address {address!r}: {problem}")
+    if is_wildcard_address(address):
+        raise InvalidRequest(f"address {address!r}: no one can connect to it")
 
 
 @dataclass(frozen=True, slots=True)

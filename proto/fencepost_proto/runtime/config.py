@@ -114,28 +114,34 @@ def _problem(value: object, limits: Any) -> str:
     return ""
 
 
-def check_listen(listen: str, insecure_listen: bool, advertised_address: str | None = None) -> None:
+def check_listen(
+    listen: str,
+    insecure_listen: bool,
+    advertised_address: str | None = None,
+    *,
+    keys: tuple[str, str] = ("listen", "advertised_address"),
+) -> None:
     """Check where a process listens: beyond this machine only by name. Raises ConfigError.
 
     There is neither encryption nor authentication: whoever reaches the port may read, write and delete everything.
     `advertised_address`: what others are told to connect to; empty: where it listens; None: they are told nothing.
+    `keys`: of the two addresses.
     """
+    listen_key, advertised_key = keys
     host = listen.rpartition(":")[0]
     if not _is_loopback(host) and not insecure_listen:
         raise ConfigError(
-            f"listen = {listen!r} can be reached from other machines, and nothing authenticates who connects: "
+            f"{listen_key} = {listen!r} can be reached from other machines, and nothing authenticates who connects: "
             f"listen on 127.0.0.1, or set insecure_listen = true where only trusted machines reach it"
         )
     if advertised_address is None:
         return
     if _is_wildcard(host) and not advertised_address:
         raise ConfigError(
-            f"listen = {listen!r} is no address that clients could connect to: set advertised_address = 'HOST:PORT'"
+            f"{listen_key} = {listen!r} is no address that clients could connect to: set {advertised_key} = 'HOST:PORT'"
         )
     if _is_wildcard(advertised_address.rpartition(":")[0]):
-        raise ConfigError(
-            f"advertised_address = {advertised_address!r}: must be an address that clients can connect to"
-        )
+        raise ConfigError(f"{advertised_key} = {advertised_address!r}: must be an address that clients can connect to")
 
 
 def is_wildcard_address(address: str) -> bool:

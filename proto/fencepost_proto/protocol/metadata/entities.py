@@ -45,6 +45,7 @@ class BrokerRegistration(Entity):
     fenced: bool
     shutting_down: bool = False
     served_epoch: int = 0  # newest broker epoch under which it was unfenced; 0: it never was
+    kafka_address: str = ""  # host:port for Kafka's clients; empty: it serves none
 
     @property
     def key(self) -> str:

@@ -131,6 +131,7 @@ class BrokerEntity(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     FENCED_FIELD_NUMBER: _builtins.int
     SHUTTING_DOWN_FIELD_NUMBER: _builtins.int
+    KAFKA_ADDRESS_FIELD_NUMBER: _builtins.int
     SERVED_EPOCH_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     address: _builtins.str
@@ -143,6 +144,8 @@ class BrokerEntity(_message.Message):
     """not live: leads nothing, is in no in-sync set but as last member"""
     shutting_down: _builtins.bool
     """in a controlled shutdown: gets no leadership"""
+    kafka_address: _builtins.str
+    """host:port for Kafka's clients; empty: it serves none"""
     served_epoch: _builtins.int
     """newest broker epoch under which it was unfenced: its data folder carries that, or a later one"""
     def __init__(
@@ -154,11 +157,12 @@ class BrokerEntity(_message.Message):
         incarnation: _builtins.str = ...,
         fenced: _builtins.bool = ...,
         shutting_down: _builtins.bool = ...,
+        kafka_address: _builtins.str = ...,
         served_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "broker_epoch", b"broker_epoch", "fenced", b"fenced", "id", b"id", "incarnation", b"incarnation", "served_epoch", b"served_epoch", "shutting_down", b"shutting_down"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "broker_epoch", b"broker_epoch", "fenced", b"fenced", "id", b"id", "incarnation", b"incarnation", "kafka_address", b"kafka_address", "served_epoch", b"served_epoch", "shutting_down", b"shutting_down"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
