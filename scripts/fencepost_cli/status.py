@@ -32,6 +32,8 @@ class ProcessStatus:
     uptime_s: float = 0.0
     memory_mb: float = 0.0
     cpu_percent: float = 0.0
+    broker_id: int | None = None  # None: the controller
+    kafka_address: str = ""
 
 
 @dataclass(slots=True)
@@ -65,6 +67,8 @@ class ClusterStatus:
     cluster_id: str  # empty: no broker answers
     processes: list[ProcessStatus]
     partitions: list[PartitionStatus]
+    bootstrap: str = ""
+    kafka_bootstrap: str = ""
 
     @property
     def healthy(self) -> bool:
@@ -75,7 +79,35 @@ class ClusterStatus:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "healthy": self.healthy}
+        return {**asdict(self), "healthy": self.healthy, "brokers": self._brokers(), "topics": self._topics()}
+
+    def _brokers(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": process.broker_id,
+                "pid": process.pid,
+                "address": process.address,
+                "kafka_address": process.kafka_address,
+                "state": process.state,
+            }
+            for process in self.processes
+            if process.broker_id is not None
+        ]
+
+    def _topics(self) -> list[dict[str, Any]]:
+        topics: dict[str, list[dict[str, Any]]] = {}
+        for partition in self.partitions:
+            topics.setdefault(partition.topic, []).append(
+                {
+                    "partition": partition.partition,
+                    "leader": partition.leader,
+                    "leader_epoch": partition.leader_epoch,
+                    "isr": partition.isr,
+                    "log_end_offset": partition.log_end_offset,
+                    "high_watermark": partition.high_watermark,
+                }
+            )
+        return [{"name": name, "partitions": partitions} for name, partitions in topics.items()]
 
 
 async def read_status(cluster: LocalCluster) -> ClusterStatus:
@@ -94,7 +126,9 @@ async def read_status(cluster: LocalCluster) -> ClusterStatus:
     image = max((image for image in images if image), key=lambda image: image.version, default=MetadataImage())
     answers = {broker: answer for broker, answer in zip(brokers, log_dirs, strict=True) if answer}
     processes = [_process_status(member, running.get(member.node), image) for member in cluster.members.values()]
-    return ClusterStatus(image.cluster_id, processes, _partitions(image, answers))
+    return ClusterStatus(
+        image.cluster_id, processes, _partitions(image, answers), cluster.bootstrap, cluster.kafka_bootstrap
+    )
 
 
 def _process(member: Member) -> psutil.Process | None:
@@ -111,6 +145,8 @@ def _cpu_percent(process: psutil.Process) -> float:
 
 def _process_status(member: Member, process: psutil.Process | None, image: MetadataImage) -> ProcessStatus:
     answer = ProcessStatus(name_of(member.node), member.address, "down")
+    if isinstance(member.node, int):
+        answer.broker_id, answer.kafka_address = member.node, member.kafka_address
     if process is None:
         return answer
     try:
@@ -120,7 +156,8 @@ def _process_status(member: Member, process: psutil.Process | None, image: Metad
             answer.uptime_s = time.time() - process.create_time()
             answer.pid = process.pid
     except psutil.NoSuchProcess:
-        return ProcessStatus(name_of(member.node), member.address, "down")
+        answer.state, answer.pid, answer.memory_mb, answer.uptime_s = "down", 0, 0.0, 0.0
+        return answer
     answer.cpu_percent = _cpu_percent(process)
     broker = image.brokers.get(member.node) if isinstance(member.node, int) else None
     if answer.state == "running" and broker is not None and broker.fenced:

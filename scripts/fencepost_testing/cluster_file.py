@@ -45,7 +45,8 @@ class ClusterFile:
         members: dict[Node, Member] = {}
         for said in state["members"]:
             node: Node = CONTROLLER if said["node"] == CONTROLLER else int(said["node"])
-            member = Member(node, root / folder_of(node), int(said["port"]))
+            kafka_port = int(said.get("kafka_port", 0))  # not in files of older versions
+            member = Member(node, root / folder_of(node), int(said["port"]), kafka_port)
             if said["pid"]:
                 started = str(said.get("started", ""))  # not in files of older versions
                 config_file = str(member.config_file)
@@ -55,14 +56,16 @@ class ClusterFile:
 
     def write(self, root: Path) -> None:
         """In one step: other commands may read it meanwhile."""
-        brokers = [member.address for member in self.members.values() if member.node != CONTROLLER]
+        brokers = [member for member in self.members.values() if member.node != CONTROLLER]
         state = {
             "version": _VERSION,
-            "bootstrap": ",".join(brokers),
+            "bootstrap": ",".join(member.address for member in brokers),
+            "kafka_bootstrap": ",".join(member.kafka_address for member in brokers),
             "members": [
                 {
                     "node": member.node,
                     "port": member.port,
+                    "kafka_port": member.kafka_port,
                     "pid": member.process.pid if member.process else 0,
                     "create_time_s": member.process.create_time_s if member.process else 0.0,
                     "started": member.process.started if member.process else "",

@@ -67,6 +67,8 @@ UNDO_TIMEOUT_S = 5.0  # for a clean end of what a failed start has started
 STOP_TIMEOUT_S = 30.0
 MAX_BROKERS = 64  # on one machine
 PLACE_PORT = 9092  # of every process that has an address of its own
+PLACE_KAFKA_PORT = 9093  # … of every broker, for Kafka's clients
+AUTO_CREATED_PARTITIONS = 4  # of a topic that a Kafka client asks for and that does not exist
 _METADATA_TIMEOUT_S = 1.0
 
 
@@ -98,6 +100,7 @@ class LocalCluster:
         broker_overrides: Settings | None = None,
         owned: bool = True,
         first_port: int | None = None,
+        first_kafka_port: int | None = None,
         places: Mapping[Node, NetworkPlace] | None = None,
         keep: bool = False,
     ) -> None:
@@ -105,7 +108,8 @@ class LocalCluster:
 
         `directory`: None makes a temporary one, which is removed at the end (`close`, or the end of this process) unless
         `keep`. `owned`: its processes die with this one. `first_port`: the first broker's, the others' follow; None: any
-        that are free. The overrides are settings of the two kinds of configuration file.
+        that are free. `first_kafka_port`: likewise, those for Kafka's clients. The overrides are settings of the two
+        kinds of configuration file.
         `places`: where each process is to run, all of them or none; only of an owned cluster, for its folder does not
         remember them.
         Raises ClusterError for a folder that is taken and for impossible options; OSError where a port is not free.
@@ -121,12 +125,12 @@ class LocalCluster:
         if root is not None:
             _check_empty(root, nodes)
             root.mkdir(parents=True, exist_ok=True)
-        reservations = [PortReservation(), *reserve_ports(brokers, first_port)] if places is None else []
+        members = {node: Member(node, Path(), PLACE_PORT, PLACE_KAFKA_PORT) for node in nodes}
+        reservations = _reserve_ports(members, first_port, first_kafka_port) if places is None else []
         if root is None:
             root = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX))
-        members = {node: Member(node, root / folder_of(node), PLACE_PORT) for node in nodes}
-        for member, reservation in zip(members.values(), reservations, strict=False):
-            member.port = reservation.port
+        for node, member in members.items():
+            member.directory = root / folder_of(node)
         for node, place in (places or {}).items():
             members[node].place = place
         self._set(root, members, controller_overrides or {}, broker_overrides or {}, owned=owned)
@@ -147,6 +151,7 @@ class LocalCluster:
         broker_overrides: Settings | None = None,
         owned: bool = True,
         first_port: int | None = None,
+        first_kafka_port: int | None = None,
         places: Mapping[Node, NetworkPlace] | None = None,
     ) -> LocalCluster:
         """A new cluster in a folder of the caller's; see `LocalCluster`."""
@@ -157,6 +162,7 @@ class LocalCluster:
             broker_overrides=broker_overrides,
             owned=owned,
             first_port=first_port,
+            first_kafka_port=first_kafka_port,
             places=places,
         )
 
@@ -200,6 +206,11 @@ class LocalCluster:
             settings |= self.controller_overrides
         else:
             settings |= {"broker_id": member.node, "controller": self.members[CONTROLLER].address}
+            settings |= {
+                "kafka_listen": member.kafka_address,
+                "auto_create_topics": True,
+                "default_partitions": AUTO_CREATED_PARTITIONS,
+            }
             settings |= self.broker_overrides
         member.config_file.write_text(to_toml(settings), encoding="utf-8")
 
@@ -213,9 +224,9 @@ class LocalCluster:
         folder = self.directory / folder_of(broker)
         if folder.exists() and any(folder.iterdir()):
             raise ClusterError(f"{folder} holds data already, of a broker that this cluster does not know")
-        reservation = PortReservation()
-        self._reservations.append(reservation)
-        self.members[broker] = Member(broker, folder, reservation.port)
+        reservation, kafka = PortReservation(), PortReservation()
+        self._reservations += [reservation, kafka]
+        self.members[broker] = Member(broker, folder, reservation.port, kafka.port)
         self._prepare(self.members[broker])
         self._save()
         return broker
@@ -244,6 +255,11 @@ class LocalCluster:
     def bootstrap(self) -> str:
         """Every broker's address, comma-separated."""
         return ",".join(self.members[broker].address for broker in self.broker_ids)
+
+    @property
+    def kafka_bootstrap(self) -> str:
+        """Every broker's address for Kafka's clients, comma-separated."""
+        return ",".join(self.members[broker].kafka_address for broker in self.broker_ids)
 
     def member(self, node: Node) -> Member:
         try:
@@ -333,12 +349,18 @@ class LocalCluster:
         for member in self.members.values():
             if member.place is not None:  # no one else has its address
                 continue
-            try:
-                reservation = PortReservation(member.port)
-            except OSError:
-                reservation = PortReservation()
-                member.port = reservation.port
-            self._reservations.append(reservation)
+            member.port = self._reserve(member.port)
+            if member.node != CONTROLLER:
+                member.kafka_port = self._reserve(member.kafka_port)
+
+    def _reserve(self, port: int) -> int:
+        """That port, or another one where it is taken."""
+        try:
+            reservation = PortReservation(port)
+        except OSError:
+            reservation = PortReservation()
+        self._reservations.append(reservation)
+        return reservation.port
 
     def _prepare(self, member: Member) -> None:
         """Write its configuration from where the folder is now: it may have been copied or moved since."""
@@ -500,6 +522,25 @@ class LocalCluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _reserve_ports(
+    members: Mapping[Node, Member], first_port: int | None, first_kafka_port: int | None
+) -> list[PortReservation]:
+    """A port for the controller, and two for each broker. Raises OSError; then none is held."""
+    brokers = [member for member in members.values() if member.node != CONTROLLER]
+    held = reserve_ports(len(brokers), first_port)
+    try:
+        held += reserve_ports(len(brokers), first_kafka_port)
+    except OSError:
+        for reservation in held:
+            reservation.release()
+        raise
+    for broker, own, kafka in zip(brokers, held, held[len(brokers) :], strict=False):
+        broker.port, broker.kafka_port = own.port, kafka.port
+    held.append(PortReservation())
+    members[CONTROLLER].port = held[-1].port
+    return held
 
 
 def _check_empty(root: Path, nodes: Iterable[Node]) -> None:

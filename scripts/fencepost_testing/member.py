@@ -58,6 +58,7 @@ class Member:
     node: Node
     directory: Path
     port: int
+    kafka_port: int = 0  # of a broker: for Kafka's clients; 0: none has been chosen yet
     process: ProcessRef | None = None
     child: subprocess.Popen[bytes] | None = None  # where this very process started it
     place: NetworkPlace | None = None  # None: here, on loopback
@@ -65,6 +66,10 @@ class Member:
     @property
     def address(self) -> str:
         return f"{self.place.host if self.place else LOOPBACK}:{self.port}"
+
+    @property
+    def kafka_address(self) -> str:
+        return f"{self.place.host if self.place else LOOPBACK}:{self.kafka_port}"
 
     @property
     def config_file(self) -> Path:

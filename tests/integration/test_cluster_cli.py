@@ -326,7 +326,16 @@ def test_brokers_listen_where_they_are_told_to_or_the_cluster_says_why_not(tmp_p
         # No one else holds it now; where another test takes it nevertheless, the cluster refuses again.
         up = shell.run("cluster", "up", "--brokers", "1", "--port", str(port))
         if up.returncode == 0:
-            assert up.stdout.endswith(f"bootstrap 127.0.0.1:{port}\n")
+            assert f"bootstrap 127.0.0.1:{port}\n" in up.stdout
+            told = json.loads(shell.ok("cluster", "up", "--json"))
+            assert told == json.loads(shell.ok("cluster", "status", "--json")) | {"processes": told["processes"]}
+            (broker,) = told["brokers"]
+            assert (broker["id"], broker["address"], broker["state"]) == (1, f"127.0.0.1:{port}", "running")
+            assert told["kafka_bootstrap"] == broker["kafka_address"]
+            kafka_port = int(broker["kafka_address"].rpartition(":")[2])
+            assert f"not from port {kafka_port + 1} on" in shell.fails(
+                "cluster", "up", "--kafka-port", str(kafka_port + 1)
+            )
             assert f"not from port {port + 1} on" in shell.fails("cluster", "up", "--port", str(port + 1))
         else:
             assert f"port {port} of 127.0.0.1 cannot be had" in up.stderr

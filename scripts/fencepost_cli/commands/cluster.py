@@ -122,6 +122,19 @@ def up(
             show_default="any free",
         ),
     ] = None,
+    kafka_port: Annotated[
+        int | None,
+        typer.Option(
+            "--kafka-port",
+            min=1,
+            max=65_535,
+            help="Broker 1's for Kafka's clients, of a new cluster; the others' follow.",
+            show_default="any free",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on standard output, as 'status --json' has it.")
+    ] = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Start a cluster, or what is down of the one in the data folder."""
@@ -133,7 +146,13 @@ def up(
         new = not (data_dir / STATE_FILE).exists()
         try:
             cluster = (
-                LocalCluster.create(data_dir, brokers=brokers or DEFAULT_BROKERS, owned=False, first_port=port)
+                LocalCluster.create(
+                    data_dir,
+                    brokers=brokers or DEFAULT_BROKERS,
+                    owned=False,
+                    first_port=port,
+                    first_kafka_port=kafka_port,
+                )
                 if new
                 else LocalCluster.load(data_dir)
             )
@@ -143,6 +162,11 @@ def up(
             fail(f"the cluster in {data_dir} has {len(cluster.broker_ids)} brokers, not {brokers}")
         if port not in (None, cluster.member(cluster.broker_ids[0]).port):
             fail(f"the cluster in {data_dir} listens on {cluster.bootstrap}, not from port {port} on")
+        if kafka_port not in (None, cluster.member(cluster.broker_ids[0]).kafka_port):
+            fail(
+                f"the cluster in {data_dir} listens for Kafka's clients on {cluster.kafka_bootstrap}, not from port "
+                f"{kafka_port} on"
+            )
         for node in cluster.nodes:
             if cluster.paused(node):
                 fail(f"{name_of(node)} is paused: 'fencepost cluster resume {node}'")
@@ -160,7 +184,13 @@ def up(
             return [f"{image.topics[p.topic_id].name}-{p.index}" for p in lost] if image else []
 
         leaderless = run(start())
-    typer.echo(f"cluster of {len(cluster.broker_ids)} brokers is up in {data_dir}; bootstrap {cluster.bootstrap}")
+    if as_json:
+        from fencepost_cli.status import read_status
+
+        typer.echo(json.dumps(run(read_status(cluster)).to_json()))
+    else:
+        typer.echo(f"cluster of {len(cluster.broker_ids)} brokers is up in {data_dir}; bootstrap {cluster.bootstrap}")
+        typer.echo(f"for Kafka's clients: bootstrap.servers={cluster.kafka_bootstrap}")
     if leaderless:
         typer.echo(
             f"fencepost: no broker may lead {', '.join(leaderless)}: 'fencepost cluster status' tells why, and what to do",
