@@ -363,10 +363,10 @@ async def test_offsets_by_end_begin_and_time(tmp_path: Path) -> None:
         for timestamp_ms, offset, found_ms in (
             (-1, 6, -1),
             (-2, 0, -1),
-            (0, 0, 1_001),
-            (1_001, 0, 1_001),
-            (1_002, 2, 2_001),
-            (3_001, 4, 3_001),
+            (0, 0, 1_000),
+            (1_001, 1, 1_001),
+            (1_002, 2, 2_000),
+            (3_001, 5, 3_001),
             (3_002, -1, -1),
         ):
             answer = await running.stub.ListOffsets(offsets_request(timestamp_ms))
