@@ -376,7 +376,7 @@ async def test_offsets_by_end_begin_and_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("request_", "code", "named"),
     [
-        (offsets_request(-3), ErrorCode.INVALID_REQUEST, "-3"),
+        (offsets_request(-4), ErrorCode.INVALID_REQUEST, "-4"),
         (offsets_request(-1, topic_id="nope"), ErrorCode.UNKNOWN_TOPIC_ID, "nope"),
         (offsets_request(-1, partition=9), ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, "9"),
         (offsets_request(-1, epoch=4), ErrorCode.FENCED_LEADER_EPOCH, "4"),

@@ -35,7 +35,9 @@ SAMPLES: dict[str, Entity] = {
     "cluster": ClusterIdentity("c"),
     "lineage": Lineage((LineageStart(7, 1), LineageStart(9, 12))),
     "next-producer-id": NextProducerId(2_000, 10**15 + 3, 77),
-    "brokers": BrokerRegistration(3, "h:1", 5, "x", fenced=True, shutting_down=True, served_epoch=4),
+    "brokers": BrokerRegistration(
+        3, "h:1", 5, "x", fenced=True, shutting_down=True, served_epoch=4, kafka_address="h:2"
+    ),
     "topics": Topic("T", "orders", TopicConfig(retention_ms=5, flush_always=True), 9),
     "partitions": Partition("T", 2, (3, 4), (3,), 3, 5, 6, adding=(4,), removing=(3,), last_known_isr=(4,)),
     "producers": NamedProducer("p", 10**15 + 1, 4, (10**15,), bumped_by_holder=True, used_at_ms=3),
