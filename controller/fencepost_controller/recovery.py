@@ -12,7 +12,8 @@ from random import Random
 
 import grpc
 
-from fencepost_controller.decisions.recovery import HeldLog, RecoveredMetadata, RecoveryRefused, Told, recover
+from fencepost_controller.decisions.recovery import RecoveredMetadata, RecoveryRefused, recover
+from fencepost_controller.decisions.recovery_inputs import BrokerReport, HeldLog
 from fencepost_controller.store import Store, VersionMismatch
 from fencepost_proto.protocol.errors import FencepostError, raise_for
 from fencepost_proto.protocol.metadata import Entity, MetadataImage, from_proto
@@ -40,9 +41,9 @@ async def recover_store(
     loop = asyncio.get_running_loop()
     version, entities = await loop.run_in_executor(None, store.load)
     before = MetadataImage().with_changes(version, {entity.key: entity for entity in entities})
-    told, problems = await _ask_all(host.wire, addresses, before, without, wait_s)
+    reports, problems = await _ask_all(host.wire, addresses, before, without, wait_s)
     try:
-        done = recover(before, told, without, new_lineage_id(host.random))
+        done = recover(before, reports, without, new_lineage_id(host.random))
     except RecoveryRefused as error:
         raise RecoveryRefused("; ".join((str(error), *problems))) from None
     changes: dict[str, Entity | None] = {entity.key: None for entity in entities}
@@ -58,29 +59,30 @@ async def recover_store(
 
 async def _ask_all(
     wire: Wire, addresses: Iterable[str], store: MetadataImage, without: Collection[int], wait_s: float
-) -> tuple[list[Told], list[str]]:
-    """Each broker, and whoever they know of; and why some do not tell. Whether that may be, `recover` decides."""
-    told: dict[int, Told] = {}
+) -> tuple[list[BrokerReport], list[str]]:
+    """The reports of these brokers and of those that they know; and why some do not answer. `recover` decides whether that
+    may be."""
+    reports: dict[int, BrokerReport] = {}
     asked: set[str] = set()
     problems: list[str] = []
-    waiting = [*addresses, *_addresses(store, told, without)]
+    waiting = [*addresses, *_addresses(store, reports, without)]
     while waiting := [address for address in dict.fromkeys(waiting) if address not in asked]:
         asked.update(waiting)
         answers = await asyncio.gather(*(_ask_until(wire, address, wait_s) for address in waiting))
         for address, answer in zip(waiting, answers, strict=True):
-            if isinstance(answer, Told):
-                told[answer.broker_id] = answer
+            if isinstance(answer, BrokerReport):
+                reports[answer.broker_id] = answer
             else:
                 problems.append(f"{address}: {answer}")
-        waiting = [address for one in told.values() for address in _addresses(one.image, told, without)]
-    return [told[broker_id] for broker_id in sorted(told)], problems
+        waiting = [address for one in reports.values() for address in _addresses(one.image, reports, without)]
+    return [reports[broker_id] for broker_id in sorted(reports)], problems
 
 
-def _addresses(image: MetadataImage, told: Collection[int], without: Collection[int]) -> list[str]:
-    return [b.address for b in image.brokers.values() if b.id not in told and b.id not in without]
+def _addresses(image: MetadataImage, reports: Collection[int], without: Collection[int]) -> list[str]:
+    return [b.address for b in image.brokers.values() if b.id not in reports and b.id not in without]
 
 
-async def _ask_until(wire: Wire, address: str, wait_s: float) -> Told | str:
+async def _ask_until(wire: Wire, address: str, wait_s: float) -> BrokerReport | str:
     """What the broker there holds, or why it does not say."""
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + wait_s
@@ -96,7 +98,7 @@ async def _ask_until(wire: Wire, address: str, wait_s: float) -> Told | str:
         await asyncio.sleep(RETRY_S)
 
 
-async def ask(wire: Wire, address: str) -> Told:
+async def ask(wire: Wire, address: str) -> BrokerReport:
     """One broker. Raises AioRpcError, or the FencepostError with which it refuses."""
     head = controller_pb2.HeldHead()
     entities: list[Entity] = []
@@ -119,7 +121,7 @@ async def ask(wire: Wire, address: str) -> Told:
     finally:
         await channel.close()
     image = MetadataImage().with_changes(head.image_version, {entity.key: entity for entity in entities})
-    return Told(
+    return BrokerReport(
         head.broker_id,
         head.cluster_id,
         head.address,

@@ -54,7 +54,7 @@ def test_metadata_goes_back_and_is_recovered_by_a_command(shell: Shell, tmp_path
     assert (shell.data_dir / "broker-1" / "late-0").exists()
 
     told = shell.ok("controller", "recover")
-    assert "told by brokers [1, 2]" in told
+    assert "reported by brokers [1, 2]" in told
     assert "2 topics with 2 partitions" in told
     (report,) = controller.glob("recovery-*.txt")
     assert report.read_text() in told

@@ -18,7 +18,7 @@ from unittest.mock import patch
 from fencepost.consuming.consumer_core import ConsumerCore
 from fencepost.producing.sequencer import Sequencer
 from fencepost_controller.commands import Commands
-from fencepost_controller.decisions import histories, partitions
+from fencepost_controller.decisions import histories, partitions, recovered_partitions
 from fencepost_controller.decisions import recovery as controller_recovery
 from fencepost_controller.decisions.brokers import RegisterBroker
 from fencepost_controller.decisions.draft import Group
@@ -533,12 +533,12 @@ def recovery_brings_deleted_topics_back(replace: Any) -> None:
     replace(histories, "_last_change", lambda image: image.version)
     replace(Histories, "_followed", lambda self, found, heard: found)
     replace(Histories, "_is_removed", lambda self, since, is_in: not any(map(is_in, self.heads)))
-    replace(controller_recovery._MetadataRecovery, "_in_sync", lambda self, newest, logs: newest.isr)
+    replace(recovered_partitions.PartitionRecovery, "_in_sync", lambda self, newest, logs: newest.isr)
 
 
 @mutant("G7", kinds=("controller put back", "kill leader"), first_seed=3)
 def recovery_takes_leader_epochs_back(replace: Any) -> None:
-    replace(controller_recovery, "EPOCH_JUMP", -1)
+    replace(recovered_partitions, "EPOCH_JUMP", -1)
 
 
 # ---- The client ----

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fencepost_controller.decisions.recovery import HeldLog, Told
+from fencepost_controller.decisions.recovery_inputs import BrokerReport, HeldLog
 from fencepost_proto.protocol.metadata import ClusterIdentity, MetadataImage, Partition, TopicConfig
 from tests.unit.controller_story import Story
 
@@ -29,10 +29,10 @@ def log_of(partition: Partition, broker_id: int, end: int = 10, epoch: int = 0, 
     return replace(made, **details)  # type: ignore[arg-type]
 
 
-def told_by(image: MetadataImage, *broker_ids: int, ends: dict[int, int] | None = None) -> list[Told]:
+def told_by(image: MetadataImage, *broker_ids: int, ends: dict[int, int] | None = None) -> list[BrokerReport]:
     """These brokers have all of the image, and equal logs unless `ends` says how long each is."""
     return [
-        Told(
+        BrokerReport(
             broker_id,
             image.cluster_id,
             f"h{broker_id}:1",

@@ -10,7 +10,8 @@ import pytest
 
 from fencepost_controller.decisions.brokers import UnregisterBroker
 from fencepost_controller.decisions.histories import heads, parting
-from fencepost_controller.decisions.recovery import HeldLog, RecoveryRefused, Told, recover
+from fencepost_controller.decisions.recovery import RecoveryRefused, recover
+from fencepost_controller.decisions.recovery_inputs import BrokerReport, HeldLog
 from fencepost_controller.decisions.topics import CreateTopic, DeleteTopic
 from fencepost_proto.protocol.metadata import NO_LEADER, MetadataImage, Partition
 from tests.unit.controller_recovery_story import EMPTY, LINEAGE, log_of, partition, started, story, told_by
@@ -32,7 +33,7 @@ def forked(image: MetadataImage) -> Story:
     return fork
 
 
-def without(told: Sequence[Told], name: str, topic_id: str = "a-id") -> list[Told]:
+def without(told: Sequence[BrokerReport], name: str, topic_id: str = "a-id") -> list[BrokerReport]:
     """The same brokers, whose disks hold no log of it."""
     assert any(held.topic_name == name for one in told for held in one.logs), name
     return [replace(one, logs=tuple(held for held in one.logs if held.topic_id != topic_id)) for one in told]
@@ -210,11 +211,11 @@ def test_replicas_that_were_moved_since_the_backup_stay_where_they_are() -> None
     assert (after.replicas, after.isr) == ((3, 4), (3, 4))
 
 
-def _led(one: Told, of: Partition) -> tuple[HeldLog, ...]:
+def _led(one: BrokerReport, of: Partition) -> tuple[HeldLog, ...]:
     return tuple(replace(held, leads=one.broker_id == of.leader) for held in one.logs)
 
 
-def two_leaders(ends: dict[int, int]) -> tuple[MetadataImage, list[Told]]:
+def two_leaders(ends: dict[int, int]) -> tuple[MetadataImage, list[BrokerReport]]:
     """Broker 3 was elected by a store that had gone back, while 1 led on. Logs end so."""
     cluster = story()
     fork = forked(cluster.image)
@@ -275,5 +276,5 @@ def test_one_that_registered_with_a_fork_is() -> None:
     fork.cluster(4)
     made.topic("late", (1, 2))
     told = [*told_by(made.image, 1, 2), *told_by(fork.image, 3)]
-    with pytest.raises(RecoveryRefused, match="broker 4 has not told"):
+    with pytest.raises(RecoveryRefused, match="broker 4 has not reported"):
         recover(fork.image, told, (), LINEAGE)

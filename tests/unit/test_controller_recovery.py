@@ -13,19 +13,18 @@ from fencepost_controller.decisions.draft import decide
 from fencepost_controller.decisions.elections import ElectUncleanLeader
 from fencepost_controller.decisions.histories import heads
 from fencepost_controller.decisions.producers import AllocateProducerIds, InitProducer, RemoveName
+from fencepost_controller.decisions.recovered_partitions import EPOCH_JUMP
 from fencepost_controller.decisions.recovery import (
-    EPOCH_JUMP,
     MAX_SOUND_NAMED_ID,
     MAX_SOUND_PRODUCER_ID,
     NO_INCARNATION,
     PRODUCER_EPOCH_JUMP,
     PRODUCER_ID_JUMP,
     VERSION_JUMP,
-    HeldLog,
     RecoveryRefused,
-    Told,
     recover,
 )
+from fencepost_controller.decisions.recovery_inputs import BrokerReport, HeldLog
 from fencepost_controller.decisions.topics import CreateTopic, DeleteTopic
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_proto.protocol.lineage import Lineage, LineageStart, VersionCheck
@@ -142,7 +141,7 @@ def test_a_name_whose_epochs_a_recovery_uses_up_keeps_that_its_predecessor_is_fo
 
 def test_a_broker_that_has_not_told_is_named_and_may_be_left_out_by_name() -> None:
     told = told_by(story().image, 1, 3)
-    with pytest.raises(RecoveryRefused, match=r"broker 2 has not told what it holds.*--without 2"):
+    with pytest.raises(RecoveryRefused, match=r"broker 2 has not reported what it holds.*--without 2"):
         recover(EMPTY, told, (), LINEAGE)
     done = recover(EMPTY, told, {2}, LINEAGE)
     assert any("broker 2 was not asked" in line for line in done.report)
@@ -159,7 +158,7 @@ def test_a_broker_that_has_not_told_is_named_and_may_be_left_out_by_name() -> No
 def test_brokers_of_no_cluster_or_of_two_are_refused(
     store: MetadataImage, cluster_ids: tuple[str, ...], says: str
 ) -> None:
-    told = [Told(n, cluster_id, "h:1", 0, 0, MetadataImage()) for n, cluster_id in enumerate(cluster_ids)]
+    told = [BrokerReport(n, cluster_id, "h:1", 0, 0, MetadataImage()) for n, cluster_id in enumerate(cluster_ids)]
     with pytest.raises(RecoveryRefused, match=says):
         recover(store, told, (), LINEAGE)
     with pytest.raises(RecoveryRefused, match="no broker"):
