@@ -31,7 +31,7 @@ from fencepost.errors import (
 from fencepost.history import History
 from fencepost.history_format import from_line
 from fencepost.producer import Producer
-from fencepost.producing import accumulator, sender
+from fencepost.producing import accumulator, delivery_warnings
 from fencepost.producing.config import ProducerConfig, ProducerOptions
 from fencepost.producing.delivery import Delivery, RecordMetadata
 from fencepost.producing.partitioner import partition_for
@@ -632,7 +632,7 @@ def test_records_that_wait_for_a_leader_are_told_once_with_the_reason_and_so_is_
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(accumulator, "WARN_AFTER_S", 0.5)
-    monkeypatch.setattr(sender, "WARN_AFTER_S", 0.5)
+    monkeypatch.setattr(delivery_warnings, "WARN_AFTER_S", 0.5)
 
     def told(*words: str) -> list[str]:
         return [line for line in caplog.messages if all(word in line for word in words)]

@@ -25,11 +25,12 @@ from typing import cast
 from fencepost.cluster import ClusterClient
 from fencepost.errors import DeliveryTimeout, ProducerClosed
 from fencepost.loop_guard import LoopGuard
-from fencepost.producing.accumulator import NOT_WAITING, WARN_AFTER_S, PartitionQueue, RecordBatch, TopicQueues
+from fencepost.producing.accumulator import NOT_WAITING, PartitionQueue, RecordBatch, TopicQueues
 from fencepost.producing.batch import Attempt, Batch, Delivered, Failed
 from fencepost.producing.buffer import Buffer
 from fencepost.producing.config import ProducerConfig
 from fencepost.producing.connection import BrokerConnection
+from fencepost.producing.delivery_warnings import DeliveryWarnings
 from fencepost.producing.identity import Identity
 from fencepost.producing.sequencer import Sequencer
 from fencepost_proto.protocol.errors import (
@@ -41,16 +42,14 @@ from fencepost_proto.protocol.errors import (
     UnknownTopicOrPartition,
     from_proto,
 )
-from fencepost_proto.protocol.metadata import NO_LEADER, MetadataImage, Topic
+from fencepost_proto.protocol.metadata import MetadataImage, Topic
 from fencepost_proto.protocol.v1 import broker_pb2 as pb
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-MAX_SHOWN = 3  # partitions by name in one line
 QUEUES_IN_A_TURN = 64  # before the event loop gets a turn: a millisecond
-QUIET_S = 10.0  # after one failed batch is logged, others of its partition are only counted for so long
 
 
 @dataclass(slots=True)
@@ -84,7 +83,7 @@ class Sender:
         self._batches: dict[RecordBatch, None] = {}  # not resolved, oldest first
         self._changed: dict[PartitionQueue, None] = {}
         self._moved: dict[PartitionQueue, None] = {}  # changed too, but hold no records: they come last
-        self._waiting: list[PartitionQueue] = []  # whose records have waited for long, not logged yet
+        self._warnings = DeliveryWarnings(cluster, config, self._connections)
         self._wake = asyncio.Event()
         self._end: FencepostError | InvariantBroken | None = None  # why the producer has ended
         self._refusal: FencepostError | None = InvalidRequest(  # why records are not accepted
@@ -235,8 +234,8 @@ class Sender:
                     await asyncio.sleep(0)
             if self._changed or self._moved:
                 self._wake.set()
-            if self._waiting:
-                self._warn_waiting()
+            if self._warnings.any_due:
+                self._warnings.log_waiting()
 
     def _pump(self, queue: PartitionQueue, now: float) -> None:
         """Do everything that is due for one partition."""
@@ -245,8 +244,8 @@ class Sender:
         self._expire(queue, now)
         connection = self._connections.get(queue.address)
         up = connection is not None and connection.up
-        if not up or queue.waits_since != NOT_WAITING or self._is_refused(queue, now):
-            self._watch_waiting(queue, now, up)
+        if not up or queue.waits_since != NOT_WAITING or self._warnings.is_refused(queue, now):
+            self._warnings.watch(queue, now, up)
         if connection is not None and up:
             while True:
                 if attempts := sequencer.attempts_to_send(now):
@@ -267,64 +266,15 @@ class Sender:
         expired: list[Batch] = []
         oldest = queue.sequencer.oldest
         if oldest is not None and oldest.deadline <= now:
-            expired += queue.sequencer.expire(now, self._whereabouts(queue))
+            expired += queue.sequencer.expire(now, self._warnings.whereabouts(queue))
         for batch in queue.remove_expired(now):
-            error = DeliveryTimeout(f"{queue.name}: not sent within the delivery timeout; {self._whereabouts(queue)}")
+            error = DeliveryTimeout(
+                f"{queue.name}: not sent within the delivery timeout; {self._warnings.whereabouts(queue)}"
+            )
             batch.outcome = Failed(error)
             expired.append(batch)
         if expired:
             self._settle(expired)
-
-    # ---- Records that wait ----
-
-    def _is_refused(self, queue: PartitionQueue, now: float) -> bool:
-        """Its leader is reachable, but has refused its oldest batch for WARN_AFTER_S."""
-        oldest = queue.sequencer.oldest
-        if oldest is None or oldest.last_error is None:
-            return False
-        return now >= oldest.deadline - self._config.delivery_timeout_ms / 1000 + WARN_AFTER_S
-
-    def _watch_waiting(self, queue: PartitionQueue, now: float, up: bool) -> None:
-        """Notice records that are not sent; `_warn_waiting` logs them once, with the reason."""
-        refused = up and self._is_refused(queue, now)
-        if (up and not refused) or not queue.holds_records:
-            if queue.is_warned:
-                log.warning("records go out again partition=%s", queue.name)
-            queue.waits_since, queue.is_warned = NOT_WAITING, False
-            return
-        if queue.waits_since == NOT_WAITING:
-            queue.waits_since = now
-        if not queue.is_warned and (refused or now >= queue.waits_since + WARN_AFTER_S):
-            queue.is_warned = True
-            self._waiting.append(queue)
-
-    def _warn_waiting(self) -> None:
-        """Log in one line all partitions whose records have begun to wait: when brokers are down they are many."""
-        waiting, self._waiting = self._waiting, []
-        shown = "; ".join(f"{queue.name}: {self._whereabouts(queue)}" for queue in waiting[:MAX_SHOWN])
-        more = f"; and {len(waiting) - MAX_SHOWN} more" if len(waiting) > MAX_SHOWN else ""
-        log.warning(
-            "records wait, and fail %d s after their send partitions=%d reason=%s%s",
-            self._config.delivery_timeout_ms // 1000, len(waiting), shown, more,
-        )  # fmt: skip
-
-    def _whereabouts(self, queue: PartitionQueue) -> str:
-        """Why a partition's records are not acknowledged, for messages."""
-        partition = self._cluster.image.partitions.get(queue.key)
-        if partition is not None and partition.leader == NO_LEADER and partition.leader_epoch >= queue.leader_epoch:
-            if not partition.isr:
-                return "it has no leader: no replica is in sync, and an operator must elect one (fencepost topic elect)"
-            members = ", ".join(map(str, partition.isr))
-            return f"it has no leader: of its in-sync replicas (brokers {members}) none is live"
-        if not queue.address:
-            return "it has no leader"
-        connection = self._connections.get(queue.address)
-        oldest = queue.sequencer.oldest
-        if connection is None or not connection.up:
-            why = f": {connection.reason}" if connection is not None and connection.reason else ""
-            return f"its leader at {queue.address} (epoch {queue.leader_epoch}) cannot be reached{why}"
-        refusal = f" and answers {oldest.last_error}" if oldest is not None and oldest.last_error is not None else ""
-        return f"its leader is at {queue.address} (epoch {queue.leader_epoch}){refusal}"
 
     def _arm(self, queue: PartitionQueue, now: float) -> None:
         """Set the queue's timer to when it is due next."""
@@ -468,24 +418,10 @@ class Sender:
                 self._stats.records_acked += batch.record_count
             else:
                 self._stats.records_failed += batch.record_count
-                self._warn_failed(batch)
+                self._warnings.log_failed(batch)
             del self._batches[batch]
             batch.done()
             self.buffer.free(batch.size_bytes)
-
-    def _warn_failed(self, batch: RecordBatch) -> None:
-        """Log a failed batch; then for QUIET_S no other one of its partition, since thousands may fail together."""
-        queue, now = batch.queue, asyncio.get_running_loop().time()
-        if now < queue.quiet_until:
-            queue.failed_unlogged += 1
-            return
-        error = batch.outcome.error if isinstance(batch.outcome, Failed) else None
-        untold = f" (and {queue.failed_unlogged} batches before it)" if queue.failed_unlogged else ""
-        queue.quiet_until, queue.failed_unlogged = now + QUIET_S, 0
-        log.warning(
-            "batch failed partition=%s records=%d may_have_been_appended=%s error=%s%s",
-            queue.name, batch.record_count, error and error.may_have_been_appended, error, untold,
-        )  # fmt: skip
 
     def _fail_queue(self, queue: PartitionQueue, error: FencepostError) -> None:
         failed = queue.sequencer.fail_all(error)
