@@ -34,7 +34,8 @@ from fencepost_proto.protocol.v1 import controller_pb2_grpc
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.process import Component, live
 from tests.simulation.disk import MountedDisk
-from tests.simulation.judge import Judge, Leader, Producers
+from tests.simulation.judge import Judge
+from tests.simulation.judged import Leader, Producers
 from tests.simulation.loop import current_process
 from tests.simulation.metadata_store import MetadataDatabase
 from tests.simulation.process import SimProcess

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tests.simulation.cluster import broker_node
 from tests.simulation.disk import FolderNode, SimDisk
-from tests.simulation.judge import Record
+from tests.simulation.judged import Record
 
 if TYPE_CHECKING:
     from tests.simulation.nemesis import Nemesis

@@ -20,7 +20,7 @@ from tests.simulation.cluster import CONTROLLER, SimCluster, broker_node
 from tests.simulation.disk import Fault
 from tests.simulation.folder_situations import FolderSituations
 from tests.simulation.hostile_clients import HostileClients, HostileProducers
-from tests.simulation.judge import Record
+from tests.simulation.judged import Record
 from tests.simulation.loop import SimTask
 from tests.simulation.poison import HostileWriters
 from tests.simulation.situations import Situations

@@ -19,7 +19,7 @@ from unittest.mock import patch
 
 from fencepost.history_format import Operation
 from tests.simulation.cluster import SimCluster, broker_node
-from tests.simulation.judge import Violation
+from tests.simulation.judged import Violation
 from tests.simulation.loop import Deadlock, Runaway, collector_off
 from tests.simulation.nemesis import Nemesis, is_snapshot
 from tests.simulation.plan import Plan, TopicPlan, plan, short_room, small_numbers

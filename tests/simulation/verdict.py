@@ -14,7 +14,8 @@ from fencepost_testing.log_check.findings import Kind
 from fencepost_testing.log_check.ledger import Ledger as RunLedger
 from tests.simulation import histories
 from tests.simulation.cluster import broker_node
-from tests.simulation.judge import Judge, Record
+from tests.simulation.judge import Judge
+from tests.simulation.judged import Record
 from tests.simulation.logview import Batch
 from tests.simulation.poison import readable_records
 from tests.simulation.workload import ConsumerApp, Fate, Ledger, Resumption
