@@ -220,7 +220,7 @@ def _missing(operation: Operation) -> str:
         if operation.id < 0:
             return "an id"
         if name == "send" and kind == "invoke" and operation.value is None:
-            return "a value (records are told apart by it)"
+            return "a value (records are identified by it)"
     if not operation.topic:
         return "a topic"
     if operation.partition < 0 and (kind == "ok" or name != "send"):

@@ -19,7 +19,7 @@ class SendRecorder:
     """Records a producer's sends: each invocation, and its outcome once it is known, with the stamp (producer id, epoch,
     sequence) by which brokers know the record.
 
-    Values must be unique in their topic, or the checker cannot tell them apart.
+    Values must be unique in their topic, or the checker cannot identify records.
     """
 
     def __init__(self, history: History, send: Callable[..., Awaitable[Delivery]]) -> None:

@@ -167,7 +167,7 @@ class Commands:
         except CommitFailed as error:
             again, self._refused_with = self._refused_with == str(error), str(error)
             log.log(
-                logging.DEBUG if again else logging.ERROR,  # a full disk is told of once
+                logging.DEBUG if again else logging.ERROR,  # a full disk is logged once
                 "commit failed version=%d commands=%d reason=%s", group.version, len(asked), error,
             )  # fmt: skip
             for one in asked:

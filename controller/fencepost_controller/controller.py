@@ -1,10 +1,10 @@
 """The controller: its parts, the order in which they start, and the order in which they end.
 
-Start: take the image from the store, give the cluster its id where it has none, and only then listen. Whoever was live
+Start: take the image from the store, give the cluster its id where it has none, and only then listen. A broker that was live
 before has a full session timeout to register again.
 
-End: tell the brokers, refuse new commands, carry out those that wait, stop. A kill at any moment loses nothing that anyone
-was told: an answer comes after its commit.
+End: notify the brokers, refuse new commands, carry out those that wait, stop. A kill at any moment loses nothing that was
+answered: an answer is sent after its commit.
 
 What no part can handle (a broken invariant, a task that failed) is the controller's `failure` and ends the whole.
 """
@@ -130,7 +130,7 @@ class Controller:
             log.info("more partitions changed count=%d version=%d", len(changed) - MAX_LOGGED, image.version)
 
     def _went_back(self, error: BaseException) -> None:
-        """Nothing that waits is decided any more, and no one hears anything but the reason."""
+        """No waiting command is decided any more; every caller gets the reason as its answer."""
         reason = NotController(str(error))
         self._commands.abandon(reason)
         self._sessions.end_all(reason)
@@ -207,7 +207,7 @@ def _log_partition(partition: Partition) -> None:
 
 
 def _log_lost(partition: Partition) -> None:
-    """The operator is told: nothing that the controller knows makes one of the replicas the right leader."""
+    """Notify the operator: nothing that the controller knows makes one of the replicas the right leader."""
     log.error(
         "partition needs an unclean election topic_id=%s partition=%d last_known_isr=%s replicas=%s: the last one in sync "
         "may have lost what it acknowledged; 'fencepost topic elect TOPIC PARTITION --unclean' compares the replicas' logs",

@@ -32,7 +32,7 @@ class Fences:
 
     async def wait(self, version: int, timeout_s: float) -> None:
         """Return once `version` stands everywhere. Raises CoordinatorNotAvailable naming what it waited for, or what
-        `close` was told: also to a caller whose epoch is committed already and who begins to wait only now."""
+        `close` was given: also to a caller whose epoch is committed already and who begins to wait only now."""
         if self._closed is not None:
             raise self._closed
         if len(self._waiting) >= MAX_WAITING:

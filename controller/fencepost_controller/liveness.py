@@ -1,9 +1,9 @@
 """Who has been silent for too long. Pure: no I/O, no clock; times are given, in seconds.
 
-A broker is overdue when nothing has been heard from it for a session timeout, or when it is heard but makes no progress
+A broker is overdue when it has sent nothing for a session timeout, or when it sends heartbeats but makes no progress
 for as long with metadata that it has not applied: then it goes on under leaderships and fences that are no longer true.
-Progress is a later version applied, or more of the same one (heartbeats tell both). A broker that is busy with thousands of
-changes is alive: to declare it dead would make thousands more. What waits for its version (fences) goes on waiting.
+Progress is a later version applied, or more of the same one (heartbeats report both). A broker that is busy with thousands
+of changes is alive: to declare it dead would make thousands more. What waits for its version (fences) goes on waiting.
 
 Two moments are no evidence against anyone:
 
@@ -29,7 +29,7 @@ class Overdue(NamedTuple):
 class _Watch:
     heard_at: float
     reached: tuple[int, int] | None = (
-        None  # what it last told: version applied, and progress with the next, as it counts
+        None  # as it last reported: version applied, and progress with the next, as it counts
     )
     unapplied: int = 0  # 0: none; else a version that is published, and not applied yet …
     unapplied_since: float = 0.0  # … when it was published, or the last progress since

@@ -20,7 +20,7 @@ MAX_WAIT_S = 10.0  # a broker gives up a registration after 30 s
 
 
 def expected(brokers: Iterable[BrokerRegistration]) -> frozenset[int]:
-    """Who is to be heard before anything is decided."""
+    """The brokers from which a message must come before anything is decided."""
     everybody = list(brokers)
     live = frozenset(broker.id for broker in everybody if not broker.fenced)
     return live or frozenset(broker.id for broker in everybody)

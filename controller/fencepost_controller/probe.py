@@ -1,7 +1,7 @@
 """Is the process that held a session still there? One question to its health service, with a short deadline.
 
 Two answers are certain. A refused connection: the process is dead. NOT_FOUND, by a health service that does not know its
-incarnation: another process has taken the port. Anything else tells nothing, and the session timeout decides: silence,
+incarnation: another process has taken the port. Anything else says nothing, and the session timeout decides: silence,
 and a connection that the kernel took for a process that never answers (it may be paused, or cut off from here); a
 connection that is reset (it may be ending, and the next probe is refused; or something on the way did it); a network out
 of reach; an answer that is no broker's (UNIMPLEMENTED is also what gRPC makes of a proxy's 404).

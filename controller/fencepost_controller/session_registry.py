@@ -4,7 +4,7 @@
 Refused, or answered by another process: dead now, and its partitions have new leaders milliseconds later. Otherwise the
 probe is repeated until the broker registers again, or its silence decides.
 
-**Patient for what is not.** Silence for a session timeout means dead, as does no progress with unapplied metadata for as
+**Slow for what is not.** Silence for a session timeout means dead, as does no progress with unapplied metadata for as
 long; the rules are in `liveness.py`. A broker that is declared dead wrongly finds its session ended, registers again, and is
 unfenced again; that costs an election, never safety.
 
@@ -13,7 +13,7 @@ was live at the start is expected, one whose session ends is missed, and so is o
 had ended (the commit that unfences it was under way).
 
 **A registration** of a broker id that another incarnation holds is accepted only when that one is dead: known to be, or
-found to be by a probe. While a probe does not tell, the registration waits, at most until silence has decided.
+found to be by a probe. While probes give no answer the registration waits, at most until the session timeout has decided.
 
 Heartbeats change nothing in the store. What they ask for (to be unfenced, to shut down, to be spared a failed replica)
 becomes one command each, submitted by the session's own `follow` task, so that a slow commit never keeps heartbeats from
@@ -96,7 +96,7 @@ class SessionRegistry:
         return self._commands.image
 
     def start(self) -> None:
-        """The image is loaded: whoever was live then is given a full session timeout to register again."""
+        """The image is loaded: a broker that was live then has a full session timeout to register again."""
         now = self._loop.time()
         for broker in self._image.brokers.values():
             if not broker.fenced:
@@ -105,7 +105,7 @@ class SessionRegistry:
         self.opening.start(self._image.brokers.values(), self._config.session_timeout_ms / 1000)
 
     async def watch(self) -> None:
-        """Declare dead who is overdue; a task for the controller's life."""
+        """Declare overdue brokers dead; a task for the controller's life."""
         while True:
             await asyncio.sleep(self._liveness.tick_interval_s)
             for broker_id, reason in self._liveness.tick(self._loop.time()):
@@ -126,7 +126,7 @@ class SessionRegistry:
         }
 
     def settled(self) -> frozenset[int]:
-        """Brokers that have been live for some time and would hear of a leadership now."""
+        """Brokers that have been live for some time and have a session, so that they would learn of a leadership now."""
         now = self._loop.time()
         return frozenset(
             broker.id
@@ -235,7 +235,7 @@ class SessionRegistry:
         return session
 
     def _check_known(self, register: controller_pb2.Register) -> None:
-        """Raises NotController where the store has gone back; then this process ends. UnknownHistory: someone says so."""
+        """Raises UnknownHistory; or NotController where the store has gone back: then this process ends."""
         try:
             check_known_version(
                 self._image,
@@ -368,7 +368,7 @@ class SessionRegistry:
         else:
             self._on_session_lost(broker)
 
-    # ---- Who is dead ----
+    # ---- Dead brokers ----
 
     def _on_session_lost(self, broker: BrokerRegistration) -> None:
         """Start probing a broker that is live in the metadata and has no session (any more)."""

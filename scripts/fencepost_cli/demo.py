@@ -121,7 +121,7 @@ class Demo:
         self.ledger = Ledger(f"{random.Random(options.seed).randrange(16**8):08x}")
         self._tell = tell
         self._acks = AckWatch()
-        self.history_file = cluster.directory / HISTORY_FILE  # what the clients asked for and were told
+        self.history_file = cluster.directory / HISTORY_FILE  # requests of the clients, and the answers
         self._history_lines: IO[str] = io.StringIO()
         self._history: Verdict | None = None
         self._high_watermarks: dict[int, int] = {}

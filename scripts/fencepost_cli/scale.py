@@ -146,7 +146,7 @@ class Observer:
         self._news.set()
 
     def killed(self, broker: int | None = None) -> None:
-        """What it led (None: whoever led) has no leader from now on, until the metadata tells another."""
+        """What it led (None: whichever broker led) has no leader from now on, until the metadata names another."""
         for key, leader in self._leaders.items():
             if broker in (None, leader):
                 self.leaderless[key] = self.blocked[key] = None

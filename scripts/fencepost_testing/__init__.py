@@ -24,7 +24,7 @@ end with the block, and with the program, whatever ends that.
 - `local_cluster`: the cluster, its processes, ports and settings
 - `waiting`, `topic_waits`: waits that end at a deadline and say what they waited for
 - `workload`, `failover`: records with a ledger of what was sent, and the kill of a leader under them
-- `history_check`, `replica_check`: whether what clients were told and what the disks hold is that of a correct log
+- `history_check`, `replica_check`: whether the answers to clients and the bytes on disks are those of a correct log
 - `chaos`: faults by a schedule, on processes, disks, data folders and networks
 """
 

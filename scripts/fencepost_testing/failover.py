@@ -25,7 +25,7 @@ _SEQUENCES = MAX_SEQUENCE + 1
 
 
 class AckWatch:
-    """Told of every acknowledgement; lets one wait for the first of a record that was sent after some moment."""
+    """Receives every acknowledgement; lets one wait for the first of a record that was sent after some moment."""
 
     def __init__(self) -> None:
         self._waiting: dict[int, list[tuple[float, asyncio.Future[float]]]] = defaultdict(list)  # by partition
@@ -54,7 +54,7 @@ class AckWatch:
 
 @dataclass(frozen=True, slots=True)
 class ProducerView:
-    """A producer's state in one partition, as one leader tells it."""
+    """A producer's state in one partition, as one leader reports it."""
 
     producer_id: int
     epoch: int
@@ -140,7 +140,7 @@ async def _see_after(change: LeaderChange, admin: AdminClient, topic: str) -> No
 
 
 async def producer_views(admin: AdminClient, topic: str, partition: int) -> list[ProducerView]:
-    """Of the partition's present leader, whoever that becomes; committed state only."""
+    """Of the partition's leader at the time; committed state only."""
     described = await admin.describe_producers(topic, partition)
     views = []
     for producer in described.producers:

@@ -1,4 +1,4 @@
-"""Processes that this project started, told from all others.
+"""Processes that this project started, and how they are recognised.
 
 A pid alone names no process: once its process is gone the number may be another's. So a process is remembered as pid *and*
 start time *and* the configuration file on its command line, and only one that answers to all three is ever signalled. A
@@ -101,7 +101,7 @@ class ProcessRef:
 
 
 def start_time(pid: int) -> str:
-    """When a process started, as `ProcessRef.started`; empty where the system does not tell, or the process is gone."""
+    """When a process started, as `ProcessRef.started`; empty where the system does not say, or the process is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
         boot_id = _BOOT_ID.read_text().strip()
@@ -121,7 +121,7 @@ def spawn(
 ) -> tuple[ProcessRef, subprocess.Popen[bytes]]:
     """Start `python ARGUMENTS CONFIG_FILE` in a session of its own, its standard error appended to `log_file`.
 
-    The Popen is only for waiting: whoever keeps it must poll it, or the child stays a zombie.
+    The Popen is only for waiting: its holder must poll it, or the child stays a zombie.
     """
     environment = {**os.environ, "PYTHONPATH": import_path(), **(place.environment if place else {})}
     with log_file.open("ab") as log:
@@ -145,7 +145,7 @@ class WatchdogFailed(CommandFailed):
 
 
 class Watchdog:
-    """A process that kills what it was told of as soon as its owner is gone, however the owner ends (kill -9 too).
+    """A process that kills the given processes as soon as its owner is gone, however the owner ends (kill -9 too).
 
     It waits on a pipe whose other end only the owner holds.
     """

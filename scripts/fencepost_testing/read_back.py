@@ -49,7 +49,7 @@ async def read_to_end(consumer: Consumer, on_record: OnRecord, written: asyncio.
 async def read_everything(
     bootstrap: str, topic: str, sink: str | os.PathLike[str] | Sink, on_record: OnRecord = lambda _: None
 ) -> int:
-    """One consumer reads every partition whole, and its history, in `sink`, says so: how many records.
+    """One consumer reads every partition whole, and records that in `sink`. Returns how many records.
 
     Call it when no send is under way any more. Raises StandsStill where records are missing and none comes.
     """

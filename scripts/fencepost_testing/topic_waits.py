@@ -45,7 +45,7 @@ async def wait_writable(admin: AdminClient, topic: str) -> float:
 
 
 async def _committed(admin: AdminClient, topic: str) -> dict[int, int]:
-    """The high watermark that each partition's leader tells."""
+    """The high watermark that each partition's leader reports."""
     return {
         replica.partition: replica.high_watermark
         for broker in (await admin.describe_replicas()).values()

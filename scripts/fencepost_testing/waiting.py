@@ -122,7 +122,7 @@ def until_sync(
 
 
 def _message(what: str, timeout_s: float, seen: object) -> str:
-    """`seen` is left out where it tells nothing."""
+    """`seen` is left out where it is empty of information."""
     told = f"not within {timeout_s:g} s: {what}"
     if seen is None or seen is False:
         return told

@@ -36,9 +36,7 @@ async def test_a_broker_that_knows_more_than_the_store_ends_the_controller_and_n
         ahead.known = (version + 1, 77, controller.image.lineage.oldest_id)
         await ahead.connect(controller)
         assert isinstance(ahead.error, errors.NotController)
-        assert f"it is at metadata version {version}, and broker 2 was told of version {version + 1}" in str(
-            ahead.error
-        )
+        assert f"it is at metadata version {version}, and broker 2 knows version {version + 1}" in str(ahead.error)
         with pytest.raises(MetadataWentBack):
             await controller.failure.wait()
         with pytest.raises(errors.NotController):

@@ -103,7 +103,7 @@ def look(image: MetadataImage, *known: Any) -> None:
 
 def test_a_store_that_has_gone_back_is_told_by_name() -> None:
     look(IMAGE, 1, "one", 25, 9)
-    with pytest.raises(MetadataWentBack, match=r"it is at metadata version 25, and broker 1 was told of version 26"):
+    with pytest.raises(MetadataWentBack, match=r"it is at metadata version 25, and broker 1 knows version 26"):
         look(IMAGE, 1, "one", 26, 9)
     with pytest.raises(MetadataWentBack, match=r"metadata version 22 of lineage 0000000000000004.* 0000000000000009"):
         look(IMAGE, 1, "one", 22, 4, 7)

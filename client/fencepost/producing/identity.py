@@ -12,7 +12,7 @@ partition needs the next epoch, all of them need it:
 3. All partitions go on from sequence 0.
 
 The controller refuses where another instance has taken over: then this producer is fenced. A name that is not used expires;
-`keep_name` tells the controller often enough that this instance is alive.
+`keep_name` reports to the controller often enough that this instance is alive.
 
 With an id comes the longest time for which brokers are certain to recognise a repeat. No batch is retried for longer.
 """
@@ -95,7 +95,7 @@ class Identity:
         self._needed.set()
 
     async def keep_name(self) -> None:
-        """Tell the controller regularly that the name is in use; a task of a named producer. Raises ProducerFenced."""
+        """Report to the controller regularly that the name is in use; a task of a named producer. Raises ProducerFenced."""
         while self._name_expiration_s:
             await asyncio.sleep(self._name_expiration_s / KEEP_ALIVES)
             held = (self.producer_id, self.epoch)

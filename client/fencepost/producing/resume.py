@@ -59,7 +59,7 @@ async def resume(cluster: ClusterClient, key: PartitionKey, identity: Identity, 
         raise ProducerFenced(error.message) from error
     except TimeoutError:
         raise RequestTimedOut(
-            f"the leader of {key[0]}-{key[1]} did not tell of producer {producer_id} within {timeout_s} s",
+            f"the leader of {key[0]}-{key[1]} did not describe producer {producer_id} within {timeout_s} s",
             may_have_been_appended=False,
         ) from None
     if forgotten:

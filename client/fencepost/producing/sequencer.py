@@ -51,7 +51,7 @@ until its own answer has come. A batch whose successor got into the log cannot g
 as certainly not appended. The others are stamped again under the next epoch, and, where the next two are taken as well,
 under another id.
 
-Whether a batch is in the log is found out only by its retry: the leader's answer tells.
+Only a retry finds out whether a batch is in the log, by the leader's answer.
 
 Error → reaction
 ----------------

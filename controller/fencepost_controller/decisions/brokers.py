@@ -13,10 +13,10 @@ set but those of which no one else serves. Where its log is not what it was, it 
 - it found a log damaged below its end: that partition.
 
 The in-sync set may become empty by that. `last_known_isr` then remembers who was in it, and the partition stays offline
-until an operator commands an unclean election: a shorter log is never made the truth silently (KIP-966).
+until an operator commands an unclean election: a shorter log never becomes the committed one silently (KIP-966).
 
 **Is the folder an older one?** A broker writes the epoch of its registration to its data folder before it does anything
-under it, and tells it at its next registration. The controller keeps the newest epoch under which the broker was unfenced
+under it, and reports it at its next registration. The controller keeps the newest epoch under which the broker was unfenced
 (`served_epoch`): only an unfenced broker leads, or is counted for a high watermark. A folder with an earlier epoch lacks
 what was acknowledged since. One with that epoch or a later one lacks nothing, also where the broker was killed before it
 had written the epoch of a registration that the controller knows: it was not unfenced under it. Of two copies with the
@@ -102,7 +102,7 @@ class RegisterBroker(Command[BrokerRegistration]):
         return ""
 
     def check(self, image: MetadataImage) -> None:
-        """Raises what refuses it whoever else holds the id."""
+        """Raises what refuses it, whichever process holds the id."""
         if self.cluster_id and self.cluster_id != image.cluster_id:
             raise InconsistentClusterId(
                 f"broker {self.broker_id} belongs to cluster {self.cluster_id!r}; this is {image.cluster_id!r}"

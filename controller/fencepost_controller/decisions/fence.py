@@ -2,7 +2,7 @@
 
 InitProducerId may answer at metadata version v once no leader, of now or later, appends a batch of an older epoch:
 
-**Every broker that is not fenced has applied v.** Whoever leads a partition is one of them, and refuses older epochs from
+**Every broker that is not fenced has applied v.** The leader of a partition is one of them, and refuses older epochs from
 then on. So is every in-sync member of a partition that has a leader: one of them may have led a moment ago and not know yet
 that it no longer does; until it has applied v it would go on accepting the old epoch into its own log, and, still in the
 in-sync set, could be elected with that log.
@@ -13,11 +13,11 @@ producers, it goes on as the leader of an earlier leader epoch. What it appends 
 - *Where the partition has a leader*, the fenced broker is in no in-sync set. Before it can join one it follows the leader of
   the current epoch, which cuts what it has beyond.
 - *Where the partition has none*, the fenced broker may be its last in-sync member. Then its log is the partition's log, and
-  what it appended before it hears of v stays, acknowledged perhaps: it comes *before* everything that the new instance does
+  what it appended before it receives v stays, acknowledged perhaps: it comes *before* everything that the new instance does
   there. For no one leads this partition again but by an election at a version behind v, which a broker applies only after
   v; that leader refuses the older epochs. And until then the new instance gets no answer there: a leader accepts a batch of
   epoch e, and answers a `resume` of epoch e, only where it has applied the fence of e (`identities.py` and
-  `describe_producers.py` of the broker). So what a resuming instance is told is final, and its first batch stands behind
+  `describe_producers.py` of the broker). So the answer to a resuming instance is final, and its first batch stands behind
   every batch of an older epoch.
 
 So a partition without a leader holds nothing back but the sends to it, which wait for a leader anyway; and a broker that
@@ -41,7 +41,7 @@ class Standing(NamedTuple):
     broker_id: int  # NO_BROKER: none does
 
     def why_not(self) -> str:
-        """For the caller who waits in vain."""
+        """The error for a caller whose wait has timed out."""
         if self.broker_id == NO_BROKER:
             return ""
         return f"broker {self.broker_id} has not applied the new epoch yet, and is not declared dead"

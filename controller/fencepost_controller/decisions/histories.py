@@ -1,7 +1,7 @@
 """Several images of one cluster's metadata: which of them hold, and what was removed since.
 
 *Sources* are the images of all brokers, and the store as it is. One whose newest version another one has in its own history
-is an ancestor of that, and tells nothing more. A start of the controller changes nothing but the lineage, so the versions
+is an ancestor of that, and adds nothing. A start of the controller changes nothing but the lineage, so the versions
 that only starts made do not count: a store that was put back from a backup and started is an ancestor still. The others are
 *heads*: one, or several where a store that had gone back has served some brokers.
 
@@ -25,7 +25,7 @@ NOT_KNOWN = 0  # in place of a version: no image that was made before versions w
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """A version of the metadata that a broker has heard of."""
+    """A version of the metadata that a broker knows."""
 
     version: int
     lineage_id: int
@@ -64,12 +64,12 @@ class Histories:
         return self._is_removed(broker.broker_epoch, lambda head: broker.id in head.brokers)
 
     def was_removed(self, topic_id: str) -> bool:
-        """Was a topic that a source knows deleted since, or created where no broker has heard of it?"""
+        """Was a topic that a source knows deleted since, or created where no broker knows it?"""
         topic = self.topic(topic_id)
         return topic is not None and self._is_removed(topic.created_version, lambda head: topic_id in head.topics)
 
     def is_unheard(self, topic_id: str) -> bool:
-        """Was it created by a store that had gone back, and no broker has heard of it?"""
+        """Was it created by a store that had gone back, and no broker knows it?"""
         topic = self._store.topics.get(topic_id) if self._unheard else None
         if topic is None or any(topic_id in head.topics for head in self.heads):
             return False
@@ -99,7 +99,7 @@ def heads(sources: Sequence[MetadataImage]) -> list[MetadataImage]:
 
 
 def parting(one: MetadataImage, other: MetadataImage) -> int:
-    """The newest version that both have; NOT_KNOWN where their lineages do not tell."""
+    """The newest version that both have; NOT_KNOWN where their lineages do not show it."""
     ends = {start.lineage_id: end for start, end in _lineages(other)}
     for start, end in reversed(_lineages(one)):
         if start.lineage_id in ends:

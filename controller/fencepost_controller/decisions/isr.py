@@ -120,7 +120,7 @@ class StartReplicaOver(Command[None]):
     """A broker's replica has failed, its log is damaged, and the broker is about to give up what it holds.
 
     Allowed only where another broker leads, from the version of the answer on. Then the replica is in no in-sync set, and a
-    new leader epoch begins, as after a removal: whatever a leader has heard of the replica before, and every proposal that
+    new leader epoch begins, as after a removal: whatever a leader knows of the replica from before, and every proposal that
     rests on it, is of an older epoch. The replica joins under the new one, with what it holds then.
     """
 

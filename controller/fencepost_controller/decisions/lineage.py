@@ -1,15 +1,15 @@
-"""Is this store the one that committed what brokers were told?
+"""Checks that this store is the one that committed the metadata that brokers know.
 
-Each start of the controller begins a lineage of metadata versions (`protocol.lineage`). A broker tells at its
-registration the newest version that it knows of, and its lineage. Where this store does not have that version, it has
-gone back: its folder was put back from a backup, or is new in the place of one that was lost. What it says next would
-take back what was promised: ids and epochs would be given out twice, and topics that it does not know would be gone. So it
+Each start of the controller begins a lineage of metadata versions (`protocol.lineage`). At its registration a
+broker reports the newest version that it knows, and its lineage. Where this store does not have that version, it has
+gone back: its folder was put back from a backup, or is new in the place of one that was lost. What it publishes next would
+revoke what was promised: ids and epochs would be given out twice, and topics that it does not know would be gone. So it
 serves no one (`MetadataWentBack` ends the process), until `fencepost controller recover` has made it the newest again.
 
 A broker is believed only where it shows that it holds a part of this cluster's history: an id of one of the starts that this
 store knows too, its own version's or the oldest that it holds. A copy of a store shares those with the store of which it is
-a copy. The ids are random, and no client is shown them; the cluster's id and versions are. Who shows none of them
-is refused (`UnknownHistory`), and the controller goes on.
+a copy. The ids are random, and no client is shown them; the cluster's id and versions are. A broker that shows none of
+them is refused (`UnknownHistory`), and the controller goes on.
 
 What cannot be seen: a store that goes back and that no broker with a newer version ever meets; and a fork that is older
 than the last `MAX_LINEAGES` starts.
@@ -27,16 +27,16 @@ WHAT_TO_DO = "no one is served; 'fencepost controller recover' makes the store w
 
 
 class UnknownHistory(InvalidRequest):
-    """A broker tells of a version that this store does not have, and of no lineage that it has."""
+    """A broker reports a version that this store does not have, and no lineage that it has."""
 
 
 class MetadataWentBack(Exception):
-    """The store does not have what a broker was told of. Ends the process."""
+    """The store does not have a version that a broker knows. Ends the process."""
 
 
 @dataclass(frozen=True, slots=True)
 class KnownHistory:
-    """What a broker says at its registration that it knows."""
+    """What a broker reports at its registration."""
 
     broker_id: int
     cluster_id: str
@@ -60,16 +60,16 @@ def check_known_version(image: MetadataImage, known: KnownHistory) -> None:
         return
     if not (image.lineage.knows(lineage_id) or image.lineage.knows(known.oldest_lineage_id)):
         raise UnknownHistory(
-            f"broker {broker_id} says that it was told of metadata version {version} of lineage {lineage_id:016x}, and this "
+            f"broker {broker_id} says that it knows metadata version {version} of lineage {lineage_id:016x}, and this "
             f"store, at version {image.version}, knows none of its lineages: it is not believed"
         )
     if found is VersionCheck.AHEAD:
         raise MetadataWentBack(
             f"this controller's store has gone back: it is at metadata version {image.version}, and broker {broker_id} "
-            f"was told of version {version}: {WHAT_TO_DO}"
+            f"knows version {version}: {WHAT_TO_DO}"
         )
     raise MetadataWentBack(
-        f"this controller's store has gone back: broker {broker_id} was told of metadata version {version} of "
+        f"this controller's store has gone back: broker {broker_id} knows metadata version {version} of "
         f"lineage {lineage_id:016x}, which in this store is another one, of lineage "
         f"{image.lineage.id_at(version):016x}: {WHAT_TO_DO}"
     )

@@ -11,10 +11,10 @@ Every change of a partition goes through `recompute`, so there is one place that
    leader in controlled shutdown stays if no other replica can lead. Otherwise there is none: the partition is offline
    until an in-sync replica returns. No replica outside the in-sync set becomes leader here.
 4. **Epochs**: the partition epoch rises by one with every change; the leader epoch with every change of leader, also to
-   none, and with every removal of a replica. For a replica may be removed and soon added again: a broker that has heard of
+   none, and with every removal of a replica. For a replica may be removed and soon added again: a broker that has received
    neither still holds the log that it is about to delete, and must not join the in-sync set with it; under a new epoch the
    leader does not talk to it. A change of the in-sync set alone does not touch the leader epoch: a leader counts as in
-   sync everyone who may be, by what it proposed or by what it last heard, so until it hears of a removal its high
+   sync everyone who may be, by what it proposed or by what it last received, so until it receives a removal its high
    watermark only waits longer than it must.
 """
 

@@ -26,7 +26,7 @@ steps (`names_clock_ms`): neither a step of the clock on the wall nor a controll
 Ids of named producers are a range of their own, and no id of it is ever given out twice. A broker refuses every id of the
 range that no name has. So an id whose name has expired or was removed needs no memory to stay fenced: an instance that comes
 back after that can append nothing, whatever the name does meanwhile (G9). The name itself is remembered for longer, while
-there is room among all names: the next one to take it gets a new id, and is told that its predecessor has expired.
+there is room among all names: the next one to take it gets a new id, and the answer says that its predecessor has expired.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class ExpireNames(Command[int]):
 
 @dataclass(frozen=True, slots=True)
 class RemoveName(Command[None]):
-    """Forget a name, and fence whoever still holds it."""
+    """Forget a name, and fence the producer that still holds it."""
 
     name: str
 

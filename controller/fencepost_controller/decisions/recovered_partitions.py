@@ -145,7 +145,7 @@ class PartitionRecovery:
         if candidates and newest.isr:
             return _longest(newest.replicas, candidates)
         if not any(newest.id in one.image.partitions for one in self._reports):
-            return newest.isr  # no broker has heard of it: there never was a log
+            return newest.isr  # no broker knows it: there never was a log
         empty_handed = {one.broker_id for one in self._reports} - logs.keys()
         return tuple(b for b in newest.isr if b not in empty_handed)
 

@@ -246,7 +246,7 @@ class _MetadataRecovery:
             if self._histories.is_unheard(topic.topic_id):
                 self._report.append(
                     f"topic {topic.name} (id {topic.topic_id}) is not taken: this store created it after it had gone back, "
-                    f"and no broker has heard of it"
+                    f"and no broker knows it"
                 )
                 continue
             left = sorted({b for (topic_id, _), logs in self._logs.items() if topic_id == topic.topic_id for b in logs})

@@ -44,7 +44,7 @@ async def serve_session(
     """Serve one stream until it ends."""
     try:
         session = await _register(sessions, requests)
-    except Exception as error:  # noqa: BLE001  # `error_of` tells the foreseen from the rest
+    except Exception as error:  # noqa: BLE001  # `error_of` distinguishes the foreseen ones
         await _say(context, pb.SessionResponse(error=errors.to_proto(answering.error_of(error))))
         return
     reader = asyncio.create_task(_read(sessions, session, requests))

@@ -8,7 +8,7 @@ The file says whose it is (`application_id`) and how it is laid out (`user_versi
 a newer version of this one, is refused before anything is read from it, and a damaged one by SQLite's own check.
 
 A failed commit may, after a crash that follows at once, be found in the write-ahead log nevertheless. That does no harm:
-no one was told of its content, so it is as though it had been committed and the answers were lost.
+its content was published to no one, so it is as though it had been committed and the answers were lost.
 
 It must then be as durable as any commit. Where the sync of the write-ahead log failed, the system took the pages for
 clean: the next process would read that commit from the cache, add its own behind it, and lose them all where power fails

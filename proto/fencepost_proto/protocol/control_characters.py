@@ -1,4 +1,4 @@
-"""Characters that must not get into a log line, or onto the terminal of whoever reads one.
+"""Characters that must not get into a log line, or onto a terminal that shows one.
 
 A line feed begins a line that the process never wrote; an escape sequence or a change of direction hides one that it did.
 """

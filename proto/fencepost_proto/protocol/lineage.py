@@ -1,6 +1,6 @@
 """Which start of the controller committed which metadata versions.
 
-Version numbers alone do not tell a store that was put back from a backup: it may have gone on, and passed the versions
+Version numbers alone do not reveal a store that was put back from a backup: it may have gone on, and passed the versions
 that it lost. So each start of the controller, and each recovery of its store, begins a *lineage* with a random id at the
 version that it commits. The history of them is part of the metadata, as leader epochs are part of a log. Whoever was told
 of a version keeps the version and its lineage; a store whose history does not have that lineage at that version is not
@@ -26,9 +26,9 @@ class LineageStart(NamedTuple):
 
 
 class VersionCheck(Enum):
-    """What a version that someone was told of is to a history."""
+    """The relation of a version that a broker knows to a history."""
 
-    SOUND = auto()  # one of its own versions, or one too old to tell
+    SOUND = auto()  # one of its own versions, or one too old to be compared
     AHEAD = auto()  # newer than its newest
     FORKED = auto()  # here that version belongs to another lineage
 

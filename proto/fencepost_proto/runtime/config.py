@@ -123,8 +123,8 @@ def check_listen(
 ) -> None:
     """Check where a process listens: beyond this machine only by name. Raises ConfigError.
 
-    There is neither encryption nor authentication: whoever reaches the port may read, write and delete everything.
-    `advertised_address`: what others are told to connect to; empty: where it listens; None: they are told nothing.
+    There is neither encryption nor authentication: any process that reaches the port may read, write and delete everything.
+    `advertised_address`: what others connect to; empty: where it listens; None: no one else connects.
     `keys`: of the two addresses.
     """
     listen_key, advertised_key = keys

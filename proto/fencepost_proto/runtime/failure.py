@@ -9,7 +9,7 @@ log = logging.getLogger(__name__)
 
 
 class Failure:
-    """The first such error of one component, kept for whoever waits for it. Made inside a running event loop."""
+    """The first such error of one component, kept for the task that waits for it. Made inside a running event loop."""
 
     def __init__(self, component: str) -> None:
         self._component = component
@@ -20,7 +20,7 @@ class Failure:
         if not self._error.done():
             log.critical("%s cannot go on error=%r", self._component, error)
             self._error.set_exception(error)
-            self._error.exception()  # whoever does not `wait` has it in the log
+            self._error.exception()  # else asyncio logs it as never retrieved
 
     @property
     def happened(self) -> bool:

@@ -14,7 +14,7 @@ In the data folder:
 ``.lock``
     Held by the process that runs on the folder: two never write one.
 ``process.json``
-    The process's id, address, and kind; written once it listens, so whoever sees it may stop the process cleanly.
+    The process's id, address, and kind; written once it listens, so a process that sees it may stop this one cleanly.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""For how long a process has run, whatever happens to clocks and whoever pauses it."""
+"""For how long a process has run, whatever happens to clocks, and without the time for which it is paused."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Signal:
         return self._is_set
 
     def set(self) -> None:
-        """Wake whoever waits, or whoever waits next."""
+        """Wake the task that waits, or the next one to wait."""
         self._is_set = True
         waiter = self._waiter
         if waiter is not None and not waiter.done():

@@ -62,7 +62,7 @@ class Answering:
             await context.abort(code, str(self.error_of(error)))
 
     def error_of(self, error: BaseException) -> errors.FencepostError:
-        """What to tell the caller."""
+        """The error to send to the caller."""
         if isinstance(error, errors.FencepostError):
             return error
         if isinstance(error, DecodeError):  # a stream's message that is none, or is outside of its bounds

@@ -65,13 +65,13 @@ def incarnation_service(incarnation: str) -> str:
 
 
 def connection_refused(error: grpc.aio.AioRpcError) -> bool:
-    """Did the peer's machine say that no one listens at that port? Then whoever listened there is gone for certain.
+    """Did the peer's machine say that no one listens at that port? Then the process that listened there is certainly gone.
 
     gRPC has one code, UNAVAILABLE, for that and for all that is not certain: a connection that a paused process's kernel
-    has taken and no one answers, one that is reset, a machine or network out of reach. Only the details tell, in the
+    has taken and no one answers, one that is reset, a machine or network out of reach. Only the details say so, in the
     system's own words. Should they ever read otherwise, a refusal passes for an uncertain failure, which is safe.
 
-    For a name with several addresses gRPC tells of the last one that it tried; a server listens on all of them.
+    For a name with several addresses gRPC reports the last one that it tried; a server listens on all of them.
     """
     return error.code() is grpc.StatusCode.UNAVAILABLE and _REFUSED in (error.details() or "")
 

@@ -84,7 +84,7 @@ async def _resolve(cluster: LocalCluster, target: str) -> Node:
     topic_name, _, index = target.removeprefix(_LEADER_PREFIX).rpartition("-")
     image = await _image(cluster)
     if image is None:
-        raise ClusterError(f"target {target!r}: no broker answers that could tell who leads")
+        raise ClusterError(f"target {target!r}: no broker answers who leads")
     partition = image.partitions.get((image.topic_ids.get(topic_name, ""), int(index) if index.isdecimal() else -1))
     if partition is None:
         raise ClusterError(f"target {target!r}: the cluster has no such partition")
@@ -193,7 +193,7 @@ def up(
         typer.echo(f"for Kafka's clients: bootstrap.servers={cluster.kafka_bootstrap}")
     if leaderless:
         typer.echo(
-            f"fencepost: no broker may lead {', '.join(leaderless)}: 'fencepost cluster status' tells why, and what to do",
+            f"fencepost: no broker may lead {', '.join(leaderless)}: 'fencepost cluster status' says why, and what to do",
             err=True,
         )
 

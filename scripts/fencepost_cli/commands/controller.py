@@ -53,17 +53,18 @@ def recover(
         typer.Option(
             "--without",
             metavar="BROKER",
-            help="Go on though this broker does not answer: it is lost for ever. May be repeated.",
+            help="Go on though this broker does not answer: it is lost permanently. May be repeated.",
         ),
     ] = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Make the controller's store whole from what the brokers hold, after its folder was lost or put back from a backup.
 
-    The controller must be down. All brokers must be up (those of a local cluster are started, and stopped again); they tell
-    their metadata and logs. Producer ids and epochs, leader epochs and broker epochs continue beyond everything that they
-    hold, topics on their disks are taken back, and running named producers are fenced once. What was done is printed and
-    written to recovery-VERSION.txt beside the store; the store before it is kept as metadata.sqlite.before-VERSION.
+    The controller must be down. All brokers must be up (those of a local cluster are started, and stopped again); they
+    report their metadata and logs. Producer ids and epochs, leader epochs and broker epochs continue beyond everything
+    that they hold, topics on their disks are taken back, and running named producers are fenced once. What was done is
+    printed and written to recovery-VERSION.txt beside the store; the store before it is kept as
+    metadata.sqlite.before-VERSION.
     """
     missing = frozenset(without or ())
     if (config is None) != (bootstrap is None):

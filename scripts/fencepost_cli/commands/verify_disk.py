@@ -1,4 +1,4 @@
-"""`fencepost verify-disk`: reads every byte of brokers' data folders, and tells what is damaged."""
+"""`fencepost verify-disk`: reads every byte of brokers' data folders, and reports what is damaged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def verify_disk(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each partition.")] = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Read every byte of brokers' data folders, and tell what is damaged. Changes nothing; brokers may run meanwhile.
+    """Read every byte of brokers' data folders, and report what is damaged. Changes nothing; brokers may run meanwhile.
 
     Exit code 1 where something is damaged. A broker that runs finds the same by itself, in its next scrub or when it is
     read, and heals it from the leader.

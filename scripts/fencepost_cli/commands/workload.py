@@ -307,7 +307,7 @@ def verify(
     bootstrap: Bootstrap = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Read the whole topic and compare it with what the workloads sent and were told.
+    """Read the whole topic and compare it with what the workloads sent and the outcomes.
 
     Exit code 1 where an acknowledged record is missing, or any record is there twice or out of order. Of a run that
     left no ledger only order and uniqueness are checked. Records that retention has removed count as lost.

@@ -10,7 +10,7 @@ between them is cut; then everything is read and judged.
     run        one run from start to verdict; `ending` is what is looked at once all is healed
     tail       counts acknowledgements while the histories are written
     measure    latency, throughput and unavailability, out of the recorded histories
-    resumed    what named producers were told of their predecessors, held against the final log
+    resumed    the answers to named producers about their predecessors, compared with the final log
     result     everything that the verdict is made of
     report     the folder that a run leaves: verdict, histories, logs, `pictures` and a `page`
 """

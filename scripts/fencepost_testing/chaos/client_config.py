@@ -12,7 +12,7 @@ EXIT_FENCED = 3
 
 @dataclass(frozen=True, slots=True)
 class ClientConfig:
-    """What a client process is told by its file."""
+    """What a client process reads from its file."""
 
     process: str  # its name in the history
     kind: str  # producer, consumer
@@ -24,7 +24,7 @@ class ClientConfig:
     rate: float = 0.0  # producers: records a second
     keys: int = 0  # producers: different keys; every fourth record has none
     rewinds: bool = False  # consumers: now and then read again what has been read
-    resumed_file: str = ""  # named producers: where to tell what the predecessor got into the log
+    resumed_file: str = ""  # named producers: where to report what the predecessor got into the log
     settings: dict[str, Any] | None = None  # of the Producer
     drop_acks: float = 0.0  # producers: the probability that an acknowledgement is lost (`faulty_wire`)
 

@@ -1,4 +1,4 @@
-"""What a consuming client of a chaos run does: read along, until it is told to stop, then to the end."""
+"""What a consuming client of a chaos run does: read along until it is stopped, then to the end."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Flipped:
 
     path: Path
     position: int
-    inode: int  # of the file, by which a file that has taken its place is told from it
+    inode: int  # of the file, by which a file that has taken its place is recognised
 
 
 def flip_byte(folder: Path, rng: random.Random) -> Flipped | None:
@@ -73,7 +73,7 @@ def stands(flipped: Flipped) -> bool:
 
 
 class Disks:
-    """Whoever calls keeps other faults away from the brokers that are hit; from all of them, for a flipped byte."""
+    """The caller keeps other faults away from the brokers that are hit; from all of them, for a flipped byte."""
 
     def __init__(self, cluster: LocalCluster, view: View, topic: str) -> None:
         self._cluster = cluster

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-Party = str  # "controller", "broker-2", a client's role; or "leader-0": whoever leads partition 0 then
+Party = str  # "controller", "broker-2", a client's role; or "leader-0": the leader of partition 0 at that time
 Link = tuple[Party, Party]  # what the first sends to the second
 
 CONTROLLER = "controller"

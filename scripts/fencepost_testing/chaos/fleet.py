@@ -29,7 +29,7 @@ _ENDS_WITHIN_S = 5.0  # of a SIGKILL
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """One client of the run, whoever plays it."""
+    """One client of the run, whichever process acts as it."""
 
     party: Party
     kind: str  # producer, consumer
@@ -72,7 +72,7 @@ class ClientProcess:
 
     @property
     def begun(self) -> bool:
-        """Whether it has done anything that its history tells of."""
+        """Whether its history has any operation."""
         return self.history_file.exists() and self.history_file.stat().st_size > 0
 
     def fenced_by_another(self) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fencepost.history_format import Operation
 from fencepost_testing.read_back import FINAL_READER
 
-NOTICEABLE_S = 1.0  # silences of at least so long are told one by one
+NOTICEABLE_S = 1.0  # silences of at least so long are listed one by one
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,7 @@ class Executor:
                 self._log.skip(fault, str(skipped))
 
     async def guard(self) -> None:
-        """Processes that no fault has its hands on must run: tell of each that does not, and start it again."""
+        """Processes that no fault affects now must run: report each that does not, and start it again."""
         while True:
             await asyncio.sleep(_GUARD_POLL_S)
             for node in self._cluster.nodes:
@@ -123,7 +123,7 @@ class Executor:
                 if party not in self._claimed and not client.running():
                     if not client.fenced_by_another():
                         self.problems.append(client.problem() or f"client {client.name} ended by itself")
-                        client.killed = True  # told of once
+                        client.killed = True  # reported once
                     self._fleet.start(client.role)
 
     async def _carry_out(self, fault: Fault) -> None:
@@ -228,7 +228,7 @@ class Executor:
             await self._cluster.start(node, timeout_s=RESTART_TIMEOUT_S)
 
     async def _put_back(self, fault: Fault, copy: Path) -> str:
-        """Not where it is the last one in sync: then records would be lost, and the operator told so. A note, or none."""
+        """Not where it is the last one in sync: then records would be lost, and the operator notified. A note, or none."""
         node = node_of(fault.targets[0])
         everybody = await self._everybody_free()
         with self._claim(everybody):  # or another fault would make it the last one meanwhile
@@ -367,7 +367,7 @@ class Executor:
             index = int(party.removeprefix("leader-"))
             partition = await self._view.partition(index)
             if partition is None:
-                raise SkippedFault("no broker tells who leads")
+                raise SkippedFault("no broker answers who leads")
             if partition.leader < 0:
                 raise SkippedFault(f"partition {index} has no leader")
             found.append(f"broker-{partition.leader}")

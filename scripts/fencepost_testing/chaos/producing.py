@@ -63,7 +63,7 @@ async def _started(config: ClientConfig, history: History, stop: asyncio.Event) 
 
 
 async def _resume(config: ClientConfig, producer: Producer, stop: asyncio.Event) -> bool:
-    """Ask for every partition; write down what is told. False: told to stop before that."""
+    """Ask for every partition; write down the answers. False: it was stopped before that."""
     partition = 0
     while partition < config.partitions:
         if stop.is_set():
@@ -94,7 +94,7 @@ def _told(process: str, partition: int, resumed: Resumed | None, producer: Produ
 
 
 async def _send_until(stop: asyncio.Event, config: ClientConfig, producer: Producer) -> None:
-    """At the rate, until told to stop. Raises ProducerFenced."""
+    """At the rate, until it is stopped. Raises ProducerFenced."""
     rng, loop = random.Random(config.seed), asyncio.get_running_loop()
     sent, due, last = 0, 0.0, loop.time()
     while not stop.is_set():

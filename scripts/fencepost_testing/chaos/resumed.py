@@ -1,4 +1,4 @@
-"""Holds the final log to what named producers were told when they began (promise G9).
+"""Compares the final log with the answers that named producers got when they began (promise G9).
 
 A new instance of a name asks what its predecessors got into a partition. The answer is definite: that record stands there,
 and nothing of any predecessor comes after it. Who came before whom is a matter of epochs: of two instances that begin at
@@ -20,7 +20,7 @@ NOTHING = -1  # the offset where a partition has no record of a name
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What one instance was told of one partition."""
+    """The answer to one instance about one partition."""
 
     process: str  # "role.number"
     partition: int
@@ -69,10 +69,13 @@ class ResumedCheck:
     def finish(self) -> list[str]:
         """What does not hold."""
         problems = []
-        identities = {answer.process: answer.identity for answer in self.told}  # all who have sent anything have told
+        # All who have sent anything have reported.
+        identities = {answer.process: answer.identity for answer in self.told}
         for answer in self.told:
             role = _role(answer.process)
-            where = f"{answer.process} was told that its name's last record in partition {answer.partition} is at "
+            where = (
+                f"{answer.process} got the answer that its name's last record in partition {answer.partition} is at "
+            )
             where += str(answer.offset) if answer.offset != NOTHING else "no offset"
             stands = self._values.get((answer.partition, answer.offset))
             kept = self._kept_end(answer)

@@ -1,7 +1,7 @@
 """One chaos run, from an empty folder to a verdict.
 
     REPORT/cluster/     the cluster's folder (removed after an exact run, unless it is to be kept)
-    REPORT/clients/     what each client process was told
+    REPORT/clients/     the configuration of each client process
     REPORT/history/     what each client recorded
     REPORT/logs/        what each process logged
     REPORT/nemesis.jsonl, resumed.jsonl
@@ -60,7 +60,7 @@ HEARD_TIMEOUT_S = 60.0  # for an acknowledgement to each producer, once all is h
 _STOP_TIMEOUT_S = 30.0
 
 _ROLES = (
-    # Patient: no outcome is ever unknown unless the process dies. Named, so that it can resume and be taken over.
+    # Long timeouts: no outcome is ever unknown unless the process dies. Named, so that it can resume and be taken over.
     Role("loader", "producer", 0.3, keys=40, settings={"name": "chaos-loader", "linger_ms": 5}),
     Role(
         "mover",

@@ -2,10 +2,10 @@
 
 A replica is paused or killed until it is out of the in-sync set; the others go on without it, and are killed in their turn.
 The replica comes back, no one who is in sync does, and an operator elects the best log that can be asked: records that were
-acknowledged are lost. How many, the operator is told beforehand; the history says so (`recorded_election`), and the run's
-verdict holds the log to it. Then the others come back, and are cut.
+acknowledged are lost. How many, the operator is shown beforehand; the history records it (`recorded_election`), and the
+run's verdict compares the log with it. Then the others come back, and are cut.
 
-A replica that was paused remembers its high watermark, one that was killed does not: so both ways of telling what is kept
+A replica that was paused remembers its high watermark, one that was killed does not: so both ways of computing what is kept
 (`fencepost.unclean_election`) come up.
 """
 
@@ -33,7 +33,7 @@ _POLL_S = 0.1
 
 
 class UncleanElections:
-    """Of a topic's partitions. Whoever calls keeps other faults away from all brokers meanwhile."""
+    """Of a topic's partitions. The caller keeps other faults away from all brokers meanwhile."""
 
     def __init__(self, cluster: LocalCluster, admin: AdminClient, view: View, topic: str, history: History) -> None:
         self._cluster = cluster

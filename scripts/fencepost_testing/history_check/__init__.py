@@ -1,4 +1,4 @@
-"""Checks a history: what clients asked of a log and were told, against what a correct log can have told them.
+"""Checks a history: what clients asked of a log and were answered, against what a correct log can have answered.
 
 The format is that of `fencepost.history_format`. The check goes through it once, and keeps about 300 bytes for each
 value; `anomalies.Anomaly` lists what it finds. It needs nothing but the history: no broker, no clock, no order between

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-MAX_SHOWN = 10  # findings of one kind that are told; all are counted
+MAX_SHOWN = 10  # findings of one kind that are shown; all are counted
 MAX_EVIDENCE = 8  # lines that a finding names
 
 
@@ -51,7 +51,7 @@ MEANING: Mapping[Anomaly, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One line of the history, told to a person."""
+    """One line of the history, as it is shown."""
 
     where: str  # file:line, or the line's number
     text: str
@@ -104,7 +104,7 @@ class Verdict:
     sends: int
     acked: int
     failed: int
-    unknown: int  # outcome never told, or told as unknown
+    unknown: int  # no outcome recorded, or an unknown one
     stamped: int  # sends whose stamp is known: their sequences were followed through the logs
     records_read: int  # each as often as it was handed out
     partitions: int

@@ -54,7 +54,7 @@ class HistoryCheck:
         return self._findings.counts
 
     def feed(self, operation: Operation) -> None:
-        """Raises BrokenHistory; the check is of no use after that."""
+        """Raises BrokenHistory; the check cannot go on after that."""
         self.lines += 1
         name = operation.op
         if name == "poll":
@@ -132,7 +132,7 @@ class HistoryCheck:
     def _invoke_send(self, operation: Operation) -> None:
         process, sends, value = self._process(operation.process), self._sends, operation.value
         if value is None:
-            raise BrokenHistory(f"a send of {operation.process} without a value: records are told apart by it")
+            raise BrokenHistory(f"a send of {operation.process} without a value: records are identified by it")
         if operation.id <= process.last_id:  # another client under the same name
             process.number, process.open_sends = len(self._process_names), {}
             self._process_names.append(process.name)
@@ -141,7 +141,7 @@ class HistoryCheck:
         if sends.invoked[number]:
             raise BrokenHistory(
                 f"value {shown(value)} is sent to topic {operation.topic!r} a second time (first in operation "
-                f"{sends.invoked[number]} of the history): records are told apart by their values"
+                f"{sends.invoked[number]} of the history): records are identified by their values"
             )
         sends.invoked[number] = self.lines
         sends.process[number] = process.number
@@ -295,7 +295,7 @@ class HistoryCheck:
                 self._put_over(number, log, offset, standing)
 
     def _put_over(self, number: int, log: PartitionLog, offset: int, standing: int) -> None:
-        """`number` is told to stand where `standing` does. After an unclean election one of them may be of before."""
+        """`number` is reported where `standing` is known to be. After an unclean election one of them may be of before."""
         if not len(log.elections):
             self._inconsistent(number, log, offset)
             return
@@ -307,7 +307,7 @@ class HistoryCheck:
             log.replace(offset, number)
 
     def _moved(self, number: int, log: PartitionLog, offset: int, other_partition: int, other: int) -> bool:
-        """A value is told to be at `offset`, and is known from another place: a duplicate, unless it may have been in a log
+        """A value is reported at `offset`, and is known from another place: a duplicate, unless it may have been in a log
         that an unclean election has overruled, and be in the elected one too. True where that is so."""
         elections, invoked = log.elections, self._sends.invoked[number]
         if len(elections) and other_partition == log.number and elections.may_take(min(offset, other), invoked):
@@ -341,7 +341,7 @@ class HistoryCheck:
         self._findings.add(Anomaly.INCONSISTENT_OFFSETS, text, evidence, (offset,))
 
     def _duplicate(self, number: int, log: PartitionLog, offset: int) -> None:
-        """A value is told to be at `offset`, and is known from another place."""
+        """A value is reported at `offset`, and is known from another place."""
         if not self._once(number, Told.DUPLICATE):
             return
         sends, logs = self._sends, self._logs

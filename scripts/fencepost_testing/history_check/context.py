@@ -1,6 +1,6 @@
 """Shows findings among the operations around them, by going through the history a second time.
 
-The check itself keeps only the ordinals of lines. So a history of any length costs nothing for what is told of it, and a
+The check itself keeps only the ordinals of lines. So a history of any length costs nothing for what is shown of it, and a
 clean one is read once.
 """
 

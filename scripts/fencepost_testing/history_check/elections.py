@@ -1,8 +1,8 @@
 """Unclean elections: what they may take, what they must leave, and what they certainly take.
 
 An operator was shown two offsets and ordered the election: nothing that was acknowledged is lost below the first, everything
-at the second and above, and between the two what the elected log does not have. From the order on the elected log is the
-truth. So, of a record whose sending began before the order:
+at the second and above, and between the two what the elected log does not have. From the order on the elected log is what
+is committed. So, of a record whose sending began before the order:
 
 - at or above the first offset it may be gone, or stand elsewhere at or above it: the elected broker may have held it at
   another place, or its producer may have sent it again. It may also be read, and its acknowledgement come in, for some time

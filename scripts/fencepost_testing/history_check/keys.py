@@ -24,7 +24,7 @@ class KeyPlaces:
         self._keys[number] = key
 
     def found(self, number: int, log: PartitionLog, sends: Sends) -> None:
-        """A value is told to be in this partition. (Where it is told to be in another one later, it is a duplicate.)"""
+        """A value is reported in this partition. (Where it is reported in another one later, it is a duplicate.)"""
         key = self._keys.pop(number, None)
         if key is None:
             return

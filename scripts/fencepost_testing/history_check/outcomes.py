@@ -1,6 +1,6 @@
-"""What became of every value: compares what its sender was told with what was read.
+"""What became of every value: compares the answer to its sender with what was read.
 
-Where a *final read* has been through a partition, it is the truth: what was acknowledged before it began, or below its
+Where a *final read* has been through a partition, it decides: what was acknowledged before it began, or below its
 end, and was not handed to it, is lost; and a record of unknown outcome that had been read before must still be there.
 Without one, an acknowledged record is lost where consumers went past its offset and no one was handed it; beyond that it
 is only unseen.
@@ -132,7 +132,7 @@ class _OutcomeCheck:
         self._findings.add(Anomaly.LOST_WRITE, text, (*sends.evidence(number), *self._instead(log, offset)), (offset,))
 
     def _instead(self, log: PartitionLog, offset: int) -> tuple[int, ...]:
-        """Lines that tell of what is known to stand there, and of the final read."""
+        """Lines about what is known to stand there, and about the final read."""
         began = log.final.began if log.final is not None else 0
         standing = log.at(offset) if offset != NOWHERE else NOWHERE
         return (began,) if standing == NOWHERE else (began, *self._sends.evidence(standing))

@@ -1,4 +1,4 @@
-"""The processes of a history: what each has sent and not yet heard of, and how far it has read each partition."""
+"""The processes of a history: what each has sent and has no answer to yet, and how far it has read each partition."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class Sends:
         return number
 
     def evidence(self, number: int) -> tuple[int, int, int]:
-        """The lines that tell of a value."""
+        """The lines about a value."""
         return self.invoked[number], self.completed[number], self.read[number]
 
     def stamp(self, number: int) -> Stamp | None:

@@ -1,6 +1,6 @@
 """Records that a consumer was not handed between two that it was.
 
-Offsets alone do not tell: other logs have offsets without records. So a skip counts where anyone's read or
+Offsets alone do not show it: other logs have offsets without records. So a skip counts where anyone's read or
 acknowledgement shows that a record stands there.
 """
 

@@ -1,6 +1,6 @@
 """The one check of logs against what was sent: lost, duplicated, reordered, and what else can be wrong.
 
-Pure: values in, findings out. Whoever has something to compare uses the same rules:
+Pure: values in, findings out. Every check of this project uses the same rules:
 
 - `fencepost workload verify` and the tests (`record_check`): what a consumer reads, against the ledgers of workloads;
 - the history check (`history_check`): what clients recorded, of sends, polls and final reads;

@@ -102,7 +102,7 @@ class LogCheck:
         return Kind.REORDERED if later is not None else None
 
     def _compare(self, ledger: Ledger, number: int, partition: int, offset: int, log: _Log) -> None:
-        """What the sender was told, and the record's stamp."""
+        """Compare the record with its outcome, and follow its stamp."""
         outcome = ledger.outcome(number)
         if outcome is Outcome.ACKED:
             acked_partition, acked_offset = ledger.place(number)

@@ -1,8 +1,8 @@
-"""What a workload sent, what it was told of each record, and what each record says about itself.
+"""What a workload sent, the outcome of each record, and what each record says about itself.
 
 A record's value begins with "RUN:ID:COUNTER:": the run of the workload, the record's id (0, 1, 2, … in the order of
-sending) and its key's counter (likewise). So whoever reads the log back can tell a record that is missing, there twice
-or late, with nothing but the ledger.
+sending) and its key's counter (likewise). So a reader of the log finds a record that is missing, there twice or late,
+with nothing but the ledger.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BLOCK = 4096  # records by which the columns grow
 
 
 class Ledger:
-    """What one run of a workload sent, by id, and what it was told. About 30 bytes a record.
+    """What one run of a workload sent, by id, and the outcomes. About 30 bytes a record.
 
     `ordered`: the run's records of one partition stand in the order of their ids (as an idempotent producer's do).
     """
@@ -68,7 +68,7 @@ class Ledger:
     def ack(
         self, record_id: int, partition: int = -1, offset: int = NO_OFFSET, stamp: tuple[int, int, int] | None = None
     ) -> None:
-        """Partition or offset -1: not told. `stamp`: producer id, producer epoch, sequence; None: not known."""
+        """Partition or offset -1: not known. `stamp`: producer id, producer epoch, sequence; None: not known."""
         self.outcomes[record_id] = Outcome.ACKED
         self._partitions[record_id] = partition
         self._offsets[record_id] = offset

@@ -1,4 +1,4 @@
-"""What a sender was told of a record, and what that says of the log."""
+"""The outcome of a send, and what it says of the log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fencepost_testing.log_check.findings import Kind
 
 
 class Outcome(IntEnum):
-    """What became of a record, as far as its sender was told."""
+    """What became of a record, as far as its sender knows."""
 
     NEVER_SENT = 0
     UNKNOWN = 1  # nothing yet, or an error that says it may be in the log

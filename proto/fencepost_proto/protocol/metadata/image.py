@@ -1,7 +1,7 @@
 """All metadata at one version, and how the next version is built from changes.
 
 The controller decides changes and persists them; every broker and client holds an image and applies the same changes in
-version order. An image is immutable: whoever holds one holds one moment.
+version order. An image is immutable: it is the state at one moment.
 """
 
 from __future__ import annotations
