@@ -21,12 +21,13 @@ from fencepost_proto.protocol.errors import (
     raise_for,
 )
 from fencepost_proto.protocol.metadata import PartitionKey
-from fencepost_proto.protocol.records import Record
+from fencepost_proto.protocol.records import Record, read_records
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc
+from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.transport.rpc_errors import rpc_errors
 
 RESPONSE_MARGIN_S = 2.5  # beyond a fetch's own wait: then its broker counts as silent
-RETRY_BACKOFF_S = 0.05  # before a leader is asked for a batch again
+BACKOFF = Backoff(first_s=0.05, most_s=1.0)  # before a leader is asked for a batch again
 
 FetchCall = grpc.aio.StreamStreamCall[broker_pb2.FetchRequest, broker_pb2.FetchResponse]
 
@@ -58,6 +59,7 @@ async def first_record_from(
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
+    pauses = BACKOFF.pauses_s()
     while True:
         offset, _ = await list_offset(cluster, key, timestamp_ms, deadline - loop.time())
         if offset < 0:
@@ -68,7 +70,23 @@ async def first_record_from(
         except FencepostError as error:
             if not (error.retriable or isinstance(error, OffsetOutOfRange)) or loop.time() >= deadline:
                 raise
-        await asyncio.sleep(RETRY_BACKOFF_S)
+        await asyncio.sleep(next(pauses))
+
+
+async def record_at(cluster: ClusterClient, key: PartitionKey, offset: int) -> Record | None:
+    """The record at an offset that was committed; None: retention has removed it. Asks until it is answered."""
+    pauses = BACKOFF.pauses_s()
+    while True:
+        try:
+            for record in read_records(await fetch_batch(cluster, key, offset)):
+                if record.offset == offset:
+                    return record
+        except OffsetOutOfRange:
+            return None
+        except FencepostError as error:
+            if not error.retriable:
+                raise
+        await asyncio.sleep(next(pauses))
 
 
 def _first_of(batch: bytes, timestamp_ms: int) -> Record | None:

@@ -10,13 +10,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-import grpc
 from google.protobuf.message import Message
 
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.v1 import broker_pb2, controller_pb2, controller_pb2_grpc
 from fencepost_proto.runtime.host import Host
-from fencepost_proto.transport.cancellation import CallCancelled, own_cancellation_only
+from fencepost_proto.transport.rpc_errors import rpc_errors
 
 ALTER_PARTITION_TIMEOUT_S = 3.0
 ALLOCATE_TIMEOUT_S = 3.0
@@ -35,9 +34,6 @@ ADMIN_METHODS = (
     "RemoveProducerName",
 )
 NO_BROKER_EPOCH = -1
-
-# The controller is away, starting or closing: another attempt may meet it.
-_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED)
 
 R = TypeVar("R", bound=Message)
 
@@ -107,18 +103,5 @@ class ControllerLink:
         await self.channel.close()
 
     async def _call(self, call: Awaitable[R]) -> R:
-        try:
-            with own_cancellation_only():
-                return await call
-        except grpc.aio.AioRpcError as error:
-            raise self._unreachable(error) from error
-        except CallCancelled as error:
-            raise errors.NotController(f"controller {self.address}: {error}") from None
-
-    def _unreachable(self, error: grpc.aio.AioRpcError) -> errors.FencepostError:
-        text = f"controller {self.address}: {error.details()}"
-        if error.code() in _AWAY:
-            return errors.NotController(text)
-        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return errors.RequestTimedOut(text)
-        return errors.UnknownServerError(f"{text} ({error.code().name})")
+        with rpc_errors(self.address, "controller", errors.NotController):
+            return await call

@@ -299,6 +299,7 @@ class ReplicaManager:
         if image.brokers is not self.image.brokers:
             self._isr_proposals.brokers_changed()
         self.local.image = image
+        self._repairs.image_changed()
         if broker_epoch != self.broker_epoch:
             self.local.broker_epoch = broker_epoch
             for link, _ in self._links.values():

@@ -12,18 +12,16 @@ from dataclasses import dataclass
 
 from fencepost.cluster import ClusterClient
 from fencepost.errors import PredecessorForgotten
-from fencepost.log_queries import RETRY_BACKOFF_S, fetch_batch
+from fencepost.log_queries import record_at
 from fencepost.producing.identity import NO_ID, Identity
 from fencepost_proto.protocol.errors import (
-    FencepostError,
     InvalidProducerEpoch,
-    OffsetOutOfRange,
     ProducerFenced,
     RequestTimedOut,
 )
 from fencepost_proto.protocol.metadata import RETIRED_EPOCH, PartitionKey
 from fencepost_proto.protocol.record_batch import add_sequence
-from fencepost_proto.protocol.records import Record, read_records
+from fencepost_proto.protocol.records import Record
 from fencepost_proto.protocol.v1 import broker_pb2 as pb
 
 COMMIT_TIMEOUT_MS = 5_000  # of one DescribeProducers: how long the leader may take to commit what its answer contains
@@ -89,21 +87,6 @@ async def _resume(
         if info.producer_id == producer_id and info.batches:
             last = info.batches[-1]
             offset = last.base_offset + add_sequence(last.last_sequence, -last.first_sequence)
-            record = await _record_at(cluster, key, offset)
+            record = await record_at(cluster, key, offset)
             return Resumed(producer_id, info.producer_epoch, last.last_sequence, offset, record)
     return None
-
-
-async def _record_at(cluster: ClusterClient, key: PartitionKey, offset: int) -> Record | None:
-    """The record at an offset that was committed; None: retention has removed it. Asks until it is answered."""
-    while True:
-        try:
-            for record in read_records(await fetch_batch(cluster, key, offset)):
-                if record.offset == offset:
-                    return record
-        except OffsetOutOfRange:
-            return None
-        except FencepostError as error:
-            if not error.retriable:
-                raise
-        await asyncio.sleep(RETRY_BACKOFF_S)

@@ -36,6 +36,7 @@ from fencepost_proto.protocol.metadata import NO_LEADER, PartitionKey
 from fencepost_proto.protocol.v1 import controller_pb2
 from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.runtime.host import Host
+from fencepost_proto.runtime.signal import Signal
 from fencepost_proto.runtime.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,6 @@ log = logging.getLogger(__name__)
 PAUSES = Backoff(first_s=0.5, most_s=5.0, jitter=(0.75, 1.25))  # between attempts at one replica
 SOUND_AFTER_S = 60.0  # a replica that has served for so long since it was brought back begins with short pauses again
 METADATA_TIMEOUT_S = 5.0  # for a version that the controller has answered to arrive
-_LOOK_S = 0.05
 
 
 class StartReplicaOverClient(Protocol):
@@ -91,6 +91,7 @@ class Repairs:
         self._tasks = tasks
         self._attempts: dict[PartitionKey, _Attempts] = {}
         self._wake = asyncio.Event()
+        self._image_changed = Signal()
 
     def start(self) -> None:
         self._tasks.spawn(self._run(), "repairs")
@@ -98,6 +99,10 @@ class Repairs:
     def wake(self) -> None:
         """A replica has failed, or a log could not be opened."""
         self._wake.set()
+
+    def image_changed(self) -> None:
+        """The broker's image of the metadata is a newer one."""
+        self._image_changed.set()
 
     async def _run(self) -> None:
         """One after another: a disk in trouble is not asked for everything at once."""
@@ -194,12 +199,12 @@ class Repairs:
         )
         answer = await self._controller.start_replica_over(request)
         errors.raise_for(answer.error)
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + METADATA_TIMEOUT_S
-        while self._local.image.version < answer.version:
-            if loop.time() >= deadline:
-                raise errors.RequestTimedOut(f"metadata version {answer.version} has not arrived")
-            await asyncio.sleep(_LOOK_S)
+        try:
+            async with asyncio.timeout(METADATA_TIMEOUT_S):
+                while self._local.image.version < answer.version:
+                    await self._image_changed.wait()
+        except TimeoutError:
+            raise errors.RequestTimedOut(f"metadata version {answer.version} has not arrived") from None
 
     def _tell(self, attempts: _Attempts, replica: Replica, error: BaseException) -> None:
         """Each reason once."""

@@ -1,4 +1,4 @@
-"""What a failed gRPC call means in this project's errors. One mapping, for every call to a broker."""
+"""What a failed gRPC call means in this project's errors. One mapping, for every call to a broker or the controller."""
 
 from __future__ import annotations
 
@@ -32,14 +32,19 @@ def reason_of(error: BaseException) -> str:
     return text or type(error).__name__
 
 
-def error_of(error: grpc.aio.AioRpcError, address: str) -> FencepostError:
-    """The error of this project for a failed call to the broker at `address`. Most often the broker is gone."""
-    code, text = error.code(), f"broker {address}: {reason_of(error)}"
+def error_of(
+    error: grpc.aio.AioRpcError,
+    address: str,
+    peer: str = "broker",
+    unreachable: type[FencepostError] = NetworkException,
+) -> FencepostError:
+    """The error of this project for a failed call to the peer at `address`. Most often the peer is gone."""
+    code, text = error.code(), f"{peer} {address}: {reason_of(error)}"
     match code:
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return RequestTimedOut(text)
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED | grpc.StatusCode.ABORTED:
-            return NetworkException(text)
+            return unreachable(text)
         case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.UNIMPLEMENTED | grpc.StatusCode.RESOURCE_EXHAUSTED:
             return InvalidRequest(text)
         case _:
@@ -47,15 +52,18 @@ def error_of(error: grpc.aio.AioRpcError, address: str) -> FencepostError:
 
 
 @contextmanager
-def rpc_errors(address: str) -> Iterator[None]:
-    """Around a call to the broker at `address`: what gRPC raises inside comes out as an error of this project.
+def rpc_errors(
+    address: str, peer: str = "broker", unreachable: type[FencepostError] = NetworkException
+) -> Iterator[None]:
+    """Around a call to the peer at `address`: what gRPC raises inside comes out as an error of this project.
 
+    `unreachable`: the error for a peer that is gone, starting or closing, so that another attempt may meet it.
     CancelledError comes out only where this task itself was cancelled.
     """
     try:
         with own_cancellation_only():
             yield
     except grpc.aio.AioRpcError as error:
-        raise error_of(error, address) from error
+        raise error_of(error, address, peer, unreachable) from error
     except CallCancelled as error:
-        raise NetworkException(f"broker {address}: {error}") from None
+        raise unreachable(f"{peer} {address}: {error}") from None
