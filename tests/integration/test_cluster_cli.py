@@ -373,7 +373,7 @@ def test_after_a_crash_of_the_machine_the_cluster_says_what_its_operator_has_to_
         forget_boot(shell, 1)
         up = shell.run("cluster", "up")
         assert up.returncode == 0
-        assert "no broker may lead orders-0: 'fencepost cluster status' tells why" in up.stderr
+        assert "no broker may lead orders-0: 'fencepost cluster status' says why" in up.stderr
         told = shell.run("cluster", "status")
         assert told.returncode == 1
         assert "orders-0 has no leader: broker 1, the last in sync, may have lost acknowledged records" in told.stdout

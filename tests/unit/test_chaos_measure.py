@@ -137,7 +137,7 @@ def test_who_came_before_is_a_matter_of_epochs_not_of_names() -> None:
     turned_round = [told("loader.2", 0), told("loader.1", 1, 1, "loader.2:0:")]
     assert problems(turned_round, [(1, "loader.2:0:"), (2, "loader.1:0:")]) == []
     (problem,) = problems(turned_round, [(1, "loader.2:0:"), (2, "loader.1:0:"), (3, "loader.2:1:")])
-    assert "loader.1 was told" in problem
+    assert "loader.1 got the answer" in problem
     assert "a record of loader.2, of a lower epoch, stands at 3" in problem
 
 

@@ -145,7 +145,7 @@ def test_a_topic_that_only_a_store_without_followers_created_is_not_taken_and_it
     cluster.topic("late", (1, 2, 3))
     done = recover(fork.image, told_by(cluster.image, 1, 2, 3), (), LINEAGE)
     assert {topic.name for topic in done.image.topics.values()} == {"a", "late"}
-    assert says(done.report, "topic of-the-fork (id of-the-fork-id) is not taken", "no broker has heard of it")
+    assert says(done.report, "topic of-the-fork (id of-the-fork-id) is not taken", "no broker knows it")
     assert done.image.version > fork.image.version
 
 
