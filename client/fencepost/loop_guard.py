@@ -1,8 +1,8 @@
 """Refuses the use of a client in another event loop or process than the one that started it.
 
 A client's tasks run in the loop that started it. A call that awaited them in another loop (another thread's, or that of a
-later `asyncio.run`) would wait for ever. A forked child has a copy of the client's memory, but neither its connections nor
-gRPC's threads.
+later `asyncio.run`) would wait indefinitely. A forked child has a copy of the client's memory, but neither its connections
+nor gRPC's threads.
 """
 
 from __future__ import annotations

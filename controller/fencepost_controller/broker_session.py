@@ -73,7 +73,7 @@ class BrokerSession:
         self.ready = False
         self.wants_shutdown = False
         self.replicas_failed = False  # more of them than the metadata shows already
-        self.news = asyncio.Event()  # the broker has said something that may need a command
+        self.news = asyncio.Event()  # the broker has sent something that may need a command
         self._greeting: controller_pb2.Registered | None = greeting
         self._image_due = True
         self._deltas: deque[MetadataMessage] = deque()

@@ -51,7 +51,7 @@ class Liveness:
 
     def rejoins(self, broker_id: int) -> None:
         """The process that is watched has another session. That is no sign of life: only heartbeats are, or one that can
-        register and do nothing more would keep its leaderships for ever."""
+        register and do nothing more would keep its leaderships indefinitely."""
         watch = self._watches[broker_id]
         self._watches[broker_id] = _Watch(watch.heard_at)
 

@@ -142,5 +142,5 @@ def _loop_factory() -> Any:
 
 
 def quiet_grpc() -> None:
-    """gRPC's own notes about broken connections are no news to someone who kills brokers."""
+    """Hide gRPC's own notes about broken connections: who kills brokers expects them."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

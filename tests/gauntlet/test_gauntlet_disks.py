@@ -78,7 +78,7 @@ async def test_bit_rot_on_the_leader_that_a_follower_meets(story: Story) -> None
 
 
 @tale(tail_bytes=0)
-async def test_bit_rot_on_the_leader_that_nobody_can_take_the_place_of(story: Story) -> None:
+async def test_bit_rot_on_the_leader_that_no_one_can_replace(story: Story) -> None:
     """The same where no other replica is in sync: nothing is given up, what is whole is served, and the reason is told."""
     await story.create_topic("orders", [[1, 2]], min_insync_replicas=1)
     client = await story.producer()

@@ -240,7 +240,7 @@ async def test_a_client_knows_the_new_leader_of_a_killed_broker_without_waiting_
 
 
 @asynchronous
-async def test_producer_state_is_told_by_the_new_leader_as_by_the_old_one(cluster_factory: ClusterFactory) -> None:
+async def test_producer_state_is_the_same_at_the_new_leader_as_at_the_old_one(cluster_factory: ClusterFactory) -> None:
     async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
         await admin.create_topic("orders", partitions=1, replication_factor=3, min_insync_replicas=2)
         async with Producer(cluster.bootstrap) as producer:

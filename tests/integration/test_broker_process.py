@@ -151,7 +151,7 @@ def test_a_data_folder_in_use_and_one_of_another_broker_are_named_and_exit_code_
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_broker_without_a_controller_starts_waits_and_stops_and_marks_nothing_that_nobody_was_told_of(
+def test_a_broker_without_a_controller_starts_waits_and_stops_and_marks_nothing_that_was_reported_to_no_one(
     tmp_path: Path, processes: Processes, number: signal.Signals
 ) -> None:
     process, address = processes.start(config_file(tmp_path), tmp_path / "data")

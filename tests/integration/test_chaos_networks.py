@@ -144,7 +144,7 @@ async def test_a_link_is_cut_in_one_direction_without_a_word_and_mended(make: Ne
 
 @each_network
 @asynchronous
-async def test_a_death_behind_a_cut_is_not_heard_of_before_it_is_mended(make: Networks) -> None:
+async def test_a_death_behind_a_cut_is_not_noticed_before_the_cut_is_mended(make: Networks) -> None:
     async with network_of_three(make) as network:
         echo = Echo(network, "one", "other")
         try:
@@ -260,7 +260,7 @@ async def test_a_process_that_is_cut_off_does_not_wait_for_tcp(tmp_path: Path) -
         network.close()
 
 
-def test_where_the_network_cannot_be_cut_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_network_cannot_be_cut_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(NetworkUnavailable, match=r"iproute2|Linux|root"):
         Network.make(["one", "other"])

@@ -317,7 +317,7 @@ def test_a_second_producer_of_a_name_fences_the_first(shell: Shell) -> None:
     shell.ok("workload", "verify", "fenced")
 
 
-def test_brokers_listen_where_they_are_told_to_or_the_cluster_says_why_not(tmp_path: Path) -> None:
+def test_brokers_listen_where_they_are_configured_to_or_the_cluster_says_why_not(tmp_path: Path) -> None:
     shell = Shell(tmp_path / "own")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

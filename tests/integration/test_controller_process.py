@@ -131,7 +131,7 @@ def test_kill_9_at_any_moment_loses_nothing_that_was_answered(start: Start) -> N
         assert stored(process.data_dir).producers["loader"].epoch >= answered
 
 
-def test_it_tells_its_health_and_its_services(start: Start) -> None:
+def test_it_answers_for_its_health_and_its_services(start: Start) -> None:
     with grpc.insecure_channel(start().started()) as channel:
         for service in ("", "fencepost.v1.Controller", "fencepost.v1.Admin"):
             check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]  # missing in its types

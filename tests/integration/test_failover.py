@@ -103,7 +103,7 @@ async def test_a_paused_leader_is_replaced_and_what_it_appends_on_waking_is_neve
 
 
 @asynchronous
-async def test_a_pause_below_the_session_timeout_costs_no_election_whoever_it_is(
+async def test_a_pause_below_the_session_timeout_costs_no_election_whichever_process_it_is(
     cluster_factory: ClusterFactory,
 ) -> None:
     async with cluster_factory(brokers=3) as cluster, running(cluster) as workload:

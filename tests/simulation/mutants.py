@@ -603,7 +603,7 @@ def retry_sent_out_of_order(replace: Any) -> None:
 
 
 @mutant("G10", kinds=("unreadable batches",), first_seed=2)
-def more_is_passed_over_than_nobody_can_read(replace: Any) -> None:
+def more_is_passed_over_than_what_no_one_can_read(replace: Any) -> None:
     """A consumer that skips an unreadable batch goes on one record too late."""
     original = ConsumerCore._corrupt
 

@@ -424,7 +424,7 @@ def test_a_refused_connection_is_unavailable_for_every_kind_of_call(play: Any) -
     play(story)
 
 
-def test_only_a_port_with_nobody_is_told_from_what_may_be_a_pause(play: Any) -> None:
+def test_only_a_port_without_a_process_differs_from_what_may_be_a_pause(play: Any) -> None:
     async def handler(requests: Any, context: Any) -> None: ...
 
     async def unavailable(stage: Stage, address: str) -> grpc.aio.AioRpcError:

@@ -128,7 +128,7 @@ def test_waiting_for_nothing_is_a_deadlock_and_spinning_is_noticed() -> None:
     loop.close()
 
 
-def test_a_failed_task_that_nobody_awaits_is_a_failure_of_the_run() -> None:
+def test_a_failed_task_that_no_one_awaits_is_a_failure_of_the_run() -> None:
     loop = SimLoop(random.Random(0))
 
     async def fail() -> None:

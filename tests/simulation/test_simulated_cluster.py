@@ -252,7 +252,7 @@ def test_a_log_that_cannot_be_read_at_the_start_is_read_when_the_disk_is_well(
 
 
 @pytest.mark.parametrize("alone", [False, True])
-def test_a_log_that_cannot_be_told_any_more_is_made_again_once_another_replica_leads(
+def test_a_log_that_cannot_be_identified_any_more_is_made_again_once_another_replica_leads(
     cluster: SimCluster, alone: bool
 ) -> None:
     """Its `partition.metadata` is damaged: its records may be those of a topic of that name that is no more. `alone`: its

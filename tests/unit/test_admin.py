@@ -255,7 +255,7 @@ def test_the_cluster_and_its_topics_are_described_as_the_metadata_has_them(monke
     scenario(test)
 
 
-def test_producer_state_comes_from_whoever_leads() -> None:
+def test_producer_state_comes_from_the_present_leader() -> None:
     async def test(fake: FakeCluster, controller: Controller, admin: AdminClient) -> None:
         topic_id = fake.add_topic("orders")
         fake.logs[topic_id, 0].append(batch_of([b"x", b"y"]))
@@ -270,7 +270,7 @@ def test_producer_state_comes_from_whoever_leads() -> None:
     scenario(test)
 
 
-def test_replicas_are_told_by_every_live_broker_and_one_that_does_not_answer_says_so(
+def test_replicas_come_from_every_live_broker_and_one_that_does_not_answer_shows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def test(fake: FakeCluster, controller: Controller, admin: AdminClient) -> None:

@@ -69,7 +69,7 @@ def test_an_accident_is_logged_with_its_traceback_and_answered(caplog: pytest.Lo
     assert record.exc_info is not None
 
 
-def test_a_broken_invariant_is_told_to_the_process() -> None:
+def test_a_broken_invariant_is_reported_to_the_process() -> None:
     broken = InvariantBroken("offsets went back")
     answer, failures = unary(broken)
     assert answer.error.code == ErrorCode.UNKNOWN_SERVER_ERROR

@@ -305,7 +305,7 @@ async def test_no_client_sees_the_incarnation_of_a_broker(tmp_path: Path) -> Non
 
 
 @asynchronous
-async def test_clients_are_told_the_advertised_address(tmp_path: Path) -> None:
+async def test_clients_get_the_advertised_address(tmp_path: Path) -> None:
     for advertised in ("broker-1.example:0", "broker-1.example:4711"):
         async with fake_controller() as controller:
             data_dir = tmp_path / advertised
@@ -496,7 +496,7 @@ async def test_described_producers_have_their_last_five_batches(tmp_path: Path) 
 
 
 @asynchronous
-async def test_a_final_description_waits_for_what_it_tells_to_be_committed(tmp_path: Path) -> None:
+async def test_a_final_description_waits_until_its_content_is_committed(tmp_path: Path) -> None:
     async with fake_controller() as controller, broker_of(controller, tmp_path, clean=False) as running:
         controller.answers["AlterPartition"] = grpc.StatusCode.UNAVAILABLE
         both = (BROKER_ID, 2)

@@ -25,7 +25,7 @@ print("ended by itself")
 """
 
 
-def test_a_client_that_is_just_ending_is_not_killed_by_being_told_to_end() -> None:
+def test_a_client_that_is_just_ending_is_not_killed_by_a_request_to_end() -> None:
     """A zombie, woken and fenced, ended at the moment at which the run told all to end (chaos, seeds 101 and 1)."""
     done = subprocess.run([sys.executable, "-c", STOPPED_AT_ITS_END], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ended by itself\n", "")

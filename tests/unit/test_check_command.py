@@ -47,7 +47,7 @@ def test_a_clean_history_ends_with_0(tmp_path: Path) -> None:
     assert answer["anomalies"] == {}
 
 
-def test_how_many_sequence_numbers_could_be_followed_is_told(tmp_path: Path) -> None:
+def test_how_many_sequence_numbers_could_be_followed_is_reported(tmp_path: Path) -> None:
     story = Story()
     story.send("a", "b", "c")
     story.ok("a", 0, stamp=(7, 0, 0))

@@ -71,7 +71,7 @@ def test_without_a_cluster_commands_say_how_to_get_one(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists(), "a command that only looks leaves nothing behind"
 
 
-def test_nobody_waits_for_a_cluster_that_is_down(tmp_path: Path) -> None:
+def test_no_command_waits_for_a_cluster_that_is_down(tmp_path: Path) -> None:
     LocalCluster.create(tmp_path, brokers=1, owned=False).close()
     result = CliRunner().invoke(app, ["topic", "list", "--data-dir", str(tmp_path)])
     assert result.exit_code == 1
@@ -104,7 +104,7 @@ def test_a_cluster_is_healthy_only_where_a_broker_answers_and_every_replica_can_
     assert not status_with(PartitionStatus("orders", 0, 1, 0, [1, 2], [1], failures={2: "no space"})).healthy
 
 
-def test_status_tells_why_a_partition_has_no_leader_and_what_to_do() -> None:
+def test_status_says_why_a_partition_has_no_leader_and_what_to_do() -> None:
     out = Console(width=100, file=io.StringIO())
     show_status(status_with(PartitionStatus("orders", 2, -1, 1, [1, 3], [3])), out)
     show_status(status_with(PartitionStatus("orders", 4, -1, 1, [1, 3], [], last_known_isr=[3, 1])), out)

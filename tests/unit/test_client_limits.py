@@ -72,7 +72,7 @@ def test_no_connection_takes_more_than_a_share_and_one_that_holds_nothing_always
 
 
 @asynchronous
-async def test_whoever_waits_for_its_own_memory_goes_on_when_some_is_released() -> None:
+async def test_who_waits_for_its_own_memory_goes_on_when_some_is_released() -> None:
     budget = AnswerBudget(400)
     budget.take("a", 100)
     waiting = asyncio.create_task(budget.wait("a", 50))

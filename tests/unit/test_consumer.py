@@ -302,7 +302,7 @@ async def test_damaged_bytes_are_fetched_again_and_raised_when_they_stay_damaged
 
 
 @asynchronous
-async def test_a_batch_that_nobody_can_read_is_raised_with_its_place_or_skipped_logged_and_counted(
+async def test_a_batch_that_no_one_can_read_is_raised_with_its_place_or_skipped_logged_and_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with fake_cluster() as fake:
@@ -410,7 +410,7 @@ async def test_cancelling_a_read_loses_no_record() -> None:
 
 
 @asynchronous
-async def test_the_history_tells_each_invocation_each_record_and_each_move_in_the_order_the_application_saw() -> None:
+async def test_the_history_has_each_invocation_each_record_and_each_move_in_the_order_the_application_saw() -> None:
     async with fake_cluster(1) as fake:
         key = (fake.add_topic("orders"), 0)
         write(fake, key, 3)

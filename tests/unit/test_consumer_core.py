@@ -315,7 +315,7 @@ POISON = {
 
 
 @pytest.mark.parametrize("name", POISON)
-def test_a_batch_that_nobody_can_read_is_an_error_at_its_offset_or_skipped_and_told(name: str) -> None:
+def test_a_batch_that_no_one_can_read_is_an_error_at_its_offset_or_skipped_and_reported(name: str) -> None:
     world = World()
     world.append(T0, 2)
     world.logs[T0].append(POISON[name])

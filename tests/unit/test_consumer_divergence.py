@@ -76,7 +76,7 @@ def test_what_was_handed_out_and_is_gone_takes_reading_back_to_where_the_logs_pa
     assert reader.reads() == [2, 3]
 
 
-def test_under_the_policy_error_the_application_is_told() -> None:
+def test_under_the_policy_error_the_application_gets_the_error() -> None:
     reader = Reader("error")
     reader.fetches(1, 3, 3)
     assert reader.reads() == [0, 1, 2]
@@ -120,7 +120,7 @@ def test_a_divergence_that_explains_nothing_is_an_error_and_no_endless_exchange(
     assert isinstance(reader.core.failures()[0], OffsetOutOfRange)
 
 
-def test_a_leader_refuses_a_reader_of_another_history_and_nobody_else() -> None:
+def test_a_leader_refuses_a_reader_of_another_history_and_no_one_else() -> None:
     async def deposed() -> None:
         leadership = leading(open_replica(leader=1, epoch=3))
         leadership.end(errors.NotLeaderOrFollower("over"), errors.RequestTimedOut("over"))

@@ -56,7 +56,7 @@ def test_leadership_goes_to_the_first_live_in_sync_replica_and_waits_for_the_las
     """)
 
 
-def test_a_restart_that_nobody_noticed_costs_the_old_life_its_leaderships() -> None:
+def test_a_restart_that_no_one_noticed_costs_the_old_life_its_leaderships() -> None:
     story = Story().cluster(1, 2, 3).topic("a", (1, 2, 3)).topic("b", (2, 1)).topic("c", (1,))
     story.starts(1)
     story.is_ready(1)
@@ -102,7 +102,7 @@ def test_lost_tail_of_the_last_replica_waits_for_an_operator() -> None:
     """)
 
 
-def test_lost_tail_is_no_reason_to_leave_where_nobody_was_in_sync_before_it_left() -> None:
+def test_lost_tail_is_no_reason_to_leave_where_no_one_was_in_sync_before_it_left() -> None:
     """It leaves as every restarted broker does, and comes back by catching up."""
     story = Story().cluster(1, 2).topic("a", (1, 2))
     story.starts(1, lost_tail=True)

@@ -94,7 +94,7 @@ def test_a_round_moves_a_bounded_number() -> None:
     assert all(p.leader == 1 for p in story.image.partitions.values())
 
 
-def test_an_unclean_election_is_an_operators_and_makes_one_replica_the_truth() -> None:
+def test_an_unclean_election_is_an_operators_and_makes_one_replicas_log_the_committed_one() -> None:
     story = Story().cluster(1, 2, 3).topic("a", (1, 2, 3))
     story.tell("elect 2", ElectUncleanLeader("a", 0, 2))
     story.dies(1)
@@ -139,7 +139,7 @@ def test_an_unclean_election_is_an_operators_and_makes_one_replica_the_truth() -
     """)
 
 
-def test_an_unclean_election_is_of_the_incarnation_that_told_what_it_holds() -> None:
+def test_an_unclean_election_is_of_the_incarnation_that_reported_what_it_holds() -> None:
     story = Story().cluster(1, 2).topic("a", (1, 2))
     story.dies(1)
     story.starts(2, lost_tail=True)

@@ -114,7 +114,7 @@ def test_logs_that_are_left_of_it_are_named() -> None:
     assert says(done.report, "topic a (id a-id) was deleted", "logs of it on brokers [3] will be set aside")
 
 
-def test_where_histories_part_the_version_that_created_a_topic_tells_whether_it_was_deleted_in_the_other_one() -> None:
+def test_where_histories_part_the_version_that_created_a_topic_shows_whether_it_was_deleted_in_the_other_one() -> None:
     cluster = story()
     fork = forked(cluster.image)
     cluster.does(DeleteTopic("a"))
@@ -124,7 +124,7 @@ def test_where_histories_part_the_version_that_created_a_topic_tells_whether_it_
     assert says(done.report, "topic a (id a-id) was deleted", "logs of it on brokers [3]")
 
 
-def test_where_nothing_tells_it_stays_and_without_a_log_it_waits_for_an_operator() -> None:
+def test_where_nothing_is_known_it_stays_and_without_a_log_it_waits_for_an_operator() -> None:
     """A topic of a store that kept no versions of creation. It may have been deleted; or its disks are lost."""
     cluster = story()
     old = replace(cluster.image.topics["a-id"], created_version=0)
@@ -150,7 +150,7 @@ def test_a_topic_that_only_a_store_without_followers_created_is_not_taken_and_it
 
 
 @pytest.mark.parametrize("by", ["image", "version"])
-def test_one_that_a_broker_has_heard_of_is(by: str) -> None:
+def test_one_that_a_broker_knows_is(by: str) -> None:
     """Its image may lag behind the version that it knows of."""
     cluster = story()
     backup = cluster.image
@@ -190,7 +190,7 @@ def test_a_member_that_does_not_tell_or_whose_log_is_damaged_is_waited_for() -> 
     assert partition(recover(EMPTY, [*empty[:2], damaged], (), LINEAGE).image).isr == (3,)
 
 
-def test_a_topic_that_no_broker_has_heard_of_keeps_its_set() -> None:
+def test_a_topic_that_no_broker_knows_keeps_its_set() -> None:
     """The controller died between its commit and the first broker's hearing of it."""
     cluster = story()
     before = cluster.image
@@ -247,7 +247,7 @@ def test_where_their_logs_agree_all_are_in_sync() -> None:
     assert says(done.report, "a-0: led under epochs [0, 1] of different histories", "whose logs agree")
 
 
-def test_an_election_that_its_leader_never_heard_of_does_not_count() -> None:
+def test_an_election_that_its_leader_never_received_does_not_count() -> None:
     fork, told = two_leaders({1: 20, 2: 20, 3: 12})
     told[2] = replace(told[2], logs=(replace(told[2].logs[0], leader_epoch=0, leads=False),))
     assert partition(recover(fork, told, (), LINEAGE).image).isr == (1, 2)

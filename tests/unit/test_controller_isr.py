@@ -118,7 +118,7 @@ def test_a_proposal_that_makes_no_sense_is_refused(
     assert story.image is before
 
 
-def test_who_is_not_the_leader_is_told_who_is() -> None:
+def test_who_is_not_the_leader_is_answered_who_is() -> None:
     story = Story().cluster(1, 2).topic("a", (1, 2))
     command = replace(story.proposal(1, A, 1, 2), broker_id=2, broker_epoch=story.epoch(2))
     with pytest.raises(errors.NotLeaderOrFollower) as refusal:
@@ -170,7 +170,7 @@ def test_a_damaged_replica_starts_over_outside_of_the_in_sync_set_under_a_new_le
     """)
 
 
-def test_nothing_is_given_up_where_nobody_else_leads() -> None:
+def test_nothing_is_given_up_where_no_one_else_leads() -> None:
     story = Story().cluster(1, 2).topic("a", (1, 2))
     story.tell("the leader asks", over(story, 1))
     story.proposes(1, A, 1)

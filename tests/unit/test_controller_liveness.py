@@ -104,7 +104,7 @@ def test_the_controllers_own_pause_is_no_evidence() -> None:
     assert 61.5 < first[1] < 62.0, "the time that it ran before the pause counts"
 
 
-def test_who_was_heard_after_the_pause_gets_no_more_than_a_session_timeout() -> None:
+def test_who_was_received_after_the_pause_gets_no_more_than_a_session_timeout() -> None:
     liveness = Liveness(TIMEOUT_S, 0.0)
     liveness.expect(1, 0.0)
     ticked(liveness, 0.0, 1.0)

@@ -86,7 +86,7 @@ async def speaks_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     writer.close()
 
 
-def test_a_port_with_nobody_is_certain() -> None:
+def test_a_port_without_a_process_is_certain() -> None:
     with listener() as (listening, address):
         listening.close()
         assert run(asked(address)) is ProbeVerdict.DEAD
@@ -100,7 +100,7 @@ async def test_another_broker_process_on_the_port_is_certain() -> None:
     assert await asked(stranger.address) is ProbeVerdict.DEAD
 
 
-def test_a_connection_that_is_taken_and_never_answered_tells_nothing() -> None:
+def test_a_connection_that_is_taken_and_never_answered_proves_nothing() -> None:
     with listener() as (_, address):
         assert run(asked(address)) is ProbeVerdict.UNKNOWN
 
@@ -132,13 +132,13 @@ async def test_a_process_that_ends_under_the_probe_is_found_dead_by_the_next() -
 
 @pytest.mark.parametrize("answer", [hangs_up, resets, speaks_http])
 @asynchronous
-async def test_what_breaks_the_connection_or_speaks_another_language_tells_nothing(answer: Peer) -> None:
+async def test_what_breaks_the_connection_or_has_another_protocol_proves_nothing(answer: Peer) -> None:
     async with peer(answer) as address:
         assert await asked(address) is ProbeVerdict.UNKNOWN
 
 
 @asynchronous
-async def test_a_server_that_knows_nothing_of_health_tells_nothing() -> None:
+async def test_a_server_that_knows_nothing_of_health_proves_nothing() -> None:
     """gRPC gives UNIMPLEMENTED for any HTTP 404 on the way, so it need not be from that port at all."""
 
     server = GrpcWire().server()
@@ -148,7 +148,7 @@ async def test_a_server_that_knows_nothing_of_health_tells_nothing() -> None:
     await server.stop(0)
 
 
-def test_a_name_that_does_not_resolve_tells_nothing() -> None:
+def test_a_name_that_does_not_resolve_proves_nothing() -> None:
     assert run(asked("no-such-host.invalid:9092")) is ProbeVerdict.UNKNOWN
 
 

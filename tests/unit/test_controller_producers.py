@@ -149,7 +149,7 @@ def test_the_last_epoch_is_followed_by_a_new_id_and_the_old_one_is_refused_for_g
     ("retired_ids", "expired", "told"),
     [((), False, (0, False)), ((4,), False, (4, False)), ((4,), True, (4, True)), ((4, 9), False, (9, True))],
 )
-def test_a_successor_hears_of_the_newest_id_before_its_own_and_whether_there_were_others(
+def test_a_successor_learns_the_newest_id_before_its_own_and_whether_there_were_others(
     retired_ids: tuple[int, ...], expired: bool, told: tuple[int, bool]
 ) -> None:
     ids = tuple(FIRST + number for number in retired_ids)
@@ -218,7 +218,7 @@ def test_a_name_that_is_not_used_expires_and_its_id_is_known_no_more() -> None:
         story.does(KeepName("loader", first.producer_id, 0))
 
 
-def test_whoever_takes_an_expired_name_gets_another_id_and_learns_that_it_had_expired() -> None:
+def test_who_takes_an_expired_name_gets_another_id_and_learns_that_it_had_expired() -> None:
     story = Story()
     first = story.does(InitProducer("loader"))
     assert not first.predecessor_expired

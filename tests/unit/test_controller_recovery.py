@@ -69,7 +69,7 @@ def test_a_store_that_is_behind_or_lost_gets_what_the_brokers_have_and_every_num
         assert broker.broker_epoch == now.brokers[broker_id].broker_epoch  # of its last registration
 
 
-def test_after_it_whoever_knows_an_older_version_is_behind_and_never_a_fork() -> None:
+def test_after_it_a_broker_that_knows_an_older_version_is_behind_and_never_a_fork() -> None:
     cluster = story()
     done = recover(EMPTY, told_by(cluster.image, 1, 2, 3), (), LINEAGE).image
     assert done.lineage.starts == (LineageStart(LINEAGE, done.version),)
@@ -139,7 +139,7 @@ def test_a_name_whose_epochs_a_recovery_uses_up_keeps_that_its_predecessor_is_fo
 # ---- Who has to tell ----
 
 
-def test_a_broker_that_has_not_told_is_named_and_may_be_left_out_by_name() -> None:
+def test_a_broker_that_has_not_reported_is_named_and_may_be_left_out_by_name() -> None:
     told = told_by(story().image, 1, 3)
     with pytest.raises(RecoveryRefused, match=r"broker 2 has not reported what it holds.*--without 2"):
         recover(EMPTY, told, (), LINEAGE)
@@ -183,7 +183,7 @@ def test_where_the_leader_leads_under_the_newest_epoch_the_set_is_exact() -> Non
     assert partition(recover(EMPTY, told, (), LINEAGE).image).isr == (1, 2, 3)
 
 
-def test_where_nobody_leads_the_longest_logs_of_the_set_are_in_sync() -> None:
+def test_where_no_one_leads_the_longest_logs_of_the_set_are_in_sync() -> None:
     image = story().image
     done = recover(EMPTY, told_by(image, 1, 2, 3, ends={1: 10, 2: 12, 3: 12}), (), LINEAGE)
     assert partition(done.image).isr == (2, 3)
@@ -204,7 +204,7 @@ def test_a_longer_log_outside_of_the_set_does_not_count_unless_it_has_a_later_ep
     assert done.leader_epoch == later + EPOCH_JUMP
 
 
-def test_a_set_of_which_nobody_has_told_anything_is_waited_for() -> None:
+def test_a_set_of_which_no_one_has_reported_anything_is_waited_for() -> None:
     cluster = story()
     cluster.dies(1)
     cluster.dies(2)
@@ -241,7 +241,7 @@ def test_a_topic_on_disks_that_no_metadata_knows_is_adopted_and_said() -> None:
     assert any("topic lost (id t-9), found on disks and in no metadata, is adopted" in line for line in done.report)
 
 
-def test_an_adopted_topic_has_no_gap_and_what_nobody_holds_waits_for_an_operator() -> None:
+def test_an_adopted_topic_has_no_gap_and_what_no_one_holds_waits_for_an_operator() -> None:
     """Clients count partitions from 0: with a gap none of a topic's partitions could be used."""
     told = told_by(story().image, 1, 2, 3)
     found = HeldLog("t-9", "lost", 2, False, 4, 4, 30)
@@ -281,7 +281,7 @@ def test_a_topic_on_disks_whose_name_is_taken_or_is_no_name_is_left_and_said() -
 # ---- Forks ----
 
 
-def test_what_a_store_that_had_gone_back_told_some_brokers_is_united_with_the_rest() -> None:
+def test_what_a_store_that_had_gone_back_sent_to_some_brokers_is_united_with_the_rest() -> None:
     cluster = story()
     backup = cluster.image
     cluster.topic("late", (2, 3))

@@ -63,7 +63,7 @@ async def test_a_session_begins_with_the_registration_and_an_image_and_goes_on_i
 
 
 @asynchronous
-async def test_a_broker_that_is_removed_while_it_registers_is_told_and_the_controller_goes_on() -> None:
+async def test_a_broker_that_is_removed_while_it_registers_gets_an_error_and_the_controller_goes_on() -> None:
     async with running() as controller, cluster(controller) as brokers:
         (one,) = await brokers.live(1)
         two = await brokers.new(2)
@@ -143,7 +143,7 @@ async def test_a_broker_is_unfenced_when_it_is_ready_and_has_applied_its_image()
     ],
 )
 @asynchronous
-async def test_a_stream_that_begins_wrong_is_told_why(
+async def test_a_stream_that_begins_wrong_gets_the_reason(
     request_: controller_pb2.SessionRequest, error: type[errors.FencepostError], names: str
 ) -> None:
     async with running() as controller, stubs(controller) as (stub, _):
@@ -767,7 +767,7 @@ async def test_a_partition_without_a_leader_holds_no_named_producer_back() -> No
 
 
 @asynchronous
-async def test_whoever_leads_the_offline_partition_next_has_the_fence_before_the_leadership() -> None:
+async def test_the_next_leader_of_an_offline_partition_has_the_fence_before_the_leadership() -> None:
     async with running() as controller, cluster(controller) as brokers, stubs(controller) as (stub, _):
         _, two = await brokers.live(1, 2)
         topic_id = await create_topic(controller, "a", (1,), (2,))
@@ -816,7 +816,7 @@ async def test_a_name_is_kept_listed_removed_and_expires() -> None:
 
 
 @asynchronous
-async def test_whoever_is_overtaken_while_waiting_is_fenced() -> None:
+async def test_who_is_overtaken_while_waiting_is_fenced() -> None:
     async with running() as controller, cluster(controller) as brokers, stubs(controller) as (stub, _):
         (one,) = await brokers.live(1)
         await create_topic(controller, "a", (1,))
@@ -833,7 +833,7 @@ async def test_whoever_is_overtaken_while_waiting_is_fenced() -> None:
 
 
 @asynchronous
-async def test_the_controllers_end_answers_whoever_waits() -> None:
+async def test_the_controllers_end_answers_everyone_who_waits() -> None:
     async with running() as controller, cluster(controller) as brokers, stubs(controller) as (stub, _):
         (one,) = await brokers.live(1)
         await create_topic(controller, "a", (1,))
@@ -846,7 +846,7 @@ async def test_the_controllers_end_answers_whoever_waits() -> None:
 
 
 @asynchronous
-async def test_a_controller_whose_end_takes_long_declares_nobody_dead_for_the_sessions_that_it_has_ended() -> None:
+async def test_a_controller_whose_end_takes_long_declares_no_one_dead_for_the_sessions_that_it_has_ended() -> None:
     """Chaos: it stopped while a broker was cut off from it, and each tick of its watch told of another failure to fence."""
 
     async with running(session_timeout_ms=SHORT_TIMEOUT_MS) as controller, cluster(controller) as brokers:

@@ -186,9 +186,7 @@ def test_a_marker_does_not_come_back_after_a_start_that_was_killed() -> None:
     pytest.fail("opening never ended")
 
 
-def test_a_clean_end_does_not_hide_a_loss_that_the_controller_has_not_heard_of(
-    machine: Machine, tmp_path: Path
-) -> None:
+def test_a_clean_end_does_not_hide_a_loss_that_the_controller_does_not_know(machine: Machine, tmp_path: Path) -> None:
     """The machine lost power, and the controller was away until the broker was stopped again."""
     settled(machine, tmp_path)
     machine.reboot()
@@ -232,7 +230,7 @@ def put_back(copy: Path, path: Path, how: str) -> None:
 TOOLS = ["removed, then copied", "written over", "only what differs"]
 
 
-def test_the_folder_tells_the_epoch_of_its_last_registration(machine: Machine, tmp_path: Path) -> None:
+def test_the_folder_has_the_epoch_of_its_last_registration(machine: Machine, tmp_path: Path) -> None:
     folder = start(machine, tmp_path)
     assert folder.broker_epoch == 0
     folder.registered(CLUSTER, 7)

@@ -42,7 +42,7 @@ def test_among_equals_one_that_was_in_sync_comes_first_and_then_the_order_of_ass
     assert order(image(), *equal) == [1, 2, 3]
 
 
-def test_who_was_last_in_sync_and_lost_its_tail_comes_behind_whoever_holds_more() -> None:
+def test_who_was_last_in_sync_and_lost_its_tail_comes_behind_one_that_holds_more() -> None:
     assert order(image(last_known_isr=(1,)), holds(1, 2, 3), holds(2, 2, 10), holds(3, -1, 0)) == [2, 1, 3]
 
 
@@ -68,7 +68,7 @@ def test_who_cannot_be_elected_comes_last_and_says_why() -> None:
     ]
 
 
-def test_what_is_kept_is_told_by_the_last_leaderships_epoch_or_by_the_high_watermark() -> None:
+def test_what_is_kept_is_known_from_the_last_leaderships_epoch_or_the_high_watermark() -> None:
     now = image()  # leader epoch 4: its leader went, and led in epoch 3 at most
     answers = {1: holds(1, 3, 50, high_watermark=20), 2: holds(2, 2, 60, high_watermark=40), 3: holds(3, -1, 0)}
     found = candidates(now, now.partitions["orders-id", 0], answers)

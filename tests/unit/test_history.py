@@ -31,7 +31,7 @@ def told_by(tell: Callable[[History], object]) -> list[Operation]:
     return [operation._replace(time_ns=0) for operation in operations]
 
 
-def test_a_send_is_told_when_invoked_and_when_completed() -> None:
+def test_a_send_is_recorded_when_invoked_and_when_completed() -> None:
     stamp = RecordStamp(7, 0, 3)
 
     def tell(history: History) -> None:
@@ -80,7 +80,7 @@ def test_keys_and_values_come_back_as_they_were(value: bytes | None) -> None:
         assert (field.encode() if isinstance(field, str) else field) == value
 
 
-def test_empty_polls_failed_polls_moves_and_the_last_reading_are_told() -> None:
+def test_empty_polls_failed_polls_moves_and_the_last_reading_are_recorded() -> None:
     def tell(history: History) -> None:
         history.polled_nothing(history.invoke_poll())
         history.polled_nothing(history.invoke_poll(), InvalidRecord("bad"))
@@ -98,7 +98,7 @@ def test_empty_polls_failed_polls_moves_and_the_last_reading_are_told() -> None:
     ]
 
 
-def test_an_unclean_election_is_told_with_what_it_takes() -> None:
+def test_an_unclean_election_is_recorded_with_what_it_takes() -> None:
     def tell(history: History) -> None:
         history.complete_election(history.invoke_election("t", 1, 10, 12), "t", 1)
         history.complete_election(history.invoke_election("t", 1, 10, 12), "t", 1, InvalidRecord("bad"))

@@ -59,7 +59,7 @@ def test_a_record_acknowledged_without_an_offset_is_lost_if_the_final_read_does_
     assert story.found() == {Anomaly.LOST_WRITE: 1}
 
 
-def test_an_acknowledged_record_is_unseen_where_nobody_came_that_far() -> None:
+def test_an_acknowledged_record_is_unseen_where_no_one_came_that_far() -> None:
     story = Story()
     story.acked("a", "b")
     story.poll(0, "a")
@@ -138,7 +138,7 @@ def test_a_record_without_a_known_offset_is_lost_only_where_retention_removed_no
 
 
 @pytest.mark.parametrize(("offset", "expected"), [(1, {}), (3, {Anomaly.LOST_WRITE: 1})])
-def test_where_a_record_was_read_tells_whether_retention_may_have_removed_it(
+def test_where_a_record_was_read_decides_whether_retention_may_have_removed_it(
     offset: int, expected: dict[Anomaly, int]
 ) -> None:
     story = Story()
@@ -257,7 +257,7 @@ def test_a_certainly_failed_send_that_is_read_is_g1a(read_first: bool) -> None:
     assert story.found() == {Anomaly.G1A: 1}
 
 
-def test_a_record_that_nobody_sent_is_a_phantom_unless_others_write_too() -> None:
+def test_a_record_that_no_one_sent_is_a_phantom_unless_others_write_too() -> None:
     story = Story()
     story.acked("b", start=1)
     story.poll(0, "a", "b", None)
@@ -520,7 +520,7 @@ def test_a_send_of_unknown_outcome_may_be_in_the_log_or_not(in_log: bool, outcom
     assert (verdict.sends, verdict.acked, verdict.failed, verdict.unknown) == (3, 2, 0, 1)
 
 
-def test_a_certainly_failed_send_that_nobody_reads_is_clean() -> None:
+def test_a_certainly_failed_send_that_no_one_reads_is_clean() -> None:
     story = Story()
     story.send("a", "b")
     story.fail("a")
@@ -564,7 +564,7 @@ def test_a_finding_is_shown_among_the_operations_around_it() -> None:
     assert "11 records, offsets 0-10 […, 8:'v8', 9:'v9', 10:'x', …]" in finding.operations[4].text
 
 
-def test_findings_of_one_kind_are_told_a_few_times_and_all_counted() -> None:
+def test_findings_of_one_kind_are_shown_a_few_times_and_all_counted() -> None:
     story = Story()
     story.acked(*(f"v{number}" for number in range(50)))
     verdict = story.check()
@@ -581,7 +581,7 @@ def test_an_iterator_of_lines_is_checked_without_context() -> None:
     assert verdict.findings[0].operations == ()
 
 
-def test_long_values_are_told_apart_by_their_ends() -> None:
+def test_long_values_are_distinguished_by_their_ends() -> None:
     story = Story()
     long = "x" * 1000
     story.acked(long + "a", long + "b")

@@ -54,7 +54,7 @@ def some_read(random: Random, operations: list[Operation]) -> tuple[Operation, R
 
 @EXAMPLES
 @given(randoms, many_steps)
-def test_an_acknowledged_record_that_nobody_reads_is_a_lost_write(random: Random, steps: int) -> None:
+def test_an_acknowledged_record_that_no_one_reads_is_a_lost_write(random: Random, steps: int) -> None:
     model = ModelHistory(random)
     history = model.run(steps)
     assume(model.acked)

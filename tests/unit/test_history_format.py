@@ -81,7 +81,7 @@ def test_a_line_that_lacks_or_garbles_something_is_refused(
         read(line, **changes)
 
 
-def test_a_poll_tells_one_record_or_several_or_none() -> None:
+def test_a_poll_has_one_record_or_several_or_none() -> None:
     assert read(POLL, value="v").records == ((3, "v"),)
     assert read(POLL, value=None).records == ((3, None),)
     assert read(POLL, offset=None, records=[[4, "a"], [5, {"base64": "/w=="}]]).records == [(4, "a"), (5, b"\xff")]

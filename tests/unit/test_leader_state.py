@@ -130,7 +130,7 @@ def test_a_replica_that_is_reassigned_away_is_forgotten_and_a_new_one_is_known()
     assert state.follows(4)
 
 
-def test_the_in_sync_set_has_joined_only_when_each_member_has_told_its_end_under_this_leadership() -> None:
+def test_the_in_sync_set_has_joined_only_when_each_member_has_reported_its_end_under_this_leadership() -> None:
     """Even where all is committed: a member that has not joined may hold an uncommitted batch of an earlier epoch."""
     state = leader(isr=(1, 2), end=10, high_watermark=10)
     assert state.high_watermark == 10

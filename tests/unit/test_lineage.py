@@ -63,7 +63,7 @@ def test_the_history_travels_with_the_metadata() -> None:
 
 
 @given(starts=st.lists(st.integers(1, 5), min_size=1, max_size=12), cut=st.data())
-def test_whoever_followed_one_store_is_sound_to_it_and_never_to_a_fork_that_has_passed_it(
+def test_a_broker_that_followed_one_store_is_sound_to_it_and_never_to_a_fork_that_has_passed_it(
     starts: list[int], cut: st.DataObject
 ) -> None:
     """Law: a copy of the store is taken at some start, and both go on. What brokers learn of the one after that is ahead
@@ -101,7 +101,7 @@ def look(image: MetadataImage, *known: Any) -> None:
     check_known_version(image, KnownHistory(*known))
 
 
-def test_a_store_that_has_gone_back_is_told_by_name() -> None:
+def test_a_store_that_has_gone_back_is_named() -> None:
     look(IMAGE, 1, "one", 25, 9)
     with pytest.raises(MetadataWentBack, match=r"it is at metadata version 25, and broker 1 knows version 26"):
         look(IMAGE, 1, "one", 26, 9)
@@ -118,7 +118,7 @@ def test_who_shows_no_lineage_of_this_store_is_not_believed(version: int, lineag
         look(IMAGE, 1, "one", version, lineage_id, 7)
 
 
-def test_a_new_store_among_old_brokers_is_told_and_a_stranger_among_known_ones_is_not_its_fault() -> None:
+def test_a_new_store_among_old_brokers_is_reported_and_a_stranger_among_known_ones_is_not_its_fault() -> None:
     with pytest.raises(MetadataWentBack, match=r"store is new: .* broker 2 belongs to cluster one and knows .* 57"):
         look(MetadataImage(version=1, cluster=ClusterIdentity("new")), 2, "one", 57, 9)
     look(IMAGE, 2, "another", 57, 9)  # refused by the registration's own check

@@ -225,7 +225,7 @@ def test_ports_stay_the_same_over_a_kill_and_a_restart(tmp_path: Path) -> None:
         cluster.close()
 
 
-def test_a_reserved_port_is_given_to_nobody_and_can_be_listened_on() -> None:
+def test_a_reserved_port_is_given_to_no_one_and_can_be_listened_on() -> None:
     reservation = PortReservation()
     try:
         with socket.socket() as other, pytest.raises(OSError):  # noqa: PT011 - any errno will do
@@ -407,7 +407,7 @@ TEMPORARY = """
 """
 
 
-def test_a_temporary_cluster_that_nobody_closes_ends_with_the_program(tmp_path: Path, stand_in: Path) -> None:
+def test_a_temporary_cluster_that_no_one_closes_ends_with_the_program(tmp_path: Path, stand_in: Path) -> None:
     folders = tmp_path / "tmp"
     folders.mkdir()
     done = subprocess.run(

@@ -414,7 +414,7 @@ def fold_is_live(log: Log) -> bool:
     return state == log.states[PRODUCERS]
 
 
-def test_a_damaged_snapshot_at_the_log_start_is_told_to_who_asks_for_it() -> None:
+def test_a_damaged_snapshot_at_the_log_start_is_an_error_for_who_asks_for_it() -> None:
     machine = Machine()
     disk = machine.mount()
     log = open_log(disk, retention_bytes=0)

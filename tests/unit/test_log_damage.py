@@ -108,7 +108,7 @@ def test_a_scan_reads_every_byte_while_the_log_goes_on() -> None:
     assert read == log.size_bytes
 
 
-def test_a_damaged_snapshot_is_removed_where_the_batches_tell_what_it_told() -> None:
+def test_a_damaged_snapshot_is_removed_where_the_batches_have_its_content() -> None:
     machine = Machine()
     log = filled(machine, retention_bytes=1_500)
     log.apply_retention(1_000, log.log_end_offset)
@@ -215,7 +215,7 @@ def test_what_a_crash_leaves_is_noted_and_a_hole_is_damage(folder: Path) -> None
     assert "the next one begins at" in verify_log(disk, str(partition), STATE_MACHINES, in_use=False).damage[0]
 
 
-def test_the_command_tells_what_is_damaged_by_its_exit_code(folder: Path) -> None:
+def test_the_commands_exit_code_says_whether_something_is_damaged(folder: Path) -> None:
     runner = CliRunner()
     sound = runner.invoke(app, ["verify-disk", str(folder)])
     assert (sound.exit_code, "0 partitions damaged" in sound.stdout) == (0, True)

@@ -134,7 +134,7 @@ def test_what_takes_no_write_at_all_leaves_nothing_to_cut_back(code: int) -> Non
     assert_lawful(log)
 
 
-def test_a_sync_that_a_read_only_disk_lets_nobody_begin_has_not_failed() -> None:
+def test_a_sync_that_a_read_only_disk_lets_no_one_begin_has_not_failed() -> None:
     machine = Machine()
     log = open_log(machine.mount())
     produce(log)
@@ -528,7 +528,7 @@ def test_a_sync_that_cannot_be_announced_is_not_begun() -> None:
     assert content(open_after_a_kill(machine)) == stored
 
 
-def test_two_syncs_at_once_are_one_after_the_other_and_only_one_hears_of_the_failure() -> None:
+def test_two_syncs_at_once_are_one_after_the_other_and_only_one_gets_the_failure() -> None:
     """The system reports a failed write back once: the second sync of the same file succeeds, and has saved nothing."""
     machine, _ = prepared(8)
     log = open_log(machine.mount())

@@ -102,7 +102,7 @@ async def test_partitions_whose_writes_may_wait_come_first_and_those_without_new
 
 
 @asynchronous
-async def test_a_follower_that_knows_of_a_leadership_before_its_leader_is_answered_when_that_has_heard(
+async def test_a_follower_that_knows_of_a_leadership_before_its_leader_is_answered_when_the_leader_knows_too(
     tmp_path: Path,
 ) -> None:
     async with fake_controller() as controller, broker_of(controller, tmp_path, known=[FOLLOWER]) as running:

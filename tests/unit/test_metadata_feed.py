@@ -150,7 +150,7 @@ async def test_watchers_and_those_that_wait_end_when_the_feed_is_closed() -> Non
 @given(
     st.lists(st.sampled_from("bpnit"), max_size=12), st.lists(st.sampled_from(["producers/x", "topics/T"]), max_size=3)
 )
-def test_a_change_is_told_without_what_clients_do_not_see_and_in_its_order(kinds: list[str], gone: list[str]) -> None:
+def test_a_change_is_sent_without_what_clients_do_not_see_and_in_its_order(kinds: list[str], gone: list[str]) -> None:
     entities: list[Entity] = []
     for number, kind in enumerate(kinds):
         of_kind: dict[str, Entity] = {

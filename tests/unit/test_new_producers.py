@@ -42,7 +42,7 @@ def test_a_connection_brings_a_burst_and_then_so_many_a_second() -> None:
     assert sum(world.admitted() for _ in range(2 * BURST)) == BURST, "a long rest gives no more than a burst"
 
 
-def test_a_producer_of_many_partitions_counts_once_and_connections_are_told_apart() -> None:
+def test_a_producer_of_many_partitions_counts_once_and_connections_are_counted_apart() -> None:
     world = World()
     while world.admitted():
         pass

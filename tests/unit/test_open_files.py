@@ -42,7 +42,7 @@ def test_files_beyond_the_budget_are_closed_and_opened_again_when_they_are_used(
     assert pool.count == 0
 
 
-def test_a_file_that_nobody_has_used_is_not_opened(tmp_path: Path) -> None:
+def test_a_file_that_no_one_has_used_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"content")
     pool = OpenFiles(budget=3, limit=10)
     file = PooledFile(pool, str(tmp_path / "a"), create=False)

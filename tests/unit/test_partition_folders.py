@@ -88,7 +88,7 @@ def test_a_new_log_says_whose_it_is(tmp_path: Path) -> None:
         b"topic_id=T\n",
     ],
 )
-def test_what_cannot_be_understood_tells_nothing(told: bytes) -> None:
+def test_what_cannot_be_understood_identifies_nothing(told: bytes) -> None:
     assert PartitionIdentity.decode(told) is None
 
 
@@ -315,7 +315,7 @@ def test_a_log_that_is_gone_is_missed_and_its_place_made_free(
     close(again)
 
 
-def test_what_cannot_be_told_to_be_the_log_is_kept_where_the_partition_leaves_the_broker(tmp_path: Path) -> None:
+def test_what_cannot_be_identified_as_the_log_is_kept_where_the_partition_leaves_the_broker(tmp_path: Path) -> None:
     ended(tmp_path, 0)
     folder = tmp_path / "orders-0"
     (folder / PARTITION_METADATA).unlink()
@@ -329,7 +329,7 @@ def test_what_cannot_be_told_to_be_the_log_is_kept_where_the_partition_leaves_th
     assert (again.recovered, again.damaged) == ({}, {})
 
 
-def test_what_cannot_be_told_to_be_the_log_is_no_stray_log_of_it(tmp_path: Path) -> None:
+def test_what_cannot_be_identified_as_the_log_is_no_stray_log_of_it(tmp_path: Path) -> None:
     """Else it would be opened as that log when the metadata knows it again."""
     ended(tmp_path, 0, 1)
     (tmp_path / "orders-0" / PARTITION_METADATA).unlink()

@@ -252,7 +252,7 @@ def test_a_refusal_counts_at_any_time_and_what_keeps_it_from_starting_only_befor
         assert not refused.cannot_run(Ending(None, had_started))
 
 
-def test_a_line_of_the_log_tells_time_level_process_and_what_happened() -> None:
+def test_a_line_of_the_log_has_time_level_process_and_what_happened() -> None:
     stream, logger = io.StringIO(), logging.Logger("fencepost.part")
     handler = LineHandler(stream)
     handler.setFormatter(LineFormatter("broker=%1"))
@@ -311,7 +311,7 @@ async def test_a_failure_that_is_reported_while_it_stops_is_its_ending(tmp_path:
 
 
 @asynchronous
-async def test_a_failure_is_told_to_everybody_who_waits_even_where_one_of_them_has_left() -> None:
+async def test_a_failure_reaches_everyone_who_waits_even_where_one_of_them_has_left() -> None:
     failure = Failure("nothing")
     leaving = asyncio.create_task(failure.wait())
     staying = asyncio.create_task(failure.wait())

@@ -563,7 +563,7 @@ def test_brokers_that_come_back_elsewhere_leave_no_connections_behind() -> None:
 # ---- What brokers know a record by ----
 
 
-def test_a_delivery_tells_the_stamp_under_which_its_record_stands_in_the_log() -> None:
+def test_a_delivery_has_the_stamp_under_which_its_record_stands_in_the_log() -> None:
     async def test(cluster: FakeWriteCluster) -> None:
         cluster.faults[ORDERS] = [errors.UnknownProducerId("forgotten")]
         async with Producer(cluster.bootstrap, batch_size=200) as producer:
@@ -628,7 +628,7 @@ def test_a_partition_without_a_leader_leaves_no_doubt_either() -> None:
     with_cluster(test)
 
 
-def test_records_that_wait_for_a_leader_are_told_once_with_the_reason_and_so_is_their_end(
+def test_records_that_wait_for_a_leader_are_logged_once_with_the_reason_and_so_is_their_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(accumulator, "WARN_AFTER_S", 0.5)
@@ -686,7 +686,7 @@ def test_a_broker_that_stays_away_costs_few_attempts_and_few_lines(caplog: pytes
     with_cluster(test)
 
 
-def test_a_forked_child_is_told_that_the_clients_are_its_parents(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forked_child_gets_an_error_that_the_clients_are_its_parents(monkeypatch: pytest.MonkeyPatch) -> None:
     """What differs in a child is its process id. (A real fork of a process with gRPC's threads is a matter of luck.)"""
 
     async def test(cluster: FakeWriteCluster) -> None:
@@ -802,7 +802,7 @@ def test_a_cancelled_block_waits_for_what_it_sent_only_a_short_time(monkeypatch:
     with_cluster(test)
 
 
-def test_a_cancelled_wait_disturbs_nobody_else() -> None:
+def test_a_cancelled_wait_disturbs_no_one_else() -> None:
     async def test(cluster: FakeWriteCluster) -> None:
         cluster.answering.clear()
         async with Producer(cluster.bootstrap) as producer:

@@ -63,7 +63,7 @@ def test_many_producers_are_forgotten_in_turns_between_which_appends_go_on(
     log.close(clean=False)
 
 
-def test_a_step_of_the_clock_on_the_wall_forgets_nobody(tmp_path: Path) -> None:
+def test_a_step_of_the_clock_on_the_wall_forgets_no_one(tmp_path: Path) -> None:
     log = Log.open(DISK, str(tmp_path / "orders-0"), settings(retention_ms=1_000), NOW_MS, STATE_MACHINES)
     produce(log)
     EXPIRY.observe(log, 0)

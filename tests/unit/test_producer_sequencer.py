@@ -94,7 +94,7 @@ def test_five_batches_are_in_flight_at_most_counted_from_the_oldest_unresolved()
     assert script.sequencer.has_room(script.now)
 
 
-def test_an_attempt_tells_the_leader_epoch_of_its_route() -> None:
+def test_an_attempt_has_the_leader_epoch_of_its_route() -> None:
     script = Script()
     _, [first] = script.batches(1)
     script.sequencer.attach(LEADER_EPOCH + 1)

@@ -304,7 +304,7 @@ def test_above_the_bound_the_longest_idle_go_as_soon_as_no_repeat_of_theirs_can_
     assert state.idle(NOBODY, 4, 6, keep_none) == []  # not more than is needed
 
 
-def test_with_no_room_for_a_new_producer_it_is_refused_and_nobody_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_no_room_for_a_new_producer_it_is_refused_and_no_one_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(producer_state, "MAX_PRODUCERS", 2)
     monkeypatch.setattr(producer_state, "ROOM_FOR_THE_YOUNG", 1)
     state = fill(2)
@@ -349,7 +349,7 @@ def test_no_crc_that_a_batch_can_have_stands_for_an_unknown_one() -> None:
             decode_producers(encode_producers(state)).check(mine, ever_held_records=True)
 
 
-def test_batches_of_a_snapshot_without_crcs_are_told_by_their_sequences() -> None:
+def test_batches_of_a_snapshot_without_crcs_are_recognised_by_their_sequences() -> None:
     mine = header_of(batch(producer_id=7, value=b"mine"))
     state = ProducerState()
     state.record(mine._replace(crc=UNKNOWN_CRC), 40)

@@ -134,7 +134,7 @@ async def test_it_registers_with_what_the_data_folder_knows_and_records_the_clus
 
 
 @asynchronous
-async def test_the_broker_epoch_is_in_the_data_folder_before_the_first_heartbeat_and_told_with_the_next_registration(
+async def test_the_broker_epoch_is_in_the_data_folder_before_the_first_heartbeat_and_reported_with_the_next_registration(
     tmp_path: Path,
 ) -> None:
     async with fake_controller() as controller:
@@ -191,7 +191,7 @@ async def test_a_registration_that_a_full_disk_does_not_take_is_tried_again(
 
 
 @asynchronous
-async def test_damaged_replicas_are_told_with_the_registration(tmp_path: Path) -> None:
+async def test_damaged_replicas_are_reported_with_the_registration(tmp_path: Path) -> None:
     async with fake_controller() as controller:
         node = Node(tmp_path, controller.address)
         node.folder.open()
@@ -341,7 +341,7 @@ async def test_after_a_broken_stream_it_registers_again_as_the_same_process_and_
 
 
 @asynchronous
-async def test_a_loss_is_told_again_until_a_registration_is_acknowledged(tmp_path: Path) -> None:
+async def test_a_loss_is_reported_again_until_a_registration_is_acknowledged(tmp_path: Path) -> None:
     async with fake_controller() as controller, node_of(controller.address, tmp_path) as (_, _):
         first = await controller.session(0)
         assert first.registration.may_have_lost_tail
@@ -426,7 +426,7 @@ async def test_it_waits_for_a_controller_that_is_not_there_yet(tmp_path: Path) -
 
 
 @asynchronous
-async def test_failed_replicas_are_told_at_once_when_asked(tmp_path: Path) -> None:
+async def test_failed_replicas_are_reported_at_once_when_asked(tmp_path: Path) -> None:
     async with fake_controller() as controller, node_of(controller.address, tmp_path) as (node, _):
         stream = await controller.session(0)
         await stream.registered(1)

@@ -65,7 +65,7 @@ async def test_a_stray_log_outlives_a_restart_and_its_topic_finds_it_at_the_next
 
 
 @asynchronous
-async def test_a_log_whose_deletion_is_told_is_deleted(tmp_path: Path) -> None:
+async def test_a_log_whose_deletion_is_received_is_deleted(tmp_path: Path) -> None:
     async with fake_controller() as controller, broker_of(controller, tmp_path) as running:
         await running.leads()
         await running.produce(produce_batch(batch([b"a"], (9, 0, 0))))

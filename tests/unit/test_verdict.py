@@ -30,7 +30,7 @@ def kinds(findings: Findings) -> dict[Kind, int]:
 # ---- What a history says ----
 
 
-def test_what_a_history_says_of_the_log_is_told_apart_from_what_consumers_were_handed() -> None:
+def test_what_a_history_says_of_the_log_is_separate_from_what_consumers_got() -> None:
     story = HistoryStory()
     story.acked("a", "b", "c")
     story.poll(0, "a", "b", high_watermark=1)

@@ -43,7 +43,7 @@ def test_the_first_value_that_holds_is_returned(how: str) -> None:
 
 
 @every_way
-def test_what_is_not_in_time_is_told_with_what_was_seen_last(how: str) -> None:
+def test_what_is_not_in_time_is_reported_with_what_was_seen_last(how: str) -> None:
     with pytest.raises(NotInTime, match=r"^not within 0\.01 s: more than two; last seen: 2$"):
         wait(looks(1, 2), "more than two", 0.01, holds=lambda seen: seen > 2, how=how)
     with pytest.raises(NotInTime, match=r"^not within 0\.01 s: a leader$"):

@@ -163,7 +163,7 @@ class UnregisterBroker(Command[None]):
 
 @dataclass(frozen=True, slots=True)
 class FenceBroker(Command[bool]):
-    """A broker is dead, or has said goodbye. Answers whether that was news."""
+    """A broker is dead, or has announced its end. The answer: whether this changes anything."""
 
     broker_id: int
     broker_epoch: int  # a later incarnation is not meant
@@ -179,7 +179,7 @@ class FenceBroker(Command[bool]):
 
 @dataclass(frozen=True, slots=True)
 class UnfenceBroker(Command[bool]):
-    """A broker is ready: logs recovered, metadata applied. Answers whether that was news."""
+    """A broker is ready: logs recovered, metadata applied. The answer: whether this changes anything."""
 
     broker_id: int
     broker_epoch: int
@@ -195,7 +195,8 @@ class UnfenceBroker(Command[bool]):
 
 @dataclass(frozen=True, slots=True)
 class BeginShutdown(Command[bool]):
-    """A broker wants to stop: its leaderships go to others, and it leaves in-sync sets. Answers whether that was news."""
+    """A broker wants to stop: its leaderships go to others, and it leaves in-sync sets. The answer: whether this
+    changes anything."""
 
     broker_id: int
     broker_epoch: int

@@ -2,8 +2,8 @@
 
 The first message is the registration; what follows are heartbeats and perhaps a goodbye. Down come the registration's
 answer, an image, then metadata changes in version order. The stream ends after an `error` response, after a goodbye, or
-because the broker is gone. The last is noticed by the requests ending, which looks the same as a clean end: only the
-goodbye tells.
+because the broker is gone. The last is noticed by the requests ending, which looks the same as a clean end: only a
+goodbye distinguishes the two.
 
 Errors: INCONSISTENT_CLUSTER_ID, DUPLICATE_BROKER_REGISTRATION and INVALID_REQUEST refuse a registration; STALE_BROKER_EPOCH:
 a newer incarnation has registered; REQUEST_TIMED_OUT: the broker was declared dead, and may register again;

@@ -138,7 +138,7 @@ class UnknownServerError(FencepostError):
 
 
 class InvariantBroken(Exception):
-    """A promise of this code to itself does not hold. The process that finds one stops; nothing catches it to go on.
+    """An invariant of this code does not hold. The process that finds one stops; nothing catches it to go on.
 
     One place turns it into something else: where what another process has sent contradicts one replica's log, that replica
     fails, with the reason, and the broker's others serve on.

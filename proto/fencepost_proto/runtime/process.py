@@ -6,7 +6,7 @@ and SIGINT are a clean shutdown. Exit codes:
     0   after a clean shutdown
     2   where it cannot run as it is configured (the configuration, the port, the data folder, …), with one line on
         standard error that says why
-    65  of a controller whose store has gone back: brokers know newer metadata. 'fencepost controller recover' mends it
+    65  of a controller whose store has gone back: brokers know newer metadata. 'fencepost controller recover' repairs it
     70  an invariant was violated: the process exits without flushing.
 
 In the data folder:

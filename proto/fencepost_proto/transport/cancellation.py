@@ -4,7 +4,7 @@
   although that task was not cancelled.
 - *A task is cancelled* at the moment when its call ends: the cancellation is lost, and the call's own error is raised. A
   task that takes this for a broken connection and connects again would live on, and the task that awaits its end would
-  wait for ever.
+  wait indefinitely.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ async def _produce(brokers: str, topic: str, separator: bytes, name: str, compre
 async def _standard_input() -> AsyncIterator[bytes]:
     """The lines of standard input, without their ends, as they come; the last one may have none.
 
-    A daemon thread reads: a terminal or a pipe may keep it waiting for ever, and Ctrl-C must not wait for it. It uses
+    A daemon thread reads: a terminal or a pipe may keep it waiting indefinitely, and Ctrl-C must not wait for it. It uses
     os.read, since the lock of a buffered reader would be missed as the interpreter ends.
     """
     loop = asyncio.get_running_loop()

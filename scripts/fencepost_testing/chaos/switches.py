@@ -4,7 +4,7 @@ Each process has a loopback address of its own. Started with the switch, it call
 at one of the same address that is the caller's alone, where this run listens and passes on what is said. Cutting the link
 from A to B holds back what A sends to B, on open connections too, until the link is mended; nothing is ever damaged. That is
 what a broken cable does to TCP, which sends again once the cable is mended. A connection is opened only while both
-directions are whole. The end of a connection is news like any other: it is held back too.
+directions are whole. The end of a connection is held back like data.
 
 One thing is less true than a network: where a process is gone its kernel refuses connections, which the other side takes
 as certain; here it is a connection that breaks at once, and the session timeout decides.

@@ -2,7 +2,7 @@
 
 A member states what changed since its last heartbeat, null for the rest; `member_epoch` is 0 to join, -1 to leave, -2
 to leave for a while as a static member. In version 1 the client makes its member id, and may subscribe by a regular
-expression. The answer has an `assignment` only where it is news to the member.
+expression. The answer has an `assignment` only where it differs from the member's last one.
 """
 
 from __future__ import annotations
