@@ -1,9 +1,7 @@
 """The admin client: topics, leaders, reassignments, and descriptions of producers and replicas.
 
-Changes go through any broker, which relays them to the controller. Where an answer is lost (a broker died, the
-controller was away) the change may have been made nevertheless. The request is then repeated at another broker, and a
-refusal that says that the change is made already counts as success. When a call returns, this client's own metadata
-shows the change.
+Changes go through any broker, which relays them to the controller (`controller_requests`). When a call returns, this
+client's own metadata shows the change.
 
 Descriptions come from the pushed metadata; those of producers come from the partition's leader, those of replicas from every
 live broker.
@@ -12,15 +10,12 @@ live broker.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Self
 
-import grpc
-from google.protobuf.message import Message
-
-from fencepost.attempts import Attempts
 from fencepost.cluster import ClusterClient
+from fencepost.controller_requests import ControllerRequests
 from fencepost.descriptions import (
     BrokerReplicas,
     ClusterDescription,
@@ -41,13 +36,9 @@ from fencepost_proto.protocol.errors import (
     InvalidConfig,
     InvalidPartitions,
     InvalidRequest,
-    NetworkException,
     NoReassignmentInProgress,
-    NotController,
-    RequestTimedOut,
     TopicAlreadyExists,
     UnknownTopicOrPartition,
-    raise_for,
 )
 from fencepost_proto.protocol.metadata import (
     NO_LEADER,
@@ -57,32 +48,16 @@ from fencepost_proto.protocol.metadata import (
     config_from_proto,
     format_setting,
 )
-from fencepost_proto.protocol.v1 import broker_pb2, common_pb2, controller_pb2, controller_pb2_grpc
+from fencepost_proto.protocol.v1 import broker_pb2, common_pb2, controller_pb2
 from fencepost_proto.runtime.host import Host
-from fencepost_proto.transport.rpc_errors import Answer
 
-TIMEOUT_S = 30.0  # for a change, or an answer from a partition's leader, through failures
-ATTEMPT_S = 3.0  # for one broker's answer to a change
-VISIBLE_TIMEOUT_S = 10.0  # until this client's own view shows a change
+TIMEOUT_S = 30.0  # for an answer from a partition's leader, through failures
 RETRY_BACKOFF_S = 0.1
 COMMIT_TIMEOUT_MS = 2_500  # for a leader to commit what its answer about producers contains
 REPLICAS_TIMEOUT_S = 3.0  # for one broker's answer about its replicas, through failures
 ANY_PRODUCER = -1
+NOT_OPEN = "the admin client is not open: use it as `async with AdminClient(…)`"
 MAX_REASSIGNED = 500  # partitions of one request of drain_broker
-
-
-class Changed(Answer, Protocol):
-    """The answer to a change."""
-
-    @property
-    def version(self) -> int:
-        """The metadata version that carries it."""
-        ...
-
-
-Request = TypeVar("Request", bound=Message)
-Response = TypeVar("Response", bound=Changed)
-AnswerT = TypeVar("AnswerT", bound=Answer)
 
 
 class AdminClient:
@@ -90,14 +65,22 @@ class AdminClient:
 
     def __init__(self, bootstrap: str | Sequence[str], *, host: Host | None = None) -> None:
         self._connection = ClusterClient(bootstrap, host or Host())
+        self._requests = ControllerRequests(self._connection)
         self._connected = False  # between start and close
 
     @property
     def _cluster(self) -> ClusterClient:
         """The connection. Raises InvalidRequest before the start and after the end."""
         if not self._connected:
-            raise InvalidRequest("the admin client is not open: use it as `async with AdminClient(…)`")
+            raise InvalidRequest(NOT_OPEN)
         return self._connection
+
+    @property
+    def _controller(self) -> ControllerRequests:
+        """Requests to the controller. Raises InvalidRequest as `_cluster`."""
+        if not self._connected:
+            raise InvalidRequest(NOT_OPEN)
+        return self._requests
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -190,11 +173,11 @@ class AdminClient:
             return bool(found) and all(p.leader != NO_LEADER for p in found)
 
         try:
-            await self._change(lambda admin: admin.CreateTopic, request, TopicAlreadyExists, mine)
+            await self._controller.change(lambda admin: admin.CreateTopic, request, TopicAlreadyExists, mine)
         except TopicAlreadyExists:
             if not exist_ok:
                 raise
-        image = await self._see(led, f"topic {name!r} is made, but not every partition has a leader yet")
+        image = await self._controller.see(led, f"topic {name!r} is made, but not every partition has a leader yet")
         return TopicDescription.of(image, image.topics[image.topic_ids[name]])
 
     async def create_partitions(
@@ -221,7 +204,7 @@ class AdminClient:
             validate_only=validate_only,
         )
         if validate_only:
-            await self._ask(lambda admin: admin.CreatePartitions, request)
+            await self._controller.ask(lambda admin: admin.CreatePartitions, request)
             return await self.describe_topic(topic)
 
         def mine(image: MetadataImage) -> bool:
@@ -231,8 +214,10 @@ class AdminClient:
             found = image.partitions_of(topic_id)
             return len(found) >= partitions and all(p.leader != NO_LEADER for p in found[:partitions])
 
-        await self._change(lambda admin: admin.CreatePartitions, request, InvalidPartitions, mine)
-        await self._see(led, f"topic {topic!r} has {partitions} partitions, but not every one has a leader yet")
+        await self._controller.change(lambda admin: admin.CreatePartitions, request, InvalidPartitions, mine)
+        await self._controller.see(
+            led, f"topic {topic!r} has {partitions} partitions, but not every one has a leader yet"
+        )
         return await self.describe_topic(topic)
 
     async def alter_topic(
@@ -253,16 +238,16 @@ class AdminClient:
             validate_only=validate_only,
         )
         if validate_only:
-            await self._ask(lambda admin: admin.AlterTopicConfig, request)
+            await self._controller.ask(lambda admin: admin.AlterTopicConfig, request)
         else:
-            await self._change(lambda admin: admin.AlterTopicConfig, request, None)
+            await self._controller.change(lambda admin: admin.AlterTopicConfig, request, None)
         return (await self.describe_topic(topic)).config
 
     async def delete_topic(self, name: str) -> None:
         """Remove a topic and all its records. Raises UnknownTopicOrPartition."""
         known = self._cluster.image.topic_ids.get(name)
         request = controller_pb2.DeleteTopicRequest(name=name)
-        await self._change(
+        await self._controller.change(
             lambda admin: admin.DeleteTopic,
             request,
             UnknownTopicOrPartition,
@@ -365,7 +350,7 @@ class AdminClient:
                 )
             else:
                 request.leader, request.leader_broker_epoch = leader.broker_id, leader.broker_epoch
-        await self._change(lambda admin: admin.ElectLeader, request, ElectionNotNeeded)
+        await self._controller.change(lambda admin: admin.ElectLeader, request, ElectionNotNeeded)
 
     async def unclean_candidates(self, topic: str, partition: int) -> list[ElectionCandidate]:
         """Every replica of a partition without a leader, and how much of the log its broker says that it holds: the best
@@ -429,7 +414,7 @@ class AdminClient:
         Raises BrokerIdNotRegistered, or InvalidRequest where it is live or holds replicas.
         """
         request = controller_pb2.UnregisterBrokerRequest(broker_id=broker_id)
-        await self._change(
+        await self._controller.change(
             lambda admin: admin.UnregisterBroker,
             request,
             BrokerIdNotRegistered,
@@ -444,7 +429,7 @@ class AdminClient:
         more = True
         while more:
             request = controller_pb2.ListProducerNamesRequest(after=found[-1].name if found else "")
-            answer = await self._ask(lambda admin: admin.ListProducerNames, request)
+            answer = await self._controller.ask(lambda admin: admin.ListProducerNames, request)
             found += [ProducerName(n.name, n.producer_id, n.epoch, n.idle_ms, n.expired) for n in answer.names]
             more = answer.more and bool(answer.names)
         return found
@@ -456,31 +441,9 @@ class AdminClient:
         Raises InvalidRequest where the name is not known.
         """
         request = controller_pb2.RemoveProducerNameRequest(name=name)
-        await self._change(lambda admin: admin.RemoveProducerName, request, InvalidRequest)
+        await self._controller.change(lambda admin: admin.RemoveProducerName, request, InvalidRequest)
 
     # ---- Inside ----
-
-    async def _ask(
-        self,
-        method: Callable[[controller_pb2_grpc.AdminAsyncStub], grpc.aio.UnaryUnaryMultiCallable[Request, AnswerT]],
-        request: Request,
-    ) -> AnswerT:
-        """Ask the controller, through one broker after another."""
-        attempts = Attempts(_name_of(request), TIMEOUT_S)
-        while attempts.left_s > 0:
-            for address in self._cluster.addresses():
-                try:
-                    answer = await self._cluster.call_admin(
-                        method, request, address=address, timeout_s=min(max(attempts.left_s, 0.0), ATTEMPT_S)
-                    )
-                    raise_for(answer.error)
-                    return answer
-                except FencepostError as error:
-                    if not error.retriable:
-                        raise
-                    attempts.failed(error)
-            await attempts.pause()
-        raise attempts.error
 
     async def _reassign(
         self,
@@ -495,59 +458,4 @@ class AdminClient:
                 for partition, brokers in sorted(replicas.items())
             ],
         )
-        await self._change(lambda admin: admin.AlterPartitionReassignments, request, already_so)
-
-    async def _change(
-        self,
-        method: Callable[[controller_pb2_grpc.AdminAsyncStub], grpc.aio.UnaryUnaryMultiCallable[Request, Response]],
-        request: Request,
-        already_so: type[FencepostError] | None,
-        mine: Callable[[MetadataImage], bool] = lambda _: True,
-    ) -> None:
-        """Have the controller make a change, through one broker after another, and wait until this client's metadata
-        shows it.
-
-        An `already_so` refusal after a lost answer is success if the image then shows what was asked for (`mine`).
-        """
-        attempts = Attempts(_name_of(request), TIMEOUT_S)
-        is_lost = False  # an answer
-        while True:
-            for address in self._cluster.addresses():
-                left_s = attempts.left_s
-                if left_s <= 0:
-                    raise attempts.error
-                try:
-                    answer = await self._cluster.call_admin(
-                        method, request, address=address, timeout_s=min(left_s, ATTEMPT_S)
-                    )
-                    raise_for(answer.error)
-                except (NetworkException, RequestTimedOut, NotController) as error:
-                    is_lost = True  # the change may have been made nevertheless
-                    attempts.failed(error)
-                    continue
-                except FencepostError as error:
-                    if not is_lost or already_so is None or not isinstance(error, already_so):
-                        raise
-                    try:
-                        await self._see(mine, str(error))
-                    except RequestTimedOut:
-                        raise error from None
-                    return
-                await self._see_version(answer.version)
-                return
-            await attempts.pause()
-
-    async def _see_version(self, version: int) -> None:
-        message = f"the change is made (metadata version {version}), but not seen here yet"
-        await self._see(lambda image: image.version >= version, message)
-
-    async def _see(self, condition: Callable[[MetadataImage], bool], otherwise: str) -> MetadataImage:
-        try:
-            return await self._cluster.wait_until(condition, VISIBLE_TIMEOUT_S)
-        except TimeoutError:
-            raise RequestTimedOut(otherwise) from None
-
-
-def _name_of(request: Message) -> str:
-    """The name of the request's RPC."""
-    return request.DESCRIPTOR.name.removesuffix("Request")
+        await self._controller.change(lambda admin: admin.AlterPartitionReassignments, request, already_so)

@@ -9,9 +9,8 @@ from typing import Any
 import grpc
 import pytest
 
-from fencepost import admin as admin_module
 from fencepost import cluster as cluster_module
-from fencepost import metadata_watch
+from fencepost import controller_requests, metadata_watch
 from fencepost.admin import AdminClient
 from fencepost.descriptions import BatchDescription, PartitionDescription, ProducerDescription, Reassignment
 from fencepost_proto.protocol import errors
@@ -176,7 +175,7 @@ def test_creation_returns_only_once_every_partition_has_a_leader(monkeypatch: py
         with pytest.raises(errors.RequestTimedOut, match="not every partition has a leader"):
             await admin.create_topic("orders", partitions=2, replication_factor=3)
 
-    monkeypatch.setattr(admin_module, "VISIBLE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(controller_requests, "VISIBLE_TIMEOUT_S", 0.2)
     scenario(test)
 
 
@@ -204,7 +203,7 @@ def test_a_topic_of_that_name_that_somebody_else_made_is_not_taken_for_mine(monk
         with pytest.raises(errors.TopicAlreadyExists):
             await admin.create_topic("orders", partitions=2)
 
-    monkeypatch.setattr(admin_module, "VISIBLE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(controller_requests, "VISIBLE_TIMEOUT_S", 0.2)
     scenario(test)
 
 
@@ -216,7 +215,7 @@ def test_a_change_waits_for_a_controller_that_is_not_there_and_gives_up_with_its
         await admin.create_topic("orders", partitions=1, replication_factor=3)
         assert len(controller.asked) == 5
         controller.refuse = [errors.NotController("not there")] * 1000
-        monkeypatch.setattr(admin_module, "TIMEOUT_S", 0.3)
+        monkeypatch.setattr(controller_requests, "TIMEOUT_S", 0.3)
         with pytest.raises(errors.NotController, match="not there"):
             await admin.delete_topic("orders")
 
@@ -289,7 +288,7 @@ def test_replicas_come_from_every_live_broker_and_one_that_does_not_answer_shows
         assert found[3].replicas == ()
         assert fake.brokers[3].address in found[3].failure
         fake.fence(3)
-        await admin._see(lambda image: image.version == fake.image.version, "the fence")
+        await admin._controller.see(lambda image: image.version == fake.image.version, "the fence")
         assert sorted(await admin.describe_replicas()) == [1, 2]
 
     monkeypatch.setattr(metadata_watch, "RETRY", replace(metadata_watch.RETRY, first_s=0.02))
