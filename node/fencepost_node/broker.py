@@ -23,6 +23,7 @@ from fencepost_node.client_limits import ClientLimits
 from fencepost_node.config import BrokerConfig
 from fencepost_node.controller_link import ControllerLink
 from fencepost_node.controller_session import ControllerSession
+from fencepost_node.coordinators.group_coordinators import GroupCoordinators
 from fencepost_node.folders.data_folder import DataFolder
 from fencepost_node.folders.known_metadata import KnownMetadata
 from fencepost_node.grpc.admin import AdminRelay
@@ -84,6 +85,9 @@ class Broker:
         self.limits = ClientLimits(config.client_answer_bytes)
         self._manager = ReplicaManager(host, disk, config, self._link, self.failure.report)
         self._manager.on_failed_replica = self._link.request_heartbeat
+        self.groups = GroupCoordinators(
+            host, config, self._manager, self._feed, client=self._link, on_failure=self.failure.report
+        )
         self._new_producers: NewProducers | None = None
         self._server: RunningServer | None = None
         self._kafka: KafkaListener | None = None  # where `kafka_listen` is set
@@ -108,6 +112,7 @@ class Broker:
         await self._manager.open_logs(power_lost=self._folder.may_have_lost_tail, was_clean=self._folder.was_clean)
         self.recovery_seconds = loop.time() - began
         self._manager.start()
+        self.groups.start()
         self._server = await serve(self._host.wire, self.config.listen, _SERVICES, self._add_services)
         self.address = self._server.address
         if self.config.kafka_listen:
@@ -161,6 +166,7 @@ class Broker:
             limits=self.limits,
             new_producers=self._admission(),
             metadata=MetadataAnswers(),
+            groups=self.groups,
             on_failure=self.failure.report,
         )
 
@@ -247,6 +253,7 @@ class Broker:
         if session is not None:
             await session.goodbye()
         await self._tasks.close()
+        await self.groups.close()
         await self._manager.close(clean=session is not None)
         if session is not None:
             await asyncio.to_thread(self._known.write, self._known.turn())

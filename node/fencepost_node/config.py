@@ -124,6 +124,26 @@ class BrokerConfig:
         600_000, minimum=1, doc="A Kafka connection on which nothing comes or goes for longer is closed."
     )
 
+    # Groups
+    offsets_topic_partitions: int = setting(
+        4,
+        minimum=1,
+        maximum=MAX_DEFAULT_PARTITIONS,
+        doc="Of the topic of groups and offsets, when it is created. A group's coordinator is the leader of one of them.",
+    )
+    offsets_topic_replication_factor: int = setting(
+        3,
+        minimum=1,
+        maximum=MAX_DEFAULT_REPLICATION_FACTOR,
+        doc="Of that topic; with fewer brokers than that, as many as there are.",
+    )
+    group_initial_rebalance_delay_ms: int = setting(
+        3_000, minimum=0, maximum=600_000, doc="How long an empty group that gets a member waits for more of them."
+    )
+    offsets_retention_ms: int = setting(
+        7 * DAY_MS, minimum=1, doc="How long the offsets of a group without members are kept."
+    )
+
     # Shutdown
     controlled_shutdown_max_wait_ms: int = setting(
         5_000, minimum=0, doc="How long a clean shutdown waits for other brokers to take the leaderships over."

@@ -69,6 +69,7 @@ class ReplicaManager:
         self.early = EarlySubscriptions()
         self.unopened: dict[PartitionKey, str] = {}  # logs that the disk refuses to open, and why
         self.on_failed_replica: Callable[[], None] = lambda: None  # set by the session: a heartbeat is due now
+        self.on_role_changed: Callable[[Replica], None] = lambda _: None  # set by the coordinators of groups
         self.config = config
         self._host = host
         self._disk = disk
@@ -493,6 +494,7 @@ class ReplicaManager:
 
     def _role_changed(self, replica: Replica) -> None:
         """Make the links fit the replica's role."""
+        self.on_role_changed(replica)
         role = replica.role
         if not isinstance(role, Following):
             self._unfollow(replica.key)

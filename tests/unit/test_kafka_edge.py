@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from fencepost_node.kafka.topic_ids import to_wire
 from fencepost_proto.kafka.apis import APIS
 from fencepost_proto.kafka.messages.api_versions import ApiVersionsRequest
 from fencepost_proto.kafka.messages.fetch import FetchRequest
@@ -27,6 +26,7 @@ from fencepost_proto.protocol.errors import ErrorCode
 from fencepost_proto.protocol.metadata import BrokerRegistration, Partition, Topic, TopicConfig
 from fencepost_proto.protocol.record_batch import iter_batches, read_header
 from fencepost_proto.protocol.records import read_records
+from fencepost_proto.protocol.topic_ids import to_wire
 from fencepost_proto.protocol.v1 import controller_pb2
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous

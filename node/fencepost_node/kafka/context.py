@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from fencepost_node.client_limits import ClientLimits
 from fencepost_node.config import BrokerConfig
 from fencepost_node.controller_link import ControllerLink
+from fencepost_node.coordinators.group_coordinators import GroupCoordinators
 from fencepost_node.kafka.metadata_answers import MetadataAnswers
 from fencepost_node.metadata_feed import MetadataFeed
 from fencepost_node.producers.new_producers import NewProducers
@@ -32,6 +33,7 @@ class KafkaBroker:
     limits: ClientLimits
     new_producers: NewProducers
     metadata: MetadataAnswers
+    groups: GroupCoordinators
     on_failure: Callable[[BaseException], None]  # is given what no one can handle
 
     @property
@@ -72,6 +74,10 @@ class KafkaContext:
     @property
     def link(self) -> ControllerLink:
         return self.broker.link
+
+    @property
+    def groups(self) -> GroupCoordinators:
+        return self.broker.groups
 
     @property
     def limits(self) -> ClientLimits:

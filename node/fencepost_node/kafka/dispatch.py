@@ -11,7 +11,24 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, cast
 
-from fencepost_node.kafka import api_versions, init_producer_id, list_offsets, metadata, offset_for_leader_epoch
+from fencepost_node.kafka import (
+    api_versions,
+    delete_groups,
+    describe_groups,
+    find_coordinator,
+    heartbeat,
+    init_producer_id,
+    join_group,
+    leave_group,
+    list_groups,
+    list_offsets,
+    metadata,
+    offset_commit,
+    offset_delete,
+    offset_fetch,
+    offset_for_leader_epoch,
+    sync_group,
+)
 from fencepost_node.kafka.context import KafkaContext
 from fencepost_proto.kafka.messages.api_versions import ApiVersionsRequest, ApiVersionsResponse
 
@@ -34,8 +51,19 @@ async def _api_versions(context: KafkaContext, request: ApiVersionsRequest, vers
 HANDLERS: dict[int, Handler] = {
     2: _taking(list_offsets.handle),
     3: _taking(metadata.handle),
+    8: _taking(offset_commit.handle),
+    9: _taking(offset_fetch.handle),
+    10: _taking(find_coordinator.handle),
+    11: _taking(join_group.handle),
+    12: _taking(heartbeat.handle),
+    13: _taking(leave_group.handle),
+    14: _taking(sync_group.handle),
+    15: _taking(describe_groups.handle),
+    16: _taking(list_groups.handle),
     18: _taking(_api_versions),
     22: _taking(init_producer_id.handle),
     23: _taking(offset_for_leader_epoch.handle),
+    42: _taking(delete_groups.handle),
+    47: _taking(offset_delete.handle),
 }
 SERVED = (PRODUCE, FETCH, *HANDLERS)

@@ -24,7 +24,6 @@ from collections.abc import Awaitable, Callable
 
 from fencepost_node.kafka.context import KafkaContext
 from fencepost_node.kafka.leader_hints import LeaderHints
-from fencepost_node.kafka.topic_ids import from_wire
 from fencepost_node.replication.leadership import Diverged
 from fencepost_node.requests.read import UNKNOWN_HIGH_WATERMARK, Poll, Position, Records, answer_poll
 from fencepost_proto.kafka.messages.fetch import (
@@ -36,6 +35,7 @@ from fencepost_proto.kafka.messages.fetch import (
     PartitionData,
 )
 from fencepost_proto.protocol.errors import ErrorCode, FencepostError
+from fencepost_proto.protocol.topic_ids import from_wire
 
 BY_ID_FROM = 13  # the first version that names topics by id
 READ_COMMITTED = 1

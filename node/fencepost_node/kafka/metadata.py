@@ -17,7 +17,6 @@ Limits: MAX_CREATED topics are created by one request; the others are LEADER_NOT
 from __future__ import annotations
 
 from fencepost_node.kafka.context import Encoded, KafkaContext
-from fencepost_node.kafka.topic_ids import NO_TOPIC_ID, from_wire
 from fencepost_node.requests.auto_creation import create_missing
 from fencepost_proto.kafka.messages.metadata import (
     MetadataRequest,
@@ -27,6 +26,7 @@ from fencepost_proto.kafka.messages.metadata import (
 )
 from fencepost_proto.protocol.errors import ErrorCode, InvalidTopic
 from fencepost_proto.protocol.metadata import MetadataImage, check_topic_name
+from fencepost_proto.protocol.topic_ids import NO_TOPIC_ID, from_wire
 from fencepost_proto.runtime.turns import Turns
 
 FIRST_IMAGE_WAIT_S = 5.0  # after a broker's start

@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterator
 
 from fencepost_node.kafka.context import KafkaContext
 from fencepost_node.kafka.leader_hints import LeaderHints
-from fencepost_node.kafka.topic_ids import from_wire
 from fencepost_node.replication.leadership import Appended
 from fencepost_node.requests.append import append_batch
 from fencepost_proto.kafka.messages.produce import (
@@ -48,6 +47,7 @@ from fencepost_proto.protocol.errors import (
     UnknownTopicOrPartition,
 )
 from fencepost_proto.protocol.record_batch import COMPRESSION_MASK, HEADER_BYTES
+from fencepost_proto.protocol.topic_ids import from_wire
 from fencepost_proto.runtime.turns import Turns
 
 MAX_PARTITIONS_AT_ONCE = 64  # of one request, appended in one step: a millisecond or two
