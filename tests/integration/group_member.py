@@ -26,7 +26,8 @@ def stop(*_: object) -> None:
     raise Stopped
 
 
-def say(partition: int, offset: int, value: bytes) -> None:
+def say(partition: int | None, offset: int | None, value: bytes | None) -> None:
+    assert value is not None
     sys.stdout.write(json.dumps([partition, offset, value.decode()]) + "\n")
     sys.stdout.flush()
 
