@@ -158,9 +158,10 @@ async def test_an_offline_partition_is_led_again_only_by_an_explicit_unclean_ele
 ) -> None:
     async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
         await admin.create_topic("orders", assignments=[(1, 2)])
-        cluster.kill(2)
-        await described(admin, lambda topic: topic.partitions[0].isr == (1,))
         async with Producer(cluster.bootstrap) as producer:
+            await producer.send_and_wait("orders", b"on both")
+            cluster.kill(2)
+            await described(admin, lambda topic: topic.partitions[0].isr == (1,))
             await producer.send_and_wait("orders", b"only on 1")
         cluster.kill(1)
         await described(admin, lambda topic: topic.partitions[0].leader == -1)
