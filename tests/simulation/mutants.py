@@ -491,7 +491,7 @@ def unallocated_id_is_accepted(replace: Any) -> None:
 @mutant("G6", kinds=("ids of the next producers",), first_seed=4)
 def repeat_is_told_by_its_sequences_alone(replace: Any) -> None:
     """Whoever is given an id that a stranger has written under has its first records acknowledged, and not stored."""
-    replace(producer_state, "_check_same", lambda batch, header, crc_at: None)
+    replace(producer_state, "_check_same", lambda batch, header, crcs_at: None)
 
 
 @mutant("G2", "G5", kinds=("flood of new producers",))

@@ -15,7 +15,7 @@ from fencepost_proto.protocol.errors import (
     ThrottlingQuotaExceeded,
     UnknownProducerId,
 )
-from fencepost_proto.protocol.record_batch import MAX_SEQUENCE, NO_PRODUCER_ID, at_append_time
+from fencepost_proto.protocol.record_batch import MAX_SEQUENCE, NO_PRODUCER_ID, at_append_time, crcs_at
 from tests.unit.batches import batch, header, header_of
 
 
@@ -362,14 +362,29 @@ def test_a_repeat_is_recognised_under_the_time_that_its_leader_gave_it() -> None
     state.record(at_append_time(sent, 5_000)[0], 40)
     for data, same in ((sent, True), (batch(producer_id=7, value=b"others"), False)):
 
-        def crc_at(now_ms: int, data: bytes = data) -> int:
-            return at_append_time(data, now_ms)[0].crc
+        def possible(time_ms: int, data: bytes = data) -> tuple[int, ...]:
+            return crcs_at(data, time_ms)
 
         if same:
-            assert state.check(header_of(data), ever_held_records=True, crc_at=crc_at) == Duplicate(40, 40)
+            assert state.check(header_of(data), ever_held_records=True, crcs_at=possible) == Duplicate(40, 40)
         else:
             with pytest.raises(DuplicateSequenceNumber, match="those of another batch"):
-                state.check(header_of(data), ever_held_records=True, crc_at=crc_at)
+                state.check(header_of(data), ever_held_records=True, crcs_at=possible)
+
+
+def test_a_repeat_is_recognised_though_its_client_encoded_it_again_at_another_time() -> None:
+    """As kafkajs does before every retry."""
+    first, again, others = (
+        batch(3, producer_id=7, value=value, timestamp_ms=time_ms)
+        for value, time_ms in ((b"mine", 1_000), (b"mine", 1_450), (b"others", 1_450))
+    )
+    state = ProducerState()
+    state.record(header_of(first), 40)
+    assert header_of(first).crc != header_of(again).crc
+    repeat = state.check(header_of(again), ever_held_records=True, crcs_at=lambda time_ms: crcs_at(again, time_ms))
+    assert repeat == Duplicate(40, 42)
+    with pytest.raises(DuplicateSequenceNumber, match="those of another batch"):
+        state.check(header_of(others), ever_held_records=True, crcs_at=lambda time_ms: crcs_at(others, time_ms))
 
 
 def test_only_a_producer_that_is_new_here_is_asked_about() -> None:

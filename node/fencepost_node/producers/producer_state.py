@@ -122,7 +122,7 @@ class Duplicate:
 APPEND = Append()
 
 Admit = Callable[[int], None]  # is given the id of a producer that is new here; raises to refuse it
-CrcAt = Callable[[int], int]  # the CRC of the batch in hand, had its leader given it this append time
+CrcsAt = Callable[[int], tuple[int, ...]]  # those that the batch in hand can have where this is its newest timestamp
 
 Staged = dict[int, ProducerEntry]  # what `apply` will set, the least recent first
 
@@ -171,10 +171,10 @@ class ProducerState:
         ever_held_records: bool,
         fence_epoch: int = 0,
         admit: Admit | None = None,
-        crc_at: CrcAt | None = None,
+        crcs_at: CrcsAt | None = None,
     ) -> Append | Duplicate:
         """What a leader does with a client's batch. `fence_epoch`: the lowest epoch that the controller allows; `admit` is
-        asked about a producer that is new here, `crc_at` about a repeat that does not have its original's CRC.
+        asked about a producer that is new here, `crcs_at` about a repeat that does not have its original's CRC.
 
         Raises InvalidProducerEpoch, UnknownProducerId, OutOfOrderSequenceNumber, DuplicateSequenceNumber (SequencesTaken),
         ThrottlingQuotaExceeded. With each, nothing may be appended.
@@ -197,7 +197,7 @@ class ProducerState:
         first, last = header.base_sequence, header.last_sequence
         for batch in entry.batches:
             if batch.first_sequence == first and batch.last_sequence == last:
-                _check_same(batch, header, crc_at)
+                _check_same(batch, header, crcs_at)
                 return Duplicate(batch.base_offset, batch.end_offset - 1)
         if _is_older(entry, first, last):
             raise DuplicateSequenceNumber(
@@ -301,11 +301,11 @@ class ProducerState:
         return forgotten
 
 
-def _check_same(batch: RememberedBatch, header: BatchHeader, crc_at: CrcAt | None) -> None:
+def _check_same(batch: RememberedBatch, header: BatchHeader, crcs_at: CrcsAt | None) -> None:
     """Raises SequencesTaken where the batch in hand has the sequences of one that it does not repeat."""
     if batch.crc in (UNKNOWN_CRC, header.crc):
         return
-    if crc_at is None or crc_at(batch.timestamp_ms) != batch.crc:
+    if crcs_at is None or batch.crc not in crcs_at(batch.timestamp_ms):
         raise SequencesTaken(
             f"sequences {header.base_sequence} to {header.last_sequence} of producer {header.producer_id} epoch "
             f"{header.producer_epoch} are those of another batch at offset {batch.base_offset}: CRC {header.crc:#010x} is "

@@ -30,7 +30,7 @@ from fencepost_node.replication.timestamps import check_timestamps
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import FencepostError, InvariantBroken
 from fencepost_proto.protocol.metadata import APPEND_TIME, Partition, Topic
-from fencepost_proto.protocol.record_batch import BatchHeader, Buffer, at_append_time, check_produced
+from fencepost_proto.protocol.record_batch import BatchHeader, Buffer, at_append_time, check_produced, crcs_at
 from fencepost_proto.runtime.backoff import Backoff
 
 ALL_ACKS = -1
@@ -262,7 +262,7 @@ class Leadership:
             fence_epoch=fence_epoch,
             ever_held_records=self.log.ever_held_records,
             admit=admit,
-            crc_at=lambda time_ms: at_append_time(batch, time_ms)[0].crc,
+            crcs_at=lambda time_ms: crcs_at(batch, time_ms),
         )
         return answer if isinstance(answer, Duplicate) else None
 

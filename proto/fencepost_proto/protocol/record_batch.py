@@ -47,8 +47,10 @@ _STAMP = struct.Struct(">qii")
 _PRODUCER = struct.Struct(">qhi")
 _CRC = struct.Struct(">I")
 _TIMESTAMP = struct.Struct(">q")
+_TIMESTAMP_BITS = struct.Struct(">Q")
 _LAST_OFFSET_DELTA = struct.Struct(">i")
 _LAST_OFFSET_DELTA_AT = 23
+_BASE_TIMESTAMP_AT = 27
 _MAX_TIMESTAMP_AT = 35
 _CRC_AT = 17
 _PRODUCER_AT = 43
@@ -226,6 +228,22 @@ def at_append_time(batch: Buffer, now_ms: int) -> tuple[BatchHeader, bytes]:
     _TIMESTAMP.pack_into(copy, _MAX_TIMESTAMP_AT, now_ms)
     _CRC.pack_into(copy, _CRC_AT, crc32c(memoryview(copy)[_CRC_START:]))
     return read_header(copy), bytes(copy)
+
+
+def crcs_at(batch: Buffer, time_ms: int) -> tuple[int, int]:
+    """The CRCs that the batch would have in two cases in which `time_ms` is its newest timestamp.
+
+    - Its leader gave it this append time.
+    - Its client encoded the same records at another time: kafkajs does so before every retry, and both timestamps of the
+      header differ by as much, while the records' own (deltas) stay.
+    """
+    appended, _ = at_append_time(batch, time_ms)
+    copy = bytearray(batch)
+    header = read_header(copy)
+    moved = header.base_timestamp + time_ms - header.max_timestamp
+    _TIMESTAMP_BITS.pack_into(copy, _BASE_TIMESTAMP_AT, moved % 2**64)
+    _TIMESTAMP.pack_into(copy, _MAX_TIMESTAMP_AT, time_ms)
+    return appended.crc, crc32c(memoryview(copy)[_CRC_START:])
 
 
 def without_compression(header: bytes) -> bytes:
