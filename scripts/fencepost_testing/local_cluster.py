@@ -209,6 +209,7 @@ class LocalCluster:
             settings |= {"broker_id": member.node, "controller": self.members[CONTROLLER].address}
             settings |= {
                 "kafka_listen": member.kafka_address,
+                "kafka_advertised": member.kafka_advertised,
                 "auto_create_topics": True,
                 "default_partitions": AUTO_CREATED_PARTITIONS,
                 "group_initial_rebalance_delay_ms": REBALANCE_DELAY_MS,

@@ -59,6 +59,7 @@ class Member:
     directory: Path
     port: int
     kafka_port: int = 0  # of a broker: for Kafka's clients; 0: none has been chosen yet
+    kafka_advertised: str = ""  # where Kafka's clients are sent to, a proxy's address; empty: the port itself
     process: ProcessRef | None = None
     child: subprocess.Popen[bytes] | None = None  # where this very process started it
     place: NetworkPlace | None = None  # None: here, on loopback
