@@ -31,6 +31,7 @@ class Client:
     build: Callable[[], None] = field(default=lambda: None)
     idempotent: bool = True
     reads_without_group: bool = True
+    tells_assignment: bool = True  # when it reads from a committed offset again
 
     def missing(self) -> list[str]:
         """The commands that this machine lacks."""
@@ -78,13 +79,15 @@ def _java_version() -> str:
     return found[1] if found else "?"
 
 
-def _go(name: str, program: str, module: str, *, idempotent: bool = True) -> Client:
+def _go(name: str, program: str, module: str, *, idempotent: bool = True, tells_assignment: bool = True) -> Client:
     def version() -> str:
         found = re.search(rf"{re.escape(module)} v(\S+)", (HERE / "go" / "go.mod").read_text())
         return found[1] if found else "?"
 
     command = (str(BUILT / "go" / "bin" / program),)
-    return Client(name, "Go", command, version, needs=("go",), build=_build_go, idempotent=idempotent)
+    return Client(
+        name, "Go", command, version, ("go",), _build_go, idempotent=idempotent, tells_assignment=tells_assignment
+    )
 
 
 def _node(name: str, program: str, package: str) -> Client:
@@ -114,7 +117,7 @@ CLIENTS = {
         ),
         _go("franz-go", "franz", "github.com/twmb/franz-go"),
         _go("sarama", "sarama", "github.com/IBM/sarama"),
-        _go("kafka-go", "segmentio", "github.com/segmentio/kafka-go", idempotent=False),
+        _go("kafka-go", "segmentio", "github.com/segmentio/kafka-go", idempotent=False, tells_assignment=False),
         _node("kafkajs", "kafkajs", "kafkajs"),
         _node("@platformatic/kafka", "platformatic", "@platformatic/kafka"),
     )

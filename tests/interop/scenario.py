@@ -118,6 +118,7 @@ class Reader:
     """What one consumer's program said."""
 
     name: str
+    may_go_back: bool  # without a word
     records: dict[tuple[int, int], tuple[str, str]] = field(default_factory=dict)  # (partition, offset) → key, value
     last: dict[int, int] = field(default_factory=dict)  # partition → offset, since the last assignment
     assigned: list[str] | None = None
@@ -127,7 +128,7 @@ class Reader:
     def on_line(self, word: str, words: list[str], read_at: float) -> None:
         if word == "record":
             partition, offset = int(words[0]), int(words[1])
-            if offset <= self.last.get(partition, -1):
+            if offset <= self.last.get(partition, -1) and not self.may_go_back:
                 self.problems.append(
                     f"{self.name}: offset {offset} of partition {partition} after {self.last[partition]}"
                 )
@@ -253,7 +254,7 @@ class Scenario:
         return programs if self._options.groups else [programs[0], *programs]
 
     async def _start_reader(self, stack: contextlib.AsyncExitStack, bootstrap: str) -> Program:
-        reader = Reader(f"reader {len(self._readers)}")
+        reader = Reader(f"reader {len(self._readers)}", may_go_back=not self._client.tells_assignment)
         self._readers.append(reader)
         group = GROUP if self._options.groups else "-"
         name = f"reader-{len(self._readers) - 1}"

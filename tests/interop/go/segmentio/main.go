@@ -83,6 +83,7 @@ func consume(ctx context.Context, bootstrap []string, topic, group string) error
 		HeartbeatInterval: time.Second,
 	})
 	defer reader.Close()
+	lines.SayAssigned(nil) // nothing tells what it receives, and when
 	return read(ctx, reader)
 }
 
