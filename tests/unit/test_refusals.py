@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,109 +13,114 @@ from fencepost_proto.protocol.errors import (
     NotEnoughReplicas,
     NotLeaderOrFollower,
     OutOfOrderSequenceNumber,
+    UnknownProducerId,
 )
 from fencepost_proto.protocol.record_batch import MAX_SEQUENCE, BatchHeader
 from tests.unit.batches import header
 
 PLACE = ("t", 0)
 NOT_LEADER = NotLeaderOrFollower("broker 2 leads")
+GAP = OutOfOrderSequenceNumber("a gap")
 
 
-def latched(refusals: Refusals, batch: BatchHeader, now: float = 0.0, place: tuple[str, int] = PLACE) -> bool:
-    try:
-        refusals.check(place, batch, now)
-    except FencepostError:
-        return True
-    return False
+def told(
+    refusals: Refusals,
+    batch: BatchHeader,
+    error: FencepostError = GAP,
+    now: float = 0.0,
+    place: tuple[str, int] = PLACE,
+) -> FencepostError:
+    return refusals.answer(place, batch, error, now)
 
 
 def refused(sequence: int = 3, count: int = 2, epoch: int = 0) -> Refusals:
     refusals = Refusals()
-    refusals.refused(PLACE, header(count, sequence=sequence, epoch=epoch), NOT_LEADER, 0.0)
+    batch = header(count, sequence=sequence, epoch=epoch)
+    assert told(refusals, batch, NOT_LEADER) is NOT_LEADER
     return refusals
 
 
-def test_what_follows_is_refused_with_the_same_error_until_the_refused_batch_is_back() -> None:
+def test_a_gap_that_a_refusal_has_made_is_answered_like_it_until_the_refused_batch_is_back() -> None:
     refusals = refused(sequence=3, count=2)
-    with pytest.raises(NotLeaderOrFollower, match="broker 2 leads"):
-        refusals.check(PLACE, header(1, sequence=5), 1.0)
-    first = header(2, sequence=3)
-    assert not latched(refusals, first)
-    refusals.passed(PLACE, first)
+    assert told(refusals, header(1, sequence=5)) is NOT_LEADER
+    assert told(refusals, header(1, sequence=6), UnknownProducerId("not even the first")) is NOT_LEADER
+    refusals.passed(PLACE, header(2, sequence=3), 0.0)
     # The one behind it was refused, too: one that comes before it is back would find a gap.
-    assert latched(refusals, header(1, sequence=6))
-    for sequence in (5, 6):
-        batch = header(1, sequence=sequence)
-        assert not latched(refusals, batch)
-        refusals.passed(PLACE, batch)
+    assert told(refusals, header(1, sequence=6)) is NOT_LEADER
+    refusals.passed(PLACE, header(1, sequence=5), 0.0)
+    refusals.passed(PLACE, header(1, sequence=6), 0.0)
     assert not refusals
+    assert told(refusals, header(1, sequence=9)) is GAP
 
 
-def test_batches_that_come_before_the_awaited_one_or_of_others_are_checked_as_usual() -> None:
+def test_gaps_of_the_producers_own_are_told() -> None:
     refusals = refused(sequence=3)
-    assert not latched(refusals, header(1, sequence=2))
-    assert not latched(refusals, header(1, sequence=9, producer_id=2))
-    assert not latched(refusals, header(1, sequence=9), place=("t", 1))
-    assert latched(refusals, header(1, sequence=9))
+    assert told(refusals, header(1, sequence=2)) is GAP
+    assert told(refusals, header(1, sequence=9, producer_id=2)) is GAP
+    assert told(refusals, header(1, sequence=9), place=("t", 1)) is GAP
+    assert told(refusals, header(1, sequence=9)) is NOT_LEADER
 
 
-def test_a_newer_epoch_opens_the_latch_and_an_older_one_passes_by() -> None:
+def test_a_refusal_of_a_reason_of_its_own_is_told_as_it_is() -> None:
+    refusals, other = refused(sequence=3), NotEnoughReplicas("1 in sync")
+    assert told(refusals, header(1, sequence=5), other) is other
+    invalid = InvalidRecord("never")
+    assert told(refusals, header(1, sequence=6), invalid) is invalid
+    assert told(refusals, header(1, sequence=6)) is NOT_LEADER
+
+
+def test_with_a_newer_epoch_nothing_is_awaited_and_an_older_one_passes_by() -> None:
     refusals = refused(sequence=3, epoch=4)
-    assert not latched(refusals, header(1, sequence=9, epoch=3))
+    assert told(refusals, header(1, sequence=9, epoch=3)) is GAP
     assert refusals
-    assert not latched(refusals, header(1, sequence=9, epoch=5))
+    assert told(refusals, header(1, sequence=9, epoch=5)) is GAP
     assert not refusals
 
 
 def test_the_awaited_batch_may_be_refused_again_and_for_another_reason() -> None:
-    refusals = refused(sequence=3)
-    again = header(2, sequence=3)
-    refusals.check(PLACE, again, 1.0)
-    refusals.refused(PLACE, again, NotEnoughReplicas("1 in sync"), 1.0)
-    with pytest.raises(NotEnoughReplicas):
-        refusals.check(PLACE, header(1, sequence=5), 2.0)
-    refusals.refused(PLACE, again, InvalidRecord("it never will be taken"), 3.0)
+    refusals, other = refused(sequence=3), NotEnoughReplicas("1 in sync")
+    assert told(refusals, header(2, sequence=3), other) is other
+    assert told(refusals, header(1, sequence=5)) is other
+    told(refusals, header(2, sequence=3), InvalidRecord("it never will be taken"))
     assert not refusals
 
 
 def test_an_earlier_batch_that_is_refused_is_awaited_first() -> None:
-    refusals = refused(sequence=3)
-    refusals.refused(PLACE, header(1, sequence=2), NOT_LEADER, 0.0)
-    assert latched(refusals, header(2, sequence=3))
+    refusals, other = refused(sequence=3), NotEnoughReplicas("1 in sync")
+    told(refusals, header(1, sequence=2), other)
+    assert told(refusals, header(2, sequence=3)) is other
 
 
-@pytest.mark.parametrize("error", [InvalidRecord("no"), OutOfOrderSequenceNumber("a gap of the producer's own")])
-def test_a_refusal_that_does_not_pass_holds_up_nothing(error: FencepostError) -> None:
+def test_a_refusal_that_does_not_pass_holds_up_nothing() -> None:
     refusals = Refusals()
-    refusals.refused(PLACE, header(1, sequence=3), error, 0.0)
-    refusals.refused(PLACE, header(1, producer_id=-1, sequence=-1, epoch=-1), NOT_LEADER, 0.0)
+    for error in (InvalidRecord("no"), GAP):
+        assert told(refusals, header(1, sequence=3), error) is error
+    told(refusals, header(1, producer_id=-1, sequence=-1, epoch=-1), NOT_LEADER)
     assert not refusals
 
 
-def test_a_refusal_is_forgotten_when_nothing_comes_for_a_time() -> None:
+def test_a_batch_that_has_been_given_up_is_forgotten_after_a_time() -> None:
     refusals = refused(sequence=3)
-    assert latched(refusals, header(1, sequence=5), FORGOTTEN_AFTER_S - 1)
-    assert latched(refusals, header(1, sequence=6), 2 * FORGOTTEN_AFTER_S - 2)
-    assert not latched(refusals, header(1, sequence=7), 4 * FORGOTTEN_AFTER_S)
+    assert told(refusals, header(1, sequence=5), now=FORGOTTEN_AFTER_S - 1) is NOT_LEADER
+    assert told(refusals, header(1, sequence=5), now=FORGOTTEN_AFTER_S) is GAP
     assert not refusals
 
 
 def test_one_connection_has_so_many_latches_and_the_oldest_opens() -> None:
     refusals = Refusals()
     for producer_id in range(MAX_LATCHES + 1):
-        refusals.refused(PLACE, header(1, producer_id=producer_id), NOT_LEADER, 0.0)
+        told(refusals, header(1, producer_id=producer_id), NOT_LEADER)
     assert len(refusals) == MAX_LATCHES
-    assert not latched(refusals, header(1, producer_id=0, sequence=1))
-    assert latched(refusals, header(1, producer_id=1, sequence=1))
+    assert told(refusals, header(1, producer_id=0, sequence=1)) is GAP
+    assert told(refusals, header(1, producer_id=1, sequence=1)) is NOT_LEADER
 
 
 def test_sequences_that_wrap_are_in_order() -> None:
     refusals = refused(sequence=MAX_SEQUENCE, count=1)
-    assert latched(refusals, header(1, sequence=0))
-    awaited = header(1, sequence=MAX_SEQUENCE)
-    refusals.check(PLACE, awaited, 1.0)
-    refusals.passed(PLACE, awaited)
-    assert not latched(refusals, header(1, sequence=0))
+    assert told(refusals, header(1, sequence=0)) is NOT_LEADER
+    refusals.passed(PLACE, header(1, sequence=MAX_SEQUENCE), 0.0)
+    refusals.passed(PLACE, header(1, sequence=0), 0.0)
+    assert not refusals
 
 
 @settings(max_examples=60)
@@ -148,17 +152,19 @@ def test_a_client_that_keeps_its_order_is_never_told_that_it_does_not(data: st.D
         elif move == "take":
             number = wire.pop(0)
             batch = header(counts[number], sequence=starts[number])
-            taken = False
-            if not latched(refusals, batch):
+            answer: FencepostError | None = None
+            try:
                 if refusals_left and data.draw(st.booleans()):
                     refusals_left -= 1
-                    refusals.refused(PLACE, batch, NOT_LEADER, 0.0)
-                else:
-                    assert isinstance(state.check(batch, ever_held_records=False), Append)
-                    state.record(batch, starts[number])
-                    refusals.passed(PLACE, batch)
-                    taken = True
-            answers.append((number, taken))
+                    raise NOT_LEADER
+                assert isinstance(state.check(batch, ever_held_records=False), Append)
+            except FencepostError as error:
+                answer = told(refusals, batch, error)
+            else:
+                state.record(batch, starts[number])
+                refusals.passed(PLACE, batch, 0.0)
+            assert answer in (None, NOT_LEADER)
+            answers.append((number, answer is None))
         else:
             number, taken = answers.pop(0)
             in_flight.remove(number)

@@ -44,19 +44,17 @@ def append_batch(
     now = loop.time()
     if place is None:
         place = (topic_id, partition)
-    header = _header_of(records) if refusals else None
-    if header is not None:
-        refusals.check(place, header, now)
     try:
         leadership = manager.leader(topic_id, partition, leader_epoch)
         appended = leadership.append_batch(records, acks, now, admit)
     except FencepostError as error:
         header = _header_of(records)
-        if header is not None:
-            refusals.refused(place, header, error, now)
+        told = error if header is None else refusals.answer(place, header, error, now)
+        if told is not error:
+            raise told from error
         raise
-    if header is not None:
-        refusals.passed(place, header)
+    if refusals:
+        refusals.passed(place, read_header(records), now)
     log_start_offset = leadership.log.log_start_offset
     if acks != ALL_ACKS:
         report(appended, log_start_offset, None)
