@@ -208,6 +208,13 @@ class ReplicaManager:
             )
         return leadership
 
+    def lost_leaders(self, within_s: float) -> list[int]:
+        """Brokers that this one follows, and whose stream has ended so lately that an election may be under way."""
+        since = asyncio.get_running_loop().time() - within_s
+        return [
+            leader for leader, (link, _) in self._links.items() if link.lost_at is not None and link.lost_at > since
+        ]
+
     def may_lead_soon(self, key: PartitionKey, leader_epoch: int) -> bool:
         """Whoever asks for that leadership here may know more than this broker does."""
         return may_lead_soon(self.image, self.broker_id, key, leader_epoch, log_is_coming=key in self._expected)

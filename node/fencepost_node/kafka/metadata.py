@@ -3,6 +3,10 @@
 Supports: all topics (a null list; in version 0 an empty one), those named, and from version 10 on those of an id. It is
 answered from what this broker has applied, and may be behind the controller.
 
+Where this broker has just lost the stream to a leader of what is asked for, an election is under way: the answer waits
+for it, for at most ELECTION_WAIT_S. A client that asks because its leader has gone would find the same leader again,
+and pause.
+
 A topic that does not exist is created where the request allows it (up to version 3 every request does) and the broker's
 `auto_create_topics` is on, with `default_partitions` and `default_replication_factor`; the answer waits for it for at most
 CREATED_WITHIN_S. Only a request that names topics creates any.
@@ -16,6 +20,8 @@ Limits: MAX_CREATED topics are created by one request; the others are LEADER_NOT
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from fencepost_node.kafka.context import Encoded, KafkaContext
 from fencepost_node.requests.auto_creation import create_missing
 from fencepost_proto.kafka.messages.metadata import (
@@ -25,20 +31,23 @@ from fencepost_proto.kafka.messages.metadata import (
     MetadataResponseTopic,
 )
 from fencepost_proto.protocol.errors import ErrorCode, InvalidTopic
-from fencepost_proto.protocol.metadata import MetadataImage, check_topic_name
+from fencepost_proto.protocol.metadata import MetadataImage, Partition, check_topic_name
 from fencepost_proto.protocol.topic_ids import NO_TOPIC_ID, from_wire
 from fencepost_proto.runtime.turns import Turns
 
 FIRST_IMAGE_WAIT_S = 5.0  # after a broker's start
 CREATED_WITHIN_S = 2.0
 MAX_CREATED = 16
+LOST_WITHIN_S = 1.0  # a leader whose stream ended longer ago is not waited for: it may be cut off from this broker only
+ELECTION_WAIT_S = 0.3
 SHOWN_NAME = 249  # characters of a name that is refused, as many as are allowed
 
 
 async def handle(context: KafkaContext, request: MetadataRequest, version: int) -> MetadataResponse | Encoded:
     await context.feed.wait_known(FIRST_IMAGE_WAIT_S)
-    image = context.feed.image
     asked = request.topics
+    await _wait_for_elections(context, asked)
+    image = context.feed.image
     if asked is None or (version == 0 and not asked):
         return Encoded(await context.broker.metadata.whole(image, version))
     refused: dict[str, ErrorCode] = {}
@@ -56,6 +65,28 @@ async def handle(context: KafkaContext, request: MetadataRequest, version: int) 
         response.topics.append(_answer(context, image, topic, refused))
         await turns.step(1 + len(response.topics[-1].partitions))
     return response
+
+
+async def _wait_for_elections(context: KafkaContext, asked: list[MetadataRequestTopic] | None) -> None:
+    lost = context.manager.lost_leaders(LOST_WITHIN_S)
+    if not lost:
+        return
+
+    def none_is_led_by_them(image: MetadataImage) -> bool:
+        return not any(partition.leader in lost for partition in _partitions(image, asked))
+
+    await context.feed.wait_until(none_is_led_by_them, ELECTION_WAIT_S)
+
+
+def _partitions(image: MetadataImage, asked: list[MetadataRequestTopic] | None) -> Iterator[Partition]:
+    if asked is None:
+        yield from image.partitions.values()
+        return
+    for topic in asked:
+        by_id = topic.topic_id != NO_TOPIC_ID
+        yield from image.partitions_of(
+            from_wire(topic.topic_id) if by_id else image.topic_ids.get(topic.name or "", "")
+        )
 
 
 def _missing(image: MetadataImage, asked: list[MetadataRequestTopic]) -> list[str]:

@@ -79,6 +79,7 @@ class FollowerLink:
         self._wake = Signal()
         self._call: grpc.aio.StreamStreamCall[pb.ReplicateRequest, pb.ReplicateResponse] | None = None
         self.address = ""
+        self.lost_at: float | None = None  # when the last stream ended; None: there is one, or never was any
 
     # ---- From the manager ----
 
@@ -138,7 +139,7 @@ class FollowerLink:
         try:
             with own_cancellation_only():
                 async for message in call:  # ends, one way or another, whenever the call does: also when a write fails
-                    answered = True
+                    answered, self.lost_at = True, None
                     await self._take(message)
         except grpc.aio.AioRpcError as broken:
             log.info("replication stream broke leader=%d address=%s code=%s", self._leader, address, broken.code())
@@ -146,6 +147,8 @@ class FollowerLink:
             log.debug("replication stream given up leader=%d address=%s", self._leader, address)  # by `reconnect`
         finally:
             self._call = None
+            if answered:
+                self.lost_at = asyncio.get_running_loop().time()
             writer.cancel()
             await asyncio.wait([writer])
             await channel.close()
