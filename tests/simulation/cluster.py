@@ -60,6 +60,10 @@ def broker_address(broker_id: int) -> str:
     return f"broker-{broker_id}:9092"
 
 
+def broker_kafka_address(broker_id: int) -> str:
+    return f"broker-{broker_id}:9093"
+
+
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
     """The configuration of its processes."""
@@ -79,6 +83,7 @@ class ClusterSettings:
     producer_name_expiration_ms: int = NEVER_MS
     max_request_bytes: int = 8 * 1024 * 1024
     preferred_leader_interval_ms: int = 10_000
+    serves_kafka: bool = False
 
 
 class SimCluster:
@@ -166,6 +171,7 @@ class SimCluster:
             producer_expiration_ms=settings.producer_expiration_ms,
             max_delivery_timeout_ms=settings.max_delivery_timeout_ms,
             max_request_bytes=settings.max_request_bytes,
+            kafka_listen=broker_kafka_address(broker_id) if settings.serves_kafka else "",
         )
         self._known_before = self.known_version
         broker = Broker(config, host, disk)

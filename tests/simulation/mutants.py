@@ -31,6 +31,8 @@ from fencepost_node import metadata_feed
 from fencepost_node.folders import partition_folders
 from fencepost_node.folders.known_metadata import KnownMetadata
 from fencepost_node.folders.partition_folders import PartitionFolders
+from fencepost_node.kafka import fetch as kafka_fetch
+from fencepost_node.kafka.connection import KafkaConnection
 from fencepost_node.log import recovery, segment, snapshot
 from fencepost_node.log.log import Log
 from fencepost_node.log.names import LOG_FOLDER, read_identity
@@ -38,10 +40,13 @@ from fencepost_node.log.state_machine import States
 from fencepost_node.maintenance.repairs import Repairs
 from fencepost_node.producers import producer_state
 from fencepost_node.producers.producer_state import APPEND, ProducerState
+from fencepost_node.producers.refusals import Refusals
 from fencepost_node.replication import leadership, push, reconciliation
 from fencepost_node.replication.leader_state import LeaderState
 from fencepost_node.replication.leadership import Leadership
 from fencepost_node.replication.replica import Replica
+from fencepost_node.requests.read import Poll
+from fencepost_proto.kafka.codec import encode_response
 from fencepost_proto.protocol.errors import (
     DuplicateSequenceNumber,
     InvariantBroken,
@@ -70,6 +75,7 @@ class Mutant:
     kinds: tuple[str, ...]
     seeds: int
     first_seed: int
+    kafka: bool = False  # its runs have Kafka's clients
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -81,7 +87,7 @@ class Mutant:
         """The first run that finds something wrong; None: none of those allowed does."""
         with self.applied():
             for seed in range(self.first_seed, self.first_seed + self.seeds):
-                result = simulate(seed, self.kinds)
+                result = simulate(seed, self.kinds, kafka=self.kafka)
                 if not result.ok:
                     return result
         return None
@@ -91,13 +97,13 @@ MUTANTS: list[Mutant] = []
 
 
 def mutant(
-    *promises: str, kinds: tuple[str, ...], seeds: int = 20, first_seed: int = 0
+    *promises: str, kinds: tuple[str, ...], seeds: int = 20, first_seed: int = 0, kafka: bool = False
 ) -> Callable[[Callable[..., None]], None]:
     """Register a function that patches as a mutant."""
 
     def register(patches: Callable[..., None]) -> None:
         name = patches.__name__.replace("_", "-")
-        MUTANTS.append(Mutant(name, patches, frozenset(promises), kinds, seeds, first_seed))
+        MUTANTS.append(Mutant(name, patches, frozenset(promises), kinds, seeds, first_seed, kafka))
 
     return register
 
@@ -636,3 +642,41 @@ def cut_log_keeps_its_high_watermark(replace: Any) -> None:
 def readers_go_on_over_an_unclean_election(replace: Any) -> None:
     """Their offset is all that counts, as though the log were still the one that they have read."""
     replace(Leadership, "check_continues", lambda self, offset, last_epoch: None)
+
+
+# ---- The Kafka edge ----
+
+
+@mutant("G14", kinds=("kill leader", "clean restart", "disk full"), first_seed=3, kafka=True)
+def no_latch(replace: Any) -> None:
+    """A gap that the broker's own refusal has made is told as the producer's."""
+    replace(Refusals, "answer", lambda self, place, header, error, now: error)
+
+
+@mutant("G10", kinds=("slow links", "isolate broker", "kill leader"), first_seed=1, kafka=True)
+def kafka_readers_see_what_is_not_committed(replace: Any) -> None:
+    class Uncommitted(Poll):
+        async def read(self, room: int) -> int:
+            taken = await super().read(room)
+            for wanted in self._wanted:
+                leadership, offset = wanted.leadership, wanted.position.offset
+                if leadership is not None and wanted.error is None and not leadership.is_over:
+                    taken -= len(wanted.records)
+                    wanted.records = await leadership.read(offset, 1 << 20, leadership.log.log_end_offset)
+                    taken += len(wanted.records)
+            return taken
+
+    replace(kafka_fetch, "Poll", Uncommitted)
+
+
+@mutant("order", kinds=("kill leader", "isolate broker"), first_seed=1, kafka=True)
+def kafka_answers_go_out_as_they_come(replace: Any) -> None:
+    """Not in the order of their requests."""
+
+    def write_at_once(self: KafkaConnection, answer: Any, response: object) -> None:
+        chunks = encode_response(answer.api_key, answer.version, answer.correlation_id, response)
+        if self._transport is not None and answer in self._answers:
+            self._answers.remove(answer)
+            self._transport.writelines(chunks)
+
+    replace(KafkaConnection, "_set", write_at_once)

@@ -29,7 +29,7 @@ from tests.simulation.process import SimProcess, State
 if TYPE_CHECKING:
     from tests.simulation.rpc_client import SimChannel
     from tests.simulation.rpc_server import SimServer
-    from tests.simulation.streams import SimByteServer
+    from tests.simulation.streams import ByteTap, SimByteServer
 
 MIN_DELAY_S = 0.000_1
 MAX_DELAY_S = 0.001
@@ -230,6 +230,7 @@ class Network:
         self.context.run(current_process.set, None)
         self.listeners: dict[str, SimServer] = {}
         self.byte_listeners: dict[str, SimByteServer] = {}
+        self.tap_of: Callable[[SimProcess, SimProcess], ByteTap] | None = None  # server, client: of a byte stream
         self.connections: dict[int, Connection] = {}
         self.connections_made = 0
         self.window_bytes = chance.choice((16_384, 65_536, 1_048_576))

@@ -13,22 +13,28 @@ import time
 import zlib
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from types import SimpleNamespace
 from unittest.mock import patch
 
 from fencepost.history_format import Operation
+from fencepost_proto.protocol.v1 import controller_pb2
 from tests.simulation.cluster import SimCluster, broker_node
 from tests.simulation.judged import Violation
+from tests.simulation.kafka_tap import KafkaTap
+from tests.simulation.kafka_workload import TOPIC as KAFKA_TOPIC
+from tests.simulation.kafka_workload import KafkaApps, aiokafka_in, topic_request
 from tests.simulation.loop import Deadlock, Runaway, collector_off
 from tests.simulation.nemesis import Nemesis, is_snapshot
-from tests.simulation.plan import Plan, TopicPlan, plan, short_room, small_numbers
+from tests.simulation.plan import Plan, plan, short_room, small_numbers
 from tests.simulation.verdict import Verdict
 from tests.simulation.workload import ConsumerApp, Fate, Ledger, ProducerApp
 from tests.simulation.world import World
 
 FLOOD = "flood of new producers"
 POISONED = 0.25  # of the runs: hostile clients write batches that no one can read
+WITH_KAFKA = 0.3  # of the runs without strangers, expiring producers and small numbers: Kafka's clients work beside
 STRANGE, FLOODED = 0.25, 0.1  # of the runs: strangers write under others' ids; partitions have room for few producers
 SWEEP_INTERVAL_S = 0.25
 TOPICS_WITHIN_S = 30.0
@@ -57,15 +63,20 @@ class Result:
         return not self.problem
 
 
-def simulate(seed: int, kinds: tuple[str, ...] = ()) -> Result:
-    """One run from one seed; with `kinds`, under faults of these kinds only."""
+def simulate(seed: int, kinds: tuple[str, ...] = (), *, kafka: bool = False) -> Result:
+    """One run from one seed; with `kinds`, under faults of these kinds only; `kafka`: certainly with Kafka's clients."""
     planned = plan(seed)
+    if kafka:
+        planned = replace(planned, small_numbers=False)
     strange = random.Random(f"{seed}/strange").random()
     if FLOOD in kinds or (not kinds and strange < FLOODED):
         planned = planned.with_short_room()
+    drawn = not kinds and strange >= STRANGE and random.Random(f"{seed}/kafka").random() < WITH_KAFKA
+    if kafka or (drawn and not planned.small_numbers and not planned.producers_expire):
+        planned = replace(planned, settings=replace(planned.settings, serves_kafka=True))
     numbers = small_numbers() if planned.small_numbers else nullcontext()
     room = short_room() if planned.settings.room_is_short else nullcontext()
-    with collector_off(), numbers, room, World(seed) as world, gzip_in_time(world):
+    with collector_off(), numbers, room, World(seed) as world, gzip_in_time(world), aiokafka_in(world):
         began = time.process_time()
         run = Run(world, planned)
         if kinds:
@@ -112,8 +123,9 @@ class Run:
         self.cluster = SimCluster(world, planned.settings)
         self.judge = self.cluster.judge
         self.ledger = Ledger()
+        self.kafka = KafkaApps(world, self.cluster, self.ledger) if planned.settings.serves_kafka else None
         bootstrap = self.cluster.bootstrap
-        topics = tuple(topic.name for topic in planned.topics)
+        topics = tuple(topic.name for topic in planned.topics) + ((KAFKA_TOPIC,) if self.kafka is not None else ())
         self.producers = [ProducerApp(world, spec, bootstrap, self.ledger) for spec in planned.producers]
         self.consumers = [
             ConsumerApp(world, f"consumer-{n}", topics, bootstrap, self.ledger) for n in range(planned.consumers)
@@ -122,6 +134,9 @@ class Run:
             consumer.unclean = self.judge.unclean_elections
         self.verdict = Verdict(world, self.judge, self.ledger, self.consumers)
         clients = [spec.node for spec in planned.producers] + [consumer.node for consumer in self.consumers]
+        if self.kafka is not None:
+            clients += self.kafka.nodes
+            world.network.tap_of = partial(KafkaTap, self.judge)
         requests = {topic.name: topic.request() for topic in planned.topics}
         self.nemesis = Nemesis(self.cluster, self.producers, clients, requests, world.chance("nemesis"))
         self.nemesis.readers = self.consumers
@@ -137,7 +152,10 @@ class Run:
         for work in (self.cluster.supervise(), self._sweep_for_ever()):
             self._background.append(world.loop.create_task(work))
         for topic in self.plan.topics:
-            await self._create(topic)
+            await self._create(topic.name, topic.request())
+        if self.kafka is not None:
+            await self._create(KAFKA_TOPIC, topic_request(3))
+            self.kafka.start()
         for producer in self.producers:
             producer.start()
         for consumer in self.consumers:
@@ -146,7 +164,7 @@ class Run:
         await self.nemesis.run(world.now + self.plan.faults_for_s, self.plan.mean_pause_s)
         await self.nemesis.heal_everything()
         for topic in self.plan.topics:
-            await self._create(topic)  # it may have been deleted
+            await self._create(topic.name, topic.request())  # it may have been deleted
         for producer in self.producers:
             process = world.machine(producer.spec.node).process
             if process is None or not process.alive:
@@ -161,13 +179,13 @@ class Run:
         logs = [(record.name, record.committed) for record in self.judge.records.values()]
         world.tell("judge", f"every promise held; what is committed has the CRC {zlib.crc32(repr(logs).encode()):08x}")
 
-    async def _create(self, topic: TopicPlan) -> None:
+    async def _create(self, name: str, request: controller_pb2.CreateTopicRequest) -> None:
         deadline = self.world.now + TOPICS_WITHIN_S
-        while (outcome := await self.cluster.ask_admin("CreateTopic", topic.request())) != "ok":
+        while (outcome := await self.cluster.ask_admin("CreateTopic", request)) != "ok":
             if "exists" in outcome:
                 return
             if self.world.now > deadline:
-                self.judge.fail("G11", f"topic {topic.name} could not be created: {outcome}")
+                self.judge.fail("G11", f"topic {name} could not be created: {outcome}")
             await asyncio.sleep(0.3)
 
     # ---- Looking on ----
@@ -184,6 +202,8 @@ class Run:
                 consumer.look()
                 if consumer.problems:
                     self.judge.fail("G10", consumer.problems[0])
+        if self.kafka is not None:
+            self.kafka.look()
         failures = self.world.failures()
         if failures:
             self.judge.fail("unhandled", "; ".join(failures))
@@ -200,6 +220,8 @@ class Run:
         await asyncio.sleep(2)
         for producer in self.producers:
             producer.stopping = True
+        if self.kafka is not None:
+            self.kafka.stopping = True
         await self._until("every send has ended", healed_at + FINISHED_WITHIN_S, self._unfinished)
         await self._until("every replica is in sync", self.world.now + IN_SYNC_WITHIN_S, self._out_of_sync)
         for broker in self.cluster.brokers.values():
@@ -237,7 +259,7 @@ class Run:
             f"{producer.spec.node} ({len(self.ledger.pending())} records)"
             for producer in self.producers
             if not producer.finished
-        ]
+        ] + (self.kafka.unfinished() if self.kafka is not None else [])
 
     def _out_of_sync(self) -> list[str]:
         return [
@@ -262,7 +284,7 @@ class Run:
 
     def _behind(self) -> list[str]:
         self._sweep()
-        missing = []
+        missing = self._kafka_behind()
         for consumer in self.consumers:
             for record in self.judge.records.values():
                 topic, _, index = record.name.rpartition("-")
@@ -273,6 +295,18 @@ class Run:
                 end = self.judge.view(record, self.judge.image.partitions[record.key].leader).end_offset
                 if position < end:
                     missing.append(f"{consumer.node} at {position} of {record.name}, which ends at {end}")
+        return missing
+
+    def _kafka_behind(self) -> list[str]:
+        missing = []
+        for record in self.judge.records.values() if self.kafka is not None else ():
+            topic, _, index = record.name.rpartition("-")
+            if topic != KAFKA_TOPIC or record.tainted:
+                continue
+            position = self.kafka.position(int(index)) if self.kafka is not None else 0
+            end = self.judge.view(record, self.judge.image.partitions[record.key].leader).end_offset
+            if position < end:
+                missing.append(f"aiokafka at {position} of {record.name}, which ends at {end}")
         return missing
 
     def counts(self) -> Counter[str]:

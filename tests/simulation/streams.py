@@ -15,7 +15,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tests.simulation.loop import current_process
 from tests.simulation.network import HEADER_BYTES, Connection, End, Pipe, node_of
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 HIGH_WATER_BYTES = 64 * 1024
 SPLIT = 0.1  # of the writes arrive in two pieces
 _END = object()  # of the stream, as an item of a pipe
+
+
+class ByteTap(Protocol):
+    """Sees what a listening process reads from one connection, and what it writes."""
+
+    def read(self, data: bytes) -> None: ...
+
+    def written(self, data: bytes) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +96,7 @@ class SimTransport(asyncio.Transport, End):
         self._closing = False
         self._lost = False
         self._high, self._low = HIGH_WATER_BYTES, HIGH_WATER_BYTES // 4
+        self.tap: ByteTap | None = None  # of a listening process's end
 
     def join(self, peer: SimTransport, pipe: Pipe) -> None:
         self.peer, self._pipe = peer, pipe
@@ -121,6 +130,8 @@ class SimTransport(asyncio.Transport, End):
         while self._arrived and not self._paused_reading and not self._lost and not self._closing:
             data = self._arrived.popleft()
             self._consume(data)
+            if self.tap is not None:
+                self.tap.read(data)
             self._protocol.data_received(data)
         if self._ended and not self._arrived and not self._lost and not self._closing:
             self._ended = False
@@ -156,6 +167,8 @@ class SimTransport(asyncio.Transport, End):
         if self._closing or self._lost or not len(data):
             return
         data = bytes(data)
+        if self.tap is not None:
+            self.tap.written(data)
         chance = self._network.random
         cut = chance.randrange(len(data)) if chance.random() < SPLIT else 0
         for piece in (data[:cut], data[cut:]):
@@ -299,6 +312,8 @@ class ByteStreams:
         accepted = SimTransport(server.process, connection, {"peername": client_name, "sockname": server_name})
         window = network.window_bytes
         client.join(accepted, Pipe(connection, connection.to_server, window, accepted.receive))
+        if network.tap_of is not None:
+            accepted.tap = network.tap_of(server.process, process)
         accepted.join(client, Pipe(connection, connection.to_client, window, client.receive))
         connection.client_ends[0] = client
         connection.server_ends[0] = accepted

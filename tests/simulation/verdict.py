@@ -16,6 +16,7 @@ from tests.simulation import histories
 from tests.simulation.cluster import broker_node
 from tests.simulation.judge import Judge
 from tests.simulation.judged import Record
+from tests.simulation.kafka_workload import TOPIC as KAFKA_TOPIC
 from tests.simulation.logview import Batch
 from tests.simulation.poison import readable_records
 from tests.simulation.workload import ConsumerApp, Fate, Ledger, Resumption
@@ -114,6 +115,8 @@ class Verdict:
             histories.read_whole(reader, topic, int(partition), logs[record.name], self._log_start(record))
         topics = {topic.name: topic.topic_id for topic in self._judge.image.topics.values()}
         tainted = [record.key for record in self._judge.records.values() if record.tainted or record.past.elections]
+        if (kafka := self._judge.image.topic_ids.get(KAFKA_TOPIC)) is not None:  # its producers record no history
+            tainted.append((kafka, 0))
         self.history = histories.told_of(self._ledger, topics, tainted)
         verdict = check_history(self.history)
         self._judge.count("operations in histories", verdict.lines)
