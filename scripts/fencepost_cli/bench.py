@@ -56,11 +56,11 @@ class BenchResult:
     client_rss_mb: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        return {name: _rounded(getattr(self, name)) for name in self.__slots__}
+        return {name: rounded(getattr(self, name)) for name in self.__slots__}
 
 
-def _rounded(value: Any) -> Any:
-    return [_rounded(item) for item in value] if isinstance(value, list) else round(value, 2)
+def rounded(value: Any) -> Any:
+    return [rounded(item) for item in value] if isinstance(value, list) else round(value, 2)
 
 
 class Bench:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fencepost_cli.bench import BenchResult, Recovery
+    from fencepost_cli.kafka_bench import KafkaBenchResult
     from fencepost_cli.scale import ScaleResult
 
 SCALES = [300, 1_000, 3_000, 10_000]  # partitions
@@ -33,6 +34,9 @@ def bench(
         typer.Option(
             "--scale", help="Instead: kills and restarts of brokers with 300 to 10,000 partitions; minutes each."
         ),
+    ] = False,
+    kafka: Annotated[
+        bool, typer.Option("--kafka", help="Instead: through the Kafka port, with librdkafka (confluent-kafka).")
     ] = False,
     partitions: Annotated[
         list[int] | None,
@@ -63,6 +67,8 @@ def bench(
 
                 draw(results, plot)
             told: dict[str, object] = {"scale": [result.to_json() for result in results]}
+        elif kafka:
+            told = _measure_kafka(parent, out)
         elif recovery:
             recoveries = run(measure_recovery(parent / "cluster", out.print))
             _show_recoveries(recoveries, out)
@@ -75,6 +81,16 @@ def bench(
         shutil.rmtree(parent, ignore_errors=True)
     if as_json:
         typer.echo(json.dumps(told))
+
+
+def _measure_kafka(parent: Path, out: Console) -> dict[str, object]:
+    try:
+        from fencepost_cli.kafka_bench import KafkaBench
+    except ImportError as error:
+        fail(f"{error.name} is missing: pip install 'fencepost[kafka-clients]'")
+    result = run(KafkaBench(parent / "cluster", out.print).run())
+    _show_kafka(result, out)
+    return result.to_json()
 
 
 def _measure_scale(parent: Path, sizes: Sequence[int], seed: int, out: Console) -> list[ScaleResult]:
@@ -139,6 +155,30 @@ def _show(result: BenchResult, out: Console) -> None:
     table.add_row(
         "controller's, client's resident memory", f"{result.controller_rss_mb:.0f}, {result.client_rss_mb:.0f} MB", ""
     )
+    out.print(table)
+
+
+def _show_kafka(result: KafkaBenchResult, out: Console) -> None:
+    from rich.table import Table
+
+    def list_of(values: Sequence[float]) -> str:
+        return ", ".join(f"{value:.0f}" for value in values)
+
+    table = Table("what, with librdkafka", "measured", "goal")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    table.add_row(
+        "throughput, 100 B records", f"{result.kafka_records_per_s_100b:,.0f} records/s", "≥ 330,000 records/s"
+    )
+    table.add_row("throughput, 1 KB records", f"{result.kafka_mb_per_s_1kb:.1f} MB/s", "≥ 80 MB/s")
+    table.add_row("one consumer reads 100 B records", f"{result.kafka_read_records_per_s:,.0f} records/s", "")
+    table.add_row("latency at 500 records/s, p50", f"{result.kafka_latency_ms_p50:.2f} ms", "≤ 0.8 ms")
+    table.add_row("latency at 500 records/s, p99", f"{result.kafka_latency_ms_p99:.2f} ms", "≤ 4 ms")
+    table.add_row(
+        "64 producers, one record each", f"{result.kafka_closed_loop_acks_per_s:,.0f} acks/s", "≥ 4,400 acks/s"
+    )
+    table.add_row("unavailable after kill -9", f"{list_of(result.kafka_unavailable_ms)} ms", "≤ 100 ms each")
+    table.add_row("cluster up to first acknowledged write", f"{result.kafka_first_ack_s:.2f} s", "≤ 1.5 s")
+    table.add_row("brokers' resident memory after throughput", f"{list_of(result.broker_rss_mb)} MB", "≤ 130 MB")
     out.print(table)
 
 
