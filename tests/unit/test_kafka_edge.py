@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from fencepost_node.kafka.connection import KafkaConnection
 from fencepost_proto.kafka.apis import APIS
+from fencepost_proto.kafka.codec import encode_request
 from fencepost_proto.kafka.messages.api_versions import ApiVersionsRequest
 from fencepost_proto.kafka.messages.fetch import FetchRequest
 from fencepost_proto.kafka.messages.init_producer_id import InitProducerIdRequest
@@ -53,6 +56,12 @@ class Edge:
     @property
     def address(self) -> str:
         return self.running.broker.kafka_address
+
+    @property
+    def connections(self) -> list[KafkaConnection]:
+        listener = self.running.broker._kafka
+        assert listener is not None
+        return list(listener._connections)
 
     async def leads(self, *, isr: tuple[int, ...] = (BROKER_ID,), topic: Topic = ORDERS, partitions: int = 1) -> None:
         await self.running.metadata(
@@ -556,3 +565,24 @@ async def test_without_a_listen_address_there_is_no_port(tmp_path: Path) -> None
 def test_the_header_of_a_batch_is_where_the_tests_think(tmp_path: Path) -> None:
     assert read_header(with_attributes(made(1), 0x20)).attributes == 0x20
     assert FetchRequest().isolation_level == 0
+
+
+@asynchronous
+async def test_tiny_requests_whose_answers_are_not_read_fill_nothing(tmp_path: Path) -> None:
+    async with edge(tmp_path) as it:
+        request = encode_request(18, 0, 1, "tiny", ApiVersionsRequest())
+        many = b"".join(bytes(chunk) for chunk in request) * 2_000
+        async with kafka_client(it.address) as deaf:
+            deaf.reader._transport.pause_reading()  # type: ignore[attr-defined]  # the system's buffers fill
+            sent = 0
+            with contextlib.suppress(TimeoutError):
+                for _ in range(500):  # a million requests
+                    deaf.writer.write(many)
+                    async with asyncio.timeout(1):
+                        await deaf.writer.drain()
+                    sent += 2_000
+            assert sent < 500_000  # it is not read from any more
+            (server_side,) = [c for c in it.connections if c.context.client_id == "tiny"]
+            assert server_side.unwritten_bytes < 1_000_000
+            assert (await it.ask(ApiVersionsRequest(), 0)).error_code == NONE
+            deaf.writer.transport.abort()

@@ -148,6 +148,11 @@ class KafkaConnection(asyncio.Protocol):
         return not self._answers
 
     @property
+    def unwritten_bytes(self) -> int:
+        """Of answers, which the system has not taken yet."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    @property
     def is_idle(self) -> bool:
         """It waits for a request, or for its client to read; not for this broker."""
         return self._paused_writing or self.is_answered

@@ -9,7 +9,7 @@ and pause.
 
 A topic that does not exist is created where the request allows it (up to version 3 every request does) and the broker's
 `auto_create_topics` is on, with `default_partitions` and `default_replication_factor`; the answer waits for it for at most
-CREATED_WITHIN_S. Only a request that names topics creates any.
+CREATED_WITHIN_S. Internal topics are created by their coordinators only. Only a request that names topics creates any.
 
 Errors of a topic: UNKNOWN_TOPIC_OR_PARTITION, UNKNOWN_TOPIC_ID, INVALID_TOPIC_EXCEPTION (a name that could be no topic's),
 LEADER_NOT_AVAILABLE (it is being created), and what the controller answers. Of a partition: LEADER_NOT_AVAILABLE.
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fencepost_node.coordination.internal_topics import INTERNAL_TOPICS
 from fencepost_node.kafka.context import Encoded, KafkaContext
 from fencepost_node.requests.auto_creation import create_missing
 from fencepost_proto.kafka.messages.metadata import (
@@ -91,7 +92,11 @@ def _partitions(image: MetadataImage, asked: list[MetadataRequestTopic] | None) 
 
 def _missing(image: MetadataImage, asked: list[MetadataRequestTopic]) -> list[str]:
     names = dict.fromkeys(topic.name for topic in asked if topic.name and topic.topic_id == NO_TOPIC_ID)
-    return [name for name in names if name not in image.topic_ids and not _is_impossible(name)]
+    return [
+        name
+        for name in names
+        if name not in image.topic_ids and name not in INTERNAL_TOPICS and not _is_impossible(name)
+    ]
 
 
 def _is_impossible(name: str) -> bool:
