@@ -65,6 +65,12 @@ def test_the_program_that_kills_a_leader_works_as_it_is_written() -> None:
     assert done.stdout.strip() == "[b'one pint', b'two pints']"
 
 
+def test_librdkafka_loses_its_leader_as_it_is_written() -> None:
+    done = run_quietly([sys.executable, "-c", block("python", "confluent_kafka")])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "None 1"
+
+
 @pytest.mark.timeout(300)  # a dozen commands, one after another, on a machine that may be busy with other tests
 def test_the_daily_commands_work_in_their_order(tmp_path: Path) -> None:
     environment = {**os.environ, "FENCEPOST_DATA_DIR": str(tmp_path / "data")}

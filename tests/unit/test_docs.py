@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fencepost_proto.kafka.apis import APIS
 from tests.simulation.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +103,15 @@ def test_the_table_of_deliberate_faults_is_that_of_the_simulator() -> None:
 
 def test_every_promise_names_deliberate_faults_that_break_it() -> None:
     rows = re.findall(r"^\| (G\d+) .* \| ([\w, -]+) \|$", page_with("From promise to test"), re.MULTILINE)
-    assert [promise for promise, _ in rows] == [f"G{number}" for number in range(1, 12)]
+    numbers = [int(promise[1:]) for promise, _ in rows]
+    assert numbers[:11] == list(range(1, 12))
+    assert numbers == sorted(set(numbers))
     promises = {mutant.name: mutant.promises for mutant in MUTANTS}
     for promise, names in rows:
         assert [name for name in names.split(", ") if promise not in promises[name]] == []
+
+
+def test_every_api_of_kafka_is_in_its_page_with_its_versions() -> None:
+    page = (ROOT / "docs" / "KAFKA.md").read_text()
+    for api in APIS.values():
+        assert f"| {api.name} | {api.key} | {api.min_version} to {api.max_version} |" in page
