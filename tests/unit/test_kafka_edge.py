@@ -136,6 +136,8 @@ async def test_a_client_that_means_another_cluster_or_node_is_told_to_look_again
         mine = await it.ask(ApiVersionsRequest(node_id=BROKER_ID), 5)
         other = await it.ask(ApiVersionsRequest(node_id=BROKER_ID + 1), 5)
         assert (mine.error_code, other.error_code) == (NONE, ErrorCode.REBOOTSTRAP_REQUIRED)
+        coordinator = await it.ask(ApiVersionsRequest(node_id=2**31 - 1 - BROKER_ID), 5)  # of the Java client
+        assert coordinator.error_code == NONE
 
 
 # ---- Metadata ----

@@ -22,6 +22,7 @@ from fencepost_proto.protocol.errors import ErrorCode
 
 KEY = 18
 _ADVERTISED_FROM = {0: 0}  # below what is taken: Produce
+_MAX_NODE_ID = 2**31 - 1  # the Java client gives its connection to a coordinator the id MAX - node id
 _KNOWS_CLUSTER = 5  # the first version that names cluster and node
 
 
@@ -42,7 +43,7 @@ def _means_another(context: KafkaContext, request: ApiVersionsRequest) -> bool:
     cluster_id = context.feed.image.cluster_id
     if request.cluster_id is not None and cluster_id and request.cluster_id != cluster_id:
         return True
-    return request.node_id not in (-1, context.broker.broker_id)
+    return request.node_id not in (-1, context.broker.broker_id, _MAX_NODE_ID - context.broker.broker_id)
 
 
 def _ranges(keys: Iterable[int]) -> list[ApiVersion]:
