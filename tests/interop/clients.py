@@ -110,7 +110,15 @@ CLIENTS = {
         Client(
             "kafka-clients",
             "Java",
-            ("java", "-Dorg.slf4j.simpleLogger.defaultLogLevel=error", "-cp", _JAVA_PATH, "Interop"),
+            (
+                "java",
+                "-Xmx256m",
+                "-XX:TieredStopAtLevel=1",
+                "-Dorg.slf4j.simpleLogger.defaultLogLevel=error",
+                "-cp",
+                _JAVA_PATH,
+                "Interop",
+            ),
             _java_version,
             needs=("java", "mvn"),
             build=_build_java,
