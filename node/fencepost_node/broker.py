@@ -4,7 +4,7 @@ Start: see in the data folder what the last end was; recover the logs; listen; o
 brings the metadata that gives every replica its role.
 
 Clean end: hand the leaderships over, stop serving, say goodbye, close the logs (synced, with snapshots), write the
-clean-shutdown marker. Each step only after the one before it: the controller never hears goodbye from a broker that
+clean-shutdown marker. Each step only after the one before it: the controller never gets a goodbye from a broker that
 still serves, no metadata comes for logs that are being closed, and the marker is never there without synced logs.
 
 What no part can handle (a broken invariant, a task that failed) is the broker's `failure` and ends the whole. A broker
@@ -54,7 +54,7 @@ from fencepost_proto.transport.wire import RunningServer, incarnation_service, s
 
 log = logging.getLogger(__name__)
 
-MARK_INTERVAL_S = 1.0  # between renewals of the data folder's origin mark: copies that are older are told apart
+MARK_INTERVAL_S = 1.0  # between renewals of the data folder's origin mark: copies that are older are recognised
 STOP_GRACE_S = 0.2  # for answers under way; long-lived streams never end by themselves
 
 _SERVICES = [
@@ -138,7 +138,7 @@ class Broker:
             replicas=self._manager,
             feed=self._feed,
         )
-        # The controller's probe asks for this very process, not for whoever listens here.
+        # The controller's probe asks for this very process, not for any process that listens here.
         await self._server.health.set(
             incarnation_service(self._session.incarnation), health_pb2.HealthCheckResponse.SERVING
         )

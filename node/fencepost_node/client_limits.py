@@ -115,7 +115,7 @@ class AnswerBudget:
     async def wait(self, peer: str, least: int) -> int:
         """Return once the peer may hold `least` more; how many it may.
 
-        Only what the peer itself holds is waited for. So whoever waits sets a time, and asks again.
+        Only what the peer itself holds is waited for. So the waiting caller sets a time, and asks again.
         """
         while (allowance := self.allowance(peer, least)) < least:
             await self._released.setdefault(peer, asyncio.Event()).wait()

@@ -28,7 +28,7 @@ class BrokerConfig:
         "",
         address=True,
         optional=True,
-        doc="Address that clients and other brokers are told to connect to. Empty: where it listens. Port 0: the real one.",
+        doc="Address to which clients and other brokers connect. Empty: where it listens. Port 0: the real one.",
     )
     insecure_listen: bool = setting(
         False, doc="Whether `listen` may be an address that other machines reach. Nothing authenticates who connects."

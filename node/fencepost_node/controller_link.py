@@ -59,7 +59,7 @@ class ControllerLink:
         self._admin: controller_pb2_grpc.AdminAsyncStub = controller_pb2_grpc.AdminStub(self.channel)
 
     def request_heartbeat(self) -> None:
-        """Send the next heartbeat at once: something that it tells has changed (a replica failed, …)."""
+        """Send the next heartbeat at once: something that it reports has changed (a replica failed, …)."""
         self.heartbeat_wanted.set()
 
     async def alter_partition(

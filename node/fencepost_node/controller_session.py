@@ -3,17 +3,17 @@
 Up go the registration and then heartbeats; down come metadata changes, in version order. Each change is applied here
 (replicas, then image and clients' feed) and then acknowledged at once by a heartbeat with its version: the controller's
 fence for named producers waits for that (G9). A change may concern thousands of partitions, so it is applied in turns, and
-heartbeats go on meanwhile: they tell the version before it, and by a rising `progress` that the work goes on. What breaks
+heartbeats go on meanwhile: they report the version before it, and by a rising `progress` that the work goes on. What breaks
 off in between (the stream, and with it this session) is made whole by the image that the next session begins with.
 
 **When the stream breaks** the broker goes on serving what it leads, and registers again, with the same incarnation, as
-soon as it can. The controller tells by the incarnation that this is the same process, which has lost nothing, and lets
+soon as it can. The controller knows by the incarnation that this is the same process, which has lost nothing, and lets
 it keep its broker epoch. If it was declared dead meanwhile, the image that follows shows that it leads nothing any more.
 In both cases a whole image comes first, so nothing is missed.
 
-**What the broker was told of** stays in its folder (`known_metadata.py`), and every registration says it: a controller
-whose store has been put back from a backup sees by it that it is behind, and serves no one. While it is so, or is away,
-the broker goes on as it does with a broken stream.
+**The metadata version that the broker knows** stays in its folder (`known_metadata.py`), and every registration reports
+it: a controller whose store has been put back from a backup sees by it that it is behind, and serves no one. While it is
+so, or is away, the broker goes on as it does with a broken stream.
 
 **When the registration is refused** because another process holds this broker id, or because this is not the cluster
 that the data folder belongs to, no repetition helps: `run` raises, and the process ends. Everything else is retried.
@@ -155,7 +155,7 @@ class ControllerSession:
         return True
 
     async def goodbye(self) -> None:
-        """End the session permanently, telling the controller where it can be told. `run` returns."""
+        """End the session permanently, notifying the controller where it can be reached. `run` returns."""
         self._leaving = True
         self._link.request_heartbeat()
         try:
@@ -208,7 +208,7 @@ class ControllerSession:
         if registered.metadata_version < known.version:
             raise SessionBroken(
                 f"the controller is at metadata version {registered.metadata_version}; "
-                f"broker {self._broker_id} was told of {known.version}"
+                f"broker {self._broker_id} knows {known.version}"
             )
         if registered.broker_epoch < self._link.broker_epoch:
             raise errors.InvariantBroken(
@@ -234,7 +234,7 @@ class ControllerSession:
         return registered
 
     async def _send_heartbeats(self, call: SessionCall, interval_s: float) -> None:
-        """One at once, then one whenever there is something to tell, and at least every interval."""
+        """One at once, then one whenever there is something to report, and at least every interval."""
         shortest_s, longest_s = HEARTBEAT_INTERVAL_S
         interval_s = min(max(interval_s, shortest_s), longest_s)
         wanted = self._link.heartbeat_wanted

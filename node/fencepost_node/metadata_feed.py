@@ -1,8 +1,8 @@
 """Cluster metadata as this broker's clients see it: the newest image, and every change as it is applied here.
 
 Clients do not see named producers, producer-id blocks and the controller's lineages: there can be very many, and no
-client needs another's. Nor do they see the incarnations of brokers: whoever knows one can register in that broker's place.
-A watcher that does not keep up is not waited for: its queue is dropped and it gets one fresh image instead.
+client needs another's. Nor do they see the incarnations of brokers: a client that knows one can register in that broker's
+place. A watcher that does not keep up is not waited for: its queue is dropped and it gets one fresh image instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fencepost_proto.protocol.metadata import ClusterIdentity, Entity, MetadataI
 from fencepost_proto.protocol.v1 import common_pb2
 
 MAX_QUEUED_DELTAS = 64  # of one watcher
-KEEP_ALIVE_S = 1.0  # a watcher hears from its broker at least this often
+KEEP_ALIVE_S = 1.0  # a watcher gets a message from its broker at least this often
 
 _HIDDEN_KINDS = ("producer", "next_producer_id", "lineage")
 
@@ -39,7 +39,7 @@ def client_image(image: MetadataImage, topic_names: Collection[str] = ()) -> com
 
 
 def client_delta(delta: common_pb2.MetadataDelta) -> common_pb2.MetadataDelta:
-    """The delta without what clients do not see; it may become empty, but every version is told."""
+    """The delta without what clients do not see; it may become empty, but every version is sent."""
     if delta.image:
         return common_pb2.MetadataDelta(version=delta.version, image=True)  # a watcher gets `client_image` for it
     hidden, brokers = [], []  # places among what has changed

@@ -3,7 +3,7 @@
 `apply_in_turns` takes each metadata image: fences and leaderships stand when it returns, so that its version may be
 acknowledged to the controller. It looks at what has changed and at nothing else. Where that is much, whatever is due on the
 event loop goes on in between; then some replicas play their new role already and others the one before, as they do on two
-brokers that hear of a change one after the other. One that a client or a follower asks for gets its new role at once.
+brokers that receive a change one after the other. One that a client or a follower asks for gets its new role at once.
 
 What takes time (creating a folder, recovering a log, deleting one) goes through one queue, in the order of the metadata; the
 role begins when the log is there. Creations that follow one another there are done side by side: each waits for the disk
@@ -216,7 +216,7 @@ class ReplicaManager:
         ]
 
     def may_lead_soon(self, key: PartitionKey, leader_epoch: int) -> bool:
-        """Whoever asks for that leadership here may know more than this broker does."""
+        """A caller that asks for that leadership here may know more than this broker does."""
         return may_lead_soon(self.image, self.broker_id, key, leader_epoch, log_is_coming=key in self._expected)
 
     def _entity(self, topic_id: str, partition: int) -> Partition:
@@ -283,7 +283,7 @@ class ReplicaManager:
         """Take an image, in one step. Returns with every fence and every role of an open log in place.
 
         `whole`: it came as an image, not as changes of the one before. What it does not know was not deleted for all that
-        this broker has been told, and is set aside.
+        this broker has received, and is set aside.
         """
         for _ in self._applying(image, broker_epoch, None, whole):
             pass

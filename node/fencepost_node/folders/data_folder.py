@@ -6,8 +6,8 @@
 ``clean-shutdown``
     Written last by a clean shutdown, once everything is synced; removed, synced, before the next start writes anything.
 ``origin-mark``, ``origin-mark-synced``
-    Tell this folder from a copy of it; see `fencepost_node.log.origin_mark`. The first is renewed while the broker runs, and
-    counts until the machine starts again; then the second does.
+    Distinguish this folder from a copy of it; see `fencepost_node.log.origin_mark`. The first is renewed while the broker
+    runs, and counts until the machine starts again; then the second does.
 
 **May the tail be lost?** The kernel keeps what a killed process wrote; a machine that goes down does not. So unsynced
 data may be gone exactly if the machine has booted since (its boot id is not the one in meta.properties) and the last
@@ -19,13 +19,13 @@ is killed early must not make a clean folder look suspect.
 **Is it an older copy?** Folders are put back from backups, and then lack what was acknowledged since.
 
 - One from before the last registration has an earlier broker epoch than the controller knows. The epoch is written when a
-  registration is acknowledged, before anything is done under it, and told with the next registration; the controller
+  registration is acknowledged, before anything is done under it, and reported with the next registration; the controller
   decides (see its `decisions/brokers.py`).
 - One that was copied while the broker was running, or after it was killed, and put back after the broker had gone on under
   the same epoch, has no clean-shutdown marker, and its origin mark is a copy. As with a loss of power, what follows from
   that is recorded (the marks are made again) only when the controller has acknowledged it.
 - After a clean shutdown the folder may be copied and moved: its broker can go on only by registering again. The marker names
-  the mark beside which it was written, so it vouches for no older files that a backup was mixed with.
+  the mark beside which it was written, so it confirms no older files that a backup was mixed with.
 
 A folder without meta.properties has lost everything there ever was (a disk was replaced), or is new; it counts as
 having lost its tail, which costs a new broker nothing.
@@ -92,7 +92,7 @@ class DataFolder:
         self._meta = Meta(broker_id)
         self._lock = threading.Lock()
         self._marks: tuple[OriginMark, OriginMark] | None = None  # the one that is renewed, the one that is synced
-        self.may_have_lost_tail = True  # until open() knows better, or a registration has told the controller
+        self.may_have_lost_tail = True  # until open() knows better, or a registration has reported it
         self.is_copy = False  # likewise
         self.was_clean = False
 
@@ -157,7 +157,7 @@ class DataFolder:
     def mark_clean(self) -> None:
         """Everything in the folder is synced and nothing will be written any more.
 
-        A loss that the controller has not heard of stays open: the marker would say that there was none.
+        A loss that the controller does not know stays open: the marker would say that there was none.
         """
         if self.may_have_lost_tail:
             return

@@ -1,8 +1,8 @@
 """What this broker knows of the cluster's metadata, kept in its folder for the day on which the controller's store is lost.
 
 ``metadata-known``
-    The newest metadata version that the broker was told of, and its lineage (`protocol.lineage`). It is written
-    before the broker acknowledges the version or uses what it brought, and told at every registration: a controller
+    The newest metadata version that the broker has received, and its lineage (`protocol.lineage`). It is written
+    before the broker acknowledges the version or uses what it brought, and reported at every registration: a controller
     whose store does not have that version has gone back, and must not serve.
 ``metadata-image``, ``metadata-journal-a``, ``metadata-journal-b``
     All metadata as of a moment, and every change since: from these a lost store is made again (`fencepost controller

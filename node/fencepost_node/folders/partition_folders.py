@@ -5,10 +5,10 @@ that agrees with the folder's own name; one of version 0 has the topic id alone,
 name is known. Everything else in the data folder (copies, links, files, folders of other programs) is a stranger: named
 in a warning, never opened, never removed.
 
-**Unknown to the metadata**: the log is set aside (`stray_logs`), and deleted only where its deletion was told.
+**Unknown to the metadata**: the log is set aside (`stray_logs`), and deleted only where its deletion was received.
 
 **On its way out** a folder is renamed before it is removed, so a deletion is never visible half done; what a start finds of
-one it finishes, and where it cannot, goes on without. A damaged log's folder is set aside, for whoever wants to look at it,
+one it finishes, and where it cannot, goes on without. A damaged log's folder is set aside, for inspection,
 when a new log takes its place. One that the disk refuses to read at the start is tried again by `open`, which makes no log
 over what it holds. `aside_name` is the one place where names of folders that are set aside are made.
 
@@ -56,7 +56,7 @@ PROBE_BYTES = 64 * 1024
 PROBE_HOLDS_S = 1.0
 
 DELETED_SUFFIX = ".deleted"  # on its way out
-DAMAGED_SUFFIX = ".damaged"  # kept for whoever wants to look at it
+DAMAGED_SUFFIX = ".damaged"  # kept for inspection
 
 _SET_ASIDE = re.compile(r".+\.[0-9]+\.[a-z]+")
 _DIGEST_BYTES = 8
@@ -94,7 +94,7 @@ class PartitionFolders:
     """Opens, closes and deletes logs; one call at a time for each."""
 
     def __init__(self, host: Host, disk: Disk, config: BrokerConfig) -> None:
-        self.recovered: dict[PartitionKey, Log] = {}  # at start; whoever takes one closes it
+        self.recovered: dict[PartitionKey, Log] = {}  # at start; the one that takes it closes it
         self.damaged: dict[PartitionKey, str] = {}  # folders of logs that are broken below their end
         # What is in the log's place does not say that it is that log.
         self.unidentified: dict[PartitionKey, str] = {}
@@ -404,7 +404,8 @@ class PartitionFolders:
             self.strays.set_aside(folder, key)
 
     async def remove(self, folder: str) -> None:
-        """The folder of a closed log, or of one that was never opened. What cannot be told to be that log is kept, aside."""
+        """The folder of a closed log, or of one that was never opened. What cannot be identified as that log is kept,
+        aside."""
         log.info("deleting folder=%s", folder)
         try:
             await asyncio.to_thread(self._remove, folder)

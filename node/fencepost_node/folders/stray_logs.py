@@ -1,6 +1,6 @@
 """Logs that the metadata does not know: set aside, never deleted at once.
 
-A broker deletes a log where it is told of a deletion: a change of the metadata that takes the partition away, or gives it
+A broker deletes a log where it receives a deletion: a change of the metadata that takes the partition away, or gives it
 to other brokers. A log that is only *missing* from an image proves nothing. The topic may have been deleted while the
 broker was away; or the controller's store has lost it, and this is all that is left of it. So its folder becomes
 `<topic>-<partition>.<when>.stray` (when: the wall clock, in ms), is named in a warning, and is removed
@@ -36,7 +36,7 @@ Rename = Callable[[str, str, int], str]  # a folder, a suffix, a number -> the f
 
 class _Stray(NamedTuple):
     folder: str
-    key: PartitionKey | None  # None: the folder does not tell
+    key: PartitionKey | None  # None: the folder does not say
     since_ms: int  # of the wall clock
 
 

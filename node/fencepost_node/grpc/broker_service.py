@@ -51,7 +51,7 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
     answering: Answering
     limits: ClientLimits
     lists: ProducerLists
-    max_delivery_timeout_ms: int  # that clients are told of
+    max_delivery_timeout_ms: int  # sent to clients
     new_producers: NewProducers
 
     async def Produce(  # type: ignore[override]  # writes to the context instead of yielding
@@ -146,7 +146,7 @@ class RecoveryService(controller_pb2_grpc.RecoveryServicer):
 
     async def _describe(self, context: Context) -> None:
         if self._busy:
-            error: FencepostError = InvalidRequest("what this broker holds is being told to someone else")
+            error: FencepostError = InvalidRequest("what this broker holds is being sent to another caller")
             await context.write(controller_pb2.Held(error=to_proto(error)))
             return
         self._busy = True

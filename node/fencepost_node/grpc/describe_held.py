@@ -27,7 +27,7 @@ MAX_IN_A_PART = 500
 async def describe_held(manager: ReplicaManager, known: KnownMetadata, head: pb.HeldHead) -> AsyncIterator[pb.Held]:
     image = known.image
     yield pb.Held(head=head)
-    # Whoever knows the incarnation of a broker can register in its place; recovery begins every broker again.
+    # A process that knows the incarnation of a broker can register in its place; recovery begins every broker again.
     entities = [replace(e, incarnation="") if isinstance(e, BrokerRegistration) else e for e in image.entities()]
     for at in range(0, len(entities), MAX_IN_A_PART):
         yield pb.Held(entities=map(to_proto, entities[at : at + MAX_IN_A_PART]))

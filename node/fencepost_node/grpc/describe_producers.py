@@ -1,6 +1,6 @@
 """DescribeProducers: what a partition knows of its producers (KIP-664): epoch and up to five last batches each.
 
-Supports: one producer id, or all (-1). With `commit_timeout_ms` the answer is final: it tells of the log as it stood when
+Supports: one producer id, or all (-1). With `commit_timeout_ms` the answer is final: it describes the log as it stood when
 the request came, and is given only once all of that is committed under one leadership that every in-sync replica has
 joined. After a named producer has been fenced, that is all its predecessors ever got into the log. Without it: the state
 as it is, committed or not.

@@ -2,7 +2,7 @@
 
 Supports: anonymous (no name): a fresh id with epoch 0, from this broker's block; the id and epoch in the request are not
 looked at. Named: relayed to the controller, which bumps the epoch and answers once no leader takes the older ones any more,
-or with an error at the request's `timeout_ms` (at most 60 s). Either answer tells for how long a batch may be retried.
+or with an error at the request's `timeout_ms` (at most 60 s). Either answer says for how long a batch may be retried.
 
 Errors: COORDINATOR_NOT_AVAILABLE where the controller cannot be reached and this broker's block is used up, or for a
 named producer at all; what the controller answers (REQUEST_TIMED_OUT, PRODUCER_FENCED, INVALID_REQUEST, …).

@@ -94,7 +94,7 @@ async def _take(manager: ReplicaManager, stream: PushStream, request: pb.Replica
 
 
 def subscribe(manager: ReplicaManager, stream: PushStream, wanted: pb.Subscribe) -> None:
-    """Answer a subscription, or keep it until this broker has heard what the follower has."""
+    """Answer a subscription, or keep it until this broker knows what the follower knows."""
     key = (wanted.topic_id, wanted.partition)
     try:
         leadership = manager.leader(*key, wanted.leader_epoch)

@@ -1,9 +1,10 @@
 """How long the batches of a log have been in it, as far as this process has seen. Pure.
 
 A producer's state may be forgotten only when its last batch is so old that no repeat of it can come any more. The clock on
-the wall cannot tell (it is set forward and back), the batch's timestamp neither (it is the client's, and may lie far in the
-past). What can tell is an observation of this process: at that time the log had already reached beyond the batch. So a batch
-is never taken to be older than it is; a process that has just started has observed nothing, and takes nothing to be old.
+the wall cannot show it (it is set forward and back), the batch's timestamp neither (it is the client's, and may lie far
+in the past). What can show it is an observation of this process: at that time the log had already reached beyond the
+batch. So a batch is never taken to be older than it is; a process that has just started has observed nothing, and takes
+nothing to be old.
 
 Time here is the running time of the process: a clock that stands while the process is paused (`running_time.py`).
 """

@@ -13,7 +13,7 @@ Threads. Appends come from one thread (the event loop). `read_batches`, `sync`, 
 `truncate_to` and `reset_to` run with appends stopped. Three locks, taken in this order:
 
 - `_maintenance`, for long work: one at a time of maintain, retention, truncation, reset, close. The loop never takes it.
-- `_syncing`, for one sync of segments at a time: of two at once only one would hear that writing has failed.
+- `_syncing`, for one sync of segments at a time: of two at once only one would be notified that writing has failed.
 - `_lock`, for memory: held over one append, or over as little as taking a few references. No sync is done under it.
 
 All of it rests on these locks; that is why it is one file, and a long one. What needs none is in the files beside it.
@@ -313,15 +313,15 @@ class Log:
         return None if following is None else LogPlace(following, 0, following), read
 
     def check_snapshots(self) -> None:
-        """[thread] Read every snapshot. One that is damaged is removed: the batches tell the same, and recovery begins
-        at an older one. Only that at the log's start has nothing else that tells it. Raises CorruptLog for it, StorageError.
+        """[thread] Read every snapshot. One that is damaged is removed: the batches have the same content, and recovery
+        begins at an older one. Only the one at the log's start cannot be made again. Raises CorruptLog for it, StorageError.
         """
         for offset in list(self._snapshots.files.offsets):
             with self._maintenance, disk_errors(f"snapshots of {self.directory} cannot be read"):
                 self._snapshots.check(offset, self.log_start_offset)
 
     def _gone(self, offset: int) -> FencepostError:
-        """What to tell a reader whose segment has left the log."""
+        """The error for a reader whose segment has left the log."""
         if self._closed:
             return StorageError(self.failure)
         return OffsetOutOfRange(f"{self.directory} was cut while offset {offset} was read")
@@ -450,7 +450,8 @@ class Log:
                     self._delete_oldest(count)
 
     def _learn_append_times(self, now_ms: int) -> None:
-        """Of segments that an earlier process wrote: their files tell. Only where retention by time would ask for it."""
+        """Of segments that an earlier process wrote: by their files' times. Only where retention by time would ask for
+        it."""
         if self.config.retention_ms == NO_LIMIT:
             return
         with disk_errors(f"segments of {self.directory} cannot be looked at"):

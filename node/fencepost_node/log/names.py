@@ -60,7 +60,7 @@ class PartitionIdentity:
 
     @property
     def folder_name(self) -> str:
-        """The one name that this log's folder may have; empty where version 0 does not tell."""
+        """The one name that this log's folder may have; empty where version 0 does not have it."""
         return f"{self.topic}-{self.partition}" if self.topic and self.partition >= 0 else ""
 
     def encode(self) -> bytes:

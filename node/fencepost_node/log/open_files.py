@@ -7,7 +7,7 @@ descriptors are open, the least recently used ones are closed.
 - A file is never closed under a call that uses it, nor while a reader holds it (`hold`): the reader of a segment that leaves
   the log meanwhile goes on with the bytes that it began with.
 - A file with data that is not synced is not closed: between close and open the system may forget that writing back has
-  failed, and the next sync would vouch for what is lost. Such files may exceed the budget; `crowding_folders` names those
+  failed, and the next sync would confirm what is lost. Such files may exceed the budget; `crowding_folders` names those
   to sync then. Beyond `limit` an open is refused (EMFILE), before the process has no descriptor left for its sockets.
 - A file that is opened again must be the one that it was (device and inode): another one in its place is an error.
 
@@ -136,7 +136,7 @@ class OpenFiles:
             self._close_surplus(0)
 
     def close(self, file: PooledFile) -> None:
-        """For good; where it is in use, when that ends."""
+        """Permanently; where it is in use, when that ends."""
         closed = CLOSED
         with self._lock:
             file.closed = True

@@ -10,7 +10,7 @@ the leader-epoch checkpoint for it. So:
 - before that, where a sync may have failed (`sync_mark`), all from that snapshot on is put on disk.
 
 The work is bounded by what was written since the newest snapshot, not by the size of the log. If that snapshot is
-damaged the next older one does, and at last the log's start.
+damaged the next older one does, and finally the log's start.
 
 A segment is removed by renaming it, then making that so on disk, then removing the file. Going from the end
 backwards, a crash leaves a log that ends earlier, at a border; going from the start forwards, one that starts later.
@@ -179,7 +179,7 @@ class _LogRecovery:
             )
 
     def _load_epochs(self, segments: list[Segment], start: Snapshot) -> LeaderEpochs:
-        """The checkpoint, as far as the snapshot vouches for it; from the headers where it is missing or damaged.
+        """The checkpoint, as far as the snapshot confirms it; from the headers where it is missing or damaged.
 
         A log that has been started over has none: the snapshot at its start knows the epoch before it.
         """

@@ -254,7 +254,7 @@ class Segment:
 
     def _sound_end(self, data: bytes, first: PlacedBatch, epochs: LeaderEpochs) -> int:
         """The position up to which these batches, which begin with `first`, are what was stored: what is whole is served,
-        and damage is for whoever reads from there. Raises CorruptLog where the first one is damaged."""
+        and damage is reported to readers from there. Raises CorruptLog where the first one is damaged."""
         start, end = first.position, first.position
         try:
             for placed in scan(Bytes(data, start), self.path, start, start + len(data), first.header.base_offset):
@@ -303,7 +303,7 @@ class Segment:
         if nearest.second > end and self._fits(nearest):
             next_offset, end = nearest
         if end < limit:
-            with suppress(CorruptLog):  # met by whoever reads from there
+            with suppress(CorruptLog):  # reported to readers from there
                 for position, header in walk(self.file, self.path, end, size, next_offset):
                     if position + header.size_bytes > limit or header.end_offset > end_offset:
                         break

@@ -1,6 +1,6 @@
 """The segments of a log, and who is reading them.
 
-The row is a tuple that is replaced, never changed, so whoever has taken it sees a log as it was. A reader in another
+The row is a tuple that is replaced, never changed, so a reader that has taken it sees a log as it was. A reader in another
 thread pins the segment that it reads; one that has left the row (`retired`) is closed when its last reader has gone.
 """
 
@@ -38,7 +38,7 @@ class SegmentRow:
         """Of the segment that holds `offset`, or would; -1 below the first."""
         return bisect_right(self.all, offset, key=lambda segment: segment.base_offset) - 1
 
-    # ---- Leaving the row: whoever takes segments out retires them ----
+    # ---- Leaving the row: the caller that takes segments out retires them ----
 
     def take_oldest(self, count: int) -> Sequence[Segment]:
         taken, self.all = self.all[:count], self.all[count:]

@@ -71,8 +71,8 @@ class Snapshot(NamedTuple):
 
 
 def let_others_run() -> None:
-    """Give the interpreter's lock to whoever waits for it. A thread that runs Python code without pause keeps it for 5 ms
-    at a time, and the event loop waits so long after each of its system calls."""
+    """Give the interpreter's lock to threads that wait for it. A thread that runs Python code without pause keeps it for
+    5 ms at a time, and the event loop waits so long after each of its system calls."""
     time.sleep(GIVEN_UP_S)
 
 

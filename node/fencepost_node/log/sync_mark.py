@@ -1,8 +1,8 @@
 """The mark that says: a sync of this log's segments has begun, and has not succeeded.
 
 Theory of operation. When a sync fails, the system takes the pages for clean nevertheless. They stay in the cache, where
-every process reads them; they are not on disk; and no later sync writes them. The process that was told knows, and
-fails its log. The next process finds whole batches, and would vouch for them with a snapshot.
+every process reads them; they are not on disk; and no later sync writes them. The process that gets the error
+fails its log. The next process finds whole batches, and would confirm them with a snapshot.
 
 So a sync is announced before it begins, by an empty file in the log's folder, which goes when it has succeeded. Between any
 two steps a process may die: it leaves the mark, or nothing to doubt. Recovery that finds the mark writes again what is
@@ -11,7 +11,7 @@ the cache meanwhile is read, and written, as the disk has it, and then found to 
 
 - The mark is not synced itself. A power failure may take it, and takes the cache too: then the checks of recovery, which
   begin at the newest snapshot, see what the disk holds, and no snapshot has been written above a failed sync.
-- Where it cannot be made, the sync is not begun: nothing is lost, and nothing is vouched for.
+- Where it cannot be made, the sync is not begun: nothing is lost, and nothing is confirmed.
 - Where it cannot be removed, the log has failed, and the next process writes again what it need not.
 """
 

@@ -1,4 +1,4 @@
-"""Reads every byte of a log's folder without changing anything, and tells what is damaged. Of a log in use too.
+"""Reads every byte of a log's folder without changing anything, and reports what is damaged. Of a log in use too.
 
 What a crash leaves is no damage: above the newest snapshot the last segment may end in what is no batch, which the next
 start cuts. Of a log in use the last segment may end in a batch that is being written, and files may go while they are read.

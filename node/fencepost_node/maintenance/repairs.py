@@ -1,7 +1,7 @@
 """Brings failed replicas back, without an operator and without a restart.
 
 A replica fails when its disk refuses a write or a sync, or when what the disk holds turns out to be damaged. The controller
-hears of it with the next heartbeat and lets others lead. Then, with growing pauses between attempts:
+is notified by the next heartbeat and lets others lead. Then, with growing pauses between attempts:
 
 - Where the disk refused, the log is opened again: recovery cuts what was left half written, and writes again what a failed
   sync may have lost (`log/recovery.py`). Before that a full disk has to show that there is room.
@@ -59,7 +59,7 @@ class _Attempts:
     pauses: int = 1  # so many, the coming one among them
     due_at: float = 0.0
     recovered_at: float = 0.0
-    told: set[str] = field(default_factory=set)  # what has been logged of it
+    logged: set[str] = field(default_factory=set)  # reasons that were logged
 
 
 class Repairs:
@@ -77,7 +77,7 @@ class Repairs:
         tasks: Tasks,
         in_turn: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]],  # when no log's folder is being changed
         open_again: Callable[[PartitionKey], None],  # try once more to open a log that could not be opened
-        on_recovered: Callable[[], None],  # the controller is to hear of it
+        on_recovered: Callable[[], None],  # the controller is to be notified
     ) -> None:
         self._host = host
         self._local = local
@@ -152,12 +152,12 @@ class Repairs:
             await self._in_turn(lambda: self._bring_back(replica, starts_over))
         except CorruptLog as error:
             replica.damaged = True
-            self._tell(attempts, replica, error)
+            self._log_once(attempts, replica, error)
         except (OSError, errors.FencepostError) as error:
-            self._tell(attempts, replica, error)
+            self._log_once(attempts, replica, error)
         else:
             attempts.recovered_at = asyncio.get_running_loop().time()
-            attempts.told.clear()
+            attempts.logged.clear()
 
     async def _open_again(self, key: PartitionKey) -> None:
         """A log that could not be opened at all."""
@@ -206,11 +206,11 @@ class Repairs:
         except TimeoutError:
             raise errors.RequestTimedOut(f"metadata version {answer.version} has not arrived") from None
 
-    def _tell(self, attempts: _Attempts, replica: Replica, error: BaseException) -> None:
+    def _log_once(self, attempts: _Attempts, replica: Replica, error: BaseException) -> None:
         """Each reason once."""
         reason = str(error)
-        if reason not in attempts.told:
-            attempts.told.add(reason)
+        if reason not in attempts.logged:
+            attempts.logged.add(reason)
             log.warning(
                 "replica not recovered yet topic=%s partition=%d reason=%s", replica.topic.name, replica.key[1], reason
             )

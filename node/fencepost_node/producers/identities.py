@@ -1,7 +1,7 @@
 """Which producer ids and epochs a leader accepts, by the metadata that it has applied. Pure.
 
 The controller gives out every producer id, and every epoch of a named producer; an anonymous producer takes its next epochs
-by itself. What was not given out is refused: whoever wrote under the ids that come next would have their later owners'
+by itself. What was not given out is refused: a client that wrote under the ids that come next would have their later owners'
 batches taken for repeats, acknowledged and not stored (G2).
 
     id of a name, epoch below the one given last    InvalidProducerEpoch (by `ProducerState.check`, from the answer here)
@@ -15,8 +15,8 @@ moment ago, in metadata that this broker has not applied yet. The two rules abou
 accepts a batch of a named producer's epoch has applied the metadata that fences the older ones.** The fence of a partition
 that had no leader when the epoch was given rests on that (`decisions/fence.py` of the controller).
 
-Named producers' ids are a range of their own. So an id whose name is forgotten is told from an anonymous one without any
-memory of it, and stays refused permanently.
+Named producers' ids are a range of their own. So an id whose name is forgotten is distinguished from an anonymous one
+without any memory of it, and stays refused permanently.
 """
 
 from __future__ import annotations

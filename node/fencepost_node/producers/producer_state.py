@@ -5,7 +5,7 @@ over the batches of the log, oldest first, so it can be derived again from the l
 log) on any replica at any time. Two questions are asked of it:
 
 - `check`, by a leader before it appends a batch that a client sent: is it new, a repeat, or wrong? It changes nothing.
-- `record`, by whoever stores a batch (leader, follower, recovery): the batch is now part of the log. `record` is `stage`
+- `record`, when a batch is stored (by leader, follower, recovery): the batch is now part of the log. `record` is `stage`
   and `apply`: `stage` computes what changes, without changing it, and raises where the batch cannot follow; `apply` cannot
   fail. So a log stages first, writes, and applies only what was written.
 
@@ -22,9 +22,9 @@ log) on any replica at any time. Two questions are asked of it:
     base sequence = last + 1 (0 after 2^31-1)               append
     anything else: a gap, or an overlap in part             OutOfOrderSequenceNumber
 
-A repeat is told by its CRC, too, which covers all that a client sends. Whoever wrote under this id meanwhile (an id is no
-secret) has not written this batch: taken for its repeat it would be acknowledged, and not stored. Snapshots of before
-version 3 do not tell CRCs; there the sequences decide.
+A repeat is recognised by its CRC, too, which covers all that a client sends. A producer that wrote under this id
+meanwhile (an id is no secret) has not written this batch: taken for its repeat it would be acknowledged, and not stored.
+Snapshots of before version 3 have no CRCs; there the sequences decide.
 
 `record` is more lenient in one place only. Replicas expire idle producers each by its own clock and its own log, so a
 leader may have forgotten a producer that this replica still knows, and then accepts base sequence 0 from it again: such a
@@ -35,13 +35,13 @@ Expiry. A producer is forgotten when its last batch is committed and has been in
 this process has seen (`expiry.py`, `idleness.py`): never because of a timestamp or of the clock on the wall. Entries
 stand in the order of their last batches' offsets, so what expires is always the front of them: the state of a replica is
 the fold of its log but for the producers whose last batch is below some offset. Named producers are kept for as long as
-the name is known, so that `resume` tells what is *known* not to be there.
+the name is known, so that `resume` says what is *known* not to be there.
 
 Bound. Above MAX_PRODUCERS the front is forgotten much earlier: as soon as no repeat can come any more, which is when the
-longest delivery timeout that a broker allows is over. What is younger is never forgotten, whoever asks for room: with
-ROOM_FOR_THE_YOUNG more, the leader refuses new producers with ThrottlingQuotaExceeded (nothing is appended; retriable). Only
-the leader refuses, when it is asked to append. Recording never forgets anyone, so that followers, recovery and a later
-leader know whom the leader knew.
+longest delivery timeout that a broker allows is over. What is younger is never forgotten, not even to make room:
+with ROOM_FOR_THE_YOUNG more, the leader refuses new producers with ThrottlingQuotaExceeded (nothing is appended;
+retriable). Only the leader refuses, when it is asked to append. Recording never forgets anyone, so that followers,
+recovery and a later leader know whom the leader knew.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ ROOM_FOR_THE_YOUNG = 10_000  # beyond that, for those that must not be forgotten
 
 _SEQUENCES = 2**31
 _HALF_OF_SEQUENCES = 2**30
-UNKNOWN_CRC = -1  # no batch has it, whoever made its bytes up
+UNKNOWN_CRC = -1  # no batch has it, whatever its bytes are
 
 
 class RememberedBatch(NamedTuple):

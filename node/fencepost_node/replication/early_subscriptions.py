@@ -1,4 +1,4 @@
-"""Subscriptions that come before this broker has heard that it leads.
+"""Subscriptions that come before this broker knows that it leads.
 
 Metadata reaches brokers at different moments, and a change of thousands of partitions takes each of them a while. A
 follower that is ahead subscribes to a leader that does not know of its leadership yet, or is still making the log. Its
@@ -32,7 +32,7 @@ REFUSALS_IN_A_TURN = 256  # before others get a turn on the loop: a millisecond 
 def may_lead_soon(
     image: MetadataImage, broker_id: int, key: PartitionKey, leader_epoch: int, *, log_is_coming: bool
 ) -> bool:
-    """Has this broker not heard of that leadership yet, or not got its log yet? `image`: what it knows."""
+    """Whether this broker does not know that leadership yet, or does not have its log yet. `image`: what it knows."""
     partition = image.partitions.get(key)
     if partition is None:
         return key[0] not in image.topics

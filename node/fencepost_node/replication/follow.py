@@ -42,7 +42,7 @@ PUSHES_IN_A_TURN = 32  # taken before others get a turn on the loop: a milliseco
 MAX_CATCHING_UP = 500  # replicas out of sync that subscribe at the same time, on one stream …
 CATCH_UP_S = 10.0  # … and for how long one keeps the others waiting
 RESUBSCRIBE = Backoff(first_s=0.02, most_s=1.0, jitter=(0.5, 1.5))  # pauses after refusals: the leader may not have
-# heard of its leadership yet
+# received its leadership yet
 RECONCILING_ROUNDS = 50  # answers of cuts and resets in a row that are obeyed without a pause: an exchange needs a few
 
 
@@ -207,7 +207,7 @@ class FollowerLink:
         for key in self._to_unsubscribe[:MAX_IN_A_REQUEST]:
             request.unsubscribe.add(topic_id=key[0], partition=key[1])
         del self._to_unsubscribe[:MAX_IN_A_REQUEST]
-        # What has been given up and is followed again is told in that order.
+        # What has been given up and is followed again is sent in that order.
         waiting = (self._members or self._others) and not self._to_unsubscribe
         ready = self._admitted() if waiting else []
         for key in ready:
@@ -281,7 +281,7 @@ class FollowerLink:
             except FencepostError as error:
                 followed.mismatch = isinstance(error, _NO_SOUND_BATCH)
                 log.log(
-                    logging.WARNING if error.code != followed.refused_with else logging.DEBUG,  # told once
+                    logging.WARNING if error.code != followed.refused_with else logging.DEBUG,  # logged once
                     "push not taken topic=%s partition=%d leader=%d error=%s",
                     followed.replica.topic.name, push.partition, self._leader, error,
                 )  # fmt: skip
@@ -316,7 +316,7 @@ class FollowerLink:
         if push.HasField("error"):
             error = errors.from_proto(push.error)
             log.log(
-                logging.INFO if push.error.code != followed.refused_with else logging.DEBUG,  # a refusal is told once
+                logging.INFO if push.error.code != followed.refused_with else logging.DEBUG,  # a refusal is logged once
                 "subscription refused topic=%s partition=%d epoch=%d leader=%d error=%s",
                 replica.topic.name, push.partition, following.epoch, self._leader, error,
             )  # fmt: skip

@@ -93,7 +93,7 @@ class IsrProposals:
         self._tasks.spawn(self._check(), "isr")
 
     def watch(self, leadership: Leadership) -> None:
-        """Look at it from time to time until it is at rest, or over: of a follower that lags nothing may be heard."""
+        """Look at it from time to time until it is at rest, or over: a follower that lags may send nothing."""
         self._watched[leadership.key] = leadership
 
     def brokers_changed(self) -> None:

@@ -2,7 +2,7 @@
 
 **High watermark.** The least log end offset over the *maximal* in-sync set: the members that the controller has committed
 and those that are proposed and not yet decided. A member that is being added counts from the moment it is proposed, for
-the controller may have added it before we hear of it; a member that is being removed counts until its removal is
+the controller may have added it before this broker knows; a member that is being removed counts until its removal is
 committed. The high watermark never goes back.
 
 **Proposals** (AlterPartition, compare-and-set on the partition epoch). At most one is open. It is closed by metadata with
@@ -21,14 +21,14 @@ from dataclasses import dataclass
 from fencepost_proto.protocol.errors import InvariantBroken
 from fencepost_proto.protocol.metadata import Partition
 
-UNKNOWN_END = -1  # the follower has not told this leader where its log ends
+UNKNOWN_END = -1  # the follower has not reported to this leader where its log ends
 
 
 @dataclass(slots=True)
 class FollowerProgress:
     """One other replica, as this leader knows it. 0 <= end_offset <= the leader's end, or UNKNOWN_END."""
 
-    broker_epoch: int = -1  # of the incarnation that told us its end
+    broker_epoch: int = -1  # of the incarnation that reported its end
     end_offset: int = UNKNOWN_END
     caught_up_at: float = 0.0
     mark_offset: int = 0  # the leader's end at mark_at: reaching it means having caught up at mark_at
@@ -153,7 +153,7 @@ class LeaderState:
     @property
     def in_sync_set_joined(self) -> bool:
         """Has everyone who may be in sync agreed with this leader's log since it leads? From then on none of them holds
-        a batch that this log does not: whoever is elected next has this log's history, or a longer one of ours."""
+        a batch that this log does not: the next one elected has this log's history, or a longer one of ours."""
         return all(member == self.broker_id or self._end_of(member) != UNKNOWN_END for member in self.maximal_isr)
 
     def follows(self, broker_id: int) -> bool:

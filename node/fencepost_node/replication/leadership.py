@@ -1,10 +1,10 @@
 """This broker's leadership of one partition, for one leader epoch: the shell around the pure `LeaderState`.
 
-It checks and appends what clients produce, hands it to the followers' streams, answers readers, and lets go of whoever
-waits for a commit when the high watermark has moved.
+It checks and appends what clients produce, hands it to the followers' streams, answers readers, and completes
+the waits for a commit when the high watermark has moved.
 
 A success is never answered before its commit (G6), for a repeat as for the original. When the leadership ends, those
-who still wait hear an error that leaves the outcome open: the next leader may have the batch.
+that still wait get an error that leaves the outcome open: the next leader may have the batch.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class Reader(Protocol):
 
 
 class Diverged(errors.OffsetOutOfRange):
-    """What a reader has read is not in the log any more. `parted`: as a follower would be told to truncate; its epoch is -1
-    where nothing is left of it, and its offset then the log's start."""
+    """What a reader has read is not in the log any more. `parted`: as the answer to a follower would be to truncate; its
+    epoch is -1 where nothing is left of it, and its offset then the log's start."""
 
     def __init__(self, message: str, parted: Truncate) -> None:
         super().__init__(message)
@@ -152,7 +152,7 @@ class Leadership:
         self._waiters: deque[tuple[int, Committed]] = deque()  # by end offset, rising
         self._subscriptions: dict[Subscriber, None] = {}
         self._ended: FencepostError | None = None
-        self._room_refusal = ""  # what the last append that found no room was told
+        self._room_refusal = ""  # the refusal of the last append that found no room
         self._room_looked_for_at = 0.0  # after such an append: not before; 0: there was room
         self._without_room = 0  # appends in a row that found none
         self.on_append: Callable[[Leadership], None] = _nothing  # followers may lag from now on; set by `IsrProposals`
@@ -218,7 +218,7 @@ class Leadership:
         if config.message_timestamp_type == APPEND_TIME:
             header, batch = at_append_time(batch, now_ms)
             append_time_ms = now_ms
-        else:  # not before the repeats: one that was in time once is recognised for ever
+        else:  # not before the repeats: one that was in time once is recognised indefinitely
             check_timestamps(header, config, now_ms, self.topic.name)
         base_offset = self.log.log_end_offset
         stamped = self._append(header, batch, now)
@@ -477,7 +477,7 @@ class Leadership:
         self._after(self.state.proposal_refused(proposal))
 
     def end(self, error: FencepostError, unknown: FencepostError) -> None:
-        """This broker leads no more: followers hear `error`; batches that were appended and wait hear `unknown`."""
+        """This broker leads no more: followers get `error`; batches that were appended and wait get `unknown`."""
         self._ended = error
         subscriptions, self._subscriptions = self._subscriptions, {}
         for subscription in subscriptions:

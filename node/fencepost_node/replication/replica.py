@@ -2,7 +2,7 @@
 
 A replica owns its log. The controller's metadata gives it a role, for one leader epoch: *leader* (a `Leadership`),
 *follower* (of a broker; `replication/follow.py` feeds it), or neither. Roles change in one step, on the event loop:
-the old one ends (whoever waits for it is told), the new one begins. Only one thing may stand between: a truncation or
+the old one ends (what waits for it gets an error), the new one begins. Only one thing may stand between: a truncation or
 reset that a worker thread is still carrying out. Then the new role begins when that has ended.
 """
 
@@ -45,7 +45,7 @@ class ReplicaCalls:
     sync_soon: Callable[[Replica], None]  # a flush=always log has unsynced batches
     snapshot_due: Callable[[Replica], None]  # its log may have one due
     role_changed: Callable[[Replica], None]  # a role has begun or ended: follow where it says, or nowhere
-    failures_changed: Callable[[], None]  # which replicas count as failed: tell the controller
+    failures_changed: Callable[[], None]  # which replicas count as failed: notify the controller
 
 
 class Replica:
@@ -84,7 +84,7 @@ class Replica:
 
     @property
     def high_watermark(self) -> int:
-        """What is known to be committed ends here: the leadership's own, or what the leader has last told."""
+        """What is known to be committed ends here: the leadership's own, or what the leader has last sent."""
         return self.role.high_watermark if isinstance(self.role, Leadership) else self._high_watermark
 
     @property
@@ -93,7 +93,7 @@ class Replica:
 
     @property
     def partition(self) -> Partition:
-        """As the controller last told."""
+        """As the controller last sent it."""
         return self._partition
 
     def take_settings(self, topic: Topic) -> None:

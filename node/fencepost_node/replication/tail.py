@@ -1,6 +1,6 @@
 """The newest part of each leader's log, in memory: what followers and consumers read while they keep up.
 
-A `Tail` is a run of whole appends, contiguous, ending at the log's end. Whoever is further behind reads the disk.
+A `Tail` is a run of whole appends, contiguous, ending at the log's end. A follower that is further behind reads the disk.
 
 A `TailBudget` bounds the bytes of all tails that share it: of a whole broker, however many partitions it leads. Above it
 the batch that was appended first goes, whichever tail has it. So memory goes to the partitions that are written to now, and
@@ -95,7 +95,7 @@ class Tail:
         return size
 
     def close(self) -> None:
-        """Let go of everything; nothing is appended any more."""
+        """Release everything; nothing is appended any more."""
         kept = self._batches[self._first :]
         self._base_offsets, self._positions, self._batches, self._first = [], [], [], 0
         self._budget.closed(len(kept), sum(map(len, kept)))
