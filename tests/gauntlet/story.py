@@ -49,7 +49,7 @@ from tests.simulation.loop import SimLoop, collector_off, current_process
 from tests.simulation.metadata_store import MetadataCopy
 from tests.simulation.network import Tap
 from tests.simulation.process import SimProcess
-from tests.simulation.workload import ConsumerApp, Ledger
+from tests.simulation.workload import ConsumerApp, SendLedger
 from tests.simulation.world import World
 
 SEEDS = (1, 2, 3)
@@ -642,7 +642,7 @@ class Story:
         self._readers += 1
         topics = tuple(topic.name for topic in self.judge.image.topics.values())
         node = f"reader-{self._readers}" if self._readers > 1 else "reader"
-        reader = ConsumerApp(self.world, node, topics, self.cluster.bootstrap, Ledger())
+        reader = ConsumerApp(self.world, node, topics, self.cluster.bootstrap, SendLedger())
         reader.start()
         await self.until(lambda: sum(len(read) for read in reader.read.values()) >= count, f"{count} records are read")
         assert reader.problems == []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tests.simulation.cluster import broker_node
 from tests.simulation.disk import FolderNode, SimDisk
-from tests.simulation.judged import Record
+from tests.simulation.judged import PartitionRecord
 
 if TYPE_CHECKING:
     from tests.simulation.nemesis import Nemesis
@@ -103,7 +103,7 @@ class FolderSituations:
     def _disk(self, broker_id: int) -> SimDisk:
         return self._world.machine(broker_node(broker_id)).disk
 
-    def _a_replica(self) -> tuple[Record, int] | None:
+    def _a_replica(self) -> tuple[PartitionRecord, int] | None:
         choices = [
             (record, broker_id)
             for record in self._judge.records.values()
@@ -124,12 +124,12 @@ class FolderSituations:
                 await asyncio.sleep(0.05)
         self._world.kill(node)
 
-    def _alone(self, record: Record, broker_id: int) -> _Alone:
+    def _alone(self, record: PartitionRecord, broker_id: int) -> _Alone:
         partition = self._judge.image.partitions.get(record.key)  # None: deleted meanwhile
         others = [member for member in partition.isr if member != broker_id] if partition else []
         return _Alone(self, record, broker_id, others if self._random.random() < 0.7 else [])
 
-    async def end_others(self, record: Record, broker_id: int, others: list[int]) -> None:
+    async def end_others(self, record: PartitionRecord, broker_id: int, others: list[int]) -> None:
         for other in others:
             await self._end(broker_node(other), clean=self._random.random() < 0.5)
         until = self._world.now + ALONE_WITHIN_S
@@ -154,7 +154,9 @@ class FolderSituations:
 class _Alone:
     """While it lasts, the broker is the last in sync of that partition, where it came to that."""
 
-    def __init__(self, situations: FolderSituations, record: Record, broker_id: int, others: list[int]) -> None:
+    def __init__(
+        self, situations: FolderSituations, record: PartitionRecord, broker_id: int, others: list[int]
+    ) -> None:
         self._situations = situations
         self._record = record
         self._broker_id = broker_id

@@ -16,7 +16,7 @@ from fencepost.history_format import Operation, from_line
 from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.records import Record
 from fencepost_testing.history_check import Anomaly
-from tests.simulation.workload import Ledger
+from tests.simulation.workload import SendLedger
 
 FINAL_READER = "reader"
 
@@ -49,7 +49,7 @@ def read_whole(history: History, topic: str, partition: int, log: Sequence[Recor
     history.complete_final(final, topic, partition, start_offset, end_offset)
 
 
-def told_of(ledger: Ledger, topics: Mapping[str, str], tainted: Sequence[PartitionKey]) -> list[Operation]:
+def told_of(ledger: SendLedger, topics: Mapping[str, str], tainted: Sequence[PartitionKey]) -> list[Operation]:
     """What was recorded of the topics (name -> id) that a history can tell of; nothing where acks were too few."""
     if any(entry.may_be_lost for entry in ledger.entries.values()):
         return []

@@ -32,7 +32,7 @@ from tests.simulation.cluster import CONTROLLER_ADDRESS, NEVER_MS, broker_addres
 from tests.simulation.disk import MountedDisk
 from tests.simulation.loop import current_process
 from tests.simulation.process import SimProcess
-from tests.simulation.workload import Entry, Fate, Ledger
+from tests.simulation.workload import Entry, Fate, SendLedger
 
 if TYPE_CHECKING:
     from tests.simulation.nemesis import Nemesis
@@ -296,7 +296,7 @@ class HostileProducers:
         """Its records are entered in the ledger as some of which no one waits to hear."""
         process = current_process.get()
         assert isinstance(process, SimProcess)
-        ledger: Ledger = self._nemesis.apps[0].ledger
+        ledger: SendLedger = self._nemesis.apps[0].ledger
         topic = self._cluster.judge.image.topics[partition.topic_id].name
         builder = BatchBuilder(Compression.NONE, 10_000)
         for number in range(count):

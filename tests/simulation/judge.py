@@ -27,7 +27,7 @@ from fencepost_proto.protocol.metadata import (
 from fencepost_proto.protocol.record_batch import BatchHeader, check_batch, read_header
 from fencepost_proto.protocol.records import Compression
 from tests.simulation.elected_log import index_of
-from tests.simulation.judged import Fence, Record
+from tests.simulation.judged import Fence, PartitionRecord
 from tests.simulation.log_judge import LogJudge
 from tests.simulation.logview import Batch
 from tests.simulation.network import Tap
@@ -100,7 +100,7 @@ class Judge(LogJudge):
             if below != held:
                 self.fail("G6", f"{record.name}: broker {broker_id} acknowledged {held}; committed is {below}")
 
-    def _as_answered(self, record: Record, broker_id: int, batch: BatchHeader, result: Any) -> Batch:
+    def _as_answered(self, record: PartitionRecord, broker_id: int, batch: BatchHeader, result: Any) -> Batch:
         """An acknowledged batch as its answer tells it; appended under the leader's epoch, or an older one."""
         epoch = self.leader_epoch_of(broker_id, record.key)
         if epoch < 0:  # it has let go of the replica since
@@ -178,7 +178,7 @@ class Judge(LogJudge):
             )
         self.count("continued readings looked at")
 
-    def _check_continues(self, record: Record, client: SimProcess, content: bytes) -> None:
+    def _check_continues(self, record: PartitionRecord, client: SimProcess, content: bytes) -> None:
         """What a client gets behind the last batch that it got continues that one, also after an unclean election."""
         position = 0
         while position < len(content):
@@ -192,7 +192,7 @@ class Judge(LogJudge):
                 )
             self._last_read[client, record.key] = batch
 
-    def _look_for_unsound(self, record: Record, client: SimProcess, records: bytes) -> None:
+    def _look_for_unsound(self, record: PartitionRecord, client: SimProcess, records: bytes) -> None:
         """A leader whose bytes have changed after it had read them may serve them once: then the consumer says so."""
         position = 0
         while position < len(records):

@@ -32,7 +32,7 @@ class Fence:
 
 
 @dataclass(slots=True)
-class Record:
+class PartitionRecord:
     """What the judge knows of one partition."""
 
     key: PartitionKey

@@ -28,7 +28,7 @@ from tests.simulation.judge import Judge
 from tests.simulation.kafka_pipeline import PipelinedProducer
 from tests.simulation.loop import current_process
 from tests.simulation.process import SimProcess
-from tests.simulation.workload import MAX_PENDING_RECORDS, START_RETRY_S, Entry, Fate, Ledger
+from tests.simulation.workload import MAX_PENDING_RECORDS, START_RETRY_S, Entry, Fate, SendLedger
 from tests.simulation.world import EPOCH_MS, World
 
 TOPIC = "kafka"
@@ -84,7 +84,7 @@ def aiokafka_in(world: World) -> Iterator[None]:
 class KafkaApps:
     """Their processes: two producers and a consumer."""
 
-    def __init__(self, world: World, cluster: SimCluster, ledger: Ledger) -> None:
+    def __init__(self, world: World, cluster: SimCluster, ledger: SendLedger) -> None:
         self.world = world
         self.judge: Judge = cluster.judge
         self.ledger = ledger

@@ -14,7 +14,7 @@ from fencepost_proto.protocol.metadata import (
     PartitionKey,
 )
 from tests.simulation.elected_log import common, index_of
-from tests.simulation.judged import Leader, Producers, Record, Violation
+from tests.simulation.judged import Leader, PartitionRecord, Producers, Violation
 from tests.simulation.logview import Batch, LogView, ProducerFold
 from tests.simulation.world import World
 
@@ -30,7 +30,7 @@ class LogJudge:
         self.world = world
         self.producer_expiration_s = producer_expiration_s
         self.image = MetadataImage()
-        self.records: dict[PartitionKey, Record] = {}
+        self.records: dict[PartitionKey, PartitionRecord] = {}
         self.counts: dict[str, int] = {}
         self.lost_tail: dict[int, int] = {}  # broker -> broker epoch when its machine last lost power
         self.damaged: dict[tuple[int, PartitionKey], None] = {}  # where recovery is to find out
@@ -145,7 +145,7 @@ class LogJudge:
             len(record.past.elections) for record in self.records.values() if record.name == f"{topic}-{partition}"
         )
 
-    def _elected_uncleanly(self, record: Record, partition: Partition) -> None:
+    def _elected_uncleanly(self, record: PartitionRecord, partition: Partition) -> None:
         record.past.elections.append(partition.leader_epoch)
         record.past.pending = partition.leader_epoch
         record.past.elected_at = self.world.now
@@ -153,7 +153,7 @@ class LogJudge:
         self.count("unclean elections")
         self.world.tell("judge", f"{record.name}: the log of broker {partition.leader} is to be the truth")
 
-    def _take_for_truth(self, record: Record, broker_id: int, view: LogView) -> None:
+    def _take_for_truth(self, record: PartitionRecord, broker_id: int, view: LogView) -> None:
         """The broker that was elected uncleanly begins to lead: its log is what is committed from now on."""
         past, epoch = record.past, record.past.pending
         past.pending = -1
@@ -184,7 +184,7 @@ class LogJudge:
             f"{record.name}: the log of broker {broker_id} is the truth; lost: {len(gone)} batches from {parts} on",
         )
 
-    def _look_for_truth(self, record: Record, replica: Leader) -> None:
+    def _look_for_truth(self, record: PartitionRecord, replica: Leader) -> None:
         """A log that had been damaged has been elected: it may have been given up and be empty. What was committed before
         cannot tell whether it is whole, since it is itself what is committed from now on."""
         elected = record.past.pending >= 0 and replica.leads and (replica.broker_id, record.key) in self.damaged
@@ -193,11 +193,11 @@ class LogJudge:
             if not view.damage:
                 self._take_for_truth(record, replica.broker_id, view)
 
-    def _is_overruled(self, record: Record, broker_id: int) -> bool:
+    def _is_overruled(self, record: PartitionRecord, broker_id: int) -> bool:
         """The broker answers as a leader of before an unclean election, which it has not heard of."""
         return record.past.overruled(broker_id, self.leader_epoch_of(broker_id, record.key))
 
-    def _is_estranged(self, record: Record, replica: Leader, view: LogView) -> bool:
+    def _is_estranged(self, record: PartitionRecord, replica: Leader, view: LogView) -> bool:
         """Its log may still be the one of before an unclean election."""
         past = record.past
         if replica.leader_epoch < past.epoch:
@@ -216,13 +216,13 @@ class LogJudge:
             return False
         return True
 
-    def record(self, key: PartitionKey) -> Record | None:
+    def record(self, key: PartitionKey) -> PartitionRecord | None:
         record = self.records.get(key)
         if record is None:
             topic = self.image.topics.get(key[0])
             if topic is None:
                 return None
-            record = Record(
+            record = PartitionRecord(
                 key,
                 f"{topic.name}-{key[1]}",
                 topic.config.flush_always,
@@ -234,7 +234,7 @@ class LogJudge:
     def broker_disk(self, broker_id: int, disk: Any) -> None:
         self._disks[broker_id] = disk
 
-    def view(self, record: Record, broker_id: int) -> LogView:
+    def view(self, record: PartitionRecord, broker_id: int) -> LogView:
         view = record.views.get(broker_id)
         if view is None:
             folder = f"/data/{record.name}"
@@ -246,7 +246,7 @@ class LogJudge:
 
     # ---- Every batch that appears on any disk ----
 
-    def _appended(self, record: Record, broker_id: int, batch: Batch) -> None:
+    def _appended(self, record: PartitionRecord, broker_id: int, batch: Batch) -> None:
         record.appended_at.setdefault(batch, self.world.now)
         record.stored_at[batch] = self.world.now
         if (broker_id, record.key) in self.damaged:
@@ -276,7 +276,7 @@ class LogJudge:
 
     # ---- What is committed ----
 
-    def _members(self, record: Record, partition: Partition) -> list[int]:
+    def _members(self, record: PartitionRecord, partition: Partition) -> list[int]:
         """In-sync replicas that must hold all that is committed."""
         return [
             member for member in partition.isr if not self._excused(member) and (member, record.key) not in self.damaged
@@ -293,7 +293,7 @@ class LogJudge:
             return False
         return True
 
-    def committed(self, record: Record, broker_id: int, end_offset: int, promise: str, why: str) -> None:
+    def committed(self, record: PartitionRecord, broker_id: int, end_offset: int, promise: str, why: str) -> None:
         """Broker `broker_id` treats everything in its log below `end_offset` as committed."""
         if record.tainted or (record.past.elections and self._is_overruled(record, broker_id)):
             return
@@ -328,7 +328,7 @@ class LogJudge:
                 if batch.last_sequence < batch.base_sequence:
                     self.count("sequences wrapped")
 
-    def _removed_unnoticed(self, record: Record, view: LogView) -> list[Batch]:
+    def _removed_unnoticed(self, record: PartitionRecord, view: LogView) -> list[Batch]:
         """What retention has removed since it was committed, before anyone looked: as it was seen in the log before."""
         removed: list[Batch] = []
         offset = record.committed_end
@@ -343,14 +343,14 @@ class LogJudge:
             offset = removed[-1].end_offset
         return removed
 
-    def _check_members(self, record: Record, partition: Partition) -> None:
+    def _check_members(self, record: PartitionRecord, partition: Partition) -> None:
         """Every in-sync replica holds every committed batch that its log start has not passed."""
         if record.tainted or record.past.pending >= 0:
             return
         for member in self._members(record, partition):
             self._compare(record, member, "G1")
 
-    def _compare(self, record: Record, broker_id: int, promise: str, end_offset: int | None = None) -> None:
+    def _compare(self, record: PartitionRecord, broker_id: int, promise: str, end_offset: int | None = None) -> None:
         """The log of a replica agrees with what is committed, all of it or below `end_offset`."""
         view = self.view(record, broker_id)
         rebuilds, done = record.verified.get(broker_id, (-1, 0))
@@ -403,7 +403,7 @@ class LogJudge:
                     self.view(record, broker_id)
                 self._check_members(record, partition)
 
-    def _check_producers(self, record: Record, replica: Leader) -> None:
+    def _check_producers(self, record: PartitionRecord, replica: Leader) -> None:
         """G5: live producer state is the fold of all batches that were ever below the log's end."""
         view = self.view(record, replica.broker_id)
         if view.end_offset != replica.log_end_offset:
@@ -434,7 +434,7 @@ class LogJudge:
 
     def _remembered(
         self,
-        record: Record,
+        record: PartitionRecord,
         producer_id: int,
         batches: tuple[Batch, ...],
         found: tuple[int, tuple[tuple[int, int, int], ...]] | None,
@@ -461,7 +461,7 @@ class LogJudge:
 
     # ---- Power failures and damage ----
 
-    def damage(self, record: Record, broker_id: int) -> None:
+    def damage(self, record: PartitionRecord, broker_id: int) -> None:
         """Bytes of this replica have changed on its disk. Nothing is asked of it until it is whole again, except that it
         must not lead before."""
         self.damaged[broker_id, record.key] = None
@@ -470,12 +470,12 @@ class LogJudge:
         else:
             self.count("logs damaged")
 
-    def rot(self, record: Record, broker_id: int) -> None:
+    def rot(self, record: PartitionRecord, broker_id: int) -> None:
         """As `damage`, while its process runs, which cannot know before it reads them: until then it may lead."""
         self.rotten[broker_id, record.key] = None
         self.damage(record, broker_id)
 
-    def _heal(self, record: Record) -> None:
+    def _heal(self, record: PartitionRecord) -> None:
         """Forget damage where the replica's log is whole again."""
         for broker_id, key in list(self.damaged):
             if key == record.key and self._is_whole(record, broker_id) and not self.view(record, broker_id).damage:
@@ -483,7 +483,7 @@ class LogJudge:
                 self.rotten.pop((broker_id, key), None)
                 self.count("damaged logs made whole")
 
-    def _is_whole(self, record: Record, broker_id: int) -> bool:
+    def _is_whole(self, record: PartitionRecord, broker_id: int) -> bool:
         view = self.view(record, broker_id)
         wanted = record.committed[index_of(record.committed, view.start_offset) :]
         return view.end_offset >= record.committed_end and view.batches[: len(wanted)] == wanted
@@ -531,7 +531,7 @@ class LogJudge:
                 self.fail("G4", f"broker {broker_id} has touched {folder}, which is none of its logs")
         self.count("strangers looked at", len(self.strangers))
 
-    def taint(self, record: Record, why: str) -> None:
+    def taint(self, record: PartitionRecord, why: str) -> None:
         """What is committed here is on no disk any more, or on none that will lead."""
         if record.tainted:
             return
@@ -541,5 +541,5 @@ class LogJudge:
         self.count("partitions that lost data to power failures")
         self.world.tell("judge", f"{record.name} has lost unsynced data permanently: {why}")
 
-    def holds_all(self, record: Record, broker_id: int) -> bool:
+    def holds_all(self, record: PartitionRecord, broker_id: int) -> bool:
         return (broker_id, record.key) not in self.damaged and self._is_whole(record, broker_id)

@@ -20,7 +20,7 @@ from tests.simulation.cluster import CONTROLLER, SimCluster, broker_node
 from tests.simulation.disk import Fault
 from tests.simulation.folder_situations import FolderSituations
 from tests.simulation.hostile_clients import HostileClients, HostileProducers
-from tests.simulation.judged import Record
+from tests.simulation.judged import PartitionRecord
 from tests.simulation.loop import SimTask
 from tests.simulation.poison import HostileWriters
 from tests.simulation.situations import Situations
@@ -416,7 +416,7 @@ class Nemesis:
             self.world.kill(reader.node)
             reader.start()
 
-    def _snapshots(self, record: Record, broker_id: int) -> dict[str, bytes]:
+    def _snapshots(self, record: PartitionRecord, broker_id: int) -> dict[str, bytes]:
         """Files of producer snapshots, by path."""
         folder = f"{self.cluster.judge.view(record, broker_id).folder}/"
         files = self.world.machine(broker_node(broker_id)).disk.files()
@@ -424,7 +424,7 @@ class Nemesis:
             path: bytes(node.content) for path, node in files if path.startswith(folder) and path.endswith(".snapshot")
         }
 
-    def _has_damaged_snapshots(self, record: Record, broker_id: int) -> bool:
+    def _has_damaged_snapshots(self, record: PartitionRecord, broker_id: int) -> bool:
         return not all(map(is_snapshot, self._snapshots(record, broker_id).values()))
 
     async def corrupt_log(self) -> None:

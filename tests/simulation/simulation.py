@@ -28,8 +28,8 @@ from tests.simulation.kafka_workload import KafkaApps, aiokafka_in, topic_reques
 from tests.simulation.loop import Deadlock, Runaway, collector_off
 from tests.simulation.nemesis import Nemesis, is_snapshot
 from tests.simulation.plan import Plan, plan, short_room, small_numbers
-from tests.simulation.verdict import Verdict
-from tests.simulation.workload import ConsumerApp, Fate, Ledger, ProducerApp
+from tests.simulation.verdict import FinalVerdict
+from tests.simulation.workload import ConsumerApp, Fate, ProducerApp, SendLedger
 from tests.simulation.world import World
 
 FLOOD = "flood of new producers"
@@ -122,7 +122,7 @@ class Run:
         world.loop.thread_delay_s = planned.thread_delay_s
         self.cluster = SimCluster(world, planned.settings)
         self.judge = self.cluster.judge
-        self.ledger = Ledger()
+        self.ledger = SendLedger()
         self.kafka = KafkaApps(world, self.cluster, self.ledger) if planned.settings.serves_kafka else None
         bootstrap = self.cluster.bootstrap
         topics = tuple(topic.name for topic in planned.topics) + ((KAFKA_TOPIC,) if self.kafka is not None else ())
@@ -132,7 +132,7 @@ class Run:
         ]
         for consumer in self.consumers:
             consumer.unclean = self.judge.unclean_elections
-        self.verdict = Verdict(world, self.judge, self.ledger, self.consumers)
+        self.verdict = FinalVerdict(world, self.judge, self.ledger, self.consumers)
         clients = [spec.node for spec in planned.producers] + [consumer.node for consumer in self.consumers]
         if self.kafka is not None:
             clients += self.kafka.nodes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from tests.gauntlet.story import Client, Story, tale
-from tests.simulation.workload import ConsumerApp, Ledger
+from tests.simulation.workload import ConsumerApp, SendLedger
 
 
 async def one_goes_on_alone(story: Story, common: int, alone: int) -> Client:
@@ -53,7 +53,7 @@ async def test_readers_and_producers_go_on_over_it(story: Story) -> None:
     """The reader has read ten records that are gone: it reads again from where the logs part. The producer's next sequence
     follows batches that are gone: it begins again, and nothing of it is refused permanently."""
     await story.create_topic("orders", [[1, 2]], min_insync_replicas=1)
-    reader = ConsumerApp(story.world, "reader-0", ("orders",), story.cluster.bootstrap, Ledger())
+    reader = ConsumerApp(story.world, "reader-0", ("orders",), story.cluster.bootstrap, SendLedger())
     reader.unclean = story.judge.unclean_elections
     reader.start()
     client = await one_goes_on_alone(story, common=4, alone=10)

@@ -11,15 +11,15 @@ from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_testing.history_check import check_history
 from fencepost_testing.log_check.check import LogCheck
 from fencepost_testing.log_check.findings import Kind
-from fencepost_testing.log_check.ledger import Ledger as RunLedger
+from fencepost_testing.log_check.ledger import Ledger
 from tests.simulation import histories
 from tests.simulation.cluster import broker_node
 from tests.simulation.judge import Judge
-from tests.simulation.judged import Record
+from tests.simulation.judged import PartitionRecord
 from tests.simulation.kafka_workload import TOPIC as KAFKA_TOPIC
 from tests.simulation.logview import Batch
 from tests.simulation.poison import readable_records
-from tests.simulation.workload import ConsumerApp, Fate, Ledger, Resumption
+from tests.simulation.workload import ConsumerApp, Fate, Resumption, SendLedger
 from tests.simulation.world import World
 
 # The promise that each finding breaks. Of several the first one here is told: the others may follow from it.
@@ -35,10 +35,10 @@ PROMISES: Mapping[Kind, str] = {
 OVERRULED_S = 15.0  # how long a leader may still answer, cut off or asleep, after an unclean election of another one
 
 
-class Verdict:
+class FinalVerdict:
     """`give` it when all is healed, sent and read."""
 
-    def __init__(self, world: World, judge: Judge, ledger: Ledger, consumers: list[ConsumerApp]) -> None:
+    def __init__(self, world: World, judge: Judge, ledger: SendLedger, consumers: list[ConsumerApp]) -> None:
         self._world = world
         self._judge = judge
         self._ledger = ledger
@@ -58,7 +58,7 @@ class Verdict:
     def _check_logs(self, logs: dict[str, list[tuple[int, bytes]]]) -> None:
         """What stands in the logs, against all that producers sent and were told: G1, G2 and G3."""
         for topic in self._judge.image.topics.values():
-            check = LogCheck(topic.name, self._ledgers_of(topic.topic_id), may_be_gone=self._is_lost_as_told)
+            check = LogCheck(topic.name, self._ledgers_of(topic.topic_id), may_be_gone=self._is_lost_as_shown)
             for record in self._judge.records.values():
                 if record.key[0] != topic.topic_id or record.tainted:
                     continue
@@ -71,17 +71,17 @@ class Verdict:
                 first = min(findings.shown, key=lambda example: list(PROMISES).index(example.kind))
                 self._judge.fail(PROMISES[first.kind], f"logs: {first.text}")
 
-    def _ledgers_of(self, topic_id: str) -> list[RunLedger]:
+    def _ledgers_of(self, topic_id: str) -> list[Ledger]:
         """What each incarnation of a producer sent to the topic, and what it was told as far as that binds.
 
         Nothing is promised of records with acks=1 or 0 (a batch of a broken stream may also come late), of those in a
         partition that has lost its tail, and of those below the log's start. After an unclean election sequences of what
         it took are missing, so stamps are not compared.
         """
-        ledgers: dict[str, RunLedger] = {}
+        ledgers: dict[str, Ledger] = {}
         for value, entry in self._ledger.entries.items():
             sender, number = _name_of(value)
-            ledger = ledgers.setdefault(sender, RunLedger(sender, ordered=not entry.may_be_lost))
+            ledger = ledgers.setdefault(sender, Ledger(sender, ordered=not entry.may_be_lost))
             if entry.topic_id != topic_id:
                 continue
             ledger.send_as(number)
@@ -95,10 +95,10 @@ class Verdict:
                 ledger.ack(number, entry.partition, entry.offset, stamp)
         return list(ledgers.values())
 
-    def _is_kept(self, record: Record, offset: int) -> bool:
+    def _is_kept(self, record: PartitionRecord, offset: int) -> bool:
         return not record.tainted and not 0 <= offset < self._log_start(record)
 
-    def _is_lost_as_told(self, ledger: RunLedger, number: int) -> bool:
+    def _is_lost_as_shown(self, ledger: Ledger, number: int) -> bool:
         """An unclean election took it, or what its producer was told does not say where it stood."""
         entry = self._ledger.entries[f"{ledger.run}/{number}".encode()]
         record = self._judge.records[entry.topic_id, entry.partition]
@@ -142,7 +142,7 @@ class Verdict:
             if last != told.last_offset:
                 self._judge.fail("G9", f"{record.name}: {told}, but the last record of earlier epochs is at {last}")
 
-    def _log_start(self, record: Record) -> int:
+    def _log_start(self, record: PartitionRecord) -> int:
         leader = self._judge.image.partitions[record.key].leader
         return self._judge.view(record, leader).start_offset
 

@@ -74,7 +74,7 @@ class Resumption:
 
 
 @dataclass(slots=True)
-class Ledger:
+class SendLedger:
     """Every record, by value; and what all clients recorded, as lines of one history."""
 
     entries: dict[bytes, Entry] = field(default_factory=dict)
@@ -106,7 +106,7 @@ class ProducerSpec:
 class ProducerApp:
     """Sends until it is told to stop, then until every record has its fate."""
 
-    def __init__(self, world: World, spec: ProducerSpec, bootstrap: list[str], ledger: Ledger) -> None:
+    def __init__(self, world: World, spec: ProducerSpec, bootstrap: list[str], ledger: SendLedger) -> None:
         self.world = world
         self.spec = spec
         self.bootstrap = bootstrap
@@ -250,7 +250,9 @@ class Skips(deque[SkippedBatch]):
 class ConsumerApp:
     """Reads everything, from the beginning, again after each start."""
 
-    def __init__(self, world: World, node: str, topics: tuple[str, ...], bootstrap: list[str], ledger: Ledger) -> None:
+    def __init__(
+        self, world: World, node: str, topics: tuple[str, ...], bootstrap: list[str], ledger: SendLedger
+    ) -> None:
         self.world = world
         self.ledger = ledger
         self.node = node

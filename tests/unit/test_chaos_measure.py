@@ -18,7 +18,7 @@ from fencepost_testing.chaos.nemesis_log import Happened
 from fencepost_testing.chaos.page import summary
 from fencepost_testing.chaos.report import write_report
 from fencepost_testing.chaos.result import ChaosOptions, ChaosResult
-from fencepost_testing.chaos.resumed import NOTHING, Overruled, ResumedCheck, Told
+from fencepost_testing.chaos.resumed import NOTHING, Overruled, ResumeAnswer, ResumedCheck
 from fencepost_testing.history_check import check_history
 from fencepost_testing.log_check.findings import Kind as Wrong
 from fencepost_testing.read_back import FINAL_READER
@@ -107,7 +107,7 @@ def test_what_the_last_consumer_reads_is_not_throughput() -> None:
 # ---- What named producers were told ----
 
 
-def problems(told: list[Told], log: list[tuple[int, str]], overruled: tuple[Overruled, ...] = ()) -> list[str]:
+def problems(told: list[ResumeAnswer], log: list[tuple[int, str]], overruled: tuple[Overruled, ...] = ()) -> list[str]:
     check = ResumedCheck(told, overruled)
     for offset, value in log:
         check.add(0, offset, value)
@@ -117,8 +117,8 @@ def problems(told: list[Told], log: list[tuple[int, str]], overruled: tuple[Over
 LOG = [(0, "loader.1:0:"), (1, "mover.1:0:"), (2, "loader.1:1:"), (3, "loader.2:0:")]
 
 
-def told(process: str, epoch: int, offset: int = NOTHING, value: str | None = None) -> Told:
-    return Told(process, 0, offset, value, 7, epoch)
+def told(process: str, epoch: int, offset: int = NOTHING, value: str | None = None) -> ResumeAnswer:
+    return ResumeAnswer(process, 0, offset, value, 7, epoch)
 
 
 def test_an_answer_that_names_the_predecessors_last_record_holds() -> None:
@@ -160,8 +160,8 @@ def test_an_unclean_election_may_take_what_was_answered_before_it_and_no_more() 
 
 
 def test_answers_survive_their_file() -> None:
-    answer = Told("loader.2", 3, 7, "loader.1:7:", 12, 4)
-    assert Told.from_line(answer.to_line()) == answer
+    answer = ResumeAnswer("loader.2", 3, 7, "loader.1:7:", 12, 4)
+    assert ResumeAnswer.from_line(answer.to_line()) == answer
 
 
 # ---- The verdict and its report ----

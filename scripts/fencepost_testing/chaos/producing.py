@@ -15,7 +15,7 @@ from fencepost import Producer, Resumed
 from fencepost.history import History
 from fencepost_proto.protocol.errors import FencepostError, ProducerFenced
 from fencepost_testing.chaos.client_config import EXIT_FENCED, ClientConfig
-from fencepost_testing.chaos.resumed import NOTHING, Told
+from fencepost_testing.chaos.resumed import NOTHING, ResumeAnswer
 from fencepost_testing.faulty_wire import host_with_faults
 
 START_RETRY_S = 0.2
@@ -83,11 +83,11 @@ async def _resume(config: ClientConfig, producer: Producer, stop: asyncio.Event)
     return True
 
 
-def _told(process: str, partition: int, resumed: Resumed | None, producer: Producer, asked_at_ns: int) -> Told:
+def _told(process: str, partition: int, resumed: Resumed | None, producer: Producer, asked_at_ns: int) -> ResumeAnswer:
     value = resumed.record.value if resumed is not None and resumed.record is not None else None
     offset = resumed.last_offset if resumed is not None else NOTHING
     text = value.decode() if value is not None else None
-    return Told(process, partition, offset, text, producer.producer_id, producer.epoch, asked_at_ns)
+    return ResumeAnswer(process, partition, offset, text, producer.producer_id, producer.epoch, asked_at_ns)
 
 
 # ---- Sending ----

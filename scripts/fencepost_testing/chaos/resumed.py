@@ -19,7 +19,7 @@ NOTHING = -1  # the offset where a partition has no record of a name
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ResumeAnswer:
     """The answer to one instance about one partition."""
 
     process: str  # "role.number"
@@ -38,8 +38,8 @@ class Told:
         return json.dumps(asdict(self))
 
     @staticmethod
-    def from_line(line: str) -> Told:
-        return Told(**json.loads(line))
+    def from_line(line: str) -> ResumeAnswer:
+        return ResumeAnswer(**json.loads(line))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Overruled:
 class ResumedCheck:
     """Feed it every record of the final log, then `finish`."""
 
-    def __init__(self, told: Iterable[Told], overruled: Iterable[Overruled] = ()) -> None:
+    def __init__(self, told: Iterable[ResumeAnswer], overruled: Iterable[Overruled] = ()) -> None:
         self.told = list(told)
         self._overruled = list(overruled)
         self._wanted = {(answer.partition, answer.offset) for answer in self.told}
@@ -87,7 +87,7 @@ class ResumedCheck:
                     problems.append(f"{where}; a record of {earlier}, of a lower epoch, stands at {last}")
         return problems
 
-    def _kept_end(self, answer: Told) -> float:
+    def _kept_end(self, answer: ResumeAnswer) -> float:
         """Below it no unclean election after the question may have taken anything."""
         return min(
             (

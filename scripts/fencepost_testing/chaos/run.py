@@ -31,7 +31,7 @@ from fencepost_testing.chaos.nemesis import RESTART_TIMEOUT_S, Executor, party_o
 from fencepost_testing.chaos.nemesis_log import NemesisLog
 from fencepost_testing.chaos.network import NetworkUnavailable
 from fencepost_testing.chaos.result import ChaosOptions, ChaosResult
-from fencepost_testing.chaos.resumed import Overruled, ResumedCheck, Told
+from fencepost_testing.chaos.resumed import Overruled, ResumeAnswer, ResumedCheck
 from fencepost_testing.chaos.schedule import REPLICATION_FACTOR, Shape, make_schedule
 from fencepost_testing.failures import CommandFailed, leaves
 from fencepost_testing.history_files import HistoryFiles, UnreadableHistory, check_history_files
@@ -234,7 +234,7 @@ class Chaos:
     async def _read(self, cluster: LocalCluster, fleet: Fleet) -> None:
         if fleet.resumed_file.exists():
             lines = fleet.resumed_file.read_text().splitlines()
-            told = [Told.from_line(line) for line in lines if line.endswith("}")]
+            told = [ResumeAnswer.from_line(line) for line in lines if line.endswith("}")]
             self._resumed = ResumedCheck(told, self._overruled())
         self._tell("reading everything, and checking the history and every replica's files")
         self.result.records_in_log = await read_everything(

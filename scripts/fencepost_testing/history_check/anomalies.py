@@ -79,7 +79,7 @@ def printable(text: str) -> str:
 
 
 @dataclass(slots=True)
-class Findings:
+class AnomalyFindings:
     """How often each thing is wrong, and the first of each kind."""
 
     counts: Counter[Anomaly] = field(default_factory=Counter)

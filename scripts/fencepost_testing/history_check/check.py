@@ -10,14 +10,14 @@ from collections.abc import Mapping
 
 from fencepost.history_format import Operation
 from fencepost_proto.protocol.errors import InvariantBroken
-from fencepost_testing.history_check.anomalies import Anomaly, Findings, Verdict
+from fencepost_testing.history_check.anomalies import Anomaly, AnomalyFindings, Verdict
 from fencepost_testing.history_check.elections import Election
 from fencepost_testing.history_check.keys import KeyPlaces
 from fencepost_testing.history_check.log_order import check_log_order
 from fencepost_testing.history_check.outcomes import check_outcomes
 from fencepost_testing.history_check.partition_log import EMPTY, FinalRead, PartitionLog, Skip
 from fencepost_testing.history_check.processes import UNKNOWN_POSITION, Process, Reading
-from fencepost_testing.history_check.sends import NOWHERE, Sends, Told, shown
+from fencepost_testing.history_check.sends import NOWHERE, Said, Sends, shown
 from fencepost_testing.history_check.skips import check_skips
 from fencepost_testing.log_check.outcomes import Outcome
 
@@ -37,7 +37,7 @@ class HistoryCheck:
     def __init__(self, *, foreign_records: bool = False, one_partition_per_key: bool = False) -> None:
         self.lines = 0
         self._foreign_records = foreign_records
-        self._findings = Findings()
+        self._findings = AnomalyFindings()
         self._sends = Sends()
         self._records_read = 0
         self._logs: list[PartitionLog] = []  # by number
@@ -325,15 +325,15 @@ class HistoryCheck:
 
     # ---- What one line shows ----
 
-    def _once(self, number: int, what: Told) -> bool:
+    def _once(self, number: int, what: Said) -> bool:
         """Whether this has not been said of a value yet."""
-        told = self._sends.told
+        told = self._sends.said
         before = told[number]
         told[number] = before | what
         return not before & what
 
     def _inconsistent(self, number: int, log: PartitionLog, offset: int) -> None:
-        if not self._once(number, Told.INCONSISTENT):
+        if not self._once(number, Said.INCONSISTENT):
             return
         sends, other = self._sends, log.at(offset)
         text = f"{log.name} offset {offset} holds {shown(sends.values[other])} and {shown(sends.values[number])}"
@@ -342,7 +342,7 @@ class HistoryCheck:
 
     def _duplicate(self, number: int, log: PartitionLog, offset: int) -> None:
         """A value is reported at `offset`, and is known from another place."""
-        if not self._once(number, Told.DUPLICATE):
+        if not self._once(number, Said.DUPLICATE):
             return
         sends, logs = self._sends, self._logs
         places = {f"{log.name} offset {offset}": offset}
@@ -362,7 +362,7 @@ class HistoryCheck:
         self._findings.add(Anomaly.NONMONOTONIC_POLL, text, (reading.last_line, self.lines), (offset,))
 
     def _precommitted(self, number: int, log: PartitionLog, offset: int, high_watermark: int) -> None:
-        if self._once(number, Told.PRECOMMITTED):
+        if self._once(number, Said.PRECOMMITTED):
             value = shown(self._sends.values[number])
             text = f"{log.name}: {value} was read at offset {offset}, and the high watermark was {high_watermark}"
             self._findings.add(Anomaly.PRECOMMITTED_READ, text, (*self._sends.evidence(number), self.lines), (offset,))

@@ -7,7 +7,7 @@ order of sending.
 from __future__ import annotations
 
 from fencepost.history_format import Value
-from fencepost_testing.history_check.anomalies import Anomaly, Findings
+from fencepost_testing.history_check.anomalies import Anomaly, AnomalyFindings
 from fencepost_testing.history_check.partition_log import PartitionLog
 from fencepost_testing.history_check.sends import Sends, shown
 
@@ -15,7 +15,7 @@ from fencepost_testing.history_check.sends import Sends, shown
 class KeyPlaces:
     """misplaced-key."""
 
-    def __init__(self, findings: Findings) -> None:
+    def __init__(self, findings: AnomalyFindings) -> None:
         self._findings = findings
         self._keys: dict[int, Value] = {}  # of values whose partition is not known yet, by number
         self._homes: dict[tuple[str, Value], tuple[PartitionLog, int]] = {}  # (topic, key) -> partition, a value there

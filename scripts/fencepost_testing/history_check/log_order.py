@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from fencepost_testing.history_check.anomalies import Anomaly, Findings
+from fencepost_testing.history_check.anomalies import Anomaly, AnomalyFindings
 from fencepost_testing.history_check.partition_log import PartitionLog
 from fencepost_testing.history_check.sends import NOWHERE, Sends
 from fencepost_testing.log_check.findings import Kind
@@ -26,7 +26,7 @@ _ANOMALIES: Mapping[Kind, Anomaly] = {
 }
 
 
-def check_log_order(log: PartitionLog, sends: Sends, names: Sequence[str], findings: Findings) -> None:
+def check_log_order(log: PartitionLog, sends: Sends, names: Sequence[str], findings: AnomalyFindings) -> None:
     """nonmonotonic-send, reordered, sequence-gap, and sequence numbers that stand twice."""
     _LogOrder(log, sends, names, findings).check(_elected(log, sends))
     for election in log.elections:
@@ -49,7 +49,7 @@ def _elected(log: PartitionLog, sends: Sends) -> Iterator[tuple[int, int]]:
 class _LogOrder:
     """One run through a partition."""
 
-    def __init__(self, log: PartitionLog, sends: Sends, names: Sequence[str], findings: Findings) -> None:
+    def __init__(self, log: PartitionLog, sends: Sends, names: Sequence[str], findings: AnomalyFindings) -> None:
         self._log = log
         self._sends = sends
         self._names = names

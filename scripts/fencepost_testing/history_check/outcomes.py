@@ -12,14 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fencepost_testing.history_check.anomalies import Anomaly, Findings
+from fencepost_testing.history_check.anomalies import Anomaly, AnomalyFindings
 from fencepost_testing.history_check.partition_log import PartitionLog, RangesRead
 from fencepost_testing.history_check.sends import NOWHERE, Sends, shown
 from fencepost_testing.log_check.outcomes import Outcome, wrong_outcome
+from fencepost_testing.log_check.sequence_order import stamp_text
 
 
 def check_outcomes(
-    sends: Sends, logs: Sequence[PartitionLog], names: Sequence[str], findings: Findings, *, foreign_records: bool
+    sends: Sends,
+    logs: Sequence[PartitionLog],
+    names: Sequence[str],
+    findings: AnomalyFindings,
+    *,
+    foreign_records: bool,
 ) -> int:
     """G1a, lost-write, not-lost, unseen, phantom, and reads of what is gone at the end. Returns how many acknowledged
     records unclean elections have taken."""
@@ -37,7 +43,9 @@ def check_outcomes(
 
 
 class _OutcomeCheck:
-    def __init__(self, sends: Sends, logs: Sequence[PartitionLog], names: Sequence[str], findings: Findings) -> None:
+    def __init__(
+        self, sends: Sends, logs: Sequence[PartitionLog], names: Sequence[str], findings: AnomalyFindings
+    ) -> None:
         self._sends = sends
         self._logs = logs
         self._names = names
@@ -146,7 +154,7 @@ class _OutcomeCheck:
     def _told(self, number: int) -> str:
         sends = self._sends
         stamp, said = sends.stamp(number), f"{shown(sends.values[number])} of {self._names[sends.process[number]]}"
-        return said if stamp is None else f"{said} ({stamp})"
+        return said if stamp is None else f"{said} ({stamp_text(stamp)})"
 
     def _ranges_read(self, log: PartitionLog) -> RangesRead:
         ranges = self._ranges.get(log)

@@ -10,8 +10,8 @@ from array import array
 from enum import IntFlag
 from hashlib import blake2b
 
-from fencepost.history_format import Value
-from fencepost_testing.log_check.sequence_order import Stamp
+from fencepost.history_format import RecordStamp, Value
+from fencepost_testing.log_check.sequence_order import stamp_text
 
 NOWHERE = -1  # an offset or partition that is not known
 MAX_VALUE_CHARS = 128  # a longer value is kept as its beginning and a digest
@@ -20,7 +20,7 @@ _DIGEST_BYTES = 16
 _BLOCK = 4096  # values by which the columns grow
 
 
-class Told(IntFlag):
+class Said(IntFlag):
     """What has been said of a value, to say it once."""
 
     DUPLICATE = 1
@@ -34,7 +34,7 @@ class Sends:
     def __init__(self) -> None:
         self.values: list[str | bytes] = []  # as kept: see MAX_VALUE_CHARS
         self.outcome = bytearray()
-        self.told = bytearray()
+        self.said = bytearray()
         self.process = array("i")  # that sent it
         self.acked_partition = array("i")
         self.acked_offset = array("q")
@@ -78,20 +78,20 @@ class Sends:
         """The lines about a value."""
         return self.invoked[number], self.completed[number], self.read[number]
 
-    def stamp(self, number: int) -> Stamp | None:
+    def stamp(self, number: int) -> RecordStamp | None:
         """None: it is not known."""
         if self.sequence[number] == NOWHERE:
             return None
-        return Stamp(self.producer_id[number], self.producer_epoch[number], self.sequence[number])
+        return RecordStamp(self.producer_id[number], self.producer_epoch[number], self.sequence[number])
 
     def described(self, number: int) -> str:
         """A value in a sentence, with its stamp."""
         stamp = self.stamp(number)
-        return shown(self.values[number]) + (f" ({stamp})" if stamp is not None else "")
+        return shown(self.values[number]) + (f" ({stamp_text(stamp)})" if stamp is not None else "")
 
     def _grow(self) -> None:
         self._room += _BLOCK
-        for flags in (self.outcome, self.told):
+        for flags in (self.outcome, self.said):
             flags.extend(bytes(_BLOCK))
         for column in (self.invoked, self.completed, self.read, self.final):
             column.extend(array("I", [0]) * _BLOCK)

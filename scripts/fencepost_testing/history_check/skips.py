@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fencepost_testing.history_check.anomalies import Anomaly, Findings
+from fencepost_testing.history_check.anomalies import Anomaly, AnomalyFindings
 from fencepost_testing.history_check.partition_log import PartitionLog
 from fencepost_testing.history_check.sends import Sends, shown
 
 
-def check_skips(log: PartitionLog, sends: Sends, names: Sequence[str], findings: Findings) -> None:
+def check_skips(log: PartitionLog, sends: Sends, names: Sequence[str], findings: AnomalyFindings) -> None:
     """poll-skip."""
     for skip in log.skips:
         skipped = list(log.known(skip.start_offset, skip.end_offset))
