@@ -11,11 +11,10 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from fencepost.history_format import RecordStamp
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_proto.protocol.record_batch import BatchHeader, check_batch
 from fencepost_testing.log_check.findings import Findings, Kind
-from fencepost_testing.log_check.sequence_order import SequenceFinding, SequenceOrder
+from fencepost_testing.log_check.sequence_order import KnownStamp, SequenceFinding, SequenceOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,7 @@ def check_replica(broker: int, partition: str, segments: Iterable[Segment]) -> R
                         f"broker {broker} {partition}", report, beginning_removed=summary.start_offset > 0
                     )
                 if header.idempotent:
-                    stamp = RecordStamp(header.producer_id, header.producer_epoch, header.base_sequence)
+                    stamp = KnownStamp(header.producer_id, header.producer_epoch, header.base_sequence)
                     sequences.enter_stamp(stamp, header.base_offset, 0, count=header.record_count)
         except FencepostError as error:
             findings.add(Kind.CORRUPT, f"{name} after offset {expected - 1}: {error}")

@@ -6,13 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fencepost.history_format import RecordStamp
 from fencepost_testing.log_check import sequence_order
 from fencepost_testing.log_check.check import LogCheck
 from fencepost_testing.log_check.findings import Findings, Kind
 from fencepost_testing.log_check.ledger import Ledger
 from fencepost_testing.log_check.outcomes import Outcome, wrong_outcome
-from fencepost_testing.log_check.sequence_order import SequenceFinding, SequenceOrder
+from fencepost_testing.log_check.sequence_order import KnownStamp, SequenceFinding, SequenceOrder
 
 RUN = "run00001"
 Row = tuple[int, int, str, int]  # partition, offset, run, record id
@@ -128,7 +127,7 @@ def sequences(*stamps: tuple[int, int, int], unknown_between: int = 0) -> list[S
     order = SequenceOrder("orders-0", found.append)
     for number, stamp in enumerate(stamps):
         unknown = (number + 1) * unknown_between
-        order.enter_stamp(RecordStamp(*stamp), number + unknown, number, unstamped=unknown)
+        order.enter_stamp(KnownStamp(*stamp), number + unknown, number, unstamped=unknown)
     order.finish()
     return found
 

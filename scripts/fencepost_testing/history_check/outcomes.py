@@ -16,7 +16,6 @@ from fencepost_testing.history_check.anomalies import Anomaly, AnomalyFindings
 from fencepost_testing.history_check.partition_log import PartitionLog, RangesRead
 from fencepost_testing.history_check.sends import NOWHERE, Sends, shown
 from fencepost_testing.log_check.outcomes import Outcome, wrong_outcome
-from fencepost_testing.log_check.sequence_order import stamp_text
 
 
 def check_outcomes(
@@ -154,7 +153,7 @@ class _OutcomeCheck:
     def _told(self, number: int) -> str:
         sends = self._sends
         stamp, said = sends.stamp(number), f"{shown(sends.values[number])} of {self._names[sends.process[number]]}"
-        return said if stamp is None else f"{said} ({stamp_text(stamp)})"
+        return said if stamp is None else f"{said} ({stamp})"
 
     def _ranges_read(self, log: PartitionLog) -> RangesRead:
         ranges = self._ranges.get(log)

@@ -10,8 +10,8 @@ from array import array
 from enum import IntFlag
 from hashlib import blake2b
 
-from fencepost.history_format import RecordStamp, Value
-from fencepost_testing.log_check.sequence_order import stamp_text
+from fencepost.history_format import Value
+from fencepost_testing.log_check.sequence_order import KnownStamp
 
 NOWHERE = -1  # an offset or partition that is not known
 MAX_VALUE_CHARS = 128  # a longer value is kept as its beginning and a digest
@@ -78,16 +78,16 @@ class Sends:
         """The lines about a value."""
         return self.invoked[number], self.completed[number], self.read[number]
 
-    def stamp(self, number: int) -> RecordStamp | None:
+    def stamp(self, number: int) -> KnownStamp | None:
         """None: it is not known."""
         if self.sequence[number] == NOWHERE:
             return None
-        return RecordStamp(self.producer_id[number], self.producer_epoch[number], self.sequence[number])
+        return KnownStamp(self.producer_id[number], self.producer_epoch[number], self.sequence[number])
 
     def described(self, number: int) -> str:
         """A value in a sentence, with its stamp."""
         stamp = self.stamp(number)
-        return shown(self.values[number]) + (f" ({stamp_text(stamp)})" if stamp is not None else "")
+        return shown(self.values[number]) + (f" ({stamp})" if stamp is not None else "")
 
     def _grow(self) -> None:
         self._room += _BLOCK

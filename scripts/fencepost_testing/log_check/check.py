@@ -9,7 +9,7 @@ from fencepost_testing.log_check.findings import Findings, Kind
 from fencepost_testing.log_check.ledger import NO_OFFSET, Ledger
 from fencepost_testing.log_check.outcomes import Outcome, wrong_outcome
 from fencepost_testing.log_check.send_order import SendOrder
-from fencepost_testing.log_check.sequence_order import SequenceFinding, SequenceOrder, stamp_text
+from fencepost_testing.log_check.sequence_order import SequenceFinding, SequenceOrder
 
 NOT_FOUND = -1
 
@@ -152,4 +152,4 @@ class LogCheck:
     def _record(self, sender: str, number: int) -> str:
         ledger = self._ledgers.get(sender)
         stamp = ledger.stamp(number) if ledger is not None else None
-        return f"record {number} of run {sender}" + (f" ({stamp_text(stamp)})" if stamp is not None else "")
+        return f"record {number} of run {sender}" + (f" ({stamp})" if stamp is not None else "")

@@ -11,8 +11,8 @@ from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fencepost.history_format import RecordStamp
 from fencepost_testing.log_check.outcomes import Outcome
+from fencepost_testing.log_check.sequence_order import KnownStamp
 
 NO_OFFSET = -1
 _OUTCOMES = tuple(Outcome)
@@ -81,11 +81,11 @@ class Ledger:
     def outcome(self, record_id: int) -> Outcome:
         return _OUTCOMES[self.outcomes[record_id]] if record_id < len(self.outcomes) else Outcome.NEVER_SENT
 
-    def stamp(self, record_id: int) -> RecordStamp | None:
+    def stamp(self, record_id: int) -> KnownStamp | None:
         """None: it is not known."""
         if record_id >= len(self.outcomes) or self._sequences[record_id] < 0:
             return None
-        return RecordStamp(self._producer_ids[record_id], self._producer_epochs[record_id], self._sequences[record_id])
+        return KnownStamp(self._producer_ids[record_id], self._producer_epochs[record_id], self._sequences[record_id])
 
     def place(self, record_id: int) -> tuple[int, int]:
         """(partition, offset) as acknowledged."""

@@ -18,7 +18,6 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fencepost.history_format import RecordStamp
 from fencepost_testing.log_check.findings import Kind
 
 MAX_GAPS = 1_000  # of one producer and epoch that may still be filled by a record that comes late
@@ -26,8 +25,15 @@ NO_SOURCE = -1
 _SEQUENCES = 1 << 31  # 0 follows the last of them
 
 
-def stamp_text(stamp: RecordStamp) -> str:
-    return f"producer {stamp.producer_id} epoch {stamp.epoch} sequence {stamp.sequence}"
+class KnownStamp(NamedTuple):
+    """What identifies a record to brokers; as the client's RecordStamp, without loading the client."""
+
+    producer_id: int
+    epoch: int
+    sequence: int
+
+    def __str__(self) -> str:
+        return f"producer {self.producer_id} epoch {self.epoch} sequence {self.sequence}"
 
 
 class SequenceFinding(NamedTuple):
@@ -44,7 +50,7 @@ class SequenceFinding(NamedTuple):
 class _Entry(NamedTuple):
     """What is entered now."""
 
-    stamp: RecordStamp
+    stamp: KnownStamp
     records: int
     offset: int
     source: int
@@ -118,7 +124,7 @@ class SequenceOrder:
         """(producer id, epoch) of all that were entered."""
         return [(producer_id, epoch) for producer_id, known in self._producers.items() for epoch in known.epochs]
 
-    def enter_stamp(self, stamp: RecordStamp, offset: int, source: int, *, count: int = 1, unstamped: int = 0) -> None:
+    def enter_stamp(self, stamp: KnownStamp, offset: int, source: int, *, count: int = 1, unstamped: int = 0) -> None:
         """`count` records from that sequence and offset on. `source` is the caller's number for them.
 
         `unstamped`: how many offsets below may hold records whose stamps are not known.
@@ -129,9 +135,7 @@ class SequenceOrder:
             producer = self._producers[producer_id] = _Producer(producer_epoch, NO_SOURCE)
         entry = _Entry(stamp, count, offset, source, unstamped)
         if producer_epoch < producer.epoch:
-            self._add(
-                Kind.REORDERED, entry, f"{stamp_text(stamp)} comes after epoch {producer.epoch}", count, producer.last
-            )
+            self._add(Kind.REORDERED, entry, f"{stamp} comes after epoch {producer.epoch}", count, producer.last)
         epoch = producer.epochs.get(producer_epoch)
         if epoch is None:
             begins_at = sequence if self._beginning_removed else 0
@@ -178,15 +182,11 @@ class SequenceOrder:
         late += max(0, min(end, epoch.forgotten_below) - first)
         repeated = end - first - late
         if repeated > 0:
-            which = (
-                f"{stamp_text(entry.stamp)} and {repeated - 1} more are"
-                if repeated > 1
-                else f"{stamp_text(entry.stamp)} is"
-            )
+            which = f"{entry.stamp} and {repeated - 1} more are" if repeated > 1 else f"{entry.stamp} is"
             text = f"{which} in the log before; sequence {epoch.next_position % _SEQUENCES} is next"
             self._add(Kind.DUPLICATED, entry, text, repeated, epoch.last)
         if late > 0 and first < epoch.last_end:
-            text = f"{stamp_text(entry.stamp)} comes after sequence {(epoch.last_end - 1) % _SEQUENCES}"
+            text = f"{entry.stamp} comes after sequence {(epoch.last_end - 1) % _SEQUENCES}"
             self._add(Kind.REORDERED, entry, text, late, epoch.last)
 
     def _add(self, kind: Kind, entry: _Entry, text: str, count: int, before: int) -> None:
