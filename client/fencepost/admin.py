@@ -57,6 +57,7 @@ COMMIT_TIMEOUT_MS = 2_500  # for a leader to commit what its answer about produc
 REPLICAS_TIMEOUT_S = 3.0  # for one broker's answer about its replicas, through failures
 ANY_PRODUCER = -1
 NOT_OPEN = "the admin client is not open: use it as `async with AdminClient(…)`"
+TO_HIGH_WATERMARK = -1  # in place of an offset
 MAX_REASSIGNED = 500  # partitions of one request of drain_broker
 
 
@@ -242,6 +243,38 @@ class AdminClient:
         else:
             await self._controller.change(lambda admin: admin.AlterTopicConfig, request, None)
         return (await self.describe_topic(topic)).config
+
+    async def delete_records(self, topic: str, offsets: Mapping[int, int | None]) -> dict[int, int]:
+        """Delete the records at the beginning of partitions: for each its number, and the offset below which all goes.
+
+        None: all that is committed. Returns where each partition begins then. When it returns no reader is given these
+        records any more, whichever replica leads; disk space is free a moment later, by whole segments.
+
+        Raises UnknownTopicOrPartition, OffsetOutOfRange above the high watermark, or a retriable error where no leader
+        answers in time.
+        """
+        topic_id = (await self._cluster.topic(topic)).topic_id
+        for partition in offsets:
+            if (topic_id, partition) not in self._cluster.image.partitions:
+                raise UnknownTopicOrPartition(f"topic {topic!r} has no partition {partition}")
+        starts: dict[int, int] = {}
+        for partition, offset in sorted(offsets.items()):
+            end_offset = TO_HIGH_WATERMARK if offset is None else offset
+            if offset is not None and offset < 0:
+                raise InvalidRequest(f"offset {offset} of {topic}-{partition} is negative")
+
+            def request(
+                leader: CurrentLeader, partition: int = partition, end_offset: int = end_offset
+            ) -> broker_pb2.DeleteRecordsRequest:
+                return broker_pb2.DeleteRecordsRequest(
+                    topic_id=topic_id, partition=partition, leader_epoch=leader.leader_epoch, end_offset=end_offset
+                )
+
+            answer = await self._cluster.call_leader(
+                (topic_id, partition), lambda broker: broker.DeleteRecords, request, timeout_s=TIMEOUT_S
+            )
+            starts[partition] = answer.log_start_offset
+        return starts
 
     async def delete_topic(self, name: str) -> None:
         """Remove a topic and all its records. Raises UnknownTopicOrPartition."""

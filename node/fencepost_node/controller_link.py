@@ -7,12 +7,14 @@ an error *inside* an answer is left there for the caller to read, since what it 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 from google.protobuf.message import Message
 
 from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.errors import FencepostError
+from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.v1 import broker_pb2, controller_pb2, controller_pb2_grpc
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.transport.rpc_errors import rpc_errors
@@ -73,6 +75,27 @@ class ControllerLink:
     ) -> controller_pb2.StartReplicaOverResponse:
         """Raises NotController or RequestTimedOut where it is unknown whether the change was made."""
         return await self._call(self._controller.StartReplicaOver(request, timeout=ALTER_PARTITION_TIMEOUT_S))
+
+    async def delete_records(self, deletions: Iterable[tuple[PartitionKey, int, int]]) -> list[FencepostError | None]:
+        """Of partitions that this broker leads: (which, under which leader epoch, records below which offset).
+
+        Answers for each the error that refuses it, or None: it is in the metadata, which comes on the session.
+
+        Raises FencepostError where the whole request was refused; NotController or RequestTimedOut where it is unknown
+        whether anything was changed.
+        """
+        request = controller_pb2.DeletedRecordsRequest(broker_id=self._broker_id, broker_epoch=self.broker_epoch)
+        for (topic_id, partition), leader_epoch, end_offset in deletions:
+            request.deletions.add(
+                topic_id=topic_id, partition=partition, leader_epoch=leader_epoch, end_offset=end_offset
+            )
+        answer = await self._call(self._controller.DeleteRecords(request, timeout=ALTER_PARTITION_TIMEOUT_S))
+        errors.raise_for(answer.error)
+        if len(answer.results) != len(request.deletions):
+            raise errors.InvariantBroken(
+                f"the controller answered {len(request.deletions)} deletions with {len(answer.results)} results"
+            )
+        return [errors.from_proto(result) if result.code else None for result in answer.results]
 
     async def allocate_producer_ids(self) -> range:
         """A block of producer ids that no one else has or will get. Raises FencepostError."""

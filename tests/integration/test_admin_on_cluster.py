@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fencepost import AdminClient, Consumer, Producer
+from fencepost import AdminClient, Consumer, Producer, TopicPartition
 from fencepost.descriptions import TopicDescription
 from fencepost.errors import (
     ElectionNotNeeded,
@@ -18,6 +18,7 @@ from fencepost.errors import (
     InvalidTopic,
     MessageTooLarge,
     NoReassignmentInProgress,
+    OffsetOutOfRange,
     TopicAlreadyExists,
     UnknownTopicOrPartition,
 )
@@ -119,6 +120,51 @@ async def test_a_topic_gets_other_settings_and_more_partitions_while_a_producer_
         await cluster.restart(CONTROLLER)
         described_again = await described(admin, lambda topic: len(topic.partitions) == 4)
         assert described_again.config == altered
+
+
+@asynchronous
+async def test_deleted_records_stay_deleted_through_failovers_and_restarts_of_everything(
+    cluster_factory: ClusterFactory,
+) -> None:
+    """One replica is down when they are deleted, and leads later."""
+    async with (
+        cluster_factory(brokers=3, controller_overrides={"preferred_leader_interval_ms": 3_600_000}) as cluster,
+        AdminClient(cluster.bootstrap) as admin,
+    ):
+        await admin.create_topic("orders", assignments=[(1, 2, 3)], min_insync_replicas=1)
+        tp = TopicPartition("orders", 0)
+        async with Producer(cluster.bootstrap) as producer:
+            for number in range(10):
+                await producer.send_and_wait("orders", b"%d" % number)
+            with pytest.raises(OffsetOutOfRange, match="below offset 11: the high watermark is 10"):
+                await admin.delete_records("orders", {0: 11})
+            cluster.kill(3)
+            await described(admin, lambda topic: topic.partitions[0].isr == (1, 2))
+            assert await admin.delete_records("orders", {0: 7}) == {0: 7}
+            cluster.kill(1)
+            await described(admin, lambda topic: topic.partitions[0].leader == 2)
+            assert await admin.delete_records("orders", {0: 4}) == {0: 7}
+            await cluster.restart(3)
+            await described(admin, lambda topic: topic.partitions[0].isr == (2, 3))
+            cluster.kill(2)
+            await described(admin, lambda topic: topic.partitions[0].leader == 3)
+            async with Consumer(cluster.bootstrap) as consumer:
+                assert await consumer.beginning_offsets([tp]) == {tp: 7}
+            cluster.kill(3)
+            cluster.kill(CONTROLLER)
+            for process in (CONTROLLER, 3, 2, 1):
+                await cluster.restart(process)
+            assert (await producer.send_and_wait("orders", b"10")).offset == 10
+        async with Consumer(cluster.bootstrap, "orders") as consumer:
+            records = await until(consumer.poll, "records", 20.0)
+            assert [record.value for record in records] == [b"7", b"8", b"9", b"10"]
+
+        async def starts() -> dict[int, list[int]]:
+            replicas = await admin.describe_replicas()
+            return {broker: [r.log_start_offset for r in found.replicas] for broker, found in replicas.items()}
+
+        await until(starts, "every replica begins at 7", 20.0, holds=lambda found: found == {1: [7], 2: [7], 3: [7]})
+        assert await admin.delete_records("orders", {0: None}) == {0: 11}
 
 
 @asynchronous

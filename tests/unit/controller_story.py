@@ -194,6 +194,8 @@ def partition_line(image: MetadataImage, p: Partition) -> str:
     text = f"{_name(image, p.id)}: "
     text += f"leader {p.leader}" if p.leader != NO_LEADER else "offline"
     text += f" epoch {p.leader_epoch}, in sync {ids(p.isr)} of {ids(p.replicas)}, change {p.partition_epoch}"
+    if p.deleted_end_offset:
+        text += f", deleted below {p.deleted_end_offset} up to epoch {p.deleted_in_epoch}"
     for label, broker_ids in (("adding", p.adding), ("removing", p.removing), ("last in sync", p.last_known_isr)):
         if broker_ids:
             text += f", {label} {ids(broker_ids)}"

@@ -247,6 +247,17 @@ class FakeBroker(broker_pb2_grpc.BrokerServicer, controller_pb2_grpc.AdminServic
             producers=[producer], log_end_offset=log.end_offset, high_watermark=log.end_offset, leader_epoch=1
         )
 
+    async def DeleteRecords(self, request: Any, context: Any) -> broker_pb2.DeleteRecordsResponse:
+        try:
+            log = self._led(request.topic_id, request.partition, request.leader_epoch)
+        except errors.FencepostError as error:
+            return broker_pb2.DeleteRecordsResponse(error=errors.to_proto(error))
+        if request.end_offset > log.end_offset:
+            above = errors.OffsetOutOfRange(f"offset {request.end_offset}: the high watermark is {log.end_offset}")
+            return broker_pb2.DeleteRecordsResponse(error=errors.to_proto(above))
+        log.remove_before(max(log.start_offset, log.end_offset if request.end_offset < 0 else request.end_offset))
+        return broker_pb2.DeleteRecordsResponse(log_start_offset=log.start_offset)
+
     async def DescribeLogDirs(self, request: Any, context: Any) -> broker_pb2.DescribeLogDirsResponse:
         await self.awake.wait()
         replicas = [

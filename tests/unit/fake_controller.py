@@ -125,6 +125,12 @@ class FakeController(controller_pb2_grpc.ControllerServicer, controller_pb2_grpc
         answer: controller_pb2.AlterPartitionResponse = await self._answer("AlterPartition", request, context)
         return answer
 
+    async def DeleteRecords(
+        self, request: controller_pb2.DeletedRecordsRequest, context: Context
+    ) -> controller_pb2.DeletedRecordsResponse:
+        answer: controller_pb2.DeletedRecordsResponse = await self._answer("DeleteRecords", request, context)
+        return answer
+
     async def StartReplicaOver(
         self, request: controller_pb2.StartReplicaOverRequest, context: Context
     ) -> controller_pb2.StartReplicaOverResponse:

@@ -109,7 +109,7 @@ def assert_lawful(log: Log) -> None:
     disk, stored = log._disk, content(log)
     assert len(stored) == log.size_bytes
     start, end = log.log_start_offset, log.log_end_offset
-    at_start = decode_snapshot(log.snapshot_at_log_start(), STATE_MACHINES)
+    at_start = decode_snapshot(log.snapshot_at_base(), STATE_MACHINES)
     assert at_start.offset == start
     assert fold(at_start.states[PRODUCERS], stored) == log.states[PRODUCERS]
     offsets = offsets_with(disk.list(log.directory), SNAPSHOT_SUFFIX)

@@ -152,6 +152,24 @@ def test_a_topic_gets_more_partitions_and_other_settings_and_nothing_where_that_
     scenario(test)
 
 
+def test_records_are_deleted_up_to_an_offset_or_all_of_them_and_the_new_starts_are_told() -> None:
+    async def test(fake: FakeCluster, controller: Controller, admin: AdminClient) -> None:
+        fake.add_topic("orders", 2)
+        for log in fake.logs.values():
+            for _ in range(4):
+                log.append(batch_of([b"x"]))
+        assert await admin.delete_records("orders", {0: 3, 1: None}) == {0: 3, 1: 4}
+        assert await admin.delete_records("orders", {0: 2}) == {0: 3}
+        with pytest.raises(errors.OffsetOutOfRange, match="offset 5: the high watermark is 4"):
+            await admin.delete_records("orders", {0: 5})
+        with pytest.raises(errors.InvalidRequest, match="offset -7 of orders-0 is negative"):
+            await admin.delete_records("orders", {0: -7})
+        with pytest.raises(errors.UnknownTopicOrPartition, match="no partition 2"):
+            await admin.delete_records("orders", {2: 1})
+
+    scenario(test)
+
+
 def test_manual_assignments_stand_instead_of_the_counts() -> None:
     async def test(fake: FakeCluster, controller: Controller, admin: AdminClient) -> None:
         made = await admin.create_topic("orders", assignments=[(2, 3), (3, 1)], flush_always=True)

@@ -84,7 +84,7 @@ def test_the_table_is_what_the_records_say_through_cuts_restarts_kills_and_reten
         model.check()
     assert model.log.log_start_offset > 0
     follower = Log.open(Machine().mount(), FOLDER, settings(), NOW_MS, OF_INTERNAL_TOPICS)
-    follower.reset_to(model.log.log_start_offset, model.log.snapshot_at_log_start())
+    follower.reset_to(model.log.log_start_offset, model.log.snapshot_at_base())
     while follower.log_end_offset < model.log.log_end_offset:
         follower.append_as_follower(model.log.read_batches(follower.log_end_offset, 500))
     assert follower.states[TABLE] == model.log.states[TABLE]

@@ -24,7 +24,7 @@ def opened(disk: Disk, **changes: int) -> Log:
 def assert_both_are_folds(log: Log, before: int = 0) -> None:
     """`before`: batches below the log's start."""
     assert log.states[BATCHES_COUNTED].batches == before + len(headers(log))
-    at_start = decode_snapshot(log.snapshot_at_log_start(), BOTH).states
+    at_start = decode_snapshot(log.snapshot_at_base(), BOTH).states
     assert at_start[BATCHES_COUNTED].batches == before
     for header in headers(log):
         at_start[PRODUCERS].record(header, header.base_offset)
@@ -56,7 +56,7 @@ def test_both_states_are_in_the_snapshot_at_the_logs_start() -> None:
     assert gone > 0
     assert_both_are_folds(log, gone)
     follower = opened(Machine().mount())
-    follower.reset_to(log.log_start_offset, log.snapshot_at_log_start())
+    follower.reset_to(log.log_start_offset, log.snapshot_at_base())
     follower.append_as_follower(log.read_batches(log.log_start_offset, 10**6))
     assert_both_are_folds(follower, gone)
 

@@ -73,7 +73,7 @@ async def test_a_divergence_is_cut_and_where_nothing_agrees_the_leader_is_asked_
     assert (asked.log_end_offset, asked.last_epoch, asked.nothing_agrees) == (6, 3, False)
     asked = await link.answer(divergence=pb.Divergence(epoch=2, end_offset=6))
     assert (asked.log_end_offset, asked.nothing_agrees) == (6, True), "the log is kept until there is another"
-    reset = pb.Reset(start_offset=0, snapshot=link.replica.log.snapshot_at_log_start())
+    reset = pb.Reset(start_offset=0, snapshot=link.replica.log.snapshot_at_base())
     asked = await link.answer(reset=reset)
     assert (asked.log_end_offset, asked.last_epoch, asked.nothing_agrees) == (0, -1, False)
 
@@ -139,7 +139,7 @@ def test_an_exchange_that_does_not_end_pauses_like_a_refusal(monkeypatch: pytest
 
 def empty_snapshot_bytes() -> bytes:
     async def snapshot() -> bytes:
-        return follower().log.snapshot_at_log_start()
+        return follower().log.snapshot_at_base()
 
     return asyncio.run(snapshot())
 

@@ -167,7 +167,7 @@ def test_a_reset_log_is_empty_and_has_the_leaders_state() -> None:
     assert start > 0
     fill(log, 70, seed=3)
     log.maintain()
-    log.reset_to(start, leader.snapshot_at_log_start())
+    log.reset_to(start, leader.snapshot_at_base())
     assert (log.log_start_offset, log.log_end_offset, log.size_bytes, log.last_epoch) == (
         start,
         start,
@@ -278,7 +278,7 @@ def test_a_producer_whose_batches_retention_removed_is_known_from_the_snapshot_a
     entry = log.states[PRODUCERS].get(42)
     assert entry is not None
     assert [batch.first_sequence for batch in entry.batches] == [4, 6, 8, 10, 12]
-    at_start = producers_in(log.snapshot_at_log_start())
+    at_start = producers_in(log.snapshot_at_base())
     assert at_start.get(42) == entry
 
 
@@ -408,7 +408,7 @@ def test_retention_waits_for_a_snapshot_that_can_be_read() -> None:
 
 
 def fold_is_live(log: Log) -> bool:
-    state = producers_in(log.snapshot_at_log_start())
+    state = producers_in(log.snapshot_at_base())
     for _, header in iter_batches(content(log)):
         state.record(header, header.base_offset)
     return state == log.states[PRODUCERS]
@@ -422,7 +422,7 @@ def test_a_damaged_snapshot_at_the_log_start_is_an_error_for_who_asks_for_it() -
     log.apply_retention(NOW_MS, log.log_end_offset)
     machine.disk.corrupt(f"{FOLDER}/{log.log_start_offset:020d}.snapshot", 12)
     with pytest.raises(CorruptLog, match="snapshot at the log's start"):
-        log.snapshot_at_log_start()
+        log.snapshot_at_base()
 
 
 def test_a_segment_that_is_being_read_is_closed_when_its_reader_has_gone() -> None:

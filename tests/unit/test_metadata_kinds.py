@@ -39,7 +39,20 @@ SAMPLES: dict[str, Entity] = {
         3, "h:1", 5, "x", fenced=True, shutting_down=True, served_epoch=4, kafka_address="h:2"
     ),
     "topics": Topic("T", "orders", TopicConfig(retention_ms=5, flush_always=True), 9),
-    "partitions": Partition("T", 2, (3, 4), (3,), 3, 5, 6, adding=(4,), removing=(3,), last_known_isr=(4,)),
+    "partitions": Partition(
+        "T",
+        2,
+        (3, 4),
+        (3,),
+        3,
+        5,
+        6,
+        adding=(4,),
+        removing=(3,),
+        last_known_isr=(4,),
+        deleted_end_offset=8,
+        deleted_in_epoch=2,
+    ),
     "producers": NamedProducer("p", 10**15 + 1, 4, (10**15,), bumped_by_holder=True, used_at_ms=3),
 }
 EACH = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: cast("EntityKind[Any]", kind).name)

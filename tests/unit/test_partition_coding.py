@@ -24,6 +24,8 @@ PARTITIONS = st.builds(
     adding=BROKERS,
     removing=BROKERS,
     last_known_isr=BROKERS,
+    deleted_end_offset=st.integers(0, 2**63 - 1),
+    deleted_in_epoch=st.integers(0, 2**31 - 1),
 )
 
 

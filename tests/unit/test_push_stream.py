@@ -155,7 +155,7 @@ async def test_a_snapshot_is_read_when_its_turn_has_come_and_goes_with_the_epoch
     assert start > 0
     stream = PushStream(2, 1, 65_536)
     stream.subscribe(leadership, ask(0, last_epoch=-1, leader_epoch=6))
-    reads = log.snapshot_at_log_start
+    reads = log.snapshot_at_base
     (answer,) = (await anext(stream.messages())).pushes
     assert answer.reset.snapshot == reads()
     told = decode_snapshot(answer.reset.snapshot, STATE_MACHINES)

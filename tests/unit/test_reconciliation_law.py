@@ -214,7 +214,7 @@ class RealHistories(RuleBasedStateMachine):
                 case Push():
                     break
                 case StartOver():
-                    follower.reset_to(leader.log_start_offset, leader.snapshot_at_log_start())
+                    follower.reset_to(leader.log_start_offset, leader.snapshot_at_base())
                     nothing_agrees = False
                 case Truncate() as answer:
                     cut = cut_for(answer, follower.leader_epochs, follower.log_start_offset, follower.log_end_offset)

@@ -84,6 +84,8 @@ def _problem_of(before: Partition | None, p: Partition, after: MetadataImage) ->
         return f"both added and removed: {p.adding=} {p.removing=}"
     if p.topic_id not in after.topics:
         return "its topic is not there"
+    if not 0 <= p.deleted_in_epoch <= max(p.leader_epoch, 0) or p.deleted_end_offset < 0:
+        return f"{p.deleted_end_offset=} {p.deleted_in_epoch=} at leader epoch {p.leader_epoch}"
     if p.isr and p.last_known_isr:
         return f"{p.last_known_isr=} beside the in-sync set {p.isr}"
     return _problem_of_brokers(p, after) or (_problem_of_epochs(before, p) if before is not None else "")
@@ -113,6 +115,9 @@ def _problem_of_epochs(before: Partition, p: Partition) -> str:
     changed = p.leader != before.leader or not set(before.replicas) <= set(p.replicas)
     if changed and p.leader_epoch == before.leader_epoch:
         return f"leader epoch stays {p.leader_epoch}"
+    deleted = (p.deleted_in_epoch, p.deleted_end_offset)
+    if deleted < (before.deleted_in_epoch, before.deleted_end_offset):
+        return f"deleted records go back to {p.deleted_end_offset} of epoch {p.deleted_in_epoch}"
     return ""
 
 

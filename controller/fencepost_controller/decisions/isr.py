@@ -33,6 +33,25 @@ from fencepost_proto.protocol.errors import (
 from fencepost_proto.protocol.metadata import NO_LEADER, Partition, PartitionKey
 
 
+def led_partition(draft: Draft, key: PartitionKey, broker_id: int, leader_epoch: int) -> Partition:
+    """A partition that this broker leads under this leader epoch. Raises the FencepostError that says what is not so."""
+    topic_id, index = key
+    if topic_id not in draft.image.topics:
+        raise UnknownTopicId(f"topic id {topic_id!r} is not known")
+    partition = draft.partition(key)
+    if partition is None:
+        raise UnknownTopicOrPartition(f"topic {topic_id!r} has no partition {index}")
+    hint = draft.image.current_leader(partition)
+    text = f"{partition.key}: broker {broker_id} proposes under leader epoch {leader_epoch}"
+    if leader_epoch < partition.leader_epoch:
+        raise FencedLeaderEpoch(f"{text}; it is {partition.leader_epoch} now", current_leader=hint)
+    if leader_epoch > partition.leader_epoch:
+        raise UnknownLeaderEpoch(f"{text}; it is only {partition.leader_epoch}", current_leader=hint)
+    if broker_id != partition.leader:
+        raise NotLeaderOrFollower(f"{text}; the leader is {partition.leader}", current_leader=hint)
+    return partition
+
+
 @dataclass(frozen=True, slots=True)
 class AlterPartition(Command[None]):
     broker_id: int
@@ -44,8 +63,7 @@ class AlterPartition(Command[None]):
 
     def decide(self, draft: Draft) -> None:
         draft.check_broker_epoch(self.broker_id, self.broker_epoch)
-        partition = self._partition(draft)
-        self._check_leader(draft, partition)
+        partition = led_partition(draft, self.partition, self.broker_id, self.leader_epoch)
         members = tuple(broker_id for broker_id, _ in self.new_isr)
         if self.partition_epoch != partition.partition_epoch:
             if self.partition_epoch == partition.partition_epoch - 1 and set(members) == set(partition.isr):
@@ -55,25 +73,6 @@ class AlterPartition(Command[None]):
             )
         self._check_members(draft, partition, members)
         recompute(draft, partition, replace(partition, isr=members))
-
-    def _partition(self, draft: Draft) -> Partition:
-        topic_id, index = self.partition
-        if topic_id not in draft.image.topics:
-            raise UnknownTopicId(f"topic id {topic_id!r} is not known")
-        partition = draft.partition(self.partition)
-        if partition is None:
-            raise UnknownTopicOrPartition(f"topic {topic_id!r} has no partition {index}")
-        return partition
-
-    def _check_leader(self, draft: Draft, partition: Partition) -> None:
-        hint = draft.image.current_leader(partition)
-        text = f"{partition.key}: broker {self.broker_id} proposes under leader epoch {self.leader_epoch}"
-        if self.leader_epoch < partition.leader_epoch:
-            raise FencedLeaderEpoch(f"{text}; it is {partition.leader_epoch} now", current_leader=hint)
-        if self.leader_epoch > partition.leader_epoch:
-            raise UnknownLeaderEpoch(f"{text}; it is only {partition.leader_epoch}", current_leader=hint)
-        if self.broker_id != partition.leader:
-            raise NotLeaderOrFollower(f"{text}; the leader is {partition.leader}", current_leader=hint)
 
     def _check_members(self, draft: Draft, partition: Partition, members: tuple[int, ...]) -> None:
         if self.broker_id not in members:

@@ -49,6 +49,8 @@ def recompute(draft: Draft, before: Partition, after: Partition | None = None) -
         adding=settled.adding,
         removing=settled.removing,
         last_known_isr=last_known_isr,
+        deleted_end_offset=before.deleted_end_offset,
+        deleted_in_epoch=before.deleted_in_epoch,
     )
     draft.put(settled)
     return settled
@@ -74,7 +76,7 @@ def _in_sync(draft: Draft, partition: Partition) -> Partition:
     p = partition
     return Partition(
         p.topic_id, p.index, p.replicas, isr, p.leader, p.leader_epoch, p.partition_epoch,
-        p.adding, p.removing, p.last_known_isr,
+        p.adding, p.removing, p.last_known_isr, p.deleted_end_offset, p.deleted_in_epoch,
     )  # fmt: skip
 
 

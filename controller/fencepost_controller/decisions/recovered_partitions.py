@@ -88,8 +88,11 @@ class PartitionRecovery:
         newest = self._reconciled(topic, newest, rivals, logs) if rivals else self._with_in_sync(topic, newest, logs)
         epochs = [p.leader_epoch for p in versions]
         epochs += [epoch for held in logs.values() for epoch in (held.leader_epoch, held.last_epoch)]
+        deleted = max(versions, key=lambda p: (p.deleted_in_epoch, p.deleted_end_offset))
         return replace(
             newest,
+            deleted_end_offset=deleted.deleted_end_offset,
+            deleted_in_epoch=deleted.deleted_in_epoch,
             leader=NO_LEADER,
             leader_epoch=max(epochs) + EPOCH_JUMP,
             partition_epoch=max(p.partition_epoch for p in versions) + EPOCH_JUMP,

@@ -19,7 +19,7 @@ from fencepost_controller.services.admin import (
     elect_leader,
     unregister_broker,
 )
-from fencepost_controller.services.partitions import alter_partition, start_replica_over
+from fencepost_controller.services.partitions import alter_partition, delete_records, start_replica_over
 from fencepost_controller.services.producers import (
     allocate_producer_ids,
     init_producer_id,
@@ -57,6 +57,10 @@ class ControllerService(controller_pb2_grpc.ControllerServicer):
         self, request: pb.StartReplicaOverRequest, context: Context
     ) -> pb.StartReplicaOverResponse:
         return await self.answering.unary(pb.StartReplicaOverResponse, start_replica_over(self.commands, request))
+
+    async def DeleteRecords(self, request: pb.DeletedRecordsRequest, context: Context) -> pb.DeletedRecordsResponse:
+        await self.sessions.opening.wait()
+        return await self.answering.unary(pb.DeletedRecordsResponse, delete_records(self.commands, request))
 
     async def AllocateProducerIds(
         self, request: pb.AllocateProducerIdsRequest, context: Context

@@ -13,6 +13,7 @@ import grpc
 from fencepost_node.client_limits import ClientLimits, TooManyStreams
 from fencepost_node.controller_link import ControllerLink
 from fencepost_node.folders.known_metadata import KnownMetadata
+from fencepost_node.grpc.delete_records import delete_records
 from fencepost_node.grpc.describe_held import describe_held
 from fencepost_node.grpc.describe_log_dirs import describe_log_dirs
 from fencepost_node.grpc.describe_producers import ProducerLists, describe_producers
@@ -111,6 +112,12 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
         # The message, or its encoding, which the server sends as it is.
         message = cast(Awaitable[broker_pb2.DescribeProducersResponse], work)
         return await self.answering.unary(broker_pb2.DescribeProducersResponse, message)
+
+    async def DeleteRecords(
+        self, request: broker_pb2.DeleteRecordsRequest, context: Context
+    ) -> broker_pb2.DeleteRecordsResponse:
+        work = delete_records(self.manager, self.link, request, context)
+        return await self.answering.unary(broker_pb2.DeleteRecordsResponse, work)
 
     async def DescribeLogDirs(
         self, request: broker_pb2.DescribeLogDirsRequest, context: Context

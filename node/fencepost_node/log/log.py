@@ -9,7 +9,7 @@ says that all before it was done. A snapshot is due after `snapshot_interval_byt
 So there is one at each segment's base before retention may make that base the log's start.
 
 Threads. Appends come from one thread (the event loop). `read_batches`, `sync`, `maintain`, `offset_for_timestamp`,
-`snapshot_at_log_start`, `apply_retention` may run beside them in others; what they read is pinned (`segment_row`).
+`snapshot_at_base`, `apply_retention` may run beside them in others; what they read is pinned (`segment_row`).
 `truncate_to` and `reset_to` run with appends stopped. Three locks, taken in this order:
 
 - `_maintenance`, for long work: one at a time of maintain, retention, truncation, reset, close. The loop never takes it.
@@ -70,7 +70,10 @@ log = logging.getLogger(__name__)
 
 
 class Log:
-    """log_start_offset <= log_end_offset. `states` and `leader_epochs` are those of the batches below the end."""
+    """base_offset <= log_start_offset <= log_end_offset.
+
+    `states` and `leader_epochs` are those of the batches below the end.
+    """
 
     def __init__(self, disk: Disk, directory: str, config: LogConfig, recovered: RecoveredLog, now_ms: int) -> None:
         """Use `open`."""
@@ -85,6 +88,7 @@ class Log:
         self._lock = threading.Lock()
         self._closed = False
         self._cuts = 0  # truncations and resets so far
+        self.deleted = (0, 0)  # as `delete_below` was last told
         self._names_changed = 1  # rises with every new segment …
         self._names_synced = 0  # … and follows when the folder is synced
         # What recovery found is not known to be old: nothing was observed yet. Guarded by _lock.
@@ -94,7 +98,8 @@ class Log:
     def _adopt(self, recovered: RecoveredLog) -> None:
         """Become the log that recovery found."""
         self._row = SegmentRow(recovered.segments)
-        self.log_start_offset = self._row.all[0].base_offset
+        self.base_offset = self._row.all[0].base_offset  # where its files begin, and its oldest snapshot is
+        self.log_start_offset = self.base_offset  # where it begins for readers; see `delete_below`
         self.log_end_offset = self._row.active.end_offset
         self.size_bytes = self._row.size_bytes
         self.states = recovered.states
@@ -204,6 +209,8 @@ class Log:
             self.leader_epochs = epochs
             segment.appended_ms = self._told_ms if self.clock is None else self.clock()
             self.log_end_offset = segment.end_offset
+            if self.log_start_offset < self.deleted[0]:
+                self._settle_start()
             self.size_bytes += len(data)
             self._unsnapshotted_bytes += len(data)
 
@@ -318,7 +325,7 @@ class Log:
         """
         for offset in list(self._snapshots.files.offsets):
             with self._maintenance, disk_errors(f"snapshots of {self.directory} cannot be read"):
-                self._snapshots.check(offset, self.log_start_offset)
+                self._snapshots.check(offset, self.base_offset)
 
     def _gone(self, offset: int) -> FencepostError:
         """The error for a reader whose segment has left the log."""
@@ -334,15 +341,15 @@ class Log:
     def offset_for_timestamp(self, timestamp_ms: int) -> tuple[int, int] | None:
         """[thread] (base offset, max timestamp) of the first batch whose max timestamp is at least that; None: none.
 
-        Raises StorageError.
+        The log's start, where that is within the batch. Raises StorageError.
         """
-        row = self._row
+        row, start_offset = self._row, self.log_start_offset
         for segment in row.all:
-            if segment.largest_timestamp_ms >= timestamp_ms:
+            if segment.largest_timestamp_ms >= timestamp_ms and segment.end_offset > start_offset:
                 with disk_errors(f"{segment.path} cannot be read"), row.pinned(segment) as pinned:
-                    header = segment.first_reaching(timestamp_ms) if pinned else None
+                    header = segment.first_reaching(timestamp_ms, start_offset) if pinned else None
                 if header is not None:
-                    return header.base_offset, header.max_timestamp
+                    return max(header.base_offset, start_offset), header.max_timestamp
         return None
 
     # ---- The disk ----
@@ -413,20 +420,40 @@ class Log:
                 segment.flush_indexes()
             self._disk.write_atomically(f"{self.directory}/{EPOCH_CHECKPOINT}", epochs.encode())
             self._snapshots.write(captured)
-            self._snapshots.remove_surplus(self._row.all, self.log_start_offset)
+            self._snapshots.remove_surplus(self._row.all, self.base_offset)
 
-    def snapshot_at_log_start(self) -> bytes:
-        """[thread] The states at log_start_offset and the epoch before it, in the snapshot file's format.
+    def snapshot_at_base(self) -> bytes:
+        """[thread] The states at base_offset and the epoch before it, in the snapshot file's format.
 
         Raises CorruptLog where the file is damaged, StorageError.
         """
         with self._maintenance, disk_errors(f"the snapshot at the start of {self.directory} cannot be read"):
-            return self._snapshots.encoded_at_start(self.log_start_offset, self.states.machines, self.leader_epochs)
+            return self._snapshots.encoded_at_start(self.base_offset, self.states.machines, self.leader_epochs)
 
     # ---- Retention ----
 
+    def delete_below(self, end_offset: int, leader_epoch: int) -> None:
+        """Records below `end_offset` that were written under leader epochs up to `leader_epoch` are deleted.
+
+        No reader is given them any more: the log begins behind them. Whole segments of them go with the next retention.
+        Nothing is stored: the metadata says it again when the log is opened. What an unclean election lets a later leader
+        write at these offsets is not deleted.
+        """
+        with self._lock:
+            self.deleted = (end_offset, leader_epoch)
+            self._settle_start()
+
+    def _settle_start(self) -> None:
+        """The log's start follows from its files, its epochs and what is deleted. The lock is held."""
+        end_offset, leader_epoch = self.deleted
+        start_offset = self.base_offset
+        if end_offset > start_offset:
+            _, epoch_end_offset = self.leader_epochs.end_offset_for(leader_epoch, self.log_end_offset)
+            start_offset = max(start_offset, min(end_offset, epoch_end_offset))
+        self.log_start_offset = start_offset
+
     def apply_retention(self, now_ms: int, high_watermark: int) -> None:
-        """[thread] Delete segments that retention asks for, below the high watermark only.
+        """[thread] Delete segments that retention asks for, or whose records are deleted, below the high watermark only.
 
         An expired last segment is sealed first, so that an idle partition empties too. Raises StorageError.
         """
@@ -437,7 +464,14 @@ class Log:
             self._seal_expired(now_ms, high_watermark)
             config, segments = self.config, self._row.all
             facts = [_facts(segment) for segment in segments]
-            count = segments_to_delete(facts, now_ms, config.retention_ms, config.retention_bytes, high_watermark)
+            count = segments_to_delete(
+                facts,
+                now_ms,
+                config.retention_ms,
+                config.retention_bytes,
+                high_watermark,
+                log_start_offset=self.log_start_offset,
+            )
             if not count:
                 return
             # A full disk gets room by what is deleted here, where the snapshot is there already.
@@ -461,12 +495,15 @@ class Log:
                 segment.appended_ms = min(segment.appended_ms, now_ms)  # where the clock was ahead, count from here
 
     def _seal_expired(self, now_ms: int, high_watermark: int) -> None:
-        """Roll if the last segment is all that keeps expired records."""
+        """Roll if the last segment is all that keeps expired or deleted records."""
         with self._lock:
             last = self._row.active
             sealed = (*self._row.all, last)  # as if there were one more behind it
             facts = [_facts(segment) for segment in sealed]
-            deleted = segments_to_delete(facts, now_ms, self.config.retention_ms, -1, high_watermark)
+            start_offset, retention_ms = self.log_start_offset, self.config.retention_ms
+            deleted = segments_to_delete(
+                facts, now_ms, retention_ms, NO_LIMIT, high_watermark, log_start_offset=start_offset
+            )
             if last.size and deleted == len(self._row.all):
                 self._roll()
 
@@ -474,16 +511,17 @@ class Log:
         """The log starts at the base of `segments[count]`, whose snapshot is there. Raises OSError."""
         with self._lock:
             gone = self._row.take_oldest(count)
-            self.log_start_offset = self._row.all[0].base_offset
+            self.base_offset = self._row.all[0].base_offset
             self.size_bytes -= sum(segment.size for segment in gone)
             epochs = self.leader_epochs.copy()
-            epochs.advance_to(self.log_start_offset)
+            epochs.advance_to(self.base_offset)
             self.leader_epochs = epochs
-        log.info("segments deleted directory=%s count=%d start=%d", self.directory, count, self.log_start_offset)
+            self._settle_start()
+        log.info("segments deleted directory=%s count=%d start=%d", self.directory, count, self.base_offset)
         self._row.retire(gone)
         for segment in gone:  # the oldest first: at any moment what is left is a log
             remove_segment(self._disk, self.directory, segment.base_offset)
-        self._snapshots.remove_surplus(self._row.all, self.log_start_offset)
+        self._snapshots.remove_surplus(self._row.all, self.base_offset)
 
     # ---- How long it has held its batches ----
 
@@ -514,12 +552,12 @@ class Log:
             self._require_usable()
             if offset >= self.log_end_offset:
                 return
-            if offset < self.log_start_offset:
-                raise OffsetOutOfRange(f"{self.directory} starts at {self.log_start_offset}: no cut at {offset}")
+            if offset < self.base_offset:
+                raise OffsetOutOfRange(f"{self.directory} starts at {self.base_offset}: no cut at {offset}")
             with disk_errors(f"{self.directory} cannot be read"):
                 number = self._row.number_at(offset)
                 position, end_offset = self._row.all[number].border_at(offset)
-                states, folded_bytes = self._snapshots.states_at(end_offset, self._row.all, self.log_start_offset)
+                states, folded_bytes = self._snapshots.states_at(end_offset, self._row.all, self.base_offset)
             gone = self._forget_above(number, position, end_offset, states, folded_bytes)
             try:
                 self._cut_files(gone, position, end_offset)
@@ -541,6 +579,7 @@ class Log:
             epochs = self.leader_epochs.copy()
             epochs.truncate_to(end_offset)
             self.leader_epochs = epochs
+            self._settle_start()
             self._snapshots.drop_captured_above(end_offset)
             self._unsnapshotted_bytes = folded_bytes
             self._idleness.truncate(end_offset)
@@ -585,6 +624,7 @@ class Log:
             with self._lock:
                 self._idleness = IdlenessByHorizon()
                 self._adopt(recovered)
+                self._settle_start()
             log.info("log reset directory=%s start=%d", self.directory, start_offset)
 
     # ---- The end ----

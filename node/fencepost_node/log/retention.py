@@ -1,5 +1,7 @@
 """Which segments retention deletes. Pure.
 
+Those that hold only deleted records go, whatever their age.
+
 Timestamps come from producers, and may say anything. So retention by time counts from the newest record's timestamp, but
 
 - not before the segment was last appended to: a backfill of old records stays for `retention_ms`, like any others, and
@@ -29,12 +31,18 @@ class SegmentFacts(NamedTuple):
 
 
 def segments_to_delete(
-    segments: Sequence[SegmentFacts], now_ms: int, retention_ms: int, retention_bytes: int, high_watermark: int
+    segments: Sequence[SegmentFacts],
+    now_ms: int,
+    retention_ms: int,
+    retention_bytes: int,
+    high_watermark: int,
+    *,
+    log_start_offset: int = 0,
 ) -> int:
     """How many of the oldest segments go. Never the last one, and none that reaches above the high watermark.
 
-    A segment goes when its age (see above) is more than `retention_ms`, or when what stays without it is still
-    `retention_bytes` or more.
+    A segment goes when it ends below the log's start, when its age (see above) is more than `retention_ms`, or when what
+    stays without it is still `retention_bytes` or more.
     """
     count = 0
     size_bytes = sum(segment.size_bytes for segment in segments)
@@ -42,7 +50,8 @@ def segments_to_delete(
         expired = retention_ms != NO_LIMIT and segment.age_from_ms(now_ms) < now_ms - retention_ms
         size_bytes -= segment.size_bytes
         surplus = retention_bytes != NO_LIMIT and size_bytes >= retention_bytes
-        if segment.end_offset > high_watermark or not (expired or surplus):
+        deleted = segment.end_offset <= log_start_offset
+        if segment.end_offset > high_watermark or not (deleted or expired or surplus):
             break
         count += 1
     return count

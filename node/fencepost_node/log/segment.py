@@ -340,13 +340,13 @@ class Segment:
                 return position, header.base_offset
         return self.size, self.end_offset
 
-    def first_reaching(self, timestamp_ms: int) -> BatchHeader | None:
-        """The first batch whose max timestamp is at least `timestamp_ms`."""
+    def first_reaching(self, timestamp_ms: int, from_offset: int) -> BatchHeader | None:
+        """The first batch with offsets from `from_offset` on whose max timestamp is at least `timestamp_ms`."""
         if self.largest_timestamp_ms < timestamp_ms:
             return None
         entry = self.time_index.last_below_first(timestamp_ms)
         for _, header in self.walk_from(entry.second if entry else self.base_offset):
-            if header.max_timestamp >= timestamp_ms:
+            if header.max_timestamp >= timestamp_ms and header.end_offset > from_offset:
                 return header
         return None
 

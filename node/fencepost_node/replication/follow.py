@@ -339,7 +339,7 @@ class FollowerLink:
         """Where to truncate; None: nothing that the log holds agrees. Raises InvalidRequest for a cut that cuts nothing."""
         replica_log = replica.log
         answer = Truncate(divergence.epoch, divergence.end_offset)
-        cut = cut_for(answer, replica_log.leader_epochs, replica_log.log_start_offset, replica_log.log_end_offset)
+        cut = cut_for(answer, replica_log.leader_epochs, replica_log.base_offset, replica_log.log_end_offset)
         if cut is not None and cut >= replica_log.log_end_offset:
             raise errors.InvalidRequest(
                 f"{answer} of {replica.key} cuts nothing: the log ends at {replica_log.log_end_offset}, "

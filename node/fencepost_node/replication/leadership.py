@@ -297,9 +297,9 @@ class Leadership:
             return records
         return await self._on_disk(lambda: self.log.read_batches(offset, max_bytes, end_offset))
 
-    async def snapshot_at_log_start(self) -> bytes:
-        """The snapshot at the log's start, for a follower that begins there. Raises StorageError."""
-        return await self._on_disk(self.log.snapshot_at_log_start)
+    async def snapshot_at_base(self) -> bytes:
+        """The snapshot where the log's files begin, for a follower that begins there. Raises StorageError."""
+        return await self._on_disk(self.log.snapshot_at_base)
 
     async def _on_disk(self, work: Callable[[], bytes]) -> bytes:
         try:
@@ -336,7 +336,8 @@ class Leadership:
         start, end = self.log.log_start_offset, self.log.log_end_offset
         if offset < start:
             return
-        answer = answer_subscribe(FollowerPosition(offset, last_epoch), self.log.leader_epochs, start, end)
+        base = self.log.base_offset
+        answer = answer_subscribe(FollowerPosition(offset, last_epoch), self.log.leader_epochs, base, end)
         if not isinstance(answer, Push):
             parted = answer if isinstance(answer, Truncate) else Truncate(NO_EPOCH, start)
             raise Diverged(
@@ -380,6 +381,18 @@ class Leadership:
         self.require_leading()
         self.when_committed(end_offset, committed)
         await done
+
+    async def wait_for_start(self, offset: int) -> None:
+        """Return once the log begins at `offset` or above. Raises NotLeaderOrFollower when leadership ends before."""
+        news = asyncio.Event()
+        self.add_reader(news)
+        try:
+            while not self.is_over and self.log.log_start_offset < offset:
+                await news.wait()
+                news.clear()
+        finally:
+            self.remove_reader(news)
+        self.require_leading("meanwhile")
 
     async def wait_final(self, end_offset: int) -> None:
         """Return once all below `end_offset` is committed and nothing else of before can ever be: until every in-sync

@@ -117,7 +117,7 @@ class PushStream:
         answer = answer_subscribe(
             FollowerPosition(request.log_end_offset, request.last_epoch, request.nothing_agrees),
             replica_log.leader_epochs,
-            replica_log.log_start_offset,
+            replica_log.base_offset,
             replica_log.log_end_offset,
         )
         push = pb.PartitionPush(topic_id=key[0], partition=key[1], subscription=request.subscription)
@@ -294,9 +294,9 @@ class PushStream:
         leadership = reset.leadership
         push = pb.PartitionPush(topic_id=key[0], partition=key[1], subscription=reset.number)
         try:
-            start_offset = leadership.log.log_start_offset
-            snapshot = await leadership.snapshot_at_log_start()
-            if leadership.is_over or leadership.log.log_start_offset != start_offset:
+            start_offset = leadership.log.base_offset
+            snapshot = await leadership.snapshot_at_base()
+            if leadership.is_over or leadership.log.base_offset != start_offset:
                 raise errors.OffsetNotAvailable(f"the log that starts at {start_offset} has changed meanwhile")
         except FencepostError as error:
             push.error.CopyFrom(errors.to_proto(error))

@@ -67,7 +67,7 @@ class Replica:
         self.counts = AppendCounts()
         self._local = local
         self._calls = calls
-        self._high_watermark = replica_log.log_start_offset  # while this replica does not lead
+        self._high_watermark = replica_log.base_offset  # while this replica does not lead
         self._partition = partition
         self._operation: asyncio.Future[None] | None = None  # a truncation or reset in a thread
         self._closed = False
@@ -114,6 +114,9 @@ class Replica:
     def apply(self, partition: Partition) -> None:
         """Take what the controller says of this partition."""
         old, self._partition = self._partition, partition
+        deleted = (partition.deleted_end_offset, partition.deleted_in_epoch)
+        if deleted != self.log.deleted:
+            self.log.delete_below(*deleted)
         if isinstance(self.role, Leadership) and self.role.epoch == partition.leader_epoch:
             if partition != old:
                 self.role.partition_changed(partition)
@@ -172,7 +175,7 @@ class Replica:
             self.log,
             partition,
             now,
-            high_watermark=self._high_watermark,
+            high_watermark=max(self._high_watermark, self.log.log_start_offset),  # what is deleted was committed
             calls=calls,
             counts=self.counts,
         )
@@ -278,9 +281,10 @@ class Replica:
             raise InvariantBroken(f"{self.key} is recovered after its end")
         opened.clock = self.log.clock
         opened.config = self.log.config  # the settings may have changed while it was opened
+        opened.delete_below(*self.log.deleted)
         self.log = opened
         self.failure, self.damaged, self.out_of_room = "", False, False
-        self._high_watermark = max(opened.log_start_offset, min(self._high_watermark, opened.log_end_offset))
+        self._high_watermark = max(opened.base_offset, min(self._high_watermark, opened.log_end_offset))
         log.warning("replica recovered topic=%s partition=%d start=%d end=%d", self.topic.name, self.key[1],
                     opened.log_start_offset, opened.log_end_offset)  # fmt: skip
         self._begin_role()
@@ -352,7 +356,7 @@ class Replica:
         self.look_at_log()
         # A cut may have ended below what was asked, at a border of batches; a log that has been started over has
         # everything below its start committed. So the high watermark lies within the log, and goes on from there.
-        self._high_watermark = min(max(self._high_watermark, self.log.log_start_offset), self.log.log_end_offset)
+        self._high_watermark = min(max(self._high_watermark, self.log.base_offset), self.log.log_end_offset)
         error = None if operation.cancelled() else operation.exception()
         if isinstance(error, errors.StorageError):
             self.disk_refuses(error)

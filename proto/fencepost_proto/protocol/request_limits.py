@@ -34,7 +34,7 @@ MAX_ENTRIES: Final = 10_000  # of one repeated field in one message, where nothi
 MAX_REPLICAS_OF_A_BROKER: Final = 20_000  # that one message of a broker may list; a cluster has 10,000 partitions
 MAX_REPLICAS_OF_A_PARTITION: Final = 1_000
 MAX_SETTINGS: Final = 100  # of a topic, in one change
-MAX_PROPOSALS: Final = 1_000  # of in-sync sets, in one request
+MAX_PROPOSALS: Final = 1_000  # of in-sync sets, or of deletions, in one request
 COUNTED_ABOVE_BYTES: Final = 32 * 1024  # what is smaller is parsed in a millisecond, whatever it holds
 
 REQUEST_BYTES: Final[Mapping[str, int]] = {
@@ -55,6 +55,7 @@ FIELD_LIMITS: Final[Mapping[str, int]] = {
     "fencepost.v1.Register.damaged_replicas": MAX_REPLICAS_OF_A_BROKER,
     "fencepost.v1.Heartbeat.failed_replicas": MAX_REPLICAS_OF_A_BROKER,
     "fencepost.v1.AlterPartitionRequest.proposals": MAX_PROPOSALS,
+    "fencepost.v1.DeletedRecordsRequest.deletions": MAX_PROPOSALS,
     "fencepost.v1.IsrProposal.new_isr": MAX_REPLICAS_OF_A_PARTITION,
     "fencepost.v1.CreateTopicRequest.assignments": MAX_ENTRIES,
     "fencepost.v1.CreatePartitionsRequest.assignments": MAX_ENTRIES,

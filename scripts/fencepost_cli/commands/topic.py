@@ -213,6 +213,43 @@ def alter(
     typer.echo(f"topic {topic.name}: {len(topic.partitions)} partitions{changed}")
 
 
+@app.command(
+    "delete-records",
+    epilog="Example: fencepost topic delete-records orders 0 --before 1000; fencepost topic delete-records orders --all",
+)
+def delete_records(
+    name: Name,
+    partitions: Annotated[list[int] | None, typer.Argument(help="Numbers of partitions.", show_default="all")] = None,
+    *,
+    before: Annotated[int | None, typer.Option(min=0, help="Delete the records below this offset.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Delete all that is there now.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    bootstrap: Bootstrap = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Delete the records at the beginning of a topic's partitions, on every replica and permanently.
+
+    Offsets stay as they are: the partition begins later. Disk space is free a moment later, by whole segments.
+    """
+    brokers = bootstrap_of(bootstrap, data_dir)
+    if (before is None) != everything:
+        fail("either --before or --all is needed", EXIT_USAGE)
+    if not yes:
+        what = "all its records" if everything else f"its records below offset {before}"
+        where = f"partitions {', '.join(map(str, partitions))}" if partitions else "all partitions"
+        typer.confirm(f"Delete of topic {name}, in {where}, {what}?", abort=True)
+
+    async def work() -> dict[int, int]:
+        from fencepost import AdminClient
+
+        async with AdminClient(brokers) as admin:
+            numbers = partitions or [p.partition for p in (await admin.describe_topic(name)).partitions]
+            return await admin.delete_records(name, dict.fromkeys(numbers, before))
+
+    for partition, offset in run(work()).items():
+        typer.echo(f"{name}-{partition} begins at offset {offset}")
+
+
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals:

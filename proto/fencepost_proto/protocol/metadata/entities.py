@@ -78,6 +78,8 @@ class PartitionState(NamedTuple):
     adding: tuple[int, ...]
     removing: tuple[int, ...]
     last_known_isr: tuple[int, ...]
+    deleted_end_offset: int
+    deleted_in_epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,10 @@ class Partition(Entity):
     adding: tuple[int, ...] = ()
     removing: tuple[int, ...] = ()
     last_known_isr: tuple[int, ...] = ()
+    deleted_end_offset: int = 0  # records below it are deleted …
+    # … that were written under leader epochs up to this one, whose leader has deleted them. What a leader that was elected
+    # uncleanly writes at these offsets later is not.
+    deleted_in_epoch: int = 0
 
     @property
     def key(self) -> str:
@@ -108,6 +114,8 @@ class Partition(Entity):
             self.adding,
             self.removing,
             self.last_known_isr,
+            self.deleted_end_offset,
+            self.deleted_in_epoch,
         )
 
     @property

@@ -31,6 +31,8 @@ def state_to_proto(state: PartitionState) -> common_pb2.PartitionEntity:
         adding_replicas=state.adding,
         removing_replicas=state.removing,
         last_known_isr=state.last_known_isr,
+        deleted_end_offset=state.deleted_end_offset,
+        deleted_in_epoch=state.deleted_in_epoch,
     )
 
 
@@ -44,6 +46,8 @@ def state_from_proto(message: common_pb2.PartitionEntity) -> PartitionState:
         tuple(message.adding_replicas),
         tuple(message.removing_replicas),
         tuple(message.last_known_isr),
+        message.deleted_end_offset,
+        message.deleted_in_epoch,
     )
 
 

@@ -70,6 +70,11 @@ class BrokerStub:
                 request_serializer=fencepost_dot_v1_dot_broker__pb2.DescribeProducersRequest.SerializeToString,
                 response_deserializer=fencepost_dot_v1_dot_broker__pb2.DescribeProducersResponse.FromString,
                 _registered_method=True)
+        self.DeleteRecords = channel.unary_unary(
+                '/fencepost.v1.Broker/DeleteRecords',
+                request_serializer=fencepost_dot_v1_dot_broker__pb2.DeleteRecordsRequest.SerializeToString,
+                response_deserializer=fencepost_dot_v1_dot_broker__pb2.DeleteRecordsResponse.FromString,
+                _registered_method=True)
         self.DescribeLogDirs = channel.unary_unary(
                 '/fencepost.v1.Broker/DescribeLogDirs',
                 request_serializer=fencepost_dot_v1_dot_broker__pb2.DescribeLogDirsRequest.SerializeToString,
@@ -125,6 +130,13 @@ class BrokerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteRecords(self, request, context):
+        """Records from the beginning of a partition that this broker leads. It answers once no replica shows them any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DescribeLogDirs(self, request, context):
         """Every replica that this broker hosts.
         """
@@ -169,6 +181,11 @@ def add_BrokerServicer_to_server(servicer, server):
                     servicer.DescribeProducers,
                     request_deserializer=fencepost_dot_v1_dot_broker__pb2.DescribeProducersRequest.FromString,
                     response_serializer=fencepost_dot_v1_dot_broker__pb2.DescribeProducersResponse.SerializeToString,
+            ),
+            'DeleteRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRecords,
+                    request_deserializer=fencepost_dot_v1_dot_broker__pb2.DeleteRecordsRequest.FromString,
+                    response_serializer=fencepost_dot_v1_dot_broker__pb2.DeleteRecordsResponse.SerializeToString,
             ),
             'DescribeLogDirs': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribeLogDirs,
@@ -365,6 +382,33 @@ class Broker:
             '/fencepost.v1.Broker/DescribeProducers',
             fencepost_dot_v1_dot_broker__pb2.DescribeProducersRequest.SerializeToString,
             fencepost_dot_v1_dot_broker__pb2.DescribeProducersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fencepost.v1.Broker/DeleteRecords',
+            fencepost_dot_v1_dot_broker__pb2.DeleteRecordsRequest.SerializeToString,
+            fencepost_dot_v1_dot_broker__pb2.DeleteRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

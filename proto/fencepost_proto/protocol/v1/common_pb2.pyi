@@ -262,6 +262,8 @@ class PartitionEntity(_message.Message):
     ADDING_REPLICAS_FIELD_NUMBER: _builtins.int
     REMOVING_REPLICAS_FIELD_NUMBER: _builtins.int
     LAST_KNOWN_ISR_FIELD_NUMBER: _builtins.int
+    DELETED_END_OFFSET_FIELD_NUMBER: _builtins.int
+    DELETED_IN_EPOCH_FIELD_NUMBER: _builtins.int
     topic_id: _builtins.str
     partition: _builtins.int
     leader: _builtins.int
@@ -270,6 +272,10 @@ class PartitionEntity(_message.Message):
     """rises with every election"""
     partition_epoch: _builtins.int
     """rises with every change of this entity"""
+    deleted_end_offset: _builtins.int
+    """records below it are deleted …"""
+    deleted_in_epoch: _builtins.int
+    """… that were written under leader epochs up to this one, which deleted them"""
     @_builtins.property
     def replicas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """assignment order; the first is the preferred leader"""
@@ -299,10 +305,12 @@ class PartitionEntity(_message.Message):
         adding_replicas: _abc.Iterable[_builtins.int] | None = ...,
         removing_replicas: _abc.Iterable[_builtins.int] | None = ...,
         last_known_isr: _abc.Iterable[_builtins.int] | None = ...,
+        deleted_end_offset: _builtins.int = ...,
+        deleted_in_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adding_replicas", b"adding_replicas", "isr", b"isr", "last_known_isr", b"last_known_isr", "leader", b"leader", "leader_epoch", b"leader_epoch", "partition", b"partition", "partition_epoch", b"partition_epoch", "removing_replicas", b"removing_replicas", "replicas", b"replicas", "topic_id", b"topic_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adding_replicas", b"adding_replicas", "deleted_end_offset", b"deleted_end_offset", "deleted_in_epoch", b"deleted_in_epoch", "isr", b"isr", "last_known_isr", b"last_known_isr", "leader", b"leader", "leader_epoch", b"leader_epoch", "partition", b"partition", "partition_epoch", b"partition_epoch", "removing_replicas", b"removing_replicas", "replicas", b"replicas", "topic_id", b"topic_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,6 +50,11 @@ class ControllerStub:
                 request_serializer=fencepost_dot_v1_dot_controller__pb2.StartReplicaOverRequest.SerializeToString,
                 response_deserializer=fencepost_dot_v1_dot_controller__pb2.StartReplicaOverResponse.FromString,
                 _registered_method=True)
+        self.DeleteRecords = channel.unary_unary(
+                '/fencepost.v1.Controller/DeleteRecords',
+                request_serializer=fencepost_dot_v1_dot_controller__pb2.DeletedRecordsRequest.SerializeToString,
+                response_deserializer=fencepost_dot_v1_dot_controller__pb2.DeletedRecordsResponse.FromString,
+                _registered_method=True)
         self.AllocateProducerIds = channel.unary_unary(
                 '/fencepost.v1.Controller/AllocateProducerIds',
                 request_serializer=fencepost_dot_v1_dot_controller__pb2.AllocateProducerIdsRequest.SerializeToString,
@@ -85,6 +90,13 @@ class ControllerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteRecords(self, request, context):
+        """A leader deletes records from the beginning of partitions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AllocateProducerIds(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -115,6 +127,11 @@ def add_ControllerServicer_to_server(servicer, server):
                     servicer.StartReplicaOver,
                     request_deserializer=fencepost_dot_v1_dot_controller__pb2.StartReplicaOverRequest.FromString,
                     response_serializer=fencepost_dot_v1_dot_controller__pb2.StartReplicaOverResponse.SerializeToString,
+            ),
+            'DeleteRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRecords,
+                    request_deserializer=fencepost_dot_v1_dot_controller__pb2.DeletedRecordsRequest.FromString,
+                    response_serializer=fencepost_dot_v1_dot_controller__pb2.DeletedRecordsResponse.SerializeToString,
             ),
             'AllocateProducerIds': grpc.unary_unary_rpc_method_handler(
                     servicer.AllocateProducerIds,
@@ -208,6 +225,33 @@ class Controller:
             '/fencepost.v1.Controller/StartReplicaOver',
             fencepost_dot_v1_dot_controller__pb2.StartReplicaOverRequest.SerializeToString,
             fencepost_dot_v1_dot_controller__pb2.StartReplicaOverResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fencepost.v1.Controller/DeleteRecords',
+            fencepost_dot_v1_dot_controller__pb2.DeletedRecordsRequest.SerializeToString,
+            fencepost_dot_v1_dot_controller__pb2.DeletedRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,8 @@ class ControllerStub:
     AlterPartition: _grpc.UnaryUnaryMultiCallable[_controller_pb2.AlterPartitionRequest, _controller_pb2.AlterPartitionResponse]
     StartReplicaOver: _grpc.UnaryUnaryMultiCallable[_controller_pb2.StartReplicaOverRequest, _controller_pb2.StartReplicaOverResponse]
     """A broker is about to give up what a failed replica holds, and asks whether it may."""
+    DeleteRecords: _grpc.UnaryUnaryMultiCallable[_controller_pb2.DeletedRecordsRequest, _controller_pb2.DeletedRecordsResponse]
+    """A leader deletes records from the beginning of partitions."""
     AllocateProducerIds: _grpc.UnaryUnaryMultiCallable[_controller_pb2.AllocateProducerIdsRequest, _controller_pb2.AllocateProducerIdsResponse]
     InitProducerId: _grpc.UnaryUnaryMultiCallable[_broker_pb2.InitProducerIdRequest, _broker_pb2.InitProducerIdResponse]
     """Named producers only; answers once the fence stands on every partition's leader."""
@@ -49,6 +51,8 @@ class ControllerAsyncStub(ControllerStub):
     AlterPartition: _aio.UnaryUnaryMultiCallable[_controller_pb2.AlterPartitionRequest, _controller_pb2.AlterPartitionResponse]  # type: ignore[assignment]
     StartReplicaOver: _aio.UnaryUnaryMultiCallable[_controller_pb2.StartReplicaOverRequest, _controller_pb2.StartReplicaOverResponse]  # type: ignore[assignment]
     """A broker is about to give up what a failed replica holds, and asks whether it may."""
+    DeleteRecords: _aio.UnaryUnaryMultiCallable[_controller_pb2.DeletedRecordsRequest, _controller_pb2.DeletedRecordsResponse]  # type: ignore[assignment]
+    """A leader deletes records from the beginning of partitions."""
     AllocateProducerIds: _aio.UnaryUnaryMultiCallable[_controller_pb2.AllocateProducerIdsRequest, _controller_pb2.AllocateProducerIdsResponse]  # type: ignore[assignment]
     InitProducerId: _aio.UnaryUnaryMultiCallable[_broker_pb2.InitProducerIdRequest, _broker_pb2.InitProducerIdResponse]  # type: ignore[assignment]
     """Named producers only; answers once the fence stands on every partition's leader."""
@@ -76,6 +80,14 @@ class ControllerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_controller_pb2.StartReplicaOverResponse, _abc.Awaitable[_controller_pb2.StartReplicaOverResponse]]:
         """A broker is about to give up what a failed replica holds, and asks whether it may."""
+
+    @_abc_1.abstractmethod
+    def DeleteRecords(
+        self,
+        request: _controller_pb2.DeletedRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.DeletedRecordsResponse, _abc.Awaitable[_controller_pb2.DeletedRecordsResponse]]:
+        """A leader deletes records from the beginning of partitions."""
 
     @_abc_1.abstractmethod
     def AllocateProducerIds(
