@@ -30,7 +30,7 @@ from fencepost_node.producers.producer_state_machine import PRODUCERS
 from fencepost_node.replication.replica import CONTRADICTION, Replica
 from fencepost_proto.protocol.errors import FencepostError, InvariantBroken, StorageError
 from fencepost_proto.protocol.metadata import PartitionKey
-from fencepost_proto.protocol.v1 import controller_pb2_grpc
+from fencepost_proto.protocol.v1 import broker_pb2_grpc, controller_pb2_grpc
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.process import Component, live
 from tests.simulation.disk import MountedDisk
@@ -210,10 +210,20 @@ class SimCluster:
 
     async def ask_admin(self, method: str, request: object) -> str:
         """One request of an operator to the controller, from a process of its own. What it came to."""
+        return await self._ask(
+            lambda host: controller_pb2_grpc.AdminStub(host.wire.connect(CONTROLLER_ADDRESS)), method, request
+        )
+
+    async def ask_broker(self, broker_id: int, method: str, request: object) -> str:
+        """The same of a broker."""
+        address = self.bootstrap[self.settings.broker_ids.index(broker_id)]
+        return await self._ask(lambda host: broker_pb2_grpc.BrokerStub(host.wire.connect(address)), method, request)
+
+    async def _ask(self, stub_on: Callable[[Host], object], method: str, request: object) -> str:
         answers: list[str] = []
 
         async def main(host: Host, disk: MountedDisk) -> None:
-            stub = controller_pb2_grpc.AdminStub(host.wire.connect(CONTROLLER_ADDRESS))
+            stub = stub_on(host)
             try:
                 answer = await getattr(stub, method)(request, timeout=5)
             except grpc.aio.AioRpcError as error:

@@ -32,7 +32,7 @@ from tests.simulation.log_judge import LogJudge
 from tests.simulation.logview import Batch
 from tests.simulation.network import Tap
 from tests.simulation.process import SimProcess
-from tests.simulation.taps import FetchTap, InitTap, ProduceTap, ReplicateTap
+from tests.simulation.taps import DeleteRecordsTap, FetchTap, InitTap, ProduceTap, ReplicateTap
 from tests.simulation.world import World
 
 BROKER = "/fencepost.v1.Broker/"
@@ -55,6 +55,7 @@ class Judge(LogJudge):
         taps: dict[str, Tap] = {
             "Produce": ProduceTap(self),
             "Fetch": FetchTap(self),
+            "DeleteRecords": DeleteRecordsTap(self),
             "InitProducerId": InitTap(self),
         }
         for method, tap in taps.items():
@@ -143,6 +144,45 @@ class Judge(LogJudge):
             index = index_of(record.committed, batch.base_offset)
             if index >= len(record.committed) or record.committed[index] != batch:
                 self.fail("G10", f"{record.name}: {client!r} read {batch}, which is not what is committed there")
+
+    # ---- Deleted records ----
+
+    def records_deleted(self, server: SimProcess, key: PartitionKey, log_start_offset: int) -> None:
+        """A leader has told an operator that the partition begins there."""
+        record, broker_id = self.record(key), self._broker_of_node(server.node)
+        if record is None or broker_id is None or record.tainted or record.past.pending >= 0:
+            return
+        epoch = self.leader_epoch_of(broker_id, key)
+        if epoch < 0 or record.past.overruled(broker_id, epoch):
+            return
+        high_watermark = self.high_watermark_of(broker_id, key)
+        if log_start_offset > high_watermark >= 0:
+            self.fail("G6", f"{record.name} begins at {log_start_offset}, above the high watermark {high_watermark}")
+        record.deleted = max(record.deleted, (epoch, max(log_start_offset, record.deleted[1])))
+        self.count("deletions of records")
+
+    def deleted_for(self, server: SimProcess, key: PartitionKey) -> int:
+        """Below which offset records are deleted that this broker, by the leader epoch that it knows, must not show. What
+        the leader of an earlier epoch shows, who does not know yet that it is none, is not judged."""
+        record, broker_id = self.records.get(key), self._broker_of_node(server.node)
+        if record is None or broker_id is None or self.leader_epoch_of(broker_id, key) < record.deleted[0]:
+            return 0
+        return record.deleted[1]
+
+    def shows(self, server: SimProcess, key: PartitionKey, log_start_offset: int, data: bytes, deleted_to: int) -> None:
+        """A reader who asked after records below `deleted_to` were deleted is given what begins there."""
+        record = self.records.get(key)
+        if record is None or record.tainted or not deleted_to or record.deleted[1] < deleted_to:
+            return  # deleted, tainted or elected uncleanly meanwhile
+        if log_start_offset < deleted_to:
+            self.fail(
+                "G10", f"{record.name}: {server!r} begins at {log_start_offset}; all below {deleted_to} was deleted"
+            )
+        if data and read_header(data).end_offset <= deleted_to:
+            self.fail(
+                "G10", f"{record.name}: {server!r} serves {read_header(data)}; all below {deleted_to} was deleted"
+            )
+        self.count("readings behind deleted records")
 
     def subscribes(self, client: SimProcess, key: PartitionKey) -> None:
         """A follower says where its log ends, perhaps since it has just cut it."""

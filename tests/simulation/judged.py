@@ -50,6 +50,10 @@ class PartitionRecord:
     verified: dict[int, tuple[int, int]] = field(default_factory=dict)  # broker -> (rebuilds, batches compared)
     folds: dict[int, tuple[int, int, ProducerFold]] = field(default_factory=dict)  # broker -> (rebuilds, batches, fold)
     past: Past = field(default_factory=Past)
+    deleted: tuple[int, int] = (
+        -1,
+        0,
+    )  # under which leader epoch an operator has deleted records, and below which offset
 
     @property
     def committed_end(self) -> int:

@@ -12,6 +12,7 @@ from fencepost_proto.protocol.metadata import (
     MetadataImage,
     Partition,
     PartitionKey,
+    Topic,
 )
 from tests.simulation.elected_log import common, index_of
 from tests.simulation.judged import Leader, PartitionRecord, Producers, Violation
@@ -69,11 +70,22 @@ class LogJudge:
             if before is partition:
                 continue
             self._partition_changed(key, before, partition)
+        for topic_id, topic in image.topics.items():
+            if (was := old.topics.get(topic_id)) is not None and was is not topic:
+                self._settings_changed(was, topic)
         for key in [key for key in self.records if key not in image.partitions]:
             self.deleted[key] = self.records.pop(key).committed_end  # what a deleted topic held is no one's any more
             self.damaged = {damaged: hidden for damaged, hidden in self.damaged.items() if damaged[1] != key}
             self.rotten = {rotten: hidden for rotten, hidden in self.rotten.items() if rotten[1] != key}
             self.count("partitions deleted")
+
+    def _settings_changed(self, before: Topic, topic: Topic) -> None:
+        """What was acknowledged without a sync may be lost with the power, whatever the setting is now."""
+        for key, record in self.records.items():
+            if key[0] == topic.topic_id:
+                record.flush_always &= before.config.flush_always and topic.config.flush_always
+                record.append_time |= topic.config.message_timestamp_type == APPEND_TIME
+        self.count("settings of topics changed")
 
     def undone(self, image: MetadataImage) -> None:
         """The controller's store has lost versions that no broker knows. This one is the newest again."""
@@ -150,6 +162,7 @@ class LogJudge:
         record.past.pending = partition.leader_epoch
         record.past.elected_at = self.world.now
         record.tainted = ""
+        record.deleted = (-1, 0)  # the elected log may end below that
         self.count("unclean elections")
         self.world.tell("judge", f"{record.name}: the log of broker {partition.leader} is to be the truth")
 

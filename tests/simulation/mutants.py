@@ -31,6 +31,7 @@ from fencepost_node import metadata_feed
 from fencepost_node.folders import partition_folders
 from fencepost_node.folders.known_metadata import KnownMetadata
 from fencepost_node.folders.partition_folders import PartitionFolders
+from fencepost_node.grpc import delete_records as grpc_delete_records
 from fencepost_node.kafka import fetch as kafka_fetch
 from fencepost_node.kafka.connection import KafkaConnection
 from fencepost_node.log import recovery, segment, snapshot
@@ -106,6 +107,39 @@ def mutant(
         MUTANTS.append(Mutant(name, patches, frozenset(promises), kinds, seeds, first_seed, kafka))
 
     return register
+
+
+# ---- Deleted records ----
+
+
+@mutant("G10", kinds=("delete records", "kill leader", "kill broker", "isolate broker"), first_seed=3)
+def followers_take_no_notice_of_deletions(replace: Any) -> None:
+    """The log's start goes back with a failover."""
+    apply = Replica.apply
+
+    def leaders_only(self: Replica, partition: Any) -> None:
+        if self.is_leader:
+            apply(self, partition)
+        else:
+            with patch.object(self.log, "delete_below", lambda *_: None):
+                apply(self, partition)
+
+    replace(Replica, "apply", leaders_only)
+
+
+@mutant("G10", kinds=("delete records", "kill leader", "kill broker", "pause broker"), first_seed=3)
+def a_deletion_is_answered_before_it_is_committed(replace: Any) -> None:
+    async def delete(manager: Any, link: Any, deletions: Any, timeout_ms: int) -> list[Any]:
+        answers: list[Any] = []
+        for deletion in deletions:
+            leadership = manager.leader(deletion.topic_id, deletion.partition, deletion.leader_epoch)
+            high_watermark = leadership.latest_offset()
+            end_offset = high_watermark if deletion.end_offset < 0 else min(deletion.end_offset, high_watermark)
+            leadership.log.delete_below(end_offset, leadership.epoch)
+            answers.append(leadership.log.log_start_offset)
+        return answers
+
+    replace(grpc_delete_records, "delete", delete)
 
 
 # ---- Producer state ----
@@ -303,7 +337,7 @@ def isr_change_without_epoch_checks(replace: Any) -> None:
     """Whoever once led may change the in-sync set, and members need not be the incarnations that caught up."""
 
     def decide(self: AlterPartition, draft: Any) -> None:
-        partition = self._partition(draft)
+        partition = draft.partition(self.partition)
         members = tuple(broker_id for broker_id, _ in self.new_isr)
         partitions.recompute(draft, partition, changed(partition, isr=members))
 

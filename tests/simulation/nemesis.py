@@ -24,10 +24,12 @@ from tests.simulation.judged import PartitionRecord
 from tests.simulation.loop import SimTask
 from tests.simulation.poison import HostileWriters
 from tests.simulation.situations import Situations
+from tests.simulation.topic_changes import TopicChanges
 from tests.simulation.workload import ConsumerApp, ProducerApp
 
 POISONED = 0.1  # of the faults bring unreadable batches along, in runs that know them
 STRANGE = 0.3  # of the faults bring a stranger along, in runs that know some
+CHANGED = 0.3  # of the faults bring an operator along who changes a topic, in runs that know some
 UNREADABLE = "unreadable batches"
 MAX_DOWN_S = 6.0  # how long something stays dead, paused or cut off, at most
 FULL_DISK_ROOM_BYTES = 2_000  # what still fits when a disk becomes full, at most
@@ -67,6 +69,14 @@ class Nemesis:
             "flood of new producers": (1, producers.flood_of_new_producers),
         }
         self._apart: dict[str, tuple[int, Callable[[], Awaitable[None]]]] = {UNREADABLE: (1, self._writers.write)}
+        self.operators = cluster.world.chance("operators")  # drawn apart, too
+        self.changes = TopicChanges(cluster, self.operators)
+        self.changes_topics = False
+        self.topic_changes: dict[str, tuple[int, Callable[[], Awaitable[None]]]] = {
+            "delete records": (2, self.changes.delete_records),
+            "change settings": (1, self.changes.change_settings),
+            "add partitions": (1, self.changes.add_partitions),
+        }
         self.kinds: dict[str, tuple[int, Callable[[], Awaitable[None]]]] = {
             "kill broker": (6, self.kill_broker),
             "kill leader": (6, self.kill_leader),
@@ -109,7 +119,7 @@ class Nemesis:
 
     def only(self, kinds: tuple[str, ...]) -> None:
         """Nothing but these."""
-        known = self.kinds | self.strangers | self._apart
+        known = self.kinds | self.strangers | self._apart | self.topic_changes
         self.kinds = {name: known[name] for name in kinds}
         self.strangers = {}
 
@@ -131,13 +141,15 @@ class Nemesis:
                 self.begin(self.strange.choice(sorted(self.strangers)))
             if self.poisons and self.poison.random() < POISONED:
                 self.begin(UNREADABLE)
+            if self.changes_topics and self.operators.random() < CHANGED:
+                self.begin(self.operators.choice(sorted(self.topic_changes)))
             if self.random.random() < 0.2:  # a burst
                 for _ in range(self.random.randint(1, 3)):
                     self.begin(self.random.choices(chosen, weights)[0])
 
     def begin(self, name: str) -> None:
         self.counts[name] += 1
-        work = (self.kinds | self.strangers | self._apart)[name][1]()
+        work = (self.kinds | self.strangers | self._apart | self.topic_changes)[name][1]()
         task: SimTask[None] = self.world.loop.create_task(work)  # type: ignore[arg-type]
         self._running[task] = None
         task.add_done_callback(lambda _: self._running.pop(task, None))

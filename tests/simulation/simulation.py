@@ -35,6 +35,7 @@ from tests.simulation.world import World
 FLOOD = "flood of new producers"
 POISONED = 0.25  # of the runs: hostile clients write batches that no one can read
 WITH_KAFKA = 0.3  # of the runs without strangers, expiring producers and small numbers: Kafka's clients work beside
+CHANGED = 0.2  # of the runs: operators change topics
 STRANGE, FLOODED = 0.25, 0.1  # of the runs: strangers write under others' ids; partitions have room for few producers
 SWEEP_INTERVAL_S = 0.25
 TOPICS_WITHIN_S = 30.0
@@ -84,6 +85,10 @@ def simulate(seed: int, kinds: tuple[str, ...] = (), *, kafka: bool = False) -> 
         elif planned.producers_expire:
             run.nemesis.without("clock jump")  # an hour's jump is more than the expiration time
         run.nemesis.poisons = not kinds and random.Random(f"{seed}/poison").random() < POISONED
+        changed = random.Random(f"{seed}/operators").random() < CHANGED
+        run.nemesis.changes_topics = (
+            changed and not kinds and run.kafka is None
+        )  # aiokafka would pass over what is deleted
         if strange >= STRANGE:
             run.nemesis.strangers = {}
         elif not planned.settings.room_is_short:
@@ -139,7 +144,7 @@ class Run:
             world.network.tap_of = partial(KafkaTap, self.judge)
         requests = {topic.name: topic.request() for topic in planned.topics}
         self.nemesis = Nemesis(self.cluster, self.producers, clients, requests, world.chance("nemesis"))
-        self.nemesis.readers = self.consumers
+        self.nemesis.readers = self.nemesis.changes.readers = self.consumers
         self._background: list[asyncio.Task[None]] = []
 
     def close(self) -> None:
@@ -291,6 +296,10 @@ class Run:
                 if consumer.topic_ids.get(topic) != record.key[0]:
                     missing.append(f"{consumer.node} has not found {topic} again")
                     continue
+                if self.nemesis.changes.grown and not consumer.reads(topic, int(index)):
+                    self.nemesis.changes.subscribe_again(consumer)  # it subscribed before there were so many
+                    missing.append(f"{consumer.node} has not found {record.name}")
+                    break
                 position = consumer.position(topic, int(index))
                 end = self.judge.view(record, self.judge.image.partitions[record.key].leader).end_offset
                 if position < end:

@@ -55,8 +55,11 @@ class FetchTap(Tap):
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
         self._asked: dict[object, deque[dict[PartitionKey, tuple[int, int]]]] = {}
+        self._deleted: dict[object, deque[dict[PartitionKey, int]]] = {}
 
     def request(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
+        keys = [(partition.topic_id, partition.partition) for partition in message.partitions]
+        self._deleted.setdefault(call, deque()).append({key: self._judge.deleted_for(server, key) for key in keys})
         asked = {
             (partition.topic_id, partition.partition): (partition.fetch_offset, partition.last_epoch)
             for partition in message.partitions
@@ -67,12 +70,29 @@ class FetchTap(Tap):
     def response(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
         waiting = self._asked.get(call)
         asked = waiting.popleft() if waiting else {}
+        deleted = self._deleted[call].popleft() if waiting is not None else {}
         for answer in message.partitions:
             if answer.error.code == 0:
+                key = (answer.topic_id, answer.partition)
+                self._judge.shows(server, key, answer.log_start_offset, answer.records, deleted.get(key, 0))
                 position = asked.get((answer.topic_id, answer.partition))
                 if position is not None:
                     self._judge.continued(server, client, (answer.topic_id, answer.partition), *position)
                 self._judge.fetched(server, client, answer)
+
+
+class DeleteRecordsTap(Tap):
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self._asked: dict[object, PartitionKey] = {}
+
+    def request(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
+        self._asked[call] = (message.topic_id, message.partition)
+
+    def response(self, server: SimProcess, client: SimProcess, call: object, message: Any) -> None:
+        key = self._asked.pop(call)
+        if message.error.code == 0:
+            self._judge.records_deleted(server, key, message.log_start_offset)
 
 
 class ReplicateTap(Tap):

@@ -311,6 +311,10 @@ class ConsumerApp:
         at = [tp for tp in (self._consumer.assignment if self._consumer else ()) if tp == (topic, partition)]
         return max(handed, *(self._consumer._core.position(tp) for tp in at)) if self._consumer and at else handed
 
+    def reads(self, topic: str, partition: int) -> bool:
+        """It subscribes to that partition, or is about to subscribe."""
+        return self._consumer is None or (topic, partition) in self._consumer.assignment
+
     def _any_unclean(self) -> bool:
         return any(self.unclean(topic, partition) for topic, partition in self.read)
 
