@@ -35,7 +35,7 @@ from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
 from tests.unit.batches import batch as made
 from tests.unit.batches import with_field
-from tests.unit.fake_controller import fake_controller
+from tests.unit.fake_controller import FakeController, fake_controller
 from tests.unit.kafka_client import KafkaClient, fetch_request, kafka_client, only, produce_request
 from tests.unit.test_broker import BROKER_ID, EPOCH, Running, broker_of
 
@@ -48,7 +48,8 @@ NONE = ErrorCode.NONE
 class Edge:
     """A broker with a Kafka port, and one client of it."""
 
-    def __init__(self, running: Running, client: KafkaClient) -> None:
+    def __init__(self, controller: FakeController, running: Running, client: KafkaClient) -> None:
+        self.controller = controller
         self.running = running
         self.client = client
         self.ask = client.ask
@@ -101,7 +102,7 @@ async def edge(tmp_path: Path, **settings: Any) -> AsyncIterator[Edge]:
                 BrokerRegistration(3, "127.0.0.1:8", EPOCH, "gone", fenced=True, kafka_address="10.0.0.3:9092"),
             )
             async with kafka_client(broker.kafka_address) as client:
-                yield Edge(running, client)
+                yield Edge(controller, running, client)
 
 
 # ---- What is served ----

@@ -45,15 +45,20 @@ async def _create(
     name: str, link: ControllerLink, image: MetadataImage, config: BrokerConfig, timeout_s: float
 ) -> None:
     """Raises FencepostError."""
-    live = sum(not broker.fenced for broker in image.brokers.values())
     request = controller_pb2.CreateTopicRequest(
         name=name,
         partitions=config.default_partitions,
-        replication_factor=config.default_replication_factor or max(1, min(MOST_REPLICAS, live)),
+        replication_factor=default_replication_factor(config, image),
     )
     answer = await link.admin("CreateTopic", request, timeout_s)
     if isinstance(answer, controller_pb2.CreateTopicResponse) and answer.error.code:
         raise from_proto(answer.error)
+
+
+def default_replication_factor(config: BrokerConfig, image: MetadataImage) -> int:
+    """Of a topic for which none is named."""
+    live = sum(not broker.fenced for broker in image.brokers.values())
+    return config.default_replication_factor or max(1, min(MOST_REPLICAS, live))
 
 
 def _is_led(image: MetadataImage, name: str) -> bool:
