@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from fencepost_node.kafka.admin import check_changes, check_not_internal, code_and_message, twice
 from fencepost_node.kafka.context import KafkaContext
-from fencepost_node.kafka.topic_ids import NO_TOPIC_ID, to_wire
 from fencepost_node.kafka.topic_settings import describe, read_config
 from fencepost_node.requests.auto_creation import default_replication_factor
 from fencepost_node.requests.topic_changes import NewTopic, TopicChanges
@@ -27,6 +26,7 @@ from fencepost_proto.kafka.messages.create_topics import (
     CreateTopicsResponse,
 )
 from fencepost_proto.protocol.errors import FencepostError, InvalidReplicaAssignment, InvalidRequest
+from fencepost_proto.protocol.topic_ids import NO_TOPIC_ID, to_wire
 
 DEFAULT = -1
 

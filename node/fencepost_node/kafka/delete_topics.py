@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from fencepost_node.kafka.admin import check_changes, check_not_internal, code_and_message
 from fencepost_node.kafka.context import KafkaContext
-from fencepost_node.kafka.topic_ids import NO_TOPIC_ID, from_wire
 from fencepost_node.requests.topic_changes import TopicChanges
 from fencepost_proto.kafka.messages.delete_topics import (
     DeletableTopicResult,
@@ -22,6 +21,7 @@ from fencepost_proto.kafka.messages.delete_topics import (
     DeleteTopicState,
 )
 from fencepost_proto.protocol.errors import FencepostError, InvalidRequest, UnknownTopicId
+from fencepost_proto.protocol.topic_ids import NO_TOPIC_ID, from_wire
 
 WITH_IDS = 6
 

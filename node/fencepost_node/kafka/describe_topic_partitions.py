@@ -13,7 +13,6 @@ from fencepost_node.coordination.internal_topics import INTERNAL_TOPICS
 from fencepost_node.kafka.admin import SHOWN_NAME
 from fencepost_node.kafka.context import KafkaContext
 from fencepost_node.kafka.metadata_answers import live_brokers
-from fencepost_node.kafka.topic_ids import to_wire
 from fencepost_proto.kafka.messages.describe_topic_partitions import (
     Cursor,
     DescribeTopicPartitionsRequest,
@@ -23,6 +22,7 @@ from fencepost_proto.kafka.messages.describe_topic_partitions import (
 )
 from fencepost_proto.protocol.errors import ErrorCode, InvalidTopic
 from fencepost_proto.protocol.metadata import NO_LEADER, BrokerRegistration, Partition, check_topic_name
+from fencepost_proto.protocol.topic_ids import to_wire
 from fencepost_proto.runtime.turns import Turns
 
 MAX_PARTITIONS = 2_000  # of one answer
