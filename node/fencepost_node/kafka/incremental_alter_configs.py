@@ -2,6 +2,7 @@
 
 Supports: set, and delete (back to the default), of the settings in `topic_settings`; append and subtract only of
 cleanup.policy, a list that is always "delete"; `validate_only`. The settings of a resource change together or not at all.
+To delete settings of a broker changes nothing, for none was set while it runs (kafka-reassign-partitions does so).
 
 Errors of a resource: UNKNOWN_TOPIC_OR_PARTITION, INVALID_CONFIG naming the setting and its value, INVALID_REQUEST (named
 twice; the settings of a broker, which are in its file; another kind of resource), INVALID_TOPIC_EXCEPTION (an internal
@@ -51,11 +52,17 @@ async def handle(
             check_changes(len(request.resources))
             if f"{asked.resource_type}/{asked.resource_name}" in repeated:
                 raise InvalidRequest(f"resource {asked.resource_name!r} is named twice")
+            if _deletes_of_broker(asked):
+                continue
             check_alterable(asked.resource_type, asked.resource_name, [one.name for one in asked.configs], changes)
             await _alter(changes, asked)
         except FencepostError as error:
             result.error_code, result.error_message = code_and_message(error)
     return response
+
+
+def _deletes_of_broker(asked: AlterConfigsResource) -> bool:
+    return asked.resource_type == BROKER and all(one.config_operation == Operation.DELETE for one in asked.configs)
 
 
 def check_alterable(resource_type: int, resource_name: str, names: list[str], changes: TopicChanges) -> None:

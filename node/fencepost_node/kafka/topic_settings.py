@@ -87,6 +87,8 @@ FIXED: dict[str, tuple[str, ConfigType, str]] = {
     "cleanup.policy": ("delete", ConfigType.LIST, "There is no compaction."),
     "compression.type": ("producer", ConfigType.STRING, "Batches are stored as their producer has compressed them."),
     "flush.ms": (str(NO_LIMIT), ConfigType.LONG, "Nothing is synced by time; see flush.messages."),
+    "follower.replication.throttled.replicas": ("", ConfigType.LIST, "Replication is not throttled."),
+    "leader.replication.throttled.replicas": ("", ConfigType.LIST, "Replication is not throttled."),
     "preallocate": ("false", ConfigType.BOOLEAN, "Files grow as they are written."),
     "segment.ms": (str(NO_LIMIT), ConfigType.LONG, "Segments end by size."),
     "unclean.leader.election.enable": ("false", ConfigType.BOOLEAN, "Only an operator elects uncleanly."),
