@@ -288,10 +288,13 @@ async def test_single_settings_are_changed_together_or_not_at_all(tmp_path: Path
         twice = incremental.IncrementalAlterConfigsRequest(resources=[change, change])
         assert [r.error_code for r in (await it.ask(twice)).responses] == [ErrorCode.INVALID_REQUEST] * 2
         assert len(asked(it, "AlterTopicConfig")) == count
-        nothing = incremental.IncrementalAlterConfigsRequest(
-            resources=[alter("orders", ("cleanup.policy", 0, "delete"))]
-        )
-        assert (await it.ask(nothing)).responses[0].error_code == NONE
+        nothing = [
+            alter("orders", ("cleanup.policy", 0, "delete"), ("leader.replication.throttled.replicas", 1, None)),
+            alter("1", ("leader.replication.throttled.rate", 1, None), kind=BROKER),
+        ]
+        response = await it.ask(incremental.IncrementalAlterConfigsRequest(resources=nothing))
+        assert [r.error_code for r in response.responses] == [NONE, NONE]
+        assert len(asked(it, "AlterTopicConfig")) == count
 
 
 @asynchronous
