@@ -23,6 +23,7 @@ from fencepost.descriptions import (
     PartitionProducers,
     ProducerName,
     Reassignment,
+    SettingDescription,
     TopicDescription,
 )
 from fencepost.draining import plan_draining
@@ -300,7 +301,27 @@ class AdminClient:
         """By name; without arguments, of all topics. Raises UnknownTopicOrPartition."""
         return {name: await self.describe_topic(name) for name in names or await self.list_topics()}
 
+    async def describe_topic_config(self, topic: str) -> list[SettingDescription]:
+        """A topic's settings with their defaults, by name. Raises UnknownTopicOrPartition."""
+        return SettingDescription.of_topic((await self._cluster.topic(topic)).config)
+
     # ---- The cluster ----
+
+    async def describe_broker_config(self, broker_id: int) -> list[SettingDescription]:
+        """The settings of a live broker's process with their defaults, by name.
+
+        Raises BrokerIdNotRegistered, or NetworkException or RequestTimedOut where it does not answer.
+        """
+        broker = self._cluster.image.brokers.get(broker_id)
+        if broker is None:
+            raise BrokerIdNotRegistered(f"broker {broker_id} is not registered")
+        answer = await self._cluster.call_broker(
+            lambda stub: stub.DescribeBrokerConfig,
+            broker_pb2.DescribeBrokerConfigRequest(),
+            address=broker.address,
+            timeout_s=REPLICAS_TIMEOUT_S,
+        )
+        return SettingDescription.of_broker(answer)
 
     async def describe_cluster(self) -> ClusterDescription:
         """The brokers, live or fenced."""

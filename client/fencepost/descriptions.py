@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fencepost_proto.protocol.metadata import MetadataImage, Partition, Topic, TopicConfig
+from fencepost_proto.protocol.metadata import (
+    TOPIC_SETTINGS,
+    MetadataImage,
+    Partition,
+    Topic,
+    TopicConfig,
+    default_setting,
+    format_setting,
+)
 from fencepost_proto.protocol.v1 import broker_pb2
 from fencepost_proto.runtime.turns import Turns
 
@@ -71,6 +79,39 @@ class TopicDescription:
     def of(image: MetadataImage, topic: Topic) -> TopicDescription:
         partitions = tuple(map(PartitionDescription.of, image.partitions_of(topic.topic_id)))
         return TopicDescription(topic.name, topic.topic_id, topic.config, partitions)
+
+
+@dataclass(frozen=True, slots=True)
+class SettingDescription:
+    """One setting of a topic or a broker: its value as text, and where that comes from."""
+
+    name: str
+    value: str
+    default: str | None  # None: it has none, and has to be set
+    doc: str
+
+    @property
+    def is_default(self) -> bool:
+        return self.value == self.default
+
+    @staticmethod
+    def of_topic(config: TopicConfig) -> list[SettingDescription]:
+        return [
+            SettingDescription(
+                name,
+                format_setting(getattr(config, name)),
+                format_setting(default_setting(name)),
+                field.metadata["doc"],
+            )
+            for name, field in sorted(TOPIC_SETTINGS.items())
+        ]
+
+    @staticmethod
+    def of_broker(answer: broker_pb2.DescribeBrokerConfigResponse) -> list[SettingDescription]:
+        return [
+            SettingDescription(s.name, s.value, s.default if s.HasField("default") else None, s.doc)
+            for s in answer.settings
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,15 @@ def test_topics_are_made_described_and_deleted(shell: Shell) -> None:
     assert "made: 4 partitions" in shell.ok("topic", "create", "made", "--partitions", "2", "--if-not-exists")
     assert "INVALID_TOPIC" in shell.fails("topic", "create", "no/slash")
     assert "INVALID_REPLICATION_FACTOR" in shell.fails("topic", "create", "wide", "--replication-factor", "9")
+    altered = shell.ok("topic", "alter", "made", "--set", "retention_ms=60000", "--partitions", "5")
+    assert altered == "topic made: 5 partitions, retention_ms 60000\n"
+    assert "INVALID_CONFIG: topic setting 'colour'" in shell.fails("topic", "alter", "made", "--set", "colour=red")
+    assert "'colour' is not NAME=VALUE" in shell.fails("topic", "alter", "made", "--set", "colour", code=2)
+    shell.ok("produce", "made", stdin=b"one\ntwo\n")
+    emptied = shell.ok("topic", "delete-records", "made", "--all", "--yes").splitlines()
+    assert sum(int(line.rpartition(" ")[2]) for line in emptied) == 2
+    assert shell.ok("consume", "made", "--until-end") == ""
+    assert "broker_id" in shell.ok("broker", "config", "1", "--changed")
     shell.ok("topic", "delete", "made", "--yes")
     assert "made" not in shell.ok("topic", "list")
     assert "UNKNOWN_TOPIC_OR_PARTITION" in shell.fails("topic", "describe", "made")

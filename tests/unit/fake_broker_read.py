@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import grpc
 
+from fencepost_node.config import BrokerConfig
+from fencepost_node.grpc.describe_broker_config import describe_broker_config
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.metadata import (
     NO_LEADER,
@@ -257,6 +259,9 @@ class FakeBroker(broker_pb2_grpc.BrokerServicer, controller_pb2_grpc.AdminServic
             return broker_pb2.DeleteRecordsResponse(error=errors.to_proto(above))
         log.remove_before(max(log.start_offset, log.end_offset if request.end_offset < 0 else request.end_offset))
         return broker_pb2.DeleteRecordsResponse(log_start_offset=log.start_offset)
+
+    async def DescribeBrokerConfig(self, request: Any, context: Any) -> broker_pb2.DescribeBrokerConfigResponse:
+        return describe_broker_config(BrokerConfig(broker_id=self.id, data_dir="/data", controller="127.0.0.1:1"))
 
     async def DescribeLogDirs(self, request: Any, context: Any) -> broker_pb2.DescribeLogDirsResponse:
         await self.awake.wait()

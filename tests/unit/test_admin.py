@@ -15,6 +15,7 @@ from fencepost.admin import AdminClient
 from fencepost.descriptions import BatchDescription, PartitionDescription, ProducerDescription, Reassignment
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.metadata import (
+    TOPIC_SETTINGS,
     Partition,
     Topic,
     TopicConfig,
@@ -166,6 +167,23 @@ def test_records_are_deleted_up_to_an_offset_or_all_of_them_and_the_new_starts_a
             await admin.delete_records("orders", {0: -7})
         with pytest.raises(errors.UnknownTopicOrPartition, match="no partition 2"):
             await admin.delete_records("orders", {2: 1})
+
+    scenario(test)
+
+
+def test_settings_of_topics_and_brokers_are_described_with_their_defaults() -> None:
+    async def test(fake: FakeCluster, controller: Controller, admin: AdminClient) -> None:
+        await admin.create_topic("orders", replication_factor=3, retention_ms=5)
+        topic = {setting.name: setting for setting in await admin.describe_topic_config("orders")}
+        assert (topic["retention_ms"].value, topic["retention_ms"].default) == ("5", "604800000")
+        assert [name for name, setting in topic.items() if not setting.is_default] == ["retention_ms"]
+        assert list(topic) == sorted(TOPIC_SETTINGS)
+        broker = {setting.name: setting for setting in await admin.describe_broker_config(2)}
+        assert (broker["broker_id"].value, broker["broker_id"].default) == ("2", None)
+        assert (broker["insecure_listen"].value, broker["insecure_listen"].is_default) == ("false", True)
+        assert "Folder with the logs" in broker["data_dir"].doc
+        with pytest.raises(errors.BrokerIdNotRegistered, match="broker 9"):
+            await admin.describe_broker_config(9)
 
     scenario(test)
 

@@ -14,6 +14,7 @@ from fencepost_node.client_limits import ClientLimits, TooManyStreams
 from fencepost_node.controller_link import ControllerLink
 from fencepost_node.folders.known_metadata import KnownMetadata
 from fencepost_node.grpc.delete_records import delete_records
+from fencepost_node.grpc.describe_broker_config import describe_broker_config
 from fencepost_node.grpc.describe_held import describe_held
 from fencepost_node.grpc.describe_log_dirs import describe_log_dirs
 from fencepost_node.grpc.describe_producers import ProducerLists, describe_producers
@@ -118,6 +119,11 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
     ) -> broker_pb2.DeleteRecordsResponse:
         work = delete_records(self.manager, self.link, request, context)
         return await self.answering.unary(broker_pb2.DeleteRecordsResponse, work)
+
+    async def DescribeBrokerConfig(
+        self, request: broker_pb2.DescribeBrokerConfigRequest, context: Context
+    ) -> broker_pb2.DescribeBrokerConfigResponse:
+        return describe_broker_config(self.manager.config)
 
     async def DescribeLogDirs(
         self, request: broker_pb2.DescribeLogDirsRequest, context: Context

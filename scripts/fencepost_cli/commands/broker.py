@@ -14,7 +14,7 @@ from fencepost_cli.terminal import DEFAULT_DATA_DIR, Bootstrap, DataDir, bootstr
 
 if TYPE_CHECKING:
     from fencepost import AdminClient
-    from fencepost.descriptions import BrokerDescription
+    from fencepost.descriptions import BrokerDescription, SettingDescription
 
 _WAIT_POLL_S = 0.2
 _REPORT_S = 2.0
@@ -56,6 +56,35 @@ def list_brokers(
     for broker in found:
         state = "fenced" if broker.fenced else "shutting down" if broker.shutting_down else "live"
         shown.add_row(str(broker.id), broker.address, state, str(held[broker.id]), str(led[broker.id]))
+    console().print(shown)
+
+
+@app.command(epilog="Example: fencepost broker config 1; fencepost broker config 1 --changed")
+def config(
+    broker_id: BrokerId,
+    *,
+    changed: Annotated[bool, typer.Option("--changed", help="Only those that are not the default.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+    bootstrap: Bootstrap = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Show the settings of a broker's process as it runs, with their defaults."""
+    brokers = bootstrap_of(bootstrap, data_dir)
+
+    async def work() -> list[SettingDescription]:
+        from fencepost import AdminClient
+
+        async with AdminClient(brokers) as admin:
+            return await admin.describe_broker_config(broker_id)
+
+    found = [setting for setting in run(work()) if not (changed and setting.is_default)]
+    if as_json:
+        typer.echo(json.dumps([asdict(setting) for setting in found]))
+        return
+    shown = table("setting", "value", "default")
+    for setting in found:
+        default = "required" if setting.default is None else "" if setting.is_default else setting.default
+        shown.add_row(setting.name, setting.value, default)
     console().print(shown)
 
 

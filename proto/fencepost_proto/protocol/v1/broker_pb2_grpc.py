@@ -75,6 +75,11 @@ class BrokerStub:
                 request_serializer=fencepost_dot_v1_dot_broker__pb2.DeleteRecordsRequest.SerializeToString,
                 response_deserializer=fencepost_dot_v1_dot_broker__pb2.DeleteRecordsResponse.FromString,
                 _registered_method=True)
+        self.DescribeBrokerConfig = channel.unary_unary(
+                '/fencepost.v1.Broker/DescribeBrokerConfig',
+                request_serializer=fencepost_dot_v1_dot_broker__pb2.DescribeBrokerConfigRequest.SerializeToString,
+                response_deserializer=fencepost_dot_v1_dot_broker__pb2.DescribeBrokerConfigResponse.FromString,
+                _registered_method=True)
         self.DescribeLogDirs = channel.unary_unary(
                 '/fencepost.v1.Broker/DescribeLogDirs',
                 request_serializer=fencepost_dot_v1_dot_broker__pb2.DescribeLogDirsRequest.SerializeToString,
@@ -137,6 +142,13 @@ class BrokerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DescribeBrokerConfig(self, request, context):
+        """The settings of this broker's process.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DescribeLogDirs(self, request, context):
         """Every replica that this broker hosts.
         """
@@ -186,6 +198,11 @@ def add_BrokerServicer_to_server(servicer, server):
                     servicer.DeleteRecords,
                     request_deserializer=fencepost_dot_v1_dot_broker__pb2.DeleteRecordsRequest.FromString,
                     response_serializer=fencepost_dot_v1_dot_broker__pb2.DeleteRecordsResponse.SerializeToString,
+            ),
+            'DescribeBrokerConfig': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeBrokerConfig,
+                    request_deserializer=fencepost_dot_v1_dot_broker__pb2.DescribeBrokerConfigRequest.FromString,
+                    response_serializer=fencepost_dot_v1_dot_broker__pb2.DescribeBrokerConfigResponse.SerializeToString,
             ),
             'DescribeLogDirs': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribeLogDirs,
@@ -409,6 +426,33 @@ class Broker:
             '/fencepost.v1.Broker/DeleteRecords',
             fencepost_dot_v1_dot_broker__pb2.DeleteRecordsRequest.SerializeToString,
             fencepost_dot_v1_dot_broker__pb2.DeleteRecordsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeBrokerConfig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fencepost.v1.Broker/DescribeBrokerConfig',
+            fencepost_dot_v1_dot_broker__pb2.DescribeBrokerConfigRequest.SerializeToString,
+            fencepost_dot_v1_dot_broker__pb2.DescribeBrokerConfigResponse.FromString,
             options,
             channel_credentials,
             insecure,

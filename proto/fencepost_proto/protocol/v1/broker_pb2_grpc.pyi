@@ -44,6 +44,8 @@ class BrokerStub:
     DescribeProducers: _grpc.UnaryUnaryMultiCallable[_broker_pb2.DescribeProducersRequest, _broker_pb2.DescribeProducersResponse]
     DeleteRecords: _grpc.UnaryUnaryMultiCallable[_broker_pb2.DeleteRecordsRequest, _broker_pb2.DeleteRecordsResponse]
     """Records from the beginning of a partition that this broker leads. It answers once no replica shows them any more."""
+    DescribeBrokerConfig: _grpc.UnaryUnaryMultiCallable[_broker_pb2.DescribeBrokerConfigRequest, _broker_pb2.DescribeBrokerConfigResponse]
+    """The settings of this broker's process."""
     DescribeLogDirs: _grpc.UnaryUnaryMultiCallable[_broker_pb2.DescribeLogDirsRequest, _broker_pb2.DescribeLogDirsResponse]
     """Every replica that this broker hosts."""
 
@@ -62,6 +64,8 @@ class BrokerAsyncStub(BrokerStub):
     DescribeProducers: _aio.UnaryUnaryMultiCallable[_broker_pb2.DescribeProducersRequest, _broker_pb2.DescribeProducersResponse]  # type: ignore[assignment]
     DeleteRecords: _aio.UnaryUnaryMultiCallable[_broker_pb2.DeleteRecordsRequest, _broker_pb2.DeleteRecordsResponse]  # type: ignore[assignment]
     """Records from the beginning of a partition that this broker leads. It answers once no replica shows them any more."""
+    DescribeBrokerConfig: _aio.UnaryUnaryMultiCallable[_broker_pb2.DescribeBrokerConfigRequest, _broker_pb2.DescribeBrokerConfigResponse]  # type: ignore[assignment]
+    """The settings of this broker's process."""
     DescribeLogDirs: _aio.UnaryUnaryMultiCallable[_broker_pb2.DescribeLogDirsRequest, _broker_pb2.DescribeLogDirsResponse]  # type: ignore[assignment]
     """Every replica that this broker hosts."""
 
@@ -125,6 +129,14 @@ class BrokerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_broker_pb2.DeleteRecordsResponse, _abc.Awaitable[_broker_pb2.DeleteRecordsResponse]]:
         """Records from the beginning of a partition that this broker leads. It answers once no replica shows them any more."""
+
+    @_abc_1.abstractmethod
+    def DescribeBrokerConfig(
+        self,
+        request: _broker_pb2.DescribeBrokerConfigRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_broker_pb2.DescribeBrokerConfigResponse, _abc.Awaitable[_broker_pb2.DescribeBrokerConfigResponse]]:
+        """The settings of this broker's process."""
 
     @_abc_1.abstractmethod
     def DescribeLogDirs(
