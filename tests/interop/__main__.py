@@ -31,7 +31,9 @@ def main() -> int:
     parser.add_argument(
         "--folder", type=Path, help="where logs and data stay; without it a temporary one, kept on failure"
     )
-    parser.add_argument("--write-table", action="store_true", help="write the table into docs/KAFKA.md")
+    parser.add_argument(
+        "--write-table", action="store_true", help="renew these clients' rows of the table in docs/KAFKA.md"
+    )
     arguments = parser.parse_args()
     options = Options(arguments.records, arguments.rate, arguments.kills, groups=not arguments.without_groups)
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="fencepost-interop-"))
@@ -39,8 +41,8 @@ def main() -> int:
     for name in arguments.client or CLIENTS:
         results.append(run_client(CLIENTS[name], options, folder / name.replace("/", "-")))
         report(results[-1])
-    if arguments.write_table:
-        write_table(results)
+        if arguments.write_table:
+            write_table(results[-1:])
     failed = [result.client for result in results if not result.skipped and not result.ok]
     if failed:
         tell(f"failed: {', '.join(failed)}; everything is in {folder}")
