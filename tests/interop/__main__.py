@@ -73,7 +73,12 @@ def report(result: Result) -> None:
         f"{result.client} {result.version}: {'passed' if result.ok else 'FAILED'}; {result.records} records in the log, "
         f"{result.kills} leaders killed, {result.cuts} connections cut, unavailable {result.failover()} ms (median, most)"
     )
-    for part, problems in (("produce", result.produce), ("consume", result.consume), ("admin", result.admin)):
+    for part, problems in (
+        ("produce", result.produce),
+        ("consume", result.consume),
+        ("admin", result.admin),
+        ("story", result.story),
+    ):
         for problem in problems:
             tell(f"    {part}: {problem}")
 

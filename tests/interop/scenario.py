@@ -73,6 +73,7 @@ class Result:
     produce: list[str] = field(default_factory=list)
     consume: list[str] = field(default_factory=list)
     admin: list[str] = field(default_factory=list)
+    story: list[str] = field(default_factory=list)  # what did not happen as planned, whatever came of it
     records: int = 0
     duplicates: int = 0  # of a client that has no idempotent producer
     kills: int = 0
@@ -81,7 +82,7 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        return not self.produce and not self.consume
+        return not (self.produce or self.consume or self.story)
 
     def failover(self) -> str:
         """Median and greatest time, in words."""
@@ -338,7 +339,7 @@ class Scenario:
             if after:
                 result.unavailable_ms.append((min(after) - kill.at) * 1000)
         if len(self._kills) < options.kills:
-            result.produce.append(f"only {len(self._kills)} leaders were killed before the producer ended")
+            result.story.append(f"only {len(self._kills)} leaders were killed before the producer ended")
 
     def _judge_producer(self, findings: Findings) -> None:
         result, options, acks = self.result, self._options, self._acks

@@ -32,3 +32,4 @@ def test_everything_is_written_once_and_read(name: str, tmp_path: Path) -> None:
     result = run(Scenario(client, OPTIONS, tmp_path, print).run(), RUN_TIMEOUT_S)
     assert result.produce == []
     assert result.consume == []
+    assert result.story == []

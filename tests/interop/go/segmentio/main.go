@@ -20,6 +20,7 @@ func produce(bootstrap []string, topic, run string, count int, rate float64) err
 		RequiredAcks: kafka.RequireAll,
 		BatchTimeout: 5 * time.Millisecond,
 		MaxAttempts:  1_000,
+		Transport:    &kafka.Transport{MetadataTTL: 500 * time.Millisecond}, // by default it learns of leaders every 6 s
 		Async:        true,
 	}
 	var mutex sync.Mutex
