@@ -59,7 +59,12 @@ def test_an_answer_to_produce_is_kept_and_the_connection_cut() -> None:
             writer.write(frame(PRODUCE, 3))
             with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
                 await reader.readexactly(8)
-            assert broker.asked == [1, 2, 3]
+            now[0] = 50.0
+            reader, writer = await asyncio.open_connection(LOOPBACK, int(proxy.address.split(":")[1]))
+            writer.write(frame(PRODUCE, 4))
+            assert await reader.readexactly(8) == struct.pack(">ii", 4, 4)  # never two in a row
+            writer.close()
+            assert broker.asked == [1, 2, 3, 4]
             assert cuts.count == 1
 
     run(story(), TIMEOUT_S)
