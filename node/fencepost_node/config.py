@@ -144,6 +144,13 @@ class BrokerConfig:
         7 * DAY_MS, minimum=1, doc="How long the offsets of a group without members are kept."
     )
 
+    group_consumer_session_timeout_ms: int = setting(
+        45_000, minimum=100, doc="A member of a consumer group (KIP-848) that is not heard of for longer is removed."
+    )
+    group_consumer_heartbeat_interval_ms: int = setting(
+        5_000, minimum=10, doc="How often a member of a consumer group (KIP-848) is told to send a heartbeat."
+    )
+
     # Shutdown
     controlled_shutdown_max_wait_ms: int = setting(
         5_000, minimum=0, doc="How long a clean shutdown waits for other brokers to take the leaderships over."

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fencepost_node.coordination.internal_topics import INTERNAL_TOPICS
 from fencepost_node.coordination.table import TABLE
 from fencepost_node.log.names import LOG_FOLDER
 from fencepost_node.log.state_machine import AnyMachine
 from fencepost_node.producers.producer_state_machine import PRODUCERS
+from fencepost_proto.protocol.internal_topics import INTERNAL_TOPICS
 
 STATE_MACHINES: tuple[AnyMachine, ...] = (PRODUCERS,)
 OF_INTERNAL_TOPICS: tuple[AnyMachine, ...] = (PRODUCERS, TABLE)

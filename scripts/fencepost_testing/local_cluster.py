@@ -69,6 +69,7 @@ MAX_BROKERS = 64  # on one machine
 PLACE_PORT = 9092  # of every process that has an address of its own
 PLACE_KAFKA_PORT = 9093  # … of every broker, for Kafka's clients
 AUTO_CREATED_PARTITIONS = 4  # of a topic that a Kafka client asks for and that does not exist
+CONSUMER_HEARTBEAT_MS = 500  # of members of KIP-848's groups, which learn of a rebalance by it
 REBALANCE_DELAY_MS = 100  # of an empty group's first generation: members of a test come at about the same time
 _METADATA_TIMEOUT_S = 1.0
 
@@ -213,6 +214,7 @@ class LocalCluster:
                 "auto_create_topics": True,
                 "default_partitions": AUTO_CREATED_PARTITIONS,
                 "group_initial_rebalance_delay_ms": REBALANCE_DELAY_MS,
+                "group_consumer_heartbeat_interval_ms": CONSUMER_HEARTBEAT_MS,
             }
             settings |= self.broker_overrides
         member.config_file.write_text(to_toml(settings), encoding="utf-8")

@@ -32,7 +32,10 @@ def say(partition: int | None, offset: int | None, value: bytes | None) -> None:
     sys.stdout.flush()
 
 
-def with_confluent(bootstrap: str, group: str) -> None:
+CLASSIC: dict[str, str | int | bool] = {"session.timeout.ms": SESSION_MS, "heartbeat.interval.ms": HEARTBEAT_MS}
+
+
+def with_confluent(bootstrap: str, group: str, protocol: dict[str, str | int | bool] = CLASSIC) -> None:
     from confluent_kafka import Consumer, KafkaException
 
     consumer = Consumer(
@@ -41,9 +44,8 @@ def with_confluent(bootstrap: str, group: str) -> None:
             "group.id": group,
             "auto.offset.reset": "earliest",
             "enable.auto.commit": False,
-            "session.timeout.ms": SESSION_MS,
-            "heartbeat.interval.ms": HEARTBEAT_MS,
             "log_level": 2,
+            **protocol,
         }
     )
     consumer.subscribe([TOPIC])
@@ -60,6 +62,10 @@ def with_confluent(bootstrap: str, group: str) -> None:
                     print(error, file=sys.stderr)
     finally:
         consumer.close()
+
+
+def with_kip_848(bootstrap: str, group: str) -> None:
+    with_confluent(bootstrap, group, {"group.protocol": "consumer"})
 
 
 def with_kafka_python(bootstrap: str, group: str) -> None:
@@ -126,6 +132,7 @@ def with_aiokafka(bootstrap: str, group: str) -> None:
 
 CLIENTS: dict[str, Callable[[str, str], None]] = {
     "confluent-kafka": with_confluent,
+    "confluent-kafka, KIP-848": with_kip_848,
     "kafka-python": with_kafka_python,
     "aiokafka": with_aiokafka,
 }

@@ -98,6 +98,7 @@ async def committed(bootstrap: str) -> dict[int, int]:
     "client",
     [
         "confluent-kafka",
+        pytest.param("confluent-kafka, KIP-848", marks=pytest.mark.slow),
         pytest.param("kafka-python", marks=pytest.mark.slow),
         pytest.param("aiokafka", marks=pytest.mark.slow),
     ],
@@ -106,7 +107,8 @@ async def committed(bootstrap: str) -> dict[int, int]:
 async def test_nothing_is_lost_where_members_and_the_coordinator_die(
     client: str, cluster_factory: ClusterFactory, tmp_path: Path
 ) -> None:
-    async with cluster_factory(brokers=3, controller_overrides=QUICK) as cluster:
+    settings = {"group_consumer_session_timeout_ms": 3_000}
+    async with cluster_factory(brokers=3, controller_overrides=QUICK, broker_overrides=settings) as cluster:
         bootstrap = cluster.kafka_bootstrap
         with members(client, bootstrap, tmp_path / "members") as group:
             await produced(bootstrap, 0, 100)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from fencepost_node.coordination.classic_group import ClassicGroup, State
-from fencepost_node.coordination.classic_rules import MemberIdGiven, Moment
+from fencepost_node.coordination.classic_rules import MemberIdGiven
 from fencepost_node.coordination.coordinator import Coordinator, Decision, Question, load
 from fencepost_node.coordination.messages import (
     NO_GENERATION,
@@ -36,6 +36,7 @@ from fencepost_node.coordination.messages import (
     Sync,
     Synced,
 )
+from fencepost_node.coordination.moment import Moment
 from fencepost_node.coordination.records import NO_TOPIC_ID, Key, OffsetKey, OffsetRecord, Record, Value
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import FencepostError
@@ -160,7 +161,7 @@ class World:
         self.check_refold()
 
     def folded(self) -> Coordinator:
-        return load(self.table.items(), self.now)
+        return load(self.table.items(), self.moment())
 
     def fold(self, records: Sequence[Record]) -> None:
         for key, value in records:
@@ -174,10 +175,12 @@ class World:
         again = self.folded()
         assert again.offsets == self.core.offsets
         for group_id, group in self.core.groups.items():
+            assert isinstance(group, ClassicGroup)
             assert_group_is_sound(group)
             if not group.is_recorded:
                 continue
             found = again.groups[group_id]
+            assert isinstance(found, ClassicGroup)
             assert found.generation == group.generation
             if group.state is not State.PREPARING:
                 assert found.as_record() == group.as_record()

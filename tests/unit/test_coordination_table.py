@@ -6,13 +6,13 @@ import random
 
 import pytest
 
-from fencepost_node.coordination.internal_topics import OFFSETS_TOPIC
 from fencepost_node.coordination.table import TABLE, Entry, Table, decode_table, encode_table
 from fencepost_node.log.disk import Disk
 from fencepost_node.log.log import Log
 from fencepost_node.log.verify import verify_log
 from fencepost_node.state_machines import OF_INTERNAL_TOPICS, STATE_MACHINES, machines_of, machines_of_folder
 from fencepost_proto.protocol.errors import CorruptMessage, InvariantBroken
+from fencepost_proto.protocol.internal_topics import OFFSETS_TOPIC
 from fencepost_proto.protocol.record_batch import check_produced
 from fencepost_proto.protocol.records import BatchBuilder, Compression
 from tests.unit.batches import with_field

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from fencepost_node.coordination.internal_topics import OFFSETS_TOPIC
 from fencepost_node.coordination.table import TABLE
 from fencepost_node.replication.leadership import ALL_ACKS, AppendOrigin
 from fencepost_proto.protocol.errors import InvalidTopic
+from fencepost_proto.protocol.internal_topics import OFFSETS_TOPIC
 from fencepost_proto.protocol.metadata import Topic
 from tests.asynchronous import asynchronous
 from tests.unit.batches import batch

@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
-from fencepost_node.coordination.internal_topics import OFFSETS_TOPIC
 from fencepost_node.coordination.messages import (
     Alive,
     Commit,
@@ -21,6 +20,7 @@ from fencepost_node.coordination.messages import (
     Sync,
     Synced,
 )
+from fencepost_node.coordination.moment import NoTopics
 from fencepost_node.coordination.records import NO_TOPIC_ID
 from fencepost_node.coordination.table import TABLE
 from fencepost_node.coordinators import partition_coordinator
@@ -28,6 +28,7 @@ from fencepost_node.coordinators.group_coordinators import group_hash
 from fencepost_node.coordinators.partition_coordinator import GroupSettings, PartitionCoordinator
 from fencepost_node.replication.leadership import ALL_ACKS, AppendOrigin
 from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.internal_topics import OFFSETS_TOPIC
 from fencepost_proto.protocol.metadata import Partition, Topic, TopicConfig
 from tests.asynchronous import asynchronous
 from tests.unit.batches import batch
@@ -47,7 +48,7 @@ class Story:
         self._ids = count(1)
 
     def began(self) -> None:
-        self.coordinator = PartitionCoordinator(leading(self.replica), SETTINGS, lambda: 1_000)
+        self.coordinator = PartitionCoordinator(leading(self.replica), SETTINGS, lambda: 1_000, NoTopics)
 
     def acknowledge(self) -> None:
         leadership = leading(self.replica)

@@ -18,6 +18,7 @@ from fencepost_proto.protocol.errors import (
     InvalidReplicationFactor,
     UnknownTopicOrPartition,
 )
+from fencepost_proto.protocol.internal_topics import INTERNAL_TOPICS
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,10 @@ class CreatePartitions(Command[None]):
         topic = draft.topic_named(self.name)
         if topic is None:
             raise UnknownTopicOrPartition(f"topic {self.name!r} does not exist")
+        if self.name in INTERNAL_TOPICS:
+            raise InvalidPartitions(
+                f"topic {self.name!r} is internal: its partitions decide who coordinates which group"
+            )
         there = draft.image.partitions_of(topic.topic_id)
         if self.partitions <= len(there):
             raise InvalidPartitions(f"topic {self.name!r} has {len(there)} partitions: {self.partitions} are not more")

@@ -52,19 +52,11 @@ from fencepost_node.coordination.messages import (
     Sync,
     Synced,
 )
+from fencepost_node.coordination.moment import Moment
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import FencepostError
 
 Answer = Joined | Synced | Alive | Left | FencepostError
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """When something is decided, and by which settings."""
-
-    now: float  # seconds, of the running time
-    wall_ms: int
-    initial_delay_s: float  # of an empty group's first rebalance
 
 
 @dataclass(slots=True)

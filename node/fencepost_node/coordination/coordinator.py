@@ -12,17 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
-from fencepost_node.coordination import classic_rules, limits, offset_rules
+from fencepost_node.coordination import classic_rules, consumer_rules, limits, offset_rules
 from fencepost_node.coordination.classic_group import ClassicGroup, State, Token, group_from_record
-from fencepost_node.coordination.classic_rules import Moment, Step
+from fencepost_node.coordination.classic_rules import Step
+from fencepost_node.coordination.consumer_group import JOINING, ConsumerGroup
+from fencepost_node.coordination.consumer_records import LoadedConsumerGroup, records_between
 from fencepost_node.coordination.messages import (
     Commit,
     Committed,
+    ConsumerAlive,
+    ConsumerDescription,
+    ConsumerHeartbeat,
     Deleted,
     DeleteGroup,
     DeleteOffsets,
     Describe,
+    DescribeConsumer,
+    DescribedConsumer,
     DescribedMember,
     Description,
     FetchedOffsets,
@@ -33,13 +41,30 @@ from fencepost_node.coordination.messages import (
     ListedGroup,
     Sync,
 )
+from fencepost_node.coordination.moment import Moment
 from fencepost_node.coordination.offset_rules import TopicPartition
-from fencepost_node.coordination.records import GroupKey, GroupRecord, Key, OffsetKey, OffsetRecord, Record, Value
+from fencepost_node.coordination.records import (
+    ConsumerGroupKey,
+    GroupKey,
+    GroupRecord,
+    Key,
+    OffsetKey,
+    OffsetRecord,
+    Record,
+    Value,
+)
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import FencepostError
 
-Question = Join | Sync | Heartbeat | Leave | Commit | FetchOffsets | DeleteOffsets | Describe | DeleteGroup
-Answer = classic_rules.Answer | Committed | FetchedOffsets | Description | Deleted
+OfClassicGroup = Join | Sync | Heartbeat | Leave
+OfConsumerGroup = ConsumerHeartbeat | DescribeConsumer
+Question = OfClassicGroup | OfConsumerGroup | Commit | FetchOffsets | DeleteOffsets | Describe | DeleteGroup
+Answer = classic_rules.Answer | ConsumerAlive | ConsumerDescription | Committed | FetchedOffsets | Description | Deleted
+Group = ClassicGroup | ConsumerGroup
+
+
+_OWN_KEY: Mapping[type[Group], type[Key]] = {ClassicGroup: GroupKey, ConsumerGroup: ConsumerGroupKey}
+GroupT = TypeVar("GroupT", bound=Group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +72,7 @@ class Decision:
     """What is to be appended, what the group is then, and who is answered once the records are committed."""
 
     group_id: str
-    group: ClassicGroup | None  # None: there is none
+    group: Group | None  # None: there is none
     records: tuple[Record, ...] = ()
     answers: tuple[tuple[Token, Answer], ...] = ()
 
@@ -56,7 +81,7 @@ class Decision:
 class Coordinator:
     """A group with offsets, or with a record, is in `groups`. `apply` alone changes either mapping."""
 
-    groups: dict[str, ClassicGroup] = field(default_factory=dict)
+    groups: dict[str, Group] = field(default_factory=dict)
     offsets: dict[str, dict[TopicPartition, OffsetRecord]] = field(default_factory=dict)  # by group
 
     # ---- Decisions ----
@@ -66,7 +91,7 @@ class Coordinator:
         _check_ids(question)
         match question:
             case Join():
-                return self._of_step(classic_rules.join(self._group_to_join(question), question, token, moment))
+                return self._join(question, token, moment)
             case Sync():
                 group = self._group_with_members(question.group_id)
                 return self._of_step(classic_rules.sync(group, question, token, moment))
@@ -76,35 +101,42 @@ class Coordinator:
             case Leave():
                 group = self._group_with_members(question.group_id)
                 return self._of_step(classic_rules.leave(group, question, token, moment))
+            case ConsumerHeartbeat():
+                return self._consumer_heartbeat(question, token, moment)
             case Commit():
                 return self._commit(question, token, moment)
             case FetchOffsets():
-                held = self.offsets.get(question.group_id, {})
-                answer = FetchedOffsets(offset_rules.fetch(question, held))
-                return Decision(question.group_id, self.groups.get(question.group_id), (), ((token, answer),))
+                return self._fetch(question, token)
             case DeleteOffsets():
                 return self._delete_offsets(question, token)
             case Describe():
-                group = self._existing(question.group_id)
-                return Decision(question.group_id, group, (), ((token, describe(group)),))
+                classic = self._existing(question.group_id, ClassicGroup)
+                return Decision(question.group_id, classic, (), ((token, describe(classic)),))
+            case DescribeConsumer():
+                consumer = self._existing(question.group_id, ConsumerGroup)
+                return Decision(question.group_id, consumer, (), ((token, describe_consumer(consumer)),))
             case DeleteGroup():
                 return self._delete_group(question, token)
 
     def tick(self, group_id: str, moment: Moment) -> Decision:
-        """What time does to a group; see `ClassicGroup.next_deadline`."""
-        return self._of_step(classic_rules.tick(self.groups[group_id], moment))
+        """What time does to a group; see its `next_deadline`."""
+        group = self.groups[group_id]
+        if isinstance(group, ClassicGroup):
+            return self._of_step(classic_rules.tick(group, moment))
+        after = consumer_rules.without(group, consumer_rules.expired(group, moment.now))
+        return self._changed(group, after, moment)
 
     def refuse(self, decision: Decision, error: FencepostError, moment: Moment) -> Decision:
         """Instead of `decision`, whose records could not be appended: whoever it would have answered, or who waits, is
         told `error`."""
         group = self.groups.get(decision.group_id)
         told: dict[Token, Answer] = {token: error for token, _ in decision.answers}
-        if not any(isinstance(key, GroupKey) for key, _ in decision.records):  # only offsets: it changes nothing else
+        if all(isinstance(key, OffsetKey) for key, _ in decision.records):  # it changes nothing else
             return Decision(decision.group_id, group, (), tuple(told.items()))
-        if group is not None:
+        if isinstance(group, ClassicGroup):
             group, waiting = classic_rules.without_waiters(group, error, moment.now)
             told.update(waiting)
-        if decision.group is not None:  # whoever would have waited from now on
+        if isinstance(decision.group, ClassicGroup):  # whoever would have waited from now on
             told.update(classic_rules.without_waiters(decision.group, error, moment.now)[1])
         return Decision(decision.group_id, group, (), tuple(told.items()))
 
@@ -115,15 +147,15 @@ class Coordinator:
         group, held = self.groups[group_id], self.offsets.get(group_id, {})
         gone = offset_rules.forgotten(
             held,
-            left_ms=group.state_since_ms if group.state is State.EMPTY else None,
+            left_ms=None if _has_members(group) else group.state_since_ms,
             wall_ms=moment.wall_ms,
             retention_ms=retention_ms,
             is_gone=is_gone,
         )
         records: list[Record] = [(OffsetKey(group_id, *place), None) for place in gone]
-        nothing_left = len(gone) == len(held) and group.state is State.EMPTY and not group.pending
-        if nothing_left and group.is_recorded:
-            records.append((GroupKey(group_id), None))
+        nothing_left = len(gone) == len(held) and not _has_members(group)
+        if nothing_left:
+            records += _tombstones(group)
         if not records and not nothing_left:
             return None
         return Decision(group_id, None if nothing_left else group, tuple(records))
@@ -136,7 +168,7 @@ class Coordinator:
         for key, value in decision.records:
             if isinstance(key, OffsetKey):
                 self._put_offset(key, value)
-            elif group is not None:
+            elif group is not None and isinstance(key, _OWN_KEY[type(group)]):
                 group = replace(group, is_recorded=value is not None)
         if group is not None and self._is_needed(group):
             self.groups[group_id] = group
@@ -151,10 +183,8 @@ class Coordinator:
             if not held:
                 del self.offsets[key.group_id]
 
-    def _is_needed(self, group: ClassicGroup) -> bool:
-        return bool(
-            group.state is not State.EMPTY or group.pending or group.is_recorded or group.group_id in self.offsets
-        )
+    def _is_needed(self, group: Group) -> bool:
+        return _has_members(group) or group.is_recorded or group.group_id in self.offsets
 
     # ---- Groups ----
 
@@ -163,14 +193,49 @@ class Coordinator:
         records: tuple[Record, ...] = ((GroupKey(group.group_id), group.as_record()),) if step.record else ()
         return Decision(group.group_id, group, records, tuple(step.answers))
 
-    def _group_to_join(self, question: Join) -> ClassicGroup:
-        group = self.groups.get(question.group_id)
-        if group is None:
+    def _join(self, question: Join, token: Token, moment: Moment) -> Decision:
+        before = self.groups.get(question.group_id)
+        if before is None:
             if question.member_id:
                 raise errors.UnknownMemberId(f"there is no group {question.group_id!r} to have {question.member_id!r}")
             self._check_room(question.group_id)
-            return ClassicGroup(question.group_id)
-        return group
+            return self._of_step(classic_rules.join(ClassicGroup(question.group_id), question, token, moment))
+        if isinstance(before, ClassicGroup):
+            return self._of_step(classic_rules.join(before, question, token, moment))
+        if before.members:
+            raise errors.InconsistentGroupProtocol(
+                f"group {question.group_id!r} has members of the consumer protocol (KIP-848): classic members cannot join"
+            )
+        # It becomes a classic group, and its numbers go on.
+        classic = ClassicGroup(question.group_id, generation=before.epoch, state_since_ms=moment.wall_ms)
+        step = classic_rules.join(classic, question, token, moment)
+        step.record = True
+        decision = self._of_step(step)
+        return replace(decision, records=(*_tombstones(before), *decision.records))
+
+    def _consumer_heartbeat(self, question: ConsumerHeartbeat, token: Token, moment: Moment) -> Decision:
+        before = self.groups.get(question.group_id)
+        group = before if isinstance(before, ConsumerGroup) else ConsumerGroup(question.group_id)
+        converted: list[Record] = []
+        if before is None or isinstance(before, ClassicGroup):
+            if question.member_epoch != JOINING:
+                raise errors.UnknownMemberId(f"there is no consumer group {question.group_id!r}")
+            if before is None:
+                self._check_room(question.group_id)
+            elif _has_members(before):
+                raise errors.GroupIdNotFound(
+                    f"group {question.group_id!r} has members of the classic protocol: it is no consumer group"
+                )
+            else:  # it becomes one, and its numbers go on
+                converted, group = _tombstones(before), replace(group, epoch=before.generation)
+        after, answer = consumer_rules.heartbeat(group, question, moment)
+        decision = self._changed(group, after, moment)
+        return replace(decision, records=(*converted, *decision.records), answers=((token, answer),))
+
+    def _changed(self, before: ConsumerGroup, after: ConsumerGroup, moment: Moment) -> Decision:
+        if before.members and not after.members:
+            after = replace(after, state_since_ms=moment.wall_ms)
+        return Decision(after.group_id, after, tuple(records_between(before, after)))
 
     def _check_room(self, group_id: str) -> None:
         if len(self.groups) >= limits.MAX_GROUPS:
@@ -180,51 +245,61 @@ class Coordinator:
 
     def _group_with_members(self, group_id: str) -> ClassicGroup:
         group = self.groups.get(group_id)
-        if group is None:
-            raise errors.UnknownMemberId(f"there is no group {group_id!r}")
+        if not isinstance(group, ClassicGroup):
+            raise errors.UnknownMemberId(f"there is no classic group {group_id!r}")
         return group
 
-    def _existing(self, group_id: str) -> ClassicGroup:
+    def _existing(self, group_id: str, of_type: type[GroupT]) -> GroupT:
         group = self.groups.get(group_id)
-        if group is None:
-            raise errors.GroupIdNotFound(f"there is no group {group_id!r}")
+        if not isinstance(group, of_type):
+            raise errors.GroupIdNotFound(f"there is no group {group_id!r} of that type")
         return group
 
     def list_groups(self) -> list[ListedGroup]:
         return [
             ListedGroup(group.group_id, group.protocol_type or "", group.state.value, "classic")
+            if isinstance(group, ClassicGroup)
+            else ListedGroup(group.group_id, offset_rules.CONSUMER_PROTOCOL, group.state, "consumer")
             for group in self.groups.values()
         ]
 
     def _delete_group(self, question: DeleteGroup, token: Token) -> Decision:
-        group = self._existing(question.group_id)
-        if group.state is not State.EMPTY or group.pending:
+        group = self.groups.get(question.group_id)
+        if group is None:
+            raise errors.GroupIdNotFound(f"there is no group {question.group_id!r}")
+        if _has_members(group):
             raise errors.NonEmptyGroup(f"group {question.group_id!r} has members")
         held = self.offsets.get(question.group_id, {})
         records: list[Record] = [(OffsetKey(question.group_id, *place), None) for place in held]
-        if group.is_recorded:
-            records.append((GroupKey(question.group_id), None))
+        records += _tombstones(group)
         return Decision(question.group_id, None, tuple(records), ((token, Deleted()),))
 
     # ---- Offsets ----
 
     def _commit(self, question: Commit, token: Token, moment: Moment) -> Decision:
-        group = self.groups.get(question.group_id)
-        if group is None:
-            group = ClassicGroup(question.group_id, state_since_ms=moment.wall_ms)
-            offset_rules.check_committer(group, question)
+        known = self.groups.get(question.group_id)
+        group = known or ClassicGroup(question.group_id, state_since_ms=moment.wall_ms)
+        offset_rules.check_committer(group, question)
+        if known is None:
             self._check_room(question.group_id)
-        else:
-            offset_rules.check_committer(group, question)
         held = self.offsets.get(question.group_id, {})
         records, found = offset_rules.commit(question.group_id, question, held, moment.wall_ms)
-        member = group.members.get(question.member_id)
-        if member is not None:  # a commit is a sign of life
+        if isinstance(group, ClassicGroup) and (member := group.members.get(question.member_id)) is not None:
+            # A commit is a sign of life.
             group = replace(group, members={**group.members, member.member_id: member.alive(moment.now)})
         return Decision(question.group_id, group, tuple(records), ((token, Committed(tuple(found))),))
 
+    def _fetch(self, question: FetchOffsets, token: Token) -> Decision:
+        group = self.groups.get(question.group_id)
+        if isinstance(group, ConsumerGroup) and question.member_id:
+            consumer_rules.check_reader(group, question.member_id, question.member_epoch)
+        answer = FetchedOffsets(offset_rules.fetch(question, self.offsets.get(question.group_id, {})))
+        return Decision(question.group_id, group, (), ((token, answer),))
+
     def _delete_offsets(self, question: DeleteOffsets, token: Token) -> Decision:
-        group = self._existing(question.group_id)
+        group = self.groups.get(question.group_id)
+        if group is None:
+            raise errors.GroupIdNotFound(f"there is no group {question.group_id!r}")
         held = self.offsets.get(question.group_id, {})
         records: list[Record] = []
         found: list[FencepostError | None] = []
@@ -240,22 +315,52 @@ class Coordinator:
         return Decision(question.group_id, group, tuple(records), ((token, Committed(tuple(found))),))
 
 
-def load(records: Iterable[tuple[Key, Value]], now: float) -> Coordinator:
-    """The state of which these are the newest values of each key; timers start at `now`."""
-    loaded = Coordinator()
+def _has_members(group: Group) -> bool:
+    """Members, or someone who was given an id to become one."""
+    return bool(group.members or (isinstance(group, ClassicGroup) and group.pending))
+
+
+def _tombstones(group: Group) -> list[Record]:
+    """For all that the log has of the group itself."""
+    if isinstance(group, ConsumerGroup):
+        return records_between(group, None)
+    return [(GroupKey(group.group_id), None)] if group.is_recorded else []
+
+
+class Loading:
+    """The state of a new leader, of records that come in any order: the newest value of each key."""
+
+    def __init__(self) -> None:
+        self._loaded = Coordinator()
+        self._classic: dict[str, GroupRecord] = {}
+        self._consumer: dict[str, LoadedConsumerGroup] = {}
+
+    def add(self, key: Key, value: Value) -> None:
+        if isinstance(key, OffsetKey) and isinstance(value, OffsetRecord):
+            self._loaded.offsets.setdefault(key.group_id, {})[key.topic, key.partition] = value
+            self._loaded.groups.setdefault(key.group_id, ClassicGroup(key.group_id))
+        elif isinstance(value, GroupRecord):
+            self._classic[key.group_id] = value
+        else:
+            group_id = key.group_id
+            self._consumer.setdefault(group_id, LoadedConsumerGroup(group_id)).add(key, value)
+
+    def finish(self, moment: Moment) -> Coordinator:
+        """Timers start at the moment."""
+        for group_id, record in self._classic.items():
+            self._loaded.groups[group_id] = group_from_record(group_id, record, moment.now)
+        for group_id, loaded in self._consumer.items():
+            if loaded.epoch is not None:
+                self._loaded.groups[group_id] = loaded.finish(moment.now, moment.consumer.session_timeout_s)
+        return self._loaded
+
+
+def load(records: Iterable[tuple[Key, Value]], moment: Moment) -> Coordinator:
+    """The state of which these are the newest values of each key."""
+    loading = Loading()
     for key, value in records:
-        add_loaded(loaded, key, value, now)
-    return loaded
-
-
-def add_loaded(loaded: Coordinator, key: Key, value: Value, now: float) -> None:
-    """One record more, in any order."""
-    if isinstance(key, OffsetKey) and isinstance(value, OffsetRecord):
-        loaded.offsets.setdefault(key.group_id, {})[key.topic, key.partition] = value
-        if key.group_id not in loaded.groups:
-            loaded.groups[key.group_id] = ClassicGroup(key.group_id)
-    elif isinstance(value, GroupRecord):
-        loaded.groups[key.group_id] = group_from_record(key.group_id, value, now)
+        loading.add(key, value)
+    return loading.finish(moment)
 
 
 def describe(group: ClassicGroup) -> Description:
@@ -278,9 +383,33 @@ def describe(group: ClassicGroup) -> Description:
     )
 
 
+def describe_consumer(group: ConsumerGroup) -> ConsumerDescription:
+    return ConsumerDescription(
+        group_id=group.group_id,
+        state=group.state,
+        epoch=group.epoch,
+        assignment_epoch=group.assignment_epoch,
+        assignor=consumer_rules.assignor_of(group),
+        members=tuple(
+            DescribedConsumer(
+                member.member_id,
+                member.instance_id,
+                member.rack_id,
+                member.epoch,
+                member.client_id,
+                member.client_host,
+                member.topics,
+                tuple(sorted(member.assigned)),
+                tuple(sorted(group.target_of(member.member_id))),
+            )
+            for member in group.members.values()
+        ),
+    )
+
+
 def _check_ids(question: Question) -> None:
     """Raises InvalidGroupId, InvalidRequest."""
-    needs_name = isinstance(question, Join | Sync | Heartbeat | Leave)
+    needs_name = isinstance(question, OfClassicGroup | OfConsumerGroup)
     if len(question.group_id) > limits.MAX_ID_CHARACTERS or (needs_name and not question.group_id):
         raise errors.InvalidGroupId(
             f"a group id of {len(question.group_id)} characters: 1 to {limits.MAX_ID_CHARACTERS} are possible"

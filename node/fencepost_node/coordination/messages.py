@@ -102,6 +102,68 @@ class Left:
     errors: tuple[FencepostError | None, ...]  # in the order of the question
 
 
+# ---- Consumer groups of KIP-848 ----
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerHeartbeat:
+    """A member says what has changed; None: nothing. Answered by ConsumerAlive."""
+
+    group_id: str
+    member_id: str
+    member_epoch: int  # 0: it joins; -1: it leaves; -2: it leaves for a while, being static
+    instance_id: str | None = None
+    rack_id: str | None = None
+    rebalance_timeout_ms: int = -1  # -1: not said
+    topics: tuple[str, ...] | None = None  # that it subscribes to
+    assignor: str | None = None
+    owned: tuple[tuple[bytes, int], ...] | None = None  # partitions that it has, by topic id
+    client_id: str = ""
+    client_host: str = ""
+
+    @property
+    def is_full(self) -> bool:
+        """It says everything: it wants to be told everything."""
+        return self.rebalance_timeout_ms > 0 and self.topics is not None and self.owned is not None
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerAlive:
+    member_id: str
+    member_epoch: int
+    heartbeat_interval_ms: int
+    assignment: tuple[tuple[bytes, int], ...] | None  # partitions, by topic id; None: as it was told before
+
+
+@dataclass(frozen=True, slots=True)
+class DescribeConsumer:
+    """Of a consumer group; answered by ConsumerDescription."""
+
+    group_id: str
+
+
+class DescribedConsumer(NamedTuple):
+    member_id: str
+    instance_id: str | None
+    rack_id: str | None
+    epoch: int
+    client_id: str
+    client_host: str
+    topics: tuple[str, ...]
+    assigned: tuple[tuple[bytes, int], ...]
+    target: tuple[tuple[bytes, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerDescription:
+    group_id: str
+    state: str
+    epoch: int
+    assignment_epoch: int
+    assignor: str
+    members: tuple[DescribedConsumer, ...]
+
+
 # ---- Offsets ----
 
 

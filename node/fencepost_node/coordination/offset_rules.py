@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from fencepost_node.coordination import limits
+from fencepost_node.coordination import consumer_rules, limits
 from fencepost_node.coordination.classic_group import ClassicGroup, State
 from fencepost_node.coordination.classic_rules import member_of, require_generation
+from fencepost_node.coordination.consumer_group import ConsumerGroup
 from fencepost_node.coordination.messages import (
     NO_GENERATION,
     Commit,
@@ -36,13 +37,17 @@ NO_OFFSET = -1
 CONSUMER_PROTOCOL = "consumer"  # the protocol type whose subscriptions name topics
 
 
-def check_committer(group: ClassicGroup, request: Commit) -> None:
-    """Raises UnknownMemberId, FencedInstanceId, IllegalGeneration, RebalanceInProgress."""
+def check_committer(group: ClassicGroup | ConsumerGroup, request: Commit) -> None:
+    """Raises UnknownMemberId, FencedInstanceId, IllegalGeneration, RebalanceInProgress, StaleMemberEpoch."""
     if request.generation == NO_GENERATION and not request.member_id and request.instance_id is None:
         if group.members:
             raise errors.UnknownMemberId(
                 f"group {group.group_id!r} has members: no one else commits offsets to it meanwhile"
             )
+        return
+    if isinstance(group, ConsumerGroup):
+        partitions = [(each.topic_id, each.partition) for each in request.offsets]
+        consumer_rules.check_committer(group, request.member_id, request.generation, partitions)
         return
     if not group.members:
         raise errors.IllegalGeneration(
@@ -105,8 +110,12 @@ def fetch(request: FetchOffsets, held: Offsets) -> tuple[FetchedOffset, ...]:
     return tuple(found)
 
 
-def check_deletable(group: ClassicGroup, topic: str) -> None:
+def check_deletable(group: ClassicGroup | ConsumerGroup, topic: str) -> None:
     """Whether offsets of that topic may be deleted. Raises NonEmptyGroup, GroupSubscribedToTopic."""
+    if isinstance(group, ConsumerGroup):
+        if any(topic in member.topics for member in group.members.values()):
+            raise errors.GroupSubscribedToTopic(f"group {group.group_id!r} is subscribed to topic {topic!r}")
+        return
     if not group.members:
         return
     if group.protocol_type != CONSUMER_PROTOCOL:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+
+from fencepost_node.coordination.assignors import Assignment, TopicPartition
 
 NO_TOPIC_ID = bytes(16)
 
 
-class OffsetKey(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class OffsetKey:
     group_id: str
     topic: str
     partition: int
 
 
-class GroupKey(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class GroupKey:
     """Of a classic group."""
 
     group_id: str
@@ -55,6 +58,85 @@ class GroupRecord:
     members: tuple[MemberRecord, ...]
 
 
-Key = OffsetKey | GroupKey
-Value = OffsetRecord | GroupRecord
+# ---- Consumer groups of KIP-848 ----
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerGroupKey:
+    group_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerGroupRecord:
+    epoch: int
+    topics_hash: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerMemberKey:
+    group_id: str
+    member_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerMemberRecord:
+    """What a member has said of itself."""
+
+    instance_id: str | None
+    rack_id: str | None
+    client_id: str
+    client_host: str
+    topics: tuple[str, ...]
+    rebalance_timeout_ms: int
+    assignor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TargetKey:
+    group_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRecord:
+    assignment_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemberTargetKey:
+    group_id: str
+    member_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemberTargetRecord:
+    partitions: Assignment
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentKey:
+    group_id: str
+    member_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentRecord:
+    """What a member has, and in which epoch each partition was given to it."""
+
+    epoch: int
+    previous_epoch: int
+    state: int
+    assigned: tuple[tuple[TopicPartition, int], ...]
+    revoking: tuple[tuple[TopicPartition, int], ...]
+
+
+Key = OffsetKey | GroupKey | ConsumerGroupKey | ConsumerMemberKey | TargetKey | MemberTargetKey | CurrentKey
+Value = (
+    OffsetRecord
+    | GroupRecord
+    | ConsumerGroupRecord
+    | ConsumerMemberRecord
+    | TargetRecord
+    | MemberTargetRecord
+    | CurrentRecord
+)
 Record = tuple[Key, Value | None]  # None: a tombstone

@@ -14,8 +14,8 @@ from uuid import UUID
 
 from fencepost_node.config import BrokerConfig
 from fencepost_node.coordination.coordinator import Answer, Question
-from fencepost_node.coordination.internal_topics import OFFSETS_TOPIC
 from fencepost_node.coordination.messages import ListedGroup
+from fencepost_node.coordination.moment import ConsumerSettings, TopicFacts
 from fencepost_node.coordinators.internal_topic import InternalTopicClient, create_internal_topic
 from fencepost_node.coordinators.partition_coordinator import GroupSettings, PartitionCoordinator
 from fencepost_node.metadata_feed import MetadataFeed
@@ -23,7 +23,8 @@ from fencepost_node.replica_manager import ReplicaManager
 from fencepost_node.replication.replica import Replica
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import FencepostError
-from fencepost_proto.protocol.metadata import NO_LEADER, Partition, PartitionKey
+from fencepost_proto.protocol.internal_topics import OFFSETS_TOPIC
+from fencepost_proto.protocol.metadata import NO_LEADER, MetadataImage, Partition, PartitionKey
 from fencepost_proto.protocol.topic_ids import to_wire
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.tasks import Tasks
@@ -42,6 +43,20 @@ def group_hash(group_id: str) -> int:
         value = (31 * value + unit) & 0xFFFFFFFF
     signed = value - 2**32 if value >= 2**31 else value
     return 0 if signed == -(2**31) else abs(signed)
+
+
+class ImageTopics:
+    """The topics of one metadata image, for those who assign their partitions."""
+
+    def __init__(self, image: MetadataImage) -> None:
+        self.version = image.version
+        self._image = image
+
+    def find(self, name: str) -> TopicFacts | None:
+        topic_id = self._image.topic_ids.get(name)
+        if topic_id is None:
+            return None
+        return TopicFacts(to_wire(topic_id), len(self._image.partitions_of(topic_id)))
 
 
 class GroupCoordinators:
@@ -63,7 +78,13 @@ class GroupCoordinators:
         self._feed = feed
         self._client = client
         self._tasks = Tasks(on_failure)
-        self._settings = GroupSettings(config.group_initial_rebalance_delay_ms, config.offsets_retention_ms)
+        self._settings = GroupSettings(
+            config.group_initial_rebalance_delay_ms,
+            config.offsets_retention_ms,
+            ConsumerSettings(
+                config.group_consumer_session_timeout_ms / 1000, config.group_consumer_heartbeat_interval_ms
+            ),
+        )
         self._led: dict[PartitionKey, PartitionCoordinator] = {}
         self._absent: frozenset[str] = frozenset()  # topics that offsets name and that were not there at the last sweep
         self._creating = asyncio.Lock()
@@ -90,7 +111,9 @@ class GroupCoordinators:
         self._led.pop(replica.key, None)  # its leadership has told it of its end
         if leadership is None:
             return None
-        began = self._led[replica.key] = PartitionCoordinator(leadership, self._settings, self._host.wall_clock_ms)
+        began = self._led[replica.key] = PartitionCoordinator(
+            leadership, self._settings, self._host.wall_clock_ms, lambda: ImageTopics(self._manager.image)
+        )
         self._tasks.spawn(began.load(), f"load {leadership.name}")
         return began
 

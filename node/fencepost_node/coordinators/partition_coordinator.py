@@ -25,11 +25,10 @@ import asyncio
 import heapq
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
-from fencepost_node.coordination.classic_rules import Moment
-from fencepost_node.coordination.coordinator import Answer, Coordinator, Decision, Question, add_loaded
+from fencepost_node.coordination.coordinator import Answer, Coordinator, Decision, Loading, Question
 from fencepost_node.coordination.messages import (
     Alive,
     Commit,
@@ -39,6 +38,7 @@ from fencepost_node.coordination.messages import (
     Heartbeat,
     ListedGroup,
 )
+from fencepost_node.coordination.moment import ConsumerSettings, KnownTopics, Moment
 from fencepost_node.coordination.record_bytes import decode_entry, encode_record
 from fencepost_node.coordination.records import OffsetKey, Record
 from fencepost_node.coordination.table import MAX_TABLE_BYTES, TABLE
@@ -69,15 +69,23 @@ _MOVES_NO_DEADLINE = (Heartbeat, Commit, FetchOffsets, DeleteOffsets, Describe)
 class GroupSettings:
     initial_rebalance_delay_ms: int
     offsets_retention_ms: int
+    consumer: ConsumerSettings = field(default_factory=ConsumerSettings)
 
 
 class PartitionCoordinator:
     """Made when a leadership begins. It is a reader of its leadership, which tells it of the end."""
 
-    def __init__(self, leadership: Leadership, settings: GroupSettings, wall_clock_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        leadership: Leadership,
+        settings: GroupSettings,
+        wall_clock_ms: Callable[[], int],
+        known_topics: Callable[[], KnownTopics],
+    ) -> None:
         self.leadership = leadership
         self._settings = settings
         self._wall_clock_ms = wall_clock_ms
+        self._known_topics = known_topics
         self._loop = asyncio.get_running_loop()
         self._core: Coordinator | None = None  # None: it is not read yet
         self._unreadable = ""  # why it never will be
@@ -99,9 +107,9 @@ class PartitionCoordinator:
 
     async def load(self) -> None:
         """Read the table. Nothing is appended meanwhile: only this appends."""
-        core, turns = Coordinator(), Turns()
+        loading, turns = Loading(), Turns()
         table = self.leadership.log.states[TABLE]
-        read_end, now = self.leadership.log.log_end_offset, self._loop.time()
+        read_end = self.leadership.log.log_end_offset
         for key, value in list(table.items()):
             try:
                 record = decode_entry(key, value)
@@ -110,10 +118,11 @@ class PartitionCoordinator:
                 log.error("no coordinator partition=%s key=%r reason=%s", self.leadership.name, key[:300], error)
                 return
             if record is not None:
-                add_loaded(core, *record, now)
+                loading.add(*record)
             await turns.step()
         if self.is_over:
             return
+        core = loading.finish(self._moment())
         self._core, self._read_end = core, read_end
         for group_id in list(core.groups):
             self._look_later(group_id)
@@ -184,7 +193,13 @@ class PartitionCoordinator:
         return self._core.list_groups()
 
     def _moment(self) -> Moment:
-        return Moment(self._loop.time(), self._wall_clock_ms(), self._settings.initial_rebalance_delay_ms / 1000)
+        return Moment(
+            now=self._loop.time(),
+            wall_ms=self._wall_clock_ms(),
+            initial_delay_s=self._settings.initial_rebalance_delay_ms / 1000,
+            topics=self._known_topics(),
+            consumer=self._settings.consumer,
+        )
 
     # ---- Decisions ----
 

@@ -17,12 +17,20 @@ from collections.abc import Iterable
 
 from fencepost_node.kafka.context import KafkaContext
 from fencepost_proto.kafka.apis import APIS
-from fencepost_proto.kafka.messages.api_versions import ApiVersion, ApiVersionsRequest, ApiVersionsResponse
+from fencepost_proto.kafka.messages.api_versions import (
+    ApiVersion,
+    ApiVersionsRequest,
+    ApiVersionsResponse,
+    FinalizedFeatureKey,
+    SupportedFeatureKey,
+)
 from fencepost_proto.protocol.errors import ErrorCode
 
 KEY = 18
 _ADVERTISED_FROM = {0: 0}  # below what is taken: Produce
 _MAX_NODE_ID = 2**31 - 1  # the Java client gives its connection to a coordinator the id MAX - node id
+_FEATURES_FROM = 4  # before it a feature whose least level is 0 confuses clients (KAFKA-17011)
+GROUP_VERSION = "group.version"  # 1: groups of KIP-848
 _KNOWS_CLUSTER = 5  # the first version that names cluster and node
 
 
@@ -36,7 +44,12 @@ async def handle(
 ) -> ApiVersionsResponse:
     if version >= _KNOWS_CLUSTER and _means_another(context, request):
         return ApiVersionsResponse(error_code=ErrorCode.REBOOTSTRAP_REQUIRED)
-    return ApiVersionsResponse(api_keys=_ranges(served))
+    response = ApiVersionsResponse(api_keys=_ranges(served))
+    if version >= _FEATURES_FROM:
+        response.supported_features = [SupportedFeatureKey(GROUP_VERSION, 0, 1)]
+        response.finalized_features = [FinalizedFeatureKey(GROUP_VERSION, 1, 1)]
+        response.finalized_features_epoch = context.feed.image.version
+    return response
 
 
 def _means_another(context: KafkaContext, request: ApiVersionsRequest) -> bool:

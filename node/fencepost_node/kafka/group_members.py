@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from fencepost_node.kafka.context import KafkaContext
 from fencepost_proto.protocol.errors import ErrorCode, FencepostError
 
@@ -18,3 +20,11 @@ def error_of(answer: object) -> ErrorCode:
 
 def code_of(error: FencepostError | None) -> ErrorCode:
     return ErrorCode.NONE if error is None else error.code
+
+
+def by_topic(partitions: Iterable[tuple[bytes, int]]) -> dict[bytes, list[int]]:
+    """Indexes, by topic id."""
+    found: dict[bytes, list[int]] = {}
+    for topic_id, index in partitions:
+        found.setdefault(topic_id, []).append(index)
+    return found

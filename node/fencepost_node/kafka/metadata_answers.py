@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fencepost_node.coordination.internal_topics import INTERNAL_TOPICS
 from fencepost_proto.kafka.codec import encode_response
 from fencepost_proto.kafka.messages.metadata import (
     MetadataResponse,
@@ -18,6 +17,7 @@ from fencepost_proto.kafka.messages.metadata import (
     MetadataResponseTopic,
 )
 from fencepost_proto.protocol.errors import ErrorCode
+from fencepost_proto.protocol.internal_topics import INTERNAL_TOPICS
 from fencepost_proto.protocol.metadata import NO_LEADER, BrokerRegistration, MetadataImage, Partition, Topic
 from fencepost_proto.protocol.topic_ids import to_wire
 from fencepost_proto.runtime.turns import Turns

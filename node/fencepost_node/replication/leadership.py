@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from fencepost_node.coordination.internal_topics import INTERNAL_TOPICS
 from fencepost_node.log.leader_epochs import NO_EPOCH
 from fencepost_node.log.log import Log, OutOfRoom
 from fencepost_node.producers.identities import lowest_epoch
@@ -29,6 +28,7 @@ from fencepost_node.replication.tail import Tail
 from fencepost_node.replication.timestamps import check_timestamps
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import FencepostError, InvariantBroken
+from fencepost_proto.protocol.internal_topics import INTERNAL_TOPICS
 from fencepost_proto.protocol.metadata import APPEND_TIME, Partition, Topic
 from fencepost_proto.protocol.record_batch import BatchHeader, Buffer, at_append_time, check_produced, crcs_at
 from fencepost_proto.runtime.backoff import Backoff
