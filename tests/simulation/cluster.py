@@ -172,6 +172,8 @@ class SimCluster:
             max_delivery_timeout_ms=settings.max_delivery_timeout_ms,
             max_request_bytes=settings.max_request_bytes,
             kafka_listen=broker_kafka_address(broker_id) if settings.serves_kafka else "",
+            offsets_topic_partitions=2,
+            group_initial_rebalance_delay_ms=200,
         )
         self._known_before = self.known_version
         broker = Broker(config, host, disk)

@@ -95,6 +95,7 @@ class SimTransport(asyncio.Transport, End):
         self._paused_reading = False
         self._closing = False
         self._lost = False
+        self._loss: Exception | None = None
         self._high, self._low = HIGH_WATER_BYTES, HIGH_WATER_BYTES // 4
         self.tap: ByteTap | None = None  # of a listening process's end
 
@@ -105,6 +106,8 @@ class SimTransport(asyncio.Transport, End):
         """Called in the process of this end."""
         self._protocol = protocol
         protocol.connection_made(self)
+        if self._lost:  # while this end's `connection_made` was due
+            self._call(protocol.connection_lost, self._loss)
         self._deliver()
 
     def _call(self, method: Callable[..., Any], *args: Any) -> None:
@@ -157,8 +160,10 @@ class SimTransport(asyncio.Transport, End):
         if self._lost:
             return
         self._lost = self._closing = True
+        self._loss = error
         self._arrived.clear()
-        self._call(self._protocol.connection_lost, error)
+        if self._protocol is not None:
+            self._call(self._protocol.connection_lost, error)
 
     # ---- asyncio.Transport ----
 

@@ -1,0 +1,118 @@
+"""Deliberate faults in the coordinators of groups, to show that the judge of groups can fail; as `mutants.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+
+from fencepost_node.coordination import classic_rules, coordinator, offset_rules
+from fencepost_node.coordination.classic_group import ClassicGroup, group_from_record
+from fencepost_node.coordination.classic_rules import Step
+from fencepost_node.coordination.coordinator import Decision
+from fencepost_node.coordination.records import GroupRecord
+from fencepost_node.coordination.table import Table
+from fencepost_node.coordinators.partition_coordinator import PartitionCoordinator
+from tests.simulation.groups import GroupResult, simulate_group
+
+KILLS = ("kill broker", "kill leader", "clean restart", "pause broker")
+NETWORK = ("cut one way", "cut both ways", "isolate broker", "kill leader", "flaky links")
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMutant:
+    """One fault. It must be caught within `seeds` seeds from `first_seed` on."""
+
+    name: str
+    patches: Callable[[Callable[..., Any]], None]  # is given a function like patch.object
+    promises: frozenset[str]
+    kinds: tuple[str, ...]
+    seeds: int
+    first_seed: int
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            self.patches(lambda *args: stack.enter_context(patch.object(*args)))
+            yield
+
+    def caught(self) -> GroupResult | None:
+        """The first run that finds something wrong; None: none of those allowed does."""
+        with self.applied():
+            for seed in range(self.first_seed, self.first_seed + self.seeds):
+                result = simulate_group(seed, self.kinds)
+                if not result.ok:
+                    return result
+        return None
+
+
+GROUP_MUTANTS: list[GroupMutant] = []
+
+
+def mutant(
+    *promises: str, kinds: tuple[str, ...] = KILLS, seeds: int = 6, first_seed: int = 0
+) -> Callable[[Callable[..., None]], None]:
+    def register(patches: Callable[..., None]) -> None:
+        name = patches.__name__.strip("_").replace("_", "-")
+        GROUP_MUTANTS.append(GroupMutant(name, patches, frozenset(promises), kinds, seeds, first_seed))
+
+    return register
+
+
+@mutant("G12", "G13", kinds=NETWORK, first_seed=1)
+def _answers_before_the_commit(replace_: Any) -> None:
+    def answer(self: PartitionCoordinator, decision: Decision) -> None:
+        for token, told in decision.answers:
+            self._reply(token, told)
+
+    replace_(PartitionCoordinator, "_answer_when_committed", answer)
+
+
+@mutant("G13")
+def _a_commit_of_an_older_generation_is_taken(replace_: Any) -> None:
+    replace_(offset_rules, "require_generation", lambda group, generation: None)
+
+
+@mutant("G12")
+def _two_owners_in_one_generation(replace_: Any) -> None:
+    """The leader's assignment is told, and not recorded: the next coordinator takes another one."""
+    original = classic_rules._assign
+
+    def assign(step: Step, request: Any) -> None:
+        original(step, request)
+        step.record = False
+
+    replace_(classic_rules, "_assign", assign)
+
+
+@mutant("G12", "G13")
+def _a_new_coordinator_forgets_the_generation(replace_: Any) -> None:
+    def forgetful(group_id: str, record: GroupRecord, now: float) -> ClassicGroup:
+        return replace(group_from_record(group_id, record, now), generation=0)
+
+    replace_(coordinator, "group_from_record", forgetful)
+
+
+@mutant("G12", "G13", first_seed=2)
+def _a_generation_is_told_and_not_recorded(replace_: Any) -> None:
+    original = classic_rules._complete
+
+    def complete(step: Step) -> None:
+        original(step)
+        step.record = False
+
+    replace_(classic_rules, "_complete", complete)
+
+
+@mutant("G12", "G13", "G11", first_seed=2)
+def _a_snapshot_has_no_groups(replace_: Any) -> None:
+    replace_(Table, "copy", lambda self: Table())
+
+
+@mutant("G12", "G13", "G11")
+def _only_the_first_record_of_batches_is_folded(replace_: Any) -> None:
+    """The next coordinator lacks the others; the one that wrote them knows them all."""
+    original = Table.stage_batches
+    replace_(Table, "stage_batches", lambda self, batches: original(self, batches)[:1])
