@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fencepost_node.coordination.internal_topics import INTERNAL_TOPICS
 from fencepost_node.kafka.context import Encoded, KafkaContext
 from fencepost_node.requests.auto_creation import create_missing
 from fencepost_proto.kafka.messages.metadata import (
@@ -32,6 +31,7 @@ from fencepost_proto.kafka.messages.metadata import (
     MetadataResponseTopic,
 )
 from fencepost_proto.protocol.errors import ErrorCode, InvalidTopic
+from fencepost_proto.protocol.internal_topics import INTERNAL_TOPICS
 from fencepost_proto.protocol.metadata import MetadataImage, Partition, check_topic_name
 from fencepost_proto.protocol.topic_ids import NO_TOPIC_ID, from_wire
 from fencepost_proto.runtime.turns import Turns
