@@ -1,0 +1,7 @@
+"""The names of internal topics, for those who still look for them here; `fencepost_proto.protocol.internal_topics` has them."""
+
+from __future__ import annotations
+
+from fencepost_proto.protocol.internal_topics import INTERNAL_TOPICS, OFFSETS_TOPIC
+
+__all__ = ["INTERNAL_TOPICS", "OFFSETS_TOPIC"]
