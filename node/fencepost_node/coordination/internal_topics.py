@@ -1,4 +1,4 @@
-"""The names of internal topics, for those who still look for them here; `fencepost_proto.protocol.internal_topics` has them."""
+"""The names of internal topics, for who still looks for them here: `fencepost_proto.protocol.internal_topics` has them."""
 
 from __future__ import annotations
 
