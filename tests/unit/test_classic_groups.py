@@ -326,6 +326,10 @@ def test_bounds_are_refused_by_name() -> None:
     assert story.error(story.ask(Heartbeat("", 1, "a", None))) is errors.InvalidGroupId
     assert story.error(story.join("a" * 300)) is errors.InvalidRequest
     assert story.error(story.join("a", session_ms=1)) is errors.InvalidSessionTimeout
+    everyone = tuple(Leaver(str(number), None) for number in range(limits.MAX_MEMBERS + 1))
+    assert story.error(story.ask(Leave("g", everyone))) is errors.InvalidRequest
+    many = tuple(("orders", number) for number in range(limits.MAX_PARTITIONS_OF_A_QUESTION + 1))
+    assert story.error(story.ask(FetchOffsets("g", many))) is errors.InvalidRequest
     assert story.error(story.join("a", protocols=())) is errors.InconsistentGroupProtocol
     assert story.error(story.join("a", protocols=(("p", b""),) * 2)) is errors.InvalidRequest
     too_much = (("range", bytes(limits.MAX_GROUP_BYTES)),)

@@ -407,6 +407,21 @@ def describe_consumer(group: ConsumerGroup) -> ConsumerDescription:
     )
 
 
+def _counts(question: Question) -> list[tuple[str, int, int]]:
+    """What of a question may be many, how many they are, and how many they may be."""
+    match question:
+        case Leave():
+            return [("members", len(question.members), limits.MAX_MEMBERS)]
+        case Sync():
+            return [("assignments", len(question.assignments), limits.MAX_MEMBERS)]
+        case FetchOffsets() | DeleteOffsets():
+            return [("partitions", len(question.partitions or ()), limits.MAX_PARTITIONS_OF_A_QUESTION)]
+        case ConsumerHeartbeat():
+            return [("owned partitions", len(question.owned or ()), limits.MAX_PARTITIONS_OF_A_QUESTION)]
+        case _:
+            return []
+
+
 def _check_ids(question: Question) -> None:
     """Raises InvalidGroupId, InvalidRequest."""
     needs_name = isinstance(question, OfClassicGroup | OfConsumerGroup)
@@ -414,6 +429,9 @@ def _check_ids(question: Question) -> None:
         raise errors.InvalidGroupId(
             f"a group id of {len(question.group_id)} characters: 1 to {limits.MAX_ID_CHARACTERS} are possible"
         )
+    for what, count, most in _counts(question):
+        if count > most:
+            raise errors.InvalidRequest(f"{count} {what} in one question: at most {most} are taken")
     ids: Mapping[str, str | None] = {}
     if isinstance(question, Join):
         ids = {

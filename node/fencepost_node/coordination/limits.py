@@ -13,6 +13,9 @@ MAX_GROUP_BYTES: Final = (
     1024 * 1024
 )  # of the members' subscriptions for all protocols; and as much of their assignments
 MAX_OFFSETS_OF_A_GROUP: Final = 10_000  # a cluster has as many partitions
+MAX_PARTITIONS_OF_A_QUESTION: Final = (
+    20_000  # whose offsets are committed, fetched or deleted: twice those of a cluster
+)
 MAX_OFFSET_METADATA_CHARACTERS: Final = 4_096  # of one committed offset, as Kafka's `offset.metadata.max.bytes`
 MAX_SUBSCRIBED_TOPICS: Final = 2_000  # of one member; a cluster has as many topics
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from fencepost_node.coordination import limits
 from fencepost_node.coordination.messages import (
     Commit,
     Committed,
@@ -52,6 +53,11 @@ async def commit_offsets(
     coordinators: GroupCoordinators, image: MetadataImage, committer: Committer, offsets: Sequence[AskedOffset]
 ) -> list[FencepostError | None]:
     """An error, or none, for each. UnknownTopicOrPartition for what is not in the metadata."""
+    if len(offsets) > limits.MAX_PARTITIONS_OF_A_QUESTION:
+        refusal = errors.InvalidRequest(
+            f"{len(offsets)} offsets in one commit: at most {limits.MAX_PARTITIONS_OF_A_QUESTION} are taken"
+        )
+        return [refusal] * len(offsets)
     found: list[FencepostError | None] = [_missing(image, each.topic, each.partition) for each in offsets]
     there = [index for index, error in enumerate(found) if error is None]
     for first in range(0, max(len(there), 1 - len(offsets)), OFFSETS_IN_A_TURN):
