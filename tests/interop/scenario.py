@@ -241,7 +241,7 @@ class Scenario:
                 try:
                     await member.terminate()
                 except CommandFailed as error:
-                    self.result.consume.append(str(error))
+                    self.result.story.append(str(error))
 
     async def _start_readers(self, stack: contextlib.AsyncExitStack, bootstrap: str) -> list[Program]:
         """Programs of the readers; the first of a group's will be killed."""

@@ -93,7 +93,7 @@ async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> list[int]:
 async def admin(bootstrap: str, topic: str, partitions: int) -> None:
     client = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await client.start()
-    await client.create_topics([NewTopic(topic, partitions, -1)])
+    await client.create_topics([NewTopic(topic, partitions, 3)])
     (described,) = await client.describe_topics([topic])
     say("topic", topic, len(described["partitions"]))
     await client.close()
