@@ -5,6 +5,9 @@ that batches are sent again which the log already has. For every kill the curren
 once writes to that partition have resumed, the broker is started again, and once all replicas are in sync the next
 leader's turn comes. At the end everything is read back from the cluster, the history of all these clients is checked
 (`history_check`), and so are the segment files of every replica.
+
+The clients are Fencepost's own, or one of Kafka's (`demo_clients`): then the consumer is a member of a group, and instead of
+an acknowledgement a connection is cut after an append.
 """
 
 from __future__ import annotations
@@ -14,26 +17,26 @@ import io
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import IO, Any
 
-from fencepost import AdminClient, Consumer, History, Producer
+from fencepost import AdminClient
 from fencepost.history import FILE_BUFFER_BYTES
+from fencepost_cli.demo_clients import ClientCounts, DemoClients
 from fencepost_proto.protocol.errors import FencepostError
-from fencepost_proto.runtime.host import Host
 from fencepost_testing.failover import AckWatch, Failover, kill_leader
 from fencepost_testing.failures import CommandFailed, leaves
-from fencepost_testing.faulty_wire import FaultyWire
 from fencepost_testing.history_check import Verdict
 from fencepost_testing.history_files import HistoryFiles, UnreadableHistory, check_history_files
+from fencepost_testing.kafka_clients import FENCEPOST
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.log_check.findings import Findings, Kind
 from fencepost_testing.log_check.ledger import Ledger
-from fencepost_testing.read_back import read_everything, read_to_end
+from fencepost_testing.read_back import read_everything
 from fencepost_testing.replica_files import check_replicas
 from fencepost_testing.topic_waits import wait_in_sync, wait_settled
 from fencepost_testing.verdict import of_history
-from fencepost_testing.workload import Workload, WorkloadSpec
+from fencepost_testing.workload import RecordSender, Workload, WorkloadSpec
 
 TOPIC = "demo"
 HISTORY_FILE = "history.jsonl"  # in the cluster's folder
@@ -57,6 +60,7 @@ class DemoOptions:
     record_size_bytes: int = 100
     kills: int = 3
     seed: int = 0
+    client: str = FENCEPOST
 
     @property
     def rate(self) -> float:
@@ -78,9 +82,7 @@ class DemoResult:
     records_acked: int = 0
     records_in_log: int = 0
     records_read_along: int = 0
-    retried_batches: int = 0
-    deduplicated_batches: int = 0
-    dropped_acks: int = 0
+    counts: ClientCounts = field(default_factory=ClientCounts)
     replicas_checked: int = 0
     failovers: list[Failover] = field(default_factory=list)
     findings: Findings = field(default_factory=Findings)
@@ -99,9 +101,10 @@ class DemoResult:
             "records_acked": self.records_acked,
             "records_in_log": self.records_in_log,
             **{kind.value: counts[kind] for kind in Kind},
-            "retried_batches": self.retried_batches,
-            "deduplicated_batches": self.deduplicated_batches,
-            "dropped_acks": self.dropped_acks,
+            "client": self.options.client,
+            "retried_batches": self.counts.retried_batches,
+            "deduplicated_batches": self.counts.deduplicated_batches,
+            "dropped_acks": self.counts.dropped_acks,
             "leader_kills": len(self.failovers),
             "unavailable_ms": [round(failover.unavailable_ms, 1) for failover in self.failovers],
             "replicas_checked": self.replicas_checked,
@@ -114,9 +117,12 @@ class DemoResult:
 class Demo:
     """One run over a cluster that is up. `tell` gets one line for each thing that happens."""
 
-    def __init__(self, cluster: LocalCluster, options: DemoOptions, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, cluster: LocalCluster, clients: DemoClients, options: DemoOptions, tell: Callable[[str], None]
+    ) -> None:
         self.cluster = cluster
         self.options = options
+        self._clients = clients
         self.result = DemoResult(options)
         self.ledger = Ledger(f"{random.Random(options.seed).randrange(16**8):08x}")
         self._tell = tell
@@ -126,9 +132,6 @@ class Demo:
         self._history: Verdict | None = None
         self._high_watermarks: dict[int, int] = {}
         self._records_in_files = 0
-        host = Host(random=random.Random(options.seed))
-        self._wire = FaultyWire(host.wire, drop_acks=options.dropped_acks, chance=host.random)
-        self._host = replace(host, wire=self._wire)
 
     async def run(self) -> DemoResult:
         """Raises FencepostError and CommandFailed where the run itself cannot go on."""
@@ -154,11 +157,7 @@ class Demo:
                 min_insync_replicas=MIN_INSYNC_REPLICAS,
             )
             await wait_in_sync(admin, TOPIC)
-            async with (
-                Producer(bootstrap, host=self._host, history=History(self.record, process="producer")) as producer,
-                Consumer(bootstrap, TOPIC, history=History(self.record, process="reader")) as along,
-            ):
-                await self._produce_through_failovers(producer, along, admin)
+            await self._produce_through_failovers(admin)
             self._tell("reading everything back, and checking every replica's files")
             await self._wait_settled(admin)
             self.result.records_in_log = await read_everything(bootstrap, TOPIC, self.record)
@@ -169,8 +168,8 @@ class Demo:
 
     # ---- While it runs ----
 
-    async def _produce_through_failovers(self, producer: Producer, along: Consumer, admin: AdminClient) -> None:
-        options, result = self.options, self.result
+    async def _produce_through_failovers(self, admin: AdminClient) -> None:
+        options, result, clients = self.options, self.result, self._clients
         spec = WorkloadSpec(
             TOPIC,
             record_size_bytes=options.record_size_bytes,
@@ -179,12 +178,12 @@ class Demo:
             count=options.records,
             seed=options.seed,
         )
-        workload = Workload(producer, spec, self.ledger, on_acked=self._acks)
         written = asyncio.Event()
-        workload.allow(0)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._read_along(along, written))
+            async with clients.producer(self.record) as producer, asyncio.TaskGroup() as tasks:
+                workload = Workload(producer, spec, self.ledger, on_acked=self._acks)
+                workload.allow(0)
+                tasks.create_task(self._read_along(written))
                 tasks.create_task(self._fail_over(admin, workload))
                 await workload.run(asyncio.Event())
                 written.set()
@@ -192,13 +191,11 @@ class Demo:
             raise leaves(group)[0] from None
         finally:
             result.records_sent, result.records_acked = self.ledger.sent, self.ledger.acked
-            result.retried_batches = producer.stats.retried_batches
-            result.deduplicated_batches = producer.stats.deduplicated_batches
-            result.dropped_acks = self._wire.dropped_acks
+            result.counts = clients.counts()
         for name, count in workload.failed.items():
             result.problems.append(f"{count} records failed with {name}: {workload.last_error}")
 
-    async def _fail_over(self, admin: AdminClient, workload: Workload) -> None:
+    async def _fail_over(self, admin: AdminClient, workload: Workload[RecordSender]) -> None:
         """The workload may send one share of its records for each kill, and one more after the last."""
         options = self.options
         share = options.records / (options.kills + 1)
@@ -217,9 +214,9 @@ class Demo:
             self._tell(f"broker {failover.killed} is back, all replicas in sync")
         workload.allow(options.records)
 
-    async def _read_along(self, consumer: Consumer, written: asyncio.Event) -> None:
+    async def _read_along(self, written: asyncio.Event) -> None:
         """Read while others write; then to the end."""
-        self.result.records_read_along = await read_to_end(consumer, lambda _: None, written)
+        self.result.records_read_along = await self._clients.read_along(TOPIC, self.record, written)
 
     # ---- The verdict ----
 
@@ -258,13 +255,17 @@ class Demo:
             "partitions read whole": (self._history.final_reads if self._history else 0, options.partitions),
             "records in the log": (result.records_in_log, options.records),
             "records in the segment files": (self._records_in_files, options.records),
+            "records read along": (result.records_read_along, options.records),
             "leaders killed": (len(result.failovers), options.kills),
         }
         for what, (is_so, should_be) in expected.items():
             if is_so != should_be:
                 result.problems.append(f"{is_so} {what}, not {should_be}")
-        if result.deduplicated_batches == 0 and options.records >= SURE_OF_DUPLICATES:
-            result.problems.append("no duplicate was recognised, though acknowledgements were dropped")
+        if options.records >= SURE_OF_DUPLICATES:
+            if result.counts.dropped_acks == 0:
+                result.problems.append("no acknowledgement was lost, as it should have been on purpose")
+            elif result.counts.deduplicated_batches == 0:
+                result.problems.append("no duplicate was recognised, though acknowledgements were dropped")
         for failover in result.failovers:
             for change in failover.changes:
                 where = f"{TOPIC}-{change.partition}, broker {change.leader_before} to {change.leader_after}"

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from fencepost_cli.demo import TOPIC, DemoResult
 from fencepost_testing.failover import ProducerView
+from fencepost_testing.kafka_clients import FENCEPOST
 from fencepost_testing.log_check.findings import Kind
 
 _STYLE: Any = {"title_justify": "left", "box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
@@ -96,17 +97,20 @@ def _show_counts(result: DemoResult, console: Console) -> None:
         table.add_row(what, f"[{style}]{value}[/]", explanation)
 
     table.columns[1].justify = "right"
-    dropped = f"thrown away by the client on purpose, {result.options.dropped_acks:.0%} of all"
-    row("records sent", result.records_sent, "by one producer, with keys")
+    met = result.counts
+    row("records sent", result.records_sent, f"by one producer ({result.options.client}), with keys")
     row("acknowledged", result.records_acked, "with acks=all")
     row("in the log", result.records_in_log, f"read back; {result.records_read_along} read along while it was written")
-    row("dropped answers", result.dropped_acks, dropped)
-    row("retried batches", result.retried_batches, "sent again, with the same sequences")
-    row(
-        "duplicates recognised",
-        result.deduplicated_batches,
-        "batches that a broker had already, and did not append again",
-    )
+    if result.options.client == FENCEPOST:
+        share = f"{result.options.dropped_acks:.0%} of all"
+        row("dropped answers", met.dropped_acks, f"thrown away by the client on purpose, {share}")
+    else:
+        row("lost answers", met.dropped_acks, "connections cut after an append, on purpose")
+    if met.retried_batches is not None:
+        row("retried batches", met.retried_batches, "sent again, with the same sequences")
+    if met.deduplicated_batches is not None:
+        explanation = "batches that a broker had already, and did not append again"
+        row("duplicates recognised", met.deduplicated_batches, explanation)
     for kind, explanation in _WRONG.items():
         row(kind.value, counts[kind], explanation, zero=True)
     for kind, explanation in _RARE.items():

@@ -14,11 +14,12 @@ import math
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from fencepost import Delivery, Producer, RecordMetadata
+from fencepost import RecordMetadata
+from fencepost.history_format import RecordStamp
 from fencepost_proto.protocol.errors import FencepostError, ProducerFenced, UnknownTopicId, UnknownTopicOrPartition
 from fencepost_testing.log_check.ledger import Ledger, make_value
 
@@ -43,10 +44,30 @@ class WorkloadSpec:
     seed: int = 0  # decides the order of keys
 
 
+class SentRecord(Protocol):
+    """A record on its way: `fencepost.Delivery`, or that of another client."""
+
+    @property
+    def stamp(self) -> RecordStamp | None: ...
+
+    def __await__(self) -> Generator[Any, None, RecordMetadata]: ...
+
+
+class RecordSender(Protocol):
+    """What a workload calls: `fencepost.Producer`, or another client's (`kafka_clients`)."""
+
+    async def send(self, topic: str, value: bytes, *, key: bytes | None = None) -> SentRecord: ...
+
+    async def flush(self) -> None: ...
+
+
+SenderT = TypeVar("SenderT", bound=RecordSender)
+
+
 class Pending(NamedTuple):
     record_id: int
     sent_at: float
-    delivery: Delivery
+    delivery: SentRecord
 
 
 class Acked(NamedTuple):
@@ -59,10 +80,10 @@ class Acked(NamedTuple):
 
 
 @dataclass(slots=True)
-class Workload:
+class Workload(Generic[SenderT]):
     """`run` it once; the figures may be read while it runs."""
 
-    producer: Producer
+    producer: SenderT
     spec: WorkloadSpec
     ledger: Ledger
     on_acked: Callable[[Acked], None] | None = None

@@ -32,7 +32,7 @@ class Running:
     cluster: LocalCluster
     admin: AdminClient
     producer: Producer
-    workload: Workload
+    workload: Workload[Producer]
     stop: asyncio.Event
     acked: list[int] = field(default_factory=lambda: [0] * PARTITIONS)  # in each partition, so far
 

@@ -10,10 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 from aiokafka.record import MemoryRecords
 
 from fencepost import AdminClient, History
 from fencepost_cli.demo import HISTORY_FILE, TOPIC, Demo, DemoOptions
+from fencepost_cli.demo_clients import demo_clients
+from fencepost_testing.kafka_clients import KAFKA_CLIENTS
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.log_check.findings import Kind
 from fencepost_testing.waiting import until_sync
@@ -54,6 +57,24 @@ def test_the_demo_is_exact_and_its_data_can_be_read_by_others(tmp_path: Path) ->
     assert "CLEAN" in checked
     for broker in (1, 2, 3):
         assert sum(count_records(path) for path in (folder / f"broker-{broker}").glob("demo-*/*.log")) == 3000
+
+
+@pytest.mark.parametrize("client", KAFKA_CLIENTS)
+def test_the_demo_is_exact_with_clients_of_others(client: str, tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    options = ["--client", client, "--records", "1500", "--kills", "1", "--keep", "--json", "--data-dir", str(folder)]
+    told = json.loads(Shell(tmp_path).ok("demo", *options).splitlines()[-1])
+    assert told["ok"] is True, told["problems"]
+    assert told["records_sent"] == told["records_acked"] == told["records_in_log"] == 1500
+    assert told["client"] == client
+    assert told["dropped_acks"] > 0, "a connection was cut after an append"
+    assert "1500 acknowledged" in (checked := Shell(tmp_path).ok("check", str(folder / HISTORY_FILE)))
+    assert "CLEAN" in checked
+    assert processes_of(folder) == []
+
+
+def test_an_unknown_client_is_refused_by_name(tmp_path: Path) -> None:
+    assert "--client 'sarama'" in Shell(tmp_path).fails("demo", "--client", "sarama", code=2)
 
 
 def count_records(segment: Path) -> int:
@@ -108,8 +129,9 @@ class Tampered(Demo):
 async def test_a_damaged_replica_and_a_missing_record_spoil_the_verdict(
     cluster_factory: Callable[..., LocalCluster],
 ) -> None:
-    async with cluster_factory(brokers=3) as cluster:
-        result = await Tampered(cluster, DemoOptions(records=1_000, kills=0), lambda _: None).run()
+    cluster, options = cluster_factory(brokers=3), DemoOptions(records=1_000, kills=0)
+    async with demo_clients(cluster, options) as clients, cluster:
+        result = await Tampered(cluster, clients, options, lambda _: None).run()
     assert not result.ok
     assert result.findings.counts[Kind.LOST] == 1
     assert result.findings.counts[Kind.CORRUPT] == 1

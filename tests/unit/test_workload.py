@@ -62,7 +62,7 @@ class StandInProducer:
         await asyncio.sleep(0)
 
 
-def workload_of(producer: StandInProducer, spec: WorkloadSpec, **options: Any) -> Workload:
+def workload_of(producer: StandInProducer, spec: WorkloadSpec, **options: Any) -> Workload[Producer]:
     return Workload(cast(Producer, producer), spec, Ledger("run00001"), **options)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fencepost_cli.terminal import EXIT_FAILED, EXIT_USAGE, console, fail, run
+from fencepost_testing.kafka_clients import FENCEPOST, KAFKA_CLIENTS
 from fencepost_testing.log_check.ledger import MIN_RECORD_BYTES
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ def demo(
     record_size: Annotated[int, typer.Option(min=MIN_RECORD_BYTES, max=1_000_000, help="Bytes of a value.")] = 100,
     kills: Annotated[int, typer.Option(min=0, help="Leaders to kill with SIGKILL, one after another.")] = 3,
     seed: Annotated[int, typer.Option(help="Decides the order of keys.")] = 0,
+    client: Annotated[
+        str, typer.Option(metavar="CLIENT", help=f"Whose clients: {', '.join((FENCEPOST, *KAFKA_CLIENTS))}.")
+    ] = FENCEPOST,
     data_dir: Annotated[
         Path | None, typer.Option(help="An empty folder for the data.", show_default="a temporary folder")
     ] = None,
@@ -42,13 +46,16 @@ def demo(
 
     Starts a controller and brokers, produces and consumes, kills the leader of one partition after another with
     SIGKILL, drops acknowledgements, then reads everything back, checks the history of all clients and every replica's files,
-    and gives a verdict. The history is history.jsonl in the data folder (--keep; "fencepost check" reads it).
+    and gives a verdict. With --client one of Kafka's clients produces, and consumes as a member of a group. The
+    history is history.jsonl in the data folder (--keep; "fencepost check" reads it).
     Exit code 0 only if every record that was sent is in the log exactly once and in order.
     """
     from fencepost_cli.demo import DemoOptions
     from fencepost_cli.demo_report import show_result
 
-    options = DemoOptions(brokers, partitions, records, record_size, kills, seed)
+    if client not in (FENCEPOST, *KAFKA_CLIENTS):
+        fail(f"--client {client!r}: {', '.join((FENCEPOST, *KAFKA_CLIENTS))} are possible", EXIT_USAGE)
+    options = DemoOptions(brokers, partitions, records, record_size, kills, seed, client)
     with _folder(data_dir, keep=keep) as folder:
         out = console()
         result = run(_run(folder, options, out))
@@ -89,14 +96,15 @@ def _folder(given: Path | None, *, keep: bool) -> Iterator[Path]:
 async def _run(folder: Path, options: DemoOptions, out: Console) -> DemoResult:
     """The demo on a cluster of its own; where it cannot go on, what there is so far, with the reason."""
     from fencepost_cli.demo import Demo
+    from fencepost_cli.demo_clients import demo_clients
     from fencepost_proto.protocol.errors import FencepostError
     from fencepost_testing.failures import CommandFailed
     from fencepost_testing.local_cluster import LocalCluster
 
     cluster = LocalCluster.create(folder, brokers=options.brokers)
-    async with cluster:
+    async with demo_clients(cluster, options) as clients, cluster:
         out.print(f"a controller and {options.brokers} brokers are up in {folder}")
-        demo = Demo(cluster, options, out.print)
+        demo = Demo(cluster, clients, options, out.print)
         try:
             async with _progress_bar(demo, out):
                 await demo.run()

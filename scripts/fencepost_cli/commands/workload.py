@@ -116,7 +116,7 @@ async def _produce(
     ledgers: Path,
     history_file: Path | None,
     out: Console,
-) -> Workload:
+) -> Workload[Producer]:
     from fencepost import AdminClient
     from fencepost_testing.workload import Workload
 
@@ -180,7 +180,7 @@ def _save(ledger: Ledger, folder: Path) -> None:
     draft.replace(folder / f"{ledger.run}.json")
 
 
-def _produce_figures(workload: Workload, elapsed_s: float) -> str:
+def _produce_figures(workload: Workload[Producer], elapsed_s: float) -> str:
     from fencepost_testing.workload import percentile
 
     latencies = sorted(workload.latencies_s)

@@ -1,0 +1,140 @@
+"""The clients of the demo: Fencepost's own, or those of Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+from fencepost import Consumer, History, Producer
+from fencepost.history import Sink
+from fencepost_proto.runtime.host import Host
+from fencepost_testing.cutting_proxy import Cuts, CuttingProxy
+from fencepost_testing.faulty_wire import FaultyWire
+from fencepost_testing.kafka_clients import FENCEPOST
+from fencepost_testing.kafka_clients.factory import kafka_producer, kafka_reader
+from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.read_back import STILL_TIMEOUT_S, StandsStill, read_to_end
+from fencepost_testing.workload import RecordSender
+
+WRITER: Final = "producer"  # the process, in histories
+READER: Final = "reader"
+GROUP: Final = "demo"
+CUT_EVERY_S: Final = 0.5  # so often at most a connection is cut after an append
+
+
+@dataclass(frozen=True, slots=True)
+class ClientCounts:
+    """What the producer has met. None: its client does not say."""
+
+    retried_batches: int | None = 0
+    deduplicated_batches: int | None = 0
+    dropped_acks: int = 0
+
+
+class Options(Protocol):
+    @property
+    def client(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def dropped_acks(self) -> float: ...
+
+
+class DemoClients(ABC):
+    """One producer, and one consumer that reads along."""
+
+    @abstractmethod
+    def producer(self, record: Sink) -> AbstractAsyncContextManager[RecordSender]:
+        """It loses acknowledgements, on purpose. `record` gets its history."""
+
+    @abstractmethod
+    async def read_along(self, topic: str, record: Sink, written: asyncio.Event) -> int:
+        """Read while others write, and to the end once all is `written`; how many different records."""
+
+    @abstractmethod
+    def counts(self) -> ClientCounts: ...
+
+
+@contextlib.asynccontextmanager
+async def demo_clients(cluster: LocalCluster, options: Options) -> AsyncIterator[DemoClients]:
+    """For a cluster that is not up yet: with Kafka's clients its brokers advertise the proxies that cut connections."""
+    if options.client == FENCEPOST:
+        yield _OwnClients(cluster, options)
+        return
+    async with contextlib.AsyncExitStack() as stack:
+        cuts = Cuts(CUT_EVERY_S)
+        proxies = []
+        for broker in cluster.broker_ids:
+            member = cluster.member(broker)
+            proxy = await stack.enter_async_context(CuttingProxy(member.kafka_port, cuts))
+            member.kafka_advertised = proxy.address
+            proxies.append(proxy.address)
+        yield _KafkaClients(cluster, options.client, ",".join(proxies), cuts)
+
+
+class _OwnClients(DemoClients):
+    def __init__(self, cluster: LocalCluster, options: Options) -> None:
+        self._cluster = cluster
+        host = Host(random=random.Random(options.seed))
+        self._wire = FaultyWire(host.wire, drop_acks=options.dropped_acks, chance=host.random)
+        self._host = replace(host, wire=self._wire)
+        self._producer: Producer | None = None
+
+    @contextlib.asynccontextmanager
+    async def producer(self, record: Sink) -> AsyncIterator[RecordSender]:
+        history = History(record, process=WRITER)
+        async with Producer(self._cluster.bootstrap, host=self._host, history=history) as self._producer:
+            yield self._producer
+
+    async def read_along(self, topic: str, record: Sink, written: asyncio.Event) -> int:
+        async with Consumer(self._cluster.bootstrap, topic, history=History(record, process=READER)) as consumer:
+            return await read_to_end(consumer, lambda _: None, written)
+
+    def counts(self) -> ClientCounts:
+        if self._producer is None:
+            return ClientCounts()
+        stats = self._producer.stats
+        return ClientCounts(stats.retried_batches, stats.deduplicated_batches, self._wire.dropped_acks)
+
+
+class _KafkaClients(DemoClients):
+    def __init__(self, cluster: LocalCluster, client: str, bootstrap: str, cuts: Cuts) -> None:
+        self._cluster = cluster
+        self._client = client
+        self._bootstrap = bootstrap
+        self._cuts = cuts
+
+    def producer(self, record: Sink) -> AbstractAsyncContextManager[RecordSender]:
+        return kafka_producer(self._client, self._bootstrap, History(record, process=WRITER))
+
+    async def read_along(self, topic: str, record: Sink, written: asyncio.Event) -> int:
+        """As a member of a group. What it reads again after a failover of its coordinator counts once."""
+        seen: dict[int, set[int]] = {}  # partition → offsets
+        history = History(record, process=READER)
+        async with kafka_reader(self._client, self._bootstrap, topic, GROUP, history) as reader:
+            moved_at, ends = time.monotonic(), None
+            while ends is None or any(len(seen.get(partition, ())) < end for partition, end in ends.items()):
+                if ends is None and written.is_set():
+                    ends = await self._ends(topic)
+                records = await reader.poll()
+                for each in records:
+                    seen.setdefault(each.partition, set()).add(each.offset)
+                if records or ends is None:
+                    moved_at = time.monotonic()
+                elif time.monotonic() - moved_at > STILL_TIMEOUT_S:
+                    raise StandsStill(f"the group has read nothing for {STILL_TIMEOUT_S:g} s, below the ends {ends}")
+        return sum(map(len, seen.values()))
+
+    async def _ends(self, topic: str) -> dict[int, int]:
+        async with Consumer(self._cluster.bootstrap, topic) as consumer:
+            return {tp.partition: end for tp, end in (await consumer.end_offsets(consumer.assignment)).items()}
+
+    def counts(self) -> ClientCounts:
+        return ClientCounts(None, None, self._cuts.count)

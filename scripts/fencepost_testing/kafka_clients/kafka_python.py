@@ -1,0 +1,107 @@
+"""kafka-python."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from kafka import KafkaConsumer
+from kafka import KafkaProducer as Producer
+from kafka.consumer.subscription_state import ConsumerRebalanceListener
+from kafka.errors import KafkaError
+
+from fencepost import RecordMetadata
+from fencepost_testing.failures import CommandFailed
+from fencepost_testing.kafka_clients.producer import DELIVERY_TIMEOUT_S, LINGER_MS, KafkaProducer
+from fencepost_testing.kafka_clients.reader import (
+    COMMIT_INTERVAL_MS,
+    MAX_POLL_RECORDS,
+    POLL_MS,
+    SESSION_TIMEOUT_MS,
+    KafkaReader,
+    KafkaRecord,
+)
+
+
+class KafkaPythonProducer(KafkaProducer):
+    async def _start(self) -> None:
+        def start() -> Producer:
+            return Producer(
+                bootstrap_servers=self._bootstrap.split(","),
+                enable_idempotence=True,
+                linger_ms=LINGER_MS,
+                delivery_timeout_ms=int(DELIVERY_TIMEOUT_S * 1000),
+            )
+
+        try:
+            self._producer = await asyncio.to_thread(start)
+        except KafkaError as error:
+            raise CommandFailed(f"kafka-python cannot start: {error!r}") from error
+
+    async def _hand_over(
+        self, topic: str, key: bytes | None, value: bytes, outcome: asyncio.Future[RecordMetadata]
+    ) -> None:
+        try:  # in a thread: it waits where the metadata is missing or the buffer is full
+            sent = await asyncio.to_thread(self._producer.send, topic, value=value, key=key)
+        except KafkaError as error:
+            self.fail(outcome, error)
+            return
+        sent.add_callback(
+            lambda place: self._loop.call_soon_threadsafe(
+                self.acknowledge, outcome, place.topic, place.partition, place.offset
+            )
+        )
+        sent.add_errback(lambda error: self._loop.call_soon_threadsafe(self.fail, outcome, error))
+
+    async def _stop(self) -> None:
+        await asyncio.to_thread(self._producer.close, DELIVERY_TIMEOUT_S)
+
+
+class _Assigned(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
+    def __init__(self, reader: KafkaPythonReader) -> None:
+        self._reader = reader
+
+    def on_partitions_revoked(self, revoked: object) -> None: ...
+
+    def on_partitions_assigned(self, assigned: object) -> None:
+        self._reader.assigned()
+
+
+class KafkaPythonReader(KafkaReader):
+    """A consumer of kafka-python belongs to one thread: it has one of its own."""
+
+    async def _start(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "kafka-python")
+
+        def start() -> Any:
+            consumer = KafkaConsumer(
+                bootstrap_servers=self._bootstrap.split(","),
+                group_id=self._group,
+                auto_offset_reset=self._offset_reset,
+                auto_commit_interval_ms=COMMIT_INTERVAL_MS,
+                session_timeout_ms=SESSION_TIMEOUT_MS,
+                heartbeat_interval_ms=SESSION_TIMEOUT_MS // 6,
+                max_poll_records=MAX_POLL_RECORDS,
+            )
+            consumer.subscribe([self._topic], listener=_Assigned(self))
+            return consumer
+
+        try:
+            self._consumer = await asyncio.get_running_loop().run_in_executor(self._thread, start)
+        except KafkaError as error:
+            raise CommandFailed(f"kafka-python cannot start: {error!r}") from error
+
+    async def _poll(self) -> list[KafkaRecord]:
+        polled = await asyncio.get_running_loop().run_in_executor(
+            self._thread, lambda: self._consumer.poll(timeout_ms=POLL_MS)
+        )
+        return [
+            KafkaRecord(self._topic, record.partition, record.offset, record.key, record.value)
+            for records in polled.values()
+            for record in records
+        ]
+
+    async def _stop(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._consumer.close)
+        self._thread.shutdown(wait=False)
