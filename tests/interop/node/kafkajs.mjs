@@ -1,7 +1,7 @@
 // kafkajs. Its producer tells the first offset of each partition only, and its consumer always has a group.
 
 import kafkajs from 'kafkajs'
-import { keyOf, main, paced, say, sayAssigned, terminated, valueOf } from './lines.mjs'
+import { byPartition, keyOf, main, paced, say, sayAssigned, terminated, valueOf } from './lines.mjs'
 
 const { Kafka, logLevel } = kafkajs
 
@@ -29,17 +29,10 @@ async function produce (brokers, topic, run, count, rate) {
     }
   }
   await paced(count, rate, async ids => {
-    const byPartition = groupBy(ids, id => Number(keyOf(id).split('-')[1]) % partitions)
     const sentMs = Date.now()
-    await Promise.all([...byPartition].map(([partition, own]) => send(partition, own, sentMs)))
+    await Promise.all([...byPartition(ids, partitions)].map(([partition, own]) => send(partition, own, sentMs)))
   })
   await producer.disconnect()
-}
-
-function groupBy (ids, of) { // Map.groupBy is newer than Node 20
-  const groups = new Map()
-  for (const id of ids) groups.set(of(id), [...(groups.get(of(id)) ?? []), id])
-  return groups
 }
 
 async function countPartitions (brokers, topic) {

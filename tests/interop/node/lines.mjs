@@ -12,6 +12,19 @@ export const keyOf = id => `key-${id % KEYS}`
 
 export const valueOf = (run, id) => `${run}:${id}:${Math.floor(id / KEYS)}:`.padEnd(VALUE_BYTES, '.')
 
+// What an error of several attempts says of its last one, too.
+export const words = error => [error, error.errors?.at(-1), error.errors?.at(-1)?.errors?.at(-1)].filter(Boolean).join('; ')
+
+// The ids of each partition. (Map.groupBy is newer than Node 20.)
+export function byPartition (ids, partitions) {
+  const groups = new Map()
+  for (const id of ids) {
+    const partition = (id % KEYS) % partitions
+    groups.set(partition, [...(groups.get(partition) ?? []), id])
+  }
+  return groups
+}
+
 export const pause = ms => new Promise(resolve => setTimeout(resolve, ms))
 
 // Calls send with all ids that are due, one call after the other.
@@ -40,7 +53,7 @@ export async function main ({ produce, consume, admin }) {
     else if (task === 'admin') await admin(brokers, topic, Number(rest[0]))
     else throw new Error(`unknown arguments ${process.argv}`)
   } catch (error) {
-    say('fatal', error)
+    say('fatal', words(error))
     process.exit(1)
   }
   say('done')

@@ -1,20 +1,26 @@
 // @platformatic/kafka. Its producer tells the first offset of each partition only, and its consumer always has a group.
 
 import { Admin, Consumer, Producer, stringDeserializers, stringSerializers } from '@platformatic/kafka'
-import { keyOf, main, paced, say, sayAssigned, terminated, valueOf } from './lines.mjs'
+import { byPartition, keyOf, main, paced, say, sayAssigned, terminated, valueOf, words } from './lines.mjs'
 
 const options = brokers => ({ clientId: 'interop', bootstrapBrokers: brokers, retries: 240, retryDelay: 100 })
 
 async function produce (brokers, topic, run, count, rate) {
   const producer = new Producer({ ...options(brokers), serializers: stringSerializers, idempotent: true, acks: -1 })
-  await paced(count, rate, async ids => {
-    const sentMs = Date.now()
+  const metadata = await producer.metadata({ topics: [topic] })
+  const partitions = metadata.topics.get(topic).partitionsCount
+  const send = async (partition, ids, sentMs) => {
     try {
-      await producer.send({ messages: ids.map(id => ({ topic, key: keyOf(id), value: valueOf(run, id) })) })
+      const messages = ids.map(id => ({ topic, partition, key: keyOf(id), value: valueOf(run, id) }))
+      await producer.send({ messages })
       for (const id of ids) say('ack', id, -1, -1, sentMs)
     } catch (error) {
-      for (const id of ids) say('fail', id, error)
+      for (const id of ids) say('fail', id, words(error))
     }
+  }
+  await paced(count, rate, async ids => { // one partition a call, as for kafkajs
+    const sentMs = Date.now()
+    await Promise.all([...byPartition(ids, partitions)].map(([partition, own]) => send(partition, own, sentMs)))
   })
   await producer.close()
 }
@@ -39,7 +45,7 @@ async function consume (brokers, topic, group) {
     maxWaitTime: 100
   })
   stream.on('data', message => say('record', message.partition, message.offset, message.key, message.value))
-  stream.on('error', error => say('note', error))
+  stream.on('error', error => say('note', words(error)))
   await terminated
   await consumer.close(true)
 }
