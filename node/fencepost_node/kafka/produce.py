@@ -46,6 +46,7 @@ from fencepost_proto.protocol.errors import (
     UnknownTopicId,
     UnknownTopicOrPartition,
 )
+from fencepost_proto.protocol.metadata import MAX_TOPIC_NAME
 from fencepost_proto.protocol.record_batch import COMPRESSION_MASK, HEADER_BYTES
 from fencepost_proto.protocol.topic_ids import from_wire
 from fencepost_proto.runtime.turns import Turns
@@ -149,7 +150,7 @@ class _Taken:
                 topic_id,
                 data.index,
                 data.records or b"",
-                place=(topic_id if by_id else topic.name, data.index),
+                place=(topic_id if by_id else topic.name[: MAX_TOPIC_NAME + 1], data.index),
                 acks=self._request.acks,
                 timeout_ms=self._request.timeout_ms,
                 admit=self._context.admit,
