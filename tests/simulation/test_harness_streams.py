@@ -175,3 +175,20 @@ def test_a_peer_that_does_not_read_pauses_the_writer(world: World) -> None:
         assert (talker.client.paused, talker.client.resumed) == (1, 1)
 
     world.run(story())
+
+
+def test_a_connection_that_breaks_before_its_protocol_is_there_is_told_to_it(world: World) -> None:
+    talker = Talker()
+
+    async def story() -> None:
+        world.start("server", echo_server)
+        await asyncio.sleep(0.1)
+        world.start("client", talker.run)
+        while not world.network.connections:  # noqa: ASYNC110 - the network has no event for it
+            await asyncio.sleep(0.000_01)
+        world.kill("server")
+        world.network.reset("client", "server")
+        await asyncio.sleep(1)
+        assert len(talker.client.lost) == 1
+
+    world.run(story())
