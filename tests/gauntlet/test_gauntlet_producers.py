@@ -40,7 +40,7 @@ async def test_first_batches_reordered(story: Story) -> None:
     Reported: a partition is being created. Batch A meets a broker that does not lead yet; B, on its way behind A, meets
     the same broker a moment later, which leads by now, has no state of the producer and takes B. A can never follow.
 
-    Here: a producer without state begins at sequence 0. B is refused, A goes in, B after it.
+    Here: a producer without state begins at sequence 0. B is refused as A was (promise G14), A goes in, B after it.
     """
     client = await story.producer()
 
@@ -61,15 +61,22 @@ async def test_first_batches_reordered(story: Story) -> None:
     story.rejoin(client.node, "broker-1")
     await story.answered("B")
     assert len(story.questions("A")) == 1, "B has come to the new leader before A"
-    assert story.answers("B") == [f"broker-1: {OUT_OF_ORDER}"]
+    assert story.answers("B") == ["broker-1: NOT_LEADER_OR_FOLLOWER"]
     await story.acked(a, b)
     assert story.stamps("A") | story.stamps("B") == {(client.identity[0], 0, 0), (client.identity[0], 0, 1)}
     assert await story.end() == {"orders-0": ["A", "B"]}
 
 
 @tale()
-async def test_first_batches_reordered_at_a_leader_that_has_records_of_others(story: Story) -> None:
-    """As above, where the leadership has just moved to a broker whose log holds records, but none of this producer's."""
+async def test_refused_then_disordered(story: Story) -> None:
+    """confluentinc/librdkafka issue 4953, seen from the broker.
+
+    Reported: a batch is refused for a reason that passes. Its successors, on their way behind it, come when the reason has
+    passed, and are told that they are out of order. The client takes a new epoch, and sends again under it what is stored.
+
+    Here: the leadership has just moved to a broker whose log holds records, but none of this producer's. B is refused as A
+    was, until A is back; the epoch stays.
+    """
     other = await story.producer("other")
     client = await story.producer(bootstrap="broker-3:9092")
     await story.create_topic("orders", [[1, 2, 3]])
@@ -89,8 +96,9 @@ async def test_first_batches_reordered_at_a_leader_that_has_records_of_others(st
     story.rejoin(client.node, "broker-2")
     await story.answered("B")
     assert len(story.questions("A")) == 1, "B has come to the new leader before A"
-    assert story.answers("B") == ["broker-2: UNKNOWN_PRODUCER_ID"]
+    assert story.answers("B") == ["broker-2: UNKNOWN_LEADER_EPOCH"]
     await story.acked(a, b)
+    assert story.stamps("A") | story.stamps("B") == {(client.identity[0], 0, 0), (client.identity[0], 0, 1)}
     assert await story.end() == {"orders-0": ["W", "A", "B"]}
 
 

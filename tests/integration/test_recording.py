@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fencepost import AdminClient, Consumer, History, Producer
-from fencepost.history_format import from_line
+from fencepost.history_format import RecordStamp, from_line
 from fencepost_testing.faulty_wire import host_with_faults
 from fencepost_testing.history_check import Anomaly, check_history
 from fencepost_testing.local_cluster import LocalCluster
@@ -93,13 +93,24 @@ def check_stamps(lines: list[str]) -> None:
     for partition, of_partition in sequences.items():
         assert sorted(of_partition) == list(range(len(of_partition))), partition
 
-    def damaged(sequence: int, wrong: int) -> set[Anomaly]:
-        index = next(i for i in acked if (stamp := operations[i].producer) and stamp.sequence == sequence)
-        stamp = operations[index].producer
-        assert stamp is not None
-        changed = operations[index]._replace(producer=stamp._replace(sequence=wrong))
-        return set(check_history([*operations[:index], changed, *operations[index + 1 :]]).counts)
+    def at(sequence: int) -> int:
+        """The acknowledgement of partition 0 with this sequence."""
+        return next(i for i in acked if operations[i].partition == 0 and operations[i].producer == stamp_of(sequence))
 
-    assert Anomaly.DUPLICATE in damaged(100, 99)
-    assert Anomaly.SEQUENCE_GAP in damaged(100, 1_000_000)
-    assert Anomaly.REORDERED in damaged(100, 50)
+    def stamp_of(sequence: int) -> RecordStamp:
+        stamp = operations[acked[0]].producer
+        assert stamp is not None
+        return stamp._replace(sequence=sequence)
+
+    def damaged(changes: dict[int, int]) -> set[Anomaly]:
+        """What is found where these sequences are others."""
+        changed = {at(sequence): stamp_of(wrong) for sequence, wrong in changes.items()}
+        return set(
+            check_history(
+                [line._replace(producer=changed.get(index, line.producer)) for index, line in enumerate(operations)]
+            ).counts
+        )
+
+    assert Anomaly.DUPLICATE in damaged({100: 99})
+    assert Anomaly.SEQUENCE_GAP in damaged({100: 1_000_000})
+    assert Anomaly.REORDERED in damaged({100: 101, 101: 100})
