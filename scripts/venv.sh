@@ -16,6 +16,7 @@ _fencepost_venv() {
     echo "fencepost: installing into .venv with $($python --version) …" >&2
     [ -x .venv/bin/python ] || "$python" -m venv .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"
+    .venv/bin/python -m compileall -q proto node controller client scripts  # so that the first start is as quick as others
     _fencepost_install_settings >"$stamp"
 }
 mkdir -p .venv

@@ -16,7 +16,7 @@ from aiokafka.record import MemoryRecords
 from fencepost import AdminClient, History
 from fencepost_cli.demo import HISTORY_FILE, TOPIC, Demo, DemoOptions
 from fencepost_cli.demo_clients import demo_clients
-from fencepost_testing.kafka_clients import KAFKA_CLIENTS
+from fencepost_testing.kafka_clients import AIOKAFKA, CONFLUENT_KAFKA, KAFKA_PYTHON
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.log_check.findings import Kind
 from fencepost_testing.waiting import until_sync
@@ -59,7 +59,14 @@ def test_the_demo_is_exact_and_its_data_can_be_read_by_others(tmp_path: Path) ->
         assert sum(count_records(path) for path in (folder / f"broker-{broker}").glob("demo-*/*.log")) == 3000
 
 
-@pytest.mark.parametrize("client", KAFKA_CLIENTS)
+@pytest.mark.parametrize(
+    "client",
+    [
+        CONFLUENT_KAFKA,
+        pytest.param(KAFKA_PYTHON, marks=pytest.mark.long),
+        pytest.param(AIOKAFKA, marks=pytest.mark.long),
+    ],
+)
 def test_the_demo_is_exact_with_clients_of_others(client: str, tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     options = ["--client", client, "--records", "1500", "--kills", "1", "--keep", "--json", "--data-dir", str(folder)]

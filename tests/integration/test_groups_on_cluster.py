@@ -98,9 +98,9 @@ async def committed(bootstrap: str) -> dict[int, int]:
     "client",
     [
         "confluent-kafka",
-        pytest.param("confluent-kafka, KIP-848", marks=pytest.mark.slow),
-        pytest.param("kafka-python", marks=pytest.mark.slow),
-        pytest.param("aiokafka", marks=pytest.mark.slow),
+        pytest.param("confluent-kafka, KIP-848", marks=pytest.mark.long),
+        pytest.param("kafka-python", marks=pytest.mark.long),
+        pytest.param("aiokafka", marks=pytest.mark.long),
     ],
 )
 @asynchronous

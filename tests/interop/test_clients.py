@@ -21,7 +21,7 @@ RUN_TIMEOUT_S = 500.0
 OPTIONS = Options(records=2_000, rate=100.0, kills=2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", NAMES)
 def test_everything_is_written_once_and_read(name: str, tmp_path: Path) -> None:

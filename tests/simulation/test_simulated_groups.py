@@ -8,7 +8,7 @@ from tests.simulation.group_mutants import GROUP_MUTANTS, GroupMutant
 from tests.simulation.groups import simulate_group
 
 
-@pytest.mark.parametrize("seed", [0, 3, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10, 40))])
+@pytest.mark.parametrize("seed", [0, 3, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(10, 40))])
 def test_one_owner_and_every_commit_through_faults(seed: int) -> None:
     result = simulate_group(seed)
     assert result.ok, f"{result.promise}: {result.problem}"

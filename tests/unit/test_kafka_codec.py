@@ -188,7 +188,7 @@ def test_every_cut_and_changed_frame_is_read_or_malformed(api: Api, is_request: 
     assert malformed > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_million_damaged_frames_are_read_or_malformed() -> None:
     host = random.Random(8)

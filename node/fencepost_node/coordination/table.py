@@ -29,7 +29,6 @@ from typing import Final
 from fencepost_node.log.state_machine import Pause, StateMachine, no_pause
 from fencepost_proto.protocol.errors import CorruptMessage, InvariantBroken
 from fencepost_proto.protocol.record_batch import Buffer
-from fencepost_proto.protocol.records import read_records
 
 MAX_TABLE_BYTES: Final = 8 * 1024 * 1024
 ENTRY_BYTES: Final = 8  # of an entry beside its key and value: their lengths in a snapshot
@@ -78,6 +77,8 @@ class Table:
 
     def stage_batches(self, batches: Sequence[Buffer]) -> list[Entry]:
         """Raises InvariantBroken for batches whose records cannot be read."""
+        from fencepost_proto.protocol.records import read_records  # loaded by `_new_table`
+
         staged: list[Entry] = []
         for batch in batches:
             try:
@@ -143,6 +144,14 @@ def decode_table(data: bytes, format: int = FORMAT, pause: Pause = no_pause) -> 
     return Table(entries)
 
 
+def _new_table() -> Table:
+    """Loads the reader of records, which takes a fifth of a second, in the thread that opens the log. Brokers without such a
+    partition never load it."""
+    import fencepost_proto.protocol.records  # noqa: F401
+
+    return Table()
+
+
 TABLE = StateMachine(
-    "table", format=FORMAT, initial=Table, encode=encode_table, decode=decode_table, reads_batches=True
+    "table", format=FORMAT, initial=_new_table, encode=encode_table, decode=decode_table, reads_batches=True
 )

@@ -45,7 +45,6 @@ from fencepost_node.coordination.table import MAX_TABLE_BYTES, TABLE
 from fencepost_node.replication.leadership import ALL_ACKS, AppendOrigin, Leadership
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import FencepostError
-from fencepost_proto.protocol.records import BatchBuilder, Compression
 from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.runtime.turns import Turns
 
@@ -233,6 +232,8 @@ class PartitionCoordinator:
                 f"{growth} bytes more would make the table of {self.leadership.name}, of {table.size_bytes} bytes, larger "
                 f"than {MAX_TABLE_BYTES}"
             )
+        from fencepost_proto.protocol.records import BatchBuilder, Compression  # loaded when the log was opened
+
         builder, now_ms = BatchBuilder(Compression.NONE, MAX_BATCH_BYTES), self._wall_clock_ms()
         for key, value in entries:
             if not builder.append(now_ms, key, value, []):

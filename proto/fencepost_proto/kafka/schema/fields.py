@@ -78,8 +78,26 @@ class Field(NamedTuple):
 
 @dataclass_transform()
 def message(cls: type[T]) -> type[T]:
-    """Make a class of annotated fields a slotted dataclass, each of whose fields came from a function below."""
-    return dataclasses.dataclass(slots=True)(cls)
+    """Make a class of annotated fields a slotted dataclass, each of whose fields came from a function below.
+
+    All messages share one `__eq__` and one `__repr__`. To have them made for each of 200 classes takes a broker 0.1 s at its
+    start.
+    """
+    made = dataclasses.dataclass(slots=True, eq=False, repr=False, match_args=False)(cls)
+    made.__eq__ = _equal  # type: ignore[method-assign]
+    made.__hash__ = None  # type: ignore[assignment]
+    made.__repr__ = _shown  # type: ignore[method-assign]
+    return made
+
+
+def _equal(one: object, other: object) -> bool:
+    names: tuple[str, ...] = type(one).__slots__  # type: ignore[attr-defined]
+    return type(one) is type(other) and all(getattr(one, name) == getattr(other, name) for name in names)
+
+
+def _shown(one: object) -> str:
+    names: tuple[str, ...] = type(one).__slots__  # type: ignore[attr-defined]
+    return f"{type(one).__qualname__}({', '.join(f'{name}={getattr(one, name)!r}' for name in names)})"
 
 
 def fields_of(cls: type[object]) -> tuple[Field, ...]:
