@@ -20,7 +20,7 @@ import fencepost
 
 ROOT = Path(__file__).parents[2]
 STEP_TIMEOUT_S = 100
-EXTRAS = {"cli", "dev", "docs", "server", "testing"}
+EXTRAS = {"cli", "dev", "docs", "kafka-clients", "server", "testing"}
 
 # What only some installs have: importing it there must not be needed.
 OF_THE_COMMAND_LINE = ("click", "matplotlib", "psutil", "rich", "typer")
