@@ -12,7 +12,7 @@ Limits: `admin.MAX_CHANGES` topics; the controller's own.
 
 from __future__ import annotations
 
-from fencepost_node.kafka.admin import check_changes, check_not_internal, code_and_message, twice
+from fencepost_node.kafka.admin import NamedOnce, check_not_internal, code_and_message
 from fencepost_node.kafka.context import KafkaContext
 from fencepost_node.requests.topic_changes import TopicChanges
 from fencepost_proto.kafka.messages.create_partitions import (
@@ -20,20 +20,18 @@ from fencepost_proto.kafka.messages.create_partitions import (
     CreatePartitionsResponse,
     CreatePartitionsTopicResult,
 )
-from fencepost_proto.protocol.errors import FencepostError, InvalidReplicaAssignment, InvalidRequest
+from fencepost_proto.protocol.errors import FencepostError, InvalidReplicaAssignment
 
 
 async def handle(context: KafkaContext, request: CreatePartitionsRequest, version: int) -> CreatePartitionsResponse:
     changes = TopicChanges(context.link, context.feed, request.timeout_ms, validate_only=request.validate_only)
-    repeated = twice(topic.name for topic in request.topics)
+    named = NamedOnce("topic", (topic.name for topic in request.topics))
     response = CreatePartitionsResponse()
     for asked in {topic.name: topic for topic in request.topics}.values():
         result = CreatePartitionsTopicResult(name=asked.name)
         response.results.append(result)
         try:
-            check_changes(len(request.topics))
-            if asked.name in repeated:
-                raise InvalidRequest(f"topic {asked.name!r} is named twice")
+            named.check(asked.name, asked.name)
             check_not_internal(asked.name)
             if asked.assignments is not None and not asked.assignments:
                 raise InvalidReplicaAssignment(f"topic {asked.name!r}: an assignment of no partition")

@@ -13,7 +13,7 @@ Limits: `admin.MAX_CHANGES` topics; the controller's own.
 
 from __future__ import annotations
 
-from fencepost_node.kafka.admin import check_changes, check_not_internal, code_and_message, twice
+from fencepost_node.kafka.admin import NamedOnce, check_not_internal, code_and_message
 from fencepost_node.kafka.context import KafkaContext
 from fencepost_node.kafka.topic_settings import describe, read_config
 from fencepost_node.requests.auto_creation import default_replication_factor
@@ -33,13 +33,11 @@ DEFAULT = -1
 
 async def handle(context: KafkaContext, request: CreateTopicsRequest, version: int) -> CreateTopicsResponse:
     changes = TopicChanges(context.link, context.feed, request.timeout_ms, validate_only=request.validate_only)
-    repeated = twice(topic.name for topic in request.topics)
+    named = NamedOnce("topic", (topic.name for topic in request.topics))
     response = CreateTopicsResponse()
     for asked in {topic.name: topic for topic in request.topics}.values():
         try:
-            check_changes(len(request.topics))
-            if asked.name in repeated:
-                raise InvalidRequest(f"topic {asked.name!r} is named twice")
+            named.check(asked.name, asked.name)
             response.topics.append(await _create(context, changes, asked))
         except FencepostError as error:
             code, message = code_and_message(error)

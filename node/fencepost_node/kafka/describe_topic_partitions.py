@@ -9,10 +9,9 @@ Errors of a topic: UNKNOWN_TOPIC_OR_PARTITION, INVALID_TOPIC_EXCEPTION. Of a par
 
 from __future__ import annotations
 
-from fencepost_node.coordination.internal_topics import INTERNAL_TOPICS
 from fencepost_node.kafka.admin import SHOWN_NAME
 from fencepost_node.kafka.context import KafkaContext
-from fencepost_node.kafka.metadata_answers import live_brokers
+from fencepost_node.kafka.metadata_answers import live_brokers, offline_replicas
 from fencepost_proto.kafka.messages.describe_topic_partitions import (
     Cursor,
     DescribeTopicPartitionsRequest,
@@ -21,6 +20,7 @@ from fencepost_proto.kafka.messages.describe_topic_partitions import (
     DescribeTopicPartitionsResponseTopic,
 )
 from fencepost_proto.protocol.errors import ErrorCode, InvalidTopic
+from fencepost_proto.protocol.internal_topics import INTERNAL_TOPICS
 from fencepost_proto.protocol.metadata import NO_LEADER, BrokerRegistration, Partition, check_topic_name
 from fencepost_proto.protocol.topic_ids import to_wire
 from fencepost_proto.runtime.turns import Turns
@@ -86,5 +86,5 @@ def _partition(partition: Partition, live: dict[int, BrokerRegistration]) -> Des
         isr_nodes=list(partition.isr),
         eligible_leader_replicas=[],
         last_known_elr=[],
-        offline_replicas=[broker for broker in partition.replicas if broker not in live],
+        offline_replicas=offline_replicas(partition, live),
     )

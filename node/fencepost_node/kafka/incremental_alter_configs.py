@@ -13,23 +13,28 @@ Limits: `admin.MAX_CHANGES` resources.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from enum import IntEnum
+from typing import TypeVar
 
-from fencepost_node.kafka.admin import check_changes, check_not_internal, code_and_message, twice
+from fencepost_node.kafka.admin import NamedOnce, check_not_internal, code_and_message, twice
 from fencepost_node.kafka.context import KafkaContext
 from fencepost_node.kafka.describe_configs import BROKER, BROKER_LOGGER, TOPIC
 from fencepost_node.kafka.topic_settings import FIXED, SHOWN, our_name, read_value
 from fencepost_node.requests.topic_changes import TopicChanges
+from fencepost_proto.kafka.messages import alter_configs
+from fencepost_proto.kafka.messages.alter_configs import AlterConfigsResourceResponse
 from fencepost_proto.kafka.messages.incremental_alter_configs import (
     AlterableConfig,
     AlterConfigsResource,
-    AlterConfigsResourceResponse,
     IncrementalAlterConfigsRequest,
     IncrementalAlterConfigsResponse,
 )
 from fencepost_proto.protocol.errors import FencepostError, InvalidConfig, InvalidRequest, UnknownTopicOrPartition
 
 TIMEOUT_MS = 30_000  # the request has none
+
+R = TypeVar("R", AlterConfigsResource, alter_configs.AlterConfigsResource)
 
 
 class Operation(IntEnum):
@@ -43,22 +48,30 @@ async def handle(
     context: KafkaContext, request: IncrementalAlterConfigsRequest, version: int
 ) -> IncrementalAlterConfigsResponse:
     changes = TopicChanges(context.link, context.feed, TIMEOUT_MS, validate_only=request.validate_only)
-    response = IncrementalAlterConfigsResponse()
-    repeated = twice(f"{asked.resource_type}/{asked.resource_name}" for asked in request.resources)
-    for asked in request.resources:
-        result = AlterConfigsResourceResponse(resource_type=asked.resource_type, resource_name=asked.resource_name)
-        response.responses.append(result)
-        try:
-            check_changes(len(request.resources))
-            if f"{asked.resource_type}/{asked.resource_name}" in repeated:
-                raise InvalidRequest(f"resource {asked.resource_name!r} is named twice")
-            if _deletes_of_broker(asked):
-                continue
+
+    async def alter(asked: AlterConfigsResource) -> None:
+        if not _deletes_of_broker(asked):
             check_alterable(asked.resource_type, asked.resource_name, [one.name for one in asked.configs], changes)
             await _alter(changes, asked)
+
+    return IncrementalAlterConfigsResponse(responses=await alter_each(request.resources, alter))
+
+
+async def alter_each(
+    resources: Sequence[R], alter: Callable[[R], Awaitable[None]]
+) -> list[AlterConfigsResourceResponse]:
+    """What came of each; `alter` changes one, and raises FencepostError."""
+    named = NamedOnce("resource", ((asked.resource_type, asked.resource_name) for asked in resources))
+    results = []
+    for asked in resources:
+        result = AlterConfigsResourceResponse(resource_type=asked.resource_type, resource_name=asked.resource_name)
+        results.append(result)
+        try:
+            named.check((asked.resource_type, asked.resource_name), asked.resource_name)
+            await alter(asked)
         except FencepostError as error:
             result.error_code, result.error_message = code_and_message(error)
-    return response
+    return results
 
 
 def _deletes_of_broker(asked: AlterConfigsResource) -> bool:

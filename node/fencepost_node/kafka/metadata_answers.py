@@ -92,9 +92,10 @@ class MetadataAnswers:
                 leader_epoch=partition.leader_epoch,
                 replica_nodes=list(partition.replicas),
                 isr_nodes=list(partition.isr),
-                offline_replicas=_offline(partition, live),
+                offline_replicas=offline_replicas(partition, live),
             )
 
 
-def _offline(partition: Partition, live: dict[int, BrokerRegistration]) -> list[int]:
+def offline_replicas(partition: Partition, live: dict[int, BrokerRegistration]) -> list[int]:
+    """Those of brokers that Kafka's clients cannot use."""
     return [broker for broker in partition.replicas if broker not in live]

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from fencepost_proto.kafka.schema.fields import array, boolean, int8, int16, int32, message, string
+from fencepost_proto.kafka.messages.alter_configs import AlterConfigsResourceResponse
+from fencepost_proto.kafka.schema.fields import array, boolean, int8, int32, message, string
 
 
 @message
@@ -26,14 +27,6 @@ class AlterConfigsResource:
 class IncrementalAlterConfigsRequest:
     resources: list[AlterConfigsResource] = array(AlterConfigsResource)
     validate_only: bool = boolean()
-
-
-@message
-class AlterConfigsResourceResponse:
-    error_code: int = int16()
-    error_message: str | None = string(nullable=0, default=None)
-    resource_type: int = int8()
-    resource_name: str = string()
 
 
 @message
