@@ -86,7 +86,7 @@ class Broker:
         self._manager = ReplicaManager(host, disk, config, self._link, self.failure.report)
         self._manager.on_failed_replica = self._link.request_heartbeat
         self.groups = GroupCoordinators(
-            host, config, self._manager, self._feed, client=self._link, on_failure=self.failure.report
+            host, config, self._manager, self._feed, link=self._link, on_failure=self.failure.report
         )
         self._new_producers: NewProducers | None = None
         self._server: RunningServer | None = None

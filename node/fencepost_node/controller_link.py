@@ -115,6 +115,14 @@ class ControllerLink:
         timeout_s = timeout_ms / 1000 + INIT_PRODUCER_ID_MARGIN_S
         return await self._call(self._controller.InitProducerId(request, timeout=timeout_s))
 
+    async def create_topic(
+        self, request: controller_pb2.CreateTopicRequest, timeout_s: float
+    ) -> controller_pb2.CreateTopicResponse:
+        """Raises the FencepostError that refuses it; NotController or RequestTimedOut where that is unknown."""
+        answer = await self._call(self._admin.CreateTopic(request, timeout=timeout_s))
+        errors.raise_for(answer.error)
+        return answer
+
     async def admin(self, method_name: str, request: Message, timeout_s: float = ADMIN_TIMEOUT_S) -> Message:
         """One call of the Admin service, by its name there."""
         if method_name not in ADMIN_METHODS:

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from uuid import UUID
 
 from fencepost_node.config import BrokerConfig
+from fencepost_node.controller_link import ControllerLink
 from fencepost_node.coordination.coordinator import Answer, Question
 from fencepost_node.coordination.messages import ListedGroup
 from fencepost_node.coordination.moment import ConsumerSettings, TopicFacts
-from fencepost_node.coordinators.internal_topic import InternalTopicClient, create_internal_topic
+from fencepost_node.coordinators.internal_topic import create_internal_topic
 from fencepost_node.coordinators.partition_coordinator import GroupSettings, PartitionCoordinator
 from fencepost_node.metadata_feed import MetadataFeed
 from fencepost_node.replica_manager import ReplicaManager
@@ -69,14 +70,14 @@ class GroupCoordinators:
         manager: ReplicaManager,
         feed: MetadataFeed,
         *,
-        client: InternalTopicClient,
+        link: ControllerLink,
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self._host = host
         self._config = config
         self._manager = manager
         self._feed = feed
-        self._client = client
+        self._link = link
         self._tasks = Tasks(on_failure)
         self._settings = GroupSettings(
             config.group_initial_rebalance_delay_ms,
@@ -135,7 +136,7 @@ class GroupCoordinators:
         if partition is None:
             async with self._creating:
                 if self.partition_of(group_id) is None:
-                    await create_internal_topic(OFFSETS_TOPIC, self._client, self._feed, self._config, timeout_s)
+                    await create_internal_topic(OFFSETS_TOPIC, self._link, self._feed, self._config, timeout_s)
             partition = self.partition_of(group_id)
         if partition is None or partition.leader == NO_LEADER:
             raise errors.CoordinatorNotAvailable(

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Protocol
-
-from google.protobuf.message import Message
 
 from fencepost_node.config import BrokerConfig
+from fencepost_node.controller_link import ControllerLink
 from fencepost_node.metadata_feed import MetadataFeed
 from fencepost_proto.protocol import errors
-from fencepost_proto.protocol.metadata import NO_LEADER, MetadataImage, TopicConfig, config_to_proto
+from fencepost_proto.protocol.metadata import TopicConfig, config_to_proto
 from fencepost_proto.protocol.v1 import controller_pb2
 
 log = logging.getLogger(__name__)
@@ -24,12 +22,6 @@ log = logging.getLogger(__name__)
 SEGMENT_BYTES = 4 * 1024 * 1024
 RETENTION_BYTES = 2 * SEGMENT_BYTES
 MAX_BATCH_BYTES = 8 * 1024 * 1024 - 64 * 1024  # the most that a topic may have
-
-
-class InternalTopicClient(Protocol):
-    """What the controller is asked for."""
-
-    async def admin(self, method_name: str, request: Message, timeout_s: float = ...) -> Message: ...
 
 
 def internal_topic_config(replication_factor: int) -> TopicConfig:
@@ -44,7 +36,7 @@ def internal_topic_config(replication_factor: int) -> TopicConfig:
 
 
 async def create_internal_topic(
-    name: str, client: InternalTopicClient, feed: MetadataFeed, config: BrokerConfig, timeout_s: float
+    name: str, link: ControllerLink, feed: MetadataFeed, config: BrokerConfig, timeout_s: float
 ) -> None:
     """Return once this broker knows the topic and its leaders, or the time is up. Raises CoordinatorNotAvailable."""
     loop = asyncio.get_running_loop()
@@ -58,9 +50,7 @@ async def create_internal_topic(
         config=config_to_proto(internal_topic_config(factor)),
     )
     try:
-        answer = await client.admin("CreateTopic", request, timeout_s)
-        if isinstance(answer, controller_pb2.CreateTopicResponse):
-            errors.raise_for(answer.error)
+        await link.create_topic(request, timeout_s)
         log.info(
             "internal topic created name=%s partitions=%d factor=%d", name, config.offsets_topic_partitions, factor
         )
@@ -68,10 +58,4 @@ async def create_internal_topic(
         pass
     except errors.FencepostError as error:
         raise errors.CoordinatorNotAvailable(f"{name} cannot be created: {error.message}") from error
-    await feed.wait_until(lambda image: _is_led(image, name), max(0.0, deadline - loop.time()))
-
-
-def _is_led(image: MetadataImage, name: str) -> bool:
-    topic_id = image.topic_ids.get(name)
-    partitions = image.partitions_of(topic_id) if topic_id is not None else []
-    return bool(partitions) and all(partition.leader != NO_LEADER for partition in partitions)
+    await feed.wait_until(lambda image: image.is_led(name), max(0.0, deadline - loop.time()))

@@ -20,8 +20,10 @@ import asyncio
 import logging
 import socket
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, cast
+from typing import cast
 
 from fencepost_node.kafka import api_versions, fetch, produce
 from fencepost_node.kafka.context import Answer, Encoded, KafkaBroker, KafkaContext
@@ -40,31 +42,23 @@ REQUESTS_IN_A_TURN = 32  # taken before others get a turn on the loop: a millise
 NO_ACKS = 0
 
 
-class Connections(Protocol):
-    """The listener, as its connections see it."""
+@dataclass(frozen=True, slots=True)
+class ConnectionCalls:
+    """What a connection reports to its listener."""
 
-    broker: KafkaBroker
-
-    def opened(self, connection: KafkaConnection) -> bool:
-        """False: it is one too many."""
-        ...
-
-    def closed(self, connection: KafkaConnection) -> None: ...
-
-    def held(self, connection: KafkaConnection, change: int) -> None:
-        """So many bytes more of a frame that is not complete."""
-        ...
+    opened: Callable[[KafkaConnection], bool]  # False: it is one too many
+    closed: Callable[[KafkaConnection], None]
+    held: Callable[[KafkaConnection, int], None]  # so many bytes more of a frame that is not complete
 
 
 class KafkaConnection(asyncio.Protocol):
     """Made by the listener for each connection."""
 
-    def __init__(self, connections: Connections) -> None:
-        broker = connections.broker
+    def __init__(self, broker: KafkaBroker, calls: ConnectionCalls) -> None:
         self.active_at = 0.0  # when bytes last came or went
         self.frame_began_at: float | None = None  # of the frame that is not complete
         self.context = KafkaContext(broker, "")
-        self._connections = connections
+        self._calls = calls
         self._broker = broker
         self._loop = asyncio.get_running_loop()
         self._reader = FrameReader(broker.config.kafka_max_request_bytes)
@@ -91,7 +85,7 @@ class KafkaConnection(asyncio.Protocol):
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_BYTES, low=0)
-        if not self._connections.opened(self):
+        if not self._calls.opened(self):
             self.close(f"{self._broker.config.kafka_max_connections} connections are the most (kafka_max_connections)")
 
     def data_received(self, data: bytes) -> None:
@@ -107,7 +101,7 @@ class KafkaConnection(asyncio.Protocol):
         if self._reader.held_bytes != held:
             if frames or not held:
                 self.frame_began_at = self.active_at if self._reader.held_bytes else None
-            self._connections.held(self, self._reader.held_bytes - held)
+            self._calls.held(self, self._reader.held_bytes - held)
         if frames:
             self._requests.extend(frames)
             self._take()
@@ -116,8 +110,8 @@ class KafkaConnection(asyncio.Protocol):
         """The transport closes: whoever has closed does not wait for answers."""
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._connections.held(self, -self._reader.held_bytes)
-        self._connections.closed(self)
+        self._calls.held(self, -self._reader.held_bytes)
+        self._calls.closed(self)
         self._requests.clear()
         if self._task is not None:
             self._task.cancel()

@@ -14,8 +14,8 @@ request: FETCH_SESSION_ID_NOT_FOUND for a session that another broker or an earl
 
 Limits: `max_fetch_bytes` of one answer, and what `client_limits.AnswerBudget` gives the connection.
 
-A new leader that does not yet know a high watermark as high as its predecessor's (KIP-207) says that it is where the reader
-is, or further: what one client sees of it never goes back.
+A new leader that does not yet know a high watermark as high as its predecessor's (KIP-207) answers the reader's own offset
+in its place, which may be lower than what that client saw before. No record that it has read is in doubt by that.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from fencepost_node.kafka.connection import KafkaConnection
+from fencepost_node.kafka.connection import ConnectionCalls, KafkaConnection
 from fencepost_node.kafka.context import KafkaBroker
 from fencepost_proto.runtime.turns import Turns
 from fencepost_proto.transport.streams import Listening, listen
@@ -38,7 +38,8 @@ class KafkaListener:
 
     async def start(self) -> None:
         """Raises OSError where the port is occupied, or the address is not this machine's."""
-        self._listening = await listen(self.broker.config.kafka_listen, lambda: KafkaConnection(self))
+        calls = ConnectionCalls(self.opened, self.closed, self.held)
+        self._listening = await listen(self.broker.config.kafka_listen, lambda: KafkaConnection(self.broker, calls))
         self.address = self._listening.address
         self._sweep = asyncio.get_running_loop().create_task(self._sweep_for_ever(), name="kafka-sweep")
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fencepost_node.config import BrokerConfig
 from fencepost_node.controller_link import ControllerLink
 from fencepost_node.metadata_feed import MetadataFeed
-from fencepost_proto.protocol.errors import ErrorCode, FencepostError, from_proto
+from fencepost_proto.protocol.errors import ErrorCode, FencepostError
 from fencepost_proto.protocol.metadata import MetadataImage
 from fencepost_proto.protocol.v1 import controller_pb2
 
@@ -33,11 +33,8 @@ async def create_missing(
                 refused[name] = ErrorCode.LEADER_NOT_AVAILABLE if error.retriable else error.code
     waited = [name for name in names if name not in refused]
 
-    def all_led(image: MetadataImage) -> bool:
-        return all(_is_led(image, name) for name in waited)
-
-    await feed.wait_until(all_led, max(0.0, deadline - loop.time()))
-    late = [name for name in waited if not _is_led(feed.image, name)]
+    await feed.wait_until(lambda image: all(map(image.is_led, waited)), max(0.0, deadline - loop.time()))
+    late = [name for name in waited if not feed.image.is_led(name)]
     return refused | dict.fromkeys(late, ErrorCode.LEADER_NOT_AVAILABLE)
 
 
@@ -50,17 +47,10 @@ async def _create(
         partitions=config.default_partitions,
         replication_factor=default_replication_factor(config, image),
     )
-    answer = await link.admin("CreateTopic", request, timeout_s)
-    if isinstance(answer, controller_pb2.CreateTopicResponse) and answer.error.code:
-        raise from_proto(answer.error)
+    await link.create_topic(request, timeout_s)
 
 
 def default_replication_factor(config: BrokerConfig, image: MetadataImage) -> int:
     """Of a topic for which none is named."""
     live = sum(not broker.fenced for broker in image.brokers.values())
     return config.default_replication_factor or max(1, min(MOST_REPLICAS, live))
-
-
-def _is_led(image: MetadataImage, name: str) -> bool:
-    topic_id = image.topic_ids.get(name)
-    return topic_id is not None and all(partition.leader >= 0 for partition in image.partitions_of(topic_id))

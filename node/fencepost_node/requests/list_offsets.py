@@ -77,7 +77,7 @@ def _first_record(log: Log, timestamp_ms: int, latest: int) -> tuple[int, int] |
 
 
 def _in_batch(batch: bytes, timestamp_ms: int, log_start_offset: int) -> tuple[int, int] | None:
-    from fencepost_proto.protocol.records import read_records  # brokers decode records nowhere else
+    from fencepost_proto.protocol.records import read_records  # seldom needed, and slow to load
 
     try:
         for record in read_records(batch):

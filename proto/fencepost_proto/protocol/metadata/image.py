@@ -16,6 +16,7 @@ from fencepost_proto.protocol.metadata.coding import from_proto
 from fencepost_proto.protocol.metadata.entities import (
     NO_CLUSTER,
     NO_IDS_USED,
+    NO_LEADER,
     BrokerRegistration,
     ClusterIdentity,
     NamedProducer,
@@ -80,6 +81,11 @@ class MetadataImage:
         while (partition := self.partitions.get((topic_id, len(found)))) is not None:
             found.append(partition)
         return found
+
+    def is_led(self, topic_name: str) -> bool:
+        """Whether the topic is there, and each of its partitions has a leader."""
+        topic_id = self.topic_ids.get(topic_name)
+        return topic_id is not None and all(p.leader != NO_LEADER for p in self.partitions_of(topic_id))
 
     def hosted_by(self, broker_id: int) -> Iterable[PartitionKey]:
         """The partitions of which this broker has a replica."""
