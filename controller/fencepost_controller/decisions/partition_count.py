@@ -10,12 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fencepost_controller.decisions.draft import Command, Draft
-from fencepost_controller.decisions.placement import place
-from fencepost_controller.decisions.topics import check_partition_count, check_topic_assignments, put_partition
+from fencepost_controller.decisions.topics import (
+    check_partition_count,
+    check_topic_assignments,
+    placed,
+    put_partition,
+)
 from fencepost_proto.protocol.errors import (
     InvalidPartitions,
     InvalidReplicaAssignment,
-    InvalidReplicationFactor,
     UnknownTopicOrPartition,
 )
 from fencepost_proto.protocol.internal_topics import INTERNAL_TOPICS
@@ -49,11 +52,6 @@ class CreatePartitions(Command[None]):
             check_topic_assignments(draft, topic.topic_id, self.name, self.assignments, factor, first=len(there))
             assigned = list(self.assignments)
         else:
-            brokers = draft.serving_brokers()
-            if factor > len(brokers):
-                raise InvalidReplicationFactor(
-                    f"topic {self.name!r}: replication factor {factor}, but {len(brokers)} brokers are live"
-                )
-            assigned = place(brokers, new, factor, start=len(draft.image.partitions))
+            assigned = placed(draft, self.name, new, factor)
         for index, replicas in enumerate(assigned, len(there)):
             put_partition(draft, topic.topic_id, index, replicas)

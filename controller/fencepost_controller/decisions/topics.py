@@ -62,17 +62,12 @@ class CreateTopic(Command[Topic]):
 
     def _placed(self, draft: Draft) -> list[tuple[int, ...]]:
         check_partition_count(draft, self.name, self.partitions, self.partitions)
-        brokers = draft.serving_brokers()
         if not 0 < self.replication_factor <= MAX_REPLICATION_FACTOR:
             raise InvalidReplicationFactor(
                 f"topic {self.name!r}: replication factor {self.replication_factor}; "
                 f"1 to {MAX_REPLICATION_FACTOR} are allowed"
             )
-        if self.replication_factor > len(brokers):
-            raise InvalidReplicationFactor(
-                f"topic {self.name!r}: replication factor {self.replication_factor}, but {len(brokers)} brokers are live"
-            )
-        return place(brokers, self.partitions, self.replication_factor, start=len(draft.image.partitions))
+        return placed(draft, self.name, self.partitions, self.replication_factor)
 
     def _assigned(self, draft: Draft) -> list[tuple[int, ...]]:
         factor = len(self.assignments[0])
@@ -84,6 +79,16 @@ class CreateTopic(Command[Topic]):
             )
         check_topic_assignments(draft, self.topic_id, self.name, self.assignments, factor)
         return list(self.assignments)
+
+
+def placed(draft: Draft, name: str, count: int, factor: int) -> list[tuple[int, ...]]:
+    """Replicas of so many new partitions, on brokers that serve. Raises InvalidReplicationFactor for want of these."""
+    brokers = draft.serving_brokers()
+    if factor > len(brokers):
+        raise InvalidReplicationFactor(
+            f"topic {name!r}: replication factor {factor}, but {len(brokers)} brokers are live"
+        )
+    return place(brokers, count, factor, start=len(draft.image.partitions))
 
 
 def check_partition_count(draft: Draft, name: str, count: int, new: int) -> None:
