@@ -120,7 +120,7 @@ def _mutants(jobs: int) -> int:
 
 def _caught(number: int) -> tuple[str, int]:
     """(promise that caught it, number of runs that it took)"""
-    mutant: Mutant = MUTANTS[number]
+    mutant: Mutant[Result] = MUTANTS[number]
     result = mutant.caught()
     return ("nothing", 0) if result is None else (result.promise, result.seed - mutant.first_seed + 1)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
-from unittest.mock import patch
 
 from fencepost_node.coordination import classic_rules, coordinator, offset_rules
 from fencepost_node.coordination.classic_group import ClassicGroup, group_from_record
@@ -16,39 +14,13 @@ from fencepost_node.coordination.records import GroupRecord
 from fencepost_node.coordination.table import Table
 from fencepost_node.coordinators.partition_coordinator import PartitionCoordinator
 from tests.simulation.groups import GroupResult, simulate_group
+from tests.simulation.mutants import Mutant
 
 KILLS = ("kill broker", "kill leader", "clean restart", "pause broker")
 NETWORK = ("cut one way", "cut both ways", "isolate broker", "kill leader", "flaky links")
 
 
-@dataclass(frozen=True, slots=True)
-class GroupMutant:
-    """One fault. It must be caught within `seeds` seeds from `first_seed` on."""
-
-    name: str
-    patches: Callable[[Callable[..., Any]], None]  # is given a function like patch.object
-    promises: frozenset[str]
-    kinds: tuple[str, ...]
-    seeds: int
-    first_seed: int
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            self.patches(lambda *args: stack.enter_context(patch.object(*args)))
-            yield
-
-    def caught(self) -> GroupResult | None:
-        """The first run that finds something wrong; None: none of those allowed does."""
-        with self.applied():
-            for seed in range(self.first_seed, self.first_seed + self.seeds):
-                result = simulate_group(seed, self.kinds)
-                if not result.ok:
-                    return result
-        return None
-
-
-GROUP_MUTANTS: list[GroupMutant] = []
+GROUP_MUTANTS: list[Mutant[GroupResult]] = []
 
 
 def mutant(
@@ -56,7 +28,7 @@ def mutant(
 ) -> Callable[[Callable[..., None]], None]:
     def register(patches: Callable[..., None]) -> None:
         name = patches.__name__.strip("_").replace("_", "-")
-        GROUP_MUTANTS.append(GroupMutant(name, patches, frozenset(promises), kinds, seeds, first_seed))
+        GROUP_MUTANTS.append(Mutant(name, patches, frozenset(promises), kinds, seeds, first_seed, simulate_group))
 
     return register
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from functools import partial
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 from unittest.mock import patch
 
 from fencepost.consuming.consumer_core import ConsumerCore
@@ -66,8 +66,18 @@ POWER = ("power failure", "power failure of several", "kill leader")
 PRODUCERS = ("kill producer", "pause producer", "pause broker", "isolate broker")
 
 
+class Judged(Protocol):
+    """What came of one run."""
+
+    @property
+    def ok(self) -> bool: ...
+
+
+R = TypeVar("R", bound=Judged)
+
+
 @dataclass(frozen=True, slots=True)
-class Mutant:
+class Mutant(Generic[R]):
     """One fault. It must be caught within `seeds` seeds from `first_seed` on (near one that is known to catch it)."""
 
     name: str
@@ -76,7 +86,7 @@ class Mutant:
     kinds: tuple[str, ...]
     seeds: int
     first_seed: int
-    kafka: bool = False  # its runs have Kafka's clients
+    run: Callable[[int, tuple[str, ...]], R]  # one seed, with faults of these kinds
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -84,17 +94,17 @@ class Mutant:
             self.patches(lambda *args, **kwargs: stack.enter_context(patch.object(*args, **kwargs)))
             yield
 
-    def caught(self) -> Result | None:
+    def caught(self) -> R | None:
         """The first run that finds something wrong; None: none of those allowed does."""
         with self.applied():
             for seed in range(self.first_seed, self.first_seed + self.seeds):
-                result = simulate(seed, self.kinds, kafka=self.kafka)
+                result = self.run(seed, self.kinds)
                 if not result.ok:
                     return result
         return None
 
 
-MUTANTS: list[Mutant] = []
+MUTANTS: list[Mutant[Result]] = []
 
 
 def mutant(
@@ -103,8 +113,8 @@ def mutant(
     """Register a function that patches as a mutant."""
 
     def register(patches: Callable[..., None]) -> None:
-        name = patches.__name__.replace("_", "-")
-        MUTANTS.append(Mutant(name, patches, frozenset(promises), kinds, seeds, first_seed, kafka))
+        name, run = patches.__name__.replace("_", "-"), partial(simulate, kafka=kafka)
+        MUTANTS.append(Mutant(name, patches, frozenset(promises), kinds, seeds, first_seed, run))
 
     return register
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation.group_mutants import GROUP_MUTANTS, GroupMutant
-from tests.simulation.groups import simulate_group
+from tests.simulation.group_mutants import GROUP_MUTANTS
+from tests.simulation.groups import GroupResult, simulate_group
+from tests.simulation.mutants import Mutant
 
 
 @pytest.mark.parametrize("seed", [0, 3, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(10, 40))])
@@ -23,7 +24,7 @@ def test_a_seed_is_one_history() -> None:
 
 
 @pytest.mark.parametrize("mutant", GROUP_MUTANTS, ids=lambda mutant: mutant.name)
-def test_mutant_is_caught(mutant: GroupMutant) -> None:
+def test_mutant_is_caught(mutant: Mutant[GroupResult]) -> None:
     result = mutant.caught()
     assert result is not None, f"{mutant.name} has survived"
     assert result.promise in mutant.promises, f"{result.promise}: {result.problem}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.simulation.mutants import MUTANTS, Mutant
+from tests.simulation.simulation import Result
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_a_mutant_is_caught(mutant: Mutant) -> None:
+def test_a_mutant_is_caught(mutant: Mutant[Result]) -> None:
     result = mutant.caught()
     assert result is not None, f"{mutant.name} was not caught within {mutant.seeds} seeds"
     assert result.promise in mutant.promises, f"seed {result.seed}: {result.problem}"
