@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.console import Console
 
 from fencepost_cli.demo import Demo, DemoOptions, DemoResult
-from fencepost_cli.demo_clients import demo_clients
 from fencepost_cli.demo_report import show_result
 from fencepost_testing import LocalCluster
 
@@ -36,7 +35,7 @@ def main() -> None:
 async def _run(console: Console) -> DemoResult:
     options = DemoOptions()
     cluster = LocalCluster(brokers=options.brokers)
-    async with demo_clients(cluster, options) as clients, cluster:
+    async with options.clients(cluster) as clients, cluster:
         console.print(f"a controller and {options.brokers} brokers are up")
         demo = Demo(cluster, clients, options, console.print)
         await demo.run()

@@ -17,12 +17,13 @@ import io
 import random
 import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import IO, Any
 
 from fencepost import AdminClient
 from fencepost.history import FILE_BUFFER_BYTES
-from fencepost_cli.demo_clients import ClientCounts, DemoClients
+from fencepost_cli.demo_clients import ClientCounts, DemoClients, demo_clients
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_testing.failover import AckWatch, Failover, kill_leader
 from fencepost_testing.failures import CommandFailed, leaves
@@ -71,6 +72,10 @@ class DemoOptions:
     def dropped_acks(self) -> float:
         """The probability that the client throws an answer away."""
         return min(MAX_DROPPED_ACKS, max(DROPPED_ACKS, WANTED_DROPPED_ACKS / self.records))
+
+    def clients(self, cluster: LocalCluster) -> AbstractAsyncContextManager[DemoClients]:
+        """Of a cluster that is not up yet."""
+        return demo_clients(cluster, self.client, seed=self.seed, drop_acks=self.dropped_acks)
 
 
 @dataclass(slots=True)

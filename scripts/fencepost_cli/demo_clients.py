@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final
 
 from fencepost import Consumer, History, Producer
 from fencepost.history import Sink
@@ -38,15 +38,6 @@ class ClientCounts:
     dropped_acks: int = 0
 
 
-class Options(Protocol):
-    @property
-    def client(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def dropped_acks(self) -> float: ...
-
-
 class DemoClients(ABC):
     """One producer, and one consumer that reads along."""
 
@@ -63,10 +54,15 @@ class DemoClients(ABC):
 
 
 @contextlib.asynccontextmanager
-async def demo_clients(cluster: LocalCluster, options: Options) -> AsyncIterator[DemoClients]:
-    """For a cluster that is not up yet: with Kafka's clients its brokers advertise the proxies that cut connections."""
-    if options.client == FENCEPOST:
-        yield _OwnClients(cluster, options)
+async def demo_clients(
+    cluster: LocalCluster, client: str, *, seed: int, drop_acks: float
+) -> AsyncIterator[DemoClients]:
+    """For a cluster that is not up yet: with Kafka's clients its brokers advertise the proxies that cut connections.
+
+    `seed` and `drop_acks`, a probability, are for the acknowledgements that Fencepost's own client throws away.
+    """
+    if client == FENCEPOST:
+        yield _OwnClients(cluster, seed, drop_acks)
         return
     async with contextlib.AsyncExitStack() as stack:
         cuts = Cuts(CUT_EVERY_S)
@@ -76,14 +72,14 @@ async def demo_clients(cluster: LocalCluster, options: Options) -> AsyncIterator
             proxy = await stack.enter_async_context(CuttingProxy(member.kafka_port, cuts))
             member.kafka_advertised = proxy.address
             proxies.append(proxy.address)
-        yield _KafkaClients(cluster, options.client, ",".join(proxies), cuts)
+        yield _KafkaClients(cluster, client, ",".join(proxies), cuts)
 
 
 class _OwnClients(DemoClients):
-    def __init__(self, cluster: LocalCluster, options: Options) -> None:
+    def __init__(self, cluster: LocalCluster, seed: int, drop_acks: float) -> None:
         self._cluster = cluster
-        host = Host(random=random.Random(options.seed))
-        self._wire = FaultyWire(host.wire, drop_acks=options.dropped_acks, chance=host.random)
+        host = Host(random=random.Random(seed))
+        self._wire = FaultyWire(host.wire, drop_acks=drop_acks, chance=host.random)
         self._host = replace(host, wire=self._wire)
         self._producer: Producer | None = None
 

@@ -15,7 +15,6 @@ from aiokafka.record import MemoryRecords
 
 from fencepost import AdminClient, History
 from fencepost_cli.demo import HISTORY_FILE, TOPIC, Demo, DemoOptions
-from fencepost_cli.demo_clients import demo_clients
 from fencepost_testing.kafka_clients import AIOKAFKA, CONFLUENT_KAFKA, KAFKA_PYTHON
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.log_check.findings import Kind
@@ -137,7 +136,7 @@ async def test_a_damaged_replica_and_a_missing_record_spoil_the_verdict(
     cluster_factory: Callable[..., LocalCluster],
 ) -> None:
     cluster, options = cluster_factory(brokers=3), DemoOptions(records=1_000, kills=0)
-    async with demo_clients(cluster, options) as clients, cluster:
+    async with options.clients(cluster) as clients, cluster:
         result = await Tampered(cluster, clients, options, lambda _: None).run()
     assert not result.ok
     assert result.findings.counts[Kind.LOST] == 1

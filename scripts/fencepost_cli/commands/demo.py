@@ -96,13 +96,12 @@ def _folder(given: Path | None, *, keep: bool) -> Iterator[Path]:
 async def _run(folder: Path, options: DemoOptions, out: Console) -> DemoResult:
     """The demo on a cluster of its own; where it cannot go on, what there is so far, with the reason."""
     from fencepost_cli.demo import Demo
-    from fencepost_cli.demo_clients import demo_clients
     from fencepost_proto.protocol.errors import FencepostError
     from fencepost_testing.failures import CommandFailed
     from fencepost_testing.local_cluster import LocalCluster
 
     cluster = LocalCluster.create(folder, brokers=options.brokers)
-    async with demo_clients(cluster, options) as clients, cluster:
+    async with options.clients(cluster) as clients, cluster:
         out.print(f"a controller and {options.brokers} brokers are up in {folder}")
         demo = Demo(cluster, clients, options, out.print)
         try:

@@ -17,6 +17,7 @@ from fencepost_testing.kafka_clients.reader import (
     SESSION_TIMEOUT_MS,
     KafkaReader,
     KafkaRecord,
+    records_of,
 )
 
 
@@ -84,11 +85,7 @@ class AiokafkaReader(KafkaReader):
 
     async def _poll(self) -> list[KafkaRecord]:
         polled = await self._consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_POLL_RECORDS)
-        return [
-            KafkaRecord(self._topic, record.partition, record.offset, record.key, record.value)
-            for records in polled.values()
-            for record in records
-        ]
+        return records_of(self._topic, polled)
 
     async def _stop(self) -> None:
         await self._consumer.stop()

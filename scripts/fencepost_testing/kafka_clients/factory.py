@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fencepost.history import History
+from fencepost_testing import kafka_clients
 from fencepost_testing.failures import CommandFailed
 from fencepost_testing.kafka_clients import FENCEPOST, KAFKA_CLIENTS
 from fencepost_testing.kafka_clients.producer import KafkaProducer
@@ -29,15 +30,15 @@ def kafka_reader(
 def _of(client: str) -> tuple[Callable[..., KafkaProducer], Callable[..., KafkaReader]]:
     try:
         match client:
-            case "confluent-kafka":
+            case kafka_clients.CONFLUENT_KAFKA:
                 from fencepost_testing.kafka_clients import confluent
 
                 return confluent.ConfluentProducer, confluent.ConfluentReader
-            case "kafka-python":
+            case kafka_clients.KAFKA_PYTHON:
                 from fencepost_testing.kafka_clients import kafka_python
 
                 return kafka_python.KafkaPythonProducer, kafka_python.KafkaPythonReader
-            case "aiokafka":
+            case kafka_clients.AIOKAFKA:
                 from fencepost_testing.kafka_clients import aiokafka_client
 
                 return aiokafka_client.AiokafkaProducer, aiokafka_client.AiokafkaReader

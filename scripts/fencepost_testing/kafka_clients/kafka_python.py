@@ -21,6 +21,7 @@ from fencepost_testing.kafka_clients.reader import (
     SESSION_TIMEOUT_MS,
     KafkaReader,
     KafkaRecord,
+    records_of,
 )
 
 
@@ -96,11 +97,7 @@ class KafkaPythonReader(KafkaReader):
         polled = await asyncio.get_running_loop().run_in_executor(
             self._thread, lambda: self._consumer.poll(timeout_ms=POLL_MS)
         )
-        return [
-            KafkaRecord(self._topic, record.partition, record.offset, record.key, record.value)
-            for records in polled.values()
-            for record in records
-        ]
+        return records_of(self._topic, polled)
 
     async def _stop(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._consumer.close)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from fencepost.history import History
 
@@ -21,6 +22,15 @@ class KafkaRecord(NamedTuple):
     offset: int
     key: bytes | None
     value: bytes | None
+
+
+def records_of(topic: str, polled: Mapping[Any, Iterable[Any]]) -> list[KafkaRecord]:
+    """What one poll of aiokafka or kafka-python has brought, by partition."""
+    return [
+        KafkaRecord(topic, record.partition, record.offset, record.key, record.value)
+        for records in polled.values()
+        for record in records
+    ]
 
 
 class KafkaReader(ABC):
