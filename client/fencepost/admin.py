@@ -10,11 +10,12 @@ live broker.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
 from fencepost.cluster import ClusterClient
+from fencepost.consuming.partition import TopicPartition
 from fencepost.controller_requests import ControllerRequests
 from fencepost.descriptions import (
     BrokerReplicas,
@@ -27,6 +28,15 @@ from fencepost.descriptions import (
     TopicDescription,
 )
 from fencepost.draining import plan_draining
+from fencepost.group_admin import GroupAdmin
+from fencepost.group_descriptions import (
+    CommittedOffset,
+    GroupDescription,
+    GroupListing,
+    GroupPartition,
+    OffsetReset,
+    ResetTo,
+)
 from fencepost.unclean_election import candidates
 from fencepost_proto.protocol.errors import (
     BrokerIdNotRegistered,
@@ -68,6 +78,7 @@ class AdminClient:
     def __init__(self, bootstrap: str | Sequence[str], *, host: Host | None = None) -> None:
         self._connection = ClusterClient(bootstrap, host or Host())
         self._requests = ControllerRequests(self._connection)
+        self._group_admin = GroupAdmin(self._connection)
         self._connected = False  # between start and close
 
     @property
@@ -83,6 +94,13 @@ class AdminClient:
         if not self._connected:
             raise InvalidRequest(NOT_OPEN)
         return self._requests
+
+    @property
+    def _groups(self) -> GroupAdmin:
+        """Requests to coordinators. Raises InvalidRequest as `_cluster`."""
+        if not self._connected:
+            raise InvalidRequest(NOT_OPEN)
+        return self._group_admin
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -474,6 +492,51 @@ class AdminClient:
             BrokerIdNotRegistered,
             lambda image: broker_id not in image.brokers,
         )
+
+    # ---- Groups ----
+
+    async def list_groups(self) -> list[GroupListing]:
+        """Every group of consumers, of either protocol, by id."""
+        return await self._groups.list_groups()
+
+    async def describe_group(self, group_id: str) -> GroupDescription:
+        """A group's state, its members and what each is assigned. Raises GroupIdNotFound."""
+        return await self._groups.describe_group(group_id)
+
+    async def describe_group_partitions(self, group: GroupDescription) -> list[GroupPartition]:
+        """Every partition that a group has committed an offset for, or is reading: its offset, its lag and its owner."""
+        return await self._groups.partitions(group)
+
+    async def list_group_offsets(self, group_id: str) -> dict[TopicPartition, CommittedOffset]:
+        """What a group has committed; empty where there is no such group."""
+        return await self._groups.offsets(group_id)
+
+    async def plan_group_reset(
+        self,
+        group_id: str,
+        to: ResetTo,
+        partitions: Iterable[TopicPartition | tuple[str, int]] | None = None,
+        *,
+        create: bool = False,
+    ) -> list[OffsetReset]:
+        """Where a reset would move a group's offsets. It changes nothing: `alter_group_offsets` does.
+
+        `partitions` None: all for which the group has committed offsets. `create`: a group that is not there is no error.
+        Raises GroupIdNotFound, NonEmptyGroup where it has members, UnknownTopicOrPartition, InvalidRequest.
+        """
+        wanted = None if partitions is None else [TopicPartition(*tp) for tp in partitions]
+        return await self._groups.plan_reset(group_id, wanted, to, create=create)
+
+    async def alter_group_offsets(self, group_id: str, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit offsets for a group that has no members; one that is not there is made.
+
+        Raises NonEmptyGroup where it has members, UnknownTopicOrPartition.
+        """
+        await self._groups.commit_offsets(group_id, offsets)
+
+    async def delete_group(self, group_id: str) -> None:
+        """Forget a group without members, and its offsets. Raises GroupIdNotFound, NonEmptyGroup."""
+        await self._groups.delete_group(group_id)
 
     # ---- Names of producers ----
 

@@ -230,6 +230,19 @@ class ClusterClient:
         *,
         timeout_s: float,
     ) -> LeaderAnswer:
+        """`ask_leader` by a method of the Broker service."""
+        return await self.ask_leader(
+            key, lambda channel: method(broker_pb2_grpc.BrokerStub(channel)), request, timeout_s=timeout_s
+        )
+
+    async def ask_leader(
+        self,
+        key: PartitionKey,
+        method: Callable[[grpc.aio.Channel], grpc.aio.UnaryUnaryMultiCallable[Request, LeaderAnswer]],
+        request: Callable[[CurrentLeader], Request],
+        *,
+        timeout_s: float,
+    ) -> LeaderAnswer:
         """Ask the partition's leader, and its successors, until one answers without a retriable error.
 
         `request` makes the request for one leader (and its epoch). The request may be carried out more than once.
@@ -247,7 +260,7 @@ class ClusterClient:
                 raise UnknownTopicOrPartition(f"partition {self._name(key)} is not in the cluster")
             if leader.address:
                 try:
-                    answer = await self.call_broker(
+                    answer = await self.call(
                         method, request(leader), address=leader.address, timeout_s=min(left_s, LEADER_ATTEMPT_S)
                     )
                     raise_for(answer.error)

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import NamedTuple, Self, TypeVar, get_args
 
 from fencepost.cluster import ClusterClient
+from fencepost.concurrent import for_each
 from fencepost.consuming.consumer_core import (
     MAX_BUFFERED_BYTES,
     ConsumerCore,
@@ -53,7 +54,6 @@ log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 30.0  # for answers about offsets, through elections
 ITERATION_RECORDS = 1_000  # decoded at once by `async for`
-MAX_CONCURRENT_QUESTIONS = 32  # about offsets, to leaders
 
 Found = TypeVar("Found")
 
@@ -382,25 +382,13 @@ class Consumer:
     async def _each(
         self, tps: Iterable[TopicPartition], ask: Callable[[TopicPartition, PartitionKey], Awaitable[Found]]
     ) -> dict[TopicPartition, Found]:
-        """Ask for all partitions, up to MAX_CONCURRENT_QUESTIONS at once. Raises the first error.
-
-        No task group: where one fails it leaves the application's task marked as cancelled (until Python 3.13), and then a
-        call that a broker cancels would end that task (`rpc_errors`).
-        """
-        slots = asyncio.Semaphore(MAX_CONCURRENT_QUESTIONS)
+        """Ask for all partitions, many at once. Raises the first error."""
 
         async def one(tp: TopicPartition) -> Found:
-            async with slots:
-                return await ask(tp, await self._key(tp))
+            return await ask(tp, await self._key(tp))
 
-        tasks = {tp: asyncio.create_task(one(tp)) for tp in dict.fromkeys(tps)}
-        try:
-            answers = await asyncio.gather(*tasks.values())
-        finally:
-            for task in tasks.values():
-                task.cancel()
-            await asyncio.gather(*tasks.values(), return_exceptions=True)
-        return dict(zip(tasks, answers, strict=True))
+        wanted = list(dict.fromkeys(tps))
+        return dict(zip(wanted, await for_each(wanted, one), strict=True))
 
 
 def _tp(record: ConsumerRecord) -> TopicPartition:

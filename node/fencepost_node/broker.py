@@ -29,6 +29,7 @@ from fencepost_node.folders.known_metadata import KnownMetadata
 from fencepost_node.grpc.admin import AdminRelay
 from fencepost_node.grpc.broker_service import BrokerService, RecoveryService, ReplicationService
 from fencepost_node.grpc.describe_producers import ProducerLists
+from fencepost_node.grpc.group_service import GroupService
 from fencepost_node.kafka.context import KafkaBroker
 from fencepost_node.kafka.listener import KafkaListener
 from fencepost_node.kafka.metadata_answers import MetadataAnswers
@@ -43,6 +44,8 @@ from fencepost_proto.protocol.v1 import (
     broker_pb2_grpc,
     controller_pb2,
     controller_pb2_grpc,
+    groups_pb2,
+    groups_pb2_grpc,
     replication_pb2,
     replication_pb2_grpc,
 )
@@ -60,6 +63,7 @@ STOP_GRACE_S = 0.2  # for answers under way; long-lived streams never end by the
 _SERVICES = [
     broker_pb2.DESCRIPTOR.services_by_name["Broker"].full_name,
     replication_pb2.DESCRIPTOR.services_by_name["Replication"].full_name,
+    groups_pb2.DESCRIPTOR.services_by_name["Groups"].full_name,
     controller_pb2.DESCRIPTOR.services_by_name["Admin"].full_name,
     controller_pb2.DESCRIPTOR.services_by_name["Recovery"].full_name,
 ]
@@ -211,6 +215,8 @@ class Broker:
         )
         broker_pb2_grpc.add_BrokerServicer_to_server(service, server)
         replication_pb2_grpc.add_ReplicationServicer_to_server(ReplicationService(self._manager, answering), server)
+        groups = GroupService(self._manager, self.groups, answering)
+        groups_pb2_grpc.add_GroupsServicer_to_server(groups, server)
         recovery = RecoveryService(self._manager, self._known, self._held_head, answering)
         controller_pb2_grpc.add_RecoveryServicer_to_server(recovery, server)
         controller_pb2_grpc.add_AdminServicer_to_server(AdminRelay(self._link, answering), server)

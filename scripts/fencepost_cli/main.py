@@ -18,6 +18,7 @@ from fencepost_cli.commands import (
     controller,
     demo,
     dump_log,
+    group,
     lines,
     producer_name,
     producers,
@@ -48,6 +49,7 @@ app = typer.Typer(
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(controller.app, name="controller")
 app.add_typer(topic.app, name="topic")
+app.add_typer(group.app, name="group")
 app.add_typer(broker.app, name="broker")
 app.add_typer(producer_name.app, name="producer-name")
 app.add_typer(workload.app, name="workload")

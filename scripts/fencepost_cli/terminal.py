@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 from collections.abc import Container, Coroutine
@@ -28,6 +29,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+_UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 _PIPE_WIDTH = 160  # of tables that go to a file or a pipe
 
 DataDir = Annotated[
@@ -52,6 +54,14 @@ Bootstrap = Annotated[
         show_default="those of the local cluster in --data-dir",
     ),
 ]
+
+
+def seconds_of(text: str) -> float:
+    """Seconds: "90", "60s", "10m", "2h", "7d". Raises typer.BadParameter."""
+    matched = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
+    if matched is None:
+        raise typer.BadParameter(f"{text!r} is not a time like 60s, 10m or 2h")
+    return float(matched[1]) * _UNIT_S[matched[2]]
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from fencepost_cli.main import app
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.waiting import until_sync
 from tests.integration.command_line import Shell
@@ -126,6 +128,29 @@ def test_lines_go_in_and_come_out_with_their_keys(shell: Shell) -> None:
     assert "offset 9 is behind the end" in shell.fails(
         "consume", "lines", "--partition", "0", "--offset", "9", "--until-end"
     )
+
+
+def test_a_groups_offsets_are_shown_reset_and_forgotten(shell: Shell) -> None:
+    def told(*arguments: str, code: int = 0) -> str:
+        """In this process: a start costs more than the command."""
+        done = CliRunner().invoke(app, ["group", *arguments], env=shell.environment(), catch_exceptions=False)
+        assert done.exit_code == code, done.output
+        return done.output
+
+    reset = ("reset-offsets", "nightly", "--topic", "lines", "--by-duration", "1h")
+    assert "GROUP_ID_NOT_FOUND: there is no group 'nightly'" in told(*reset, code=1)
+    assert "nothing is changed" in told(*reset, "--create")
+    assert told("list") == ""
+    assert "done" in told(*reset, "--create", "--execute")
+    described = json.loads(told("describe", "nightly", "--json"))
+    assert (described["state"], described["members"]) == ("Empty", [])
+    (partition,) = described["partitions"]
+    assert (partition["committed"], partition["log_end"], partition["lag"]) == (0, 4, 4)
+    shifted = ("reset-offsets", "nightly", "--all-topics", "--shift-by", "9")
+    assert "9 is beyond the end of the log" in told(*shifted)
+    assert "exactly one of --to-earliest" in told(*shifted, "--to-latest", code=2)
+    told("delete", "nightly", "--yes")
+    assert "no group 'nightly'" in told("describe", "nightly", code=1)
 
 
 def test_lines_are_sent_as_they_are_typed_and_an_interrupt_ends_it_at_once(shell: Shell) -> None:

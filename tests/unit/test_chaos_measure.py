@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from fencepost.history_format import Operation
-from fencepost_cli.commands.chaos import seconds_of
+from fencepost_cli.commands.chaos import duration_of
 from fencepost_testing.chaos.faults import Fault, FaultKind
 from fencepost_testing.chaos.measure import Measure, outages
 from fencepost_testing.chaos.nemesis_log import Happened
@@ -251,10 +251,10 @@ def test_a_run_that_never_began_has_a_report_without_pictures(tmp_path: Path) ->
 
 @pytest.mark.parametrize(("text", "seconds"), [("60s", 60), ("10m", 600), ("2h", 7200), ("90", 90), ("7.5s", 7.5)])
 def test_times_are_read(text: str, seconds: float) -> None:
-    assert seconds_of(text) == seconds
+    assert duration_of(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "s", "-5s", "1s", "5d", "1m30s", "48h", "nan"])
 def test_what_is_no_time_or_too_short_or_too_long_is_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter):
-        seconds_of(text)
+        duration_of(text)

@@ -24,11 +24,10 @@ from fencepost_node.coordination.moment import NoTopics
 from fencepost_node.coordination.records import NO_TOPIC_ID
 from fencepost_node.coordination.table import TABLE
 from fencepost_node.coordinators import partition_coordinator
-from fencepost_node.coordinators.group_coordinators import group_hash
 from fencepost_node.coordinators.partition_coordinator import GroupSettings, PartitionCoordinator
 from fencepost_node.replication.leadership import ALL_ACKS, AppendOrigin
 from fencepost_proto.protocol import errors
-from fencepost_proto.protocol.internal_topics import OFFSETS_TOPIC
+from fencepost_proto.protocol.internal_topics import OFFSETS_TOPIC, group_hash
 from fencepost_proto.protocol.metadata import Partition, Topic, TopicConfig
 from tests.asynchronous import asynchronous
 from tests.unit.batches import batch

@@ -27,12 +27,13 @@ from fencepost_proto.protocol.v1 import (
     broker_pb2_grpc,
     common_pb2,
     controller_pb2,
+    groups_pb2,
     replication_pb2,
 )
 from fencepost_proto.transport.wire import GrpcWire, serve
 from tests.asynchronous import asynchronous
 
-FILES = (broker_pb2, controller_pb2, replication_pb2)
+FILES = (broker_pb2, controller_pb2, groups_pb2, replication_pb2)
 METHODS: list[MethodDescriptor] = [
     method
     for file in FILES

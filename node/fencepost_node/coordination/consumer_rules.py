@@ -65,6 +65,7 @@ def heartbeat(group: ConsumerGroup, request: ConsumerHeartbeat, moment: Moment) 
         member_id=member.member_id,
         member_epoch=member.epoch,
         heartbeat_interval_ms=moment.consumer.heartbeat_interval_ms,
+        session_timeout_ms=int(moment.consumer.session_timeout_s * 1000),
         assignment=tuple(sorted(member.assigned)) if is_news else None,
     )
 
@@ -206,7 +207,7 @@ def _leave(group: ConsumerGroup, request: ConsumerHeartbeat) -> tuple[ConsumerGr
     member = group.members.get(request.member_id)
     if member is None:
         raise errors.UnknownMemberId(f"group {group.group_id!r} has no member {request.member_id!r}")
-    answer = ConsumerAlive(request.member_id, request.member_epoch, 0, None)
+    answer = ConsumerAlive(request.member_id, request.member_epoch, 0, 0, None)
     if request.member_epoch == STATIC_LEAVING:
         away = replace(member, epoch=STATIC_LEAVING, previous_epoch=member.epoch, revoking={}, revoked_by=FOREVER)
         return _put(group, replace(away, state=MemberState.STABLE)), answer

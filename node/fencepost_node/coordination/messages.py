@@ -132,6 +132,7 @@ class ConsumerAlive:
     member_id: str
     member_epoch: int
     heartbeat_interval_ms: int
+    session_timeout_ms: int  # not heard of for so long, the member is removed
     assignment: tuple[tuple[bytes, int], ...] | None  # partitions, by topic id; None: as it was told before
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import struct
 from collections.abc import Callable
 from uuid import UUID
 
 from fencepost_node.config import BrokerConfig
 from fencepost_node.controller_link import ControllerLink
 from fencepost_node.coordination.coordinator import Answer, Question
+from fencepost_node.coordination.limits import MAX_ID_CHARACTERS
 from fencepost_node.coordination.messages import ListedGroup
 from fencepost_node.coordination.moment import ConsumerSettings, TopicFacts
 from fencepost_node.coordinators.internal_topic import create_internal_topic
@@ -24,7 +24,7 @@ from fencepost_node.replica_manager import ReplicaManager
 from fencepost_node.replication.replica import Replica
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import FencepostError
-from fencepost_proto.protocol.internal_topics import OFFSETS_TOPIC
+from fencepost_proto.protocol.internal_topics import OFFSETS_TOPIC, group_hash
 from fencepost_proto.protocol.metadata import NO_LEADER, MetadataImage, Partition, PartitionKey
 from fencepost_proto.protocol.topic_ids import to_wire
 from fencepost_proto.runtime.host import Host
@@ -34,16 +34,6 @@ log = logging.getLogger(__name__)
 
 MAX_PREFIX_CHARACTERS = 200  # of a member id that is made here
 SWEEP_INTERVAL_S = 600.0  # as Kafka's `offsets.retention.check.interval.ms`
-_UNIT = struct.Struct(">H")
-
-
-def group_hash(group_id: str) -> int:
-    """As Java's String.hashCode, without its sign: a number for each group id that is the same everywhere."""
-    value = 0
-    for (unit,) in _UNIT.iter_unpack(group_id.encode("utf-16-be")):
-        value = (31 * value + unit) & 0xFFFFFFFF
-    signed = value - 2**32 if value >= 2**31 else value
-    return 0 if signed == -(2**31) else abs(signed)
 
 
 class ImageTopics:
@@ -130,8 +120,12 @@ class GroupCoordinators:
     async def find(self, group_id: str, timeout_s: float) -> int:
         """The broker that coordinates that group. The internal topic is created if it is not there yet.
 
-        Raises CoordinatorNotAvailable.
+        Raises CoordinatorNotAvailable, InvalidGroupId.
         """
+        if len(group_id) > MAX_ID_CHARACTERS:
+            raise errors.InvalidGroupId(
+                f"a group id of {len(group_id)} characters: at most {MAX_ID_CHARACTERS} are possible"
+            )
         partition = self.partition_of(group_id)
         if partition is None:
             async with self._creating:
@@ -160,14 +154,25 @@ class GroupCoordinators:
         partition = self.partition_of(group_id)
         if partition is None:
             raise errors.NotCoordinator(f"there is no {OFFSETS_TOPIC} yet: find the coordinator of group {group_id!r}")
+        return self._of_partition(partition.id, f"group {group_id!r}")
+
+    def _of_partition(self, key: PartitionKey, what: str) -> PartitionCoordinator:
+        """Raises NotCoordinator."""
         try:
-            self._manager.leader(*partition.id, -1)  # its role may be due
+            self._manager.leader(*key, -1)  # its role may be due
         except FencepostError as error:
-            raise errors.NotCoordinator(f"group {group_id!r}: {error.message}") from error
-        found = self._of_replica(self._manager.replicas[partition.id])
+            raise errors.NotCoordinator(f"{what}: {error.message}") from error
+        found = self._of_replica(self._manager.replicas[key])
         if found is None:
-            raise errors.NotCoordinator(f"broker {self._config.broker_id} does not coordinate group {group_id!r}")
+            raise errors.NotCoordinator(f"broker {self._config.broker_id} does not coordinate {what}")
         return found
+
+    def list_of_partition(self, index: int) -> list[ListedGroup]:
+        """The groups of one partition of the internal topic. Raises NotCoordinator, CoordinatorLoadInProgress."""
+        topic_id = self._manager.image.topic_ids.get(OFFSETS_TOPIC)
+        if topic_id is None:
+            raise errors.NotCoordinator(f"there is no {OFFSETS_TOPIC} yet")
+        return self._of_partition((topic_id, index), f"the groups of {OFFSETS_TOPIC}-{index}").list_groups()
 
     def list_groups(self) -> tuple[list[ListedGroup], FencepostError | None]:
         """The groups that are coordinated here, and an error where those of some partition are not known yet."""

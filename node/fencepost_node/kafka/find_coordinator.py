@@ -10,7 +10,6 @@ key types: there are no transactions, and a client would ask for ever after an e
 
 from __future__ import annotations
 
-from fencepost_node.coordination.limits import MAX_ID_CHARACTERS
 from fencepost_node.kafka.context import KafkaContext
 from fencepost_proto.kafka.messages.find_coordinator import Coordinator, FindCoordinatorRequest, FindCoordinatorResponse
 from fencepost_proto.protocol import errors
@@ -46,10 +45,6 @@ async def _find(context: KafkaContext, key_type: int, key: str, *, is_one_too_ma
             raise errors.InvalidRequest(f"key type {key_type}: groups (0) have a coordinator here, and nothing else")
         if is_one_too_many:
             raise errors.InvalidRequest(f"more than {MAX_KEYS} groups in one request")
-        if len(key) > MAX_ID_CHARACTERS:
-            raise errors.InvalidGroupId(
-                f"a group id of {len(key)} characters: at most {MAX_ID_CHARACTERS} are possible"
-            )
         node_id = await context.groups.find(key, FIND_WITHIN_S)
         broker = context.manager.image.brokers.get(node_id)
         if broker is None or not broker.kafka_address or broker.fenced:

@@ -41,6 +41,7 @@ REQUEST_BYTES: Final[Mapping[str, int]] = {
     "fencepost.v1.Broker.Produce": MAX_MESSAGE_BYTES,  # the setting max_request_bytes bounds the records in it
     "fencepost.v1.Replication.Replicate": 4 * 1024 * 1024,
     "fencepost.v1.Controller.Session": MAX_MESSAGE_BYTES,
+    "fencepost.v1.Groups.CommitOffsets": 4 * 1024 * 1024,  # 10,000 offsets with some metadata each
 }
 
 # Of a repeated field: entries in one message. Of a bytes field: bytes.
@@ -64,6 +65,10 @@ FIELD_LIMITS: Final[Mapping[str, int]] = {
     "fencepost.v1.ReplicaAssignment.replicas": MAX_REPLICAS_OF_A_PARTITION,
     "fencepost.v1.AlterPartitionReassignmentsRequest.reassignments": MAX_ENTRIES,
     "fencepost.v1.PartitionReassignment.replicas": MAX_REPLICAS_OF_A_PARTITION,
+    "fencepost.v1.GroupHeartbeatRequest.Topics.names": MAX_ENTRIES,
+    "fencepost.v1.GroupHeartbeatRequest.Partitions.partitions": MAX_ENTRIES,
+    "fencepost.v1.CommitOffsetsRequest.offsets": MAX_ENTRIES,
+    "fencepost.v1.FetchOffsetsRequest.partitions": MAX_ENTRIES,
 }
 
 _SHORT = MAX_STRING_BYTES // 4  # characters: no longer than MAX_STRING_BYTES, whichever they are

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import re
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fencepost_cli.terminal import EXIT_FAILED, EXIT_USAGE, console, fail, run
+from fencepost_cli.terminal import EXIT_FAILED, EXIT_USAGE, console, fail, run, seconds_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,16 +25,12 @@ if TYPE_CHECKING:
 REPORTS = "chaos-reports"
 MIN_DURATION_S = 5.0
 MAX_DURATION_S = 24 * 3600.0
-_UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3600}
 _PROGRESS_S = 0.2
 
 
-def seconds_of(text: str) -> float:
-    """Seconds: "90", "60s", "10m", "2h"."""
-    matched = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
-    if matched is None:
-        raise typer.BadParameter(f"{text!r} is not a time like 60s, 10m or 2h")
-    seconds = float(matched[1]) * _UNIT_S[matched[2]]
+def duration_of(text: str) -> float:
+    """Seconds, within bounds."""
+    seconds = seconds_of(text)
     if not MIN_DURATION_S <= seconds <= MAX_DURATION_S:
         raise typer.BadParameter(f"{text!r}: from {MIN_DURATION_S:g} s to 24 h")
     return seconds
@@ -67,7 +62,7 @@ def chaos(
     from fencepost_testing.chaos.report import show_result
     from fencepost_testing.chaos.result import ChaosOptions
 
-    options = ChaosOptions(seed, seconds_of(duration), brokers, partitions, rate, cuts)
+    options = ChaosOptions(seed, duration_of(duration), brokers, partitions, rate, cuts)
     folder = _folder(report, seed)
     out = console()
     try:
