@@ -26,7 +26,7 @@ from fencepost_proto.protocol.metadata import (
 )
 from fencepost_proto.protocol.record_batch import BatchHeader, check_batch, read_header
 from fencepost_proto.protocol.records import Compression
-from tests.simulation.elected_log import index_of
+from tests.simulation.elected_log import Stamp, index_of
 from tests.simulation.judged import Fence, PartitionRecord
 from tests.simulation.log_judge import LogJudge
 from tests.simulation.logview import Batch
@@ -52,6 +52,7 @@ class Judge(LogJudge):
         self._producer_ids: dict[int, str] = {}
         self._seen_high_watermarks: dict[tuple[SimProcess, PartitionKey], tuple[int, int]] = {}
         self._last_read: dict[tuple[SimProcess, PartitionKey], Batch] = {}
+        self.kafka_stamps: dict[bytes, Stamp] = {}  # of records acknowledged on the Kafka edge, by value
         taps: dict[str, Tap] = {
             "Produce": ProduceTap(self),
             "Fetch": FetchTap(self),
@@ -109,13 +110,14 @@ class Judge(LogJudge):
         end_offset = result.base_offset + batch.record_count
         return Batch.of(batch)._replace(base_offset=result.base_offset, end_offset=end_offset, leader_epoch=epoch)
 
-    def fetched(self, server: SimProcess, client: SimProcess, answer: Any) -> None:
+    def fetched(self, server: SimProcess, client: SimProcess, answer: Any, *, tells_epoch: bool = True) -> None:
+        """`tells_epoch`: whether the client told the leader epoch of what it had read last, as Kafka's may not."""
         key = (answer.topic_id, answer.partition)
         record = self.record(key)
         broker_id = self._broker_of_node(server.node)
         if record is None or broker_id is None or record.tainted or answer.high_watermark < 0:
             return
-        self._check_continues(record, client, answer.records)
+        self._check_continues(record, client, answer.records, tells_epoch)
         epoch = self.leader_epoch_of(broker_id, key)
         if epoch < 0 or record.past.overruled(broker_id, epoch):
             return  # the broker has let go of the replica since it read this, or does not know that it leads no more
@@ -218,8 +220,9 @@ class Judge(LogJudge):
             )
         self.count("continued readings looked at")
 
-    def _check_continues(self, record: PartitionRecord, client: SimProcess, content: bytes) -> None:
-        """What a client gets behind the last batch that it got continues that one, also after an unclean election."""
+    def _check_continues(self, record: PartitionRecord, client: SimProcess, content: bytes, tells_epoch: bool) -> None:
+        """What a client gets behind the last batch that it got continues that one, also after an unclean election: there
+        only if it tells the epoch of that batch, for else no leader can know what it has read."""
         position = 0
         while position < len(content):
             header = read_header(content, position)
@@ -227,9 +230,11 @@ class Judge(LogJudge):
             batch, last = Batch.of(header), self._last_read.get((client, record.key))
             before = record.past.predecessors.get(batch)
             if last is not None and before is not None and last.end_offset == batch.base_offset and before != last:
-                self.fail(
-                    "G10", f"{record.name}: {client!r} read {last} and then {batch}, which stands behind {before}"
-                )
+                if tells_epoch or last.leader_epoch >= record.past.epoch:
+                    self.fail(
+                        "G10", f"{record.name}: {client!r} read {last} and then {batch}, which stands behind {before}"
+                    )
+                self.count("readings across unclean elections")
             self._last_read[client, record.key] = batch
 
     def _look_for_unsound(self, record: PartitionRecord, client: SimProcess, records: bytes) -> None:

@@ -18,6 +18,7 @@ from fencepost_proto.kafka.messages.produce import ProduceRequest
 from fencepost_proto.protocol.errors import ErrorCode
 from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.record_batch import BatchHeader, read_header
+from fencepost_proto.protocol.records import read_records
 from tests.simulation.process import SimProcess
 
 if TYPE_CHECKING:
@@ -72,8 +73,9 @@ class KafkaTap:
         for topic, answers in zip(request.topic_data, response.responses, strict=True):
             for data, answer in zip(topic.partition_data, answers.partition_responses, strict=True):
                 header: BatchHeader | None = None
+                batch = bytes(data.records or b"")
                 with contextlib.suppress(Exception):  # what is no batch is to be refused
-                    header = read_header(bytes(data.records or b""))
+                    header = read_header(batch)
                 if answer.error_code:
                     self._judge.count(f"refused on the Kafka edge: {ErrorCode(answer.error_code).name.lower()}")
                 elif header is None:
@@ -82,9 +84,16 @@ class KafkaTap:
                     result = SimpleNamespace(base_offset=answer.base_offset, duplicate=False)
                     key = self._key(topic.name, data.index)
                     self._judge.acknowledged(self._server, key, request.acks, header, result)
+                    self._stamp(header, batch)
+
+    def _stamp(self, header: BatchHeader, batch: bytes) -> None:
+        """Keep each record's numbers: Kafka's clients do not tell them, and an unclean election may take the record."""
+        for number, record in enumerate(read_records(batch)):
+            stamp = (header.producer_id, header.producer_epoch, header.base_sequence + number)
+            self._judge.kafka_stamps[record.value or b""] = stamp
 
     def _fetched(self, request: FetchRequest, response: Any) -> None:
-        asked = {(t.topic, p.partition): p.fetch_offset for t in request.topics for p in t.partitions}
+        asked = {(t.topic, p.partition): p for t in request.topics for p in t.partitions}
         for topic in response.responses:
             for answer in topic.partitions:
                 parted = answer.diverging_epoch
@@ -92,10 +101,11 @@ class KafkaTap:
                     continue
                 records = bytes(answer.records or b"")
                 high_watermark = answer.high_watermark
-                if not records and high_watermark == asked.get((topic.topic, answer.partition_index)):
+                place = asked[topic.topic, answer.partition_index]
+                if not records and high_watermark == place.fetch_offset:
                     high_watermark = -1  # perhaps of a leader that does not know it yet
                 key = self._key(topic.topic, answer.partition_index)
                 found = SimpleNamespace(
                     topic_id=key[0], partition=key[1], high_watermark=high_watermark, records=records
                 )
-                self._judge.fetched(self._server, self._client, found)
+                self._judge.fetched(self._server, self._client, found, tells_epoch=place.last_fetched_epoch >= 0)

@@ -126,6 +126,20 @@ class SimTask(asyncio.Task[T]):
         return self is other
 
 
+class SimFuture(asyncio.Future[T]):
+    """A future that hashes by its number, as tasks do: clients wait for sets of futures, and look at each that is done."""
+
+    def __init__(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.number = number
+        super().__init__(loop=loop)
+
+    def __hash__(self) -> int:
+        return self.number
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
 class SimLoop(asyncio.BaseEventLoop):
     """The loop. `failures` collects what asyncio would only log: exceptions that no one took."""
 
@@ -141,6 +155,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self._timers: list[tuple[float, int, SimTimer]] = []
         self._timer_number = 0
         self._task_number = 0
+        self._future_number = 0
         self._due: list[SimHandle] = []
         self._at_this_moment = 0
         self.set_debug(False)
@@ -240,6 +255,10 @@ class SimLoop(asyncio.BaseEventLoop):
         if owner is not None:
             owner.adopt(task)
         return task
+
+    def create_future(self) -> asyncio.Future[Any]:
+        self._future_number += 1
+        return SimFuture(self._future_number, self)
 
     def run_in_executor(  # type: ignore[override]
         self, executor: object, func: Callable[..., T], *args: Any

@@ -16,7 +16,7 @@ SEEDS = range(32)  # about a second and a half of one core each
 DIGEST = """
 import hashlib
 from tests.simulation.simulation import simulate
-print(hashlib.sha256("\\n".join(simulate({seed}).trace).encode()).hexdigest())
+print(hashlib.sha256("\\n".join(simulate({seed}, kafka={kafka}).trace).encode()).hexdigest())
 """
 
 
@@ -27,12 +27,12 @@ def test_every_promise_holds(seed: int) -> None:
     assert result.counts["committed batches"] > 20  # it was no empty run
 
 
-@pytest.mark.parametrize("seed", [0, 1])  # the first has a producer that uses gzip
-def test_one_seed_is_one_trace_whatever_the_hash_seed_of_the_interpreter(seed: int) -> None:
-    digests = {hashlib.sha256("\n".join(simulate(seed).trace).encode()).hexdigest()}
+@pytest.mark.parametrize(("seed", "kafka"), [(0, False), (1, False), (3, True)])  # the first has a producer with gzip
+def test_one_seed_is_one_trace_whatever_the_hash_seed_of_the_interpreter(seed: int, kafka: bool) -> None:
+    digests = {hashlib.sha256("\n".join(simulate(seed, kafka=kafka).trace).encode()).hexdigest()}
     for hash_seed in ("1", "2"):
         env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, "-c", DIGEST.format(seed=seed)]
+        command = [sys.executable, "-c", DIGEST.format(seed=seed, kafka=kafka)]
         digests.add(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.strip())
     assert len(digests) == 1
 

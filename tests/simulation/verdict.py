@@ -100,9 +100,11 @@ class FinalVerdict:
 
     def _is_lost_as_shown(self, ledger: Ledger, number: int) -> bool:
         """An unclean election took it, or what its producer was told does not say where it stood."""
-        entry = self._ledger.entries[f"{ledger.run}/{number}".encode()]
+        value = f"{ledger.run}/{number}".encode()
+        entry = self._ledger.entries[value]
         record = self._judge.records[entry.topic_id, entry.partition]
-        if entry.stamp is not None and record.past.is_lost(entry.stamp):
+        stamp = entry.stamp or self._judge.kafka_stamps.get(value)
+        if stamp is not None and record.past.is_lost(stamp):
             self._judge.count("acknowledged records lost to unclean elections")
             return True
         return entry.offset < 0
