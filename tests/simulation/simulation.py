@@ -84,11 +84,11 @@ def simulate(seed: int, kinds: tuple[str, ...] = (), *, kafka: bool = False) -> 
             run.nemesis.only(kinds)
         elif planned.producers_expire:
             run.nemesis.without("clock jump")  # an hour's jump is more than the expiration time
-        run.nemesis.poisons = not kinds and random.Random(f"{seed}/poison").random() < POISONED
+        # aiokafka passes over what is deleted, and stops at what no one can read
+        poisoned = random.Random(f"{seed}/poison").random() < POISONED
+        run.nemesis.poisons = poisoned and not kinds and run.kafka is None
         changed = random.Random(f"{seed}/operators").random() < CHANGED
-        run.nemesis.changes_topics = (
-            changed and not kinds and run.kafka is None
-        )  # aiokafka would pass over what is deleted
+        run.nemesis.changes_topics = changed and not kinds and run.kafka is None
         if strange >= STRANGE:
             run.nemesis.strangers = {}
         elif not planned.settings.room_is_short:
