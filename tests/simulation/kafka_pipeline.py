@@ -1,8 +1,9 @@
 """A producer that behaves like librdkafka, small enough to be read: it is what promise G14 is about.
 
 Idempotent, with five batches on their way to each partition, sent in the order of their numbers, and again in that order
-after a retriable refusal or a broken connection. A success says that all batches before it are in, too. It never gives up.
-OUT_OF_ORDER_SEQUENCE_NUMBER makes librdkafka take a new epoch for every partition; here it is noted, and judged.
+after a retriable refusal or a broken connection. A success says that all batches before it are in, too. Any other refusal,
+such as OUT_OF_ORDER_SEQUENCE_NUMBER after an unclean election, is noted, and judged: it gives up what is open in that
+partition, and goes on under a new id.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ RETRIABLE = frozenset(
     }
 )
 
-Settle = Callable[[bytes, int, int], None]  # value, partition, offset (-1: a later batch says that it is in)
+# Value, partition, offset (-1: a later batch says that it is in; None: given up, and perhaps in).
+Settle = Callable[[bytes, int, int | None], None]
 
 
 class Connection(asyncio.Protocol):
@@ -97,13 +99,15 @@ async def _first_of(*futures: asyncio.Future[Any]) -> None:
 class _Batch:
     sequence: int
     values: list[bytes]
-    records: bytes
+    sent_ms: int
+    records: bytes = b""  # as it was sent at first: under what id is known then
     on_its_way: bool = False
 
 
 @dataclass(slots=True)
 class _Partition:
     index: int
+    producer_id: int = -1
     next_sequence: int = 0
     open: deque[_Batch] = field(default_factory=deque)  # not acknowledged, in the order of their numbers
     connection: Connection | None = None
@@ -121,7 +125,6 @@ class PipelinedProducer:
         self._settle = settle
         self._now_ms = now_ms
         self._partitions = [_Partition(index) for index in range(partitions)]
-        self._producer_id = -1
         self._closed = asyncio.Event()  # some that were open are not any more
         self._connections: dict[str, Connection] = {}
         self._leaders: dict[int, str] = {}  # by partition: the address
@@ -133,11 +136,7 @@ class PipelinedProducer:
     def send(self, partition: int, values: list[bytes]) -> None:
         """One batch."""
         place = self._partitions[partition]
-        builder = BatchBuilder(Compression.NONE, 1 << 20)
-        for value in values:
-            builder.append(self._now_ms(), None, value, [])
-        records = builder.build(self._producer_id, 0, place.next_sequence)
-        place.open.append(_Batch(place.next_sequence, values, records))
+        place.open.append(_Batch(place.next_sequence, values, self._now_ms()))
         place.next_sequence += len(values)
         place.wake.set()
 
@@ -149,7 +148,14 @@ class PipelinedProducer:
 
     async def start(self) -> None:
         """Get an id, and begin to send."""
-        while self._producer_id < 0:
+        producer_id = await self._new_id()
+        for partition in self._partitions:
+            partition.producer_id = producer_id
+        loop = asyncio.get_running_loop()
+        self.tasks = [loop.create_task(self._serve(partition)) for partition in self._partitions]
+
+    async def _new_id(self) -> int:
+        while True:
             for address in self._bootstrap:
                 try:
                     connection = await self._connected(address)
@@ -157,12 +163,8 @@ class PipelinedProducer:
                 except (OSError, TimeoutError):
                     continue
                 if not answer.error_code:
-                    self._producer_id = answer.producer_id
-                    break
-            else:
-                await asyncio.sleep(RETRY_S)
-        loop = asyncio.get_running_loop()
-        self.tasks = [loop.create_task(self._serve(partition)) for partition in self._partitions]
+                    return int(answer.producer_id)
+            await asyncio.sleep(RETRY_S)
 
     async def _connected(self, address: str) -> Connection:
         """Raises OSError, TimeoutError."""
@@ -176,6 +178,8 @@ class PipelinedProducer:
     async def _serve(self, partition: _Partition) -> None:
         """Send what is open, in order, to whoever leads."""
         while True:
+            if partition.producer_id < 0:
+                partition.producer_id = await self._new_id()
             try:
                 address = self._leaders.get(partition.index) or await self._look_for_leader(partition.index)
                 connection = await self._connected(address)
@@ -224,6 +228,7 @@ class PipelinedProducer:
                 if on_its_way >= IN_FLIGHT:
                     break
                 batch.on_its_way, on_its_way = True, on_its_way + 1
+                batch.records = batch.records or self._encoded(batch, partition.producer_id)
                 data = [PartitionProduceData(index=partition.index, records=batch.records)]
                 request = ProduceRequest(
                     acks=-1, timeout_ms=30_000, topic_data=[TopicProduceData(name=self._topic, partition_data=data)]
@@ -233,6 +238,12 @@ class PipelinedProducer:
             waiting = asyncio.get_running_loop().create_task(partition.wake.wait())
             await _first_of(waiting, connection.lost)
             waiting.cancel()
+
+    def _encoded(self, batch: _Batch, producer_id: int) -> bytes:
+        builder = BatchBuilder(Compression.NONE, 1 << 20)
+        for value in batch.values:
+            builder.append(batch.sent_ms, None, value, [])
+        return builder.build(producer_id, 0, batch.sequence)
 
     def _take(self, partition: _Partition, batch: _Batch, answer: Any) -> bool:
         """Whether it is time to look for another leader."""
@@ -248,4 +259,9 @@ class PipelinedProducer:
             return False
         if answer.error_code not in RETRIABLE:
             self.problems.append((partition.index, f"{ErrorCode(answer.error_code).name}: {answer.error_message}"))
+            for value in (value for given_up in partition.open for value in given_up.values):
+                self._settle(value, partition.index, None)
+            partition.open.clear()
+            partition.producer_id, partition.next_sequence = -1, 0
+            self._closed.set()
         return True

@@ -207,8 +207,11 @@ class KafkaApps:
         process = current_process.get()
         assert isinstance(process, SimProcess)
 
-        def settle(value: bytes, partition: int, offset: int) -> None:
+        def settle(value: bytes, partition: int, offset: int | None) -> None:
             entry = self.ledger.entries[value]
+            if offset is None:
+                entry.fate, entry.error = Fate.UNKNOWN, "given up"
+                return
             entry.fate, entry.partition, entry.offset = Fate.ACKED, partition, offset
             self.judge.count("records acknowledged to the pipeline")
 
