@@ -110,20 +110,23 @@ class Judge(LogJudge):
         end_offset = result.base_offset + batch.record_count
         return Batch.of(batch)._replace(base_offset=result.base_offset, end_offset=end_offset, leader_epoch=epoch)
 
-    def fetched(self, server: SimProcess, client: SimProcess, answer: Any, *, tells_epoch: bool = True) -> None:
-        """`tells_epoch`: whether the client told the leader epoch of what it had read last, as Kafka's may not."""
+    def fetched(self, server: SimProcess, client: SimProcess, answer: Any, *, by_kafka: bool = False) -> None:
+        """`by_kafka`: the client is one of Kafka's, which does not tell the leader epoch of what it had read last, and to
+        which a new leader answers the high watermark that it knows, though its predecessor may have known a higher one."""
         key = (answer.topic_id, answer.partition)
         record = self.record(key)
         broker_id = self._broker_of_node(server.node)
         if record is None or broker_id is None or record.tainted or answer.high_watermark < 0:
             return
-        self._check_continues(record, client, answer.records, tells_epoch)
+        self._check_continues(record, client, answer.records, not by_kafka)
         epoch = self.leader_epoch_of(broker_id, key)
         if epoch < 0 or record.past.overruled(broker_id, epoch):
             return  # the broker has let go of the replica since it read this, or does not know that it leads no more
         seen_epoch, seen = self._seen_high_watermarks.get((client, key), (-1, 0))
         if any(seen_epoch < elected <= epoch for elected in record.past.elections):
             seen = 0  # what a client has seen before an unclean election
+        if by_kafka and epoch > seen_epoch:
+            seen = 0
         if epoch >= seen_epoch:  # a deposed leader that does not know it yet may be behind; clients know its epoch
             if answer.high_watermark < seen:
                 self.fail(

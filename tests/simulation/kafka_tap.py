@@ -64,7 +64,7 @@ class KafkaTap:
             if isinstance(request, ProduceRequest):
                 self._produced(request, response)
             elif isinstance(request, FetchRequest):
-                self._fetched(request, response)
+                self._fetched(response)
 
     def _key(self, topic: str, partition: int) -> PartitionKey:
         return (self._judge.image.topic_ids.get(topic, ""), partition)
@@ -92,20 +92,15 @@ class KafkaTap:
             stamp = (header.producer_id, header.producer_epoch, header.base_sequence + number)
             self._judge.kafka_stamps[record.value or b""] = stamp
 
-    def _fetched(self, request: FetchRequest, response: Any) -> None:
-        asked = {(t.topic, p.partition): p for t in request.topics for p in t.partitions}
+    def _fetched(self, response: Any) -> None:
         for topic in response.responses:
             for answer in topic.partitions:
                 parted = answer.diverging_epoch
                 if answer.error_code or (parted is not None and parted.end_offset >= 0):
                     continue
                 records = bytes(answer.records or b"")
-                high_watermark = answer.high_watermark
-                place = asked[topic.topic, answer.partition_index]
-                if not records and high_watermark == place.fetch_offset:
-                    high_watermark = -1  # perhaps of a leader that does not know it yet
                 key = self._key(topic.topic, answer.partition_index)
                 found = SimpleNamespace(
-                    topic_id=key[0], partition=key[1], high_watermark=high_watermark, records=records
+                    topic_id=key[0], partition=key[1], high_watermark=answer.high_watermark, records=records
                 )
-                self._judge.fetched(self._server, self._client, found, tells_epoch=place.last_fetched_epoch >= 0)
+                self._judge.fetched(self._server, self._client, found, by_kafka=True)

@@ -28,12 +28,13 @@ from typing import Protocol
 from fencepost_node.client_limits import AnswerBudget
 from fencepost_node.replica_manager import ReplicaManager
 from fencepost_node.replication.leadership import Diverged
-from fencepost_node.requests.read import UNKNOWN_HIGH_WATERMARK, Poll, Position, Records, answer_poll
+from fencepost_node.requests.read import Poll, Position, Records, answer_poll
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_proto.protocol.v1 import broker_pb2 as pb
 
 NO_OFFSET = -1
+UNKNOWN_HIGH_WATERMARK = -1
 
 
 class FetchContext(Protocol):
@@ -86,7 +87,7 @@ async def _response(poll: Poll) -> pb.FetchResponse:
         response.partitions.add(
             topic_id=position.topic_id,
             partition=position.partition,
-            high_watermark=answer.high_watermark,
+            high_watermark=UNKNOWN_HIGH_WATERMARK if answer.is_below_epoch_start else answer.high_watermark,
             log_start_offset=answer.log_start_offset,
             records=answer.records,
         )

@@ -14,8 +14,8 @@ request: FETCH_SESSION_ID_NOT_FOUND for a session that another broker or an earl
 
 Limits: `max_fetch_bytes` of one answer, and what `client_limits.AnswerBudget` gives the connection.
 
-A new leader that does not yet know a high watermark as high as its predecessor's (KIP-207) answers the reader's own offset
-in its place, which may be lower than what that client saw before. No record that it has read is in doubt by that.
+A new leader may not yet know a high watermark as high as its predecessor's (KIP-207). Until then it answers its own, or the
+reader's offset where that is higher: it covers what is read, and may be lower than what the client saw before, as in Kafka.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Callable
 from fencepost_node.kafka.context import KafkaContext
 from fencepost_node.kafka.leader_hints import LeaderHints
 from fencepost_node.replication.leadership import Diverged
-from fencepost_node.requests.read import UNKNOWN_HIGH_WATERMARK, Poll, Position, Records, answer_poll
+from fencepost_node.requests.read import Poll, Position, Records, answer_poll
 from fencepost_proto.kafka.messages.fetch import (
     EpochEndOffset,
     FetchableTopicResponse,
@@ -115,8 +115,8 @@ class _Asked:
 
     def _fill(self, place: PartitionData, position: Position, answer: Records) -> None:
         high_watermark = answer.high_watermark
-        if high_watermark == UNKNOWN_HIGH_WATERMARK:
-            high_watermark = position.offset
+        if answer.is_below_epoch_start:
+            high_watermark = max(high_watermark, position.offset)
         place.high_watermark = place.last_stable_offset = high_watermark
         place.log_start_offset = answer.log_start_offset
         place.records = answer.records

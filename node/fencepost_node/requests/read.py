@@ -20,14 +20,12 @@ from dataclasses import dataclass
 from fencepost_node.client_limits import AnswerBudget
 from fencepost_node.replica_manager import ReplicaManager
 from fencepost_node.replication.leadership import Leadership
-from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import FencepostError
 
 MAX_WAIT_MS = 60_000
 LEAST_BYTES = 64 * 1024  # an answer is not made smaller than this for want of memory
 MIN_WAIT_FOR_MEMORY_S = 1.0  # also where the request itself does not wait: its client would ask again at once
 PARTITIONS_IN_A_TURN = 128  # looked at, or read, before others get a turn on the loop
-UNKNOWN_HIGH_WATERMARK = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,8 @@ class Position:
 class Records:
     """What one partition answers."""
 
-    high_watermark: int  # UNKNOWN_HIGH_WATERMARK while a new leader knows none that its predecessor had (KIP-207)
+    high_watermark: int  # as this leader knows it
+    is_below_epoch_start: bool  # then it may have gone back from the one that the leader's predecessor knew (KIP-207)
     log_start_offset: int
     records: bytes
 
@@ -72,7 +71,14 @@ class _Wanted:
             raise self.error
         assert self.leadership is not None  # it was looked at
         records, self.records = self.records, b""
-        return Records(_high_watermark(self.leadership), self.leadership.log.log_start_offset, records)
+        leadership = self.leadership
+        leadership.require_leading()
+        return Records(
+            leadership.high_watermark,
+            leadership.high_watermark < leadership.state.epoch_start_offset,
+            leadership.log.log_start_offset,
+            records,
+        )
 
     def set(self) -> None:
         """For the leadership: there may be more to read, or it has ended."""
@@ -193,14 +199,6 @@ class Poll:
         for wanted in self._wanted:
             if wanted.leadership is not None:
                 wanted.leadership.remove_reader(wanted)
-
-
-def _high_watermark(leadership: Leadership) -> int:
-    """Raises NotLeaderOrFollower."""
-    try:
-        return leadership.latest_offset()
-    except errors.OffsetNotAvailable:
-        return UNKNOWN_HIGH_WATERMARK
 
 
 async def answer_poll(poll: Poll, answers: AnswerBudget, peer: str, write: Callable[[], Awaitable[None]]) -> None:
