@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fencepost_node.kafka import metadata
 from fencepost_node.kafka.connection import KafkaConnection
 from fencepost_proto.kafka.apis import APIS
 from fencepost_proto.kafka.codec import encode_request
@@ -26,7 +27,7 @@ from fencepost_proto.kafka.messages.offset_for_leader_epoch import (
     OffsetForLeaderTopic,
 )
 from fencepost_proto.protocol.errors import ErrorCode
-from fencepost_proto.protocol.metadata import BrokerRegistration, Partition, Topic, TopicConfig
+from fencepost_proto.protocol.metadata import NO_LEADER, BrokerRegistration, Partition, Topic, TopicConfig
 from fencepost_proto.protocol.record_batch import iter_batches, read_header
 from fencepost_proto.protocol.records import read_records
 from fencepost_proto.protocol.topic_ids import to_wire
@@ -164,6 +165,24 @@ async def test_metadata_has_living_brokers_topics_and_their_leaders_in_every_ver
         by_id = await it.ask(MetadataRequest(topics=[MetadataRequestTopic(topic_id=WIRE_ID, name=None)]), 12)
         assert by_id.topics[0].name == "orders"
         assert not (await it.ask(MetadataRequest(topics=[]), 9)).topics
+
+
+@asynchronous
+async def test_metadata_of_a_topic_without_a_leader_waits_a_moment_for_one(tmp_path: Path) -> None:
+    """A client that asks again at once, as aiokafka's producer does, is answered a few times a second."""
+    async with edge(tmp_path) as it:
+        await it.leads(isr=(BROKER_ID, 2))
+        await it.becomes(NO_LEADER, 1)
+        request = MetadataRequest(topics=[MetadataRequestTopic(name="orders")])
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        partition = (await it.ask(request, 12)).topics[0].partitions[0]
+        assert loop.time() - began >= metadata.UNLED_WAIT_S
+        assert (partition.error_code, partition.leader_id) == (ErrorCode.LEADER_NOT_AVAILABLE, NO_LEADER)
+        asked = asyncio.create_task(it.ask(request, 12))
+        await it.becomes(2, 2)
+        partition = (await asked).topics[0].partitions[0]
+        assert (partition.error_code, partition.leader_id) == (NONE, 2)
 
 
 @asynchronous

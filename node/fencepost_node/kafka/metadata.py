@@ -5,7 +5,8 @@ answered from what this broker has applied, and may be behind the controller.
 
 Where this broker has just lost the stream to a leader of what is asked for, an election is under way: the answer waits
 for it, for at most ELECTION_WAIT_S. A client that asks because its leader has gone would find the same leader again,
-and pause.
+and pause. Where a topic that is named has a partition without a leader, the answer waits for one for UNLED_WAIT_S: aiokafka
+asks again at once, for as long as that takes.
 
 A topic that does not exist is created where the request allows it (up to version 3 every request does) and the broker's
 `auto_create_topics` is on, with `default_partitions` and `default_replication_factor`; the answer waits for it for at most
@@ -20,7 +21,7 @@ Limits: MAX_CREATED topics are created by one request; the others are LEADER_NOT
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from fencepost_node.kafka.context import Encoded, KafkaContext
 from fencepost_node.requests.auto_creation import create_missing
@@ -32,7 +33,7 @@ from fencepost_proto.kafka.messages.metadata import (
 )
 from fencepost_proto.protocol.errors import ErrorCode, InvalidTopic
 from fencepost_proto.protocol.internal_topics import INTERNAL_TOPICS
-from fencepost_proto.protocol.metadata import MetadataImage, Partition, check_topic_name
+from fencepost_proto.protocol.metadata import NO_LEADER, MetadataImage, Partition, check_topic_name
 from fencepost_proto.protocol.topic_ids import NO_TOPIC_ID, from_wire
 from fencepost_proto.runtime.turns import Turns
 
@@ -41,6 +42,7 @@ CREATED_WITHIN_S = 2.0
 MAX_CREATED = 16
 LOST_WITHIN_S = 1.0  # a leader whose stream ended longer ago is not waited for: it may be cut off from this broker only
 ELECTION_WAIT_S = 0.3
+UNLED_WAIT_S = 0.05  # not longer: other answers of the connection wait behind this one
 SHOWN_NAME = 249  # characters of a name that is refused, as many as are allowed
 
 
@@ -69,14 +71,14 @@ async def handle(context: KafkaContext, request: MetadataRequest, version: int) 
 
 
 async def _wait_for_elections(context: KafkaContext, asked: list[MetadataRequestTopic] | None) -> None:
-    lost = context.manager.lost_leaders(LOST_WITHIN_S)
-    if not lost:
-        return
+    if lost := context.manager.lost_leaders(LOST_WITHIN_S):
+        await context.feed.wait_until(lambda image: not _any_led_by(image, asked, lost), ELECTION_WAIT_S)
+    elif asked is not None and _any_led_by(context.feed.image, asked, (NO_LEADER,)):
+        await context.feed.wait_until(lambda image: not _any_led_by(image, asked, (NO_LEADER,)), UNLED_WAIT_S)
 
-    def none_is_led_by_them(image: MetadataImage) -> bool:
-        return not any(partition.leader in lost for partition in _partitions(image, asked))
 
-    await context.feed.wait_until(none_is_led_by_them, ELECTION_WAIT_S)
+def _any_led_by(image: MetadataImage, asked: list[MetadataRequestTopic] | None, leaders: Collection[int]) -> bool:
+    return any(partition.leader in leaders for partition in _partitions(image, asked))
 
 
 def _partitions(image: MetadataImage, asked: list[MetadataRequestTopic] | None) -> Iterator[Partition]:
