@@ -1,9 +1,10 @@
-"""`./scripts/interop`: run clients one after the other and write the table into docs/KAFKA.md."""
+"""`./scripts/interop`: run clients one after the other and write the table into docs/KAFKA.md, or run a suite of others."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
 import sys
 import tempfile
 import time
@@ -13,7 +14,11 @@ from fencepost_proto.protocol.errors import FencepostError
 from fencepost_testing.failures import CommandFailed
 from tests.interop.clients import CLIENTS, Client
 from tests.interop.scenario import Options, Result, Scenario
+from tests.interop.suites.run import AT_ONCE, NEEDS, SUITES, Settings, run_suite
+from tests.interop.suites.suite import Choice, State
 from tests.interop.table import write_table
+
+MAX_KILL_PAUSE_S = 3_600
 
 
 def tell(text: str) -> None:
@@ -34,7 +39,10 @@ def main() -> int:
     parser.add_argument(
         "--write-table", action="store_true", help="renew these clients' rows of the table in docs/KAFKA.md"
     )
+    add_suite_arguments(parser)
     arguments = parser.parse_args()
+    if arguments.suite:
+        return run_a_suite(parser, arguments)
     options = Options(arguments.records, arguments.rate, arguments.kills, groups=not arguments.without_groups)
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="fencepost-interop-"))
     results = []
@@ -47,6 +55,65 @@ def main() -> int:
     if failed:
         tell(f"failed: {', '.join(failed)}; everything is in {folder}")
     return 1 if failed else 0
+
+
+def add_suite_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("test suites of others")
+    group.add_argument(
+        "--suite",
+        nargs=2,
+        metavar=("NAME", "CHECKOUT"),
+        help=f"run a suite ({' or '.join(SUITES)}) from a folder with its sources, instead of clients",
+    )
+    group.add_argument(
+        "--only", nargs="+", default=[], metavar="PART", help="only tests with one of these in their names"
+    )
+    group.add_argument(
+        "--suite-records",
+        type=int,
+        default=0,
+        metavar="N",
+        help="kgo: of TestGroupETL; without it as many as it has itself",
+    )
+    group.add_argument(
+        "--idempotent", action="store_true", help="librdkafka: all its producers idempotent (its own option -P)"
+    )
+    group.add_argument(
+        "--kill-every", type=_seconds, default=0.0, metavar="5s", help="kill a broker that leads that often meanwhile"
+    )
+    group.add_argument(
+        "--at-once", type=int, default=AT_ONCE, metavar="N", help=f"tests side by side; {AT_ONCE} by default"
+    )
+
+
+def _seconds(text: str) -> float:
+    """Of `5s` or `5`. Raises ArgumentTypeError."""
+    try:
+        value = float(text.removesuffix("s"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds") from None
+    if not 0 < value <= MAX_KILL_PAUSE_S:
+        raise argparse.ArgumentTypeError(f"{text!r}: more than 0 s and at most {MAX_KILL_PAUSE_S} s")
+    return value
+
+
+def run_a_suite(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    name, checkout = arguments.suite
+    if name not in SUITES:
+        parser.error(f"--suite {name}: there are {' and '.join(SUITES)}")
+    if missing := [command for command in NEEDS[name] if shutil.which(command) is None]:
+        parser.error(f"--suite {name} needs {' and '.join(missing)}, which is not here")
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="fencepost-suite-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    choice = Choice(arguments.only, arguments.suite_records, arguments.idempotent)
+    settings = Settings(choice, arguments.kill_every, arguments.at_once)
+    try:
+        outcomes = asyncio.run(run_suite(name, Path(checkout), settings, folder.absolute(), tell))
+    except CommandFailed as error:
+        tell(str(error))
+        return 1
+    ran = [outcome for outcome in outcomes if outcome.state is not State.EXCLUDED]
+    return 1 if not ran or any(outcome.state is State.FAILED for outcome in ran) else 0
 
 
 def run_client(client: Client, options: Options, folder: Path) -> Result:

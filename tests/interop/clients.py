@@ -43,7 +43,7 @@ def _python(name: str, package: str, module: str) -> Client:
     return Client(name, "Python", command, lambda: importlib.metadata.version(package))
 
 
-def _run(command: list[str], folder: Path) -> None:
+def run_command(command: list[str], folder: Path) -> None:
     """Raises CommandFailed with the end of the output."""
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
@@ -62,15 +62,15 @@ def _copied(language: str) -> Path:
 
 
 def _build_java() -> None:
-    _run(["mvn", "-q", "-B", "package"], _copied("java"))
+    run_command(["mvn", "-q", "-B", "package"], _copied("java"))
 
 
 def _build_go() -> None:
-    _run(["go", "build", "-o", "bin/", "./franz", "./sarama", "./segmentio"], _copied("go"))
+    run_command(["go", "build", "-o", "bin/", "./franz", "./sarama", "./segmentio"], _copied("go"))
 
 
 def _build_node() -> None:
-    _run(["npm", "ci", "--no-audit", "--no-fund"], _copied("node"))
+    run_command(["npm", "ci", "--no-audit", "--no-fund"], _copied("node"))
 
 
 def _java_version() -> str:

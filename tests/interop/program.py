@@ -24,7 +24,7 @@ _MAX_LINE_BYTES = 1024 * 1024
 
 
 # Linux: the program gets SIGKILL when its parent is gone, however that ended. A preexec_fn would meet gRPC's threads.
-_WITH_PARENT = (
+WITH_PARENT = (
     sys.executable,
     "-c",
     "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGKILL); os.execvp(sys.argv[1], sys.argv[1:])",
@@ -44,7 +44,7 @@ class Program:
     async def __aenter__(self) -> Self:
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *_WITH_PARENT,
+                *WITH_PARENT,
                 *self._command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,

@@ -1,0 +1,59 @@
+"""Kills the leaders of a cluster, one broker after the other, while something else runs against it."""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+from collections.abc import Callable
+
+from fencepost import AdminClient
+from fencepost.descriptions import PartitionDescription
+from fencepost_proto.protocol.errors import UnknownTopicOrPartition
+from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.waiting import until
+
+_BACK_TIMEOUT_S = 120.0
+_POLL_S = 0.1
+
+
+async def kill_leaders(cluster: LocalCluster, every_s: float, tell: Callable[[str], None]) -> None:
+    """Until it is cancelled: kill a broker that leads, start it again, wait until all replicas are in sync.
+
+    From one kill to the next it is `every_s`, or longer where a broker takes longer to come back. A broker that leads
+    nothing is passed over.
+    """
+    loop = asyncio.get_running_loop()
+    turn = 0
+    async with AdminClient(cluster.bootstrap) as admin:
+        while True:
+            began = loop.time()
+            broker = cluster.broker_ids[turn % len(cluster.broker_ids)]
+            turn += 1
+            led = sum(partition.leader == broker for partition in await _partitions(admin))
+            if led:
+                cluster.kill(broker)
+                await cluster.start(broker, timeout_s=_BACK_TIMEOUT_S)
+                await until(
+                    lambda: _not_in_sync(admin), "every replica is in sync", _BACK_TIMEOUT_S, holds=operator.not_
+                )
+                took_s = loop.time() - began
+                tell(f"broker {broker}, leader of {led} partitions, was killed; all is in sync after {took_s:.1f} s")
+            await asyncio.sleep(max(_POLL_S, every_s - (loop.time() - began)))
+
+
+async def _not_in_sync(admin: AdminClient) -> int:
+    await asyncio.sleep(_POLL_S)
+    return sum(
+        partition.leader < 0 or set(partition.isr) != set(partition.replicas) for partition in await _partitions(admin)
+    )
+
+
+async def _partitions(admin: AdminClient) -> list[PartitionDescription]:
+    """Of all topics that there are: the tests delete theirs meanwhile."""
+    found: list[PartitionDescription] = []
+    for name in await admin.list_topics():
+        try:
+            found += (await admin.describe_topic(name)).partitions
+        except UnknownTopicOrPartition:
+            continue
+    return found
