@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
+from fencepost_node.coordination import limits
 from fencepost_node.coordination.messages import (
     Alive,
     Commit,
     Committed,
+    Deleted,
+    DeleteGroup,
     FetchedOffsets,
     FetchOffsets,
     Heartbeat,
@@ -196,6 +199,66 @@ async def test_a_full_table_takes_no_more_but_can_be_emptied(monkeypatch: Any) -
     assert isinstance(await story.commit(1, "h"), errors.InvalidCommitOffsetSize)
     assert isinstance(await story.join("a"), errors.GroupMaxSizeReached)
     assert await story.commit(2) == Committed((None,))
+
+
+def many_offsets(count: int) -> Commit:
+    return Commit("g", -1, "", None, tuple(OffsetToCommit("orders", p, NO_TOPIC_ID, 1, -1, "") for p in range(count)))
+
+
+@asynchronous
+async def test_a_large_group_is_deleted_in_parts_and_no_one_sees_half_of_it() -> None:
+    story = Story()
+    await story.coordinator.load()
+    count = 2 * limits.MAX_OFFSETS_FORGOTTEN_AT_ONCE + 1
+    await story.acknowledging(story.ask(many_offsets(count)))
+    log = leading(story.replica).log
+    ends = [log.log_end_offset]
+    deleting = story.ask(DeleteGroup("g"))
+    while not deleting.done():
+        await settled()
+        if deleting.done():
+            break
+        if log.log_end_offset != ends[-1]:
+            ends.append(log.log_end_offset)
+        for other in (story.join("a"), story.fetch(), story.commit(7), story.ask(DeleteGroup("g"))):
+            assert isinstance(await other, errors.CoordinatorLoadInProgress)
+        story.acknowledge()
+    assert await deleting == Deleted()
+    parts = [after - before for before, after in pairwise(ends)]
+    assert parts == [limits.MAX_OFFSETS_FORGOTTEN_AT_ONCE] * 2 + [1]
+    answer = await story.fetch()
+    assert isinstance(answer, FetchedOffsets)
+    assert answer.offsets[0].offset == -1
+    assert isinstance(await story.ask(DeleteGroup("g")), errors.GroupIdNotFound)
+
+
+@asynchronous
+async def test_a_deletion_that_the_end_of_a_leadership_cuts_short_can_be_asked_again() -> None:
+    story = Story()
+    await story.coordinator.load()
+    count = limits.MAX_OFFSETS_FORGOTTEN_AT_ONCE + 1
+    await story.acknowledging(story.ask(many_offsets(count)))
+    deleting = story.ask(DeleteGroup("g"))
+    await settled()
+    story.replica.apply(Partition("T", 0, story.replicas, story.replicas, 2, 1, 2))
+    assert isinstance(await deleting, errors.NotCoordinator)
+    story.replica.apply(Partition("T", 0, story.replicas, story.replicas, 1, 2, 3))
+    story.began()
+    await story.coordinator.load()
+    assert await story.acknowledging(story.ask(DeleteGroup("g"))) == Deleted()
+
+
+@asynchronous
+async def test_offsets_of_a_deleted_topic_are_forgotten_in_parts(monkeypatch: Any) -> None:
+    monkeypatch.setattr(limits, "MAX_OFFSETS_FORGOTTEN_AT_ONCE", 2)
+    story = Story(alone=True)
+    await story.coordinator.load()
+    await story.ask(many_offsets(5))
+    log = leading(story.replica).log
+    before = log.log_end_offset
+    await story.coordinator.sweep(lambda topic, _: topic == "orders")
+    assert log.log_end_offset - before == 5
+    assert story.coordinator.list_groups() == []
 
 
 @asynchronous

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TypeVar
 
 from fencepost_node.coordination import classic_rules, consumer_rules, limits, offset_rules
@@ -143,7 +144,10 @@ class Coordinator:
     def sweep(
         self, group_id: str, moment: Moment, retention_ms: int, is_gone: Callable[[str, bytes], bool]
     ) -> Decision | None:
-        """Forget offsets, and the group where nothing is left of it. None: there is nothing to forget."""
+        """Forget offsets, and the group where nothing is left of it. None: there is nothing to forget.
+
+        MAX_OFFSETS_FORGOTTEN_AT_ONCE offsets at most: it is asked again for the others.
+        """
         group, held = self.groups[group_id], self.offsets.get(group_id, {})
         gone = offset_rules.forgotten(
             held,
@@ -151,7 +155,7 @@ class Coordinator:
             wall_ms=moment.wall_ms,
             retention_ms=retention_ms,
             is_gone=is_gone,
-        )
+        )[: limits.MAX_OFFSETS_FORGOTTEN_AT_ONCE]
         records: list[Record] = [(OffsetKey(group_id, *place), None) for place in gone]
         nothing_left = len(gone) == len(held) and not _has_members(group)
         if nothing_left:
@@ -270,7 +274,10 @@ class Coordinator:
         if _has_members(group):
             raise errors.NonEmptyGroup(f"group {question.group_id!r} has members")
         held = self.offsets.get(question.group_id, {})
-        records: list[Record] = [(OffsetKey(question.group_id, *place), None) for place in held]
+        forgotten = list(islice(held, limits.MAX_OFFSETS_FORGOTTEN_AT_ONCE))
+        records: list[Record] = [(OffsetKey(question.group_id, *place), None) for place in forgotten]
+        if len(forgotten) < len(held):
+            return Decision(question.group_id, group, tuple(records), ((token, Deleted(is_complete=False)),))
         records += _tombstones(group)
         return Decision(question.group_id, None, tuple(records), ((token, Deleted()),))
 

@@ -16,6 +16,7 @@ MAX_OFFSETS_OF_A_GROUP: Final = 10_000  # a cluster has as many partitions
 MAX_PARTITIONS_OF_A_QUESTION: Final = (
     20_000  # whose offsets are committed, fetched or deleted: twice those of a cluster
 )
+MAX_OFFSETS_FORGOTTEN_AT_ONCE: Final = 500  # by one decision: some milliseconds of the event loop
 MAX_OFFSET_METADATA_CHARACTERS: Final = 4_096  # of one committed offset, as Kafka's `offset.metadata.max.bytes`
 MAX_SUBSCRIBED_TOPICS: Final = 2_000  # of one member; a cluster has as many topics
 

@@ -270,4 +270,5 @@ class DeleteGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class Deleted: ...
+class Deleted:
+    is_complete: bool = True  # otherwise some offsets are left, and it is to be asked again

@@ -32,6 +32,8 @@ from fencepost_node.coordination.coordinator import Answer, Coordinator, Decisio
 from fencepost_node.coordination.messages import (
     Alive,
     Commit,
+    Deleted,
+    DeleteGroup,
     DeleteOffsets,
     Describe,
     FetchOffsets,
@@ -46,7 +48,7 @@ from fencepost_node.replication.leadership import ALL_ACKS, AppendOrigin, Leader
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_proto.runtime.backoff import Backoff
-from fencepost_proto.runtime.turns import Turns
+from fencepost_proto.runtime.turns import STEPS_PER_TURN, Turns
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +98,7 @@ class PartitionCoordinator:
         self._looks: dict[str, float] = {}  # … and which of a group's entries counts: the earliest
         self._timer: asyncio.TimerHandle | None = None
         self._refused_in_a_row = 0
+        self._being_deleted: set[str] = set()  # groups
         leadership.add_reader(self)
 
     @property
@@ -154,6 +157,30 @@ class PartitionCoordinator:
 
     async def ask(self, question: Question) -> Answer:
         """The answer, which may take as long as a rebalance does. An error is returned, not raised."""
+        if isinstance(question, DeleteGroup):
+            return await self._delete(question)
+        return await self._ask(question)
+
+    async def _delete(self, question: DeleteGroup) -> Answer:
+        """A large group is deleted in parts. Nothing else is done to it before the last one, so no one sees half of it.
+
+        Where the leadership ends in between, the rest is left, for whoever asks again.
+        """
+        if question.group_id in self._being_deleted:
+            return self._is_being_deleted(question)
+        self._being_deleted.add(question.group_id)
+        try:
+            while True:
+                answer = await self._ask(question)
+                if not isinstance(answer, Deleted) or answer.is_complete:
+                    return answer
+        finally:
+            self._being_deleted.discard(question.group_id)
+
+    def _is_being_deleted(self, question: Question) -> FencepostError:
+        return errors.CoordinatorLoadInProgress(f"group {question.group_id!r} is being deleted")
+
+    async def _ask(self, question: Question) -> Answer:
         answered: asyncio.Future[Answer] = self._loop.create_future()
 
         def reply(answer: Answer) -> None:
@@ -170,6 +197,9 @@ class PartitionCoordinator:
         if self._core is None:
             refusal = errors.CoordinatorNotAvailable if self._unreadable else errors.CoordinatorLoadInProgress
             reply(refusal(self._unreadable or f"the groups of {self.leadership.name} are being read"))
+            return
+        if question.group_id in self._being_deleted and not isinstance(question, DeleteGroup):
+            reply(self._is_being_deleted(question))
             return
         self._tokens += 1
         token = self._tokens
@@ -355,11 +385,18 @@ class PartitionCoordinator:
         """Forget offsets whose time is over, and groups of which nothing is left."""
         turns = Turns()
         for group_id in list(self._core.groups) if self._core is not None else ():
-            core = self._core
-            if core is None or group_id not in core.groups:
-                continue
-            decision = core.sweep(group_id, self._moment(), self._settings.offsets_retention_ms, is_gone)
-            if decision is not None and self._carry_out(decision) and decision.records:
-                log.info("offsets forgotten partition=%s group=%r records=%d",
-                         self.leadership.name, group_id, len(decision.records))  # fmt: skip
+            while self._sweep(group_id, is_gone):
+                await turns.step(STEPS_PER_TURN)
             await turns.step()
+
+    def _sweep(self, group_id: str, is_gone: IsGone) -> bool:
+        """Whether something was forgotten, and more may be to forget."""
+        core = self._core
+        if core is None or group_id not in core.groups:
+            return False
+        decision = core.sweep(group_id, self._moment(), self._settings.offsets_retention_ms, is_gone)
+        if decision is None or not self._carry_out(decision) or not decision.records:
+            return False
+        log.info("offsets forgotten partition=%s group=%r records=%d",
+                 self.leadership.name, group_id, len(decision.records))  # fmt: skip
+        return True

@@ -1,7 +1,8 @@
 """DeleteGroups (key 42), versions 0 to 2: forget groups without members, and their offsets.
 
 Errors, of a group: GROUP_ID_NOT_FOUND, NON_EMPTY_GROUP, COORDINATOR_LOAD_IN_PROGRESS, COORDINATOR_NOT_AVAILABLE,
-NOT_COORDINATOR, INVALID_GROUP_ID. MAX_GROUPS_IN_A_REQUEST groups at most: INVALID_REQUEST for the others.
+NOT_COORDINATOR, INVALID_GROUP_ID. While a large group is being deleted whoever else asks for it is told
+COORDINATOR_LOAD_IN_PROGRESS. MAX_GROUPS_IN_A_REQUEST groups at most: INVALID_REQUEST for the others.
 """
 
 from __future__ import annotations
