@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fencepost_testing.failures import CommandFailed
+from tests.interop.python import kcat
 
 HERE = Path(__file__).parent
 BUILT = HERE.parent.parent / ".fencepost" / "interop"  # what the builders leave; not part of the project
@@ -27,15 +28,16 @@ class Client:
     language: str
     command: tuple[str, ...]  # of its program
     version: Callable[[], str]
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()  # commands
     build: Callable[[], None] = field(default=lambda: None)
     idempotent: bool = True
+    administers: bool = True
     reads_without_group: bool = True
     tells_assignment: bool = True  # when it reads from a committed offset again
 
     def missing(self) -> list[str]:
-        """The commands that this machine lacks."""
-        return [command for command in self.needs if shutil.which(command) is None]
+        """The commands that this machine lacks; `a|b` needs one of the two."""
+        return [command for command in self.needs if not any(map(shutil.which, command.split("|")))]
 
 
 def _python(name: str, package: str, module: str) -> Client:
@@ -128,5 +130,14 @@ CLIENTS = {
         _go("kafka-go", "segmentio", "github.com/segmentio/kafka-go", idempotent=False, tells_assignment=False),
         _node("kafkajs", "kafkajs", "kafkajs"),
         _node("@platformatic/kafka", "platformatic", "@platformatic/kafka"),
+        Client(
+            "kcat",
+            "C",
+            (sys.executable, "-m", "tests.interop.python.kcat"),
+            kcat.version,
+            needs=("kcat|kafkacat",),
+            administers=False,
+            tells_assignment=False,
+        ),
     )
 }

@@ -73,6 +73,7 @@ class Result:
     produce: list[str] = field(default_factory=list)
     consume: list[str] = field(default_factory=list)
     admin: list[str] = field(default_factory=list)
+    administers: bool = True
     story: list[str] = field(default_factory=list)  # what did not happen as planned, whatever came of it
     records: int = 0
     duplicates: int = 0  # of a client that has no idempotent producer
@@ -158,7 +159,7 @@ class Scenario:
         self._readers: list[Reader] = []
         self._kills: list[Kill] = []
         self._cuts = Cuts(CUT_EVERY_S)
-        self.result = Result(client.name, client.version())
+        self.result = Result(client.name, client.version(), administers=client.administers)
 
     async def run(self) -> Result:
         """Raises CommandFailed and FencepostError where the run itself cannot go on."""
@@ -174,7 +175,8 @@ class Scenario:
             await cluster.up(timeout_s=PROCESS_TIMEOUT_S)
             admin = await stack.enter_async_context(AdminClient(cluster.bootstrap))
             bootstrap = ",".join(proxies)
-            await self._administer(bootstrap)
+            if self._client.administers:
+                await self._administer(bootstrap)
             await admin.create_topic(
                 TOPIC,
                 partitions=self._options.partitions,

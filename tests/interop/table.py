@@ -25,7 +25,7 @@ def to_row(result: Result) -> str:
     if result.duplicates:
         produce += f", {result.duplicates} written twice (no idempotent producer)"
     group = "exact" if not result.consume else "**fails**"
-    admin = "yes" if not result.admin else "no"
+    admin = "–" if not result.administers else "yes" if not result.admin else "no"
     counts = [str(result.records), str(result.kills), str(result.cuts)]
     words = [result.client, result.version, produce, group, admin, *counts, result.failover()]
     return f"| {' | '.join(words)} |"
