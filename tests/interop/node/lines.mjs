@@ -1,5 +1,12 @@
 // What the Node programs of tests/interop share; arguments and output are those of python/lines.py.
 
+// Node 20 has none, and @platformatic/kafka 2 wants one.
+Promise.withResolvers ??= function () {
+  let resolve, reject
+  const promise = new Promise((...both) => { [resolve, reject] = both })
+  return { promise, resolve, reject }
+}
+
 const KEYS = 50
 const VALUE_BYTES = 100
 const TICK_MS = 2
