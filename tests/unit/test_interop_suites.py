@@ -7,7 +7,9 @@ from pathlib import Path
 
 from tests.asynchronous import run
 from tests.interop.suites import kgo, librdkafka
+from tests.interop.suites.excluded import BEGIN, END, excluded_lines
 from tests.interop.suites.suite import Job, Outcome, State, run_jobs, summary
+from tests.interop.table import DOCUMENT
 
 TIMEOUT_S = 30.0
 
@@ -86,6 +88,13 @@ def test_a_go_tests_parts_and_its_complaint_are_read() -> None:
     assert told[2].seconds == 11.5
 
 
+def test_of_a_go_test_that_runs_twice_a_failure_counts_or_the_second_time() -> None:
+    first, second = "--- SKIP: TestA/848 (0.00s)\n", "--- PASS: TestA/848 (1.00s)\n"
+    assert [each.state for each in kgo.read("TestA", first + second, 0)] == [State.PASSED]
+    failed = "--- FAIL: TestA/848 (0.00s)\n"
+    assert [each.state for each in kgo.read("TestA", failed + second, 1)] == [State.FAILED]
+
+
 def test_a_go_test_that_says_nothing_has_failed() -> None:
     assert kgo.read("TestPing", "panic: no brokers", 2) == [
         Outcome("TestPing", State.FAILED, note="ended with status 2")
@@ -155,3 +164,8 @@ def test_the_summary_counts_and_names_what_did_not_pass() -> None:
         ["FAILED", "b", "why"],
         ["excluded", "c", "SASL"],
     ]
+
+
+def test_the_document_lists_what_is_excluded() -> None:
+    document = DOCUMENT.read_text(encoding="utf-8")
+    assert document.split(BEGIN)[1].split(END)[0].strip() == excluded_lines()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 _NO_TRANSACTIONS = "transactions: not there yet"
 _NO_SHARE_GROUPS = "share groups: not there"
 _NO_SASL = "SASL: not there yet"
@@ -59,9 +57,16 @@ LIBRDKAFKA: dict[str, str] = {
 }
 
 
-def by_reason(table: Mapping[str, str]) -> dict[str, list[str]]:
-    """reason → its tests, in the table's order."""
-    reasons: dict[str, list[str]] = {}
-    for test, reason in table.items():
-        reasons.setdefault(reason, []).append(test)
-    return reasons
+BEGIN = "<!-- excluded tests: tests/interop/suites/excluded.py -->"
+END = "<!-- end of the excluded tests -->"
+
+
+def excluded_lines() -> str:
+    """The list in docs/KAFKA.md, between the two marks: each reason with its tests."""
+    lines = []
+    for suite, table in (("kgo", KGO), ("librdkafka", LIBRDKAFKA)):
+        reasons: dict[str, list[str]] = {}
+        for test, reason in table.items():
+            reasons.setdefault(reason, []).append(f"`{test}`")
+        lines += [f"- {suite}, {reason}: {', '.join(tests)}" for reason, tests in reasons.items()]
+    return "\n".join(lines)

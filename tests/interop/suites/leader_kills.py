@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from fencepost import AdminClient
 from fencepost.descriptions import PartitionDescription
@@ -12,12 +12,12 @@ from fencepost_proto.protocol.errors import UnknownTopicOrPartition
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.waiting import until
 
-_BACK_TIMEOUT_S = 120.0
+_TIMEOUT_S = 120.0
 _POLL_S = 0.1
 
 
 async def kill_leaders(cluster: LocalCluster, every_s: float, tell: Callable[[str], None]) -> None:
-    """Until it is cancelled: kill a broker that leads, start it again, wait until all replicas are in sync.
+    """Until it is cancelled: kill a broker that leads, and once others lead start it again; wait for all replicas.
 
     From one kill to the next it is `every_s`, or longer where a broker takes longer to come back. A broker that leads
     nothing is passed over.
@@ -29,20 +29,33 @@ async def kill_leaders(cluster: LocalCluster, every_s: float, tell: Callable[[st
             began = loop.time()
             broker = cluster.broker_ids[turn % len(cluster.broker_ids)]
             turn += 1
-            led = sum(partition.leader == broker for partition in await _partitions(admin))
+            led = await _led_by(broker, admin)
             if led:
-                cluster.kill(broker)
-                await cluster.start(broker, timeout_s=_BACK_TIMEOUT_S)
-                await until(
-                    lambda: _not_in_sync(admin), "every replica is in sync", _BACK_TIMEOUT_S, holds=operator.not_
-                )
+                await _kill(broker, cluster, admin)
                 took_s = loop.time() - began
                 tell(f"broker {broker}, leader of {led} partitions, was killed; all is in sync after {took_s:.1f} s")
             await asyncio.sleep(max(_POLL_S, every_s - (loop.time() - began)))
 
 
+async def _kill(broker: int, cluster: LocalCluster, admin: AdminClient) -> None:
+    def led() -> Awaitable[int]:
+        return _led_by(broker, admin)
+
+    def late() -> Awaitable[int]:
+        return _not_in_sync(admin)
+
+    cluster.kill(broker)
+    await cluster.wait_gone(broker)
+    await until(led, f"others lead what broker {broker} led", _TIMEOUT_S, holds=operator.not_, poll_s=_POLL_S)
+    await cluster.start(broker, timeout_s=_TIMEOUT_S)
+    await until(late, "every replica is in sync", _TIMEOUT_S, holds=operator.not_, poll_s=_POLL_S)
+
+
+async def _led_by(broker: int, admin: AdminClient) -> int:
+    return sum(partition.leader == broker for partition in await _partitions(admin))
+
+
 async def _not_in_sync(admin: AdminClient) -> int:
-    await asyncio.sleep(_POLL_S)
     return sum(
         partition.leader < 0 or set(partition.isr) != set(partition.replicas) for partition in await _partitions(admin)
     )
