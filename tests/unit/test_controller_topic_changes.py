@@ -61,11 +61,14 @@ def test_partitions_that_make_no_sense_are_refused_and_change_nothing(
     assert story.image is before
 
 
-def test_new_partitions_need_as_many_live_brokers_as_the_others_have_and_count_to_the_limit_of_all() -> None:
+def test_new_partitions_need_a_live_broker_and_count_to_the_limit_of_all() -> None:
     story = Story().cluster(1, 2).topic("a", (1, 2))
     story.dies(2)
-    with pytest.raises(errors.InvalidReplicationFactor, match="factor 2, but 1 brokers"):
-        story.does(CreatePartitions("a", 2))
+    story.does(CreatePartitions("a", 2))
+    assert [(p.replicas, p.isr) for p in story.image.partitions_of("a-id")] == [((1, 2), (1,)), ((1, 2), (1,))]
+    story.dies(1)
+    with pytest.raises(errors.InvalidReplicationFactor, match="factor 2, but 0 brokers are live and 2 others"):
+        story.does(CreatePartitions("a", 3))
     story = Story().cluster(1)
     for number in range(MAX_PARTITIONS // MAX_PARTITIONS_PER_TOPIC):
         story.does(CreateTopic(f"t{number}", f"t{number}-id", MAX_PARTITIONS_PER_TOPIC - (number == 0), 1))

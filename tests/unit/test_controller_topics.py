@@ -82,15 +82,47 @@ def test_a_topic_begins_with_all_its_live_replicas_in_sync_and_its_preferred_lea
 @settings(max_examples=100, deadline=None)
 def test_placement_is_balanced(brokers: int, partitions: int, start: int, data: st.DataObject) -> None:
     factor = data.draw(st.integers(1, brokers))
-    placed = place(range(brokers), partitions, factor, start)
+    placed = place(range(brokers), [], partitions, factor, start)
     assert len(placed) == partitions
     assert all(len(set(replicas)) == factor for replicas in placed)
     leaders = Counter(replicas[0] for replicas in placed)
     assert max(leaders.values()) - min(leaders[b] for b in range(brokers)) <= 1
 
 
+@given(
+    serving=st.integers(1, 5),
+    others=st.integers(0, 5),
+    partitions=st.integers(1, 60),
+    start=st.integers(0, 1000),
+    data=st.data(),
+)
+@settings(max_examples=100, deadline=None)
+def test_brokers_that_are_down_get_replicas_only_where_the_others_are_too_few(
+    serving: int, others: int, partitions: int, start: int, data: st.DataObject
+) -> None:
+    factor = data.draw(st.integers(1, serving + others))
+    down = range(serving, serving + others)
+    for replicas in place(range(serving), down, partitions, factor, start):
+        assert len(set(replicas)) == factor
+        assert replicas[0] < serving, "a broker that serves leads"
+        assert sum(broker in down for broker in replicas) == max(0, factor - serving)
+
+
+def test_a_topic_that_is_created_while_a_broker_is_down_has_a_replica_on_it() -> None:
+    story = Story().cluster(1, 2, 3)
+    story.dies(2)
+    story.does(CreateTopic("a", "a-id", 2, 3))
+    story.starts(2)
+    story.is_ready(2)
+    story.proposes(1, ("a-id", 0), 1, 2, 3)
+    assert [(p.leader, p.replicas, p.isr) for p in story.image.partitions_of("a-id")] == [
+        (1, (1, 3, 2), (1, 3, 2)),
+        (3, (3, 1, 2), (3, 1)),
+    ]
+
+
 def test_the_followers_of_one_leader_rotate() -> None:
-    placed = place([1, 2, 3, 4], 12, 2, 0)
+    placed = place([1, 2, 3, 4], [], 12, 2, 0)
     assert sorted(replicas[1] for replicas in placed if replicas[0] == 1) == [2, 3, 4]
 
 
@@ -103,7 +135,7 @@ def test_the_followers_of_one_leader_rotate() -> None:
         ({"partitions": -3}, errors.InvalidPartitions, "-3 partitions"),
         ({"partitions": MAX_PARTITIONS_PER_TOPIC + 1}, errors.InvalidPartitions, "1001"),
         ({"replication_factor": 0}, errors.InvalidReplicationFactor, "factor 0"),
-        ({"replication_factor": 4}, errors.InvalidReplicationFactor, "factor 4, but 3 brokers"),
+        ({"replication_factor": 5}, errors.InvalidReplicationFactor, "factor 5, but 3 brokers are live and 1 others"),
         ({"replication_factor": 17}, errors.InvalidReplicationFactor, "17"),
         ({"config": TopicConfig(min_insync_replicas=3)}, errors.InvalidConfig, "min_insync_replicas=3"),
         ({"config": TopicConfig(min_insync_replicas=-1)}, errors.InvalidConfig, "min_insync_replicas=-1"),

@@ -108,6 +108,10 @@ class Draft:
         brokers = {**self.image.brokers, **self._brokers}
         return sorted(b.id for b in brokers.values() if not b.fenced and not b.shutting_down)
 
+    def other_brokers(self) -> list[int]:
+        """Those that are registered but do not serve now, in order."""
+        return sorted({*self.image.brokers, *self._brokers} - set(self.serving_brokers()))
+
     def serves(self, broker_id: int, key: PartitionKey) -> bool:
         """May it lead this partition, or join its in-sync set?"""
         standing = self._standings.get(broker_id) or self._look_at(broker_id)

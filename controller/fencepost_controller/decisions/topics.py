@@ -82,13 +82,17 @@ class CreateTopic(Command[Topic]):
 
 
 def placed(draft: Draft, name: str, count: int, factor: int) -> list[tuple[int, ...]]:
-    """Replicas of so many new partitions, on brokers that serve. Raises InvalidReplicationFactor for want of these."""
-    brokers = draft.serving_brokers()
-    if factor > len(brokers):
+    """Replicas of so many new partitions: on brokers that serve, and where these are too few on others too.
+
+    Raises InvalidReplicationFactor where no broker serves, or fewer are registered than the factor.
+    """
+    serving, others = draft.serving_brokers(), draft.other_brokers()
+    if not serving or factor > len(serving) + len(others):
         raise InvalidReplicationFactor(
-            f"topic {name!r}: replication factor {factor}, but {len(brokers)} brokers are live"
+            f"topic {name!r}: replication factor {factor}, but {len(serving)} brokers are live and {len(others)} others "
+            f"are registered"
         )
-    return place(brokers, count, factor, start=len(draft.image.partitions))
+    return place(serving, others, count, factor, start=len(draft.image.partitions))
 
 
 def check_partition_count(draft: Draft, name: str, count: int, new: int) -> None:
