@@ -99,7 +99,7 @@ class ManyPartitions:
         entities: list[Any] = [
             BrokerRegistration(n, f"h:{n}", 1, f"life-0-{n}", fenced=True) for n in range(1, brokers + 1)
         ]
-        placed = place(range(1, brokers + 1), partitions, REPLICATION_FACTOR, start=0)
+        placed = place(range(1, brokers + 1), (), partitions, REPLICATION_FACTOR, start=0)
         for number, replicas in enumerate(placed):
             topic_number, index = divmod(number, PARTITIONS_PER_TOPIC)
             topic_id = f"topic-id-{topic_number:013d}"
