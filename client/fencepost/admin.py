@@ -210,8 +210,8 @@ class AdminClient:
     ) -> TopicDescription:
         """Raise the number of a topic's partitions to `partitions`; returns once each of them has a leader.
 
-        From then on keys are spread over all of them, so that the records of one key may be in two partitions. A consumer
-        that has subscribed reads the new ones after it subscribes again. `assignments`: the brokers of each new partition,
+        From then on keys are spread over all of them, so that the records of one key may be in two partitions. Consumers
+        that have subscribed read the new ones too. `assignments`: the brokers of each new partition,
         the preferred leader first; None: the controller places them. `validate_only`: check it, and change nothing.
 
         Raises UnknownTopicOrPartition, InvalidPartitions, InvalidReplicationFactor, InvalidReplicaAssignment.

@@ -2,11 +2,16 @@
 
 It reads below the high watermark only, so what it has read never changes. Records of one partition come in offset order,
 each exactly once, through leader changes and broken connections; partitions take turns. Positions are kept only in this
-object: there are no consumer groups.
+object, unless it is a member of a group:
 
-    async with Consumer("localhost:9092", "orders") as consumer:
+    async with Consumer("localhost:9092", "orders", group="billing") as consumer:
         async for record in consumer:
             print(record.partition, record.offset, record.value)
+
+The members of a group share the partitions of the topics, whichever broker dies or member comes or goes. Each record goes
+to the one member that has its partition; how far the group has come is committed, every 5 s and when a partition changes
+hands, and that is where the next member begins. A member that dies, or is paused for longer than its session, loses its
+partitions: what it had read and not committed is read again, and a commit for a partition that it has lost is refused.
 
 One application task reads (`poll` or `async for`); all methods must be called in one event loop. Some errors the consumer
 cannot get past by itself: OffsetOutOfRange under the policy "error", a deleted topic, bytes that stay unreadable. Reading
@@ -34,7 +39,9 @@ from fencepost.consuming.consumer_core import (
     UnreadablePolicy,
 )
 from fencepost.consuming.fetching import Router
+from fencepost.consuming.group import Beginning, Group, GroupOptions, Reading, Told
 from fencepost.consuming.partition import EARLIEST, LATEST, UNRESOLVED, ConsumerRecord, TopicPartition
+from fencepost.errors import PartitionLost
 from fencepost.history import History
 from fencepost.log_queries import first_record_from, list_offset
 from fencepost.recording import ReadRecorder
@@ -45,7 +52,7 @@ from fencepost_proto.protocol.errors import (
     InvalidRequest,
     UnknownTopicOrPartition,
 )
-from fencepost_proto.protocol.metadata import PartitionKey
+from fencepost_proto.protocol.metadata import MetadataImage, PartitionKey
 from fencepost_proto.protocol.records import MAX_DECOMPRESSED_BYTES, Record
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.tasks import Tasks
@@ -77,6 +84,18 @@ class Consumer:
       counted in `skipped_batches` and `skipped_records`.
     - `max_decompressed_bytes`: the size to which one compressed batch may be decompressed; what is beyond is not opened.
     - `history`: where to record what is read.
+
+    In a group:
+
+    - `group`: its id. The partitions of `topics` are shared among its members; `assign` is not possible.
+    - `start` counts for partitions for which the group has committed nothing yet.
+    - `auto_commit_ms`: how often what the application is done with is committed: all that it has got before its last reading
+      call, and at a regular end of the `async with` block all. None: only `commit` commits.
+    - `max_poll_interval_ms`: an application that does not read for so long leaves the group, until it reads again.
+    - `on_assigned`, `on_revoked`: called with the partitions that come, and with those that go while commits for them are
+      still possible. `on_lost`: with those that the group has taken away already; without it `on_revoked` is called. All
+      inside reading calls; a coroutine function is awaited.
+    - `client_id`: a name for those who describe the group.
     """
 
     def __init__(
@@ -88,6 +107,13 @@ class Consumer:
         unreadable: UnreadablePolicy = "error",
         max_decompressed_bytes: int = MAX_DECOMPRESSED_BYTES,
         history: History | None = None,
+        group: str | None = None,
+        auto_commit_ms: int | None = 5_000,
+        max_poll_interval_ms: int = 300_000,
+        client_id: str = "fencepost",
+        on_assigned: Told | None = None,
+        on_revoked: Told | None = None,
+        on_lost: Told | None = None,
         host: Host | None = None,
     ) -> None:
         if start not in get_args(StartPolicy):
@@ -102,7 +128,10 @@ class Consumer:
         self.skipped_records = 0
         self._topics = topics
         self._start: StartPolicy = start
-        self._cluster = ClusterClient(bootstrap, host or Host())
+        if group is None and (on_assigned or on_revoked or on_lost):
+            raise InvalidConfig("on_assigned, on_revoked and on_lost go with a group")
+        host = host or Host()
+        self._cluster = ClusterClient(bootstrap, host)
         self._core = ConsumerCore(reset, unreadable, max_decompressed_bytes)
         self._arrived = asyncio.Event()  # set with every change that reading or `position` may wait for
         self._router = Router(self._core, self._cluster, self._arrived.set, self._on_resolved)
@@ -111,6 +140,16 @@ class Consumer:
         self._bug: BaseException | None = None  # that has ended the fetching
         self._iterated: deque[ConsumerRecord] = deque()  # decoded for `async for`, not handed out yet
         self._recorder = ReadRecorder(history, self._core.high_watermark) if history is not None else None
+        self._subscribed: dict[str, tuple[str, int]] = {}  # id and number of partitions, by topic's name
+        self._group: Group | None = None
+        self._last: Sequence[ConsumerRecord] = ()  # handed out by the last reading call, until the next one …
+        self._lost_since_read: TopicPartition | None = None  # … and one of theirs that was lost since
+        if group is not None:
+            options = GroupOptions(
+                group, auto_commit_ms, max_poll_interval_ms, client_id, on_assigned, on_revoked, on_lost
+            )
+            reading = Reading(self._take, self._drop, self._done, self._core.epoch_before, self._arrived.set)
+            self._group = Group(options, self._cluster, host, reading, from_latest=start == "latest")
 
     # ---- Life ----
 
@@ -121,13 +160,18 @@ class Consumer:
     async def __aexit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is None:
+            self._last = ()  # it is done with all that it has got
         await self.close()
 
     async def start(self) -> None:
         """Connect. Raises NetworkException where no broker answers, UnknownTopicOrPartition for a topic."""
         await self._cluster.start()
         self._connected = True
+        self._cluster.add_listener(self._on_image)
         self._tasks.spawn(self._router.run(), "consumer-router")
+        if self._group is not None:
+            self._group.start(self._tasks)
         try:
             if self._topics:
                 await self.subscribe(*self._topics)
@@ -138,14 +182,21 @@ class Consumer:
     async def close(self) -> None:
         """Stop fetching and disconnect. Positions stay readable. May be called twice.
 
+        A member of a group commits what the application is done with, and leaves. That is all that it has got before its
+        last reading call, and at a regular end of the `async with` block the rest too.
+
         In a process that was forked from the consumer's it returns at once, and leaves the parent's connections alone.
         """
         if self._cluster.guard.forked:
             return
         self._cluster.guard.check()
-        self._connected = False
+        was_connected, self._connected = self._connected, False
         self._arrived.set()
+        if self._group is not None and was_connected:
+            await self._group.finish()
         await self._tasks.close()
+        if self._group is not None and was_connected:
+            await self._group.leave()
         await self._cluster.close()
 
     def _task_failed(self, error: BaseException) -> None:
@@ -160,6 +211,11 @@ class Consumer:
 
         With start="latest" everything committed after this returns will be read.
         """
+        if self._group is not None:
+            raise InvalidRequest(
+                f"partitions of group {self._group.group_id!r} are assigned by its coordinator: subscribe"
+            )
+        self._subscribed = {}
         keys = {TopicPartition(*tp): await self._key(TopicPartition(*tp)) for tp in partitions}
         assigned = set(self._core.assignment)
         fresh = [tp for tp in keys if tp not in assigned]
@@ -171,14 +227,24 @@ class Consumer:
         self._router.wake()
 
     async def subscribe(self, *topics: str) -> None:
-        """`assign` of all partitions of these topics."""
+        """`assign` of all partitions of these topics, and of those that they get later, which are read from their start.
+
+        In a group: the topics whose partitions it shares with the other members.
+        """
         self._check_connected()
         found: list[TopicPartition] = []
+        counts: dict[str, tuple[str, int]] = {}
         for name in topics:
             topic = await self._cluster.topic(name)
             partitions = self._cluster.image.partitions_of(topic.topic_id)
             found += [TopicPartition(name, partition.index) for partition in partitions]
+            counts[name] = topic.topic_id, len(partitions)
+        if self._group is not None:
+            self._group.subscribe(topics)
+            return
         await self.assign(found)
+        self._subscribed = counts
+        self._on_image(self._cluster.image)
 
     @property
     def assignment(self) -> list[TopicPartition]:
@@ -248,12 +314,18 @@ class Consumer:
         self._check_connected()
         if max_records < 1:
             raise InvalidRequest(f"max_records={max_records}: a poll takes one record or more")
-        if self._iterated:
-            records = [self._iterated.popleft() for _ in range(min(max_records, len(self._iterated)))]
-        else:
-            records = await self._fetch_records(max_records, asyncio.get_running_loop().time() + timeout_ms / 1000)
+        deadline_s = asyncio.get_running_loop().time() + timeout_ms / 1000
+        records: list[ConsumerRecord] = []
+        if self._group is None or await self._ready(self._group, deadline_s):
+            if self._iterated:
+                records = [self._iterated.popleft() for _ in range(min(max_records, len(self._iterated)))]
+            else:
+                records = await self._fetch_records(max_records, deadline_s)
         if self._recorder is not None:
             self._recorder.handed_out(records)
+        if self._group is not None:
+            self._last = records
+            self._group.has_read()
         return records
 
     def __aiter__(self) -> Self:
@@ -261,12 +333,44 @@ class Consumer:
 
     async def __anext__(self) -> ConsumerRecord:
         self._check_connected()
+        if self._group is not None:
+            await self._ready(self._group, None)
         while not self._iterated:
             self._iterated.extend(await self._fetch_records(ITERATION_RECORDS, None))
         record = self._iterated.popleft()
         if self._recorder is not None:
             self._recorder.handed_out([record])
+        if self._group is not None:
+            self._last = (record,)
+            self._group.has_read()
         return record
+
+    async def _ready(self, group: Group, deadline_s: float | None) -> bool:
+        """A reading call begins: all that was handed out before is done. False: the time is up before records may be handed
+        out."""
+        self._last, self._lost_since_read = (), None
+        group.reading()
+        return group.is_settled or await self._settle(group, deadline_s)
+
+    async def _settle(self, group: Group, deadline_s: float | None) -> bool:
+        """True where records may be handed out. False: the time is up."""
+        while True:
+            self._arrived.clear()
+            await group.settle()
+            if group.may_hand_out:
+                return True
+            self._raise_failure()
+            if not await self._wait_arrived(deadline_s):
+                return False
+
+    async def _wait_arrived(self, deadline_s: float | None) -> bool:
+        """False: the time is up."""
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                await self._arrived.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def _fetch_records(self, max_records: int, deadline_s: float | None) -> list[ConsumerRecord]:
         if self._recorder is None:
@@ -283,6 +387,9 @@ class Consumer:
         await asyncio.sleep(0)  # other tasks must run, the fetching too, even if every call finds records
         while True:
             self._arrived.clear()
+            group = self._group
+            if group is not None and not group.is_settled and not await self._settle(group, deadline_s):
+                return []
             if (large := self._core.large_batch()) is not None:
                 await self._open(large)
             if records := self._hand_out(max_records):
@@ -290,13 +397,90 @@ class Consumer:
             if self._core.readable:
                 continue
             self._raise_failure()
-            try:
-                async with asyncio.timeout_at(deadline_s):
-                    await self._arrived.wait()
-            except TimeoutError:
+            if not await self._wait_arrived(deadline_s):
                 return []
 
+    # ---- Commits ----
+
+    async def commit(self, offsets: Mapping[TopicPartition, int] | None = None) -> None:
+        """Commit how far the group has come: behind everything that this member has handed out, or these offsets (of the
+        next record to read). Returns when it is stored on every in-sync replica.
+
+        Through failovers it is tried for 30 s. Raises PartitionLost where a partition is not this member's any more: then
+        nothing of this call is committed; InvalidRequest; or the last retriable error: then it may be committed.
+        """
+        group = self._in_group()
+        if offsets is None and self._lost_since_read is not None:
+            tp = self._lost_since_read
+            raise PartitionLost(
+                f"{tp.topic}-{tp.partition}, of which the last records came, is not this member's any more"
+            )
+        await group.commit(self._positions() if offsets is None else offsets)
+
+    async def committed(self, *tps: TopicPartition) -> dict[TopicPartition, int]:
+        """What the group has committed for these, or for its assigned partitions; those without a commit are left out."""
+        group = self._in_group()
+        keys = {await self._key(tp): tp for tp in tps or self.assignment}
+        return {keys[key]: offset for key, offset in (await group.committed(list(keys))).items()}
+
+    def _in_group(self) -> Group:
+        self._check_connected()
+        if self._group is None:
+            raise InvalidRequest("the consumer is in no group: Consumer(…, group=…)")
+        return self._group
+
+    def _positions(self) -> dict[TopicPartition, int]:
+        """Behind what was handed out; without those that are not known yet."""
+        positions = {tp: self._core.position(tp) for tp in self._core.assignment}
+        for record in reversed(self._iterated):
+            positions[_tp(record)] = record.offset
+        return {tp: position for tp, position in positions.items() if position != UNRESOLVED}
+
+    def _done(self) -> dict[TopicPartition, int]:
+        """Behind what the application is done with: without what its last reading call returned, while it works on that."""
+        positions = self._positions()
+        for record in reversed(self._last):
+            if _tp(record) in positions:
+                positions[_tp(record)] = record.offset
+        return positions
+
+    def _take(self, beginnings: Mapping[PartitionKey, Beginning]) -> None:
+        """Read these too, for the group."""
+        keys = {tp: self._core.key(tp) for tp in self._core.assignment}
+        positions, epochs = {}, {}
+        for key, each in beginnings.items():
+            keys[each.tp], positions[each.tp], epochs[each.tp] = key, each.position, each.leader_epoch
+        self._core.assign(keys, positions, epochs)
+        for tp, position in positions.items():
+            if position != UNRESOLVED:
+                self._on_resolved(tp, position)
+        self._router.wake()
+
+    def _drop(self, tps: Iterable[TopicPartition]) -> None:
+        """Read these no more."""
+        gone = set(tps)
+        kept = {tp: self._core.key(tp) for tp in self._core.assignment if tp not in gone}
+        if len(kept) == len(self._core.assignment):
+            return
+        self._core.assign(kept, {})
+        self._iterated = deque(record for record in self._iterated if _tp(record) in kept)
+        self._lost_since_read = next((_tp(record) for record in self._last if _tp(record) in gone), None)
+        self._last = [record for record in self._last if _tp(record) in kept]
+        self._router.wake()
+
     # ---- Inside ----
+
+    def _on_image(self, image: MetadataImage) -> None:
+        """Read partitions that subscribed topics have got, from their start: they are younger than the subscription."""
+        fresh: dict[TopicPartition, PartitionKey] = {}
+        for name, (topic_id, count) in self._subscribed.items():
+            while (key := (topic_id, count)) in image.partitions:
+                fresh[TopicPartition(name, count)] = key
+                count += 1  # noqa: PLW2901
+            self._subscribed[name] = topic_id, count
+        if fresh:
+            self._core.assign({tp: self._core.key(tp) for tp in self._core.assignment} | fresh, {})
+            self._router.wake()
 
     def _moved(self, tp: TopicPartition, offset: int) -> None:
         """The application has moved a position."""
@@ -349,10 +533,13 @@ class Consumer:
         self._check_connected()
         if self._bug is not None:
             raise self._bug
-        if not self._core.assignment:
+        if self._group is not None:
+            self._group.raise_failure()
+        elif not self._core.assignment:
             raise InvalidRequest("no partition is assigned to this consumer")
         for failure in self._core.failures():
-            raise failure.with_traceback(None)
+            if self._group is None or not isinstance(failure, UnknownTopicOrPartition):  # the group gives that one up
+                raise failure.with_traceback(None)
 
     def _seek_all(self, offsets: Mapping[TopicPartition, int]) -> None:
         for tp, offset in offsets.items():

@@ -88,6 +88,12 @@ class BufferFull(RetriableError):
     code = ErrorCode.REQUEST_TIMED_OUT
 
 
+class PartitionLost(FencepostError):
+    """The group has given a partition to another member, or may have: nothing was committed for it by this call."""
+
+    code = ErrorCode.STALE_MEMBER_EPOCH
+
+
 class ProducerClosed(FencepostError):
     """The producer is closed, or was closed before the record was acknowledged."""
 
@@ -138,6 +144,7 @@ __all__ = [
     "OffsetNotAvailable",
     "OffsetOutOfRange",
     "OutOfOrderSequenceNumber",
+    "PartitionLost",
     "PreferredLeaderNotAvailable",
     "ProducerClosed",
     "ProducerFenced",

@@ -48,7 +48,8 @@ SECTIONS = {
     ),
 }
 
-CONSUMER = {
+# Of each: the policy whose values it may have, or in words what it may be.
+CONSUMER: dict[str, tuple[Any, str]] = {
     "start": (StartPolicy, "Where a partition without a position begins."),
     "reset": (
         ResetPolicy,
@@ -58,9 +59,31 @@ CONSUMER = {
         UnreadablePolicy,
         "At a batch that cannot be read: raise CorruptMessage and stay there, or continue behind it, log it and count it.",
     ),
-    "max_decompressed_bytes": (None, "What one compressed batch may open to. The rest of it is never opened."),
+    "max_decompressed_bytes": ("1 or more", "What one compressed batch may open to. The rest of it is never opened."),
+    "group": (
+        "1 to 255 characters",
+        "The group whose members share the topics' partitions; without one it reads alone.",
+    ),
+    "auto_commit_ms": (
+        "1 or more, or none",
+        "In a group: how often what the application is done with is committed; none: only `commit` commits.",
+    ),
+    "max_poll_interval_ms": (
+        "1 or more",
+        "In a group: an application that does not read for so long leaves it until it reads again.",
+    ),
+    "client_id": ("text", "In a group: a name for those who describe it."),
 }
-NO_SETTINGS = {"self", "bootstrap", "topics", "history", "host"}  # of the consumer's parameters
+NO_SETTINGS = {
+    "self",
+    "bootstrap",
+    "topics",
+    "history",
+    "host",
+    "on_assigned",
+    "on_revoked",
+    "on_lost",
+}  # of the consumer's parameters
 
 UNITS = {"_ms": "ms", "_bytes": "bytes", "_bytes_per_second": "bytes/s", "_per_second": "1/s"}
 UNITS_BY_NAME = {"batch_size": "bytes", "buffer_memory": "bytes", "max_request_size": "bytes"}
@@ -113,7 +136,7 @@ def _consumer_rows() -> Iterator[Row]:
     if parameters.keys() != CONSUMER.keys() | NO_SETTINGS:
         raise SystemExit(f"the parameters of Consumer are not those described here: {sorted(parameters)}")
     for name, (policy, doc) in CONSUMER.items():
-        allowed = _choices(get_args(policy)) if policy else "1 or more"
+        allowed = policy if isinstance(policy, str) else _choices(get_args(policy))
         yield Row(name, _value(parameters[name].default, _unit(name)), _unit(name), allowed, doc)
 
 
@@ -164,6 +187,8 @@ def _value(value: object, unit: str) -> str:
         return f"`{str(value).lower()}`"
     if isinstance(value, str):
         return f"`{value}`" if value else "empty"
+    if value is None:
+        return "none"
     assert isinstance(value, int | float)
     sizes = {2**30: "GiB", 2**20: "MiB", 2**10: "KiB"} if unit.startswith("bytes") else {}
     times = {86_400_000: "days", 3_600_000: "h", 60_000: "min", 1_000: "s"} if unit == "ms" else {}

@@ -130,11 +130,33 @@ def with_aiokafka(bootstrap: str, group: str) -> None:
     asyncio.run(consume())
 
 
+def with_fencepost(bootstrap: str, group: str) -> None:
+    import fencepost
+    from fencepost.errors import PartitionLost
+
+    async def consume() -> None:
+        stopped = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+        async with fencepost.Consumer(bootstrap, TOPIC, group=group, auto_commit_ms=None) as consumer:
+            while not stopped.is_set():
+                records = await consumer.poll(50, timeout_ms=200)
+                for record in records:
+                    say(record.partition, record.offset, record.value)
+                if records:
+                    try:
+                        await consumer.commit()
+                    except PartitionLost as error:
+                        print(error, file=sys.stderr)
+
+    asyncio.run(consume())
+
+
 CLIENTS: dict[str, Callable[[str, str], None]] = {
     "confluent-kafka": with_confluent,
     "confluent-kafka, KIP-848": with_kip_848,
     "kafka-python": with_kafka_python,
     "aiokafka": with_aiokafka,
+    "fencepost": with_fencepost,
 }
 
 if __name__ == "__main__":

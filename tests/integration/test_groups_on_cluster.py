@@ -1,4 +1,5 @@
-"""Groups of Kafka's own clients on a cluster of real processes: a member dies, one joins, the coordinator is killed.
+"""Groups on a cluster of real processes, of Kafka's own clients and of ours: a member dies, one joins, the coordinator is
+killed.
 
 Every record is read, and the commits stand: a member that comes at the end finds nothing left to read.
 """
@@ -101,16 +102,17 @@ async def committed(bootstrap: str) -> dict[int, int]:
         pytest.param("confluent-kafka, KIP-848", marks=pytest.mark.long),
         pytest.param("kafka-python", marks=pytest.mark.long),
         pytest.param("aiokafka", marks=pytest.mark.long),
+        pytest.param("fencepost", marks=pytest.mark.long),
     ],
 )
 @asynchronous
 async def test_nothing_is_lost_where_members_and_the_coordinator_die(
     client: str, cluster_factory: ClusterFactory, tmp_path: Path
 ) -> None:
-    settings = {"group_consumer_session_timeout_ms": 3_000}
+    settings = {"group_consumer_session_timeout_ms": 3_000, "group_consumer_heartbeat_interval_ms": 300}
     async with cluster_factory(brokers=3, controller_overrides=QUICK, broker_overrides=settings) as cluster:
         bootstrap = cluster.kafka_bootstrap
-        with members(client, bootstrap, tmp_path / "members") as group:
+        with members(client, cluster.bootstrap if client == "fencepost" else bootstrap, tmp_path / "members") as group:
             await produced(bootstrap, 0, 100)
             for _ in range(3):
                 group.start()

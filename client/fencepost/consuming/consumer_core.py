@@ -155,10 +155,13 @@ class ConsumerCore:
     # ---- Positions ----
 
     def assign(
-        self, partitions: Mapping[TopicPartition, PartitionKey], positions: Mapping[TopicPartition, int]
+        self,
+        partitions: Mapping[TopicPartition, PartitionKey],
+        positions: Mapping[TopicPartition, int],
+        epochs: Mapping[TopicPartition, int] | None = None,
     ) -> None:
         """Read exactly these partitions from now on. One that was assigned before goes on where it is; the others begin at
-        their position, or else at the log's start."""
+        their position, or else at the log's start. `epochs`: leader epochs of the records before positions, where known."""
         kept = {tp: p for tp, p in self._assigned.items() if partitions.get(tp) == p.key}
         self._assigned = {tp: kept.get(tp) or AssignedPartition(tp, key) for tp, key in sorted(partitions.items())}
         self._by_key = {p.key: p for p in self._assigned.values()}
@@ -167,6 +170,9 @@ class ConsumerCore:
         for tp, p in self._assigned.items():
             if tp not in kept:
                 self._move(p, positions.get(tp, UNRESOLVED))
+                epoch = epochs.get(tp, -1) if epochs is not None else -1
+                if epoch >= 0 and p.position > 0:
+                    p.epochs = [(epoch, p.position - 1)]
 
     @property
     def assignment(self) -> list[TopicPartition]:
@@ -178,6 +184,11 @@ class ConsumerCore:
     def position(self, tp: TopicPartition) -> int:
         """The next offset to hand out, or UNRESOLVED."""
         return self._of(tp).position
+
+    def epoch_before(self, tp: TopicPartition, position: int) -> int:
+        """Leader epoch of the record before a position, as it was read; -1: not known."""
+        p = self._assigned.get(tp)
+        return p.epoch_before(position) if p is not None else -1
 
     def high_watermark(self, tp: TopicPartition) -> int:
         """The highest one received from a leader; -1: none yet."""

@@ -167,6 +167,10 @@ class AssignedPartition:
         """Leader epoch of the batch before `next_fetch`; None: it was not read."""
         return self.epochs[-1][0] if self.epochs else None
 
+    def epoch_before(self, position: int) -> int:
+        """Leader epoch of the batch before a position, as it was read; -1: not known."""
+        return next((epoch for epoch, first_offset in reversed(self.epochs) if first_offset < position), -1)
+
     def parts_at(self, epoch: int, end_offset: int) -> int:
         """Where the leader's log parts from what was read: at this offset, or below it, as the next fetch will show.
 
