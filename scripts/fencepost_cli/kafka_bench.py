@@ -1,9 +1,12 @@
-"""The benchmark through the Kafka port, with librdkafka as the client. It starts its own cluster.
+"""The benchmark through the Kafka port, with librdkafka as the client.
 
 As the benchmark with Fencepost's own client (`bench.py`): three brokers, replication 3, two replicas in sync needed,
 acks=all, 3 partitions, a new topic for each measurement. librdkafka is at its defaults, idempotent, without
 compression; where latency is measured its linger is 0. Its callbacks are served by a thread of their own wherever
 records are sent at a rate, for its `poll` waits in whole milliseconds.
+
+Everything, topics too, goes through the Kafka port, so the same rows are measured on any cluster that has one:
+`measure` takes one cluster; `measure_beside` takes each row of two clusters in turn, which run side by side.
 """
 
 from __future__ import annotations
@@ -11,20 +14,35 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
 
-from fencepost import AdminClient
 from fencepost_cli.bench import MIN_INSYNC_REPLICAS, PARTITIONS, REPLICATION_FACTOR, rounded
+from fencepost_cli.kafka_load import (
+    CLOSED_LOOP_PRODUCERS,
+    CLOSED_LOOP_S,
+    FLUSH_TIMEOUT_S,
+    RATE,
+    RESUME_TIMEOUT_S,
+    AtARate,
+    Counts,
+    closed_loop,
+    ends_of,
+    producer_of,
+    read_all,
+    send_for,
+    value_of,
+)
 from fencepost_testing.failures import CommandFailed
 from fencepost_testing.local_cluster import LocalCluster
-from fencepost_testing.topic_waits import wait_in_sync
 from fencepost_testing.waiting import until
 from fencepost_testing.workload import percentile
 
@@ -32,16 +50,37 @@ BROKERS = 3
 WARM_UP_S = 2.0
 THROUGHPUT_S = 8.0
 LATENCY_S = 10.0
-RATE = 500.0  # records a second, for latency and failovers
-KEYS = 50
-CLOSED_LOOP_PRODUCERS = 64
-CLOSED_LOOP_S = 5.0
 FAILOVERS = 5
-FLUSH_TIMEOUT_S = 60.0
-RESUME_TIMEOUT_S = 60.0
-READ_AT_ONCE = 10_000
-_SENDS_BETWEEN_POLLS = 500
+FAILOVERS_BESIDE = 3  # of each of two clusters: Kafka's take ten seconds each, and as long until all is in sync again
+PEER_WARM_UP_S = 30.0  # of load before anything of a peer counts: a JVM compiles what it runs often
+ADMIN_TIMEOUT_S = 60.0
 _MEGABYTE = 1_000_000
+_SMALL_BYTES = 100
+_LARGE_BYTES = 1024
+
+
+class BenchCluster(Protocol):
+    """What is measured. A LocalCluster is one."""
+
+    @property
+    def broker_ids(self) -> list[int]: ...
+
+    @property
+    def kafka_bootstrap(self) -> str: ...
+
+    async def up(self) -> None:
+        """Start every process; return once all brokers serve."""
+        ...
+
+    def pid(self, node: int) -> int: ...
+
+    def kill(self, node: int) -> None: ...
+
+    async def restart(self, node: int) -> None: ...
+
+    def close(self) -> None:
+        """End every process."""
+        ...
 
 
 @dataclass(slots=True)
@@ -60,102 +99,147 @@ class KafkaBenchResult:
         return {name: rounded(getattr(self, name)) for name in self.__slots__}
 
 
-def value_of(size_bytes: int) -> bytes:
-    return (bytes(range(97, 123)) * (size_bytes // 26 + 1))[:size_bytes]
+Tell = Callable[[str], None]
+Make = Callable[[], BenchCluster]
+
+
+def own_cluster(folder: Path) -> LocalCluster:
+    return LocalCluster.create(folder, brokers=BROKERS)
+
+
+async def measure(make: Make, tell: Tell) -> KafkaBenchResult:
+    """Every row of one cluster. `tell` gets a line as each begins."""
+    async with AsyncExitStack() as stack:
+        tell("starting a cluster")
+        bench = await KafkaBench.begin(make, stack)
+        for name, row in bench.rows(FAILOVERS):
+            tell(name)
+            await row()
+    return bench.result
+
+
+async def measure_beside(
+    make: Make, peer_name: str, make_peer: Make, tell: Tell
+) -> tuple[KafkaBenchResult, KafkaBenchResult]:
+    """Every row of a cluster of Fencepost, and then of its peer; both run all the time. The peer is warmed up first."""
+    async with AsyncExitStack() as stack:
+        tell("starting a cluster of Fencepost")
+        own = await KafkaBench.begin(make, stack)
+        tell(f"starting {peer_name}")
+        peer = await KafkaBench.begin(make_peer, stack)
+        tell(f"warming {peer_name} up, {PEER_WARM_UP_S:g} s")
+        await peer.warm_up()
+        for (name, row), (_, peers_row) in zip(own.rows(FAILOVERS_BESIDE), peer.rows(FAILOVERS_BESIDE), strict=True):
+            tell(f"{name}: Fencepost")
+            await row()
+            tell(f"{name}: {peer_name}")
+            await peers_row()
+    return own.result, peer.result
 
 
 class KafkaBench:
-    """Every measurement, in order. `tell` gets a line as each begins."""
+    """The rows of one cluster that runs."""
 
-    def __init__(self, folder: Path, tell: Callable[[str], None]) -> None:
-        self._folder = folder
-        self._tell = tell
+    def __init__(self, cluster: BenchCluster) -> None:
         self.result = KafkaBenchResult()
+        self._cluster = cluster
+        self._bootstrap = cluster.kafka_bootstrap
+        self._admin = AdminClient({"bootstrap.servers": self._bootstrap})
 
-    async def run(self) -> KafkaBenchResult:
-        result = self.result
-        self._tell("starting a cluster")
+    @classmethod
+    async def begin(cls, make: Make, stack: AsyncExitStack) -> KafkaBench:
+        """Start a cluster, which ends with the stack; its first row is the time to an acknowledgement."""
         started = time.monotonic()
-        cluster = LocalCluster.create(self._folder, brokers=BROKERS)
-        async with cluster, AdminClient(cluster.bootstrap) as admin:
-            await self._topic(admin, "first")
-            await asyncio.to_thread(self._send_one, cluster)
-            result.kafka_first_ack_s = time.monotonic() - started
-            self._tell(f"throughput, records of 100 B, {THROUGHPUT_S:g} s")
-            await self._topic(admin, "throughput-100")
-            result.kafka_records_per_s_100b = await asyncio.to_thread(self._throughput, cluster, 100)
-            self._tell(f"throughput, records of 1 KB, {THROUGHPUT_S:g} s")
-            await self._topic(admin, "throughput-1024")
-            rate = await asyncio.to_thread(self._throughput, cluster, 1024)
-            result.kafka_mb_per_s_1kb = rate * 1024 / _MEGABYTE
-            self._tell("reading the records of 100 B")
-            result.kafka_read_records_per_s = await asyncio.to_thread(self._read, cluster, "throughput-100")
-            result.broker_rss_mb = [
-                psutil.Process(cluster.pid(broker)).memory_info().rss / _MEGABYTE for broker in cluster.broker_ids
-            ]
-            self._tell(f"latency at {RATE:g} records/s, {LATENCY_S:g} s")
-            await self._topic(admin, "latency")
-            await asyncio.to_thread(self._latency, cluster)
-            self._tell(f"{CLOSED_LOOP_PRODUCERS} producers, each with one record on its way, {CLOSED_LOOP_S:g} s")
-            await self._topic(admin, "closed-loop")
-            result.kafka_closed_loop_acks_per_s = await asyncio.to_thread(_closed_loop, cluster.kafka_bootstrap)
-            self._tell(f"unavailability over {FAILOVERS} kills of a leader")
-            await self._topic(admin, "failover")
-            await self._failovers(cluster, admin)
-        return result
+        cluster = await asyncio.to_thread(make)
+        stack.callback(cluster.close)
+        await cluster.up()
+        bench = cls(cluster)
+        await asyncio.to_thread(bench._send_first)
+        bench.result.kafka_first_ack_s = time.monotonic() - started
+        return bench
 
-    async def _topic(self, admin: AdminClient, name: str) -> None:
-        await admin.create_topic(
-            name,
-            partitions=PARTITIONS,
-            replication_factor=REPLICATION_FACTOR,
-            min_insync_replicas=MIN_INSYNC_REPLICAS,
-        )
+    def rows(self, failovers: int) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
+        """What each is called, and what measures it."""
+        return [
+            (f"throughput, records of {_SMALL_BYTES} B, {THROUGHPUT_S:g} s", partial(self._in_thread, self._small)),
+            (f"throughput, records of 1 KB, {THROUGHPUT_S:g} s", partial(self._in_thread, self._large)),
+            (f"reading the records of {_SMALL_BYTES} B", partial(self._in_thread, self._read)),
+            (f"latency at {RATE:g} records/s, {LATENCY_S:g} s", partial(self._in_thread, self._latency)),
+            (
+                f"{CLOSED_LOOP_PRODUCERS} producers, each with one record on its way, {CLOSED_LOOP_S:g} s",
+                partial(self._in_thread, self._closed_loop),
+            ),
+            (f"unavailability over {failovers} kills of a leader", partial(self._failovers, failovers)),
+        ]
 
-    def _send_one(self, cluster: LocalCluster) -> None:
-        producer = _producer(cluster.kafka_bootstrap, linger_ms=0)
+    async def warm_up(self) -> None:
+        await asyncio.to_thread(self._warm_up)
+
+    async def _in_thread(self, row: Callable[[], None]) -> None:
+        await asyncio.to_thread(row)
+
+    def _topic(self, name: str) -> None:
+        topic = NewTopic(name, PARTITIONS, REPLICATION_FACTOR, config={"min.insync.replicas": f"{MIN_INSYNC_REPLICAS}"})
+        try:
+            self._admin.create_topics([topic], request_timeout=ADMIN_TIMEOUT_S)[name].result(ADMIN_TIMEOUT_S)
+        except KafkaException as error:
+            raise CommandFailed(f"the topic {name} could not be made: {error}") from error
+
+    def _send_first(self) -> None:
+        self._topic("first")
+        producer = producer_of(self._bootstrap, linger_ms=0)
         told: list[object] = []
         producer.produce("first", b"first", on_delivery=lambda error, _: told.append(error))
         if producer.flush(FLUSH_TIMEOUT_S) or told != [None]:
             raise CommandFailed(f"the first record was not acknowledged: {told}")
 
-    def _throughput(self, cluster: LocalCluster, record_bytes: int) -> float:
+    def _warm_up(self) -> None:
+        """Both sizes, and a reader."""
+        counts = Counts()
+        producer = producer_of(self._bootstrap)
+        for size in (_SMALL_BYTES, _LARGE_BYTES):
+            send_for(producer, "first", value_of(size), counts, PEER_WARM_UP_S / 2)
+        if producer.flush(FLUSH_TIMEOUT_S) or counts.failed:
+            raise CommandFailed(f"warming up: {counts.failed} records failed")
+        read_all(self._bootstrap, "first")
+
+    def _small(self) -> None:
+        self.result.kafka_records_per_s_100b = self._throughput(_SMALL_BYTES)
+
+    def _large(self) -> None:
+        self.result.kafka_mb_per_s_1kb = self._throughput(_LARGE_BYTES) * _LARGE_BYTES / _MEGABYTE
+
+    def _throughput(self, record_bytes: int) -> float:
         """Acknowledged records a second, after a warm-up, up to the last acknowledgement."""
         topic = f"throughput-{record_bytes}"
+        self._topic(topic)
         value = value_of(record_bytes)
-        producer = _producer(cluster.kafka_bootstrap)
-        counts = _Counts()
-        _send_for(producer, topic, value, counts, WARM_UP_S)
+        producer = producer_of(self._bootstrap)
+        counts = Counts()
+        send_for(producer, topic, value, counts, WARM_UP_S)
         warm, started = counts.acked, time.monotonic()
-        _send_for(producer, topic, value, counts, THROUGHPUT_S)
+        send_for(producer, topic, value, counts, THROUGHPUT_S)
         left = producer.flush(FLUSH_TIMEOUT_S)
         elapsed_s = time.monotonic() - started
         if left or counts.failed:
             raise CommandFailed(f"{topic}: {counts.failed} records failed, {left} are left")
-        in_log = sum(_ends(cluster.kafka_bootstrap, topic).values())
+        in_log = sum(ends_of(self._bootstrap, topic).values())
         if in_log != counts.acked:
             raise CommandFailed(f"{counts.acked} records of {topic} were acknowledged, and {in_log} are in the log")
         return (counts.acked - warm) / elapsed_s
 
-    def _read(self, cluster: LocalCluster, topic: str) -> float:
-        """Records a second of one consumer that reads a topic from its beginning to its end."""
-        ends = _ends(cluster.kafka_bootstrap, topic)
-        consumer = _consumer(cluster.kafka_bootstrap)
-        consumer.assign([TopicPartition(topic, partition, 0) for partition in ends])
-        wanted, read, started = sum(ends.values()), 0, time.monotonic()
-        while read < wanted:
-            messages = consumer.consume(READ_AT_ONCE, RESUME_TIMEOUT_S)
-            if not messages or any(message.error() for message in messages):
-                raise CommandFailed(f"{topic}: {read} of {wanted} records were read, then {messages[:1] or 'nothing'}")
-            read += len(messages)
-        elapsed_s = time.monotonic() - started
-        consumer.close()
-        return read / elapsed_s
+    def _read(self) -> None:
+        self.result.kafka_read_records_per_s = read_all(self._bootstrap, f"throughput-{_SMALL_BYTES}")
+        self.result.broker_rss_mb = [
+            psutil.Process(self._cluster.pid(broker)).memory_info().rss / _MEGABYTE
+            for broker in self._cluster.broker_ids
+        ]
 
-    def _latency(self, cluster: LocalCluster) -> None:
-        producer = _producer(cluster.kafka_bootstrap, linger_ms=0)
-        _AtARate(producer, "latency").run(WARM_UP_S)
-        measured = _AtARate(producer, "latency")
+    def _latency(self) -> None:
+        self._topic("latency")
+        producer = producer_of(self._bootstrap, linger_ms=0)
+        AtARate(producer, "latency").run(WARM_UP_S)
+        measured = AtARate(producer, "latency")
         measured.run(LATENCY_S)
         latencies = sorted(measured.latencies_s)
         if measured.failed or len(latencies) != measured.sent:
@@ -165,151 +249,44 @@ class KafkaBench:
         self.result.kafka_latency_ms_p50 = percentile(latencies, 0.50) * 1000
         self.result.kafka_latency_ms_p99 = percentile(latencies, 0.99) * 1000
 
-    async def _failovers(self, cluster: LocalCluster, admin: AdminClient) -> None:
+    def _closed_loop(self) -> None:
+        self._topic("closed-loop")
+        self.result.kafka_closed_loop_acks_per_s = closed_loop(self._bootstrap)
+
+    async def _failovers(self, failovers: int) -> None:
         """From the kill to the first acknowledgement of a record that was sent to that partition after it."""
-        workload = _AtARate(_producer(cluster.kafka_bootstrap), "failover")
+        await asyncio.to_thread(self._topic, "failover")
+        workload = AtARate(producer_of(self._bootstrap), "failover")
         stop = threading.Event()
         running = asyncio.create_task(asyncio.to_thread(workload.run, float("inf"), stop))
         try:
             await asyncio.sleep(WARM_UP_S)
-            for number in range(FAILOVERS):
-                await wait_in_sync(admin, "failover")
+            for number in range(failovers):
                 partition_number = number % PARTITIONS
-                described = await admin.describe_topic("failover")
-                leader = described.partitions[partition_number].leader
+                leader = await self._wait_in_sync("failover", partition_number)
                 killed_at = time.monotonic()
                 workload.watch(partition_number, killed_at)
-                cluster.kill(leader)
+                self._cluster.kill(leader)
                 await until(workload.reached.is_set, f"writes to failover-{partition_number}", RESUME_TIMEOUT_S)
                 self.result.kafka_unavailable_ms.append((workload.reached_at - killed_at) * 1000)
-                await cluster.restart(leader)
+                await self._cluster.restart(leader)
         finally:
             stop.set()
             await running
         if workload.failed:
             raise CommandFailed(f"failover: {workload.failed} records failed")
 
+    async def _wait_in_sync(self, topic: str, partition: int) -> int:
+        """The leader of that partition, once every partition has one and all replicas are in sync."""
 
-@dataclass(slots=True)
-class _Counts:
-    acked: int = 0
-    failed: int = 0
+        async def leader() -> int | None:
+            try:
+                metadata = await asyncio.to_thread(self._admin.list_topics, topic, 1.0)
+            except KafkaException:
+                return None  # it asked a broker that has just been killed
+            partitions = metadata.topics[topic].partitions
+            settled = all(p.leader >= 0 and set(p.isrs) == set(p.replicas) for p in partitions.values())
+            return partitions[partition].leader if settled and len(partitions) == PARTITIONS else None
 
-    def __call__(self, error: object, _: object) -> None:
-        if error is None:
-            self.acked += 1
-        else:
-            self.failed += 1
-
-
-def _producer(bootstrap: str, linger_ms: int | None = None) -> Producer:
-    linger = {} if linger_ms is None else {"linger.ms": linger_ms}
-    return Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, **linger})
-
-
-def _consumer(bootstrap: str) -> Consumer:
-    return Consumer({"bootstrap.servers": bootstrap, "group.id": "bench", "enable.auto.commit": False})
-
-
-def _ends(bootstrap: str, topic: str) -> dict[int, int]:
-    consumer = _consumer(bootstrap)
-    try:
-        return {
-            partition: consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=RESUME_TIMEOUT_S)[1]
-            for partition in range(PARTITIONS)
-        }
-    finally:
-        consumer.close()
-
-
-def _send_for(producer: Producer, topic: str, value: bytes, counts: _Counts, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        for _ in range(_SENDS_BETWEEN_POLLS):
-            while True:
-                try:
-                    producer.produce(topic, value, on_delivery=counts)
-                    break
-                except BufferError:  # its queue is full
-                    producer.poll(0.01)
-        producer.poll(0)
-
-
-class _AtARate:
-    """Sends single records, each when it is due."""
-
-    def __init__(self, producer: Producer, topic: str) -> None:
-        self.sent = 0
-        self.failed = 0
-        self.latencies_s: list[float] = []
-        self.reached = threading.Event()
-        self.reached_at = 0.0
-        self._producer = producer
-        self._topic = topic
-        self._watched = (-1, 0.0)  # partition, and since when
-
-    def watch(self, partition: int, since: float) -> None:
-        """`reached` is set by the first acknowledgement of a record that was sent to the partition after that."""
-        self.reached.clear()
-        self._watched = (partition, since)
-
-    def run(self, seconds: float, stop: threading.Event | None = None) -> None:
-        done = threading.Event()
-        serving = threading.Thread(target=self._serve, args=(done,), daemon=True)
-        serving.start()
-        value, started = value_of(100), time.monotonic()
-        while (now := time.monotonic()) - started < seconds and not (stop and stop.is_set()):
-            while started + self.sent / RATE <= now:
-                key = b"key-%d" % (self.sent * 7 % KEYS)
-                self._producer.produce(
-                    self._topic, value, key=key, on_delivery=partial(self._delivered, time.monotonic())
-                )
-                self.sent += 1
-            time.sleep(max(0.0, started + self.sent / RATE - time.monotonic()))
-        done.set()
-        serving.join()
-        self._producer.flush(FLUSH_TIMEOUT_S)
-
-    def _serve(self, done: threading.Event) -> None:
-        while not done.is_set():
-            self._producer.poll(0.1)
-
-    def _delivered(self, sent_at: float, error: object, message: Any) -> None:
-        now = time.monotonic()
-        if error is not None:
-            self.failed += 1
-            return
-        self.latencies_s.append(now - sent_at)
-        partition, since = self._watched
-        if message.partition() == partition and sent_at > since and not self.reached.is_set():
-            self.reached_at = now
-            self.reached.set()
-
-
-def _closed_loop(bootstrap: str) -> float:
-    """Acknowledgements a second of so many producers, each of which waits for one before it sends the next record."""
-    producers = [_producer(bootstrap, linger_ms=0) for _ in range(CLOSED_LOOP_PRODUCERS)]
-    value, counts = value_of(100), _Counts()
-    begun, end = threading.Barrier(len(producers) + 1), 0.0
-
-    def loop(producer: Producer) -> None:
-        producer.produce("closed-loop", value)
-        producer.flush(FLUSH_TIMEOUT_S)  # connected, with an id
-        begun.wait()
-        begun.wait()
-        while time.monotonic() < end:
-            producer.produce("closed-loop", value, on_delivery=counts)
-            producer.flush(FLUSH_TIMEOUT_S)
-
-    threads = [threading.Thread(target=loop, args=(producer,)) for producer in producers]
-    for thread in threads:
-        thread.start()
-    begun.wait()
-    started = time.monotonic()
-    end = started + CLOSED_LOOP_S
-    begun.wait()
-    for thread in threads:
-        thread.join()
-    if counts.failed:
-        raise CommandFailed(f"closed loop: {counts.failed} records failed")
-    return counts.acked / (time.monotonic() - started)
+        what = f"all replicas of {topic} in sync"
+        return await until(leader, what, RESUME_TIMEOUT_S, holds=lambda found: found >= 0, poll_s=0.05)

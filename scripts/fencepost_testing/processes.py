@@ -119,19 +119,28 @@ def import_path() -> str:
 def spawn(
     arguments: Sequence[str], config_file: Path, log_file: Path, place: NetworkPlace | None = None
 ) -> tuple[ProcessRef, subprocess.Popen[bytes]]:
-    """Start `python ARGUMENTS CONFIG_FILE` in a session of its own, its standard error appended to `log_file`.
+    """Start `python ARGUMENTS CONFIG_FILE`; see `spawn_command`."""
+    command = [*(place.prefix if place else ()), sys.executable, *arguments, str(config_file)]
+    environment = {"PYTHONPATH": import_path(), **(place.environment if place else {})}
+    return spawn_command(command, config_file, log_file, environment)
+
+
+def spawn_command(
+    command: Sequence[str], config_file: Path, log_file: Path, environment: Mapping[str, str] | None = None
+) -> tuple[ProcessRef, subprocess.Popen[bytes]]:
+    """Start a command, whose last word is its configuration file, in a session of its own, its output appended to
+    `log_file`. `environment` is added to this process's own.
 
     The Popen is only for waiting: its holder must poll it, or the child stays a zombie.
     """
-    environment = {**os.environ, "PYTHONPATH": import_path(), **(place.environment if place else {})}
     with log_file.open("ab") as log:
         child = subprocess.Popen(
-            [*(place.prefix if place else ()), sys.executable, *arguments, str(config_file)],
+            list(command),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=environment,
+            env={**os.environ, **(environment or {})},
         )
     try:
         create_time_s = psutil.Process(child.pid).create_time()

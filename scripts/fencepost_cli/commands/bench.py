@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from enum import StrEnum
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +24,11 @@ if TYPE_CHECKING:
     from fencepost_cli.bench import BenchResult, Recovery
     from fencepost_cli.kafka_bench import KafkaBenchResult
     from fencepost_cli.scale import ScaleResult
+
+
+class Peer(StrEnum):
+    KAFKA = "kafka"
+
 
 SCALES = [300, 1_000, 3_000, 10_000]  # partitions
 
@@ -38,6 +47,14 @@ def bench(
     kafka: Annotated[
         bool, typer.Option("--kafka", help="Instead: through the Kafka port, with librdkafka (confluent-kafka).")
     ] = False,
+    peer: Annotated[
+        Peer | None,
+        typer.Option(
+            "--peer",
+            help="Instead: the same as --kafka, and Apache Kafka beside it, row by row. Needs a JDK (17 or newer) and "
+            "Maven, which fetches Kafka at the first time (150 MB); takes five minutes and 4 GB of memory.",
+        ),
+    ] = None,
     partitions: Annotated[
         list[int] | None,
         typer.Option(help="With --scale: how many; may be given again.", show_default="300, 1000, 3000, 10000"),
@@ -67,6 +84,8 @@ def bench(
 
                 draw(results, plot)
             told: dict[str, object] = {"scale": [result.to_json() for result in results]}
+        elif peer is not None:
+            told = _measure_beside(parent, out)
         elif kafka:
             told = _measure_kafka(parent, out)
         elif recovery:
@@ -84,13 +103,33 @@ def bench(
 
 
 def _measure_kafka(parent: Path, out: Console) -> dict[str, object]:
-    try:
-        from fencepost_cli.kafka_bench import KafkaBench
-    except ImportError as error:
-        fail(f"{error.name} is missing: pip install 'fencepost[kafka-clients]'")
-    result = run(KafkaBench(parent / "cluster", out.print).run())
-    _show_kafka(result, out)
+    _require_librdkafka()
+    from fencepost_cli.kafka_bench import measure, own_cluster
+
+    result = run(measure(partial(own_cluster, parent / "cluster"), out.print))
+    _show_kafka([("measured", result)], out)
     return result.to_json()
+
+
+def _measure_beside(parent: Path, out: Console) -> dict[str, object]:
+    _require_librdkafka()
+    from fencepost_cli import apache_kafka
+    from fencepost_cli.kafka_bench import BROKERS, measure_beside, own_cluster
+
+    async def assemble_and_measure() -> tuple[KafkaBenchResult, KafkaBenchResult]:
+        out.print(f"assembling {apache_kafka.NAME}, where that has not been done yet")
+        jars = await asyncio.to_thread(apache_kafka.assembled)
+        make_peer = partial(apache_kafka.ApacheKafka, jars, parent / "apache-kafka", BROKERS)
+        return await measure_beside(partial(own_cluster, parent / "cluster"), apache_kafka.NAME, make_peer, out.print)
+
+    own, peers = run(assemble_and_measure())
+    _show_kafka([("Fencepost", own), (apache_kafka.NAME, peers)], out)
+    return {"fencepost": own.to_json(), "peer": {"name": apache_kafka.NAME, **peers.to_json()}}
+
+
+def _require_librdkafka() -> None:
+    if find_spec("confluent_kafka") is None:
+        fail("confluent_kafka is missing: pip install 'fencepost[kafka-clients]'")
 
 
 def _measure_scale(parent: Path, sizes: Sequence[int], seed: int, out: Console) -> list[ScaleResult]:
@@ -158,27 +197,29 @@ def _show(result: BenchResult, out: Console) -> None:
     out.print(table)
 
 
-def _show_kafka(result: KafkaBenchResult, out: Console) -> None:
+def _show_kafka(results: Sequence[tuple[str, KafkaBenchResult]], out: Console) -> None:
+    """A column for each result."""
     from rich.table import Table
 
     def list_of(values: Sequence[float]) -> str:
         return ", ".join(f"{value:.0f}" for value in values)
 
-    table = Table("what, with librdkafka", "measured", "goal")
-    table.columns[1].justify = table.columns[2].justify = "right"
-    table.add_row(
-        "throughput, 100 B records", f"{result.kafka_records_per_s_100b:,.0f} records/s", "≥ 330,000 records/s"
-    )
-    table.add_row("throughput, 1 KB records", f"{result.kafka_mb_per_s_1kb:.1f} MB/s", "≥ 80 MB/s")
-    table.add_row("one consumer reads 100 B records", f"{result.kafka_read_records_per_s:,.0f} records/s", "")
-    table.add_row("latency at 500 records/s, p50", f"{result.kafka_latency_ms_p50:.2f} ms", "≤ 0.8 ms")
-    table.add_row("latency at 500 records/s, p99", f"{result.kafka_latency_ms_p99:.2f} ms", "≤ 4 ms")
-    table.add_row(
-        "64 producers, one record each", f"{result.kafka_closed_loop_acks_per_s:,.0f} acks/s", "≥ 4,400 acks/s"
-    )
-    table.add_row("unavailable after kill -9", f"{list_of(result.kafka_unavailable_ms)} ms", "≤ 100 ms each")
-    table.add_row("cluster up to first acknowledged write", f"{result.kafka_first_ack_s:.2f} s", "≤ 1.5 s")
-    table.add_row("brokers' resident memory after throughput", f"{list_of(result.broker_rss_mb)} MB", "≤ 130 MB")
+    rows: list[tuple[str, Callable[[KafkaBenchResult], str], str]] = [
+        ("throughput, 100 B records", lambda r: f"{r.kafka_records_per_s_100b:,.0f} records/s", "≥ 330,000 records/s"),
+        ("throughput, 1 KB records", lambda r: f"{r.kafka_mb_per_s_1kb:.1f} MB/s", "≥ 80 MB/s"),
+        ("one consumer reads 100 B records", lambda r: f"{r.kafka_read_records_per_s:,.0f} records/s", ""),
+        ("latency at 500 records/s, p50", lambda r: f"{r.kafka_latency_ms_p50:.2f} ms", "≤ 0.8 ms"),
+        ("latency at 500 records/s, p99", lambda r: f"{r.kafka_latency_ms_p99:.2f} ms", "≤ 4 ms"),
+        ("64 producers, one record each", lambda r: f"{r.kafka_closed_loop_acks_per_s:,.0f} acks/s", "≥ 4,400 acks/s"),
+        ("unavailable after kill -9", lambda r: f"{list_of(r.kafka_unavailable_ms)} ms", "≤ 100 ms each"),
+        ("cluster up to first acknowledged write", lambda r: f"{r.kafka_first_ack_s:.2f} s", "≤ 1.5 s"),
+        ("brokers' resident memory after throughput", lambda r: f"{list_of(r.broker_rss_mb)} MB", "≤ 130 MB"),
+    ]
+    table = Table("what, with librdkafka", *(name for name, _ in results), "goal")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for what, of, goal in rows:
+        table.add_row(what, *(of(result) for _, result in results), goal)
     out.print(table)
 
 
