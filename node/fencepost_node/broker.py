@@ -89,6 +89,7 @@ class Broker:
         self.limits = ClientLimits(config.client_answer_bytes)
         self._manager = ReplicaManager(host, disk, config, self._link, self.failure.report)
         self._manager.on_failed_replica = self._link.request_heartbeat
+        self._manager.on_lost_leader = self._feed.look_again
         self.groups = GroupCoordinators(
             host, config, self._manager, self._feed, link=self._link, on_failure=self.failure.report
         )

@@ -97,9 +97,10 @@ class MetadataFeed:
                     watcher.offer(visible)
         self.image = image
         self._known.set()
-        self._image_came()
+        self.look_again()
 
-    def _image_came(self) -> None:
+    def look_again(self) -> None:
+        """What is waited for in `wait_until` may hold now."""
         if self._next_image is not None:
             self._next_image.set_result(None)
             self._next_image = None
@@ -147,7 +148,7 @@ class MetadataFeed:
         """Every watcher's stream ends."""
         self.closed = True
         self._known.set()
-        self._image_came()
+        self.look_again()
         for watcher in self._watchers:
             watcher.wake()
 

@@ -69,6 +69,7 @@ class ReplicaManager:
         self.early = EarlySubscriptions()
         self.unopened: dict[PartitionKey, str] = {}  # logs that the disk refuses to open, and why
         self.on_failed_replica: Callable[[], None] = lambda: None  # set by the session: a heartbeat is due now
+        self.on_lost_leader: Callable[[], None] = lambda: None  # set by the broker: see `lost_leaders`
         self.on_role_changed: Callable[[Replica], None] = lambda _: None  # set by the coordinators of groups
         self.config = config
         self._host = host
@@ -514,6 +515,7 @@ class ReplicaManager:
         self._unfollow(replica.key)
         if link is None:
             link = FollowerLink(self._host, self.local, role.leader)
+            link.on_lost = self.on_lost_leader
             task = self._tasks.spawn(link.run(), f"follow-{role.leader}")
             self._links[role.leader] = (link, task)
         link.follow(replica, role)

@@ -78,7 +78,7 @@ class KafkaConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self.active_at = self._loop.time()
+        self.active_at = self.context.metadata_asked_at = self._loop.time()
         name = transport.get_extra_info("peername")
         self.context.peer = f"kafka:{name[0]}:{name[1]}" if isinstance(name, tuple) else f"kafka:{name}"
         sock = transport.get_extra_info("socket")

@@ -10,7 +10,7 @@ from fencepost_node.client_limits import ClientLimits
 from fencepost_node.config import BrokerConfig
 from fencepost_node.controller_link import ControllerLink
 from fencepost_node.coordinators.group_coordinators import GroupCoordinators
-from fencepost_node.kafka.metadata_answers import MetadataAnswers
+from fencepost_node.kafka.metadata_answers import Incarnation, MetadataAnswers
 from fencepost_node.metadata_feed import MetadataFeed
 from fencepost_node.producers.new_producers import NewProducers
 from fencepost_node.producers.producer_ids import ProducerIds
@@ -47,9 +47,11 @@ class KafkaContext:
 
     broker: KafkaBroker
     peer: str
+    metadata_asked_at: float = 0.0  # the last time, by the loop's clock; before the first: when it was opened
     client_id: str | None = None
     principal: str = ANONYMOUS
     refusals: Refusals = field(default_factory=Refusals)
+    told_fenced: list[Incarnation] = field(default_factory=list)  # as of the last answer to Metadata
 
     def admit(self, producer_id: int) -> None:
         """A partition is about to take the first batch of a producer. Raises ThrottlingQuotaExceeded."""

@@ -3,10 +3,15 @@
 Supports: all topics (a null list; in version 0 an empty one), those named, and from version 10 on those of an id. It is
 answered from what this broker has applied, and may be behind the controller.
 
-Where this broker has just lost the stream to a leader of what is asked for, an election is under way: the answer waits
-for it, for at most ELECTION_WAIT_S. A client that asks because its leader has gone would find the same leader again,
-and pause. Where a topic that is named has a partition without a leader, the answer waits for one for UNLED_WAIT_S: aiokafka
-asks again at once, for as long as that takes.
+A client also asks because its leader has gone; where it is told of the same leader once more, it pauses (librdkafka for up
+to a second). So an answer does not name a leader that has gone:
+
+- Where this broker has just lost the stream to a leader of what is asked for, an election is under way. The answer waits for
+  it, for at most ELECTION_WAIT_S, and names no leader where there is none then.
+- When a process ends, one peer of it learns of that some milliseconds before the other. So the answer to a client that has
+  asked for nothing on its connection for a while, and now does, waits NEWS_WAIT_S for another leader or an ended stream.
+- Where a topic that is named has a partition without a leader, the answer waits for one for UNLED_WAIT_S: aiokafka asks
+  again at once, for as long as that takes.
 
 A topic that does not exist is created where the request allows it (up to version 3 every request does) and the broker's
 `auto_create_topics` is on, with `default_partitions` and `default_replication_factor`; the answer waits for it for at most
@@ -21,9 +26,12 @@ Limits: MAX_CREATED topics are created by one request; the others are LEADER_NOT
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Iterator
+from itertools import islice
 
 from fencepost_node.kafka.context import Encoded, KafkaContext
+from fencepost_node.kafka.metadata_answers import Incarnation
 from fencepost_node.requests.auto_creation import create_missing
 from fencepost_proto.kafka.messages.metadata import (
     MetadataRequest,
@@ -39,6 +47,9 @@ from fencepost_proto.runtime.turns import Turns
 
 FIRST_IMAGE_WAIT_S = 5.0  # after a broker's start
 CREATED_WITHIN_S = 2.0
+SETTLED_S = 1.0  # without a question: a client asks again every few minutes, or for a reason
+NEWS_WAIT_S = 0.05
+MAX_WATCHED = 1_000  # partitions, in a request that waits for news
 MAX_CREATED = 16
 LOST_WITHIN_S = 1.0  # a leader whose stream ended longer ago is not waited for: it may be cut off from this broker only
 ELECTION_WAIT_S = 0.3
@@ -49,10 +60,13 @@ SHOWN_NAME = 249  # characters of a name that is refused, as many as are allowed
 async def handle(context: KafkaContext, request: MetadataRequest, version: int) -> MetadataResponse | Encoded:
     await context.feed.wait_known(FIRST_IMAGE_WAIT_S)
     asked = request.topics
-    await _wait_for_elections(context, asked)
+    if version == 0 and not asked:
+        asked = None
+    await _wait_for_news(context, asked)
+    lost = await _wait_for_elections(context, asked)
     image = context.feed.image
-    if asked is None or (version == 0 and not asked):
-        return Encoded(await context.broker.metadata.whole(image, version))
+    if asked is None:
+        return Encoded(await context.broker.metadata.whole(image, version, _ending(context, image), lost))
     refused: dict[str, ErrorCode] = {}
     if request.allow_auto_topic_creation and context.config.auto_create_topics:
         missing = _missing(image, asked)
@@ -62,19 +76,49 @@ async def handle(context: KafkaContext, request: MetadataRequest, version: int) 
                 missing[:MAX_CREATED], context.link, context.feed, context.config, CREATED_WITHIN_S
             )
             image = context.feed.image
-    response = context.broker.metadata.frame(image)
+    response = context.broker.metadata.frame(image, _ending(context, image))
     turns = Turns()
     for topic in asked:
-        response.topics.append(_answer(context, image, topic, refused))
+        response.topics.append(_answer(context, image, topic, refused, lost))
         await turns.step(1 + len(response.topics[-1].partitions))
     return response
 
 
-async def _wait_for_elections(context: KafkaContext, asked: list[MetadataRequestTopic] | None) -> None:
+def _ending(context: KafkaContext, image: MetadataImage) -> list[Incarnation]:
+    """Brokers that have been fenced lately, and of which this connection has not been told since then."""
+    lately = context.broker.metadata.fenced_lately(image)
+    told, context.told_fenced = context.told_fenced, lately
+    return [incarnation for incarnation in lately if incarnation not in told]
+
+
+async def _wait_for_news(context: KafkaContext, asked: list[MetadataRequestTopic] | None) -> None:
+    """Return as soon as there is another leader of a partition that is asked for, or one's stream has ended."""
+    now = asyncio.get_running_loop().time()
+    since, context.metadata_asked_at = context.metadata_asked_at, now
+    if now - since < SETTLED_S:
+        return
+    before = _leaders(context.feed.image, asked)
+
+    def is_new(image: MetadataImage) -> bool:
+        leaders = _leaders(image, asked)
+        return leaders != before or any(lost in leaders for lost in context.manager.lost_leaders(LOST_WITHIN_S))
+
+    if 0 < len(before) <= MAX_WATCHED:
+        await context.feed.wait_until(is_new, NEWS_WAIT_S)
+
+
+def _leaders(image: MetadataImage, asked: list[MetadataRequestTopic] | None) -> list[int]:
+    return [partition.leader for partition in islice(_partitions(image, asked), MAX_WATCHED + 1)]
+
+
+async def _wait_for_elections(context: KafkaContext, asked: list[MetadataRequestTopic] | None) -> Collection[int]:
+    """Leaders that have gone, as far as is known; what they led has other leaders, or the time is over."""
     if lost := context.manager.lost_leaders(LOST_WITHIN_S):
         await context.feed.wait_until(lambda image: not _any_led_by(image, asked, lost), ELECTION_WAIT_S)
-    elif asked is not None and _any_led_by(context.feed.image, asked, (NO_LEADER,)):
+        return context.manager.lost_leaders(LOST_WITHIN_S)  # without those that have come back
+    if asked is not None and _any_led_by(context.feed.image, asked, (NO_LEADER,)):
         await context.feed.wait_until(lambda image: not _any_led_by(image, asked, (NO_LEADER,)), UNLED_WAIT_S)
+    return ()
 
 
 def _any_led_by(image: MetadataImage, asked: list[MetadataRequestTopic] | None, leaders: Collection[int]) -> bool:
@@ -110,17 +154,21 @@ def _is_impossible(name: str) -> bool:
 
 
 def _answer(
-    context: KafkaContext, image: MetadataImage, asked: MetadataRequestTopic, refused: dict[str, ErrorCode]
+    context: KafkaContext,
+    image: MetadataImage,
+    asked: MetadataRequestTopic,
+    refused: dict[str, ErrorCode],
+    lost: Collection[int],
 ) -> MetadataResponseTopic:
     if asked.topic_id != NO_TOPIC_ID:
         topic = image.topics.get(from_wire(asked.topic_id))
         if topic is None:
             return MetadataResponseTopic(error_code=ErrorCode.UNKNOWN_TOPIC_ID, name=None, topic_id=asked.topic_id)
-        return context.broker.metadata.topic(image, topic)
+        return context.broker.metadata.topic(image, topic, lost)
     name = asked.name or ""
     topic = image.topics.get(image.topic_ids.get(name, ""))
     if topic is not None:
-        return context.broker.metadata.topic(image, topic)
+        return context.broker.metadata.topic(image, topic, lost)
     if _is_impossible(name):
         return MetadataResponseTopic(error_code=ErrorCode.INVALID_TOPIC_EXCEPTION, name=name[:SHOWN_NAME])
     return MetadataResponseTopic(error_code=refused.get(name, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION), name=name)

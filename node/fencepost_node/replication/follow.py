@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -80,6 +81,7 @@ class FollowerLink:
         self._call: grpc.aio.StreamStreamCall[pb.ReplicateRequest, pb.ReplicateResponse] | None = None
         self.address = ""
         self.lost_at: float | None = None  # when the last stream ended; None: there is one, or never was any
+        self.on_lost: Callable[[], None] = lambda: None  # called then
 
     # ---- From the manager ----
 
@@ -149,6 +151,7 @@ class FollowerLink:
             self._call = None
             if answered:
                 self.lost_at = asyncio.get_running_loop().time()
+                self.on_lost()
             writer.cancel()
             await asyncio.wait([writer])
             await channel.close()
