@@ -66,7 +66,7 @@ def read_all(bootstrap: str, topic: str) -> float:
     consumer.assign([TopicPartition(topic, partition, 0) for partition in ends])
     wanted, read, started = sum(ends.values()), 0, time.monotonic()
     while read < wanted:
-        messages = consumer.consume(READ_AT_ONCE, RESUME_TIMEOUT_S)
+        messages = consumer.consume(min(READ_AT_ONCE, wanted - read), RESUME_TIMEOUT_S)  # it waits for so many
         if not messages or any(message.error() for message in messages):
             raise CommandFailed(f"{topic}: {read} of {wanted} records were read, then {messages[:1] or 'nothing'}")
         read += len(messages)

@@ -89,7 +89,7 @@ def test_kafka_is_assembled_once(tools: Path, tmp_path: Path) -> None:
 def test_what_maven_did_not_finish_leaves_nothing(tools: Path, tmp_path: Path, script: str) -> None:
     tool(tools, "java", JAVA_17)
     tool(tools, "mvn", script)
-    with pytest.raises(CommandFailed, match="no network|has not brought"):
+    with pytest.raises(CommandFailed, match=r"no network|has not brought"):
         assembled()
     assert not list((tmp_path / "cache/fencepost").iterdir())
 
