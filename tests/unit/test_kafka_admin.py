@@ -9,6 +9,8 @@ import grpc
 import pytest
 
 from fencepost_node.kafka import describe_topic_partitions
+from fencepost_node.kafka.authorized_operations import ON_THE_CLUSTER, ON_TOPICS
+from fencepost_node.requests import delete_records as deletions
 from fencepost_proto.kafka.apis import APIS
 from fencepost_proto.kafka.messages import alter_configs, alter_partition_reassignments, create_topics, delete_records
 from fencepost_proto.kafka.messages import create_partitions as partitions
@@ -21,6 +23,7 @@ from fencepost_proto.kafka.messages.describe_cluster import DescribeClusterReque
 from fencepost_proto.kafka.messages.describe_log_dirs import DescribableLogDirTopic, DescribeLogDirsRequest
 from fencepost_proto.kafka.messages.describe_producers import DescribeProducersRequest, TopicRequest
 from fencepost_proto.kafka.messages.elect_leaders import ElectLeadersRequest, TopicPartitions
+from fencepost_proto.kafka.messages.metadata import MetadataRequest, MetadataRequestTopic
 from fencepost_proto.protocol.errors import ErrorCode
 from fencepost_proto.protocol.metadata import Partition, Topic, TopicConfig
 from fencepost_proto.protocol.v1 import common_pb2, controller_pb2
@@ -168,7 +171,10 @@ async def test_partitions_are_created_as_asked(tmp_path: Path) -> None:
 
 
 @asynchronous
-async def test_records_are_deleted_by_the_leader_and_the_new_start_is_told(tmp_path: Path) -> None:
+async def test_records_are_deleted_by_the_leader_and_the_new_start_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deletions, "MIN_TIMEOUT_MS", 500)
     async with edge(tmp_path) as it:
         await it.leads(partitions=2)
         for _ in range(4):
@@ -229,10 +235,17 @@ async def test_configs_of_topics_and_of_this_broker_are_described(tmp_path: Path
         assert (broker["max_fetch_bytes"].value, broker["max_fetch_bytes"].config_source) == ("1048576", 4)
         assert (broker["tail_bytes"].config_source, broker["tail_bytes"].read_only) == (5, True)
         assert (await ask(BROKER, "")).configs == []
+        group = await ask(32, "any")
+        assert [(one.name, one.value, one.read_only) for one in group.configs] == [
+            ("consumer.heartbeat.interval.ms", "5000", True),
+            ("consumer.session.timeout.ms", "45000", True),
+        ]
         refused = [await ask(TOPIC, "nope"), await ask(TOPIC, "a/b"), await ask(BROKER, "99"), await ask(16, "x")]
+        refused.append(await ask(32, ""))
         assert [one.error_code for one in refused] == [
             ErrorCode.UNKNOWN_TOPIC_OR_PARTITION,
             ErrorCode.INVALID_TOPIC_EXCEPTION,
+            ErrorCode.INVALID_REQUEST,
             ErrorCode.INVALID_REQUEST,
             ErrorCode.INVALID_REQUEST,
         ]
@@ -329,6 +342,34 @@ async def test_the_cluster_is_described_with_its_living_brokers_or_all(tmp_path:
         assert [(b.broker_id, b.is_fenced) for b in everyone.brokers] == [(1, False), (2, False), (3, True)]
         for endpoint_type, code in ((2, ErrorCode.MISMATCHED_ENDPOINT_TYPE), (7, ErrorCode.UNSUPPORTED_ENDPOINT_TYPE)):
             assert (await it.ask(DescribeClusterRequest(endpoint_type=endpoint_type), 2)).error_code == code
+
+
+@asynchronous
+async def test_what_a_client_may_do_is_told_where_it_is_asked_for(tmp_path: Path) -> None:
+    async with edge(tmp_path) as it:
+        await it.leads()
+        unknown = -(2**31)
+        for version in range(8, 11):
+            for asked_topics in (None, [MetadataRequestTopic(name="orders"), MetadataRequestTopic(name="nope")]):
+                silent = await it.ask(MetadataRequest(topics=asked_topics), version)
+                told = await it.ask(
+                    MetadataRequest(
+                        topics=asked_topics,
+                        include_cluster_authorized_operations=True,
+                        include_topic_authorized_operations=True,
+                    ),
+                    version,
+                )
+                assert silent.cluster_authorized_operations == unknown
+                assert told.cluster_authorized_operations == ON_THE_CLUSTER
+                assert {topic.topic_authorized_operations for topic in silent.topics} == {unknown}
+                operations = {topic.name: topic.topic_authorized_operations for topic in told.topics}
+                assert operations == {"orders": ON_TOPICS} | ({} if asked_topics is None else {"nope": unknown})
+        answer = await it.ask(DescribeClusterRequest(include_cluster_authorized_operations=True), 2)
+        assert answer.cluster_authorized_operations == ON_THE_CLUSTER
+        page = await it.ask(pages.DescribeTopicPartitionsRequest())
+        assert [topic.topic_authorized_operations for topic in page.topics] == [ON_TOPICS]
+        assert (ON_TOPICS.bit_count(), ON_THE_CLUSTER.bit_count()) == (8, 7)
 
 
 @asynchronous

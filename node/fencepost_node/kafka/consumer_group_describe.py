@@ -7,6 +7,7 @@ NOT_COORDINATOR, INVALID_GROUP_ID. MAX_GROUPS_IN_A_REQUEST groups at most: INVAL
 from __future__ import annotations
 
 from fencepost_node.coordination.messages import ConsumerDescription, DescribeConsumer
+from fencepost_node.kafka.authorized_operations import ON_GROUPS
 from fencepost_node.kafka.context import KafkaContext
 from fencepost_node.kafka.group_members import by_topic, error_of
 from fencepost_proto.kafka.messages.consumer_group_describe import (
@@ -34,6 +35,8 @@ async def handle(
             response.groups.append(DescribedGroup(error_code=ErrorCode.INVALID_REQUEST, group_id=group_id))
         else:
             response.groups.append(await _describe(context, group_id))
+            if request.include_authorized_operations and response.groups[-1].error_code == ErrorCode.NONE:
+                response.groups[-1].authorized_operations = ON_GROUPS
     return response
 
 

@@ -7,6 +7,8 @@ Errors of a partition: those of `requests/delete_records.py` (UNKNOWN_TOPIC_OR_P
 OFFSET_OUT_OF_RANGE, OFFSET_NOT_AVAILABLE, REQUEST_TIMED_OUT, …), with low_watermark -1; INVALID_TOPIC_EXCEPTION for an
 internal topic.
 
+A `timeout_ms` of less than a second counts as one: in Kafka a deletion from one replica is done at once, and asks no one.
+
 Limits: those of a request's size; the controller takes a thousand at a time.
 """
 

@@ -9,6 +9,7 @@ UNSUPPORTED_ENDPOINT_TYPE for another type.
 
 from __future__ import annotations
 
+from fencepost_node.kafka.authorized_operations import ON_THE_CLUSTER
 from fencepost_node.kafka.context import KafkaContext
 from fencepost_node.kafka.metadata_answers import live_brokers
 from fencepost_proto.kafka.messages.describe_cluster import (
@@ -32,6 +33,8 @@ async def handle(context: KafkaContext, request: DescribeClusterRequest, version
     image = context.feed.image
     live = live_brokers(image)
     response = DescribeClusterResponse(cluster_id=image.cluster_id, controller_id=next(iter(live), NONE))
+    if request.include_cluster_authorized_operations:
+        response.cluster_authorized_operations = ON_THE_CLUSTER
     for broker in sorted(image.brokers.values(), key=lambda broker: broker.id):
         if broker.id in live or (request.include_fenced_brokers and broker.kafka_address):
             host, port = split_address(broker.kafka_address)

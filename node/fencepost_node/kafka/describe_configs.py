@@ -1,11 +1,12 @@
 """DescribeConfigs (key 32), versions 1 to 4: the settings of topics and of this broker.
 
 Supports: topics, with Kafka's names (`topic_settings`), where each value comes from, synonyms and documentation; this broker
-by its id, with the names of docs/CONFIGURATION.md, all read-only; and the defaults of all brokers (an empty name), of which
-there are none. Keys choose among the settings; one that does not exist is left out.
+by its id, with the names of docs/CONFIGURATION.md, all read-only; the defaults of all brokers (an empty name), of which
+there are none; and groups, which all have this broker's, whether they exist or not. Keys choose among the settings; one
+that does not exist is left out.
 
-Errors of a resource: UNKNOWN_TOPIC_OR_PARTITION, INVALID_TOPIC_EXCEPTION, INVALID_REQUEST (another broker's id; any other
-kind of resource).
+Errors of a resource: UNKNOWN_TOPIC_OR_PARTITION, INVALID_TOPIC_EXCEPTION, INVALID_REQUEST (another broker's id; a group
+without a name; any other kind of resource).
 
 Limits: `admin.MAX_CHANGES` resources.
 """
@@ -33,6 +34,11 @@ from fencepost_proto.runtime.turns import Turns
 TOPIC = 2
 BROKER = 4
 BROKER_LOGGER = 8
+GROUP = 32
+_SETTINGS_OF_GROUPS = {
+    "group_consumer_heartbeat_interval_ms": "consumer.heartbeat.interval.ms",
+    "group_consumer_session_timeout_ms": "consumer.session.timeout.ms",
+}
 
 
 async def handle(context: KafkaContext, request: DescribeConfigsRequest, version: int) -> DescribeConfigsResponse:
@@ -64,6 +70,14 @@ def _settings(context: KafkaContext, asked: DescribeConfigsResource) -> list[Sho
         check_this_broker(context, name)
         named = bool(name) and asked.resource_type == BROKER
         return [_shown(setting) for setting in broker_settings(context.config)] if named else []
+    if asked.resource_type == GROUP:
+        if not name:
+            raise InvalidRequest("settings of a group whose name is empty")
+        return [
+            _shown(setting)._replace(name=_SETTINGS_OF_GROUPS[setting.name], type=ConfigType.INT)
+            for setting in broker_settings(context.config)
+            if setting.name in _SETTINGS_OF_GROUPS
+        ]
     raise InvalidRequest(f"resources of type {asked.resource_type} have no settings here")
 
 

@@ -10,6 +10,7 @@ INVALID_GROUP_ID. MAX_GROUPS_IN_A_REQUEST groups at most: INVALID_REQUEST for th
 from __future__ import annotations
 
 from fencepost_node.coordination.messages import Describe, Description
+from fencepost_node.kafka.authorized_operations import ON_GROUPS
 from fencepost_node.kafka.context import KafkaContext
 from fencepost_node.kafka.group_members import error_of
 from fencepost_proto.kafka.messages.describe_groups import (
@@ -32,6 +33,8 @@ async def handle(context: KafkaContext, request: DescribeGroupsRequest, version:
             response.groups.append(DescribedGroup(error_code=ErrorCode.INVALID_REQUEST, group_id=group_id))
         else:
             response.groups.append(await _describe(context, group_id, version))
+            if request.include_authorized_operations and response.groups[-1].error_code == ErrorCode.NONE:
+                response.groups[-1].authorized_operations = ON_GROUPS
     return response
 
 

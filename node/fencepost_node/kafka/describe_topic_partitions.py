@@ -10,6 +10,7 @@ Errors of a topic: UNKNOWN_TOPIC_OR_PARTITION, INVALID_TOPIC_EXCEPTION. Of a par
 from __future__ import annotations
 
 from fencepost_node.kafka.admin import SHOWN_NAME
+from fencepost_node.kafka.authorized_operations import ON_TOPICS
 from fencepost_node.kafka.context import KafkaContext
 from fencepost_node.kafka.metadata_answers import live_brokers, offline_replicas
 from fencepost_proto.kafka.messages.describe_topic_partitions import (
@@ -55,6 +56,7 @@ async def handle(
                 topic_id=to_wire(topic_id),
                 is_internal=name in INTERNAL_TOPICS,
                 partitions=[_partition(partition, live) for partition in found[:left]],
+                topic_authorized_operations=ON_TOPICS,
             )
         )
         if len(found) > left:

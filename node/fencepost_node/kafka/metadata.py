@@ -19,7 +19,7 @@ CREATED_WITHIN_S. Internal topics are created by their coordinators only. Only a
 
 Errors of a topic: UNKNOWN_TOPIC_OR_PARTITION, UNKNOWN_TOPIC_ID, INVALID_TOPIC_EXCEPTION (a name that could be no topic's),
 LEADER_NOT_AVAILABLE (it is being created), and what the controller answers. Of a partition: LEADER_NOT_AVAILABLE.
-Authorized operations are not told: nothing is forbidden to anyone.
+Authorized operations are told where they are asked for (`authorized_operations`).
 
 Limits: MAX_CREATED topics are created by one request; the others are LEADER_NOT_AVAILABLE, which is asked again.
 """
@@ -30,6 +30,7 @@ import asyncio
 from collections.abc import Collection, Iterator
 from itertools import islice
 
+from fencepost_node.kafka.authorized_operations import ON_THE_CLUSTER, ON_TOPICS
 from fencepost_node.kafka.context import Encoded, KafkaContext
 from fencepost_node.kafka.metadata_answers import Incarnation
 from fencepost_node.requests.auto_creation import create_missing
@@ -65,8 +66,11 @@ async def handle(context: KafkaContext, request: MetadataRequest, version: int) 
     await _wait_for_news(context, asked)
     lost = await _wait_for_elections(context, asked)
     image = context.feed.image
-    if asked is None:
+    tells_operations = request.include_topic_authorized_operations or request.include_cluster_authorized_operations
+    if asked is None and not tells_operations:
         return Encoded(await context.broker.metadata.whole(image, version, _ending(context, image), lost))
+    if asked is None:
+        asked = [MetadataRequestTopic(name=name) for name in image.topic_ids]
     refused: dict[str, ErrorCode] = {}
     if request.allow_auto_topic_creation and context.config.auto_create_topics:
         missing = _missing(image, asked)
@@ -80,7 +84,11 @@ async def handle(context: KafkaContext, request: MetadataRequest, version: int) 
     turns = Turns()
     for topic in asked:
         response.topics.append(_answer(context, image, topic, refused, lost))
+        if request.include_topic_authorized_operations and response.topics[-1].error_code == ErrorCode.NONE:
+            response.topics[-1].topic_authorized_operations = ON_TOPICS
         await turns.step(1 + len(response.topics[-1].partitions))
+    if request.include_cluster_authorized_operations:
+        response.cluster_authorized_operations = ON_THE_CLUSTER
     return response
 
 

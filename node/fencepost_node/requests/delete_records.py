@@ -18,6 +18,7 @@ from fencepost_proto.protocol.errors import FencepostError, OffsetOutOfRange, Re
 from fencepost_proto.protocol.request_limits import MAX_PROPOSALS
 
 TO_HIGH_WATERMARK = -1
+MIN_TIMEOUT_MS = 1_000  # shorter ones count as this: the controller is asked, also where there is one replica only
 MAX_TIMEOUT_MS = 60_000
 
 
@@ -51,7 +52,7 @@ async def delete_records(
             if end_offset > leadership.log.log_start_offset:
                 wanted[place] = (leadership, end_offset)
     try:
-        async with asyncio.timeout(min(max(timeout_ms, 0), MAX_TIMEOUT_MS) / 1000):
+        async with asyncio.timeout(min(max(timeout_ms, MIN_TIMEOUT_MS), MAX_TIMEOUT_MS) / 1000):
             places = list(wanted)
             for first in range(0, len(places), MAX_PROPOSALS):
                 some = {place: wanted[place] for place in places[first : first + MAX_PROPOSALS]}
