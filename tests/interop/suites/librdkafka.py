@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fencepost_testing.failures import CommandFailed
 from tests.interop.clients import BUILT, run_command
 from tests.interop.suites import excluded
+from tests.interop.suites.kafka_topics import write_script
 from tests.interop.suites.suite import Choice, Job, Outcome, Stage, State, ended_badly
 
 NEEDS = ("cc", "c++", "make")
@@ -25,11 +26,35 @@ _SCENARIOS: dict[str, dict[str, bool | int | str]] = {DEFAULT: {}, "noautocreate
 _TIMEOUT_S = 1_500.0  # the runner has its own for each test, of a minute or so
 _TIMEOUT_FACTOR = 3  # of theirs: others run beside it
 _LEFT_OUT = ("TEST_F_LOCAL", "TEST_F_MANUAL")
-_IN_PARTS = ("0011_produce_batch", "0081_admin")  # whose parts need different things: a process each
+# Tests whose parts need different things run one part a process: those that they announce, or those given here. The
+# runner takes a part's name, or part of it.
+_IN_PARTS: dict[str, tuple[str, ...]] = {
+    "0011_produce_batch": (),
+    "0055_producer_latency": (
+        "standard settings",
+        "low linger.ms",
+        "microsecond linger.ms",
+        "high linger.ms",
+        "linger.ms < 1000",
+        "no acks",
+        "idempotence",
+        "transactions",
+        "test_producer_latency_first_message",
+    ),
+    "0081_admin": (),
+    "0137_barrier_batch_consume": (),
+}
+_NARROWER = {  # without what these parts need ACLs for
+    "0081_admin/do_test_DescribeTopics": "without authorized operations",
+    "0081_admin/do_test_DescribeCluster": "without authorized operations",
+}
+_OF_KAFKA_TOPICS = ("0045", "0052")  # they call kafka-topics.sh
+_VERSIONS = {"0109": "2.0.0.0"}  # of which it knows that there is no kafka-acls.sh, which half of it calls otherwise
 _BUILD_OPTIONS = ("--disable-ssl", "--disable-gssapi", "--disable-curl", "--disable-lz4-ext")
 _ROW = re.compile(r"^\| (\d{4}_\S+)\s+\|\s*([\w ]+?) \|\s*([\d.]+)s \| ?(.*)$", re.MULTILINE)
 _STATES = {"PASSED": State.PASSED, "SKIPPED": State.SKIPPED}
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_COMPLAINT = re.compile(r"^### Test .* failed at .*###\n(.*)$", re.MULTILINE)
 _MAX_NOTE_CHARS = 160
 
 
@@ -69,9 +94,11 @@ class Librdkafka:
         return names
 
     def _parts(self, test: Listed) -> list[str]:
-        """`test/part` for each function of the test that the runner can choose."""
+        """`test/part` for each part of the test that the runner can choose."""
         if test.name not in _IN_PARTS:
             return []
+        if given := _IN_PARTS[test.name]:
+            return [f"{test.name}/{part}" for part in given]
         source = next(self._folder.glob(f"{test.number}-*.c")).read_text()
         return [f"{test.name}/{part}" for part in parts_of(source)]
 
@@ -101,21 +128,26 @@ class Librdkafka:
         def jobs(bootstrap: str) -> list[Job]:
             config = folder / f"{scenario}.conf"
             config.write_text(f"bootstrap.servers={bootstrap}\ntest.timeout.multiplier={_TIMEOUT_FACTOR}\n")
+            environment = {
+                "RDKAFKA_TEST_CONF": str(config),
+                "LD_LIBRARY_PATH": f"{self._root / 'src'}:{self._root / 'src-cpp'}",
+                "KAFKA_PATH": str(write_script(folder / "kafka")),
+                "BROKERS": bootstrap,
+            }
             options = ["-p1", "-L", "-s", scenario, *(["-P"] if choice.idempotent else [])]
-            return [self._job(name, wanted, options, config) for name, wanted in tests.items()]
+            return [self._job(name, wanted, options, environment) for name, wanted in tests.items()]
 
         return jobs
 
-    def _job(self, name: str, wanted: list[str], options: list[str], config: Path) -> Job:
+    def _job(self, name: str, wanted: list[str], options: list[str], common: Mapping[str, str]) -> Job:
         test, _, part = name.partition("/")
-        environment = {
-            "TESTS": test.split("_", 1)[0],
-            "TEST_KAFKA_VERSION": KAFKA_VERSION,
-            "RDKAFKA_TEST_CONF": str(config),
-            "LD_LIBRARY_PATH": f"{self._root / 'src'}:{self._root / 'src-cpp'}",
-        }
+        number = test.split("_", 1)[0]
+        environment = {**common, "TESTS": number, "TEST_KAFKA_VERSION": _VERSIONS.get(number, KAFKA_VERSION)}
+        if number not in _OF_KAFKA_TOPICS:
+            del environment["KAFKA_PATH"]  # with it others would look for more of Kafka's programs
         if part:
-            environment["SUBTESTS"] = f"{part}:"
+            is_function = not _IN_PARTS[test]
+            environment["SUBTESTS"] = _NARROWER.get(name, f"{part}:" if is_function else part)
 
         def outcomes(said: str, status: int | None) -> list[Outcome]:
             return read(name, wanted, said, status)
@@ -155,6 +187,7 @@ def read(name: str, wanted: list[str], said: str, status: int | None) -> list[Ou
     """The outcomes of the wanted tests, from the table that ends the runner's output."""
     rows = {row[0]: row[1:] for row in _ROW.findall(_COLOURS.sub("", said))}
     outcomes = []
+    complaint = _COMPLAINT.search(_COLOURS.sub("", said))
     for test in wanted:
         if (row := rows.get(test.partition("/")[0])) is not None:
             state, seconds, note = row
@@ -163,5 +196,6 @@ def read(name: str, wanted: list[str], said: str, status: int | None) -> list[Ou
             )
     failed = any(each.state is State.FAILED for each in outcomes)
     if len(outcomes) < len(wanted) or (status != 0 and not failed):
-        outcomes.append(ended_badly(name, status))
+        outcome = ended_badly(name, status)
+        outcomes.append(replace(outcome, note=complaint[1][:_MAX_NOTE_CHARS]) if complaint else outcome)
     return outcomes
