@@ -1,4 +1,4 @@
-"""What librdkafka's tests use of Kafka's `kafka-topics.sh`: a topic is created, altered, deleted, by confluent-kafka's client."""
+"""What librdkafka's tests use of Kafka's `kafka-topics.sh`: create, alter and delete a topic, by confluent-kafka."""
 
 from __future__ import annotations
 

@@ -48,6 +48,7 @@ _NARROWER = {  # without what these parts need ACLs for
     "0081_admin/do_test_DescribeTopics": "without authorized operations",
     "0081_admin/do_test_DescribeCluster": "without authorized operations",
 }
+_FIRST = ("0113", "0089", "0091", "0018")  # they take minutes, and others run beside them
 _OF_KAFKA_TOPICS = ("0045", "0052")  # they call kafka-topics.sh
 _VERSIONS = {"0109": "2.0.0.0"}  # of which it knows that there is no kafka-acls.sh, which half of it calls otherwise
 _BUILD_OPTIONS = ("--disable-ssl", "--disable-gssapi", "--disable-curl", "--disable-lz4-ext")
@@ -135,7 +136,8 @@ class Librdkafka:
                 "BROKERS": bootstrap,
             }
             options = ["-p1", "-L", "-s", scenario, *(["-P"] if choice.idempotent else [])]
-            return [self._job(name, wanted, options, environment) for name, wanted in tests.items()]
+            names = sorted(tests, key=lambda name: name not in _FIRST)
+            return [self._job(name, tests[name], options, environment) for name in names]
 
         return jobs
 
