@@ -12,7 +12,7 @@ import pytest
 
 from fencepost_node.config import BrokerConfig
 from fencepost_node.folders.partition_folders import DELETED_SUFFIX, MAX_FILE_NAME, PartitionFolders, aside_name
-from fencepost_node.folders.replica_catalogue import CATALOGUE
+from fencepost_node.folders.replica_catalogue import CATALOGUE, ReplicaCatalogue
 from fencepost_node.log.disk import RealDisk
 from fencepost_node.log.log import Log
 from fencepost_node.log.names import PARTITION_METADATA, PartitionIdentity
@@ -477,3 +477,36 @@ def test_a_full_disk_leaves_the_catalogue_behind_and_the_next_start_adds_to_it(
     close(recovered_in(tmp_path))
     shutil.rmtree(tmp_path / "orders-0")
     assert list(recovered_in(tmp_path).damaged) == [KEY]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("dies_between", [False, True])
+def test_a_log_that_is_gone_is_missed_after_a_power_failure_too(seed: int, dies_between: bool) -> None:
+    """Its line is on disk before it holds a record; also if the process died before it could sync that line."""
+    machine = logs.Machine(seed)
+
+    async def life() -> PartitionFolders:
+        config = BrokerConfig(broker_id=1, data_dir="/data", controller="localhost:1")
+        folders = PartitionFolders(Host(), machine.mount(), config)
+        await folders.recover(power_lost=True)
+        return folders
+
+    async def first() -> None:
+        folders = await life()
+        with pytest.MonkeyPatch.context() as patched:
+            if dies_between:
+                patched.setattr(ReplicaCatalogue, "_sync", lambda self: None)
+            log = await folders.open(0, ORDERS)
+        if not dies_between:
+            logs.produce(log)
+            log.sync()
+
+    machine.mount().make_directory("/data")
+    asyncio.run(first())
+    if dies_between:
+        asyncio.run(life())
+    disk = machine.mount()
+    disk.remove_tree("/data/orders-0")
+    disk.sync_directory("/data")
+    machine.disk.lose_power()
+    assert list(asyncio.run(life()).damaged) == [KEY]

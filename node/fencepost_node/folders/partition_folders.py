@@ -182,6 +182,8 @@ class PartitionFolders:
                 known[key] = Entry(*key, name)
         if known != self._catalogue.entries or self._catalogue.torn:
             self._catalogue.write(known.values())
+        else:
+            self._catalogue.sync_again()
 
     def _scan(self) -> list[_Found]:
         """[thread] The folders that are to be opened, with their names on disk. Finishes deletions. Raises OSError."""

@@ -1,14 +1,16 @@
 """Which logs a broker's data folder has to hold, so that one which is gone, or is an older copy, is missed at the start.
 
 The file ``replicas`` has a line for each log that was made (`+`) or left the folder (`-`), appended in this order: first the
-folder, then its line; first the line, then the folder goes. So a kill between the two leaves a folder without a line, which
-the next start adds. A clean end writes the file again, with where each log ends. Where there are no logs there is no file.
+folder, then its line, synced, then the first record; first the line, then the folder goes. So a kill between folder and line
+leaves a folder without a line, which the next start adds; it also syncs what a kill may have left in the page cache.
+A clean end writes the file again, with where each log ends. Where there are no logs there is no file.
 
 Without it, a log that is gone would look like one of a partition that has just been created, and an empty one would be
 made for it, while this broker may be the last in sync: everything that it acknowledged would be lost silently.
 
-A power failure may take lines that were not synced, or parts of them. Then less is missed than could be; a log that left may
-seem to be there still. What is no line is passed over, and the file is written again, so that no later line is joined to it.
+A power failure may take lines that were not synced, or parts of them: of logs without a record yet, and of logs that left,
+which may seem to be there still. What is no line is passed over, and the file is written again, so that no later line is
+joined to it.
 """
 
 from __future__ import annotations
@@ -56,8 +58,13 @@ class ReplicaCatalogue:
         self.entries: dict[PartitionKey, Entry] = {}
         self.torn = False  # what was loaded had parts that are no lines
         self._disk = disk
+        self._data_dir = data_dir
         self._path = f"{data_dir}/{CATALOGUE}"
         self._lock = threading.Lock()
+        self._appended = 0  # lines of new logs, since the start …
+        self._synced = 0  # … and how many of them are on disk
+        self._is_new = False  # the file was made since the last sync
+        self._sync_lock = threading.Lock()  # taken before the other one
 
     def load(self) -> None:
         """Raises OSError."""
@@ -83,12 +90,42 @@ class ReplicaCatalogue:
                 raise ValueError(f"{len(fields)} fields; {_FIELDS} begin with +, {_FIELDS_REMOVED} with -")
 
     def add(self, entry: Entry) -> None:
-        """A log has been made."""
+        """A log has been made, and nothing written into it. Returns once the catalogue has it on disk."""
         with self._lock:
             known = self.entries.get(entry.key)
             self.entries[entry.key] = entry
-            if known is None or known.folder != entry.folder:
-                self._append(entry.encode())
+            if known is not None and known.folder == entry.folder:
+                return
+            self._append(entry.encode())
+            self._appended += 1
+            line = self._appended
+        with self._sync_lock:
+            if self._synced < line:  # else another thread has synced this one, too
+                self._sync()
+
+    def sync_again(self) -> None:
+        """Put the whole file on disk, whatever an earlier process left unsynced, or synced in vain."""
+        with self._sync_lock:
+            self._sync(from_start=True)
+
+    def _sync(self, *, from_start: bool = False) -> None:
+        with self._lock:
+            appended, is_new, self._is_new = self._appended, self._is_new, False
+            if not self.entries:
+                return
+        try:
+            file = self._disk.open(self._path)
+            try:
+                if from_start:
+                    file.redirty(0)
+                file.sync()
+            finally:
+                file.close()
+            if is_new or from_start:
+                self._disk.sync_directory(self._data_dir)
+        except OSError as error:
+            log.warning("catalogue cannot be synced path=%s error=%s", self._path, error)
+        self._synced = appended
 
     def remove_folder(self, folder: str) -> None:
         """Whatever log that was, it is about to leave."""
@@ -120,6 +157,7 @@ class ReplicaCatalogue:
     def _append(self, line: str) -> None:
         """Where the disk refuses, the catalogue is behind what there is, and the next start adds to it."""
         try:
+            self._is_new |= not self._disk.exists(self._path)
             file = self._disk.open(self._path, create=True)
             size = file.size
             try:
