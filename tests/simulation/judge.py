@@ -118,7 +118,8 @@ class Judge(LogJudge):
         broker_id = self._broker_of_node(server.node)
         if record is None or broker_id is None or record.tainted or answer.high_watermark < 0:
             return
-        self._check_continues(record, client, answer.records, not by_kafka)
+        if (broker_id, key) not in self.damaged:  # else what is read may be what no one has written
+            self._check_continues(record, client, answer.records, not by_kafka)
         epoch = self.leader_epoch_of(broker_id, key)
         if epoch < 0 or record.past.overruled(broker_id, epoch):
             return  # the broker has let go of the replica since it read this, or does not know that it leads no more
