@@ -72,8 +72,9 @@ def test_records_that_changed_places_are_named_with_their_stamps() -> None:
     ]
 
 
-def test_what_may_be_gone_is_not_lost_and_is_asked_for_missing_records_only() -> None:
+def test_what_may_be_gone_is_not_lost_and_is_asked_for_missing_and_moved_records_only() -> None:
     ledger, rows = acknowledged(4)
+    moved = (rows[2][0], rows[2][1] + 5, *rows[2][2:])
     asked = []
 
     def may_be_gone(of: Ledger, number: int) -> bool:
@@ -81,10 +82,10 @@ def test_what_may_be_gone_is_not_lost_and_is_asked_for_missing_records_only() ->
         return True
 
     log_check = LogCheck("orders", [ledger], may_be_gone=may_be_gone)
-    for row in rows[1:3]:
+    for row in (rows[1], moved):
         log_check.enter_record(*row)
     assert log_check.finish().clean
-    assert asked == [(RUN, 0), (RUN, 3)]
+    assert asked == [(RUN, 2), (RUN, 0), (RUN, 3)]
 
 
 def test_records_of_a_run_that_sends_to_other_topics_too_are_foreign_where_they_were_not_sent() -> None:

@@ -61,8 +61,9 @@ class LogCheck:
     A record is known by its sender and its number: 0, 1, 2, … in the order of sending. Senders keep ledgers; of a sender
     without one only order and uniqueness are checked.
 
-    `may_be_gone(ledger, number)`: asked of acknowledged records that are in no log. True where something has removed them
-    that may: retention, an unclean election.
+    `may_be_gone(ledger, number)`: asked of acknowledged records that are not where they were acknowledged. True where
+    something has removed them that may: retention, an unclean election. The log that such an election chose may hold the same
+    record at another offset, from an attempt before the one that was acknowledged.
     """
 
     def __init__(self, topic: str, ledgers: Iterable[Ledger], *, may_be_gone: MayBeGone = lambda ledger, number: False):
@@ -106,7 +107,8 @@ class LogCheck:
         outcome = ledger.outcome(number)
         if outcome is Outcome.ACKED:
             acked_partition, acked_offset = ledger.place(number)
-            if acked_offset != NO_OFFSET and (acked_partition, acked_offset) != (partition, offset):
+            moved = acked_offset != NO_OFFSET and (acked_partition, acked_offset) != (partition, offset)
+            if moved and not self._may_be_gone(ledger, number):
                 acked = self._place(acked_partition, acked_offset)
                 text = (
                     f"{self._place(partition, offset)}: {self._record(ledger.run, number)} was acknowledged at {acked}"
