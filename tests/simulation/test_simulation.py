@@ -12,7 +12,8 @@ import pytest
 from fencepost_testing.history_check import Anomaly, check_history
 from tests.simulation.simulation import simulate
 
-SEEDS = range(32)  # about a second and a half of one core each
+COSTLY = {5, 7, 9, 17, 20, 21, 24, 26}  # more than ten seconds of a core each; the others take four on average
+SEEDS = [pytest.param(seed, marks=[pytest.mark.long] if seed in COSTLY else []) for seed in range(32)]
 DIGEST = """
 import hashlib
 from tests.simulation.simulation import simulate
