@@ -62,8 +62,8 @@ class LogCheck:
     without one only order and uniqueness are checked.
 
     `may_be_gone(ledger, number)`: asked of acknowledged records that are not where they were acknowledged. True where
-    something has removed them that may: retention, an unclean election. The log that such an election chose may hold the same
-    record at another offset, from an attempt before the one that was acknowledged.
+    something has removed them that may: retention, an unclean election. The log that such an election chose may hold the
+    same record at another offset, from an attempt before the one that was acknowledged.
     """
 
     def __init__(self, topic: str, ledgers: Iterable[Ledger], *, may_be_gone: MayBeGone = lambda ledger, number: False):
