@@ -174,6 +174,8 @@ class SimCluster:
             kafka_listen=broker_kafka_address(broker_id) if settings.serves_kafka else "",
             offsets_topic_partitions=2,
             group_initial_rebalance_delay_ms=200,
+            group_consumer_session_timeout_ms=2_000,
+            group_consumer_heartbeat_interval_ms=300,
         )
         self._known_before = self.known_version
         broker = Broker(config, host, disk)

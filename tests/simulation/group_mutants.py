@@ -6,13 +6,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from fencepost_node.coordination import classic_rules, coordinator, offset_rules
+from fencepost.consuming.group_member import GroupMember
+from fencepost_node.coordination import classic_rules, consumer_rules, coordinator, offset_rules
 from fencepost_node.coordination.classic_group import ClassicGroup, group_from_record
 from fencepost_node.coordination.classic_rules import Step
+from fencepost_node.coordination.consumer_records import LoadedConsumerGroup
 from fencepost_node.coordination.coordinator import Decision
 from fencepost_node.coordination.records import GroupRecord
 from fencepost_node.coordination.table import Table
 from fencepost_node.coordinators.partition_coordinator import PartitionCoordinator
+from tests.simulation.consumer_group import simulate_consumer_group
 from tests.simulation.groups import GroupResult, simulate_group
 from tests.simulation.mutants import Mutant
 
@@ -24,11 +27,15 @@ GROUP_MUTANTS: list[Mutant[GroupResult]] = []
 
 
 def mutant(
-    *promises: str, kinds: tuple[str, ...] = KILLS, seeds: int = 6, first_seed: int = 0
+    *promises: str,
+    kinds: tuple[str, ...] = KILLS,
+    seeds: int = 6,
+    first_seed: int = 0,
+    run: Callable[[int, tuple[str, ...]], GroupResult] = simulate_group,
 ) -> Callable[[Callable[..., None]], None]:
     def register(patches: Callable[..., None]) -> None:
         name = patches.__name__.strip("_").replace("_", "-")
-        GROUP_MUTANTS.append(Mutant(name, patches, frozenset(promises), kinds, seeds, first_seed, simulate_group))
+        GROUP_MUTANTS.append(Mutant(name, patches, frozenset(promises), kinds, seeds, first_seed, run))
 
     return register
 
@@ -88,3 +95,34 @@ def _only_the_first_record_of_batches_is_folded(replace_: Any) -> None:
     """The next coordinator lacks the others; the one that wrote them knows them all."""
     original = Table.stage_batches
     replace_(Table, "stage_batches", lambda self, batches: original(self, batches)[:1])
+
+
+# ---- KIP-848, with Fencepost's own members ----
+
+
+@mutant("G12", "G13", run=simulate_consumer_group)
+def _a_partition_is_given_before_it_is_given_up(replace_: Any) -> None:
+    replace_(consumer_rules, "_free", lambda group, member, wanted: set(wanted))
+
+
+@mutant("G13", run=simulate_consumer_group)
+def _a_commit_of_an_older_member_epoch_is_taken(replace_: Any) -> None:
+    replace_(consumer_rules, "check_committer", lambda group, member_id, epoch, partitions: None)
+
+
+@mutant("G12", first_seed=2, run=simulate_consumer_group)
+def _a_member_reads_on_though_its_session_may_be_over(replace_: Any) -> None:
+    """It was paused, and reads what it has buffered before it has heard of the coordinator."""
+    replace_(GroupMember, "is_sure", lambda self, now: True)
+
+
+@mutant("G12", "G13", first_seed=1, run=simulate_consumer_group)
+def _a_new_coordinator_knows_no_assignments(replace_: Any) -> None:
+    original = LoadedConsumerGroup.finish
+
+    def forgetful(self: Any, now: float, session_timeout_s: float) -> Any:
+        group = original(self, now, session_timeout_s)
+        members = {each.member_id: replace(each, assigned={}, revoking={}) for each in group.members.values()}
+        return replace(group, members=members)
+
+    replace_(LoadedConsumerGroup, "finish", forgetful)

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from fencepost_node.coordination.table import TABLE
 from fencepost_proto.kafka.messages.find_coordinator import FindCoordinatorRequest
@@ -67,12 +69,13 @@ class GroupJudge:
     unknown: dict[int, set[int]] = field(default_factory=dict)  # commits that were sent and not answered with success
     counts: Counter[str] = field(default_factory=Counter)
     commits: int = 0
-    first: Violation | None = None  # that a member has met: it ends that member, and then the run
+    first: Violation | None = None  # that a member has met: it ends the run
 
     def fail(self, promise: str, what: str) -> None:
         self.world.tell("judge", f"{promise}: {what}")
         violation = Violation(promise, f"{self.world.now:.3f} s: {what}")
         self.first = self.first or violation
+        self.world.stop(violation)
         raise violation
 
     def joined(self, generation: int, newest_before: int, members: list[str]) -> None:
@@ -249,40 +252,49 @@ class GroupResult:
         return not self.problem
 
 
-def simulate_group(seed: int, kinds: tuple[str, ...] = KINDS, faults_for_s: float = 25.0) -> GroupResult:
-    """One run from one seed: a cluster, a group, faults; then everything is healed, and the group settles."""
-    with collector_off(), World(seed) as world:
-        began = time.process_time()
-        run = GroupRun(world, seed, kinds, faults_for_s)
-        result = GroupResult(seed, world.trace)
-        try:
-            world.run(run.story())
-            if failures := world.failures():
-                result.promise, result.problem = "unhandled", "; ".join(failures)
-        except Violation as violation:
-            result.promise, result.problem = violation.promise, str(violation)
-        except (Deadlock, Runaway, AssertionError) as error:
-            result.promise, result.problem = "unhandled", f"{type(error).__name__}: {error}"
-        if run.judge.first is not None:
-            result.promise, result.problem = run.judge.first.promise, str(run.judge.first)
-        result.counts.update(run.judge.counts)
-        result.faults.update(run.nemesis.counts)
-        result.cpu_s = time.process_time() - began
-        run.cluster.database.close()
-    return result
+class App(Protocol):
+    """One member, in a process of its own."""
+
+    @property
+    def node(self) -> str: ...
+
+    def start(self) -> None: ...
 
 
-class GroupRun:
+class AnyJudge(Protocol):
+    counts: Counter[str]
+    first: Violation | None
+
+    def fail(self, promise: str, what: str) -> None: ...
+
+
+class GroupStory(ABC):
+    """A cluster and a group under faults; then everything is healed, and the group settles."""
+
     def __init__(self, world: World, seed: int, kinds: tuple[str, ...], faults_for_s: float) -> None:
         self.world = world
         self.faults_for_s = faults_for_s
         settings = replace(plan(seed).settings, broker_ids=(1, 2, 3), serves_kafka=True)
         self.cluster = SimCluster(world, settings)
-        self.judge = GroupJudge(world)
-        self.members = [MemberApp(world, f"member-{n}", settings.broker_ids, self.judge) for n in range(MEMBERS)]
+        self.judge, self.members = self.cast()
         self.nemesis = Nemesis(self.cluster, [], [app.node for app in self.members], {}, world.chance("nemesis"))
         self.nemesis.only(kinds)
         self.chance = world.chance("members")
+
+    @abstractmethod
+    def cast(self) -> tuple[AnyJudge, Sequence[App]]:
+        """The judge and the members."""
+
+    @abstractmethod
+    def is_settled(self) -> bool:
+        """Nothing goes wrong any more: all partitions are assigned, to one member each, and all is done."""
+
+    @abstractmethod
+    def standing(self) -> str:
+        """Where the members stand, for who has to find out why they do not settle."""
+
+    def begin(self) -> None:  # noqa: B027  # not every story has something to do then
+        """The topic is there."""
 
     async def story(self) -> None:
         world = self.world
@@ -294,6 +306,7 @@ class GroupRun:
             if world.now > deadline:
                 self.judge.fail("G11", f"the topic could not be created: {outcome}")
             await asyncio.sleep(0.3)
+        self.begin()
         for member in self.members:
             member.start()
         await asyncio.sleep(2)
@@ -301,9 +314,7 @@ class GroupRun:
         await self.nemesis.run(world.now + self.faults_for_s, 2.0)
         await self.nemesis.heal_everything()
         for member in self.members:
-            process = world.machine(member.node).process
-            if process is None or not process.alive:
-                member.start()
+            self._ensure_runs(member)
         await self._settle()
         for task in background:
             task.cancel()
@@ -320,26 +331,25 @@ class GroupRun:
             member = self.chance.choice(self.members)
             process = self.world.machine(member.node).process
             if process is not None and process.alive:
-                self.world.tell("nemesis", f"kills {member.node}")
-                self.world.kill(member.node)
-                await asyncio.sleep(self.chance.random() * 4)
-                member.start()
+                await self.harm(member)
+
+    async def harm(self, member: App) -> None:
+        self.world.tell("nemesis", f"kills {member.node}")
+        self.world.kill(member.node)
+        await asyncio.sleep(self.chance.random() * 4)
+        self._ensure_runs(member)
+
+    def _ensure_runs(self, member: App) -> None:
+        process = self.world.machine(member.node).process
+        if process is None or not process.alive:
+            member.start()
 
     async def _settle(self) -> None:
-        """All partitions are assigned, to one member each; every replica of the internal topic has the same table."""
+        """The group settles, and every replica of the internal topic has the same table."""
         deadline = self.world.now + SETTLED_WITHIN_S
-        while True:
-            owned = [partition for member in self.members for partition in member.owned or b""]
-            joined = {member.generation for member in self.members if member.owned is not None}
-            if (
-                sorted(owned) == list(range(PARTITIONS))
-                and len(joined) == 1
-                and all(member.owned is not None for member in self.members)
-            ):
-                break
+        while not self.is_settled():
             if self.world.now > deadline:
-                told = [(m.node, m.generation, m.owned) for m in self.members]
-                self.judge.fail("G11", f"the group does not settle: {told}")
+                self.judge.fail("G11", f"the group does not settle: {self.standing()}")
             await asyncio.sleep(0.2)
         tables: list[dict[int, object]] = []
         while True:
@@ -363,3 +373,55 @@ class GroupRun:
                     tables[broker_id] = (replica.log.log_end_offset, sorted(replica.log.states[TABLE].items()))
             found.append(tables)
         return found
+
+
+class GroupRun(GroupStory):
+    """Members of the classic protocol."""
+
+    judge: GroupJudge
+    members: Sequence[MemberApp]
+
+    def cast(self) -> tuple[GroupJudge, Sequence[MemberApp]]:
+        judge = GroupJudge(self.world)
+        brokers = self.cluster.settings.broker_ids
+        return judge, [MemberApp(self.world, f"member-{n}", brokers, judge) for n in range(MEMBERS)]
+
+    def is_settled(self) -> bool:
+        owned = [partition for member in self.members for partition in member.owned or b""]
+        joined = {member.generation for member in self.members if member.owned is not None}
+        return (
+            sorted(owned) == list(range(PARTITIONS))
+            and len(joined) == 1
+            and all(member.owned is not None for member in self.members)
+        )
+
+    def standing(self) -> str:
+        return str([(m.node, m.generation, m.owned) for m in self.members])
+
+
+def run_group(story: type[GroupStory], seed: int, kinds: tuple[str, ...], faults_for_s: float) -> GroupResult:
+    """One run from one seed."""
+    with collector_off(), World(seed) as world:
+        began = time.process_time()
+        run = story(world, seed, kinds, faults_for_s)
+        result = GroupResult(seed, world.trace)
+        try:
+            world.run(run.story())
+            if failures := world.failures():
+                result.promise, result.problem = "unhandled", "; ".join(failures)
+        except Violation as violation:
+            result.promise, result.problem = violation.promise, str(violation)
+        except (Deadlock, Runaway, AssertionError) as error:
+            result.promise, result.problem = "unhandled", f"{type(error).__name__}: {error}"
+        if run.judge.first is not None:
+            result.promise, result.problem = run.judge.first.promise, str(run.judge.first)
+        result.counts.update(run.judge.counts)
+        result.faults.update(run.nemesis.counts)
+        result.cpu_s = time.process_time() - began
+        run.cluster.database.close()
+    return result
+
+
+def simulate_group(seed: int, kinds: tuple[str, ...] = KINDS, faults_for_s: float = 25.0) -> GroupResult:
+    """A group of the classic protocol."""
+    return run_group(GroupRun, seed, kinds, faults_for_s)

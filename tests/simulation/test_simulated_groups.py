@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.simulation.consumer_group import simulate_consumer_group
 from tests.simulation.group_mutants import GROUP_MUTANTS
 from tests.simulation.groups import GroupResult, simulate_group
 from tests.simulation.mutants import Mutant
@@ -28,3 +29,11 @@ def test_mutant_is_caught(mutant: Mutant[GroupResult]) -> None:
     result = mutant.caught()
     assert result is not None, f"{mutant.name} has survived"
     assert result.promise in mutant.promises, f"{result.promise}: {result.problem}"
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(10, 40))])
+def test_own_consumers_share_a_group_and_read_everything_through_faults(seed: int) -> None:
+    result = simulate_consumer_group(seed)
+    assert result.ok, f"{result.promise}: {result.problem}"
+    assert result.counts["assigned"] > 3
+    assert result.counts["committed"] > 50
