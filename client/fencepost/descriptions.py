@@ -26,6 +26,7 @@ class BrokerDescription:
     broker_epoch: int  # a new one at every start
     fenced: bool  # not live: leads nothing
     shutting_down: bool
+    kafka_address: str = ""  # host:port for Kafka's clients; empty: it serves none
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,10 @@ class ClusterDescription:
         return ClusterDescription(
             image.cluster_id,
             image.version,
-            tuple(BrokerDescription(b.id, b.address, b.broker_epoch, b.fenced, b.shutting_down) for b in brokers),
+            tuple(
+                BrokerDescription(b.id, b.address, b.broker_epoch, b.fenced, b.shutting_down, b.kafka_address)
+                for b in brokers
+            ),
         )
 
 

@@ -1,7 +1,7 @@
 """What a consumer reads of a workload's topic, compared with what the workload's runs sent.
 
 Every record says in its value whose it is (`ledger.read_mark`), so `LogCheck` can find each. What the check adds is what
-only a reader of records can see: offsets without a hole, and each key in one partition, its counter rising.
+only a reader of records can see: offsets without a hole, and each key of a run in one partition, its counter rising.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class RecordCheck:
         self._log_check = LogCheck(topic, ledgers)
         self._findings = self._log_check.findings
         self._next_offset: dict[int, int] = {}
-        self._partition_of: dict[bytes, int] = {}
+        self._partition_of: dict[tuple[str, bytes], int] = {}  # by run: clients of others have other partitioners
         self._last_counter: dict[tuple[str, bytes], int] = {}  # by run and key
 
     @property
@@ -63,6 +63,6 @@ class RecordCheck:
         if mark.counter <= last_counter and not late:
             self._findings.add(Kind.REORDERED, f"{where}: counter {mark.counter} of key {key!r} after {last_counter}")
         self._last_counter[mark.run, key] = max(last_counter, mark.counter)
-        home = self._partition_of.setdefault(key, partition)
+        home = self._partition_of.setdefault((mark.run, key), partition)
         if home != partition:
             self._findings.add(Kind.MISPLACED, f"{where}: key {key!r} is in partition {home} too")

@@ -311,6 +311,26 @@ def test_workloads_are_verified_against_their_ledgers(shell: Shell) -> None:
     assert "NOT EXACT" in result.stdout
 
 
+def test_workloads_of_kafkas_clients_are_verified_with_what_groups_have_read(shell: Shell) -> None:
+    """In this process: a start costs more than the command."""
+
+    def workload(*arguments: str, code: int = 0) -> str:
+        done = CliRunner().invoke(app, ["workload", *arguments], env=shell.environment(), catch_exceptions=False)
+        assert done.exit_code == code, done.output
+        return done.output
+
+    workload("produce", "foreign", "--client", "confluent-kafka", "--count", "2000")
+    workload("produce", "foreign", "--count", "1000")
+    workload("consume", "foreign", "--client", "confluent-kafka", "--until-end")
+    workload("consume", "foreign", "--group", "own", "--until-end")
+    told = workload("verify", "foreign")
+    assert "2 runs sent 3000 records, 3000 acknowledged" in told
+    assert "3000 records in the log, 6000 read by members of groups" in told
+    assert "files of 9 replicas checked" in told
+    assert "EXACT" in told
+    assert "are known" in workload("consume", "foreign", "--client", "other", code=2)
+
+
 def test_what_was_sent_to_a_deleted_topic_is_not_missing_in_its_successor(shell: Shell) -> None:
     shell.ok("workload", "produce", "again", "--count", "500")
     shell.ok("topic", "delete", "again", "--yes")

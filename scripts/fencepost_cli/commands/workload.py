@@ -10,13 +10,14 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from fencepost_cli.terminal import (
     DEFAULT_DATA_DIR,
     EXIT_FAILED,
+    EXIT_USAGE,
     LEDGERS,
     Bootstrap,
     DataDir,
@@ -26,20 +27,25 @@ from fencepost_cli.terminal import (
     run,
 )
 from fencepost_testing.failures import CommandFailed
+from fencepost_testing.kafka_clients import FENCEPOST, KAFKA_CLIENTS
+from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.log_check.ledger import MIN_RECORD_BYTES, Ledger
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fencepost import AdminClient, History, Producer
+    from fencepost import AdminClient, History
+    from fencepost_cli.workload_clients import ReaderSpec
     from fencepost_testing.log_check.findings import Findings
+    from fencepost_testing.read_log import ReadCheck, ReadLog
     from fencepost_testing.record_check import RecordCheck
-    from fencepost_testing.workload import Workload, WorkloadSpec
+    from fencepost_testing.workload import RecordSender, Workload, WorkloadSpec
 
 DEFAULT_TOPIC = "workload"
 _FIGURES_S = 1.0
+DEFAULT_GROUP = "workload"  # of Kafka's clients
 _POLL_RECORDS = 5_000
-_POLL_MS = 200
+_LOOK_AT_GROUP_S = 0.5
 _MEGABYTE = 1_000_000
 
 app = typer.Typer(
@@ -49,6 +55,13 @@ app = typer.Typer(
 )
 
 Topic = Annotated[str, typer.Argument(help="The topic; 'produce' makes it where it is missing.")]
+Client = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join((FENCEPOST, *KAFKA_CLIENTS)),
+        help="Whose client it runs with; Kafka's come with pip install 'fencepost[kafka-clients]'.",
+    ),
+]
 Ledgers = Annotated[
     Path | None,
     typer.Option(
@@ -63,7 +76,15 @@ def _ledgers_of(ledgers: Path | None, data_dir: Path, topic: str) -> Path:
     return (ledgers or data_dir / LEDGERS) / topic
 
 
-@app.command(epilog="Example: fencepost workload produce orders --rate 1000 --keys 20 --duration 60")
+def _check_client(client: str) -> None:
+    if client not in (FENCEPOST, *KAFKA_CLIENTS):
+        fail(f"--client {client!r}: {', '.join((FENCEPOST, *KAFKA_CLIENTS))} are known", EXIT_USAGE)
+
+
+@app.command(
+    epilog="Example: fencepost workload produce orders --rate 1000 --keys 20 --duration 60; "
+    "fencepost workload produce orders --client confluent-kafka --count 20000"
+)
 def produce(
     topic: Topic = DEFAULT_TOPIC,
     *,
@@ -76,6 +97,7 @@ def produce(
     duration: Annotated[float, typer.Option(min=0, help="Seconds to send for; 0: no limit.")] = 0,
     count: Annotated[int, typer.Option(min=0, help="Records to send; 0: no limit.")] = 0,
     seed: Annotated[int, typer.Option(help="Decides the order of keys.")] = 0,
+    client: Client = FENCEPOST,
     history: Annotated[
         Path | None, typer.Option(help="Also record every send there, for 'fencepost check'.", show_default="none")
     ] = None,
@@ -89,18 +111,29 @@ def produce(
     """
     from fencepost_testing.workload import WorkloadSpec
 
+    _check_client(client)
+    if name is not None and client != FENCEPOST:
+        fail(f"--name is for Fencepost's own producer, not for {client}", EXIT_USAGE)
     brokers = bootstrap_of(bootstrap, data_dir)
     spec = WorkloadSpec(topic, record_size, keys, rate, count, duration, seed)
     ledger = Ledger(secrets.token_hex(4))
     folder = _ledgers_of(ledgers, data_dir, topic)
     out = console()
     workload = run(
-        _produce(brokers=brokers, name=name, spec=spec, ledger=ledger, ledgers=folder, history_file=history, out=out)
+        _produce(
+            brokers=brokers,
+            client=client,
+            name=name,
+            spec=spec,
+            ledger=ledger,
+            ledgers=folder,
+            history_file=history,
+            out=out,
+        )
     )
-    retried = workload.producer.stats.retried_batches
     out.print(
-        f"run {ledger.run}: {ledger.sent} sent, {ledger.acked} acknowledged, {workload.failed.total()} failed, "
-        f"{retried} batches sent again; ledger in {folder}"
+        f"run {ledger.run}: {ledger.sent} sent, {ledger.acked} acknowledged, {workload.failed.total()} failed"
+        f"{_retries(workload.producer)}; ledger in {folder}"
     )
     if workload.failed:
         failures = ", ".join(f"{count} with {error}" for error, count in sorted(workload.failed.items()))
@@ -110,25 +143,22 @@ def produce(
 async def _produce(
     *,
     brokers: str,
+    client: str,
     name: str | None,
     spec: WorkloadSpec,
     ledger: Ledger,
     ledgers: Path,
     history_file: Path | None,
     out: Console,
-) -> Workload[Producer]:
+) -> Workload[RecordSender]:
     from fencepost import AdminClient
     from fencepost_testing.workload import Workload
 
     stop = _stop_on_interrupt("waiting for the outcome of what was sent")
     async with AdminClient(brokers) as admin:
         await _make_topic(admin, spec.topic)
-        folder = ledgers / (await admin.describe_topic(spec.topic)).topic_id
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandFailed(f"{folder} cannot hold ledgers: {error.strerror}") from error
-    async with _producer(brokers, name or "", history_file, f"workload-{ledger.run}") as producer:
+    folder = await _ledger_folder(brokers, spec.topic, ledgers)
+    async with _producer(client, brokers, name or "", history_file, f"workload-{ledger.run}") as producer:
         workload = Workload(producer, spec, ledger)
         try:
             async with _figures(out, lambda elapsed_s: _produce_figures(workload, elapsed_s)):
@@ -138,14 +168,41 @@ async def _produce(
     return workload
 
 
+async def _ledger_folder(brokers: str, topic: str, ledgers: Path) -> Path:
+    from fencepost import AdminClient
+
+    async with AdminClient(brokers) as admin:
+        folder = ledgers / (await admin.describe_topic(topic)).topic_id
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandFailed(f"{folder} cannot hold ledgers: {error.strerror}") from error
+    return folder
+
+
 @contextlib.asynccontextmanager
-async def _producer(brokers: str, name: str, history_file: Path | None, process: str) -> AsyncIterator[Producer]:
+async def _producer(
+    client: str, brokers: str, name: str, history_file: Path | None, process: str
+) -> AsyncIterator[RecordSender]:
     """One that records its history where there is a file for it."""
     from fencepost import Producer
+    from fencepost_cli.workload_clients import kafka_bootstrap
+    from fencepost_testing.kafka_clients.factory import kafka_producer
 
     with _history(history_file, process) as history:
-        async with Producer(brokers, name=name, history=history) as producer:
-            yield producer
+        if client == FENCEPOST:
+            async with Producer(brokers, name=name, history=history) as producer:
+                yield producer
+        else:
+            async with kafka_producer(client, await kafka_bootstrap(brokers), history) as other:
+                yield other
+
+
+def _retries(producer: RecordSender) -> str:
+    """Of Fencepost's own; other clients do not say."""
+    from fencepost import Producer
+
+    return f", {producer.stats.retried_batches} batches sent again" if isinstance(producer, Producer) else ""
 
 
 def _stop_on_interrupt(told: str) -> asyncio.Event:
@@ -180,7 +237,7 @@ def _save(ledger: Ledger, folder: Path) -> None:
     draft.replace(folder / f"{ledger.run}.json")
 
 
-def _produce_figures(workload: Workload[Producer], elapsed_s: float) -> str:
+def _produce_figures(workload: Workload[RecordSender], elapsed_s: float) -> str:
     from fencepost_testing.workload import percentile
 
     latencies = sorted(workload.latencies_s)
@@ -189,8 +246,7 @@ def _produce_figures(workload: Workload[Producer], elapsed_s: float) -> str:
     return (
         f"{elapsed_s:6.0f} s  {workload.ledger.sent} sent  {workload.acked} acknowledged  "
         f"{rate:.0f} records/s  {rate * workload.spec.record_size_bytes / _MEGABYTE:.2f} MB/s  "
-        f"p50 {p50:.1f} ms  p99 {p99:.1f} ms  "
-        f"{workload.producer.stats.retried_batches} batches sent again  {workload.failed.total()} failed"
+        f"p50 {p50:.1f} ms  p99 {p99:.1f} ms{_retries(workload.producer)}  {workload.failed.total()} failed"
     )
 
 
@@ -224,7 +280,10 @@ async def _figures(out: Console, figures: Callable[[float], str]) -> AsyncIterat
             show(figures(max(time.monotonic() - started, 1e-9)))
 
 
-@app.command(epilog="Example: fencepost workload consume orders --until-end")
+@app.command(
+    epilog="Example: fencepost workload consume orders --until-end; "
+    "fencepost workload consume orders --client aiokafka --group billing"
+)
 def consume(
     topic: Topic = DEFAULT_TOPIC,
     *,
@@ -232,17 +291,34 @@ def consume(
     duration: Annotated[float, typer.Option(min=0, help="Seconds to read for; 0: no limit.")] = 0,
     until_end: Annotated[bool, typer.Option("--until-end", help="Stop at what is the end now.")] = False,
     latest: Annotated[bool, typer.Option("--latest", help="Begin at the end instead of the beginning.")] = False,
+    client: Client = FENCEPOST,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="Read as a member of this group, and go on where it has come to.",
+            show_default=f"none; of Kafka's clients {DEFAULT_GROUP}",
+        ),
+    ] = None,
     history: Annotated[
         Path | None, typer.Option(help="Record what is read there, for 'fencepost check'.", show_default="none")
     ] = None,
+    ledgers: Ledgers = None,
     bootstrap: Bootstrap = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Read as fast as it goes, and show how fast that is, until the count, the duration, the end or Ctrl-C."""
+    """Read as fast as it goes, and show how fast that is, until the count, the duration, the end or Ctrl-C.
+
+    What a member of a group was given is kept beside the ledgers of what was sent, for 'verify'.
+    """
+    from fencepost_cli.workload_clients import ReaderSpec
+
+    _check_client(client)
     brokers = bootstrap_of(bootstrap, data_dir)
+    group = group or (DEFAULT_GROUP if client != FENCEPOST else "")
+    spec = ReaderSpec(client, brokers, topic, group, "latest" if latest else "earliest")
+    folder = _ledgers_of(ledgers, data_dir, topic) if group else None
     with _history(history, "workload-consumer") as recorded:
-        start: Literal["earliest", "latest"] = "latest" if latest else "earliest"
-        run(_consume(brokers, topic, start, recorded, count=count, duration_s=duration, until_end=until_end))
+        run(_consume(spec, recorded, folder, count=count, duration_s=duration, until_end=until_end))
 
 
 @contextlib.contextmanager
@@ -262,16 +338,9 @@ def _history(file: Path | None, process: str) -> Iterator[History | None]:
 
 
 async def _consume(
-    brokers: str,
-    topic: str,
-    start: Literal["earliest", "latest"],
-    history: History | None,
-    *,
-    count: int,
-    duration_s: float,
-    until_end: bool,
+    spec: ReaderSpec, history: History | None, ledgers: Path | None, *, count: int, duration_s: float, until_end: bool
 ) -> None:
-    from fencepost import Consumer
+    from fencepost_cli.workload_clients import EndOfTopic, open_reader
 
     stop = _stop_on_interrupt("")
     read = size_bytes = 0
@@ -282,20 +351,34 @@ async def _consume(
             f"{size_bytes / elapsed_s / _MEGABYTE:.2f} MB/s"
         )
 
-    async with Consumer(brokers, topic, start=start, history=history) as consumer:
-        ends = await consumer.end_offsets(consumer.assignment) if until_end else {}
-        left = {tp for tp, end in ends.items() if end > await consumer.position(tp)}
+    async with contextlib.AsyncExitStack() as stack:
+        end = await stack.enter_async_context(EndOfTopic.of(spec)) if until_end else None
+        noted = stack.enter_context(contextlib.closing(await _read_log(spec, ledgers))) if ledgers is not None else None
+        poll = await stack.enter_async_context(open_reader(spec, history))
         until = time.monotonic() + duration_s if duration_s else float("inf")
-        async with _figures(console(), figures):
-            while not stop.is_set() and time.monotonic() < until and not (count and read >= count):
-                if until_end and not left:
-                    break
-                for record in await consumer.poll(
-                    min(_POLL_RECORDS, count - read) if count else _POLL_RECORDS, _POLL_MS
-                ):
-                    read += 1
-                    size_bytes += len(record.key or b"") + len(record.value or b"")
-                left = {tp for tp in left if await consumer.position(tp) < ends[tp]}
+        look_at = time.monotonic() + _LOOK_AT_GROUP_S
+        await stack.enter_async_context(_figures(console(), figures))
+        while not stop.is_set() and time.monotonic() < until and not (count and read >= count):
+            if end is not None and not end.left:
+                break
+            records = await poll(min(_POLL_RECORDS, count - read) if count else _POLL_RECORDS)
+            if noted is not None:
+                noted.add(records)
+            for record in records:
+                read += 1
+                size_bytes += len(record.key or b"") + len(record.value or b"")
+            if end is not None:
+                end.read(records)
+                if spec.group and time.monotonic() >= look_at:
+                    await end.look_at_group()
+                    look_at = time.monotonic() + _LOOK_AT_GROUP_S
+
+
+async def _read_log(spec: ReaderSpec, ledgers: Path) -> ReadLog:
+    from fencepost_testing.read_log import SUFFIX, ReadLog
+
+    folder = await _ledger_folder(spec.brokers, spec.topic, ledgers)
+    return ReadLog(folder / f"{secrets.token_hex(4)}{SUFFIX}", spec.group)
 
 
 @app.command(epilog="Example: fencepost workload verify orders --json")
@@ -307,21 +390,31 @@ def verify(
     bootstrap: Bootstrap = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Read the whole topic and compare it with what the workloads sent and the outcomes.
+    """Read the whole topic and compare it with what the workloads sent and the outcomes, and with what members of groups
+    were given. Of a local cluster that runs, every replica's files are checked too.
 
-    Exit code 1 where an acknowledged record is missing, or any record is there twice or out of order. Of a run that
-    left no ledger only order and uniqueness are checked. Records that retention has removed count as lost.
+    Exit code 1 where an acknowledged record is missing, or any record is there twice or out of order, where a group was
+    given something else or skipped a record, or where the files are not the same. Of a run that left no ledger only order
+    and uniqueness are checked. Records that retention has removed count as lost.
     """
     from fencepost_testing.log_check.findings import Kind
 
-    verified = run(_verify(bootstrap_of(bootstrap, data_dir), topic, _ledgers_of(ledgers, data_dir, topic)))
+    brokers = bootstrap_of(bootstrap, data_dir)
+    cluster = None if bootstrap else LocalCluster.load(data_dir)
+    if cluster is not None and not all(cluster.running(broker) for broker in cluster.broker_ids):
+        cluster = None
+    verified = run(_verify(brokers, topic, _ledgers_of(ledgers, data_dir, topic), cluster))
     known, check, findings = verified.ledgers, verified.check, verified.findings
     acked = sum(ledger.acked for ledger in known)
     out = console()
     out.print(f"{len(known)} runs sent {sum(ledger.sent for ledger in known)} records, {acked} acknowledged")
     if verified.earlier_runs:
         out.print(f"[yellow]left out: {verified.earlier_runs} runs to a topic of this name that is gone[/]")
-    out.print(f"{check.records} records in the log")
+    out.print(f"{check.records} records in the log, {verified.reads.records} read by members of groups")
+    if cluster is not None:
+        out.print(f"files of {verified.replicas} replicas checked")
+    elif not bootstrap:
+        out.print("[yellow]log files are not checked: not every broker runs[/]")
     for run_name in check.runs_without_ledger:
         out.print(f"[yellow]run {run_name} left no ledger: only its order and uniqueness are checked[/]")
     for kind in Kind:
@@ -346,21 +439,39 @@ class Verified(NamedTuple):
     ledgers: list[Ledger]
     earlier_runs: int  # whose topic had the same name and is gone
     check: RecordCheck
+    reads: ReadCheck
+    replicas: int  # whose files were checked
     findings: Findings
 
 
-async def _verify(brokers: str, topic: str, ledgers: Path) -> Verified:
-    from fencepost import AdminClient, Consumer
+async def _verify(brokers: str, topic: str, ledgers: Path, cluster: LocalCluster | None) -> Verified:
+    from fencepost import AdminClient, Consumer, ConsumerRecord
     from fencepost_testing.read_back import read_to_end
+    from fencepost_testing.read_log import SUFFIX, ReadCheck
     from fencepost_testing.record_check import RecordCheck
+    from fencepost_testing.replica_files import check_replicas
+    from fencepost_testing.topic_waits import wait_settled
 
     async with AdminClient(brokers) as admin:
-        topic_id = (await admin.describe_topic(topic)).topic_id
-    known, earlier_runs = _load_ledgers(ledgers, topic_id)
-    async with Consumer(brokers, topic) as consumer:
+        described = await admin.describe_topic(topic)
+        known, earlier_runs = _load_ledgers(ledgers, described.topic_id)
         check = RecordCheck(topic, known)
-        await read_to_end(consumer, check.add_record)
-    return Verified(known, earlier_runs, check, check.finish())
+        reads = ReadCheck(topic, sorted((ledgers / described.topic_id).glob(f"*{SUFFIX}")))
+
+        def take(record: ConsumerRecord) -> None:
+            check.add_record(record)
+            reads.add(record.partition, record.offset, record.value)
+
+        async with Consumer(brokers, topic) as consumer:
+            await read_to_end(consumer, take)
+        findings, replicas = check.finish(), 0
+        findings.merge(reads.finish())
+        if cluster is not None:
+            ends = await wait_settled(admin, topic)
+            brokers_of = {each.partition: each.replicas for each in described.partitions}
+            found, replicas, _ = await check_replicas(cluster, topic, brokers_of, ends)
+            findings.merge(found)
+    return Verified(known, earlier_runs, check, reads, replicas, findings)
 
 
 def _load_ledgers(folder: Path, topic_id: str) -> tuple[list[Ledger], int]:

@@ -23,6 +23,8 @@ class Kind(StrEnum):
     FOREIGN = "foreign"  # a record that no sender in question has sent
     CORRUPT = "corrupt"  # bytes that are no batch, a bad CRC, a hole in the offsets
     DIVERGED = "diverged"  # replicas differ below the high watermark
+    MISREAD = "misread"  # a consumer was given something else than what stands in the log
+    SKIPPED = "skipped"  # a group was given what stands before and behind it, and not this
 
 
 class Example(NamedTuple):
