@@ -38,6 +38,7 @@ from tests.unit.batches import batch as made
 from tests.unit.batches import with_field
 from tests.unit.fake_controller import FakeController, fake_controller
 from tests.unit.kafka_client import KafkaClient, fetch_request, kafka_client, only, produce_request
+from tests.unit.replicas import leading
 from tests.unit.test_broker import BROKER_ID, EPOCH, Running, broker_of
 
 ID = "0123456789abcdefghijkA"  # as controllers make them
@@ -237,6 +238,24 @@ async def test_a_fetch_from_within_a_batch_gets_all_of_it_and_one_at_the_end_get
         assert (at_end.error_code, at_end.records) == (NONE, b"")
         outside = only(await it.ask(fetch_request(6), 12))
         assert outside.error_code == ErrorCode.OFFSET_OUT_OF_RANGE
+
+
+@asynchronous
+async def test_a_new_leader_that_does_not_know_the_end_yet_does_not_call_the_readers_offset_the_end(
+    tmp_path: Path,
+) -> None:
+    async with edge(tmp_path) as it:
+        await it.leads(isr=(1, 2))
+        assert (await it.produce(made(5), acks=1)).error_code == NONE
+        replica = it.running.broker.manager.replicas[ID, 0]
+        await it.becomes(BROKER_ID, 1)
+        await until(lambda: leading(replica).epoch == 1, "the second leadership")
+        at_its_own, behind_it = [only(await it.ask(fetch_request(offset), 12)) for offset in (0, 3)]
+        assert (at_its_own.error_code, at_its_own.high_watermark, at_its_own.last_stable_offset) == (NONE, -1, -1)
+        assert (behind_it.error_code, behind_it.high_watermark, behind_it.records) == (NONE, 0, b"")
+        leading(replica).follower_acked(2, 5)
+        known = only(await it.ask(fetch_request(5), 12))
+        assert (known.error_code, known.high_watermark, known.records) == (NONE, 5, b"")
 
 
 @asynchronous

@@ -14,8 +14,9 @@ request: FETCH_SESSION_ID_NOT_FOUND for a session that another broker or an earl
 
 Limits: `max_fetch_bytes` of one answer, and what `client_limits.AnswerBudget` gives the connection.
 
-A new leader may not yet know a high watermark as high as its predecessor's (KIP-207). Until then it answers its own, or the
-reader's offset where that is higher: it covers what is read, and may be lower than what the client saw before, as in Kafka.
+A new leader may not yet know a high watermark as high as its predecessor's (KIP-207). Until then it answers its own, which
+may be lower than what the client saw before, as in Kafka; but UNKNOWN where that is the reader's offset: librdkafka takes a
+high watermark at its offset for the end of the partition, and a program that reads to the end would miss what is behind.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ READ_COMMITTED = 1
 NO_SESSION = 0
 NEW_SESSION_EPOCHS = (0, -1)  # of requests that ask for no session, or for a new one
 NO_EPOCH = -1
+UNKNOWN = -1  # high watermark
 
 Write = Callable[[FetchResponse], Awaitable[None]]  # returns when the response is on its way, or nobody waits for it
 
@@ -115,8 +117,8 @@ class _Asked:
 
     def _fill(self, place: PartitionData, position: Position, answer: Records) -> None:
         high_watermark = answer.high_watermark
-        if answer.is_below_epoch_start:
-            high_watermark = max(high_watermark, position.offset)
+        if answer.is_below_epoch_start and high_watermark == position.offset:
+            high_watermark = UNKNOWN
         place.high_watermark = place.last_stable_offset = high_watermark
         place.log_start_offset = answer.log_start_offset
         place.records = answer.records
