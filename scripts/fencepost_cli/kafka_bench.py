@@ -185,6 +185,13 @@ class KafkaBench:
         except KafkaException as error:
             raise CommandFailed(f"the topic {name} could not be made: {error}") from error
 
+    def _drop(self, name: str) -> None:
+        """Of much data: Kafka reads all of its logs again after a kill, and would not be back for minutes."""
+        try:
+            self._admin.delete_topics([name], request_timeout=ADMIN_TIMEOUT_S)[name].result(ADMIN_TIMEOUT_S)
+        except KafkaException as error:
+            raise CommandFailed(f"the topic {name} could not be deleted: {error}") from error
+
     def _send_first(self) -> None:
         self._topic("first")
         producer = producer_of(self._bootstrap, linger_ms=0)
@@ -202,6 +209,7 @@ class KafkaBench:
         if producer.flush(FLUSH_TIMEOUT_S) or counts.failed:
             raise CommandFailed(f"warming up: {counts.failed} records failed")
         read_all(self._bootstrap, "first")
+        self._drop("first")
 
     def _small(self) -> None:
         self.result.kafka_records_per_s_100b = self._throughput(_SMALL_BYTES)
@@ -234,6 +242,8 @@ class KafkaBench:
             psutil.Process(self._cluster.pid(broker)).memory_info().rss / _MEGABYTE
             for broker in self._cluster.broker_ids
         ]
+        for size in (_SMALL_BYTES, _LARGE_BYTES):
+            self._drop(f"throughput-{size}")
 
     def _latency(self) -> None:
         self._topic("latency")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fencepost_cli.terminal import console, fail, run
+from fencepost_cli.terminal import table as table_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,6 +56,14 @@ def bench(
             "Maven, which fetches Kafka at the first time (150 MB); takes five minutes and 4 GB of memory.",
         ),
     ] = None,
+    connections: Annotated[
+        bool,
+        typer.Option(
+            "--connections",
+            help="Instead: one broker's memory with 2,000 idle connections of Kafka's clients, and with 200 that do not "
+            "read what they ask for.",
+        ),
+    ] = False,
     partitions: Annotated[
         list[int] | None,
         typer.Option(help="With --scale: how many; may be given again.", show_default="300, 1000, 3000, 10000"),
@@ -88,6 +97,8 @@ def bench(
             told = _measure_beside(parent, out)
         elif kafka:
             told = _measure_kafka(parent, out)
+        elif connections:
+            told = _measure_connections(parent, out)
         elif recovery:
             recoveries = run(measure_recovery(parent / "cluster", out.print))
             _show_recoveries(recoveries, out)
@@ -125,6 +136,24 @@ def _measure_beside(parent: Path, out: Console) -> dict[str, object]:
     own, peers = run(assemble_and_measure())
     _show_kafka([("Fencepost", own), (apache_kafka.NAME, peers)], out)
     return {"fencepost": own.to_json(), "peer": {"name": apache_kafka.NAME, **peers.to_json()}}
+
+
+def _measure_connections(parent: Path, out: Console) -> dict[str, object]:
+    from fencepost_cli.kafka_connections import measure_connections
+
+    result = run(measure_connections(parent / "cluster", out.print))
+    rows = table_of("what", "measured", numbers=["measured"])
+    rows.add_row("resident memory before", f"{result.rss_before_mb:.0f} MB")
+    rows.add_row(f"… with {result.idle_connections:,} idle connections", f"{result.rss_idle_mb:.0f} MB")
+    rows.add_row("each of them", f"{result.idle_connection_kb:.1f} kB")
+    rows.add_row("processor time while they are idle", f"{result.idle_cpu_percent:.1f} % of a core")
+    rows.add_row(f"the most with {result.slow_readers} clients that do not read", f"{result.rss_slow_most_mb:.0f} MB")
+    rows.add_row("… after them", f"{result.rss_after_mb:.0f} MB")
+    rows.add_row("another client's small request meanwhile, p50", f"{result.ask_ms_p50:.2f} ms")
+    rows.add_row("… p99", f"{result.ask_ms_p99:.2f} ms")
+    rows.add_row("… the first, while the system's buffers fill", f"{result.ask_ms_first:.2f} ms")
+    out.print(rows)
+    return result.to_json()
 
 
 def _require_librdkafka() -> None:
