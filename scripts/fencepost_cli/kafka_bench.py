@@ -51,7 +51,7 @@ WARM_UP_S = 2.0
 THROUGHPUT_S = 8.0
 LATENCY_S = 10.0
 FAILOVERS = 5
-FAILOVERS_BESIDE = 3  # of each of two clusters: Kafka's take ten seconds each, and as long until all is in sync again
+FAILOVERS_BESIDE = 2  # of each of two clusters: Kafka's take ten seconds each, and as long until all is in sync again
 PEER_WARM_UP_S = 30.0  # of load before anything of a peer counts: a JVM compiles what it runs often
 ADMIN_TIMEOUT_S = 60.0
 _MEGABYTE = 1_000_000
@@ -101,6 +101,7 @@ class KafkaBenchResult:
 
 Tell = Callable[[str], None]
 Make = Callable[[], BenchCluster]
+Row = Callable[[], Awaitable[None]]
 
 
 def own_cluster(folder: Path) -> LocalCluster:
@@ -114,7 +115,7 @@ async def measure(make: Make, tell: Tell) -> KafkaBenchResult:
         bench = await KafkaBench.begin(make, stack)
         for name, row in bench.rows(FAILOVERS):
             tell(name)
-            await row()
+            tell(f"  {await bench.figures_of(row)}")
     return bench.result
 
 
@@ -130,10 +131,9 @@ async def measure_beside(
         tell(f"warming {peer_name} up, {PEER_WARM_UP_S:g} s")
         await peer.warm_up()
         for (name, row), (_, peers_row) in zip(own.rows(FAILOVERS_BESIDE), peer.rows(FAILOVERS_BESIDE), strict=True):
-            tell(f"{name}: Fencepost")
-            await row()
-            tell(f"{name}: {peer_name}")
-            await peers_row()
+            tell(name)
+            tell(f"  Fencepost: {await own.figures_of(row)}")
+            tell(f"  {peer_name}: {await peer.figures_of(peers_row)}")
     return own.result, peer.result
 
 
@@ -158,7 +158,7 @@ class KafkaBench:
         bench.result.kafka_first_ack_s = time.monotonic() - started
         return bench
 
-    def rows(self, failovers: int) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
+    def rows(self, failovers: int) -> list[tuple[str, Row]]:
         """What each is called, and what measures it."""
         return [
             (f"throughput, records of {_SMALL_BYTES} B, {THROUGHPUT_S:g} s", partial(self._in_thread, self._small)),
@@ -171,6 +171,12 @@ class KafkaBench:
             ),
             (f"unavailability over {failovers} kills of a leader", partial(self._failovers, failovers)),
         ]
+
+    async def figures_of(self, row: Row) -> str:
+        """Measure one row; what it has measured, so that it is seen where a later row fails."""
+        before = self.result.to_json()
+        await row()
+        return ", ".join(f"{name} {told}" for name, told in self.result.to_json().items() if told != before[name])
 
     async def warm_up(self) -> None:
         await asyncio.to_thread(self._warm_up)
