@@ -119,6 +119,39 @@ class History:
         operation = self._operation("info", "seek", self._next())
         self._write(operation._replace(topic=topic, partition=partition, offset=offset))
 
+    # ---- For the member of a group ----
+
+    def given(self, group: str, topic: str, partition: int) -> None:
+        """It has this partition from now on."""
+        operation = self._operation("info", "given", self._next())
+        self._write(operation._replace(topic=topic, partition=partition, group=group))
+
+    def taken(self, group: str, topic: str, partition: int) -> None:
+        """It has it no more."""
+        operation = self._operation("info", "taken", self._next())
+        self._write(operation._replace(topic=topic, partition=partition, group=group))
+
+    def invoke_commit(self, group: str, topic: str, partition: int, offset: int) -> int:
+        """It is about to commit. Returns the id of the operation."""
+        operation = self._operation("invoke", "commit", self._next())
+        self._write(operation._replace(topic=topic, partition=partition, group=group, offset=offset))
+        return operation.id
+
+    def complete_commit(
+        self,
+        commit: int,
+        group: str,
+        topic: str,
+        partition: int,
+        error: BaseException | None = None,
+        *,
+        certain: bool = False,
+    ) -> None:
+        """It is stored; or it has failed, as far as is known or for `certain`."""
+        operation = self._operation("ok" if error is None else "fail" if certain else "info", "commit", commit)
+        operation = operation._replace(topic=topic, partition=partition, group=group)
+        self._write(operation if error is None else operation._replace(error=_describe(error)))
+
     # ---- For the reader of everything at the end ----
 
     def invoke_final(self, topic: str, partition: int) -> int:

@@ -27,6 +27,9 @@ seek     any type but invoke: the process reads this partition next from `offset
 assign   the same as seek.
 final    invoke: all sends have completed or never will, and the process begins to read this partition whole.
          ok: it has been handed everything from start_offset, the log's start, up to before end_offset, its end.
+given    info: a member of a group has this partition from now on. taken: it has it no more. Both with the group.
+commit   invoke: a member commits an offset of a partition, of its group; ok: it is stored; fail: certainly not. An id, as
+         for sends.
 elect    an unclean election, which an operator orders. invoke: the operator has been shown what is lost, and orders it:
          nothing below start_offset; everything acknowledged so far at end_offset, where the elected log ends, and above;
          between the two, what that log does not have. ok: the broker is elected; fail: certainly not. An id, as for sends.
@@ -39,15 +42,16 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 OperationType = Literal["invoke", "ok", "fail", "info"]
-OperationName = Literal["send", "poll", "seek", "assign", "final", "elect"]
+OperationName = Literal["send", "poll", "seek", "assign", "final", "elect", "given", "taken", "commit"]
 Value = str | bytes | None  # bytes only where they are not UTF-8
 ReadRecord = tuple[int, Value]  # offset, value
 
 _TYPES = frozenset(("invoke", "ok", "fail", "info"))
-_NAMES = frozenset(("send", "poll", "seek", "assign", "final", "elect"))
+_NAMES = frozenset(("send", "poll", "seek", "assign", "final", "elect", "given", "taken", "commit"))
+_OF_A_GROUP = frozenset(("given", "taken", "commit"))
 _NO_RECORDS: Sequence[ReadRecord] = ()
 
 
@@ -83,6 +87,7 @@ class Operation(NamedTuple):
     end_offset: int = -1
     error: str | None = None
     may_have_been_appended: bool = False
+    group: str = ""
 
 
 _DEFAULTS = Operation._field_defaults
@@ -124,7 +129,7 @@ def from_line(line: str | bytes) -> Operation:
     if type(kind) is not str or kind not in _TYPES:
         raise NotAnOperation(f"type is {kind!r}, not one of invoke, ok, fail, info")
     if type(name) is not str or name not in _NAMES:
-        raise NotAnOperation(f"op is {name!r}, not one of send, poll, seek, assign, final, elect")
+        raise NotAnOperation(f"op is {name!r}, not one of {', '.join(get_args(OperationName))}")
     if type(process) is not str or not process:
         raise NotAnOperation(f"process is {process!r}, not a name")
     if type(time_ns) is not int:
@@ -166,6 +171,7 @@ def from_line(line: str | bytes) -> Operation:
         end_offset,
         None if reason is None else str(reason),
         get("may_have_been_appended", False) is True,
+        _group(get("group")) if name in _OF_A_GROUP else "",
     )
     if lacking := _missing(operation):
         raise NotAnOperation(f"{kind} of {name} without {lacking}")
@@ -178,6 +184,12 @@ def _number(value: Any, name: str) -> int:
     if type(value) is int and value >= -1:
         return value
     raise NotAnOperation(f"{name} is {value!r}, not a whole number of 0 or more, nor -1 or null for none")
+
+
+def _group(value: Any) -> str:
+    if type(value) is str and value:
+        return value
+    raise NotAnOperation(f"group is {value!r}, not a name")
 
 
 def _value_from(value: Any) -> Value:

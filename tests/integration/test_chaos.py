@@ -72,6 +72,23 @@ def test_a_minute_of_chaos_is_exact(tmp_path: Path) -> None:
     assert logs_with_tracebacks(report) == []
 
 
+@pytest.mark.long
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("client", ["confluent-kafka", "mixed"])
+def test_kafkas_clients_and_groups_are_exact_under_chaos(tmp_path: Path, client: str) -> None:
+    report = tmp_path / "report"
+    shell = Shell(tmp_path, timeout_s=220)
+    arguments = ("--client", client, "--duration", "20s", "--seed", "2", "--json", "--report", str(report))
+    told = json.loads(shell.ok("chaos", *arguments).splitlines()[-1])
+    assert told["exact"] is True, told["problems"]
+    assert told["client"] == client
+    assert told["acknowledged"] > 500
+    assert told["commits"] > 20
+    assert {"kill-member", "pause-member"} & set(told["faults_by_kind"])
+    assert told["unclean_elections"] == 0
+    assert logs_with_tracebacks(report) == []
+
+
 @pytest.mark.slow
 def test_chaos_finds_brokers_out_that_forget_what_they_have_seen(tmp_path: Path) -> None:
     """A verdict is worth something only if it can be otherwise: these brokers append what they have already."""

@@ -5,7 +5,16 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fencepost_testing.chaos.faults import FILL_KINDS, FLIP_KINDS, UNCLEAN_KINDS, Fault, FaultKind, Nemesis, nemesis_of
+from fencepost_testing.chaos.faults import (
+    FILL_KINDS,
+    FLIP_KINDS,
+    MEMBER_KINDS,
+    UNCLEAN_KINDS,
+    Fault,
+    FaultKind,
+    Nemesis,
+    nemesis_of,
+)
 from fencepost_testing.chaos.schedule import FIRST_FAULT_S, Shape, make_schedule
 
 
@@ -91,8 +100,18 @@ def check_links(fault: Fault, parties: set[str], clients: set[str]) -> None:
 
 def test_a_minute_meets_every_kind_of_broker_and_network_fault() -> None:
     kinds = {fault.kind for seed in range(5) for fault in make_schedule(seed, 60, shape())}
-    assert kinds == set(FaultKind)
+    assert kinds == set(FaultKind) - set(MEMBER_KINDS)
     for seed in range(5):
         met = {fault.kind for fault in make_schedule(seed, 60, shape())}
         missed = {kind for kind in FaultKind if nemesis_of(kind) in (Nemesis.BROKERS, Nemesis.NETWORK)} - met
         assert len(missed) <= 2
+
+
+def test_members_of_groups_are_killed_and_paused_and_without_named_producers_no_name_is_taken_over() -> None:
+    of = Shape(3, 4, (), ("loader", "steady"), ("reader",), cuts=True, members=("m1", "m2"), elections=False)
+    met = {fault.kind for seed in range(5) for fault in make_schedule(seed, 60, of)}
+    assert met == set(FaultKind) - {FaultKind.TAKE_OVER, *UNCLEAN_KINDS}
+    victims = {party for fault in make_schedule(1, 120, of) if fault.kind in MEMBER_KINDS for party in fault.targets}
+    assert victims == {"m1", "m2"}
+    longest = max(fault.duration_s for fault in make_schedule(1, 120, of) if fault.kind is FaultKind.PAUSE_MEMBER)
+    assert longest > 7, "longer than a session"

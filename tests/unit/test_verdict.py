@@ -43,6 +43,10 @@ def test_what_a_history_says_of_the_log_is_separate_from_what_consumers_got() ->
         Anomaly.NONMONOTONIC_POLL,
         Anomaly.POLL_SKIP,
         Anomaly.PRECOMMITTED_READ,
+        Anomaly.TWO_OWNERS,
+        Anomaly.COMMIT_WENT_BACK,
+        Anomaly.LOST_COMMIT,
+        Anomaly.COMMITTED_UNREAD,
     }
 
 

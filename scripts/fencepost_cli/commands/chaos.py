@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fencepost_cli.terminal import EXIT_FAILED, EXIT_USAGE, console, fail, run, seconds_of
+from fencepost_testing.kafka_clients import FENCEPOST, KAFKA_CLIENTS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from fencepost_testing.chaos.run import Chaos
 
 REPORTS = "chaos-reports"
+CLIENTS = (FENCEPOST, *KAFKA_CLIENTS, "mixed")
 MIN_DURATION_S = 5.0
 MAX_DURATION_S = 24 * 3600.0
 _PROGRESS_S = 0.2
@@ -43,6 +45,14 @@ def chaos(
     brokers: Annotated[int, typer.Option(min=3, max=16, help="Broker processes.")] = 3,
     partitions: Annotated[int, typer.Option(min=1, max=100, help="Partitions of the topic.")] = 4,
     rate: Annotated[float, typer.Option(min=10, max=50_000, help="Records a second, of all producers.")] = 300.0,
+    client: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(CLIENTS),
+            help="Whose clients: with others than Fencepost's there are members of groups too, which are killed and paused, "
+            "and no unclean elections.",
+        ),
+    ] = FENCEPOST,
     cuts: Annotated[bool, typer.Option("--cuts/--no-cuts", help="Cut the network, where that can be done.")] = True,
     report: Annotated[
         Path | None, typer.Option(help="An empty folder for the report.", show_default=f"{REPORTS}/TIME-seed-SEED")
@@ -57,12 +67,15 @@ def chaos(
     or both. Older copies of data folders are put back, bits of stored batches change, disks are full for a while, and an
     operator orders unclean elections. In the end all is healed, everything is read, the clients' histories and every
     replica's files are checked, and a report is written. Exit code 0 only if every acknowledged record is in the log exactly
-    once and in order, but for those that an unclean election took as its operator was shown beforehand.
+    once and in order, but for those that an unclean election took as its operator was shown beforehand. With --client also
+    only if groups have one owner for each partition, no commit went back or was lost, and all that they committed was read.
     """
     from fencepost_testing.chaos.report import show_result
     from fencepost_testing.chaos.result import ChaosOptions
 
-    options = ChaosOptions(seed, duration_of(duration), brokers, partitions, rate, cuts)
+    if client not in CLIENTS:
+        fail(f"--client {client!r}: {', '.join(CLIENTS)} are known", EXIT_USAGE)
+    options = ChaosOptions(seed, duration_of(duration), brokers, partitions, rate, cuts, client)
     folder = _folder(report, seed)
     out = console()
     try:
@@ -85,6 +98,7 @@ def _what_next(folder: Path, options: ChaosOptions) -> str:
     """How to look at a run that went wrong, and how to have its faults again."""
     again = f"fencepost chaos --duration {options.duration_s:g}s --seed {options.seed} --brokers {options.brokers}"
     again += f" --partitions {options.partitions} --rate {options.rate:g}{'' if options.cuts else ' --no-cuts'}"
+    again += f" --client {options.client}" if options.client != FENCEPOST else ""
     return (
         f"To look at it: {folder / 'index.html'}; what each process logged is in {folder / 'logs'}, brokers' data in "
         f"{folder / 'cluster'}; fencepost check {folder / 'history'}/*.jsonl\n"

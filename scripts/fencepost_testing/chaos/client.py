@@ -20,7 +20,10 @@ from pathlib import Path
 from fencepost.history import History
 from fencepost_testing.chaos.client_config import ClientConfig
 from fencepost_testing.chaos.consuming import consume
+from fencepost_testing.chaos.foreign import produce as produce_foreign
+from fencepost_testing.chaos.foreign import take_part
 from fencepost_testing.chaos.producing import produce
+from fencepost_testing.kafka_clients import FENCEPOST
 
 
 @contextmanager
@@ -57,6 +60,10 @@ def run(client: Coroutine[None, None, int]) -> int:
 async def _run(config: ClientConfig) -> int:
     stop = stop_on_sigterm()
     with unbuffered_history(Path(config.history_file), config.process) as history:
+        if config.kind == "member":
+            return await take_part(config, history, stop)
+        if config.client != FENCEPOST:
+            return await produce_foreign(config, history, stop)
         return await (produce if config.kind == "producer" else consume)(config, history, stop)
 
 

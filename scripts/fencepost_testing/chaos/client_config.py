@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fencepost_testing.kafka_clients import FENCEPOST
+
 EXIT_FENCED = 3
 
 
@@ -15,7 +17,7 @@ class ClientConfig:
     """What a client process reads from its file."""
 
     process: str  # its name in the history
-    kind: str  # producer, consumer
+    kind: str  # producer, consumer, member
     bootstrap: str
     topic: str
     partitions: int
@@ -26,6 +28,10 @@ class ClientConfig:
     rewinds: bool = False  # consumers: now and then read again what has been read
     resumed_file: str = ""  # named producers: where to report what the predecessor got into the log
     settings: dict[str, Any] | None = None  # of the Producer
+    client: str = FENCEPOST  # whose client it is
+    kafka_bootstrap: str = ""  # for Kafka's clients
+    group: str = ""  # members
+    kip_848: bool = False  # members: of a group of that protocol
     drop_acks: float = 0.0  # producers: the probability that an acknowledgement is lost (`faulty_wire`)
 
     def write(self, path: Path) -> None:

@@ -23,6 +23,7 @@ class Nemesis(StrEnum):
     OPERATOR = "operator"
     DISKS = "disks"
     ELECTIONS = "elections"
+    MEMBERS = "members"
 
 
 class FaultKind(StrEnum):
@@ -70,6 +71,10 @@ class FaultKind(StrEnum):
     UNCLEAN_AFTER_PAUSE = "unclean-after-pause"  # it had been paused
     UNCLEAN_AFTER_KILL = "unclean-after-kill"  # it had been killed
 
+    # Of groups.
+    KILL_MEMBER = "kill-member"  # kill -9; another one takes its place
+    PAUSE_MEMBER = "pause-member"  # for less than its session, or for longer
+
 
 _CONTROLLER_KINDS = (FaultKind.KILL_CONTROLLER, FaultKind.BOUNCE_CONTROLLER, FaultKind.PAUSE_CONTROLLER)
 NETWORK_KINDS = (
@@ -87,6 +92,7 @@ RESTORE_KINDS = (FaultKind.RESTORE_RUNNING, FaultKind.RESTORE_STOPPED)
 FLIP_KINDS = (FaultKind.FLIP_LEADERS_BYTE, FaultKind.FLIP_FOLLOWERS_BYTE)
 FILL_KINDS = (FaultKind.FILL_DISK, FaultKind.FILL_LEADERS_DISK, FaultKind.FILL_ALL_DISKS)
 UNCLEAN_KINDS = (FaultKind.UNCLEAN_AFTER_PAUSE, FaultKind.UNCLEAN_AFTER_KILL)
+MEMBER_KINDS = (FaultKind.KILL_MEMBER, FaultKind.PAUSE_MEMBER)
 _CLIENT_KINDS = (FaultKind.KILL_PRODUCER, FaultKind.PAUSE_PRODUCER, FaultKind.TAKE_OVER, FaultKind.PAUSE_CONSUMER)
 
 
@@ -101,6 +107,8 @@ def nemesis_of(kind: FaultKind) -> Nemesis:
         return Nemesis.DISKS
     if kind in UNCLEAN_KINDS:
         return Nemesis.ELECTIONS
+    if kind in MEMBER_KINDS:
+        return Nemesis.MEMBERS
     return Nemesis.CLIENTS if kind in _CLIENT_KINDS else Nemesis.BROKERS
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from fencepost_testing.chaos.client_config import EXIT_FENCED, ClientConfig
 from fencepost_testing.chaos.faults import Party
 from fencepost_testing.chaos.tail import AckCounter
+from fencepost_testing.kafka_clients import FENCEPOST
 from fencepost_testing.processes import NetworkPlace, ProcessRef, Watchdog, spawn
 from fencepost_testing.waiting import NotInTime, until
 
@@ -32,12 +33,15 @@ class Role:
     """One client of the run, whichever process acts as it."""
 
     party: Party
-    kind: str  # producer, consumer
+    kind: str  # producer, consumer, member
     rate: float = 0.0
     keys: int = 0
     rewinds: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
     drop_acks: float = 0.0  # producers: the probability that an acknowledgement is lost
+    client: str = FENCEPOST  # whose client it is
+    group: str = ""  # of a member
+    kip_848: bool = False
 
     @property
     def named(self) -> bool:
@@ -51,6 +55,7 @@ class Target:
     bootstrap: str
     topic: str
     partitions: int
+    kafka_bootstrap: str = ""
 
 
 @dataclass(slots=True)
@@ -133,6 +138,10 @@ class Fleet:
             resumed_file=str(self.resumed_file) if role.named else "",
             settings=role.settings,
             drop_acks=role.drop_acks,
+            client=role.client,
+            kafka_bootstrap=self._target.kafka_bootstrap,
+            group=role.group,
+            kip_848=role.kip_848,
         )
         config_file = self._directory / "clients" / f"{name}.json"
         config.write(config_file)

@@ -58,7 +58,8 @@ _KILLED = {
 }
 _BOUNCED = {FaultKind.BOUNCE_BROKER, FaultKind.BOUNCE_LEADER, FaultKind.BOUNCE_CONTROLLER}
 _PAUSED = {FaultKind.PAUSE_BROKER, FaultKind.PAUSE_LEADER, FaultKind.PAUSE_CONTROLLER}
-_CLIENT_PAUSED = {FaultKind.PAUSE_PRODUCER, FaultKind.PAUSE_CONSUMER}
+_CLIENT_PAUSED = {FaultKind.PAUSE_PRODUCER, FaultKind.PAUSE_CONSUMER, FaultKind.PAUSE_MEMBER}
+_CLIENT_KILLED = {FaultKind.KILL_PRODUCER, FaultKind.KILL_MEMBER}
 
 
 class Executor:
@@ -137,8 +138,8 @@ class Executor:
             await self._pause(fault)
         elif fault.kind in _CLIENT_PAUSED:
             await self._pause_client(fault)
-        elif fault.kind is FaultKind.KILL_PRODUCER:
-            await self._kill_producer(fault)
+        elif fault.kind in _CLIENT_KILLED:
+            await self._kill_client(fault)
         elif fault.kind is FaultKind.MOVE_PARTITION:
             await self._move(fault)
         elif fault.kind in RESTORE_KINDS:
@@ -322,7 +323,7 @@ class Executor:
         finally:
             self._fleet.resume(client)
 
-    async def _kill_producer(self, fault: Fault) -> None:
+    async def _kill_client(self, fault: Fault) -> None:
         with self._claim(fault.targets) as (party, *_), self._logged(fault, (party,), self._fleet.current[party].name):
             client = self._fleet.current[party]
             await self._fleet.kill(client)

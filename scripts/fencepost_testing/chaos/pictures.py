@@ -26,6 +26,7 @@ _COLOURS = {
     Nemesis.OPERATOR: "#17becf",
     Nemesis.DISKS: "#8c564b",
     Nemesis.ELECTIONS: "#e377c2",
+    Nemesis.MEMBERS: "#bcbd22",
 }
 
 

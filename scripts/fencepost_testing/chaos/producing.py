@@ -19,7 +19,7 @@ from fencepost_testing.chaos.resumed import NOTHING, ResumeAnswer
 from fencepost_testing.faulty_wire import host_with_faults
 
 START_RETRY_S = 0.2
-_BURST_S = (0.005, 0.06)  # between two bursts
+BURST_S = (0.005, 0.06)  # between two bursts
 _UNKEYED_SHARE = 0.25
 _MIN_VALUE_BYTES = 40
 
@@ -98,13 +98,13 @@ async def _send_until(stop: asyncio.Event, config: ClientConfig, producer: Produ
     rng, loop = random.Random(config.seed), asyncio.get_running_loop()
     sent, due, last = 0, 0.0, loop.time()
     while not stop.is_set():
-        await asyncio.sleep(rng.uniform(*_BURST_S))
+        await asyncio.sleep(rng.uniform(*BURST_S))
         now = loop.time()
         due = min(due + (now - last) * config.rate, config.rate)  # after a pause: at most a second's worth at once
         last = now
         while due >= 1 and not stop.is_set():
             due -= 1
-            key, value = _record(config, sent, rng)
+            key, value = next_record(config, sent, rng)
             sent += 1
             try:
                 await producer.send(config.topic, value, key=key)
@@ -114,7 +114,7 @@ async def _send_until(stop: asyncio.Event, config: ClientConfig, producer: Produ
                 log.info("refused process=%s error=%r", config.process, str(error))
 
 
-def _record(config: ClientConfig, number: int, rng: random.Random) -> tuple[bytes | None, bytes]:
+def next_record(config: ClientConfig, number: int, rng: random.Random) -> tuple[bytes | None, bytes]:
     """Key and value; no two values are the same."""
     keyed = config.keys and rng.random() >= _UNKEYED_SHARE
     key = b"%s-%d" % (config.process.split(".")[0].encode(), rng.randrange(config.keys)) if keyed else None

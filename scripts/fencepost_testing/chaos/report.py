@@ -79,6 +79,8 @@ def _figures(result: ChaosResult) -> Table:
     if said["unclean_elections"]:
         told = f"acknowledged, to {said['unclean_elections']} unclean elections: exactly what the operator was shown"
         row("lost as told", said["lost_as_told"], told)
+    if said["commits"]:
+        row("commits", said["commits"], "by members of groups")
     row("duplicated", said["duplicated"], "in the log more than once", zero=True)
     row("reordered", said["reordered"], "behind something that was sent later", zero=True)
     for kind, count in result.wrong.items():

@@ -10,6 +10,7 @@ from fencepost_testing.chaos.faults import Nemesis
 from fencepost_testing.chaos.measure import Measure, Outage, Silence, outages
 from fencepost_testing.chaos.nemesis_log import Happened
 from fencepost_testing.history_check import Verdict
+from fencepost_testing.kafka_clients import FENCEPOST
 from fencepost_testing.log_check.findings import Findings, Kind
 from fencepost_testing.verdict import count
 
@@ -24,6 +25,7 @@ class ChaosOptions:
     partitions: int = 4
     rate: float = 300.0  # records a second, of all producers together
     cuts: bool = True  # cut the network, where that can be done
+    client: str = FENCEPOST  # whose clients; MIXED: of all
 
 
 @dataclass(slots=True)
@@ -100,7 +102,7 @@ class ChaosResult:
         found = [
             happened
             for happened in self.happened
-            if happened.fault.nemesis is not Nemesis.CLIENTS and covered_s(happened) > 0
+            if happened.fault.nemesis not in (Nemesis.CLIENTS, Nemesis.MEMBERS) and covered_s(happened) > 0
         ]
         return sorted(found, key=covered_s, reverse=True)
 
@@ -121,6 +123,8 @@ class ChaosResult:
             "duration_s": self.options.duration_s,
             "brokers": self.options.brokers,
             "partitions": self.options.partitions,
+            "client": self.options.client,
+            "commits": history.commits if history else 0,
             "faults": sum(self.faults.values()),
             "faults_by_kind": dict(sorted(self.faults.items())),
             "skipped_by_kind": dict(sorted(self.skipped.items())),

@@ -12,12 +12,13 @@ What ends the faults early (a process that does not come back) still leads to th
 from __future__ import annotations
 
 import asyncio
+import operator
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fencepost import AdminClient
+from fencepost import AdminClient, Consumer
 from fencepost.history import History
 from fencepost.history_format import from_line
 from fencepost_proto.protocol.errors import FencepostError
@@ -25,16 +26,18 @@ from fencepost_testing.chaos.client_config import EXIT_FENCED
 from fencepost_testing.chaos.cuts import CuttableNetwork, make_network
 from fencepost_testing.chaos.disks import CAN_FILL_DISKS
 from fencepost_testing.chaos.faults import Party
-from fencepost_testing.chaos.fleet import Fleet, Role, Target
+from fencepost_testing.chaos.fleet import Fleet, Target
 from fencepost_testing.chaos.measure import Measure
 from fencepost_testing.chaos.nemesis import RESTART_TIMEOUT_S, Executor, party_of
 from fencepost_testing.chaos.nemesis_log import NemesisLog
 from fencepost_testing.chaos.network import NetworkUnavailable
 from fencepost_testing.chaos.result import ChaosOptions, ChaosResult
 from fencepost_testing.chaos.resumed import Overruled, ResumeAnswer, ResumedCheck
+from fencepost_testing.chaos.roles import groups_of, roles
 from fencepost_testing.chaos.schedule import REPLICATION_FACTOR, Shape, make_schedule
 from fencepost_testing.failures import CommandFailed, leaves
 from fencepost_testing.history_files import HistoryFiles, UnreadableHistory, check_history_files
+from fencepost_testing.kafka_clients import FENCEPOST
 from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, Node
 from fencepost_testing.member import log_tail
 from fencepost_testing.processes import NetworkPlace
@@ -42,6 +45,7 @@ from fencepost_testing.read_back import read_everything
 from fencepost_testing.recorded_election import OPERATOR
 from fencepost_testing.replica_files import check_replicas
 from fencepost_testing.topic_waits import wait_in_sync, wait_moved, wait_settled, wait_writable
+from fencepost_testing.waiting import until
 
 TOPIC = "chaos"
 OPERATORS_HISTORY = "operator.jsonl"
@@ -52,47 +56,31 @@ BROKER_SETTINGS = {
     "snapshot_interval_bytes": 256 * 1024,
     "replica_lag_time_max_ms": 3_000,
     "scrub_interval_ms": 1_500,  # a flipped byte is found soon
+    "group_consumer_session_timeout_ms": 6_000,  # as those of the classic members
+    "group_consumer_heartbeat_interval_ms": 500,
 }
 IN_SYNC_TIMEOUT_S = 90.0
 FINISH_TIMEOUT_S = 90.0  # for the clients' last records: more than any delivery timeout
 BEGIN_TIMEOUT_S = 30.0
 HEARD_TIMEOUT_S = 60.0  # for an acknowledgement to each producer, once all is healed
+GROUPS_TIMEOUT_S = 90.0  # for every group to read and commit all that is there then
 _STOP_TIMEOUT_S = 30.0
-
-_ROLES = (
-    # Long timeouts: no outcome is ever unknown unless the process dies. Named, so that it can resume and be taken over.
-    Role("loader", "producer", 0.3, keys=40, settings={"name": "chaos-loader", "linger_ms": 5}),
-    Role(
-        "mover",
-        "producer",
-        0.2,
-        keys=40,
-        settings={"name": "chaos-mover", "compression": "zstd"},
-        drop_acks=0.02,
-    ),
-    # Hasty: gives records up while brokers are away, so that outcomes are unknown and epochs rise.
-    Role("hasty", "producer", 0.3, keys=40, settings={"delivery_timeout_ms": 2_500, "request_timeout_ms": 800}),
-    Role("steady", "producer", 0.2, keys=0, settings={"compression": "lz4"}, drop_acks=0.02),
-    Role("reader", "consumer"),
-    Role("rewinder", "consumer", rewinds=True),
-)
-
-
-def roles(rate: float) -> list[Role]:
-    """The clients of a run; producers share the rate."""
-    return [Role(r.party, r.kind, r.rate * rate, r.keys, r.rewinds, dict(r.settings)) for r in _ROLES]
+_POLL_S = 0.3
 
 
 def shape_of(options: ChaosOptions, *, cuts: bool) -> Shape:
-    producers = [role for role in _ROLES if role.kind == "producer"]
+    cast = roles(options.rate, options.client)
+    producers = [role for role in cast if role.kind == "producer"]
     return Shape(
         options.brokers,
         options.partitions,
         tuple(role.party for role in producers if role.named),
         tuple(role.party for role in producers if not role.named),
-        tuple(role.party for role in _ROLES if role.kind == "consumer"),
+        tuple(role.party for role in cast if role.kind == "consumer"),
         cuts,
         CAN_FILL_DISKS,
+        members=tuple(role.party for role in cast if role.kind == "member"),
+        elections=options.client == FENCEPOST,  # other clients are not told what an operator has given up
     )
 
 
@@ -106,6 +94,7 @@ class Chaos:
         self._options = options
         self._tell = tell
         self._fleet: Fleet | None = None
+        self._bootstrap = ""
         self._resumed = ResumedCheck(())
 
     def count_acked(self) -> int:
@@ -152,9 +141,9 @@ class Chaos:
             broker_overrides=BROKER_SETTINGS,
             places={node: network.place(party_of(node)) for node in nodes} if network is not None else None,
         )
-        target = Target(cluster.bootstrap, TOPIC, options.partitions)
+        target = Target(cluster.bootstrap, TOPIC, options.partitions, cluster.kafka_bootstrap)
         fleet = Fleet(self._report, options.seed, target, place=place)
-        self._fleet = fleet
+        self._fleet, self._bootstrap = fleet, cluster.bootstrap
         try:
             async with cluster:
                 self._tell(f"a controller and {options.brokers} brokers are up")
@@ -180,7 +169,7 @@ class Chaos:
             segment_bytes=SEGMENT_BYTES,
         )
         await wait_in_sync(admin, TOPIC)
-        clients = [fleet.start(role) for role in roles(options.rate)]
+        clients = [fleet.start(role) for role in roles(options.rate, options.client)]
         for client in clients:
             if not await fleet.wait_begun(client, BEGIN_TIMEOUT_S):
                 raise CommandFailed(f"client {client.name} has not begun:\n{log_tail(client.log_file)}")
@@ -193,6 +182,7 @@ class Chaos:
         await cluster.start(cluster.nodes, timeout_s=RESTART_TIMEOUT_S)
         result.healed_in_s = await wait_writable(admin, TOPIC)
         await fleet.wait_heard(HEARD_TIMEOUT_S)
+        await self._wait_groups(admin)
         await wait_moved(admin)
         await wait_in_sync(admin, TOPIC, IN_SYNC_TIMEOUT_S)
         self._tell(f"writes go on in every partition after {result.healed_in_s:.1f} s, and all replicas are in sync")
@@ -208,6 +198,26 @@ class Chaos:
                 result.problems.append(f"{party_of(node)}: the exit code of the last clean shutdown was {code}")
         found = await check_replicas(cluster, TOPIC, replicas, ends)
         result.findings, result.replicas_checked, result.records_in_files = found
+
+    async def _wait_groups(self, admin: AdminClient) -> None:
+        """Every group gets to where the log ends now. Raises CommandFailed saying which does not."""
+        groups = groups_of(self._options.client)
+        if not groups:
+            return
+        async with Consumer(self._bootstrap, TOPIC) as consumer:
+            ends = await consumer.end_offsets(consumer.assignment)
+
+        async def behind() -> str:
+            told = []
+            for group in groups:
+                offsets = await admin.list_group_offsets(group)
+                lag = sum(max(0, end - (offsets[tp].offset if tp in offsets else 0)) for tp, end in ends.items())
+                told += [f"group {group} is {lag} records behind"] if lag else []
+            return ", ".join(told)
+
+        what = "every group has committed what was there after the last fault"
+        await until(behind, what, GROUPS_TIMEOUT_S, holds=operator.not_, poll_s=_POLL_S)
+        self._tell(f"groups {', '.join(groups)} have read and committed everything")
 
     async def _harm(
         self, cluster: LocalCluster, fleet: Fleet, network: CuttableNetwork | None, admin: AdminClient
@@ -270,7 +280,10 @@ class Chaos:
         self._look_for_accidents()
         if not result.happened:
             result.problems.append("no fault was carried out")
-        if result.history is not None and result.history.stamped < result.history.acked:
+        if groups_of(self._options.client) and result.history is not None and not result.history.commits:
+            result.problems.append("no member of a group has committed anything")
+        own_only = self._options.client == FENCEPOST  # others do not show sequence numbers
+        if own_only and result.history is not None and result.history.stamped < result.history.acked:
             result.problems.append(
                 f"the sequence numbers of {result.history.stamped} sends are known, not of all that were acknowledged"
             )
@@ -292,8 +305,11 @@ class Chaos:
         result.measure = measure
 
     def _look_for_accidents(self) -> None:
-        """No process may have met what its code does not foresee."""
+        """No process of ours may have met what its code does not foresee. Clients of others log what they like."""
+        foreign = {role.party for role in roles(0, self._options.client) if role.client != FENCEPOST}
         for log in sorted((self._report / "logs").glob("*.log")):
+            if log.name.partition(".")[0] in foreign:
+                continue
             lines = log.read_text(errors="replace").splitlines()
             accidents = [line for line in lines if line.startswith("Traceback") or "InvariantBroken" in line]
             if accidents:

@@ -46,6 +46,8 @@ class Shape:
     consumers: tuple[Party, ...]
     cuts: bool  # whether links can be cut
     fills: bool = True  # whether disks can be filled
+    members: tuple[Party, ...] = ()  # of groups
+    elections: bool = True  # whether operators order unclean ones
 
     @property
     def broker_parties(self) -> list[Party]:
@@ -53,7 +55,7 @@ class Shape:
 
     @property
     def clients(self) -> list[Party]:
-        return [*self.named_producers, *self.anonymous_producers, *self.consumers]
+        return [*self.named_producers, *self.anonymous_producers, *self.consumers, *self.members]
 
     @property
     def servers(self) -> list[Party]:
@@ -68,10 +70,22 @@ def make_schedule(seed: int, duration_s: float, shape: Shape) -> list[Fault]:
     """All faults that begin within `duration_s`, by time; none lasts beyond it."""
     faults: list[Fault] = []
     for nemesis in Nemesis:
-        if nemesis is Nemesis.NETWORK and not shape.cuts:
+        if not _can_harm(nemesis, shape):
             continue
         faults += _faults_of(nemesis, random.Random(f"{seed}/{nemesis}"), duration_s, shape)
     return sorted(faults, key=lambda fault: (fault.at_s, fault.kind))
+
+
+def _can_harm(nemesis: Nemesis, shape: Shape) -> bool:
+    match nemesis:
+        case Nemesis.NETWORK:
+            return shape.cuts
+        case Nemesis.ELECTIONS:
+            return shape.elections
+        case Nemesis.MEMBERS:
+            return bool(shape.members)
+        case _:
+            return True
 
 
 _GAP_S = {  # least and most between two faults of one nemesis
@@ -82,11 +96,18 @@ _GAP_S = {  # least and most between two faults of one nemesis
     Nemesis.OPERATOR: (2.0, 6.0),
     Nemesis.DISKS: (3.0, 9.0),
     Nemesis.ELECTIONS: (8.0, 25.0),
+    Nemesis.MEMBERS: (2.0, 7.0),
 }
 
 
 def _faults_of(nemesis: Nemesis, rng: random.Random, duration_s: float, shape: Shape) -> Iterator[Fault]:
-    kinds = [kind for kind in FaultKind if nemesis_of(kind) is nemesis and (shape.fills or kind not in FILL_KINDS)]
+    kinds = [
+        kind
+        for kind in FaultKind
+        if nemesis_of(kind) is nemesis
+        and (shape.fills or kind not in FILL_KINDS)
+        and (shape.named_producers or kind is not FaultKind.TAKE_OVER)
+    ]
     deck = _deal(kinds, rng)
     at_s = FIRST_FAULT_S + rng.uniform(0, _GAP_S[nemesis][0])
     while True:
@@ -118,6 +139,8 @@ def _duration_s(kind: FaultKind, rng: random.Random) -> float:
         return rng.uniform(1.0, 4.0)  # how old the copy is
     if kind is FaultKind.TAKE_OVER:
         return rng.uniform(0.5, 2.0)
+    if kind is FaultKind.PAUSE_MEMBER:
+        return rng.choice([rng.uniform(0.2, 2.0), rng.uniform(7.0, 12.0)])  # the sessions are of 6 s
     return rng.choice([rng.uniform(0.2, 1.0), rng.uniform(2.0, 6.0)])  # too short to be noticed, or long enough
 
 
@@ -128,6 +151,7 @@ _KILLS = {
     FaultKind.KILL_ALL,
     FaultKind.KILL_CONTROLLER,
     FaultKind.KILL_PRODUCER,
+    FaultKind.KILL_MEMBER,
 }
 _BOUNCES = {FaultKind.BOUNCE_BROKER, FaultKind.BOUNCE_LEADER, FaultKind.BOUNCE_CONTROLLER}
 
@@ -222,6 +246,8 @@ _AIM: dict[FaultKind, Callable[[FaultKind, random.Random, Shape], Aim]] = {
     FaultKind.PAUSE_PRODUCER: _any_of(lambda shape: (*shape.named_producers, *shape.anonymous_producers)),
     FaultKind.TAKE_OVER: _any_of(lambda shape: shape.named_producers),
     FaultKind.PAUSE_CONSUMER: _any_of(lambda shape: shape.consumers),
+    FaultKind.KILL_MEMBER: _any_of(lambda shape: shape.members),
+    FaultKind.PAUSE_MEMBER: _any_of(lambda shape: shape.members),
     FaultKind.MOVE_PARTITION: _new_replicas,
     **dict.fromkeys(NETWORK_KINDS, _cut),
     **dict.fromkeys(RESTORE_KINDS, _a_broker),

@@ -13,7 +13,7 @@ MAX_EVIDENCE = 8  # lines that a finding names
 
 
 class Anomaly(StrEnum):
-    """The names are those of Jepsen's workloads for Kafka-like systems; the last five are Fencepost's own."""
+    """The names are those of Jepsen's workloads for Kafka-like systems; from "reordered" on they are Fencepost's own."""
 
     LOST_WRITE = "lost-write"
     DUPLICATE = "duplicate"
@@ -29,6 +29,10 @@ class Anomaly(StrEnum):
     PHANTOM = "phantom"
     NOT_LOST = "not-lost"
     MISPLACED_KEY = "misplaced-key"
+    TWO_OWNERS = "two-owners"
+    COMMIT_WENT_BACK = "commit-went-back"
+    LOST_COMMIT = "lost-commit"
+    COMMITTED_UNREAD = "committed-unread"
 
 
 MEANING: Mapping[Anomaly, str] = {
@@ -46,6 +50,10 @@ MEANING: Mapping[Anomaly, str] = {
     Anomaly.PHANTOM: "read, and sent by no one in the history",
     Anomaly.NOT_LOST: "an operator was shown that an unclean election takes it, and it still stands at its offset",
     Anomaly.MISPLACED_KEY: "records of one key are in two partitions",
+    Anomaly.TWO_OWNERS: "commits of two members of a group were taken, one of which had not been given the partition since",
+    Anomaly.COMMIT_WENT_BACK: "a commit was taken below one that had been taken before it was sent",
+    Anomaly.LOST_COMMIT: "a member was given a partition and began below what had been committed",
+    Anomaly.COMMITTED_UNREAD: "committed by a group of which no member was handed the record",
 }
 
 
@@ -113,6 +121,7 @@ class Verdict:
     findings: tuple[Finding, ...]
     elections: int = 0  # unclean ones that were ordered
     lost_as_told: int = 0  # acknowledged records that they took, as the operator was shown
+    commits: int = 0  # of members of groups, that were stored
 
     @property
     def clean(self) -> bool:
@@ -132,6 +141,7 @@ class Verdict:
             "final_reads": self.final_reads,
             "elections": self.elections,
             "lost_as_told": self.lost_as_told,
+            "commits": self.commits,
             "anomalies": {anomaly.value: count for anomaly in Anomaly if (count := self.counts.get(anomaly, 0))},
             "findings": [finding.to_json() for finding in self.findings],
         }

@@ -12,6 +12,7 @@ from fencepost.history_format import Operation
 from fencepost_proto.protocol.errors import InvariantBroken
 from fencepost_testing.history_check.anomalies import Anomaly, AnomalyFindings, Verdict
 from fencepost_testing.history_check.elections import Election
+from fencepost_testing.history_check.groups import GroupCheck
 from fencepost_testing.history_check.keys import KeyPlaces
 from fencepost_testing.history_check.log_order import check_log_order
 from fencepost_testing.history_check.outcomes import check_outcomes
@@ -46,6 +47,7 @@ class HistoryCheck:
         self._process_names: list[str] = []  # by number
         self._readings: dict[tuple[str, str, int], Reading] = {}  # by process, topic and partition
         self._keys = KeyPlaces(self._findings) if one_partition_per_key else None
+        self._groups = GroupCheck(self._findings)
         self._finished = False
 
     @property
@@ -60,6 +62,7 @@ class HistoryCheck:
         if name == "poll":
             if operation.records:
                 self._poll(operation)
+                self._groups.polled(operation, self.lines)
         elif name == "send":
             if operation.type == "invoke":
                 self._invoke_send(operation)
@@ -69,6 +72,8 @@ class HistoryCheck:
             self._final(operation)
         elif name == "elect":
             self._elect(operation)
+        elif operation.group:
+            self._groups.feed(operation, self.lines)
         elif operation.type != "invoke":
             self._reading(operation).seek(operation.offset, self.lines)
 
@@ -79,6 +84,7 @@ class HistoryCheck:
         self._finished = True
         for reading in self._readings.values():
             reading.close()
+        self._groups.finish()
         logs, sends, names, findings = self._logs, self._sends, self._process_names, self._findings
         taken = check_outcomes(sends, logs, names, findings, foreign_records=self._foreign_records)
         for log in logs:
@@ -101,6 +107,7 @@ class HistoryCheck:
             findings=tuple(findings.shown),
             elections=sum(len(log.elections) for log in logs),
             lost_as_told=taken,
+            commits=self._groups.commits,
         )
 
     # ---- Who and where ----

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener
-from aiokafka.errors import KafkaError
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from fencepost import RecordMetadata
 from fencepost_testing.failures import CommandFailed
@@ -15,6 +17,7 @@ from fencepost_testing.kafka_clients.reader import (
     MAX_POLL_RECORDS,
     POLL_MS,
     SESSION_TIMEOUT_MS,
+    CommitFailed,
     KafkaReader,
     KafkaRecord,
     records_of,
@@ -61,10 +64,11 @@ class _Assigned(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ha
     def __init__(self, reader: AiokafkaReader) -> None:
         self._reader = reader
 
-    def on_partitions_revoked(self, revoked: object) -> None: ...
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        self._reader.revoked(each.partition for each in revoked)
 
-    def on_partitions_assigned(self, assigned: object) -> None:
-        self._reader.assigned()
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        self._reader.assigned(each.partition for each in assigned)
 
 
 class AiokafkaReader(KafkaReader):
@@ -73,7 +77,9 @@ class AiokafkaReader(KafkaReader):
             bootstrap_servers=self._bootstrap,
             group_id=self._group,
             auto_offset_reset=self._offset_reset,
+            enable_auto_commit=not self._commits,
             auto_commit_interval_ms=COMMIT_INTERVAL_MS,
+            partition_assignment_strategy=[RangePartitionAssignor],
             session_timeout_ms=SESSION_TIMEOUT_MS,
             heartbeat_interval_ms=SESSION_TIMEOUT_MS // 6,
         )
@@ -84,8 +90,18 @@ class AiokafkaReader(KafkaReader):
             raise CommandFailed(f"aiokafka cannot start: {error!r}") from error
 
     async def _poll(self) -> list[KafkaRecord]:
-        polled = await self._consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_POLL_RECORDS)
+        try:
+            polled = await self._consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_POLL_RECORDS)
+        except KafkaError as error:
+            raise CommandFailed(f"aiokafka cannot read {self._topic}: {error!r}") from error
         return records_of(self._topic, polled)
+
+    async def _commit(self, offsets: dict[int, int]) -> None:
+        try:
+            await self._consumer.commit({TopicPartition(self._topic, p): offset for p, offset in offsets.items()})
+        except (KafkaError, IllegalStateError) as error:
+            certain = isinstance(error, CommitFailedError | IllegalStateError)
+            raise CommitFailed(repr(error), certain=certain) from error
 
     async def _stop(self) -> None:
         await self._consumer.stop()

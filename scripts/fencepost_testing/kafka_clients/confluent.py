@@ -6,7 +6,7 @@ import asyncio
 import threading
 from functools import partial
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from fencepost import RecordMetadata
 from fencepost.history import History
@@ -17,10 +17,18 @@ from fencepost_testing.kafka_clients.reader import (
     MAX_POLL_RECORDS,
     POLL_MS,
     SESSION_TIMEOUT_MS,
+    CommitFailed,
     KafkaReader,
     KafkaRecord,
 )
 
+_NOT_STORED = {  # by a commit with one of these for an answer
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.UNKNOWN_MEMBER_ID,
+    KafkaError.REBALANCE_IN_PROGRESS,
+    KafkaError.STALE_MEMBER_EPOCH,
+    KafkaError.FENCED_MEMBER_EPOCH,
+}
 _SERVE_S = 0.1
 _FULL_PAUSE_S = 0.01
 
@@ -73,16 +81,24 @@ class ConfluentProducer(KafkaProducer):
 
 class ConfluentReader(KafkaReader):
     async def _start(self) -> None:
+        protocol: dict[str, str | int] = {"session.timeout.ms": SESSION_TIMEOUT_MS}
+        if self._kip_848:
+            protocol = {"group.protocol": "consumer"}
         self._consumer = Consumer(
             {
                 "bootstrap.servers": self._bootstrap,
                 "group.id": self._group,
                 "auto.offset.reset": self._offset_reset,
+                "enable.auto.commit": not self._commits,
                 "auto.commit.interval.ms": COMMIT_INTERVAL_MS,
-                "session.timeout.ms": SESSION_TIMEOUT_MS,
+                **protocol,
             }
         )
-        self._consumer.subscribe([self._topic], on_assign=lambda *_: self.assigned())
+        self._consumer.subscribe(
+            [self._topic],
+            on_assign=lambda _, partitions: self.assigned(each.partition for each in partitions),
+            on_revoke=lambda _, partitions: self.revoked(each.partition for each in partitions),
+        )
 
     async def _poll(self) -> list[KafkaRecord]:
         try:
@@ -102,6 +118,18 @@ class ConfluentReader(KafkaReader):
         assert offset is not None
         key, value = message.key(), message.value()
         return KafkaRecord(self._topic, partition, offset, _bytes(key), _bytes(value))
+
+    async def _commit(self, offsets: dict[int, int]) -> None:
+        wanted = [TopicPartition(self._topic, partition, offset) for partition, offset in offsets.items()]
+        try:
+            stored = await asyncio.to_thread(self._consumer.commit, offsets=wanted, asynchronous=False)
+        except KafkaException as error:
+            code = error.args[0].code() if isinstance(error.args[0], KafkaError) else None
+            raise CommitFailed(str(error), certain=code in _NOT_STORED) from error
+        failed = [each for each in stored or () if each.error is not None]
+        if failed:
+            certain = all(each.error is not None and each.error.code() in _NOT_STORED for each in failed)
+            raise CommitFailed(f"{failed[0]}", certain=certain and len(failed) == len(wanted))
 
     async def _stop(self) -> None:
         await asyncio.to_thread(self._consumer.close)

@@ -27,6 +27,20 @@ def kafka_reader(
     return _of(client)[1](bootstrap, topic, group, history, latest)
 
 
+def group_member(
+    client: str, bootstrap: str, topic: str, group: str, history: History, *, kip_848: bool = False
+) -> KafkaReader:
+    """A member that commits only what it is told to, and notes in its history what it is given and what it commits.
+
+    Fencepost's own is one too, of KIP-848; its bootstrap is that for gRPC. Raises CommandFailed as the others do.
+    """
+    if client == FENCEPOST:
+        from fencepost_testing.kafka_clients.own import OwnReader
+
+        return OwnReader(bootstrap, topic, group, history, False, commits=True)
+    return _of(client)[1](bootstrap, topic, group, history, False, commits=True, kip_848=kip_848)
+
+
 def _of(client: str) -> tuple[Callable[..., KafkaProducer], Callable[..., KafkaReader]]:
     try:
         match client:

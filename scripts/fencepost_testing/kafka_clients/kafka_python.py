@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from kafka import KafkaConsumer
+from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka import KafkaProducer as Producer
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
-from kafka.errors import KafkaError
+from kafka.errors import CommitFailedError, KafkaError
 
 from fencepost import RecordMetadata
 from fencepost_testing.failures import CommandFailed
@@ -19,6 +20,7 @@ from fencepost_testing.kafka_clients.reader import (
     MAX_POLL_RECORDS,
     POLL_MS,
     SESSION_TIMEOUT_MS,
+    CommitFailed,
     KafkaReader,
     KafkaRecord,
     records_of,
@@ -63,10 +65,11 @@ class _Assigned(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pytho
     def __init__(self, reader: KafkaPythonReader) -> None:
         self._reader = reader
 
-    def on_partitions_revoked(self, revoked: object) -> None: ...
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        self._reader.revoked(each.partition for each in revoked)
 
-    def on_partitions_assigned(self, assigned: object) -> None:
-        self._reader.assigned()
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        self._reader.assigned(each.partition for each in assigned)
 
 
 class KafkaPythonReader(KafkaReader):
@@ -80,6 +83,7 @@ class KafkaPythonReader(KafkaReader):
                 bootstrap_servers=self._bootstrap.split(","),
                 group_id=self._group,
                 auto_offset_reset=self._offset_reset,
+                enable_auto_commit=not self._commits,
                 auto_commit_interval_ms=COMMIT_INTERVAL_MS,
                 session_timeout_ms=SESSION_TIMEOUT_MS,
                 heartbeat_interval_ms=SESSION_TIMEOUT_MS // 6,
@@ -94,10 +98,23 @@ class KafkaPythonReader(KafkaReader):
             raise CommandFailed(f"kafka-python cannot start: {error!r}") from error
 
     async def _poll(self) -> list[KafkaRecord]:
-        polled = await asyncio.get_running_loop().run_in_executor(
-            self._thread, lambda: self._consumer.poll(timeout_ms=POLL_MS)
-        )
+        try:
+            polled = await asyncio.get_running_loop().run_in_executor(
+                self._thread, lambda: self._consumer.poll(timeout_ms=POLL_MS)
+            )
+        except KafkaError as error:  # where no broker can be reached
+            raise CommandFailed(f"kafka-python cannot read {self._topic}: {error!r}") from error
         return records_of(self._topic, polled)
+
+    async def _commit(self, offsets: dict[int, int]) -> None:
+        wanted = {
+            TopicPartition(self._topic, partition): OffsetAndMetadata(offset, "", -1)
+            for partition, offset in offsets.items()
+        }
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._consumer.commit, wanted)
+        except KafkaError as error:
+            raise CommitFailed(repr(error), certain=isinstance(error, CommitFailedError)) from error
 
     async def _stop(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._consumer.close)

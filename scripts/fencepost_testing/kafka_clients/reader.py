@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from fencepost.history import History
+from fencepost_testing.failures import CommandFailed
 
 POLL_MS: Final = 200
 MAX_POLL_RECORDS: Final = 2_000
@@ -33,11 +35,36 @@ def records_of(topic: str, polled: Mapping[Any, Iterable[Any]]) -> list[KafkaRec
     ]
 
 
+class CommitFailed(CommandFailed):
+    """A commit was refused. `certain`: it was not stored, and will not be."""
+
+    def __init__(self, message: str, *, certain: bool) -> None:
+        super().__init__(message)
+        self.certain = certain
+
+
 class KafkaReader(ABC):
     """Commits by itself, as these clients do by default. After a failover of the group's coordinator it may read again what
-    it has not committed."""
+    it has not committed.
 
-    def __init__(self, bootstrap: str, topic: str, group: str, history: History | None, latest: bool) -> None:
+    `commits`: nothing is committed but by `commit`. `kip_848`: the group is one of that protocol, where the client knows it.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        topic: str,
+        group: str,
+        history: History | None,
+        latest: bool,
+        *,
+        commits: bool = False,
+        kip_848: bool = False,
+    ) -> None:
+        self._commits = commits
+        self._kip_848 = kip_848
+        self._loop = asyncio.get_running_loop()
+        self._owned: set[int] = set()  # partitions
         self._bootstrap = bootstrap
         self._topic = topic
         self._group = group
@@ -64,10 +91,58 @@ class KafkaReader(ABC):
                 self._history.polled_nothing(poll)
         return records
 
-    def assigned(self) -> None:
-        """For the clients' modules, in any thread: partitions were assigned; reading goes on where the group has committed.
-        What one poll brings may be from before and after it."""
+    async def commit(self) -> None:
+        """Commit behind all that was read of the partitions that it has. Raises CommitFailed."""
+        offsets = {partition: offset for partition, offset in self._next.items() if partition in self._owned}
+        if not offsets:
+            return
+        told = []
+        if self._history is not None:
+            for partition, offset in offsets.items():
+                told.append((partition, self._history.invoke_commit(self._group, self._topic, partition, offset)))
+        failure: CommitFailed | None = None
+        try:
+            await self._commit(offsets)
+        except CommitFailed as error:
+            failure = error
+        if self._history is not None:
+            certain = failure is not None and failure.certain
+            for partition, number in told:
+                self._history.complete_commit(number, self._group, self._topic, partition, failure, certain=certain)
+        if failure is not None:
+            raise failure
+
+    # ---- For the clients' modules, in any thread ----
+
+    def assigned(self, partitions: Iterable[int]) -> None:
+        """Partitions were assigned; reading goes on where the group has committed. What one poll brings may be from before
+        and after it."""
         self._assigned = True
+        self._changed(sorted(partitions), given=True)
+
+    def revoked(self, partitions: Iterable[int]) -> None:
+        """They are this reader's no more."""
+        self._changed(sorted(partitions), given=False)
+
+    def _changed(self, partitions: list[int], *, given: bool) -> None:
+        def note() -> None:
+            if given:
+                self._owned.update(partitions)
+            else:
+                self._owned.difference_update(partitions)
+            if self._history is not None and self._commits:
+                tell = self._history.given if given else self._history.taken
+                for partition in partitions:
+                    tell(self._group, self._topic, partition)
+
+        try:
+            here = asyncio.get_running_loop() is self._loop
+        except RuntimeError:  # a thread without a loop
+            here = False
+        if here:
+            note()
+        else:
+            self._loop.call_soon_threadsafe(note)
 
     async def __aenter__(self) -> Self:
         await self._start()
@@ -83,6 +158,10 @@ class KafkaReader(ABC):
 
     @abstractmethod
     async def _poll(self) -> list[KafkaRecord]: ...
+
+    @abstractmethod
+    async def _commit(self, offsets: dict[int, int]) -> None:
+        """Raises CommitFailed."""
 
     @abstractmethod
     async def _stop(self) -> None: ...
