@@ -84,8 +84,9 @@ class Librdkafka:
         self._folder = self._root / "tests"
         if not (self._root / "Makefile.config").is_file():
             run_command(["./configure", *_BUILD_OPTIONS], self._root)
-        run_command(["make", "-j2", "libs"], self._root)
-        run_command(["make", "-j2", "build"], self._folder)
+        if not _is_built(self._root):
+            run_command(["make", "-j2", "libs"], self._root)
+            run_command(["make", "-j2", "build"], self._folder)
         self._listed = listed((self._folder / "test.c").read_text())
 
     def tests(self) -> list[str]:
@@ -156,6 +157,13 @@ class Librdkafka:
 
         command = ("./test-runner", *options)
         return Job(name, command, self._folder, environment, _TIMEOUT_S, outcomes)
+
+
+def _is_built(root: Path) -> bool:
+    """Whether the test runner is newer than all sources: make itself would compile a part of it each time."""
+    runner = root / "tests" / "test-runner"
+    sources = (path for folder in ("src", "src-cpp", "tests") for path in (root / folder).glob("*.[ch]*"))
+    return runner.is_file() and runner.stat().st_mtime > max(path.stat().st_mtime for path in sources)
 
 
 def listed(source: str) -> list[Listed]:
