@@ -18,7 +18,7 @@ SUITES: dict[str, Callable[[Path], Suite]] = {"kgo": kgo.Kgo, "librdkafka": libr
 NEEDS = {"kgo": kgo.NEEDS, "librdkafka": librdkafka.NEEDS}  # commands
 AT_ONCE = 2
 _UP_TIMEOUT_S = 120.0
-# While leaders are killed: a coordinator gives members a whole session from its beginning, and kgo's tests may leave one behind.
+# While leaders are killed: each coordinator begins with a whole session for every member, also for one that is gone.
 _SHORT_SESSIONS = {"group_consumer_session_timeout_ms": 6_000}
 
 
