@@ -23,6 +23,7 @@ _CORRELATION_ID = struct.Struct(">i")
 _PRODUCE = 0
 _MAX_FRAME_BYTES = 128 * 1024 * 1024
 _LOOK_S = 0.01
+_CLOSE_AFTER_S = 0.05  # a client that connects again at once does not spin
 
 
 class Cuts:
@@ -44,10 +45,14 @@ class Cuts:
 
 
 class CuttingProxy:
-    """One broker's proxy, on a port of its own during `async with`. While the broker is down connections are refused."""
+    """One broker's proxy, on a port of its own during `async with`.
 
-    def __init__(self, broker_port: int, cuts: Cuts) -> None:
+    While the broker is down connections are refused; or, where it is not to `refuse`, taken and closed after a moment.
+    """
+
+    def __init__(self, broker_port: int, cuts: Cuts, *, refuse: bool = True) -> None:
         self.broker_port = broker_port
+        self._refuse = refuse
         self._port = 0
         self._cuts = cuts
         self._server: asyncio.Server | None = None
@@ -118,9 +123,12 @@ class CuttingProxy:
         try:
             return await asyncio.open_connection(LOOPBACK, self.broker_port)
         except OSError:
-            self._close_listener()
-            if self._looking is None:
-                self._looking = asyncio.create_task(self._look_for_broker())
+            if self._refuse:
+                self._close_listener()
+                if self._looking is None:
+                    self._looking = asyncio.create_task(self._look_for_broker())
+            else:
+                await asyncio.sleep(_CLOSE_AFTER_S)
             raise
 
     async def _pass_requests(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 
 import pytest
@@ -102,5 +103,27 @@ def test_connections_are_refused_while_the_broker_is_down() -> None:
                 return answer == struct.pack(">ii", 4, 7)
 
             await until(answered, "the proxy listens again", TIMEOUT_S)
+
+    run(story(), TIMEOUT_S)
+
+
+def test_a_patient_proxy_takes_connections_while_the_broker_is_down_and_ends_them() -> None:
+    async def story() -> None:
+        broker = Echo()
+        await broker.start()
+        async with CuttingProxy(broker.port, Cuts(0), refuse=False) as proxy:
+            port = int(proxy.address.split(":")[1])
+            assert broker.server is not None
+            broker.server.close()
+            for _ in range(2):
+                reader, writer = await asyncio.open_connection(LOOPBACK, port)
+                with contextlib.suppress(ConnectionResetError):
+                    assert await reader.read() == b""
+                writer.close()
+            await broker.start()
+            reader, writer = await asyncio.open_connection(LOOPBACK, port)
+            writer.write(frame(FETCH, 7))
+            assert await reader.readexactly(8) == struct.pack(">ii", 4, 7)
+            writer.close()
 
     run(story(), TIMEOUT_S)
