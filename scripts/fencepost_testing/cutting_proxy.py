@@ -23,7 +23,6 @@ _CORRELATION_ID = struct.Struct(">i")
 _PRODUCE = 0
 _MAX_FRAME_BYTES = 128 * 1024 * 1024
 _LOOK_S = 0.01
-_CLOSE_AFTER_S = 0.05  # a client that connects again at once does not spin
 
 
 class Cuts:
@@ -47,7 +46,7 @@ class Cuts:
 class CuttingProxy:
     """One broker's proxy, on a port of its own during `async with`.
 
-    While the broker is down connections are refused; or, where it is not to `refuse`, taken and closed after a moment.
+    While the broker is down connections are refused; or, where it is not to `refuse`, they wait until it is back.
     """
 
     def __init__(self, broker_port: int, cuts: Cuts, *, refuse: bool = True) -> None:
@@ -120,16 +119,16 @@ class CuttingProxy:
             self._connections.discard(task)
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        try:
-            return await asyncio.open_connection(LOOPBACK, self.broker_port)
-        except OSError:
-            if self._refuse:
-                self._close_listener()
-                if self._looking is None:
-                    self._looking = asyncio.create_task(self._look_for_broker())
-            else:
-                await asyncio.sleep(_CLOSE_AFTER_S)
-            raise
+        while True:
+            try:
+                return await asyncio.open_connection(LOOPBACK, self.broker_port)
+            except OSError:
+                if self._refuse:
+                    self._close_listener()
+                    if self._looking is None:
+                        self._looking = asyncio.create_task(self._look_for_broker())
+                    raise
+            await asyncio.sleep(_LOOK_S)
 
     async def _pass_requests(
         self, source: asyncio.StreamReader, target: asyncio.StreamWriter, produces: set[int]

@@ -93,10 +93,10 @@ async def _run_stage(stage: Stage, settings: Settings, folder: Path, tell: Calla
 
 
 async def _put_proxies_before(cluster: LocalCluster, stack: contextlib.AsyncExitStack) -> str:
-    """The addresses of proxies that are still there when their brokers are dead.
+    """The addresses of proxies before the brokers: connections to one that is dead wait until it is back.
 
-    franz-go ends the session of a group where a connection is refused while it fetches offsets, begins another without a
-    pause, and its tests call that a failure. After a connection that ends it goes on, for so they ask it.
+    As where a whole host is down, and not one process of it. Where a connection is refused while franz-go fetches the
+    offsets of a KIP-848 group, it asks again without a pause, twenty times in milliseconds, and its tests call that a failure.
     """
     addresses = []
     for broker in cluster.broker_ids:
