@@ -74,8 +74,6 @@ class Listed:
 class Librdkafka:
     """Raises CommandFailed where the folder is no checkout of librdkafka, or does not build."""
 
-    excluded: Mapping[str, str] = excluded.LIBRDKAFKA
-
     def __init__(self, checkout: Path) -> None:
         if not (checkout / "tests" / "test.c").is_file():
             raise CommandFailed(f"{checkout} is no checkout of librdkafka: it has no tests/test.c")
@@ -88,6 +86,9 @@ class Librdkafka:
             run_command(["make", "-j2", "libs"], self._root)
             run_command(["make", "-j2", "build"], self._folder)
         self._listed = listed((self._folder / "test.c").read_text())
+
+    def excluded(self, choice: Choice) -> Mapping[str, str]:
+        return excluded.LIBRDKAFKA | (excluded.LIBRDKAFKA_IDEMPOTENT if choice.idempotent else {})
 
     def tests(self) -> list[str]:
         names: list[str] = []
@@ -120,7 +121,7 @@ class Librdkafka:
                 continue
             parts = self._parts(each)
             for name in parts or [each.name]:
-                if choice.has(name) and name not in self.excluded:
+                if choice.has(name) and name not in self.excluded(choice):
                     chosen.setdefault(name if parts else each.number, []).append(name)
         return chosen
 

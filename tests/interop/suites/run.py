@@ -19,8 +19,6 @@ SUITES: dict[str, Callable[[Path], Suite]] = {"kgo": kgo.Kgo, "librdkafka": libr
 NEEDS = {"kgo": kgo.NEEDS, "librdkafka": librdkafka.NEEDS}  # commands
 AT_ONCE = 2
 _UP_TIMEOUT_S = 120.0
-# While leaders are killed: each coordinator begins with a whole session for every member, also for one that is gone.
-_SHORT_SESSIONS = {"group_consumer_session_timeout_ms": 6_000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +39,11 @@ async def run_suite(
     """
     tell(f"{name}: building {checkout}")
     suite = SUITES[name](checkout)
+    excluded = suite.excluded(settings.choice)
     outcomes = [
-        Outcome(test, State.EXCLUDED, note=reason)
-        for test, reason in suite.excluded.items()
-        if settings.choice.has(test)
+        Outcome(test, State.EXCLUDED, note=reason) for test, reason in excluded.items() if settings.choice.has(test)
     ]
-    if unknown := set(suite.excluded) - set(suite.tests()):
+    if unknown := set(excluded) - set(suite.tests()):
         tell(f"{name}: excluded, but not in this checkout: {', '.join(sorted(unknown))}")
     began = time.monotonic()
     for stage in suite.stages(settings.choice, folder):
@@ -59,8 +56,7 @@ async def run_suite(
 
 async def _run_stage(stage: Stage, settings: Settings, folder: Path, tell: Callable[[str], None]) -> list[Outcome]:
     kills = settings.kill_every_s > 0
-    overrides = {**stage.broker_settings, **(_SHORT_SESSIONS if kills else {})}
-    cluster = LocalCluster(folder / f"cluster-{stage.name}", broker_overrides=overrides)
+    cluster = LocalCluster(folder / f"cluster-{stage.name}", broker_overrides=dict(stage.broker_settings))
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(cluster.close)
         bootstrap = await _put_proxies_before(cluster, stack) if kills else cluster.kafka_bootstrap
@@ -96,7 +92,7 @@ async def _put_proxies_before(cluster: LocalCluster, stack: contextlib.AsyncExit
     """The addresses of proxies before the brokers: connections to one that is dead wait until it is back.
 
     As where a whole host is down, and not one process of it. Where a connection is refused while franz-go fetches the
-    offsets of a KIP-848 group, it asks again without a pause, twenty times in milliseconds, and its tests call that a failure.
+    offsets of a KIP-848 group, it asks again without a pause, twenty times in milliseconds, and its tests call it a failure.
     """
     addresses = []
     for broker in cluster.broker_ids:

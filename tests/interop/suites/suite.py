@@ -69,7 +69,9 @@ class Choice:
 class Suite(Protocol):
     """One suite, built from a checkout."""
 
-    excluded: Mapping[str, str]  # test → why it is not run
+    def excluded(self, choice: Choice) -> Mapping[str, str]:
+        """test → why it is not run."""
+        ...
 
     def tests(self) -> list[str]: ...
 
