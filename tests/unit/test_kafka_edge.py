@@ -21,6 +21,11 @@ from fencepost_proto.kafka.messages.fetch import FetchRequest
 from fencepost_proto.kafka.messages.init_producer_id import InitProducerIdRequest
 from fencepost_proto.kafka.messages.list_offsets import ListOffsetsPartition, ListOffsetsRequest, ListOffsetsTopic
 from fencepost_proto.kafka.messages.metadata import MetadataRequest, MetadataRequestTopic
+from fencepost_proto.kafka.messages.offset_commit import (
+    OffsetCommitRequest,
+    OffsetCommitRequestPartition,
+    OffsetCommitRequestTopic,
+)
 from fencepost_proto.kafka.messages.offset_for_leader_epoch import (
     OffsetForLeaderEpochRequest,
     OffsetForLeaderPartition,
@@ -267,6 +272,19 @@ async def test_a_long_poll_ends_when_something_is_committed_and_every_partition_
             assert only(await other.ask(produce_request(made(1)), 9)).error_code == NONE
         (topic,) = (await it.client.receive()).responses
         assert [(place.partition_index, bool(place.records)) for place in topic.partitions] == [(0, True), (1, False)]
+
+
+@asynchronous
+async def test_a_commit_to_a_broker_that_coordinates_nothing_is_not_about_its_topics(tmp_path: Path) -> None:
+    async with edge(tmp_path) as it:
+        for version in (2, 9, 10):
+            topic = OffsetCommitRequestTopic(
+                name="nope",
+                topic_id=bytes(15) + b"x",
+                partitions=[OffsetCommitRequestPartition(partition_index=0, committed_offset=1)],
+            )
+            answer = await it.ask(OffsetCommitRequest(group_id="g", topics=[topic]), version)
+            assert [p.error_code for t in answer.topics for p in t.partitions] == [ErrorCode.NOT_COORDINATOR]
 
 
 @asynchronous

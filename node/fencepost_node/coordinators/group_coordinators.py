@@ -149,6 +149,14 @@ class GroupCoordinators:
         except FencepostError as error:
             return error
 
+    def refusal(self, group_id: str) -> FencepostError | None:
+        """Why this broker does not coordinate that group; None: it does."""
+        try:
+            self._here(group_id)
+        except FencepostError as error:
+            return error
+        return None
+
     def _here(self, group_id: str) -> PartitionCoordinator:
         """Raises NotCoordinator."""
         partition = self.partition_of(group_id)

@@ -29,6 +29,8 @@ TOPIC_IDS_FROM = 10
 
 async def handle(context: KafkaContext, request: OffsetCommitRequest, version: int) -> OffsetCommitResponse:
     image = context.manager.image
+    refusal = context.groups.refusal(request.group_id)
+    unknown = ErrorCode.UNKNOWN_TOPIC_ID if refusal is None else code_of(refusal)
     offsets: list[AskedOffset] = []
     answers: list[OffsetCommitResponsePartition] = []  # of these, in the same order
     response = OffsetCommitResponse()
@@ -43,7 +45,7 @@ async def handle(context: KafkaContext, request: OffsetCommitRequest, version: i
             answer = OffsetCommitResponsePartition(partition_index=asked.partition_index)
             result.partitions.append(answer)
             if name is None:
-                answer.error_code = ErrorCode.UNKNOWN_TOPIC_ID
+                answer.error_code = unknown
                 continue
             answers.append(answer)
             offsets.append(

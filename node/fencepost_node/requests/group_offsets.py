@@ -54,9 +54,12 @@ async def commit_offsets(
 ) -> list[FencepostError | None]:
     """An error, or none, for each. UnknownTopicOrPartition for what is not in the metadata."""
     if len(offsets) > limits.MAX_PARTITIONS_OF_A_QUESTION:
-        refusal = errors.InvalidRequest(
+        too_many = errors.InvalidRequest(
             f"{len(offsets)} offsets in one commit: at most {limits.MAX_PARTITIONS_OF_A_QUESTION} are taken"
         )
+        return [too_many] * len(offsets)
+    refusal = coordinators.refusal(committer.group_id)
+    if refusal is not None:  # and that is all to say: a broker that has just started knows no topic yet
         return [refusal] * len(offsets)
     found: list[FencepostError | None] = [_missing(image, each.topic, each.partition) for each in offsets]
     there = [index for index, error in enumerate(found) if error is None]
