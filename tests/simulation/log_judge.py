@@ -478,9 +478,8 @@ class LogJudge:
         """Bytes of this replica have changed on its disk. Nothing is asked of it until it is whole again, except that it
         must not lead before."""
         self.damaged[broker_id, record.key] = None
-        if self._is_whole(record, broker_id):
-            del self.damaged[broker_id, record.key]
-        else:
+        self._heal(record)  # also what is behind all that is committed counts: it may be committed in this moment
+        if (broker_id, record.key) in self.damaged:
             self.count("logs damaged")
 
     def rot(self, record: PartitionRecord, broker_id: int) -> None:
@@ -491,7 +490,7 @@ class LogJudge:
     def _heal(self, record: PartitionRecord) -> None:
         """Forget damage where the replica's log is whole again."""
         for broker_id, key in list(self.damaged):
-            if key == record.key and self._is_whole(record, broker_id) and not self.view(record, broker_id).damage:
+            if key == record.key and not self.view(record, broker_id).damage and self._is_whole(record, broker_id):
                 del self.damaged[broker_id, key]
                 self.rotten.pop((broker_id, key), None)
                 self.count("damaged logs made whole")
