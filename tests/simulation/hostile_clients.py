@@ -262,6 +262,8 @@ class HostileProducers:
 
         async def work(host: Host) -> None:
             for partition in led:
+                if partition.topic_id not in self._cluster.judge.image.topics:
+                    continue  # deleted meanwhile
                 call = broker_pb2_grpc.BrokerStub(host.wire.connect(broker_address(partition.leader))).Produce()
                 await self._send(call, partition, [self._batch(partition, *one) for one in stamps])
 

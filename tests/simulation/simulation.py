@@ -246,11 +246,21 @@ class Run:
     async def _elect_uncleanly(self) -> None:
         """An operator's part: where the last in-sync replica came back from a power failure, no one is elected silently.
 
-        The operator takes the log that the admin client proposes.
+        The operator takes the log that the admin client proposes. A leader whose log is damaged and which is the only one in
+        sync is stopped first, as docs/OPERATIONS.md has it.
         """
         for key, partition in list(self.judge.image.partitions.items()):
             if partition.leader < 0 and not partition.isr and partition.last_known_isr:
                 await self.cluster.elect_uncleanly(key)
+            elif partition.isr == (partition.leader,) and (partition.leader, key) in self.judge.rotten:
+                node = broker_node(partition.leader)
+                self.world.kill(node)
+                self.cluster.kept_down[node] = None
+                while self.judge.image.partitions[key].leader >= 0:  # noqa: ASYNC110 - the image has no events
+                    await asyncio.sleep(0.25)
+                await self.cluster.elect_uncleanly(key)
+                self.cluster.kept_down.pop(node)
+                self.cluster.start(node)
 
     def _leaderless(self) -> list[str]:
         return [
