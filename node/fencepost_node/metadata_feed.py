@@ -111,6 +111,11 @@ class MetadataFeed:
             self._client_image = client_image(self.image)
         return self._client_image
 
+    @property
+    def is_known(self) -> bool:
+        """There is an image."""
+        return self._known.is_set()
+
     async def wait_known(self, timeout_s: float | None = None) -> bool:
         """Wait for the first image; False where it has not come in time, or the feed is closed."""
         try:

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from fencepost_node.broker import Broker
 from fencepost_node.kafka import metadata
 from fencepost_node.kafka.connection import KafkaConnection
+from fencepost_node.log.disk import RealDisk
 from fencepost_proto.kafka.apis import APIS
 from fencepost_proto.kafka.codec import encode_request
 from fencepost_proto.kafka.messages.api_versions import ApiVersionsRequest
@@ -37,6 +39,7 @@ from fencepost_proto.protocol.record_batch import iter_batches, read_header
 from fencepost_proto.protocol.records import read_records
 from fencepost_proto.protocol.topic_ids import to_wire
 from fencepost_proto.protocol.v1 import controller_pb2
+from fencepost_proto.runtime.host import Host
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
 from tests.unit.batches import batch as made
@@ -44,7 +47,7 @@ from tests.unit.batches import with_field
 from tests.unit.fake_controller import FakeController, fake_controller
 from tests.unit.kafka_client import KafkaClient, fetch_request, kafka_client, only, produce_request
 from tests.unit.replicas import leading
-from tests.unit.test_broker import BROKER_ID, EPOCH, Running, broker_of
+from tests.unit.test_broker import BROKER_ID, EPOCH, Running, broker_of, config_of
 
 ID = "0123456789abcdefghijkA"  # as controllers make them
 WIRE_ID = to_wire(ID)
@@ -88,6 +91,31 @@ class Edge:
 
     async def produce(self, records: bytes, **options: Any) -> Any:
         return only(await self.ask(produce_request(records, **options), 12))
+
+
+@asynchronous
+async def test_a_broker_that_has_just_started_answers_when_it_knows_the_cluster(tmp_path: Path) -> None:
+    async with fake_controller() as controller:
+        broker = Broker(config_of(tmp_path, controller.address, kafka_listen="127.0.0.1:0"), Host(), RealDisk())
+        await broker.start()
+        session = await controller.session(0)
+        await session.registered(EPOCH)
+        async with kafka_client(broker.kafka_address) as client:
+            assert (await client.ask(ApiVersionsRequest(), 0)).error_code == NONE
+            client.send(produce_request(made(1)), 9)
+            client.send(fetch_request(0), 12)
+            answer = asyncio.create_task(client.receive())
+            await asyncio.wait([answer], timeout=0.05)
+            assert not answer.done()
+            entity = BrokerRegistration(
+                BROKER_ID, broker.address, EPOCH, session.registration.incarnation, fenced=False
+            )
+            partition = Partition(ID, 0, (BROKER_ID,), (BROKER_ID,), BROKER_ID, 0, 0)
+            await session.image(EPOCH, entity, ORDERS, partition)
+            knows_the_topic = (NONE, ErrorCode.NOT_LEADER_OR_FOLLOWER)  # it may have to open the log first
+            assert only(await answer).error_code in knows_the_topic
+            assert only(await client.receive()).error_code in knows_the_topic
+        await broker.stop(False)
 
 
 @asynccontextmanager

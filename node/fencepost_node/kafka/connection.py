@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 WRITE_HIGH_WATER_BYTES = 64 * 1024  # written and not taken by the system: above that the client does not read
 REQUESTS_IN_A_TURN = 32  # taken before others get a turn on the loop: a millisecond or so
 NO_ACKS = 0
+API_VERSIONS = 18
+FIRST_IMAGE_WAIT_S = 5.0  # after a broker's start
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +224,7 @@ class KafkaConnection(asyncio.Protocol):
         if isinstance(request, ProduceRequest):
             if request.acks != NO_ACKS:
                 self._answers.append(answer)
-            if produce.is_large(request):
+            if produce.is_large(request) or not self.context.feed.is_known:
                 self._give_work(answer, request)
             else:
                 produce.take(self.context, request, answer.version, partial(self._produced, answer, request.acks))
@@ -262,6 +264,9 @@ class KafkaConnection(asyncio.Protocol):
             await self._has_work.wait()
             assert self._work is not None
             answer, request = self._work
+            if not self.context.feed.is_known and answer.api_key != API_VERSIONS:
+                # It has just started: what it would say of topics and leaders would be wrong.
+                await self.context.feed.wait_known(FIRST_IMAGE_WAIT_S)
             try:
                 if isinstance(request, FetchRequest):
                     await fetch.serve(self.context, request, answer.version, partial(self._write_out, answer))

@@ -46,7 +46,6 @@ from fencepost_proto.protocol.metadata import NO_LEADER, MetadataImage, Partitio
 from fencepost_proto.protocol.topic_ids import NO_TOPIC_ID, from_wire
 from fencepost_proto.runtime.turns import Turns
 
-FIRST_IMAGE_WAIT_S = 5.0  # after a broker's start
 CREATED_WITHIN_S = 2.0
 SETTLED_S = 1.0  # without a question: a client asks again every few minutes, or for a reason
 NEWS_WAIT_S = 0.05
@@ -59,7 +58,6 @@ SHOWN_NAME = 249  # characters of a name that is refused, as many as are allowed
 
 
 async def handle(context: KafkaContext, request: MetadataRequest, version: int) -> MetadataResponse | Encoded:
-    await context.feed.wait_known(FIRST_IMAGE_WAIT_S)
     asked = request.topics
     if version == 0 and not asked:
         asked = None
