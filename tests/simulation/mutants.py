@@ -257,7 +257,7 @@ def acknowledged_before_the_commit(replace: Any) -> None:
     replace(Leadership, "when_committed", lambda self, end_offset, done: done(None))
 
 
-@mutant("G6", kinds=(*KILLS, *NETWORK), first_seed=2)
+@mutant("G6", kinds=(*KILLS, *NETWORK), first_seed=3)
 def duplicate_acknowledged_before_the_commit(replace: Any) -> None:
     original = Leadership.append_batch
 
@@ -342,7 +342,7 @@ def no_truncation(replace: Any) -> None:
     replace(push, "answer_subscribe", answer)
 
 
-@mutant("G1", "G4", kinds=(*KILLS, *NETWORK, "reassign"), first_seed=2)
+@mutant("G1", "G4", kinds=(*KILLS, *NETWORK, "reassign"), first_seed=7)
 def isr_change_without_epoch_checks(replace: Any) -> None:
     """Whoever once led may change the in-sync set, and members need not be the incarnations that caught up."""
 

@@ -506,7 +506,7 @@ def test_a_stopped_server_refuses_new_calls_and_breaks_running_ones_after_the_gr
 
         call = (await stage.serve(handler)).Replicate()
         await call.read()
-        stopping = asyncio.ensure_future(stage.server.stop(0.2))
+        stopping = asyncio.ensure_future(stage.server.stop(1.0))  # in which a busy machine makes a connection, too
         await asyncio.sleep(0.1)
         channel = stage.wire.connect(stage.server.address)
         assert await outcome(replication_stub(channel).Replicate().read()) == "UNAVAILABLE"

@@ -10,7 +10,7 @@ BROKERS = 50
 ENTITY_BYTES = 80  # of one partition's change on the wire, at most
 
 
-@pytest.mark.parametrize("partitions", [2_000, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("partitions", [2_000, pytest.param(20_000, marks=pytest.mark.long)])
 @pytest.mark.timeout(300)
 def test_restarts_cost_few_versions_and_each_change_goes_once_to_each_broker(partitions: int) -> None:
     world = ManyPartitions(BROKERS, partitions)

@@ -12,7 +12,7 @@ import pytest
 from fencepost_testing.history_check import Anomaly, check_history
 from tests.simulation.simulation import simulate
 
-COSTLY = {5, 7, 9, 17, 20, 21, 24, 26}  # more than ten seconds of a core each; the others take four on average
+COSTLY = {2, 5, 6, 7, 9, 10, 11, 17, 20, 21, 24, 26, 30}  # more than seven seconds of a core; the others take three
 SEEDS = [pytest.param(seed, marks=[pytest.mark.long] if seed in COSTLY else []) for seed in range(32)]
 DIGEST = """
 import hashlib
@@ -28,7 +28,7 @@ def test_every_promise_holds(seed: int) -> None:
     assert result.counts["committed batches"] > 20  # it was no empty run
 
 
-@pytest.mark.parametrize(("seed", "kafka"), [(0, False), (1, False), (3, True)])  # the first has a producer with gzip
+@pytest.mark.parametrize(("seed", "kafka"), [(0, False), (8, True)])  # the first has a producer with gzip
 def test_one_seed_is_one_trace_whatever_the_hash_seed_of_the_interpreter(seed: int, kafka: bool) -> None:
     digests = {hashlib.sha256("\n".join(simulate(seed, kafka=kafka).trace).encode()).hexdigest()}
     for hash_seed in ("1", "2"):
