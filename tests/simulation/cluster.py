@@ -209,6 +209,8 @@ class SimCluster:
         how = "stopped" if error is None else type(error).__name__
         self.exits[how] = self.exits.get(how, 0) + 1
         self.world.tell(node, f"ended: {error!r}" if error is not None else "ended")
+        if isinstance(error, MetadataWentBack):  # a version was on its way to a broker when the store was put back
+            self.database.gone_back = True
 
     # ---- An operator ----
 
