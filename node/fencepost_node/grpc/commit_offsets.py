@@ -29,11 +29,11 @@ async def commit(
         if topic is None:
             refused.append((each, UnknownTopicId(f"there is no topic of id {each.topic_id!r}")))
             continue
-        epoch = each.leader_epoch if each.HasField("leader_epoch") else -1
+        leader_epoch = each.leader_epoch if each.HasField("leader_epoch") else -1
         known.append(each)
-        asked.append(AskedOffset(topic.name, each.partition, each.offset, epoch, each.metadata))
-    epoch = request.member_epoch if request.member_id else NO_GENERATION
-    found = await commit_offsets(groups, image, Committer(request.group_id, epoch, request.member_id), asked)
+        asked.append(AskedOffset(topic.name, each.partition, each.offset, leader_epoch, each.metadata))
+    generation = request.member_epoch if request.member_id else NO_GENERATION
+    found = await commit_offsets(groups, image, Committer(request.group_id, generation, request.member_id), asked)
     refused += [(each, error) for each, error in zip(known, found, strict=True) if error is not None]
     if refused and len(refused) == len(request.offsets) and len({error.code for _, error in refused}) == 1:
         raise refused[0][1]

@@ -31,9 +31,7 @@ async def describe_group(
                 client_host=member.client_host,
                 member_epoch=member.epoch,
                 assigned=[
-                    common_pb2.PartitionRef(topic_id=topic_id, partition=index)
-                    for topic_id, index in member.assigned
-                    if topic_id in image.topics
+                    common_pb2.PartitionRef(topic_id=topic_id, partition=index) for topic_id, index in member.assigned
                 ],
             )
             for member in view.members

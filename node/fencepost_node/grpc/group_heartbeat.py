@@ -15,7 +15,7 @@ from __future__ import annotations
 from fencepost_node.coordination.limits import MAX_ID_CHARACTERS
 from fencepost_node.coordination.messages import ConsumerAlive, ConsumerHeartbeat
 from fencepost_node.coordinators.group_coordinators import GroupCoordinators
-from fencepost_proto.protocol.errors import FencepostError, UnknownServerError
+from fencepost_node.requests.group_offsets import as_error
 from fencepost_proto.protocol.topic_ids import from_wire, to_wire
 from fencepost_proto.protocol.v1 import common_pb2, groups_pb2
 from fencepost_proto.transport.answering import Context
@@ -41,10 +41,8 @@ async def group_heartbeat(
             client_host=_client_host(context),
         )
     )
-    if isinstance(answer, FencepostError):
-        raise answer
     if not isinstance(answer, ConsumerAlive):
-        raise UnknownServerError(f"unexpected answer {answer!r}")
+        raise as_error(answer)
     response = groups_pb2.GroupHeartbeatResponse(
         member_epoch=answer.member_epoch,
         heartbeat_interval_ms=answer.heartbeat_interval_ms,

@@ -87,10 +87,11 @@ def _missing(image: MetadataImage, topic: str, partition: int) -> FencepostError
 
 def _fill(found: list[FencepostError | None], places: Sequence[int], answer: object) -> None:
     for number, place in enumerate(places):
-        found[place] = answer.errors[number] if isinstance(answer, Committed) else _as_error(answer)
+        found[place] = answer.errors[number] if isinstance(answer, Committed) else as_error(answer)
 
 
-def _as_error(answer: object) -> FencepostError:
+def as_error(answer: object) -> FencepostError:
+    """What is wrong, of an answer that is not the one that was asked for."""
     return answer if isinstance(answer, FencepostError) else errors.UnknownServerError(f"unexpected answer {answer!r}")
 
 
@@ -100,7 +101,7 @@ async def fetch_offsets(
     """An offset that was committed for an earlier topic of the same name is none."""
     answer = await coordinators.ask(question)
     if not isinstance(answer, FetchedOffsets):
-        return _as_error(answer)
+        return as_error(answer)
     found = []
     for each in answer.offsets:
         topic_id = image.topic_ids.get(each.topic)

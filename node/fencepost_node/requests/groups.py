@@ -17,8 +17,8 @@ from fencepost_node.coordination.messages import (
 from fencepost_node.coordination.offset_rules import CONSUMER_PROTOCOL
 from fencepost_node.coordination.subscriptions import assigned_partitions
 from fencepost_node.coordinators.group_coordinators import GroupCoordinators
+from fencepost_node.requests.group_offsets import as_error
 from fencepost_proto.protocol import errors
-from fencepost_proto.protocol.errors import FencepostError
 from fencepost_proto.protocol.metadata import MetadataImage, PartitionKey
 from fencepost_proto.protocol.topic_ids import from_wire
 
@@ -49,29 +49,27 @@ async def describe_group(coordinators: GroupCoordinators, image: MetadataImage, 
     """Raises GroupIdNotFound, InvalidGroupId, and what says that this broker does not coordinate the group now."""
     answer = await coordinators.ask(DescribeConsumer(group_id))
     if isinstance(answer, ConsumerDescription):
-        return _of_consumer_group(answer)
+        return _of_consumer_group(image, answer)
     if not isinstance(answer, errors.GroupIdNotFound):
-        raise _as_error(answer)
+        raise as_error(answer)
     answer = await coordinators.ask(Describe(group_id))
     if isinstance(answer, errors.GroupIdNotFound):
         raise errors.GroupIdNotFound(f"there is no group {group_id!r}")
     if not isinstance(answer, Description):
-        raise _as_error(answer)
+        raise as_error(answer)
     return _of_classic_group(image, answer)
 
 
-def _of_consumer_group(answer: ConsumerDescription) -> GroupView:
-    members = (
-        MemberView(
-            member.member_id,
-            member.instance_id or "",
-            member.client_id,
-            member.client_host,
-            member.epoch,
-            tuple((from_wire(topic_id), index) for topic_id, index in member.assigned),
+def _of_consumer_group(image: MetadataImage, answer: ConsumerDescription) -> GroupView:
+    members = []
+    for member in answer.members:
+        keys = ((from_wire(topic_id), index) for topic_id, index in member.assigned)
+        there = tuple(key for key in keys if key[0] in image.topics)
+        members.append(
+            MemberView(
+                member.member_id, member.instance_id or "", member.client_id, member.client_host, member.epoch, there
+            )
         )
-        for member in answer.members
-    )
     return GroupView("consumer", answer.state, CONSUMER_PROTOCOL, answer.assignor, answer.epoch, tuple(members))
 
 
@@ -93,7 +91,7 @@ async def delete_group(coordinators: GroupCoordinators, group_id: str) -> None:
     """Raises GroupIdNotFound, NonEmptyGroup, InvalidGroupId, and what says that this broker does not coordinate it now."""
     answer = await coordinators.ask(DeleteGroup(group_id))
     if not isinstance(answer, Deleted):
-        raise _as_error(answer)
+        raise as_error(answer)
 
 
 def list_groups(
@@ -106,7 +104,3 @@ def list_groups(
     wanted = (group for group in coordinators.list_of_partition(partition) if group.group_id > after)
     first = heapq.nsmallest(most + 1, wanted, key=lambda group: group.group_id)
     return first[:most], len(first) > most
-
-
-def _as_error(answer: object) -> FencepostError:
-    return answer if isinstance(answer, FencepostError) else errors.UnknownServerError(f"unexpected answer {answer!r}")
