@@ -17,47 +17,57 @@ _LENGTH = struct.Struct(">h")
 _COUNT = struct.Struct(">i")
 
 
+class _Reader:
+    """Takes one field after the other. Raises struct.error or ValueError where the bytes end too early, or lie."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._position = 0
+
+    def topics(self) -> range:
+        """As many as there are to read; first of all."""
+        _, count = self._take(_START)
+        if not 0 <= count <= limits.MAX_SUBSCRIBED_TOPICS:
+            raise ValueError(f"{count} topics")
+        return range(count)
+
+    def name(self) -> str:
+        (length,) = self._take(_LENGTH)
+        return self._slice(length).decode()
+
+    def indexes(self) -> list[int]:
+        (count,) = self._take(_COUNT)
+        return [index for (index,) in _COUNT.iter_unpack(self._slice(count * _COUNT.size))]
+
+    def _take(self, layout: struct.Struct) -> tuple[int, ...]:
+        fields: tuple[int, ...] = layout.unpack_from(self._data, self._position)
+        self._position += layout.size
+        return fields
+
+    def _slice(self, size: int) -> bytes:
+        start, self._position = self._position, self._position + size
+        if size < 0 or self._position > len(self._data):
+            raise ValueError(f"{size} bytes from {start} on, of {len(self._data)}")
+        return self._data[start : self._position]
+
+
 def subscribed_topics(subscription: bytes) -> set[str] | None:
     """None: these bytes are no subscription of a consumer."""
+    reader = _Reader(subscription)
     try:
-        _, count = _START.unpack_from(subscription)
-        if not 0 <= count <= limits.MAX_SUBSCRIBED_TOPICS:
-            return None
-        topics = set()
-        position = _START.size
-        for _ in range(count):
-            (length,) = _LENGTH.unpack_from(subscription, position)
-            position += _LENGTH.size
-            if length < 0 or position + length > len(subscription):
-                return None
-            topics.add(subscription[position : position + length].decode())
-            position += length
-    except (struct.error, UnicodeDecodeError):
+        return {reader.name() for _ in reader.topics()}
+    except (struct.error, ValueError):
         return None
-    return topics
 
 
 def assigned_partitions(assignment: bytes) -> list[tuple[str, int]] | None:
     """Topic and partition, in the order of the assignment. None: these bytes are no assignment of a consumer."""
+    reader = _Reader(assignment)
+    found: list[tuple[str, int]] = []
     try:
-        _, topics = _START.unpack_from(assignment)
-        if not 0 <= topics <= limits.MAX_SUBSCRIBED_TOPICS:
-            return None
-        found: list[tuple[str, int]] = []
-        position = _START.size
-        for _ in range(topics):
-            (length,) = _LENGTH.unpack_from(assignment, position)
-            position += _LENGTH.size
-            if length < 0 or position + length > len(assignment):
-                return None
-            name = assignment[position : position + length].decode()
-            position += length
-            (count,) = _COUNT.unpack_from(assignment, position)
-            position += _COUNT.size
-            if count < 0 or position + count * _COUNT.size > len(assignment):
-                return None
-            found += [(name, index) for index in struct.unpack_from(f">{count}i", assignment, position)]
-            position += count * _COUNT.size
-    except (struct.error, UnicodeDecodeError):
+        for _ in reader.topics():
+            name = reader.name()
+            found += [(name, index) for index in reader.indexes()]
+    except (struct.error, ValueError):
         return None
     return found

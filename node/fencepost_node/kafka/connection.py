@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 WRITE_HIGH_WATER_BYTES = 64 * 1024  # written and not taken by the system: above that the client does not read
 REQUESTS_IN_A_TURN = 32  # taken before others get a turn on the loop: a millisecond or so
 NO_ACKS = 0
-API_VERSIONS = 18
 FIRST_IMAGE_WAIT_S = 5.0  # after a broker's start
 
 
@@ -264,7 +263,7 @@ class KafkaConnection(asyncio.Protocol):
             await self._has_work.wait()
             assert self._work is not None
             answer, request = self._work
-            if not self.context.feed.is_known and answer.api_key != API_VERSIONS:
+            if not self.context.feed.is_known and answer.api_key != api_versions.KEY:
                 # It has just started: what it would say of topics and leaders would be wrong.
                 await self.context.feed.wait_known(FIRST_IMAGE_WAIT_S)
             try:
