@@ -415,20 +415,16 @@ class Group:
 
     # ---- Commits ----
 
-    async def commit(self, offsets: Mapping[TopicPartition, int] | None, timeout_s: float = OFFSETS_TIMEOUT_S) -> None:
-        """Commit these, or what is done. Raises PartitionLost, InvalidRequest, or the last retriable error."""
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Raises PartitionLost, InvalidRequest, or the last retriable error."""
         keys = {self._names[key]: key for key in self._member.adopted}
-        if offsets is None:
-            done = self._reading.done()
-            wanted = {key: done[tp] for tp, key in keys.items() if done.get(tp, UNRESOLVED) >= 0}
-        else:
-            for tp, offset in offsets.items():
-                if TopicPartition(*tp) not in keys:
-                    raise PartitionLost(f"{tp[0]}-{tp[1]} is not assigned to this member of group {self.group_id!r}")
-                if offset < 0:
-                    raise InvalidRequest(f"offset {offset} of {tp[0]}-{tp[1]} is negative")
-            wanted = {keys[TopicPartition(*tp)]: offset for tp, offset in offsets.items()}
-        await self._commit(wanted, timeout_s)
+        for tp, offset in offsets.items():
+            if TopicPartition(*tp) not in keys:
+                raise PartitionLost(f"{tp[0]}-{tp[1]} is not assigned to this member of group {self.group_id!r}")
+            if offset < 0:
+                raise InvalidRequest(f"offset {offset} of {tp[0]}-{tp[1]} is negative")
+        wanted = {keys[TopicPartition(*tp)]: offset for tp, offset in offsets.items()}
+        await self._commit(wanted, OFFSETS_TIMEOUT_S)
 
     async def _commit(self, offsets: Mapping[PartitionKey, int], timeout_s: float) -> None:
         grants = {key: self._member.adopted[key] for key in offsets}
