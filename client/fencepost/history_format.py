@@ -49,8 +49,8 @@ OperationName = Literal["send", "poll", "seek", "assign", "final", "elect", "giv
 Value = str | bytes | None  # bytes only where they are not UTF-8
 ReadRecord = tuple[int, Value]  # offset, value
 
-_TYPES = frozenset(("invoke", "ok", "fail", "info"))
-_NAMES = frozenset(("send", "poll", "seek", "assign", "final", "elect", "given", "taken", "commit"))
+_TYPES = frozenset(get_args(OperationType))
+_NAMES = frozenset(get_args(OperationName))
 _OF_A_GROUP = frozenset(("given", "taken", "commit"))
 _NO_RECORDS: Sequence[ReadRecord] = ()
 
@@ -127,7 +127,7 @@ def from_line(line: str | bytes) -> Operation:
     get = fields.get
     kind, name, process, time_ns = get("type"), get("op"), get("process"), get("time")
     if type(kind) is not str or kind not in _TYPES:
-        raise NotAnOperation(f"type is {kind!r}, not one of invoke, ok, fail, info")
+        raise NotAnOperation(f"type is {kind!r}, not one of {', '.join(get_args(OperationType))}")
     if type(name) is not str or name not in _NAMES:
         raise NotAnOperation(f"op is {name!r}, not one of {', '.join(get_args(OperationName))}")
     if type(process) is not str or not process:
