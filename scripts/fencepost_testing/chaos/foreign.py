@@ -13,16 +13,18 @@ import random
 from contextlib import AsyncExitStack
 
 from fencepost.history import History
+from fencepost_proto.protocol.errors import UnknownServerError
 from fencepost_testing.chaos.client_config import ClientConfig
-from fencepost_testing.chaos.producing import BURST_S, next_record
+from fencepost_testing.chaos.producing import due_records
 from fencepost_testing.failures import CommandFailed
 from fencepost_testing.kafka_clients import FENCEPOST
 from fencepost_testing.kafka_clients.factory import group_member, kafka_producer
-from fencepost_testing.kafka_clients.producer import KafkaProducer
+from fencepost_testing.kafka_clients.producer import KafkaDelivery, KafkaProducer
 from fencepost_testing.kafka_clients.reader import CommitFailed, KafkaReader
 
 START_RETRY_S = 0.5
 MAX_OPEN_RECORDS = 2_000  # that a producer sends before it waits for outcomes
+_FULL_PAUSE_S = 0.03
 _WORK_S = (0.0, 0.1)
 _COMMIT_EVERY_S = 0.4  # on average
 
@@ -47,29 +49,24 @@ async def produce(config: ClientConfig, history: History, stop: asyncio.Event) -
 
 
 async def _send_until(stop: asyncio.Event, config: ClientConfig, producer: KafkaProducer) -> None:
-    rng, loop = random.Random(config.seed), asyncio.get_running_loop()
-    sent, due, last = 0, 0.0, loop.time()
-    outcomes: list[asyncio.Future[object]] = []
-    while not stop.is_set():
-        await asyncio.sleep(rng.uniform(*BURST_S))
-        now = loop.time()
-        due = min(due + (now - last) * config.rate, config.rate)
-        last = now
-        outcomes = [outcome for outcome in outcomes if not outcome.done()]
-        while due >= 1 and not stop.is_set() and len(outcomes) < MAX_OPEN_RECORDS:
-            due -= 1
-            key, value = next_record(config, sent, rng)
-            sent += 1
-            outcomes.append(asyncio.ensure_future(_outcome(await producer.send(config.topic, value, key=key))))
+    outcomes: set[asyncio.Future[None]] = set()  # that are not known yet
+    async for key, value in due_records(config, stop):
+        while len(outcomes) >= MAX_OPEN_RECORDS and not stop.is_set():
+            await asyncio.wait(outcomes, timeout=_FULL_PAUSE_S, return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set():
+            break
+        outcome = asyncio.ensure_future(_outcome(await producer.send(config.topic, value, key=key)))
+        outcomes.add(outcome)
+        outcome.add_done_callback(outcomes.discard)
     await producer.flush()
     await asyncio.gather(*outcomes)
 
 
-async def _outcome(delivery: object) -> None:
+async def _outcome(delivery: KafkaDelivery) -> None:
     """What became of it is in the history."""
     try:
-        await delivery  # type: ignore[misc]
-    except Exception as error:  # noqa: BLE001  # each client has its own; the history has it as of unknown outcome
+        await delivery
+    except UnknownServerError as error:
         log.info("given up error=%r", error)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from fencepost import Producer, Resumed
@@ -19,7 +20,7 @@ from fencepost_testing.chaos.resumed import NOTHING, ResumeAnswer
 from fencepost_testing.faulty_wire import host_with_faults
 
 START_RETRY_S = 0.2
-BURST_S = (0.005, 0.06)  # between two bursts
+_BURST_S = (0.005, 0.06)  # between two bursts
 _UNKEYED_SHARE = 0.25
 _MIN_VALUE_BYTES = 40
 
@@ -94,27 +95,32 @@ def _told(process: str, partition: int, resumed: Resumed | None, producer: Produ
 
 
 async def _send_until(stop: asyncio.Event, config: ClientConfig, producer: Producer) -> None:
-    """At the rate, until it is stopped. Raises ProducerFenced."""
+    """Raises ProducerFenced."""
+    async for key, value in due_records(config, stop):
+        try:
+            await producer.send(config.topic, value, key=key)
+        except ProducerFenced:
+            raise
+        except FencepostError as error:
+            log.info("refused process=%s error=%r", config.process, str(error))
+
+
+async def due_records(config: ClientConfig, stop: asyncio.Event) -> AsyncIterator[tuple[bytes | None, bytes]]:
+    """Keys and values, in small bursts at the client's rate, until it is stopped."""
     rng, loop = random.Random(config.seed), asyncio.get_running_loop()
     sent, due, last = 0, 0.0, loop.time()
     while not stop.is_set():
-        await asyncio.sleep(rng.uniform(*BURST_S))
+        await asyncio.sleep(rng.uniform(*_BURST_S))
         now = loop.time()
         due = min(due + (now - last) * config.rate, config.rate)  # after a pause: at most a second's worth at once
         last = now
         while due >= 1 and not stop.is_set():
             due -= 1
-            key, value = next_record(config, sent, rng)
+            yield _record(config, sent, rng)
             sent += 1
-            try:
-                await producer.send(config.topic, value, key=key)
-            except ProducerFenced:
-                raise
-            except FencepostError as error:
-                log.info("refused process=%s error=%r", config.process, str(error))
 
 
-def next_record(config: ClientConfig, number: int, rng: random.Random) -> tuple[bytes | None, bytes]:
+def _record(config: ClientConfig, number: int, rng: random.Random) -> tuple[bytes | None, bytes]:
     """Key and value; no two values are the same."""
     keyed = config.keys and rng.random() >= _UNKEYED_SHARE
     key = b"%s-%d" % (config.process.split(".")[0].encode(), rng.randrange(config.keys)) if keyed else None
