@@ -15,7 +15,7 @@ from typing import Final
 from fencepost import Consumer, History, Producer
 from fencepost.history import Sink
 from fencepost_proto.runtime.host import Host
-from fencepost_testing.cutting_proxy import Cuts, CuttingProxy
+from fencepost_testing.cutting_proxy import Cuts, proxies_before
 from fencepost_testing.faulty_wire import FaultyWire
 from fencepost_testing.kafka_clients import FENCEPOST
 from fencepost_testing.kafka_clients.factory import kafka_producer, kafka_reader
@@ -64,15 +64,9 @@ async def demo_clients(
     if client == FENCEPOST:
         yield _OwnClients(cluster, seed, drop_acks)
         return
-    async with contextlib.AsyncExitStack() as stack:
-        cuts = Cuts(CUT_EVERY_S)
-        proxies = []
-        for broker in cluster.broker_ids:
-            member = cluster.member(broker)
-            proxy = await stack.enter_async_context(CuttingProxy(member.kafka_port, cuts))
-            member.kafka_advertised = proxy.address
-            proxies.append(proxy.address)
-        yield _KafkaClients(cluster, client, ",".join(proxies), cuts)
+    cuts = Cuts(CUT_EVERY_S)
+    async with proxies_before(cluster, cuts) as bootstrap:
+        yield _KafkaClients(cluster, client, bootstrap, cuts)
 
 
 class _OwnClients(DemoClients):

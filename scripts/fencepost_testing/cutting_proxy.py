@@ -11,10 +11,11 @@ import asyncio
 import contextlib
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Self
 
+from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.ports import LOOPBACK
 
 _LENGTH = struct.Struct(">i")
@@ -41,6 +42,19 @@ class Cuts:
         self._next_at = self._clock() + self._interval_s
         self.count += 1
         return True
+
+
+@contextlib.asynccontextmanager
+async def proxies_before(cluster: LocalCluster, cuts: Cuts, *, refuse: bool = True) -> AsyncIterator[str]:
+    """A proxy before each broker of a cluster that is not up yet, which will advertise it. Yields their addresses."""
+    async with contextlib.AsyncExitStack() as stack:
+        addresses = []
+        for broker in cluster.broker_ids:
+            member = cluster.member(broker)
+            proxy = await stack.enter_async_context(CuttingProxy(member.kafka_port, cuts, refuse=refuse))
+            member.kafka_advertised = proxy.address
+            addresses.append(proxy.address)
+        yield ",".join(addresses)
 
 
 class CuttingProxy:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fencepost import AdminClient, ConsumerRecord
-from fencepost_testing.cutting_proxy import Cuts, CuttingProxy
+from fencepost_testing.cutting_proxy import Cuts, proxies_before
 from fencepost_testing.failures import CommandFailed
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.log_check.findings import Findings, Kind
@@ -166,15 +166,9 @@ class Scenario:
         async with contextlib.AsyncExitStack() as stack:
             cluster = LocalCluster(self._folder / "cluster")
             stack.callback(cluster.close)
-            proxies = []
-            for broker in cluster.broker_ids:
-                member = cluster.member(broker)
-                proxy = await stack.enter_async_context(CuttingProxy(member.kafka_port, self._cuts))
-                member.kafka_advertised = proxy.address
-                proxies.append(proxy.address)
+            bootstrap = await stack.enter_async_context(proxies_before(cluster, self._cuts))
             await cluster.up(timeout_s=PROCESS_TIMEOUT_S)
             admin = await stack.enter_async_context(AdminClient(cluster.bootstrap))
-            bootstrap = ",".join(proxies)
             if self._client.administers:
                 await self._administer(bootstrap)
             await admin.create_topic(

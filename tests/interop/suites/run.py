@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fencepost_testing.cutting_proxy import Cuts, CuttingProxy
+from fencepost_testing.cutting_proxy import Cuts, proxies_before
 from fencepost_testing.local_cluster import LocalCluster
 from tests.interop.suites import kgo, librdkafka
 from tests.interop.suites.leader_kills import kill_leaders
@@ -59,7 +59,12 @@ async def _run_stage(stage: Stage, settings: Settings, folder: Path, tell: Calla
     cluster = LocalCluster(folder / f"cluster-{stage.name}", broker_overrides=dict(stage.broker_settings))
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(cluster.close)
-        bootstrap = await _put_proxies_before(cluster, stack) if kills else cluster.kafka_bootstrap
+        bootstrap = cluster.kafka_bootstrap
+        if kills:
+            # Connections to a broker that is dead wait until it is back, as where a whole host is down, and not one process
+            # of it. Where one is refused while franz-go fetches the offsets of a KIP-848 group, it asks again without a
+            # pause, twenty times in milliseconds, and its tests call it a failure.
+            bootstrap = await stack.enter_async_context(proxies_before(cluster, Cuts(0), refuse=False))
         await cluster.up(timeout_s=_UP_TIMEOUT_S)
         jobs = stage.jobs(bootstrap)
         tell(f"{stage.name}: {len(jobs)} tests against {bootstrap}")
@@ -86,18 +91,3 @@ async def _run_stage(stage: Stage, settings: Settings, folder: Path, tell: Calla
                 if not cluster.running(broker)
             ]
         return outcomes
-
-
-async def _put_proxies_before(cluster: LocalCluster, stack: contextlib.AsyncExitStack) -> str:
-    """The addresses of proxies before the brokers: connections to one that is dead wait until it is back.
-
-    As where a whole host is down, and not one process of it. Where a connection is refused while franz-go fetches the
-    offsets of a KIP-848 group, it asks again without a pause, twenty times in milliseconds, and its tests call it a failure.
-    """
-    addresses = []
-    for broker in cluster.broker_ids:
-        member = cluster.member(broker)
-        proxy = await stack.enter_async_context(CuttingProxy(member.kafka_port, Cuts(0), refuse=False))
-        member.kafka_advertised = proxy.address
-        addresses.append(proxy.address)
-    return ",".join(addresses)
