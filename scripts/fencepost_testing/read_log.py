@@ -13,24 +13,14 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
+from fencepost.history import PolledRecord
 from fencepost_testing.failures import CommandFailed
 from fencepost_testing.log_check.findings import Findings, Kind
 
 SUFFIX = ".reads"
 _HEAD = "group"
-
-
-class Read(Protocol):
-    """A record of any client's."""
-
-    @property
-    def partition(self) -> int: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def value(self) -> bytes | None: ...
 
 
 class ReadLog:
@@ -40,7 +30,7 @@ class ReadLog:
         self._lines: IO[str] = file.open("w", encoding="utf-8")
         self._lines.write(json.dumps({_HEAD: group}) + "\n")
 
-    def add(self, records: Sequence[Read]) -> None:
+    def add(self, records: Sequence[PolledRecord]) -> None:
         """What one poll has brought."""
         for partition, found in groupby(records, lambda record: record.partition):
             run: list[int] = []
@@ -70,7 +60,7 @@ class ReadCheck:
         self.records = 0  # that were read, of all runs
         self._topic = topic
         self._read: dict[tuple[str, int, int], set[int]] = {}  # by group, partition and offset: CRCs
-        self._spans: dict[tuple[str, int], tuple[int, int]] = {}  # by group and partition: first and last offset read
+        self._spans: dict[int, dict[str, tuple[int, int]]] = {}  # by partition and group: first and last offset read
         self._findings = Findings()
         for file in files:
             self._load(file)
@@ -92,13 +82,14 @@ class ReadCheck:
     def _enter(self, group: str, partition: int, offset: int, crc: int) -> None:
         self.records += 1
         self._read.setdefault((group, partition, offset), set()).add(crc)
-        first, last = self._spans.get((group, partition), (offset, offset))
-        self._spans[group, partition] = min(first, offset), max(last, offset)
+        spans = self._spans.setdefault(partition, {})
+        first, last = spans.get(group, (offset, offset))
+        spans[group] = min(first, offset), max(last, offset)
 
     def add(self, partition: int, offset: int, value: bytes | None) -> None:
         """What stands in the log."""
-        for (group, read_partition), (first, last) in self._spans.items():
-            if read_partition != partition or not first <= offset <= last:
+        for group, (first, last) in self._spans.get(partition, {}).items():
+            if not first <= offset <= last:
                 continue
             where = f"{self._topic}-{partition} offset {offset}: {group!r}"
             crcs = self._read.pop((group, partition, offset), None)
