@@ -15,7 +15,6 @@ The judge sees every member at once:
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -27,8 +26,18 @@ from fencepost_proto.protocol.errors import FencepostError
 from fencepost_proto.protocol.v1 import groups_pb2
 from fencepost_proto.runtime.host import Host
 from tests.simulation.disk import MountedDisk
-from tests.simulation.groups import GROUP, KINDS, MEMBERS, PARTITIONS, TOPIC, App, GroupResult, GroupStory, run_group
-from tests.simulation.judged import Violation
+from tests.simulation.groups import (
+    GROUP,
+    KINDS,
+    MEMBERS,
+    PARTITIONS,
+    TOPIC,
+    App,
+    GroupResult,
+    GroupStory,
+    MembersJudge,
+    run_group,
+)
 from tests.simulation.world import World
 
 POLL_MS, POLL_RECORDS = 300, 20
@@ -40,21 +49,11 @@ PAUSED = 0.5  # of the harm that comes to members
 
 
 @dataclass
-class ConsumerJudge:
-    world: World
+class ConsumerJudge(MembersJudge):
     members: list[Member] = field(default_factory=list)
     values: dict[tuple[int, int], bytes] = field(default_factory=dict)  # by partition and offset, as read
     written: dict[int, int] = field(default_factory=dict)  # by partition: the last acknowledged offset
     acknowledged: dict[int, int] = field(default_factory=dict)  # commits, by partition
-    counts: Counter[str] = field(default_factory=Counter)
-    first: Violation | None = None  # that a member has met: it ends the run
-
-    def fail(self, promise: str, what: str) -> None:
-        self.world.tell("judge", f"{promise}: {what}")
-        violation = Violation(promise, f"{self.world.now:.3f} s: {what}")
-        self.first = self.first or violation
-        self.world.stop(violation)
-        raise violation
 
     def begins(self, member: Member, partition: int, position: int) -> None:
         self.counts["assigned"] += 1

@@ -60,15 +60,11 @@ KINDS = (
 
 
 @dataclass
-class GroupJudge:
+class MembersJudge:
+    """What the judges of both kinds of groups have in common."""
+
     world: World
-    owners: dict[tuple[int, int], str] = field(default_factory=dict)  # by generation and partition
-    memberships: dict[int, frozenset[str]] = field(default_factory=dict)
-    newest: int = -1  # generation that was told
-    acknowledged: dict[int, int] = field(default_factory=dict)  # by partition
-    unknown: dict[int, set[int]] = field(default_factory=dict)  # commits that were sent and not answered with success
     counts: Counter[str] = field(default_factory=Counter)
-    commits: int = 0
     first: Violation | None = None  # that a member has met: it ends the run
 
     def fail(self, promise: str, what: str) -> None:
@@ -77,6 +73,16 @@ class GroupJudge:
         self.first = self.first or violation
         self.world.stop(violation)
         raise violation
+
+
+@dataclass
+class GroupJudge(MembersJudge):
+    owners: dict[tuple[int, int], str] = field(default_factory=dict)  # by generation and partition
+    memberships: dict[int, frozenset[str]] = field(default_factory=dict)
+    newest: int = -1  # generation that was told
+    acknowledged: dict[int, int] = field(default_factory=dict)  # by partition
+    unknown: dict[int, set[int]] = field(default_factory=dict)  # commits that were sent and not answered with success
+    commits: int = 0
 
     def joined(self, generation: int, newest_before: int, members: list[str]) -> None:
         self.counts["joined"] += 1
@@ -261,13 +267,6 @@ class App(Protocol):
     def start(self) -> None: ...
 
 
-class AnyJudge(Protocol):
-    counts: Counter[str]
-    first: Violation | None
-
-    def fail(self, promise: str, what: str) -> None: ...
-
-
 class GroupStory(ABC):
     """A cluster and a group under faults; then everything is healed, and the group settles."""
 
@@ -282,7 +281,7 @@ class GroupStory(ABC):
         self.chance = world.chance("members")
 
     @abstractmethod
-    def cast(self) -> tuple[AnyJudge, Sequence[App]]:
+    def cast(self) -> tuple[MembersJudge, Sequence[App]]:
         """The judge and the members."""
 
     @abstractmethod
