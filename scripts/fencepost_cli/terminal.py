@@ -10,13 +10,14 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Container, Coroutine
+from collections.abc import Container, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
 from fencepost_testing.failures import CommandFailed, leaves
+from fencepost_testing.kafka_clients import CLIENTS
 from fencepost_testing.local_cluster import ClusterError, LocalCluster
 
 if TYPE_CHECKING:
@@ -54,6 +55,12 @@ Bootstrap = Annotated[
         show_default="those of the local cluster in --data-dir",
     ),
 ]
+
+
+def check_client(client: str, known: Sequence[str] = CLIENTS) -> None:
+    """Exit with EXIT_USAGE where that is none of the clients that a command knows."""
+    if client not in known:
+        fail(f"--client {client!r}: {', '.join(known)} are known", EXIT_USAGE)
 
 
 def seconds_of(text: str) -> float:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fencepost_cli.terminal import EXIT_FAILED, EXIT_USAGE, console, fail, run, seconds_of
-from fencepost_testing.kafka_clients import FENCEPOST, KAFKA_CLIENTS
+from fencepost_cli.terminal import EXIT_FAILED, EXIT_USAGE, check_client, console, fail, run, seconds_of
+from fencepost_testing.kafka_clients import CLIENTS, FENCEPOST, MIXED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fencepost_testing.chaos.run import Chaos
 
 REPORTS = "chaos-reports"
-CLIENTS = (FENCEPOST, *KAFKA_CLIENTS, "mixed")
+_CLIENTS = (*CLIENTS, MIXED)
 MIN_DURATION_S = 5.0
 MAX_DURATION_S = 24 * 3600.0
 _PROGRESS_S = 0.2
@@ -48,7 +48,7 @@ def chaos(
     client: Annotated[
         str,
         typer.Option(
-            metavar="|".join(CLIENTS),
+            metavar="|".join(_CLIENTS),
             help="Whose clients: with others than Fencepost's there are members of groups too, which are killed and paused, "
             "and no unclean elections.",
         ),
@@ -73,8 +73,7 @@ def chaos(
     from fencepost_testing.chaos.report import show_result
     from fencepost_testing.chaos.result import ChaosOptions
 
-    if client not in CLIENTS:
-        fail(f"--client {client!r}: {', '.join(CLIENTS)} are known", EXIT_USAGE)
+    check_client(client, _CLIENTS)
     options = ChaosOptions(seed, duration_of(duration), brokers, partitions, rate, cuts, client)
     folder = _folder(report, seed)
     out = console()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fencepost_cli.terminal import EXIT_FAILED, EXIT_USAGE, console, fail, run
-from fencepost_testing.kafka_clients import FENCEPOST, KAFKA_CLIENTS
+from fencepost_cli.terminal import EXIT_FAILED, EXIT_USAGE, check_client, console, fail, run
+from fencepost_testing.kafka_clients import CLIENTS, FENCEPOST
 from fencepost_testing.log_check.ledger import MIN_RECORD_BYTES
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def demo(
     record_size: Annotated[int, typer.Option(min=MIN_RECORD_BYTES, max=1_000_000, help="Bytes of a value.")] = 100,
     kills: Annotated[int, typer.Option(min=0, help="Leaders to kill with SIGKILL, one after another.")] = 3,
     seed: Annotated[int, typer.Option(help="Decides the order of keys.")] = 0,
-    client: Annotated[
-        str, typer.Option(metavar="CLIENT", help=f"Whose clients: {', '.join((FENCEPOST, *KAFKA_CLIENTS))}.")
-    ] = FENCEPOST,
+    client: Annotated[str, typer.Option(metavar="CLIENT", help=f"Whose clients: {', '.join(CLIENTS)}.")] = FENCEPOST,
     data_dir: Annotated[
         Path | None, typer.Option(help="An empty folder for the data.", show_default="a temporary folder")
     ] = None,
@@ -53,8 +51,7 @@ def demo(
     from fencepost_cli.demo import DemoOptions
     from fencepost_cli.demo_report import show_result
 
-    if client not in (FENCEPOST, *KAFKA_CLIENTS):
-        fail(f"--client {client!r}: {', '.join((FENCEPOST, *KAFKA_CLIENTS))} are possible", EXIT_USAGE)
+    check_client(client)
     options = DemoOptions(brokers, partitions, records, record_size, kills, seed, client)
     with _folder(data_dir, keep=keep) as folder:
         out = console()

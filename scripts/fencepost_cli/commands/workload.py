@@ -22,12 +22,13 @@ from fencepost_cli.terminal import (
     Bootstrap,
     DataDir,
     bootstrap_of,
+    check_client,
     console,
     fail,
     run,
 )
 from fencepost_testing.failures import CommandFailed
-from fencepost_testing.kafka_clients import FENCEPOST, KAFKA_CLIENTS
+from fencepost_testing.kafka_clients import CLIENTS, FENCEPOST
 from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.log_check.ledger import MIN_RECORD_BYTES, Ledger
 
@@ -58,7 +59,7 @@ Topic = Annotated[str, typer.Argument(help="The topic; 'produce' makes it where 
 Client = Annotated[
     str,
     typer.Option(
-        metavar="|".join((FENCEPOST, *KAFKA_CLIENTS)),
+        metavar="|".join(CLIENTS),
         help="Whose client it runs with; Kafka's come with pip install 'fencepost[kafka-clients]'.",
     ),
 ]
@@ -74,11 +75,6 @@ def _ledgers_of(ledgers: Path | None, data_dir: Path, topic: str) -> Path:
     """The folder of a topic's ledgers. Each topic that ever had the name has one of its own in it, by topic id: what was
     sent to one that has been deleted is not missing in its successor."""
     return (ledgers or data_dir / LEDGERS) / topic
-
-
-def _check_client(client: str) -> None:
-    if client not in (FENCEPOST, *KAFKA_CLIENTS):
-        fail(f"--client {client!r}: {', '.join((FENCEPOST, *KAFKA_CLIENTS))} are known", EXIT_USAGE)
 
 
 @app.command(
@@ -111,7 +107,7 @@ def produce(
     """
     from fencepost_testing.workload import WorkloadSpec
 
-    _check_client(client)
+    check_client(client)
     if name is not None and client != FENCEPOST:
         fail(f"--name is for Fencepost's own producer, not for {client}", EXIT_USAGE)
     brokers = bootstrap_of(bootstrap, data_dir)
@@ -312,7 +308,7 @@ def consume(
     """
     from fencepost_cli.workload_clients import ReaderSpec
 
-    _check_client(client)
+    check_client(client)
     brokers = bootstrap_of(bootstrap, data_dir)
     group = group or (DEFAULT_GROUP if client != FENCEPOST else "")
     spec = ReaderSpec(client, brokers, topic, group, "latest" if latest else "earliest")

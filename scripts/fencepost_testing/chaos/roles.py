@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fencepost_testing.chaos.fleet import Role
-from fencepost_testing.kafka_clients import AIOKAFKA, CONFLUENT_KAFKA, FENCEPOST, KAFKA_CLIENTS
+from fencepost_testing.kafka_clients import AIOKAFKA, CONFLUENT_KAFKA, FENCEPOST, KAFKA_CLIENTS, MIXED
 
-MIXED = "mixed"
-CLIENTS = (FENCEPOST, *KAFKA_CLIENTS, MIXED)
 CLASSIC_GROUP, KIP_848_GROUP = "classic", "kip-848"
 
 _READER = Role("reader", "consumer")

@@ -13,3 +13,5 @@ CONFLUENT_KAFKA: Final = "confluent-kafka"
 KAFKA_PYTHON: Final = "kafka-python"
 AIOKAFKA: Final = "aiokafka"
 KAFKA_CLIENTS: Final = (CONFLUENT_KAFKA, KAFKA_PYTHON, AIOKAFKA)
+CLIENTS: Final = (FENCEPOST, *KAFKA_CLIENTS)
+MIXED: Final = "mixed"  # all of them, in one chaos run

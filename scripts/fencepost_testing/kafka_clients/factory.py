@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fencepost.history import History
 from fencepost_testing import kafka_clients
 from fencepost_testing.failures import CommandFailed
-from fencepost_testing.kafka_clients import FENCEPOST, KAFKA_CLIENTS
+from fencepost_testing.kafka_clients import CLIENTS, FENCEPOST
 from fencepost_testing.kafka_clients.producer import KafkaProducer
 from fencepost_testing.kafka_clients.reader import KafkaReader
 
@@ -58,4 +58,4 @@ def _of(client: str) -> tuple[Callable[..., KafkaProducer], Callable[..., KafkaR
                 return aiokafka_client.AiokafkaProducer, aiokafka_client.AiokafkaReader
     except ImportError as error:
         raise CommandFailed(f"{client} is not installed ({error}): pip install 'fencepost[kafka-clients]'") from error
-    raise CommandFailed(f"client {client!r}: {', '.join((FENCEPOST, *KAFKA_CLIENTS))} are known")
+    raise CommandFailed(f"client {client!r}: {', '.join(CLIENTS)} are known")
