@@ -30,15 +30,14 @@ REPLICATION_FACTOR = 3
 MIN_INSYNC_REPLICAS = 2
 WARM_UP_S = 2.0
 THROUGHPUT_S = 8.0
-LATENCY_RATE = 500.0  # records a second
+RATE = 500.0  # records a second, for latency and failovers
+KEYS = 50
+RECORD_BYTES = 100
+LARGE_RECORD_BYTES = 1024
 LATENCY_S = 10.0
-FAILOVER_RATE = 500.0
 FAILOVERS = 5
 _SENDS_BETWEEN_YIELDS = 500
 _MEGABYTE = 1_000_000
-_RECORD_BYTES = 100
-_LARGE_RECORD_BYTES = 1024
-_KEYS = 50
 
 
 @dataclass(slots=True)
@@ -79,14 +78,14 @@ class Bench:
         async with cluster, AdminClient(cluster.bootstrap) as admin:
             await self._first_ack(cluster, admin)
             result.first_ack_s = time.monotonic() - started
-            self._tell(f"throughput, records of {_RECORD_BYTES} B, {THROUGHPUT_S:g} s")
-            result.records_per_s_100b = await self._throughput(cluster, admin, _RECORD_BYTES)
-            result.mb_per_s_100b = result.records_per_s_100b * _RECORD_BYTES / _MEGABYTE
+            self._tell(f"throughput, records of {RECORD_BYTES} B, {THROUGHPUT_S:g} s")
+            result.records_per_s_100b = await self._throughput(cluster, admin, RECORD_BYTES)
+            result.mb_per_s_100b = result.records_per_s_100b * RECORD_BYTES / _MEGABYTE
             self._tell(f"throughput, records of 1 KB, {THROUGHPUT_S:g} s")
-            result.records_per_s_1kb = await self._throughput(cluster, admin, _LARGE_RECORD_BYTES)
-            result.mb_per_s_1kb = result.records_per_s_1kb * _LARGE_RECORD_BYTES / _MEGABYTE
+            result.records_per_s_1kb = await self._throughput(cluster, admin, LARGE_RECORD_BYTES)
+            result.mb_per_s_1kb = result.records_per_s_1kb * LARGE_RECORD_BYTES / _MEGABYTE
             self._memory(cluster)
-            self._tell(f"latency at {LATENCY_RATE:g} records/s, {LATENCY_S:g} s")
+            self._tell(f"latency at {RATE:g} records/s, {LATENCY_S:g} s")
             await self._latency(cluster, admin)
             self._tell(f"unavailability over {FAILOVERS} kills of a leader")
             await self._failovers(cluster, admin)
@@ -147,7 +146,7 @@ class Bench:
         await self._topic(admin, "latency")
         async with Producer(cluster.bootstrap) as producer:
             for seconds in (WARM_UP_S, LATENCY_S):
-                spec = WorkloadSpec("latency", _RECORD_BYTES, _KEYS, LATENCY_RATE, duration_s=seconds)
+                spec = WorkloadSpec("latency", RECORD_BYTES, KEYS, RATE, duration_s=seconds)
                 workload = Workload(producer, spec, Ledger("latency0"))
                 await workload.run(asyncio.Event())
             latencies = sorted(workload.latencies_s)
@@ -158,7 +157,7 @@ class Bench:
         await self._topic(admin, "failover")
         acks, stop = AckWatch(), asyncio.Event()
         async with Producer(cluster.bootstrap) as producer:
-            spec = WorkloadSpec("failover", _RECORD_BYTES, _KEYS, FAILOVER_RATE)
+            spec = WorkloadSpec("failover", RECORD_BYTES, KEYS, RATE)
             workload = Workload(producer, spec, Ledger("failover"), on_acked=acks)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(workload.run(stop))

@@ -25,12 +25,24 @@ import psutil
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from fencepost_cli.bench import MIN_INSYNC_REPLICAS, PARTITIONS, REPLICATION_FACTOR, rounded
+from fencepost_cli.bench import (
+    BROKERS,
+    FAILOVERS,
+    LARGE_RECORD_BYTES,
+    LATENCY_S,
+    MIN_INSYNC_REPLICAS,
+    PARTITIONS,
+    RATE,
+    RECORD_BYTES,
+    REPLICATION_FACTOR,
+    THROUGHPUT_S,
+    WARM_UP_S,
+    rounded,
+)
 from fencepost_cli.kafka_load import (
     CLOSED_LOOP_PRODUCERS,
     CLOSED_LOOP_S,
     FLUSH_TIMEOUT_S,
-    RATE,
     RESUME_TIMEOUT_S,
     AtARate,
     Counts,
@@ -46,17 +58,10 @@ from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.waiting import until
 from fencepost_testing.workload import percentile
 
-BROKERS = 3
-WARM_UP_S = 2.0
-THROUGHPUT_S = 8.0
-LATENCY_S = 10.0
-FAILOVERS = 5
 FAILOVERS_BESIDE = 2  # of each of two clusters: Kafka's take ten seconds each, and as long until all is in sync again
 PEER_WARM_UP_S = 30.0  # of load before anything of a peer counts: a JVM compiles what it runs often
 ADMIN_TIMEOUT_S = 60.0
 _MEGABYTE = 1_000_000
-_SMALL_BYTES = 100
-_LARGE_BYTES = 1024
 
 
 class BenchCluster(Protocol):
@@ -161,9 +166,9 @@ class KafkaBench:
     def rows(self, failovers: int) -> list[tuple[str, Row]]:
         """What each is called, and what measures it."""
         return [
-            (f"throughput, records of {_SMALL_BYTES} B, {THROUGHPUT_S:g} s", partial(self._in_thread, self._small)),
+            (f"throughput, records of {RECORD_BYTES} B, {THROUGHPUT_S:g} s", partial(self._in_thread, self._small)),
             (f"throughput, records of 1 KB, {THROUGHPUT_S:g} s", partial(self._in_thread, self._large)),
-            (f"reading the records of {_SMALL_BYTES} B", partial(self._in_thread, self._read)),
+            (f"reading the records of {RECORD_BYTES} B", partial(self._in_thread, self._read)),
             (f"latency at {RATE:g} records/s, {LATENCY_S:g} s", partial(self._in_thread, self._latency)),
             (
                 f"{CLOSED_LOOP_PRODUCERS} producers, each with one record on its way, {CLOSED_LOOP_S:g} s",
@@ -210,7 +215,7 @@ class KafkaBench:
         """Both sizes, and a reader."""
         counts = Counts()
         producer = producer_of(self._bootstrap)
-        for size in (_SMALL_BYTES, _LARGE_BYTES):
+        for size in (RECORD_BYTES, LARGE_RECORD_BYTES):
             send_for(producer, "first", value_of(size), counts, PEER_WARM_UP_S / 2)
         if producer.flush(FLUSH_TIMEOUT_S) or counts.failed:
             raise CommandFailed(f"warming up: {counts.failed} records failed")
@@ -218,10 +223,10 @@ class KafkaBench:
         self._drop("first")
 
     def _small(self) -> None:
-        self.result.kafka_records_per_s_100b = self._throughput(_SMALL_BYTES)
+        self.result.kafka_records_per_s_100b = self._throughput(RECORD_BYTES)
 
     def _large(self) -> None:
-        self.result.kafka_mb_per_s_1kb = self._throughput(_LARGE_BYTES) * _LARGE_BYTES / _MEGABYTE
+        self.result.kafka_mb_per_s_1kb = self._throughput(LARGE_RECORD_BYTES) * LARGE_RECORD_BYTES / _MEGABYTE
 
     def _throughput(self, record_bytes: int) -> float:
         """Acknowledged records a second, after a warm-up, up to the last acknowledgement."""
@@ -243,12 +248,12 @@ class KafkaBench:
         return (counts.acked - warm) / elapsed_s
 
     def _read(self) -> None:
-        self.result.kafka_read_records_per_s = read_all(self._bootstrap, f"throughput-{_SMALL_BYTES}")
+        self.result.kafka_read_records_per_s = read_all(self._bootstrap, f"throughput-{RECORD_BYTES}")
         self.result.broker_rss_mb = [
             psutil.Process(self._cluster.pid(broker)).memory_info().rss / _MEGABYTE
             for broker in self._cluster.broker_ids
         ]
-        for size in (_SMALL_BYTES, _LARGE_BYTES):
+        for size in (RECORD_BYTES, LARGE_RECORD_BYTES):
             self._drop(f"throughput-{size}")
 
     def _latency(self) -> None:

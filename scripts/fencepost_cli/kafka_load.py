@@ -10,11 +10,9 @@ from typing import Any
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from fencepost_cli.bench import PARTITIONS
+from fencepost_cli.bench import KEYS, PARTITIONS, RATE, RECORD_BYTES
 from fencepost_testing.failures import CommandFailed
 
-RATE = 500.0  # records a second, for latency and failovers
-KEYS = 50
 CLOSED_LOOP_PRODUCERS = 64
 CLOSED_LOOP_S = 5.0
 FLUSH_TIMEOUT_S = 60.0
@@ -110,7 +108,7 @@ class AtARate:
         done = threading.Event()
         serving = threading.Thread(target=self._serve, args=(done,), daemon=True)
         serving.start()
-        value, started = value_of(100), time.monotonic()
+        value, started = value_of(RECORD_BYTES), time.monotonic()
         while (now := time.monotonic()) - started < seconds and not (stop and stop.is_set()):
             while started + self.sent / RATE <= now:
                 key = b"key-%d" % (self.sent * 7 % KEYS)
@@ -142,7 +140,7 @@ class AtARate:
 def closed_loop(bootstrap: str) -> float:
     """Acknowledgements a second of so many producers, each of which waits for one before it sends the next record."""
     producers = [producer_of(bootstrap, linger_ms=0) for _ in range(CLOSED_LOOP_PRODUCERS)]
-    value, counts = value_of(100), Counts()
+    value, counts = value_of(RECORD_BYTES), Counts()
     begun, end = threading.Barrier(len(producers) + 1), 0.0
 
     def loop(producer: Producer) -> None:

@@ -125,7 +125,8 @@ def _measure_kafka(parent: Path, out: Console) -> dict[str, object]:
 def _measure_beside(parent: Path, out: Console) -> dict[str, object]:
     _require_librdkafka()
     from fencepost_cli import apache_kafka
-    from fencepost_cli.kafka_bench import BROKERS, measure_beside, own_cluster
+    from fencepost_cli.bench import BROKERS
+    from fencepost_cli.kafka_bench import measure_beside, own_cluster
 
     async def assemble_and_measure() -> tuple[KafkaBenchResult, KafkaBenchResult]:
         out.print(f"assembling {apache_kafka.NAME}, where that has not been done yet")
