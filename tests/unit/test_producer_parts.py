@@ -21,6 +21,7 @@ from fencepost.producing.batch import Batch, Stamp
 from fencepost.producing.buffer import TURN_BYTES, Buffer
 from fencepost.producing.partitioner import murmur2, partition_for
 from fencepost.producing.sequencer import Sequencer
+from fencepost_proto.protocol.errors import InvariantBroken
 from fencepost_proto.protocol.metadata import Topic
 from fencepost_proto.protocol.record_batch import check_produced
 from fencepost_proto.protocol.records import Compression, read_records
@@ -106,6 +107,25 @@ def test_a_batch_keeps_its_bytes_under_its_stamp_and_changes_only_the_stamp_unde
     assert second[61:] == first[61:]
 
 
+@pytest.mark.parametrize("codec", Compression)
+def test_the_pieces_of_a_batch_have_all_its_records_however_well_they_were_compressed(codec: Compression) -> None:
+    batch = RecordBatch(queue_of(), codec, 100_000, 0.0, 100.0)
+    while batch.append_record(1_000, b"key", b"v" * 50, [("h", b"same")]):
+        batch.record_count += 1
+    sent = list(read_records(batch.data(Stamp(7, 0, 0))))
+    first, second = batch.split(batch.record_count // 2)
+    pieces = [list(read_records(piece.data(Stamp(7, 0, 0)))) for piece in (first, second)]
+    assert [len(piece) for piece in pieces] == [first.record_count, second.record_count]
+    assert [record[1:] for piece in pieces for record in piece] == [record[1:] for record in sent]
+
+
+def test_a_batch_that_lacks_a_record_that_was_sent_is_never_built() -> None:
+    batch = batch_in(queue_of(), b"one", b"two")
+    batch.record_count += 1
+    with pytest.raises(InvariantBroken, match="orders-0: a batch of 3 records holds 2"):
+        batch.data(Stamp(7, 0, 0))
+
+
 @pytest.mark.parametrize(
     "bad", [{"key": "text"}, {"value": "text"}, {"value": 5}, {"headers": [("a", b"1"), ("b", "2")]}]
 )
@@ -115,6 +135,7 @@ def test_what_is_not_bytes_is_refused_and_leaves_the_batch_as_it_was(bad: dict[s
     with pytest.raises(TypeError):
         batch.append_record(1, fields["key"], fields["value"], fields["headers"])  # type: ignore[arg-type]
     assert batch.append_record(2, None, b"two", [])
+    batch.record_count += 1
     records = list(read_records(batch.data(Stamp(7, 0, 0))))
     assert [(record.value, record.headers) for record in records] == [(b"one", []), (b"two", [])]
 

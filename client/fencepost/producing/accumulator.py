@@ -18,10 +18,23 @@ from fencepost.producing.batch import Batch, Stamp
 from fencepost.producing.config import ProducerConfig
 from fencepost.producing.partitioner import partition_for
 from fencepost.producing.sequencer import Sequencer
-from fencepost_proto.protocol.errors import InvalidRecord, InvalidTimestamp, MessageTooLarge, UnknownTopicOrPartition
+from fencepost_proto.protocol.errors import (
+    InvalidRecord,
+    InvalidTimestamp,
+    InvariantBroken,
+    MessageTooLarge,
+    UnknownTopicOrPartition,
+)
 from fencepost_proto.protocol.metadata import APPEND_TIME, PartitionKey, Topic
 from fencepost_proto.protocol.record_batch import HEADER_BYTES, restamp
-from fencepost_proto.protocol.records import BatchBuilder, Compression, Headers, Record, read_records
+from fencepost_proto.protocol.records import (
+    MAX_DECOMPRESSED_BYTES,
+    BatchBuilder,
+    Compression,
+    Headers,
+    Record,
+    read_records,
+)
 
 RECORD_OVERHEAD_BYTES = 21  # of lengths, deltas and counts around one record, at most
 WARN_AFTER_S = 3.0  # that records wait for a leader before it is logged, once
@@ -29,6 +42,7 @@ NOT_WAITING = -1.0
 PARTIAL_IN_FLIGHT = 1  # a batch that is not full is sent while fewer than so many are in flight
 MAX_TIMESTAMP = 2**63 - 1
 MAX_REMEMBERED_KEYS = 10_000  # of one topic: which partition they go to
+_SIZE_OF_PIECES = 2 * MAX_DECOMPRESSED_BYTES  # no bound: what was one batch, uncompressed, is in two
 
 NO_HEADERS: Headers = []
 _DEFAULTS = ProducerConfig()
@@ -69,6 +83,10 @@ class RecordBatch(Batch):
     def data(self, stamp: Stamp) -> bytes:
         """The encoded batch with this stamp."""
         if self._builder is not None:
+            if self._builder.record_count != self.record_count:
+                raise InvariantBroken(
+                    f"{self.queue.name}: a batch of {self.record_count} records holds {self._builder.record_count}"
+                )
             self._data = self._builder.build(*stamp)
             self._builder = None
         elif stamp != self._built_as:
@@ -86,9 +104,10 @@ class RecordBatch(Batch):
         return first, second
 
     def _piece(self, records: list[Record]) -> RecordBatch:
-        piece = RecordBatch(self.queue, self._codec, len(self._data) * 2, self.linger_until, self.deadline)
+        piece = RecordBatch(self.queue, self._codec, _SIZE_OF_PIECES, self.linger_until, self.deadline)
         for _, timestamp_ms, key, value, headers in records:
-            piece.append_record(timestamp_ms, key, value, headers)
+            if not piece.append_record(timestamp_ms, key, value, headers):
+                raise InvariantBroken(f"{self.queue.name}: a record of a batch does not fit half of it")
         piece.record_count = len(records)
         return piece
 
