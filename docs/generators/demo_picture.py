@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fencepost_cli.demo import Demo, DemoOptions, DemoResult
 from fencepost_cli.demo_report import show_result
-from fencepost_testing import LocalCluster
+from fencepost_testing import AsyncLocalCluster
 
 PICTURE = Path(__file__).parents[1] / "demo.svg"
 WIDTH = 124  # characters: the widest table
@@ -34,7 +34,7 @@ def main() -> None:
 
 async def _run(console: Console) -> DemoResult:
     options = DemoOptions()
-    cluster = LocalCluster(brokers=options.brokers)
+    cluster = AsyncLocalCluster(brokers=options.brokers)
     async with options.clients(cluster) as clients, cluster:
         console.print(f"a controller and {options.brokers} brokers are up")
         demo = Demo(cluster, clients, options, console.print)

@@ -173,7 +173,7 @@ class ApacheKafka:
     def pid(self, node: int) -> int:
         return self._processes[node][0].pid
 
-    def kill(self, node: int) -> None:
+    async def kill(self, node: int) -> None:
         if not self._processes[node][0].send(signal.SIGKILL):
             raise CommandFailed(f"node {node} of {NAME} is not running")
 

@@ -19,7 +19,7 @@ from fencepost import AdminClient, Consumer, Producer
 from fencepost_testing.cluster_metadata import read_log_dirs
 from fencepost_testing.failover import AckWatch, kill_leader
 from fencepost_testing.failures import CommandFailed
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.log_check.ledger import Ledger
 from fencepost_testing.topic_waits import wait_in_sync
 from fencepost_testing.workload import Workload, WorkloadSpec, percentile
@@ -74,7 +74,7 @@ class Bench:
         result = self.result
         self._tell("starting a cluster")
         started = time.monotonic()
-        cluster = LocalCluster.create(self._folder, brokers=BROKERS)
+        cluster = AsyncLocalCluster.create(self._folder, brokers=BROKERS)
         async with cluster, AdminClient(cluster.bootstrap) as admin:
             await self._first_ack(cluster, admin)
             result.first_ack_s = time.monotonic() - started
@@ -91,7 +91,7 @@ class Bench:
             await self._failovers(cluster, admin)
         return result
 
-    async def _first_ack(self, cluster: LocalCluster, admin: AdminClient) -> None:
+    async def _first_ack(self, cluster: AsyncLocalCluster, admin: AdminClient) -> None:
         await self._topic(admin, "first")
         async with Producer(cluster.bootstrap) as producer:
             await (await producer.send("first", b"first"))
@@ -104,7 +104,7 @@ class Bench:
             min_insync_replicas=MIN_INSYNC_REPLICAS,
         )
 
-    async def _throughput(self, cluster: LocalCluster, admin: AdminClient, record_bytes: int) -> float:
+    async def _throughput(self, cluster: AsyncLocalCluster, admin: AdminClient, record_bytes: int) -> float:
         """Acknowledged records a second, after a warm-up, up to the last acknowledgement."""
         topic = f"throughput-{record_bytes}"
         await self._topic(admin, topic)
@@ -119,7 +119,7 @@ class Bench:
         await self._check_count(cluster, topic, acked)
         return (acked - warm) / elapsed_s
 
-    async def _check_count(self, cluster: LocalCluster, topic: str, acked: int) -> None:
+    async def _check_count(self, cluster: AsyncLocalCluster, topic: str, acked: int) -> None:
         """No figure without the records that it counts."""
         async with Consumer(cluster.bootstrap, topic) as consumer:
             in_log = sum((await consumer.end_offsets(consumer.assignment)).values())
@@ -133,7 +133,7 @@ class Bench:
                 await producer.send(topic, value)
             await asyncio.sleep(0)
 
-    def _memory(self, cluster: LocalCluster) -> None:
+    def _memory(self, cluster: AsyncLocalCluster) -> None:
         def rss_mb(pid: int) -> float:
             return psutil.Process(pid).memory_info().rss / _MEGABYTE
 
@@ -141,7 +141,7 @@ class Bench:
         self.result.controller_rss_mb = rss_mb(cluster.pid("controller"))
         self.result.client_rss_mb = psutil.Process().memory_info().rss / _MEGABYTE
 
-    async def _latency(self, cluster: LocalCluster, admin: AdminClient) -> None:
+    async def _latency(self, cluster: AsyncLocalCluster, admin: AdminClient) -> None:
         """From `send` to the acknowledgement, each record on its own."""
         await self._topic(admin, "latency")
         async with Producer(cluster.bootstrap) as producer:
@@ -153,7 +153,7 @@ class Bench:
         self.result.latency_ms_p50 = percentile(latencies, 0.50) * 1000
         self.result.latency_ms_p99 = percentile(latencies, 0.99) * 1000
 
-    async def _failovers(self, cluster: LocalCluster, admin: AdminClient) -> None:
+    async def _failovers(self, cluster: AsyncLocalCluster, admin: AdminClient) -> None:
         await self._topic(admin, "failover")
         acks, stop = AckWatch(), asyncio.Event()
         async with Producer(cluster.bootstrap) as producer:
@@ -191,7 +191,7 @@ _ANSWER_TIMEOUT_S = 10.0
 async def measure_recovery(folder: Path, tell: Callable[[str], None]) -> list[Recovery]:
     """One broker, one partition, filled to each size and killed: what recovery costs must not grow with the log."""
     answers = []
-    cluster = LocalCluster.create(folder, brokers=1)
+    cluster = AsyncLocalCluster.create(folder, brokers=1)
     async with cluster:
         async with AdminClient(cluster.bootstrap) as admin:
             await admin.create_topic(_RECOVERY_TOPIC, partitions=1, replication_factor=1, min_insync_replicas=1)
@@ -203,7 +203,7 @@ async def measure_recovery(folder: Path, tell: Callable[[str], None]) -> list[Re
     return answers
 
 
-async def _fill(cluster: LocalCluster, size_bytes: int) -> None:
+async def _fill(cluster: AsyncLocalCluster, size_bytes: int) -> None:
     value = bytes(_FILL_RECORD_BYTES)
     async with Producer(cluster.bootstrap) as producer:
         left = size_bytes - await _log_bytes(cluster)
@@ -212,19 +212,19 @@ async def _fill(cluster: LocalCluster, size_bytes: int) -> None:
         await producer.flush()
 
 
-async def _log_bytes(cluster: LocalCluster) -> int:
+async def _log_bytes(cluster: AsyncLocalCluster) -> int:
     return (await _log_dirs(cluster))[0]
 
 
-async def _log_dirs(cluster: LocalCluster) -> tuple[int, float]:
+async def _log_dirs(cluster: AsyncLocalCluster) -> tuple[int, float]:
     """(bytes of the log, seconds that its recovery took)."""
     answer = await read_log_dirs(cluster.member(1).address, timeout_s=_ANSWER_TIMEOUT_S)
     assert answer is not None
     return sum(replica.size_bytes for replica in answer.replicas), answer.recovery_seconds
 
 
-async def _recover(cluster: LocalCluster) -> Recovery:
-    cluster.kill(1)
+async def _recover(cluster: AsyncLocalCluster) -> Recovery:
+    await cluster.kill(1)
     await cluster.wait_gone(1)
     started = time.monotonic()
     await cluster.start(1)

@@ -30,7 +30,7 @@ from fencepost_testing.failures import CommandFailed, leaves
 from fencepost_testing.history_check import Verdict
 from fencepost_testing.history_files import HistoryFiles, UnreadableHistory, check_history_files
 from fencepost_testing.kafka_clients import FENCEPOST
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.log_check.findings import Findings, Kind
 from fencepost_testing.log_check.ledger import Ledger
 from fencepost_testing.read_back import read_everything
@@ -73,7 +73,7 @@ class DemoOptions:
         """The probability that the client throws an answer away."""
         return min(MAX_DROPPED_ACKS, max(DROPPED_ACKS, WANTED_DROPPED_ACKS / self.records))
 
-    def clients(self, cluster: LocalCluster) -> AbstractAsyncContextManager[DemoClients]:
+    def clients(self, cluster: AsyncLocalCluster) -> AbstractAsyncContextManager[DemoClients]:
         """Of a cluster that is not up yet."""
         return demo_clients(cluster, self.client, seed=self.seed, drop_acks=self.dropped_acks)
 
@@ -123,7 +123,7 @@ class Demo:
     """One run over a cluster that is up. `tell` gets one line for each thing that happens."""
 
     def __init__(
-        self, cluster: LocalCluster, clients: DemoClients, options: DemoOptions, tell: Callable[[str], None]
+        self, cluster: AsyncLocalCluster, clients: DemoClients, options: DemoOptions, tell: Callable[[str], None]
     ) -> None:
         self.cluster = cluster
         self.options = options

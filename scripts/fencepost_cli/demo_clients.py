@@ -19,7 +19,7 @@ from fencepost_testing.cutting_proxy import Cuts, proxies_before
 from fencepost_testing.faulty_wire import FaultyWire
 from fencepost_testing.kafka_clients import FENCEPOST
 from fencepost_testing.kafka_clients.factory import kafka_producer, kafka_reader
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.read_back import STILL_TIMEOUT_S, StandsStill, read_to_end
 from fencepost_testing.workload import RecordSender
 
@@ -55,7 +55,7 @@ class DemoClients(ABC):
 
 @contextlib.asynccontextmanager
 async def demo_clients(
-    cluster: LocalCluster, client: str, *, seed: int, drop_acks: float
+    cluster: AsyncLocalCluster, client: str, *, seed: int, drop_acks: float
 ) -> AsyncIterator[DemoClients]:
     """For a cluster that is not up yet: with Kafka's clients its brokers advertise the proxies that cut connections.
 
@@ -70,7 +70,7 @@ async def demo_clients(
 
 
 class _OwnClients(DemoClients):
-    def __init__(self, cluster: LocalCluster, seed: int, drop_acks: float) -> None:
+    def __init__(self, cluster: AsyncLocalCluster, seed: int, drop_acks: float) -> None:
         self._cluster = cluster
         host = Host(random=random.Random(seed))
         self._wire = FaultyWire(host.wire, drop_acks=drop_acks, chance=host.random)
@@ -95,7 +95,7 @@ class _OwnClients(DemoClients):
 
 
 class _KafkaClients(DemoClients):
-    def __init__(self, cluster: LocalCluster, client: str, bootstrap: str, cuts: Cuts) -> None:
+    def __init__(self, cluster: AsyncLocalCluster, client: str, bootstrap: str, cuts: Cuts) -> None:
         self._cluster = cluster
         self._client = client
         self._bootstrap = bootstrap

@@ -54,7 +54,7 @@ from fencepost_cli.kafka_load import (
     value_of,
 )
 from fencepost_testing.failures import CommandFailed
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.waiting import until
 from fencepost_testing.workload import percentile
 
@@ -65,7 +65,7 @@ _MEGABYTE = 1_000_000
 
 
 class BenchCluster(Protocol):
-    """What is measured. A LocalCluster is one."""
+    """What is measured. An AsyncLocalCluster is one."""
 
     @property
     def broker_ids(self) -> list[int]: ...
@@ -79,7 +79,7 @@ class BenchCluster(Protocol):
 
     def pid(self, node: int) -> int: ...
 
-    def kill(self, node: int) -> None: ...
+    async def kill(self, node: int) -> None: ...
 
     async def restart(self, node: int) -> None: ...
 
@@ -109,8 +109,8 @@ Make = Callable[[], BenchCluster]
 Row = Callable[[], Awaitable[None]]
 
 
-def own_cluster(folder: Path) -> LocalCluster:
-    return LocalCluster.create(folder, brokers=BROKERS)
+def own_cluster(folder: Path) -> AsyncLocalCluster:
+    return AsyncLocalCluster.create(folder, brokers=BROKERS)
 
 
 async def measure(make: Make, tell: Tell) -> KafkaBenchResult:
@@ -287,7 +287,7 @@ class KafkaBench:
                 leader = await self._wait_in_sync("failover", partition_number)
                 killed_at = time.monotonic()
                 workload.watch(partition_number, killed_at)
-                self._cluster.kill(leader)
+                await self._cluster.kill(leader)
                 await until(workload.reached.is_set, f"writes to failover-{partition_number}", RESUME_TIMEOUT_S)
                 self.result.kafka_unavailable_ms.append((workload.reached_at - killed_at) * 1000)
                 await self._cluster.restart(leader)

@@ -26,7 +26,7 @@ from fencepost_proto.kafka.messages.fetch import FetchPartition, FetchRequest, F
 from fencepost_proto.kafka.messages.metadata import MetadataRequest, MetadataRequestTopic
 from fencepost_proto.transport.streams import split_address
 from fencepost_testing.failures import CommandFailed
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.waiting import until
 from fencepost_testing.workload import percentile
 
@@ -69,7 +69,7 @@ class ConnectionsResult:
 
 async def measure_connections(folder: Path, tell: Callable[[str], None]) -> ConnectionsResult:
     _raise_file_limit(CONNECTIONS + SLOW_READERS + _SPARE_FILES)
-    async with LocalCluster.create(folder, brokers=1) as cluster:
+    async with AsyncLocalCluster.create(folder, brokers=1) as cluster:
         tell(f"filling a log with {LOG_BYTES / _MEGABYTE:.0f} MB")
         await _fill(cluster)
         address = cluster.member(1).kafka_address
@@ -100,7 +100,7 @@ async def measure_connections(folder: Path, tell: Callable[[str], None]) -> Conn
         )
 
 
-async def _fill(cluster: LocalCluster) -> None:
+async def _fill(cluster: AsyncLocalCluster) -> None:
     async with AdminClient(cluster.bootstrap) as admin:
         await admin.create_topic(_TOPIC, partitions=1, replication_factor=1, min_insync_replicas=1)
     value = bytes(_RECORD_BYTES)

@@ -27,7 +27,7 @@ from fencepost_proto.runtime.turns import Turns
 from fencepost_proto.transport.wire import GrpcWire
 from fencepost_testing.cluster_metadata import read_log_dirs
 from fencepost_testing.failures import CommandFailed
-from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, Node
+from fencepost_testing.local_cluster import CONTROLLER, AsyncLocalCluster, Node
 from fencepost_testing.waiting import until
 
 BROKERS = 3
@@ -222,7 +222,7 @@ class Scale:
         self._tell = tell
         self._partitions = partitions
         self._seed = seed
-        self._cluster = LocalCluster.create(folder, brokers=BROKERS)
+        self._cluster = AsyncLocalCluster.create(folder, brokers=BROKERS)
         self._observer = Observer([self._cluster.member(broker).address for broker in self._cluster.broker_ids])
         self._load: Load | None = None
         self.result = ScaleResult(partitions)
@@ -344,7 +344,7 @@ class Scale:
         cluster, observer = self._cluster, self._observer
         victim = cluster.broker_ids[-1]  # the observer watches the first
         version, killed = observer.version, time.monotonic()
-        cluster.kill(victim)
+        await cluster.kill(victim)
         observer.killed(victim)
         await observer.until(lambda: observer.version > version and bool(observer.lagging), "the death noticed")
         led = await observer.led()
@@ -357,13 +357,10 @@ class Scale:
     async def _all(self) -> tuple[float, float]:
         cluster, observer = self._cluster, self._observer
         version = observer.version
-        for broker in cluster.broker_ids:
-            cluster.kill(broker)
-        for broker in cluster.broker_ids:
-            await cluster.wait_gone(broker)
+        await cluster.kill(*cluster.broker_ids)
         observer.killed()
         started = time.monotonic()
-        await cluster.start(cluster.broker_ids, timeout_s=START_TIMEOUT_S)
+        await cluster.start(*cluster.broker_ids, timeout_s=START_TIMEOUT_S)
         await observer.until(lambda: observer.version > version, "news")
         led = await observer.led()
         return led - started, await observer.in_sync() - started

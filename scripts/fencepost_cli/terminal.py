@@ -18,7 +18,7 @@ import typer
 
 from fencepost_testing.failures import CommandFailed, leaves
 from fencepost_testing.kafka_clients import CLIENTS
-from fencepost_testing.local_cluster import ClusterError, LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster, ClusterError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,7 +104,7 @@ def bootstrap_of(bootstrap: str | None, data_dir: Path) -> str:
     if bootstrap:
         return bootstrap
     try:
-        cluster = LocalCluster.load(data_dir)
+        cluster = AsyncLocalCluster.load(data_dir)
     except ClusterError as error:
         fail(f"{error} (or name one with --bootstrap)")
     if not any(cluster.running(broker) for broker in cluster.broker_ids):

@@ -3,25 +3,27 @@
     import asyncio
 
     from fencepost import AdminClient, Consumer, Producer
-    from fencepost_testing import LocalCluster
+    from fencepost_testing import AsyncLocalCluster
 
     async def main() -> None:
-        async with LocalCluster(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+        async with AsyncLocalCluster(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
             await admin.create_topic("orders", partitions=1, replication_factor=3, min_insync_replicas=2)
             async with Producer(cluster.bootstrap) as producer:
                 await producer.send_and_wait("orders", b"one pint")
-                leader = (await admin.describe_topic("orders")).partitions[0].leader
-                cluster.kill(leader)
+                await cluster.kill(("orders", 0))  # its leader
                 await producer.send_and_wait("orders", b"two pints")  # to the next leader, which knows the producer
             async with Consumer(cluster.bootstrap, "orders") as consumer:
                 print([(await anext(consumer)).value for _ in range(2)])
 
     asyncio.run(main())
 
+Without an event loop it is `with LocalCluster(brokers=3) as cluster:`, with methods of the same names.
+
 The cluster is in a temporary folder, which is removed at the end; `LocalCluster(directory)` keeps its data. Its processes
 end with the block, and with the program, whatever ends that.
 
-- `local_cluster`: the cluster, its processes, ports and settings
+- `local_cluster`, `async_cluster`: the cluster, its processes, topics, ports and settings
+- `pytest_plugin`: fixtures for pytest
 - `waiting`, `topic_waits`: waits that end at a deadline and say what they waited for
 - `workload`, `failover`: records with a ledger of what was sent, and the kill of a leader under them
 - `history_check`, `replica_check`: whether the answers to clients and the bytes on disks are those of a correct log
@@ -33,9 +35,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fencepost_testing.local_cluster import CONTROLLER, ClusterError, LocalCluster
+    from fencepost_testing.local_cluster import CONTROLLER, AsyncLocalCluster, ClusterError, LocalCluster
 
-__all__ = ["CONTROLLER", "ClusterError", "LocalCluster"]
+__all__ = ["CONTROLLER", "AsyncLocalCluster", "ClusterError", "LocalCluster"]
 
 
 def __getattr__(name: str) -> Any:

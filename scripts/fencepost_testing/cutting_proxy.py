@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Self
 
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.ports import LOOPBACK
 
 _LENGTH = struct.Struct(">i")
@@ -45,7 +45,7 @@ class Cuts:
 
 
 @contextlib.asynccontextmanager
-async def proxies_before(cluster: LocalCluster, cuts: Cuts, *, refuse: bool = True) -> AsyncIterator[str]:
+async def proxies_before(cluster: AsyncLocalCluster, cuts: Cuts, *, refuse: bool = True) -> AsyncIterator[str]:
     """A proxy before each broker of a cluster that is not up yet, which will advertise it. Yields their addresses."""
     async with contextlib.AsyncExitStack() as stack:
         addresses = []

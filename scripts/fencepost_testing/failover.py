@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from fencepost import AdminClient
 from fencepost.descriptions import PartitionDescription
 from fencepost_proto.protocol.record_batch import MAX_SEQUENCE
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.waiting import NotInTime, until
 from fencepost_testing.workload import Acked
 
@@ -97,7 +97,7 @@ class Failover:
 
 
 async def kill_leader(
-    cluster: LocalCluster, admin: AdminClient, topic: str, partition: int, acks: AckWatch
+    cluster: AsyncLocalCluster, admin: AdminClient, topic: str, partition: int, acks: AckWatch
 ) -> Failover:
     """Kill the partition's leader, and return once writes to it have resumed. The broker stays down."""
     before = {p.partition: p for p in (await admin.describe_topic(topic)).partitions}
@@ -110,7 +110,7 @@ async def kill_leader(
         if p.leader == victim
     ]
     killed_at = time.monotonic()
-    cluster.kill(victim)
+    await cluster.kill(victim)
     try:
         resumed_at = await acks.first_after(partition, killed_at, RESUME_TIMEOUT_S)
     except TimeoutError:

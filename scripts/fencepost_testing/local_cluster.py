@@ -1,392 +1,120 @@
-"""A cluster of real processes on this machine's loopback: one controller and some brokers, in one folder.
+"""A cluster of real processes on this machine, by synchronous calls: a thin layer over `async_cluster`.
 
-    DIR/cluster.json             what this module remembers: members, ports, processes, settings
-    DIR/controller/              the controller's data, controller.toml, server.log, process.json
-    DIR/broker-<id>/             a broker's data, broker.toml, server.log, process.json
-
-Two ways of life. An *owned* cluster (demo, bench, tests) dies with its owner, whatever ends it: a watchdog process sees
-to that. One that is not owned (`fencepost cluster up`) goes on after the command, and later commands find it by its
-cluster.json.
-
-Ports are chosen before anything starts, so that all processes can start at the same time, and stay the same over
-restarts, unless the whole cluster was down and another process has taken one. A process is ready once it has written
-its process.json; the cluster is up once every broker knows that all brokers have registered.
+Any thread may call; each call runs in one event loop that all clusters of the process share (`background_loop`).
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
-import shutil
-import signal
-import tempfile
-import time
-import weakref
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
-from fencepost_testing.cluster_file import STATE_FILE, ClusterFile
+from fencepost_testing.async_cluster import IN_SYNC_TIMEOUT_S, READY_TIMEOUT_S, STOP_TIMEOUT_S, AsyncLocalCluster
+from fencepost_testing.background_loop import run_in_background
+from fencepost_testing.cluster_file import STATE_FILE
+from fencepost_testing.cluster_folder import ClusterFolder, Happening
+from fencepost_testing.cluster_status import ClusterStatus
 from fencepost_testing.member import (
     CONTROLLER,
     GONE_TIMEOUT_S,
-    POLL_S,
     ClusterError,
     Member,
     Node,
     Setting,
     Settings,
-    folder_of,
-    log_tail,
     name_of,
     to_toml,
-    usable_folder,
 )
-from fencepost_testing.ports import PortReservation, reserve_ports
-from fencepost_testing.processes import NetworkPlace, Watchdog, spawn
-from fencepost_testing.waiting import until
+from fencepost_testing.topic_control import PartitionState, ProducerState, Target
+from fencepost_testing.waiting import WAIT_TIMEOUT_S
 
 __all__ = [
     "CONTROLLER",
     "STATE_FILE",
+    "AsyncLocalCluster",
     "ClusterError",
+    "ClusterStatus",
+    "Happening",
     "LocalCluster",
     "Member",
     "Node",
+    "PartitionState",
+    "ProducerState",
     "Setting",
     "Settings",
+    "Target",
     "name_of",
     "to_toml",
 ]
 
-TEMPORARY_PREFIX = "fencepost-"
-READY_TIMEOUT_S = 20.0
-UNDO_TIMEOUT_S = 5.0  # for a clean end of what a failed start has started
-STOP_TIMEOUT_S = 30.0
-MAX_BROKERS = 64  # on one machine
-PLACE_PORT = 9092  # of every process that has an address of its own
-PLACE_KAFKA_PORT = 9093  # … of every broker, for Kafka's clients
-AUTO_CREATED_PARTITIONS = 4  # of a topic that a Kafka client asks for and that does not exist
-CONSUMER_HEARTBEAT_MS = 500  # of members of KIP-848's groups, which learn of a rebalance by it
-REBALANCE_DELAY_MS = 100  # of an empty group's first generation: members of a test come at about the same time
-_METADATA_TIMEOUT_S = 1.0
 
-
-class LocalCluster:
-    """One cluster. Making it starts nothing: `up` does, or `with` and `async with`, at whose end everything is killed.
+class LocalCluster(ClusterFolder):
+    """One cluster. Making it starts nothing: `up` does, or `with`, at whose end everything is killed.
 
         with LocalCluster(brokers=3) as cluster:
-            print(cluster.bootstrap)
+            topic = cluster.create_topic(partitions=3)
+            cluster.kill((topic, 0))  # its leader
+            print(cluster.leader(topic, 0))
 
-    What waits (`up`, `start`, `stop`, `restart`, `wait_gone`, `down`) is a coroutine; what does not (`kill`, `pause`,
-    `resume`, `terminate`, all that looks) is a plain method.
+    A *target* is a broker's id, "controller", or (topic, partition), which is the broker that leads it now. Every wait has
+    a deadline, and what it raises then (`waiting.NotInTime`, `ClusterError`) names what was waited for.
     """
 
-    directory: Path
-    members: dict[Node, Member]
-    controller_overrides: dict[str, Setting]
-    broker_overrides: dict[str, Setting]
-    owned: bool
-    _watchdog: Watchdog | None
-    _reservations: list[PortReservation]
-    _end: Callable[[], object] | None  # of a cluster in a temporary folder
-
-    def __init__(
-        self,
-        directory: str | os.PathLike[str] | None = None,
-        *,
-        brokers: int = 3,
-        controller_overrides: Settings | None = None,
-        broker_overrides: Settings | None = None,
-        owned: bool = True,
-        first_port: int | None = None,
-        first_kafka_port: int | None = None,
-        places: Mapping[Node, NetworkPlace] | None = None,
-        keep: bool = False,
-    ) -> None:
-        """A new cluster in a folder that holds none yet.
-
-        `directory`: None makes a temporary one, which is removed at the end (`close`, or the end of this process) unless
-        `keep`. `owned`: its processes die with this one. `first_port`: the first broker's, the others' follow; None: any
-        that are free. `first_kafka_port`: likewise, those for Kafka's clients. The overrides are settings of the two
-        kinds of configuration file.
-        `places`: where each process is to run, all of them or none; only of an owned cluster, for its folder does not
-        remember them.
-        Raises ClusterError for a folder that is taken and for impossible options; OSError where a port is not free.
-        """
-        if not 1 <= brokers <= MAX_BROKERS:
-            raise ClusterError(f"{brokers} brokers: from 1 to {MAX_BROKERS} can run on one machine")
-        if directory is None and not owned:
-            raise ClusterError("a cluster that outlives this process needs a folder of its own, not a temporary one")
-        nodes: list[Node] = [CONTROLLER, *range(1, brokers + 1)]
-        if places is not None and (not owned or set(places) != set(nodes)):
-            raise ClusterError(f"places for {list(places)}: an owned cluster needs one for each of {nodes}")
-        root = usable_folder(directory) if directory is not None else None
-        if root is not None:
-            _check_empty(root, nodes)
-            root.mkdir(parents=True, exist_ok=True)
-        members = {node: Member(node, Path(), PLACE_PORT, PLACE_KAFKA_PORT) for node in nodes}
-        reservations = _reserve_ports(members, first_port, first_kafka_port) if places is None else []
-        if root is None:
-            root = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX))
-        for node, member in members.items():
-            member.directory = root / folder_of(node)
-        for node, place in (places or {}).items():
-            members[node].place = place
-        self._set(root, members, controller_overrides or {}, broker_overrides or {}, owned=owned)
-        self._reservations += reservations
-        if directory is None:
-            self._end = weakref.finalize(self, _end_temporary, members, root, os.getpid(), keep=keep)
-        for member in members.values():
-            self._prepare(member)
-        self._save()
-
-    @classmethod
-    def create(
-        cls,
-        directory: str | os.PathLike[str],
-        *,
-        brokers: int = 3,
-        controller_overrides: Settings | None = None,
-        broker_overrides: Settings | None = None,
-        owned: bool = True,
-        first_port: int | None = None,
-        first_kafka_port: int | None = None,
-        places: Mapping[Node, NetworkPlace] | None = None,
-    ) -> LocalCluster:
-        """A new cluster in a folder of the caller's; see `LocalCluster`."""
-        return cls(
-            directory,
-            brokers=brokers,
-            controller_overrides=controller_overrides,
-            broker_overrides=broker_overrides,
-            owned=owned,
-            first_port=first_port,
-            first_kafka_port=first_kafka_port,
-            places=places,
-        )
-
-    @classmethod
-    def load(cls, directory: str | os.PathLike[str]) -> LocalCluster:
-        """The cluster that was made there, as its last command left it; not owned."""
-        root = usable_folder(directory)
-        found = ClusterFile.read(root)
-        cluster = cls.__new__(cls)
-        cluster._set(root, found.members, found.controller_overrides, found.broker_overrides, owned=False)
-        return cluster
-
-    def _set(
-        self,
-        directory: Path,
-        members: dict[Node, Member],
-        controller_overrides: Settings,
-        broker_overrides: Settings,
-        *,
-        owned: bool,
-    ) -> None:
-        self.directory = directory
-        self.members = members
-        self.controller_overrides = dict(controller_overrides)
-        self.broker_overrides = dict(broker_overrides)
-        self.owned = owned
-        self._watchdog = None
-        self._reservations = []
-        self._end = None
-
-    # ---- Remembering ----
-
-    def _save(self) -> None:
-        ClusterFile(self.members, self.controller_overrides, self.broker_overrides).write(self.directory)
-
-    def _write_config(self, member: Member) -> None:
-        settings: dict[str, Setting] = {"data_dir": str(member.directory), "listen": member.address}
-        if member.place is not None:
-            settings["insecure_listen"] = True  # an address of a network that only this machine reaches
-        if member.node == CONTROLLER:
-            settings |= self.controller_overrides
-        else:
-            settings |= {"broker_id": member.node, "controller": self.members[CONTROLLER].address}
-            settings |= {
-                "kafka_listen": member.kafka_address,
-                "kafka_advertised": member.kafka_advertised,
-                "auto_create_topics": True,
-                "default_partitions": AUTO_CREATED_PARTITIONS,
-                "group_initial_rebalance_delay_ms": REBALANCE_DELAY_MS,
-                "group_consumer_heartbeat_interval_ms": CONSUMER_HEARTBEAT_MS,
-            }
-            settings |= self.broker_overrides
-        member.config_file.write_text(to_toml(settings), encoding="utf-8")
-
-    # ---- More brokers, fewer brokers ----
-
-    def add_broker(self) -> int:
-        """A place for one more broker, with the lowest free id, which it returns. It is not started."""
-        if len(self.broker_ids) >= MAX_BROKERS:
-            raise ClusterError(f"{MAX_BROKERS} brokers run on this machine already, which is the most")
-        broker = next(number for number in range(1, MAX_BROKERS + 1) if number not in self.members)
-        folder = self.directory / folder_of(broker)
-        if folder.exists() and any(folder.iterdir()):
-            raise ClusterError(f"{folder} holds data already, of a broker that this cluster does not know")
-        reservation, kafka = PortReservation(), PortReservation()
-        self._reservations += [reservation, kafka]
-        self.members[broker] = Member(broker, folder, reservation.port, kafka.port)
-        self._prepare(self.members[broker])
-        self._save()
-        return broker
-
-    def drop_broker(self, broker: int) -> None:
-        """Forget a broker that is down, and delete its folder."""
-        member = self.member(broker)
-        if member.running() or member.in_use():
-            raise ClusterError(f"broker {broker} still runs")
-        del self.members[broker]
-        self._save()
-        shutil.rmtree(member.directory, ignore_errors=True)
-
-    # ---- Looking ----
-
     @property
-    def broker_ids(self) -> list[int]:
-        return [node for node in self.members if node != CONTROLLER]
+    def aio(self) -> AsyncLocalCluster:
+        """The same cluster, with coroutines of the same names."""
+        return AsyncLocalCluster.view_of(self)
 
-    @property
-    def nodes(self) -> list[Node]:
-        """The controller, then every broker."""
-        return list(self.members)
+    # ---- Processes ----
 
-    @property
-    def bootstrap(self) -> str:
-        """Every broker's address, comma-separated."""
-        return ",".join(self.members[broker].address for broker in self.broker_ids)
-
-    @property
-    def kafka_bootstrap(self) -> str:
-        """Every broker's address for Kafka's clients, comma-separated."""
-        return ",".join(self.members[broker].kafka_address for broker in self.broker_ids)
-
-    def member(self, node: Node) -> Member:
-        try:
-            return self.members[node]
-        except KeyError:
-            known = ", ".join(str(known) for known in self.members)
-            raise ClusterError(f"no {name_of(node)} in this cluster: it has {known}") from None
-
-    def running(self, node: Node) -> bool:
-        return self.member(node).running()
-
-    def paused(self, node: Node) -> bool:
-        return self.member(node).paused()
-
-    def pid(self, node: Node) -> int:
-        """Of the running process. Raises ClusterError where there is none."""
-        return self.member(node).running_process().pid
-
-    def log(self, node: Node) -> str:
-        """All that the process (and those before it) wrote to its log."""
-        return self.member(node).log_file.read_text(errors="replace")
-
-    def any_running(self) -> bool:
-        return any(member.running() for member in self.members.values())
-
-    # ---- Starting ----
-
-    async def up(self, *, timeout_s: float = READY_TIMEOUT_S) -> None:
+    def up(self, *, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Start every member that does not run, and wait until all brokers have registered.
 
         Raises ClusterError where one does not; what was started here has ended then.
         """
-        down = [node for node in self.members if not self.running(node)]
-        await self.start(self.members, timeout_s=timeout_s)
-        try:
-            await self.wait_registered(self.broker_ids, timeout_s=timeout_s, needs_controller=True)
-        except BaseException:
-            await self._undo_start(down)
-            raise
+        run_in_background(self.aio.up(timeout_s=timeout_s))
 
-    async def start(self, nodes: Iterable[Node] | Node, *, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Start those of the nodes that do not run, at the same time, and wait until each listens.
+    def down(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Cleanly stop the brokers, then the controller. What is left at the deadline is killed."""
+        run_in_background(self.aio.down(timeout_s=timeout_s))
+
+    def kill(self, *targets: Target, timeout_s: float = GONE_TIMEOUT_S) -> None:
+        """SIGKILL to all of them at once. Returns once they have ended."""
+        run_in_background(self.aio.kill(*targets, timeout_s=timeout_s))
+
+    def pause(self, *targets: Target) -> None:
+        """SIGSTOP: the process holds everything and does nothing. Returns once that is so."""
+        run_in_background(self.aio.pause(*targets))
+
+    def resume(self, *targets: Target) -> None:
+        """SIGCONT."""
+        run_in_background(self.aio.resume(*targets))
+
+    def start(self, *nodes: Node, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Start those of the nodes that do not run, at the same time, and wait until each listens. It takes part again once
+        `wait_registered` returns; its replicas, once `wait_in_sync` does.
 
         Raises ClusterError, with the end of its log, for a process that ends or is not ready in time, and
         WatchdogFailed; what was started here has ended then.
         """
-        if not self._reservations and not self.any_running():
-            self._reserve_ports()
-        wanted = [nodes] if isinstance(nodes, int | str) else list(nodes)
-        members = [self.member(node) for node in wanted]
-        started = [member for member in members if not member.running()]
-        try:
-            for member in started:
-                await member.wait_gone()
-                self._spawn(member)
-            self._save()
-            if self._watchdog is not None:
-                await asyncio.to_thread(self._watchdog.confirm)
-            deadline = time.monotonic() + timeout_s
-            for member in members:
-                await member.wait_ready(max(0.0, deadline - time.monotonic()))
-        except BaseException:
-            await self._undo_start([member.node for member in started])
-            raise
+        run_in_background(self.aio.start(*nodes, timeout_s=timeout_s))
 
-    async def _undo_start(self, nodes: Iterable[Node]) -> None:
-        """End what a start that failed has started: cleanly where that is quick."""
-        await self._stop_or_kill(nodes, UNDO_TIMEOUT_S)
-        self._save()
+    def stop(self, target: Target, *, timeout_s: float = STOP_TIMEOUT_S) -> int | None:
+        """A clean shutdown, to its end. The exit code, where this process started it.
 
-    async def _stop_or_kill(self, nodes: Iterable[Node], timeout_s: float) -> None:
-        """Stop those that run, cleanly and side by side; what is left at the deadline is killed."""
-        running = [node for node in nodes if self.running(node)]
-        for node in running:
-            with contextlib.suppress(ClusterError):  # it ended meanwhile
-                self.terminate(node)
-        for node in running:
-            try:
-                await self.wait_gone(node, timeout_s=timeout_s)
-            except ClusterError:
-                with contextlib.suppress(ClusterError):
-                    self.kill(node)
-                await self.wait_gone(node)
+        Raises ClusterError where it takes too long; the process is left to go on.
+        """
+        return run_in_background(self.aio.stop(target, timeout_s=timeout_s))
 
-    def _reserve_ports(self) -> None:
-        """While a whole cluster was down its ports may have gone to others: then it moves."""
-        for member in self.members.values():
-            if member.place is not None:  # no one else has its address
-                continue
-            member.port = self._reserve(member.port)
-            if member.node != CONTROLLER:
-                member.kafka_port = self._reserve(member.kafka_port)
+    def restart(self, target: Target, *, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Start it again: after a clean shutdown if it runs. Returns once it listens; see `start`."""
+        run_in_background(self.aio.restart(target, timeout_s=timeout_s))
 
-    def _reserve(self, port: int) -> int:
-        """That port, or another one where it is taken."""
-        try:
-            reservation = PortReservation(port)
-        except OSError:
-            reservation = PortReservation()
-        self._reservations.append(reservation)
-        return reservation.port
+    def wait_gone(self, node: Node, *, timeout_s: float = GONE_TIMEOUT_S) -> int | None:
+        """Return once the process has ended. The exit code (negative: the signal), where this process started it."""
+        return run_in_background(self.aio.wait_gone(node, timeout_s=timeout_s))
 
-    def _prepare(self, member: Member) -> None:
-        """Write its configuration from where the folder is now: it may have been copied or moved since."""
-        try:
-            member.directory.mkdir(mode=0o700, exist_ok=True)
-            self._write_config(member)
-            member.ready_file.unlink(missing_ok=True)
-        except OSError as error:
-            raise ClusterError(f"{member.directory} cannot hold {name_of(member.node)}: {error.strerror}") from error
-
-    def _spawn(self, member: Member) -> None:
-        self._prepare(member)
-        if self.owned and self._watchdog is None:
-            self._watchdog = Watchdog()
-        entry = member.place.entry if member.place is not None else ()
-        arguments = ["-m", *entry, member.module]
-        member.process, member.child = spawn(arguments, member.config_file, member.log_file, member.place)
-        if self._watchdog is not None:
-            self._watchdog.watch(member.process)
-
-    async def wait_registered(
+    def wait_registered(
         self, brokers: Iterable[int] = (), *, timeout_s: float = READY_TIMEOUT_S, needs_controller: bool = False
     ) -> None:
         """Return once the metadata of every one of `brokers`, and of all others that run, shows all of them as
@@ -394,187 +122,91 @@ class LocalCluster:
 
         Raises ClusterError, with the end of its log, where one of them has ended or is not registered in time.
         """
-        from fencepost_testing.cluster_metadata import read_brokers
+        run_in_background(self.aio.wait_registered(brokers, timeout_s=timeout_s, needs_controller=needs_controller))
 
-        expected = {*brokers, *(broker for broker in self.broker_ids if self.running(broker))}
-        wanted = {broker for broker in expected if not self.paused(broker)}
-        late = sorted(wanted)  # that one of them does not know as serving
+    # ---- Topics ----
 
-        async def all_know_all() -> bool:
-            nonlocal late
-            for broker in sorted(wanted):
-                self.member(broker).still_running()
-                brokers_known = await read_brokers(self.member(broker).address, timeout_s=_METADATA_TIMEOUT_S) or {}
-                late = sorted(wanted - {known.id for known in brokers_known.values() if not known.fenced})
-                if late:
-                    if needs_controller:
-                        self.member(CONTROLLER).still_running()
-                    return False
-            return True
+    def create_topic(
+        self,
+        name: str | None = None,
+        *,
+        partitions: int = 1,
+        replication_factor: int | None = None,
+        min_insync_replicas: int | None = None,
+        config: Mapping[str, str | int | bool] | None = None,
+        timeout_s: float = WAIT_TIMEOUT_S,
+    ) -> str:
+        """Its name, a unique one where none is given, once every broker that runs knows its leaders.
 
-        def failure(_: str) -> ClusterError:
-            suspects: list[Node] = [CONTROLLER, *late[:1]]
-            tails = "\n".join(f"  {name_of(node)}:\n{log_tail(self.member(node).log_file)}" for node in suspects)
-            brokers = ", ".join(str(broker) for broker in late)
-            return ClusterError(f"not registered in time: broker {brokers}; the ends of the logs:\n{tails}")
-
-        await until(all_know_all, "every broker has registered", timeout_s, poll_s=POLL_S, error=failure)
-
-    # ---- Faults, stopping ----
-
-    def kill(self, node: Node) -> None:
-        """SIGKILL. Returns at once; `wait_gone` waits for the end."""
-        self.member(node).signal(signal.SIGKILL)
-
-    def pause(self, node: Node) -> None:
-        """SIGSTOP: the process holds everything and does nothing."""
-        self.member(node).signal(signal.SIGSTOP)
-
-    def resume(self, node: Node) -> None:
-        self.member(node).signal(signal.SIGCONT)
-
-    def terminate(self, node: Node) -> None:
-        """SIGTERM: begin a clean shutdown. A paused process is resumed for it."""
-        process = self.member(node).running_process()
-        if process.send(signal.SIGTERM):
-            process.send(signal.SIGCONT)
-
-    async def stop(self, node: Node, *, timeout_s: float = STOP_TIMEOUT_S) -> int | None:
-        """A clean shutdown, to its end. The exit code, where this process started it.
-
-        Raises ClusterError where it takes too long; the process is left to go on.
+        `replication_factor`: None is 3, or as many as there are brokers. `min_insync_replicas`: None is one less than that,
+        at least 1. `config`: more settings, by Kafka's names. Raises ClusterError with the reason where a broker refuses.
         """
-        self.terminate(node)
-        return await self.wait_gone(node, timeout_s=timeout_s)
+        return run_in_background(
+            self.aio.create_topic(
+                name,
+                partitions=partitions,
+                replication_factor=replication_factor,
+                min_insync_replicas=min_insync_replicas,
+                config=config,
+                timeout_s=timeout_s,
+            )
+        )
 
-    async def wait_gone(self, node: Node, *, timeout_s: float = GONE_TIMEOUT_S) -> int | None:
-        """Return once the process has ended. The exit code (negative: the signal), where this process started it."""
-        member = self.member(node)
-        await member.wait_gone(timeout_s)
-        return member.child.returncode if member.child else None
+    def delete_topic(self, name: str, *, timeout_s: float = WAIT_TIMEOUT_S) -> None:
+        """Raises ClusterError where it does not exist."""
+        run_in_background(self.aio.delete_topic(name, timeout_s=timeout_s))
 
-    async def restart(self, node: Node, *, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Start the node again: after a clean shutdown if it runs. Returns once it listens."""
-        if self.running(node):
-            with contextlib.suppress(ClusterError):  # it is just ending, of a kill
-                self.terminate(node)
-            await self.wait_gone(node, timeout_s=STOP_TIMEOUT_S)
-        await self.start(node, timeout_s=timeout_s)
+    def topics(self) -> list[str]:
+        """Names, internal topics aside."""
+        return run_in_background(self.aio.topics())
 
-    async def down(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Cleanly stop the brokers, then the controller. What is left at the deadline is killed."""
-        await self._stop_or_kill(self.broker_ids, timeout_s)
-        await self._stop_or_kill([CONTROLLER], timeout_s)
-        self._forget()
+    def partitions(self, topic: str, *, timeout_s: float = WAIT_TIMEOUT_S) -> list[PartitionState]:
+        """By the newest metadata that any broker has. Raises ClusterError for a topic that does not exist."""
+        return run_in_background(self.aio.partitions(topic, timeout_s=timeout_s))
 
-    def kill_all(self) -> None:
-        """SIGKILL to every process that runs, at once."""
-        _kill(self.members)
+    def leader(self, topic: str, partition: int = 0, *, timeout_s: float = WAIT_TIMEOUT_S) -> int:
+        """The broker that leads; while it is down, waits for the next one."""
+        return run_in_background(self.aio.leader(topic, partition, timeout_s=timeout_s))
 
-    def close(self) -> None:
-        """The end of an owned cluster: everything is killed, and gone when this returns.
+    def replicas(self, topic: str, partition: int = 0, *, timeout_s: float = WAIT_TIMEOUT_S) -> list[int]:
+        """The brokers that have the partition, the preferred leader first."""
+        return run_in_background(self.aio.replicas(topic, partition, timeout_s=timeout_s))
 
-        Its data stay, unless they are in a temporary folder that is not to be kept.
-        """
-        _kill(self.members)
-        _reap(self.members)
-        self._forget()
-        if self._end is not None:
-            self._end()
+    def isr(self, topic: str, partition: int = 0, *, timeout_s: float = WAIT_TIMEOUT_S) -> list[int]:
+        """The in-sync replicas."""
+        return run_in_background(self.aio.isr(topic, partition, timeout_s=timeout_s))
 
-    def remove(self) -> None:
-        """Delete the data and the state of a cluster that is down, and nothing else that is in its folder."""
-        for member in self.members.values():
-            if member.running() or member.in_use():
-                raise ClusterError(f"{name_of(member.node)} of the cluster in {self.directory} still runs")
-        for member in self.members.values():
-            shutil.rmtree(member.directory, ignore_errors=True)
-        (self.directory / STATE_FILE).unlink(missing_ok=True)
+    def wait_in_sync(self, topic: str | None = None, *, timeout_s: float = IN_SYNC_TIMEOUT_S) -> None:
+        """Return once every partition, of the topic or of all, has a leader and all its replicas in sync."""
+        run_in_background(self.aio.wait_in_sync(topic, timeout_s=timeout_s))
 
-    def _forget(self) -> None:
-        for member in self.members.values():
-            if not member.running():
-                member.process = member.child = None
-        if self._watchdog is not None:
-            self._watchdog.close()
-            self._watchdog = None
-        for reservation in self._reservations:
-            reservation.release()
-        self._reservations.clear()
-        if self.directory.exists():
-            self._save()
+    def producers(
+        self, topic: str, partition: int | None = None, *, timeout_s: float = WAIT_TIMEOUT_S
+    ) -> list[ProducerState]:
+        """What the leader of the partition, or those of all, know of their producers."""
+        return run_in_background(self.aio.producers(topic, partition, timeout_s=timeout_s))
+
+    # ---- The whole ----
+
+    def status(self) -> ClusterStatus:
+        """Every process and every partition, as they are now."""
+        return run_in_background(self.aio.status())
+
+    def logs(self, *targets: Target) -> dict[Node, str]:
+        """All that the processes wrote to their logs; of every process where no target is given."""
+        return run_in_background(self.aio.logs(*targets))
 
     # ---- As a context manager ----
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         try:
-            await self.up()
+            self.up()
         except BaseException:
             self.close()
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __enter__(self) -> Self:
-        """For a program without an event loop."""
-        return asyncio.run(self.__aenter__())
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _reserve_ports(
-    members: Mapping[Node, Member], first_port: int | None, first_kafka_port: int | None
-) -> list[PortReservation]:
-    """A port for the controller, and two for each broker. Raises OSError; then none is held."""
-    brokers = [member for member in members.values() if member.node != CONTROLLER]
-    held = reserve_ports(len(brokers), first_port)
-    try:
-        held += reserve_ports(len(brokers), first_kafka_port)
-    except OSError:
-        for reservation in held:
-            reservation.release()
-        raise
-    for broker, own, kafka in zip(brokers, held, held[len(brokers) :], strict=False):
-        broker.port, broker.kafka_port = own.port, kafka.port
-    held.append(PortReservation())
-    members[CONTROLLER].port = held[-1].port
-    return held
-
-
-def _check_empty(root: Path, nodes: Iterable[Node]) -> None:
-    """Raises ClusterError where the folder holds a cluster, or something where one's members would go."""
-    if (root / STATE_FILE).exists():
-        raise ClusterError(f"{root} holds a cluster already ({STATE_FILE} is there)")
-    for node in nodes:
-        if (folder := root / folder_of(node)).exists() and any(folder.iterdir()):
-            raise ClusterError(f"{folder} holds data already, and no {STATE_FILE} says of which cluster")
-
-
-def _kill(members: Mapping[Node, Member]) -> None:
-    for member in members.values():
-        if member.process is not None:
-            member.process.send(signal.SIGKILL)
-
-
-def _reap(members: Mapping[Node, Member]) -> None:
-    """Wait for the end of those that are this process's children."""
-    for member in members.values():
-        if member.child is not None:
-            member.child.wait()
-
-
-def _end_temporary(members: Mapping[Node, Member], folder: Path, owner: int, *, keep: bool) -> None:
-    """The end of a cluster in a temporary folder, by `close` or because its owner ends."""
-    if os.getpid() != owner:
-        return  # a fork of the owner: the cluster goes on
-    _kill(members)
-    _reap(members)
-    if not keep:
-        shutil.rmtree(folder, ignore_errors=True)

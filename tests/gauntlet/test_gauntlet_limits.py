@@ -10,7 +10,7 @@ from pathlib import Path
 from fencepost import AdminClient, Producer
 from fencepost_proto.protocol.metadata import BrokerRegistration
 from fencepost_testing.cluster_metadata import read_image
-from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, to_toml
+from fencepost_testing.local_cluster import CONTROLLER, AsyncLocalCluster, to_toml
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous, run
 
@@ -42,7 +42,7 @@ async def test_memory_per_partition(tmp_path: Path) -> None:
     """
     partitions, tail_bytes = 60, 4 * MIB
 
-    cluster = LocalCluster.create(tmp_path / "cluster", brokers=1, broker_overrides={"tail_bytes": tail_bytes})
+    cluster = AsyncLocalCluster.create(tmp_path / "cluster", brokers=1, broker_overrides={"tail_bytes": tail_bytes})
     async with cluster, AdminClient(cluster.bootstrap) as admin:
         await admin.create_topic("orders", partitions=partitions, replication_factor=1)
         async with Producer(cluster.bootstrap, batch_size=300_000) as producer:
@@ -75,7 +75,7 @@ def test_wildcard_advertised(tmp_path: Path) -> None:
         return await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
 
     async def scenario() -> None:
-        cluster = LocalCluster.create(tmp_path / "cluster", brokers=1)
+        cluster = AsyncLocalCluster.create(tmp_path / "cluster", brokers=1)
         async with cluster:
             controller = cluster.member(CONTROLLER).address
             for settings, named in (

@@ -15,7 +15,7 @@ import pytest
 from fencepost import AdminClient, Consumer, Producer
 from fencepost.descriptions import PartitionDescription
 from fencepost_testing.chaos.data_folders import copy_folder, put_back
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.topic_waits import wait_in_sync
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
@@ -26,8 +26,8 @@ TOPIC = "orders"
 @asynccontextmanager
 async def cluster_of_three(
     folder: Path, min_insync_replicas: int = 2
-) -> AsyncIterator[tuple[LocalCluster, AdminClient, Producer]]:
-    cluster = LocalCluster.create(folder / "cluster", brokers=3)
+) -> AsyncIterator[tuple[AsyncLocalCluster, AdminClient, Producer]]:
+    cluster = AsyncLocalCluster.create(folder / "cluster", brokers=3)
     try:
         async with cluster, AdminClient(cluster.bootstrap) as admin:
             await admin.create_topic(TOPIC, assignments=[(1, 2, 3)], min_insync_replicas=min_insync_replicas)
@@ -44,7 +44,7 @@ async def send(producer: Producer, names: list[str]) -> dict[int, str]:
     return {(await delivery).offset: name for delivery, name in zip(deliveries, names, strict=True)}
 
 
-async def read_all(cluster: LocalCluster, count: int) -> dict[int, str]:
+async def read_all(cluster: AsyncLocalCluster, count: int) -> dict[int, str]:
     """`count` records from the beginning."""
     found: dict[int, str] = {}
     async with Consumer(cluster.bootstrap, TOPIC) as consumer:
@@ -68,7 +68,7 @@ async def test_killed_leader_loses(tmp_path: Path) -> None:
             while producer.stats.records_acked < len(acked) + 200:  # noqa: ASYNC110 - bounded by the test
                 await asyncio.sleep(0.001)
             assert not sending.done(), "killed while records flow"
-            cluster.kill(victim)
+            await cluster.kill(victim)
             acked |= await sending
             assert (await admin.describe_topic(TOPIC)).partitions[0].leader not in (victim, -1)
             await cluster.restart(victim)
@@ -86,11 +86,8 @@ async def test_crashes_forget_stream(tmp_path: Path) -> None:
         members = list(cluster.members)
         for round_number in range(3):
             order = members[round_number:] + members[:round_number]
-            for node in order:
-                cluster.kill(node)
-            for node in order:
-                await cluster.wait_gone(node)
-            await cluster.start(order)
+            await cluster.kill(*order)
+            await cluster.start(*order)
             acked |= await send(producer, [f"round{round_number}-{number}" for number in range(100)])
         assert await admin.list_topics() == [TOPIC]
         producers = (await admin.describe_producers(TOPIC, 0)).producers
@@ -121,10 +118,10 @@ async def test_old_folder_leads(tmp_path: Path, copied: str) -> None:
         if copied == "stopped":
             await cluster.stop(1)
         else:
-            cluster.kill(1)
+            await cluster.kill(1)
             await cluster.wait_gone(1)
         put_back(copy, folder)
-        await cluster.start([1, 2, 3])
+        await cluster.start(1, 2, 3)
         warning = "data folder may lack acknowledged records"
         await until(lambda: warning in cluster.log("controller"), "the warning")
 

@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from tests import asynchronous
 
 T = TypeVar("T")
-ClusterFactory = Callable[..., LocalCluster]
+ClusterFactory = Callable[..., AsyncLocalCluster]
 
 
 @pytest.fixture
@@ -28,21 +28,21 @@ def run() -> Callable[[Coroutine[Any, Any, T]], T]:
     return asynchronous.run
 
 
-_CLUSTERS = pytest.StashKey[list[LocalCluster]]()
+_CLUSTERS = pytest.StashKey[list[AsyncLocalCluster]]()
 _LOG_TAIL_CHARACTERS = 4000
 
 
 @pytest.fixture
 def cluster_factory(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ClusterFactory]:
-    """Makes clusters (`LocalCluster.create`'s options) under tmp_path; kills what a test leaves running.
+    """Makes clusters (`AsyncLocalCluster.create`'s options) under tmp_path; kills what a test leaves running.
 
     Whatever is done to them, no process of a cluster may log an error that no one foresaw: a test fails for a traceback.
     """
-    made: list[LocalCluster] = []
+    made: list[AsyncLocalCluster] = []
     request.node.stash[_CLUSTERS] = made
 
-    def make(*, name: str = "cluster", **options: Any) -> LocalCluster:
-        cluster = LocalCluster.create(tmp_path / name, **options)
+    def make(*, name: str = "cluster", **options: Any) -> AsyncLocalCluster:
+        cluster = AsyncLocalCluster.create(tmp_path / name, **options)
         made.append(cluster)
         return cluster
 

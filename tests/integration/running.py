@@ -11,7 +11,7 @@ from typing import Any
 from fencepost import AdminClient, Consumer, Producer
 from fencepost.descriptions import PartitionDescription
 from fencepost_testing.faulty_wire import host_with_faults
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.log_check.ledger import Ledger
 from fencepost_testing.read_back import read_to_end
 from fencepost_testing.record_check import RecordCheck
@@ -29,7 +29,7 @@ RATE = 800.0
 class Running:
     """A cluster with a topic and a workload on it."""
 
-    cluster: LocalCluster
+    cluster: AsyncLocalCluster
     admin: AdminClient
     producer: Producer
     workload: Workload[Producer]
@@ -62,7 +62,7 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    cluster: LocalCluster, *, topic: dict[str, Any] | None = None, drop_acks: float = 0.0, **producer: Any
+    cluster: AsyncLocalCluster, *, topic: dict[str, Any] | None = None, drop_acks: float = 0.0, **producer: Any
 ) -> AsyncIterator[Running]:
     """Inside, records are sent to all partitions of a new topic. At the end everything is read back and judged: every
     record acknowledged, in the log once and in order, and the same bytes in every replica's files."""
@@ -91,7 +91,7 @@ async def running(
         await judge(cluster, admin, [ledger])
 
 
-async def judge(cluster: LocalCluster, admin: AdminClient, ledgers: list[Ledger]) -> None:
+async def judge(cluster: AsyncLocalCluster, admin: AdminClient, ledgers: list[Ledger]) -> None:
     """Once all replicas are in sync: what a consumer reads, and what the disks hold, is exactly what was sent."""
     await wait_in_sync(admin, TOPIC)
     check = RecordCheck(TOPIC, ledgers)

@@ -22,11 +22,11 @@ from fencepost.errors import (
     TopicAlreadyExists,
     UnknownTopicOrPartition,
 )
-from fencepost_testing.local_cluster import CONTROLLER, LocalCluster
+from fencepost_testing.local_cluster import CONTROLLER, AsyncLocalCluster
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
 
-ClusterFactory = Callable[..., LocalCluster]
+ClusterFactory = Callable[..., AsyncLocalCluster]
 SESSION_TIMEOUT_S = 3.0
 
 
@@ -116,7 +116,7 @@ async def test_a_topic_gets_other_settings_and_more_partitions_while_a_producer_
             await admin.create_partitions("orders", 4)
         with pytest.raises(InvalidConfig, match="min_insync_replicas=4: must be 1 to 3"):
             await admin.alter_topic("orders", min_insync_replicas=4)
-        cluster.kill(CONTROLLER)
+        await cluster.kill(CONTROLLER)
         await cluster.restart(CONTROLLER)
         described_again = await described(admin, lambda topic: len(topic.partitions) == 4)
         assert described_again.config == altered
@@ -138,20 +138,19 @@ async def test_deleted_records_stay_deleted_through_failovers_and_restarts_of_ev
                 await producer.send_and_wait("orders", b"%d" % number)
             with pytest.raises(OffsetOutOfRange, match="below offset 11: the high watermark is 10"):
                 await admin.delete_records("orders", {0: 11})
-            cluster.kill(3)
+            await cluster.kill(3)
             await described(admin, lambda topic: topic.partitions[0].isr == (1, 2))
             assert await admin.delete_records("orders", {0: 7}) == {0: 7}
-            cluster.kill(1)
+            await cluster.kill(1)
             await described(admin, lambda topic: topic.partitions[0].leader == 2)
             assert await admin.delete_records("orders", {0: 4}) == {0: 7}
             await cluster.restart(3)
             await described(admin, lambda topic: topic.partitions[0].isr == (2, 3))
-            cluster.kill(2)
+            await cluster.kill(2)
             await described(admin, lambda topic: topic.partitions[0].leader == 3)
             async with Consumer(cluster.bootstrap) as consumer:
                 assert await consumer.beginning_offsets([tp]) == {tp: 7}
-            cluster.kill(3)
-            cluster.kill(CONTROLLER)
+            await cluster.kill(3, CONTROLLER)
             for process in (CONTROLLER, 3, 2, 1):
                 await cluster.restart(process)
             assert (await producer.send_and_wait("orders", b"10")).offset == 10
@@ -170,7 +169,7 @@ async def test_deleted_records_stay_deleted_through_failovers_and_restarts_of_ev
 @asynchronous
 async def test_a_topic_asked_for_while_the_controller_restarts_is_made_once(cluster_factory: ClusterFactory) -> None:
     async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
-        cluster.kill(CONTROLLER)
+        await cluster.kill(CONTROLLER)
         asking = asyncio.create_task(admin.create_topic("orders", partitions=2, replication_factor=3))
         await asyncio.wait([asking], timeout=0.3)
         assert not asking.done()
@@ -190,7 +189,7 @@ async def test_the_preferred_leader_is_elected_on_demand_after_a_failover(cluste
         await admin.create_topic("orders", assignments=[(2, 3, 1)])
         with pytest.raises(ElectionNotNeeded):
             await admin.elect_leader("orders", 0)
-        cluster.kill(2)
+        await cluster.kill(2)
         await described(admin, lambda topic: topic.partitions[0].leader == 3)
         await cluster.restart(2)
         await described(admin, lambda topic: 2 in topic.partitions[0].isr)
@@ -206,10 +205,10 @@ async def test_an_offline_partition_is_led_again_only_by_an_explicit_unclean_ele
         await admin.create_topic("orders", assignments=[(1, 2)])
         async with Producer(cluster.bootstrap) as producer:
             await producer.send_and_wait("orders", b"on both")
-            cluster.kill(2)
+            await cluster.kill(2)
             await described(admin, lambda topic: topic.partitions[0].isr == (1,))
             await producer.send_and_wait("orders", b"only on 1")
-        cluster.kill(1)
+        await cluster.kill(1)
         await described(admin, lambda topic: topic.partitions[0].leader == -1)
         await cluster.restart(2)
         await is_live(admin, 2)
@@ -254,7 +253,7 @@ async def test_a_reassignment_to_a_dead_broker_is_listed_and_can_be_cancelled(cl
         await admin.create_topic("orders", assignments=[(1, 2)])
         with pytest.raises(NoReassignmentInProgress):
             await admin.cancel_reassignment("orders", 0)
-        cluster.pause(3)  # it cannot catch up
+        await cluster.pause(3)  # it cannot catch up
         await admin.reassign_partitions("orders", {0: (1, 3)})
         (under_way,) = await admin.list_reassignments()
         assert (under_way.topic, under_way.partition, under_way.adding, under_way.removing) == (
@@ -266,7 +265,7 @@ async def test_a_reassignment_to_a_dead_broker_is_listed_and_can_be_cancelled(cl
         await admin.cancel_reassignment("orders", 0)
         assert await admin.list_reassignments() == []
         assert set((await admin.describe_topic("orders")).partitions[0].replicas) == {1, 2}
-        cluster.resume(3)
+        await cluster.resume(3)
 
 
 @asynchronous
@@ -279,7 +278,7 @@ async def test_a_client_knows_the_new_leader_of_a_killed_broker_without_waiting_
         for victim in (1, 2, 3):  # whichever brokers this client watches, one of them is among the first two
             await described(admin, lambda topic: all(len(p.isr) == 3 for p in topic.partitions))
             killed_at = loop.time()
-            cluster.kill(victim)
+            await cluster.kill(victim)
             await described(admin, led_by_others_than(victim))
             assert loop.time() - killed_at < SESSION_TIMEOUT_S / 2
             await cluster.wait_gone(victim)
@@ -297,7 +296,7 @@ async def test_producer_state_is_the_same_at_the_new_leader_as_at_the_old_one(cl
             (state,) = before.producers
             assert (state.producer_id, state.producer_epoch) == (producer.producer_id, producer.epoch)
             assert [batch.base_offset for batch in state.batches] == [3, 4, 5, 6, 7]
-            cluster.kill((await admin.describe_topic("orders")).partitions[0].leader)
+            await cluster.kill((await admin.describe_topic("orders")).partitions[0].leader)
             after = await admin.describe_producers("orders", 0)
             assert after.leader_epoch > before.leader_epoch
             assert after.producers == before.producers

@@ -22,13 +22,13 @@ from fencepost_testing.chaos.client_config import ClientConfig
 from fencepost_testing.chaos.consuming import consume
 from fencepost_testing.chaos.producing import produce
 from fencepost_testing.history_check import check_history
-from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, Node
+from fencepost_testing.local_cluster import CONTROLLER, AsyncLocalCluster, Node
 from fencepost_testing.read_back import read_everything
 from fencepost_testing.replica_files import check_replicas
 from fencepost_testing.topic_waits import wait_in_sync, wait_settled, wait_writable
 from tests.asynchronous import asynchronous
 
-ClusterFactory = Callable[..., LocalCluster]
+ClusterFactory = Callable[..., AsyncLocalCluster]
 CONTROLLER_SETTINGS = {"session_timeout_ms": 1_000, "heartbeat_interval_ms": 200}
 BROKER_SETTINGS = {"controlled_shutdown_max_wait_ms": 1_000}  # where all go down no one takes a leadership over
 TOPIC = "orders"
@@ -41,7 +41,7 @@ RATE = 250.0  # records a second of one producer
 class Scene:
     """A cluster that is written to and read from, and everything that its clients were told."""
 
-    cluster: LocalCluster
+    cluster: AsyncLocalCluster
     admin: AdminClient
     lines: list[str] = field(default_factory=list)
 
@@ -56,21 +56,21 @@ class Scene:
         return [next(broker for broker in partition.replicas if broker != partition.leader)]
 
     async def down(self, nodes: list[Node], *, clean: bool) -> None:
-        for node in nodes:
-            if clean:
+        if clean:
+            for node in nodes:
                 self.cluster.terminate(node)
-            else:
-                self.cluster.kill(node)
+        else:
+            await self.cluster.kill(*nodes)
         for node in nodes:
             assert await self.cluster.wait_gone(node, timeout_s=30) == (0 if clean else -9)
 
     async def up(self, nodes: list[Node]) -> None:
-        await self.cluster.start(nodes)
+        await self.cluster.start(*nodes)
         await wait_writable(self.admin, TOPIC)
 
 
 @asynccontextmanager
-async def written_to(cluster: LocalCluster, tmp_path: Path) -> AsyncIterator[Scene]:
+async def written_to(cluster: AsyncLocalCluster, tmp_path: Path) -> AsyncIterator[Scene]:
     """Inside, an anonymous and a named producer send, and a consumer reads along. At the end everything is judged."""
     async with AdminClient(cluster.bootstrap) as admin:
         await admin.create_topic(TOPIC, partitions=PARTITIONS, replication_factor=3, min_insync_replicas=2)
@@ -109,7 +109,7 @@ async def judge(scene: Scene, tmp_path: Path) -> None:
     assert (checked, records_in_files) == (3 * PARTITIONS, records)
 
 
-def client(cluster: LocalCluster, process: str, seed: int, **settings: Any) -> ClientConfig:
+def client(cluster: AsyncLocalCluster, process: str, seed: int, **settings: Any) -> ClientConfig:
     return ClientConfig(
         process=process,
         kind="",

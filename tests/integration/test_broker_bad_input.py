@@ -32,11 +32,11 @@ from fencepost_proto.protocol.v1 import (
 )
 from fencepost_proto.transport.wire import GrpcWire
 from fencepost_testing.cluster_metadata import read_image
-from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, to_toml
+from fencepost_testing.local_cluster import CONTROLLER, AsyncLocalCluster, to_toml
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
 
-ClusterFactory = Callable[..., LocalCluster]
+ClusterFactory = Callable[..., AsyncLocalCluster]
 
 MAX_MESSAGE_BYTES = 10_000
 MAX_REQUEST_BYTES = 64 * 1024
@@ -50,7 +50,7 @@ FUZZ_DEADLINE_S = 30.0
 class Victim:
     """A one-broker cluster with one topic, and a client's stubs."""
 
-    cluster: LocalCluster
+    cluster: AsyncLocalCluster
     channel: grpc.aio.Channel
     topic_id: str
 
@@ -118,7 +118,7 @@ def patched(records: bytes, position: int, form: str, value: int, *, fix_crc: bo
 
 
 @asynccontextmanager
-async def victim(cluster: LocalCluster) -> AsyncIterator[Victim]:
+async def victim(cluster: AsyncLocalCluster) -> AsyncIterator[Victim]:
     async with cluster, GrpcWire().connect(cluster.member(1).address) as channel:
         admin: controller_pb2_grpc.AdminAsyncStub = controller_pb2_grpc.AdminStub(channel)
         created = await admin.CreateTopic(
@@ -137,7 +137,7 @@ async def victim(cluster: LocalCluster) -> AsyncIterator[Victim]:
         yield made
 
 
-def one_broker(cluster_factory: ClusterFactory) -> LocalCluster:
+def one_broker(cluster_factory: ClusterFactory) -> AsyncLocalCluster:
     return cluster_factory(brokers=1, broker_overrides={"max_request_bytes": MAX_REQUEST_BYTES})
 
 
@@ -291,7 +291,7 @@ async def test_a_follower_of_another_cluster_is_refused_naming_both(cluster_fact
         await broker.good()
 
 
-async def ends_with(cluster: LocalCluster, config: Path) -> tuple[int, str]:
+async def ends_with(cluster: AsyncLocalCluster, config: Path) -> tuple[int, str]:
     """Exit code and last line of a broker that is expected not to stay."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "fencepost_node", str(config)),

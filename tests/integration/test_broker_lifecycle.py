@@ -16,11 +16,11 @@ from fencepost_proto.protocol.metadata import BrokerRegistration, Partition
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc, controller_pb2, controller_pb2_grpc
 from fencepost_proto.transport.wire import GrpcWire
 from fencepost_testing.cluster_metadata import read_image
-from fencepost_testing.local_cluster import CONTROLLER, LocalCluster
+from fencepost_testing.local_cluster import CONTROLLER, AsyncLocalCluster
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
 
-ClusterFactory = Callable[..., LocalCluster]
+ClusterFactory = Callable[..., AsyncLocalCluster]
 
 WAIT_S = 20.0
 SESSION_TIMEOUT_MS = 1_000
@@ -29,7 +29,7 @@ SESSION_TIMEOUT_MS = 1_000
 class Scene:
     """A cluster with the topic orders (one partition on every broker), a producer, and what was sent."""
 
-    def __init__(self, cluster: LocalCluster, producer: Producer) -> None:
+    def __init__(self, cluster: AsyncLocalCluster, producer: Producer) -> None:
         self.cluster = cluster
         self.producer = producer
         self.sent: list[bytes] = []
@@ -66,7 +66,7 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(cluster: LocalCluster) -> AsyncIterator[Scene]:
+async def scene(cluster: AsyncLocalCluster) -> AsyncIterator[Scene]:
     brokers = len(cluster.broker_ids)
     async with cluster:
         async with AdminClient(cluster.bootstrap) as admin:
@@ -79,7 +79,7 @@ async def scene(cluster: LocalCluster) -> AsyncIterator[Scene]:
             yield made
 
 
-def quick(cluster_factory: ClusterFactory, brokers: int = 3) -> LocalCluster:
+def quick(cluster_factory: ClusterFactory, brokers: int = 3) -> AsyncLocalCluster:
     return cluster_factory(brokers=brokers, controller_overrides={"session_timeout_ms": SESSION_TIMEOUT_MS})
 
 
@@ -120,12 +120,12 @@ async def test_a_leader_that_is_paused_beyond_its_session_wakes_as_a_follower_wi
         image = await read_image(cluster.cluster.member(other).address, timeout_s=5)
         assert image is not None
         epoch = image.brokers[leader].broker_epoch
-        cluster.cluster.pause(leader)
+        await cluster.cluster.pause(leader)
         moved = await cluster.until(other, "another leader", lambda now, _: now.leader not in (leader, -1))
         assert moved.leader_epoch > before.leader_epoch
         assert leader not in moved.isr
         await cluster.send()
-        cluster.cluster.resume(leader)
+        await cluster.cluster.resume(leader)
         await cluster.in_sync(leader)
         await cluster.until(leader, "unfenced", lambda _, brokers: not brokers[leader].fenced)
         image = await read_image(cluster.cluster.member(leader).address, timeout_s=5)
@@ -147,7 +147,7 @@ async def test_without_the_controller_producing_and_ids_go_on_and_on_its_return_
             admin: controller_pb2_grpc.AdminAsyncStub = controller_pb2_grpc.AdminStub(channel)
             first = await broker.InitProducerId(broker_pb2.InitProducerIdRequest())
             assert first.error.code == ErrorCode.NONE
-            cluster.cluster.kill(CONTROLLER)
+            await cluster.cluster.kill(CONTROLLER)
             await cluster.cluster.wait_gone(CONTROLLER)
             await cluster.send(200)
             second = await broker.InitProducerId(broker_pb2.InitProducerIdRequest())
@@ -172,7 +172,7 @@ async def test_without_the_controller_producing_and_ids_go_on_and_on_its_return_
         await cluster.check()
 
 
-def reboot(cluster: LocalCluster, broker: int) -> None:
+def reboot(cluster: AsyncLocalCluster, broker: int) -> None:
     """To a killed broker, make it look as if its machine had been rebooted meanwhile."""
     meta = cluster.member(broker).directory / "meta.properties"
     text = re.sub(r"boot.id=.*", "boot.id=the-boot-before", meta.read_text())
@@ -187,7 +187,7 @@ async def test_a_broker_whose_machine_went_down_is_in_no_in_sync_set_until_it_ha
     async with scene(quick(cluster_factory, brokers=1)) as cluster:
         before = await cluster.in_sync()
         assert before.isr == (1,)
-        cluster.cluster.kill(1)
+        await cluster.cluster.kill(1)
         await cluster.cluster.wait_gone(1)
         reboot(cluster.cluster, 1)
         await cluster.cluster.start(1)
@@ -197,7 +197,7 @@ async def test_a_broker_whose_machine_went_down_is_in_no_in_sync_set_until_it_ha
         assert after.last_known_isr == (1,)
         assert "may_have_lost_tail=True" in cluster.cluster.log(1)
         # Reported and acknowledged once: a second start does not report it again.
-        cluster.cluster.kill(1)
+        await cluster.cluster.kill(1)
         await cluster.cluster.wait_gone(1)
         await cluster.cluster.start(1)
         await cluster.cluster.wait_registered()
@@ -215,7 +215,7 @@ async def test_a_broker_that_lost_its_disk_is_filled_again_by_the_leader(cluster
         before = await cluster.in_sync()
         leader = before.leader
         other = others_than(leader)[0]
-        cluster.cluster.kill(leader)
+        await cluster.cluster.kill(leader)
         await cluster.cluster.wait_gone(leader)
         member = cluster.cluster.member(leader)
         for path in member.directory.iterdir():

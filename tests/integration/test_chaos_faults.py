@@ -20,13 +20,13 @@ from fencepost_testing.chaos.nemesis import Executor
 from fencepost_testing.chaos.nemesis_log import Happened, NemesisLog
 from fencepost_testing.chaos.run import BROKER_SETTINGS, CONTROLLER_SETTINGS
 from fencepost_testing.history_check import Verdict, check_history
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.read_back import read_everything
 from fencepost_testing.topic_waits import wait_in_sync, wait_settled
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
 
-ClusterFactory = Callable[..., LocalCluster]
+ClusterFactory = Callable[..., AsyncLocalCluster]
 
 EVERYBODY = ("broker-1", "broker-2", "broker-3")
 PAUSE_S = 0.01  # between two records
@@ -35,7 +35,7 @@ PAUSE_S = 0.01  # between two records
 class Harm:
     """A cluster of three, a topic of one partition with three replicas, and a producer at work."""
 
-    def __init__(self, cluster: LocalCluster, executor: Executor, log: NemesisLog, lines: list[str]) -> None:
+    def __init__(self, cluster: AsyncLocalCluster, executor: Executor, log: NemesisLog, lines: list[str]) -> None:
         self.cluster = cluster
         self._executor = executor
         self._log = log

@@ -20,8 +20,9 @@ import uvloop
 from fencepost_testing.chaos.cuts import CuttableNetwork
 from fencepost_testing.chaos.network import Network, NetworkUnavailable
 from fencepost_testing.chaos.switches import SwitchedNetwork
+from fencepost_testing.cluster_folder import PLACE_PORT
 from fencepost_testing.faulty_wire import FAULT_PORT
-from fencepost_testing.local_cluster import CONTROLLER, PLACE_PORT, LocalCluster, Node
+from fencepost_testing.local_cluster import CONTROLLER, AsyncLocalCluster, Node
 from fencepost_testing.processes import NetworkPlace
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
@@ -244,7 +245,7 @@ async def test_a_process_that_is_cut_off_does_not_wait_for_tcp(tmp_path: Path) -
 
     network = await of_namespaces(list(nodes.values()))
     try:
-        cluster = LocalCluster.create(
+        cluster = AsyncLocalCluster.create(
             tmp_path / "cluster",
             brokers=1,
             controller_overrides={"heartbeat_interval_ms": 100},

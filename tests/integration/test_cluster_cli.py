@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fencepost_cli.main import app
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.waiting import until_sync
 from tests.integration.command_line import Shell
 
@@ -29,7 +29,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
         assert "cluster of 3 brokers is up" in shell.ok("cluster", "up")
         yield shell
     finally:
-        cluster = LocalCluster.load(shell.data_dir)
+        cluster = AsyncLocalCluster.load(shell.data_dir)
         cluster.kill_all()
 
 
@@ -395,7 +395,7 @@ def test_brokers_listen_where_they_are_configured_to_or_the_cluster_says_why_not
             assert f"port {port} of 127.0.0.1 cannot be had" in up.stderr
     finally:
         if (shell.data_dir / "cluster.json").exists():
-            LocalCluster.load(shell.data_dir).kill_all()
+            AsyncLocalCluster.load(shell.data_dir).kill_all()
 
 
 def test_an_orderly_reboot_costs_nothing(tmp_path: Path) -> None:
@@ -403,7 +403,7 @@ def test_an_orderly_reboot_costs_nothing(tmp_path: Path) -> None:
     shell.ok("cluster", "up")
     try:
         shell.ok("workload", "produce", "kept", "--count", "500")
-        cluster = LocalCluster.load(shell.data_dir)
+        cluster = AsyncLocalCluster.load(shell.data_dir)
         for node in cluster.nodes:  # as the system does it: everyone at the same time, the controller too
             cluster.terminate(node)
         until_sync(lambda: not cluster.any_running(), "all processes have ended", DEADLINE_S, poll_s=0.1)
@@ -413,7 +413,7 @@ def test_an_orderly_reboot_costs_nothing(tmp_path: Path) -> None:
         assert "EXACT" in shell.ok("workload", "verify", "kept")
         assert status(shell)["healthy"]
     finally:
-        LocalCluster.load(shell.data_dir).kill_all()
+        AsyncLocalCluster.load(shell.data_dir).kill_all()
 
 
 def test_after_a_crash_of_the_machine_the_cluster_says_what_its_operator_has_to_do(tmp_path: Path) -> None:
@@ -421,7 +421,7 @@ def test_after_a_crash_of_the_machine_the_cluster_says_what_its_operator_has_to_
     shell.ok("cluster", "up", "--brokers", "1")
     try:
         shell.ok("topic", "create", "orders", "--partitions", "1")
-        cluster = LocalCluster.load(shell.data_dir)
+        cluster = AsyncLocalCluster.load(shell.data_dir)
         cluster.kill_all()
         until_sync(lambda: not cluster.any_running(), "all processes are gone", DEADLINE_S, poll_s=0.1)
         forget_boot(shell, 1)
@@ -433,7 +433,7 @@ def test_after_a_crash_of_the_machine_the_cluster_says_what_its_operator_has_to_
         assert "orders-0 has no leader: broker 1, the last in sync, may have lost acknowledged records" in told.stdout
         assert "fencepost topic elect orders 0 --unclean" in told.stdout
     finally:
-        LocalCluster.load(shell.data_dir).kill_all()
+        AsyncLocalCluster.load(shell.data_dir).kill_all()
 
 
 def test_the_whole_cluster_goes_down_and_comes_up_with_its_data(tmp_path: Path) -> None:
@@ -454,4 +454,4 @@ def test_the_whole_cluster_goes_down_and_comes_up_with_its_data(tmp_path: Path) 
         assert not shell.data_dir.exists()
     finally:
         if (shell.data_dir / "cluster.json").exists():
-            LocalCluster.load(shell.data_dir).kill_all()
+            AsyncLocalCluster.load(shell.data_dir).kill_all()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from tests.integration.command_line import Shell
 
 
@@ -36,7 +36,7 @@ def test_copied_cluster_folder(tmp_path: Path) -> None:
     finally:
         for shell in (original, copy, live):
             if (shell.data_dir / "cluster.json").exists():
-                LocalCluster.load(shell.data_dir).kill_all()
+                AsyncLocalCluster.load(shell.data_dir).kill_all()
 
 
 def test_up_without_brokers(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_up_without_brokers(tmp_path: Path) -> None:
         told = shell.fails("cluster", "up")
         assert "ended" in told
         assert "cluster" in told
-        assert not LocalCluster.load(shell.data_dir).any_running()
+        assert not AsyncLocalCluster.load(shell.data_dir).any_running()
         assert (shell.data_dir / "broker-1" / "orders-0").exists()
     finally:
-        LocalCluster.load(shell.data_dir).kill_all()
+        AsyncLocalCluster.load(shell.data_dir).kill_all()

@@ -12,11 +12,11 @@ import pytest
 
 from fencepost import AdminClient, Consumer, ConsumerRecord, Producer, TopicPartition
 from fencepost.errors import OffsetOutOfRange, UnknownTopicOrPartition
-from fencepost_testing.local_cluster import CONTROLLER, LocalCluster
+from fencepost_testing.local_cluster import CONTROLLER, AsyncLocalCluster
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
 
-ClusterFactory = Callable[..., LocalCluster]
+ClusterFactory = Callable[..., AsyncLocalCluster]
 PARTITIONS = 3
 
 
@@ -35,7 +35,7 @@ class Check:
 
 
 @contextlib.asynccontextmanager
-async def made_topic(cluster: LocalCluster, **settings: Any) -> AsyncIterator[AdminClient]:
+async def made_topic(cluster: AsyncLocalCluster, **settings: Any) -> AsyncIterator[AdminClient]:
     replicas = len(cluster.broker_ids)
     async with AdminClient(cluster.bootstrap) as admin:
         await admin.create_topic("orders", partitions=PARTITIONS, replication_factor=replicas, **settings)
@@ -86,7 +86,7 @@ async def test_each_record_is_read_once_and_in_order_while_leaders_are_killed_on
             victim = await leader_of(admin, partition)
             writing = asyncio.create_task(produce(producer, sent, 400))
             check.add(await anext(consumer))
-            cluster.kill(victim)
+            await cluster.kill(victim)
             await writing
             await read_until(consumer, check, sum(sent))
             await cluster.wait_gone(victim)
@@ -106,7 +106,7 @@ async def test_reading_goes_on_while_the_controller_is_dead(cluster_factory: Clu
     ):
         sent, check = [0] * PARTITIONS, Check()
         await produce(producer, sent, 10)
-        cluster.kill(CONTROLLER)
+        await cluster.kill(CONTROLLER)
         await produce(producer, sent, 10)
         await read_until(consumer, check, sum(sent))
         async with Consumer(cluster.bootstrap, "orders") as newcomer:
@@ -125,10 +125,10 @@ async def test_a_paused_leader_delays_reading_no_longer_than_its_session(cluster
         await produce(producer, sent, 10)
         await read_until(consumer, check, sum(sent))
         paused = await leader_of(admin, 0)
-        cluster.pause(paused)
+        await cluster.pause(paused)
         await produce(producer, sent, 10)
         await read_until(consumer, check, sum(sent), timeout_s=10)
-        cluster.resume(paused)
+        await cluster.resume(paused)
         await produce(producer, sent, 10)
         await read_until(consumer, check, sum(sent))
 
@@ -146,9 +146,8 @@ async def test_a_consumer_goes_on_where_it_was_after_every_process_was_killed(cl
         while check.count < 60:
             for record in await consumer.poll(60 - check.count):
                 check.add(record)
-        cluster.kill_all()
-        await asyncio.gather(*(cluster.wait_gone(node) for node in cluster.members))
-        await cluster.start(list(cluster.members))
+        await cluster.kill(*cluster.members)
+        await cluster.start(*cluster.members)
         async with Producer(cluster.bootstrap) as producer:
             await produce(producer, sent, 50)
         await read_until(consumer, check, sum(sent))

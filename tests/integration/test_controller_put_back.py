@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fencepost_proto.runtime.process import EXIT_WENT_BACK
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from tests.integration.command_line import Shell
 
 
@@ -20,7 +20,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     try:
         yield shell
     finally:
-        LocalCluster.load(shell.data_dir).kill_all()
+        AsyncLocalCluster.load(shell.data_dir).kill_all()
 
 
 def lines(*numbers: int, prefix: str) -> bytes:
@@ -50,7 +50,7 @@ def test_metadata_goes_back_and_is_recovered_by_a_command(shell: Shell, tmp_path
     told = shell.fails("cluster", "up")
     assert f"controller ended with exit code {EXIT_WENT_BACK}" in told
     assert "this controller's store has gone back: it is at metadata version" in told
-    assert not LocalCluster.load(shell.data_dir).any_running()
+    assert not AsyncLocalCluster.load(shell.data_dir).any_running()
     assert (shell.data_dir / "broker-1" / "late-0").exists()
 
     told = shell.ok("controller", "recover")
@@ -58,7 +58,7 @@ def test_metadata_goes_back_and_is_recovered_by_a_command(shell: Shell, tmp_path
     assert "2 topics with 2 partitions" in told
     (report,) = controller.glob("recovery-*.txt")
     assert report.read_text() in told
-    assert not LocalCluster.load(shell.data_dir).any_running()
+    assert not AsyncLocalCluster.load(shell.data_dir).any_running()
     shell.ok("cluster", "up")
     shell.ok("produce", "late", stdin=lines(2, prefix="anonymous"))
     shell.ok("produce", "late", "--name", "loader", stdin=lines(2, prefix="named"))
@@ -69,7 +69,7 @@ def test_metadata_goes_back_and_is_recovered_by_a_command(shell: Shell, tmp_path
 
 
 def test_a_controller_that_is_no_part_of_a_local_cluster_is_recovered_by_its_configuration(shell: Shell) -> None:
-    cluster = LocalCluster.load(shell.data_dir)
+    cluster = AsyncLocalCluster.load(shell.data_dir)
     config = str(shell.data_dir / "controller" / "controller.toml")
     assert "--config and --bootstrap go together" in shell.fails("controller", "recover", "--config", config, code=2)
     text = Path(config).read_text()

@@ -16,7 +16,7 @@ from aiokafka.record import MemoryRecords
 from fencepost import AdminClient, History
 from fencepost_cli.demo import HISTORY_FILE, TOPIC, Demo, DemoOptions
 from fencepost_testing.kafka_clients import AIOKAFKA, CONFLUENT_KAFKA, KAFKA_PYTHON
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.log_check.findings import Kind
 from fencepost_testing.waiting import until_sync
 from tests.asynchronous import asynchronous
@@ -24,7 +24,7 @@ from tests.integration.command_line import Shell
 
 DEADLINE_S = 60.0
 
-ClusterFactory = Callable[..., LocalCluster]
+ClusterFactory = Callable[..., AsyncLocalCluster]
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
@@ -133,7 +133,7 @@ class Tampered(Demo):
 
 @asynchronous
 async def test_a_damaged_replica_and_a_missing_record_spoil_the_verdict(
-    cluster_factory: Callable[..., LocalCluster],
+    cluster_factory: Callable[..., AsyncLocalCluster],
 ) -> None:
     cluster, options = cluster_factory(brokers=3), DemoOptions(records=1_000, kills=0)
     async with options.clients(cluster) as clients, cluster:

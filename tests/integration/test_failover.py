@@ -8,13 +8,13 @@ from collections.abc import Callable
 import pytest
 
 from fencepost_testing.failover import producer_views
-from fencepost_testing.local_cluster import CONTROLLER, LocalCluster
+from fencepost_testing.local_cluster import CONTROLLER, AsyncLocalCluster
 from fencepost_testing.topic_waits import wait_in_sync
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
 from tests.integration.running import TOPIC, running
 
-ClusterFactory = Callable[..., LocalCluster]
+ClusterFactory = Callable[..., AsyncLocalCluster]
 QUICK = {"session_timeout_ms": 1_000, "heartbeat_interval_ms": 200}
 
 
@@ -23,7 +23,7 @@ async def test_kill_9_of_leaders_one_after_another(cluster_factory: ClusterFacto
     async with cluster_factory(brokers=3) as cluster, running(cluster) as workload:
         for partition in (0, 1, 2, 0):
             victim = await workload.leader(partition)
-            cluster.kill(victim)
+            await cluster.kill(victim)
             await workload.writes_go_on()
             await workload.another_leads(victim, partition)
             await cluster.restart(victim)
@@ -38,7 +38,7 @@ async def test_kill_9_of_a_follower_is_no_error_to_anyone(cluster_factory: Clust
     ):
         status = await workload.partition(0)
         follower = next(broker for broker in status.replicas if broker != status.leader)
-        cluster.kill(follower)
+        await cluster.kill(follower)
         await workload.writes_go_on()
         assert (await workload.partition(0)).leader == status.leader
         await cluster.restart(follower)
@@ -50,14 +50,14 @@ async def test_while_the_controller_is_dead_leaders_serve_and_on_its_return_noth
 ) -> None:
     async with cluster_factory(brokers=3, controller_overrides=QUICK) as cluster, running(cluster) as workload:
         before = (await workload.admin.describe_topic(TOPIC)).partitions
-        cluster.kill(CONTROLLER)
+        await cluster.kill(CONTROLLER)
         await workload.writes_go_on()
         await cluster.restart(CONTROLLER)
         await workload.writes_go_on()
         after = (await workload.admin.describe_topic(TOPIC)).partitions
         assert [p.leader_epoch for p in after] == [p.leader_epoch for p in before], "no one was declared dead"
         victim = await workload.leader()
-        cluster.kill(victim)
+        await cluster.kill(victim)
         await workload.writes_go_on()
         await cluster.restart(victim)
 
@@ -66,8 +66,7 @@ async def test_while_the_controller_is_dead_leaders_serve_and_on_its_return_noth
 async def test_kill_9_of_leader_and_controller_at_once(cluster_factory: ClusterFactory) -> None:
     async with cluster_factory(brokers=3, controller_overrides=QUICK) as cluster, running(cluster) as workload:
         victim = await workload.leader()
-        cluster.kill(CONTROLLER)
-        cluster.kill(victim)
+        await cluster.kill(CONTROLLER, victim)
         await cluster.restart(CONTROLLER)
         await workload.writes_go_on()
         await cluster.restart(victim)
@@ -79,11 +78,8 @@ async def test_kill_9_of_every_process_at_once_loses_nothing_and_no_producer_sta
 ) -> None:
     async with cluster_factory(brokers=3, controller_overrides=QUICK) as cluster, running(cluster) as workload:
         for round_number in range(2):
-            for node in cluster.members:
-                cluster.kill(node)
-            for node in cluster.members:
-                await cluster.wait_gone(node)
-            await cluster.start(list(cluster.members))
+            await cluster.kill(*cluster.members)
+            await cluster.start(*cluster.members)
             await workload.writes_go_on()
             views = await producer_views(workload.admin, TOPIC, 0)
             assert [view.epoch for view in views] == [0], f"round {round_number}: the producer's state survived"
@@ -95,10 +91,10 @@ async def test_a_paused_leader_is_replaced_and_what_it_appends_on_waking_is_neve
 ) -> None:
     async with cluster_factory(brokers=3, controller_overrides=QUICK) as cluster, running(cluster) as workload:
         victim = await workload.leader()
-        cluster.pause(victim)
+        await cluster.pause(victim)
         await workload.writes_go_on()
         await workload.another_leads(victim)
-        cluster.resume(victim)
+        await cluster.resume(victim)
         await wait_in_sync(workload.admin, TOPIC)
 
 
@@ -110,9 +106,9 @@ async def test_a_pause_below_the_session_timeout_costs_no_election_whichever_pro
         status = await workload.partition(0)
         follower = next(broker for broker in status.replicas if broker != status.leader)
         for node in (CONTROLLER, follower, status.leader):
-            cluster.pause(node)
+            await cluster.pause(node)
             await asyncio.sleep(0.5)  # the pause is the fault itself
-            cluster.resume(node)
+            await cluster.resume(node)
             await workload.writes_go_on()
         assert (await workload.partition(0)).leader_epoch == status.leader_epoch
         assert "broker fenced" not in cluster.log(CONTROLLER)
@@ -139,7 +135,7 @@ async def test_lost_acknowledgements_are_recognised_through_failovers(cluster_fa
     async with cluster_factory(brokers=3) as cluster, running(cluster, drop_acks=0.1) as workload:
         for partition in (0, 1):
             victim = await workload.leader(partition)
-            cluster.kill(victim)
+            await cluster.kill(victim)
             await workload.writes_go_on()
             await cluster.restart(victim)
             await wait_in_sync(workload.admin, TOPIC)
@@ -153,7 +149,7 @@ async def test_with_flush_always_everything_above_survives_too(cluster_factory: 
         running(cluster, topic={"flush_always": True}) as workload,
     ):
         victim = await workload.leader()
-        cluster.kill(victim)
+        await cluster.kill(victim)
         await workload.writes_go_on()
         await cluster.restart(victim)
 

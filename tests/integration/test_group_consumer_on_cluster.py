@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fencepost import AdminClient, Consumer, ConsumerRecord, Producer, TopicPartition
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
 from tests.integration import group_member
@@ -48,7 +48,7 @@ def start_member(bootstrap: str, out: Path) -> subprocess.Popen[bytes]:
 
 @asynchronous
 async def test_members_and_the_coordinator_die_and_every_record_is_read_and_committed(
-    cluster_factory: Callable[..., LocalCluster], tmp_path: Path
+    cluster_factory: Callable[..., AsyncLocalCluster], tmp_path: Path
 ) -> None:
     async with cluster_factory(brokers=3, broker_overrides=SETTINGS) as cluster:
         bootstrap = cluster.bootstrap
@@ -72,7 +72,7 @@ async def test_members_and_the_coordinator_die_and_every_record_is_read_and_comm
                 other.wait()
             b = Application(bootstrap)
             victim = (await admin.describe_group(GROUP)).coordinator
-            cluster.kill(victim)
+            await cluster.kill(victim)
             await produce(100, 150)
 
             def all_read() -> bool:

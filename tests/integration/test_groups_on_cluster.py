@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
 from tests.integration import group_member
@@ -26,7 +26,7 @@ from tests.integration.group_member import TOPIC
 confluent_kafka = pytest.importorskip("confluent_kafka", reason="pip install -e .[dev] brings it")
 confluent_admin = pytest.importorskip("confluent_kafka.admin")
 
-ClusterFactory = Callable[..., LocalCluster]
+ClusterFactory = Callable[..., AsyncLocalCluster]
 RECORDS = 400
 PARTITIONS = 4
 GROUP = "billing"
@@ -122,7 +122,7 @@ async def test_nothing_is_lost_where_members_and_the_coordinator_die(
             group.start()
             await _all_read(group, 200)
             victim = await coordinator_of(bootstrap)
-            cluster.kill(victim)
+            await cluster.kill(victim)
             await produced(bootstrap, 200, 300)
             await _all_read(group, 300)
             await cluster.restart(victim)

@@ -10,14 +10,14 @@ import pytest
 
 from fencepost import AdminClient, Consumer, Producer, TopicPartition
 from fencepost.errors import ProducerFenced
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.log_check.ledger import Ledger
 from fencepost_testing.waiting import until
 from fencepost_testing.workload import Workload, WorkloadSpec
 from tests.asynchronous import asynchronous
 from tests.integration.running import TOPIC, judge
 
-ClusterFactory = Callable[..., LocalCluster]
+ClusterFactory = Callable[..., AsyncLocalCluster]
 QUICK = {"session_timeout_ms": 1_000, "heartbeat_interval_ms": 200}
 NAME = "orders-loader"
 
@@ -26,7 +26,7 @@ async def create(admin: AdminClient, **settings: Any) -> None:
     await admin.create_topic(TOPIC, **{"partitions": 1, "replication_factor": 3, "min_insync_replicas": 2, **settings})
 
 
-async def values(cluster: LocalCluster) -> list[bytes | None]:
+async def values(cluster: AsyncLocalCluster) -> list[bytes | None]:
     """All of partition 0, in order."""
     partition = TopicPartition(TOPIC, 0)
     async with Consumer(cluster.bootstrap) as consumer:
@@ -97,7 +97,7 @@ async def test_a_successor_resumes_exactly_where_its_killed_predecessor_ended(cl
                 if number % 50 == 0:
                     await asyncio.sleep(0)
             if life == 1:
-                cluster.kill((await admin.describe_topic(TOPIC)).partitions[0].leader)
+                await cluster.kill((await admin.describe_topic(TOPIC)).partitions[0].leader)
             await asyncio.sleep(0.02)
             await producer.close(timeout_s=0)  # many outcomes are unknown: the application died
         async with Producer(cluster.bootstrap, name=NAME) as last:
@@ -118,11 +118,8 @@ async def test_a_name_waits_for_the_controller_and_a_restart_of_all_forgets_no_e
         await create(admin)
         async with Producer(cluster.bootstrap, name=NAME) as first:
             await (await first.send(TOPIC, b"first"))
-            for node in cluster.members:
-                cluster.kill(node)
-            for node in cluster.members:
-                await cluster.wait_gone(node)
-            await cluster.start(list(cluster.members))
+            await cluster.kill(*cluster.members)
+            await cluster.start(*cluster.members)
             async with Producer(cluster.bootstrap, name=NAME) as second:
                 await (await second.send(TOPIC, b"second"))
                 producers = (await admin.describe_producers(TOPIC, 0)).producers

@@ -20,11 +20,11 @@ from kafka.errors import (
     TopicAlreadyExistsError,
 )
 
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.waiting import until_sync
 from tests.asynchronous import asynchronous
 
-ClusterFactory = Callable[..., LocalCluster]
+ClusterFactory = Callable[..., AsyncLocalCluster]
 TIMEOUT_S = 20.0
 
 

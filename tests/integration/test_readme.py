@@ -60,7 +60,7 @@ def test_the_first_screen_works_as_it_is_written(tmp_path: Path) -> None:
 
 
 def test_the_program_that_kills_a_leader_works_as_it_is_written() -> None:
-    done = run_quietly([sys.executable, "-c", block("python", "LocalCluster")])
+    done = run_quietly([sys.executable, "-c", block("python", "AsyncLocalCluster")])
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[b'one pint', b'two pints']"
 

@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Callable
 
 from fencepost import AdminClient, Producer
 from fencepost_testing.failover import producer_views
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
 from tests.integration.running import TOPIC, Running, running
 
-ClusterFactory = Callable[..., LocalCluster]
+ClusterFactory = Callable[..., AsyncLocalCluster]
 
 
 async def move(workload: Running, partition: int, replicas: list[int]) -> None:

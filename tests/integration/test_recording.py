@@ -12,7 +12,7 @@ from fencepost import AdminClient, Consumer, History, Producer
 from fencepost.history_format import RecordStamp, from_line
 from fencepost_testing.faulty_wire import host_with_faults
 from fencepost_testing.history_check import Anomaly, check_history
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.log_check.ledger import Ledger
 from fencepost_testing.read_back import read_to_end
 from fencepost_testing.topic_waits import wait_in_sync
@@ -21,7 +21,7 @@ from tests.integration.command_line import Shell
 from tests.integration.running import TOPIC
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
-ClusterFactory = Callable[..., LocalCluster]
+ClusterFactory = Callable[..., AsyncLocalCluster]
 RECORDS = 2_000
 
 
@@ -39,7 +39,7 @@ def test_what_clients_recorded_through_a_failover_is_clean_and_what_is_damaged_i
                 workload = Workload(producer, WorkloadSpec(TOPIC, keys=20, rate=2_000, count=RECORDS), ledger)
                 working = asyncio.create_task(workload.run(asyncio.Event()))
                 await workload.wait_sent(RECORDS // 3)
-                cluster.kill((await admin.describe_topic(TOPIC)).partitions[0].leader)
+                await cluster.kill((await admin.describe_topic(TOPIC)).partitions[0].leader)
                 await working
             assert ledger.acked == RECORDS
             reader = History(lines.append, process="reader")

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 from fencepost import AdminClient, Consumer, Producer
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.topic_waits import wait_in_sync
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
 
-ClusterFactory = Callable[..., LocalCluster]
+ClusterFactory = Callable[..., AsyncLocalCluster]
 
 OLD, NEW = 20, 5  # records
 
 
-def log_of(cluster: LocalCluster, broker: int) -> Path:
+def log_of(cluster: AsyncLocalCluster, broker: int) -> Path:
     return cluster.member(broker).directory / "orders-0" / f"{0:020}.log"
 
 
@@ -39,7 +39,7 @@ async def test_a_broker_that_was_away_takes_the_successor_for_what_it_is(
         async with Producer(cluster.bootstrap) as producer:
             for n in range(OLD):
                 await producer.send_and_wait("orders", b"old %d" % n)
-        cluster.kill(3)
+        await cluster.kill(3)
         await cluster.wait_gone(3)
         if damaged:
             damage(log_of(cluster, 3))

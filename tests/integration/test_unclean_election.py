@@ -13,18 +13,18 @@ from fencepost import AdminClient, Consumer, Producer
 from fencepost.errors import ElectionNotNeeded, EligibleLeadersNotAvailable
 from fencepost.history_format import from_line
 from fencepost_proto.protocol.record_batch import iter_batches
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
 from tests.integration.command_line import Shell
 
-ClusterFactory = Callable[..., LocalCluster]
+ClusterFactory = Callable[..., AsyncLocalCluster]
 
 KEPT = 10  # records on every replica; the last one in sync acknowledges as many more
 LEFT = 3  # batches that the power failure leaves there
 
 
-def lose_power(cluster: LocalCluster, broker: int) -> None:
+def lose_power(cluster: AsyncLocalCluster, broker: int) -> None:
     """To a killed broker: its machine was rebooted meanwhile, and its log's tail had not been synced."""
     folder = cluster.member(broker).directory
     meta = folder / "meta.properties"
@@ -39,7 +39,7 @@ def lose_power(cluster: LocalCluster, broker: int) -> None:
     assert all(int(snapshot.stem) <= LEFT for snapshot in log.parent.glob("*.snapshot"))
 
 
-async def last_replica_loses_power(cluster: LocalCluster, admin: AdminClient) -> None:
+async def last_replica_loses_power(cluster: AsyncLocalCluster, admin: AdminClient) -> None:
     """Brokers 2 and 3 hold 10 records and are out of sync; 1, the last in sync, held 20 and comes back with 3."""
     await admin.create_topic("orders", assignments=[(1, 2, 3)], min_insync_replicas=1)
 
@@ -54,13 +54,11 @@ async def last_replica_loses_power(cluster: LocalCluster, admin: AdminClient) ->
         for n in range(KEPT):
             await producer.send_and_wait("orders", b"%d" % n)
         for broker in (2, 3):
-            cluster.kill(broker)
-            await cluster.wait_gone(broker)
+            await cluster.kill(broker)
         await in_sync(1)
         for n in range(KEPT, 2 * KEPT):
             await producer.send_and_wait("orders", b"%d" % n)
-    cluster.kill(1)
-    await cluster.wait_gone(1)
+    await cluster.kill(1)
     lose_power(cluster, 1)
     for broker in (1, 2, 3):
         await cluster.start(broker)
@@ -81,7 +79,7 @@ async def all_live(admin: AdminClient) -> None:
     await until(holds, "all three live")
 
 
-async def values(cluster: LocalCluster) -> list[int]:
+async def values(cluster: AsyncLocalCluster) -> list[int]:
     async with Consumer(cluster.bootstrap, "orders") as consumer:
         (end,) = (await consumer.end_offsets(consumer.assignment)).values()
         return [int((await anext(consumer)).value or b"") for _ in range(end)]
@@ -113,7 +111,7 @@ async def test_the_command_shows_what_it_chose_from_says_what_may_be_lost_and_as
     async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
         shell = Shell(cluster.directory)
         await last_replica_loses_power(cluster, admin)
-        cluster.kill(3)
+        await cluster.kill(3)
         await until(lambda: fenced(admin, 3), "broker 3 fenced")
 
         refused = await asyncio.to_thread(shell.run, "topic", "elect", "orders", "0", "--unclean", stdin=b"n\n")
@@ -147,7 +145,7 @@ async def test_a_candidate_that_has_restarted_since_it_was_asked_is_not_elected(
         await last_replica_loses_power(cluster, admin)
         best = (await admin.unclean_candidates("orders", 0))[0]
         assert best.broker_id == 2
-        cluster.kill(2)
+        await cluster.kill(2)
         await until(lambda: fenced(admin, 2), "broker 2 fenced")
         await cluster.restart(2)
         await all_live(admin)

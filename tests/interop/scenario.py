@@ -22,7 +22,7 @@ from pathlib import Path
 from fencepost import AdminClient, ConsumerRecord
 from fencepost_testing.cutting_proxy import Cuts, proxies_before
 from fencepost_testing.failures import CommandFailed
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.log_check.findings import Findings, Kind
 from fencepost_testing.log_check.ledger import Ledger, read_mark
 from fencepost_testing.read_back import read_everything
@@ -164,7 +164,7 @@ class Scenario:
     async def run(self) -> Result:
         """Raises CommandFailed and FencepostError where the run itself cannot go on."""
         async with contextlib.AsyncExitStack() as stack:
-            cluster = LocalCluster(self._folder / "cluster")
+            cluster = AsyncLocalCluster(self._folder / "cluster")
             stack.callback(cluster.close)
             bootstrap = await stack.enter_async_context(proxies_before(cluster, self._cuts))
             await cluster.up(timeout_s=PROCESS_TIMEOUT_S)
@@ -202,7 +202,7 @@ class Scenario:
 
     # ---- While it runs ----
 
-    async def _produce_and_read(self, cluster: LocalCluster, admin: AdminClient, bootstrap: str) -> None:
+    async def _produce_and_read(self, cluster: AsyncLocalCluster, admin: AdminClient, bootstrap: str) -> None:
         options, acks = self._options, self._acks
         async with contextlib.AsyncExitStack() as stack:
             members = await self._start_readers(stack, bootstrap)
@@ -263,7 +263,7 @@ class Scenario:
 
     async def _disturb(
         self,
-        cluster: LocalCluster,
+        cluster: AsyncLocalCluster,
         admin: AdminClient,
         ended: asyncio.Task[None],
         replace_member: Callable[[], Awaitable[None]],
@@ -281,10 +281,10 @@ class Scenario:
                 await replace_member()
             await self._kill_leader(cluster, admin, number % options.partitions)
 
-    async def _kill_leader(self, cluster: LocalCluster, admin: AdminClient, partition: int) -> None:
+    async def _kill_leader(self, cluster: AsyncLocalCluster, admin: AdminClient, partition: int) -> None:
         before = (await admin.describe_topic(TOPIC)).partitions[partition]
         self._kills.append(Kill(partition, time.time()))
-        cluster.kill(before.leader)
+        await cluster.kill(before.leader)
 
         async def has_new_leader() -> bool:
             now = (await admin.describe_topic(TOPIC)).partitions[partition]
@@ -304,7 +304,7 @@ class Scenario:
 
     # ---- The judge ----
 
-    async def _judge(self, cluster: LocalCluster, admin: AdminClient) -> None:
+    async def _judge(self, cluster: AsyncLocalCluster, admin: AdminClient) -> None:
         result, options, acks = self.result, self._options, self._acks
         result.kills, result.cuts = len(self._kills), self._cuts.count
         ends = await wait_settled(admin, TOPIC)

@@ -101,7 +101,7 @@ def test_a_cluster_starts_loses_a_broker_and_ends(tools: Path, tmp_path: Path) -
         try:
             await cluster.up()
             pids = [cluster.pid(node) for node in (CONTROLLER, 1, 2)]
-            cluster.kill(2)
+            await cluster.kill(2)
             await cluster.restart(2)
             assert cluster.pid(2) != pids[2]
             pids.append(cluster.pid(2))

@@ -16,12 +16,13 @@ from typer.testing import CliRunner, Result
 
 from fencepost_cli.commands import dump_log
 from fencepost_cli.main import app
-from fencepost_cli.status import ClusterStatus, PartitionStatus, ProcessStatus, show_status
+from fencepost_cli.status import show_status
 from fencepost_cli.terminal import table
 from fencepost_node.producers.producer_state import ProducerState
 from fencepost_proto.protocol.record_batch import read_header, stamp
 from fencepost_proto.protocol.records import BatchBuilder, Compression
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.cluster_status import ClusterStatus, PartitionStatus, ProcessStatus
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from tests.unit.logs import snapshot_bytes
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +73,7 @@ def test_without_a_cluster_commands_say_how_to_get_one(tmp_path: Path) -> None:
 
 
 def test_no_command_waits_for_a_cluster_that_is_down(tmp_path: Path) -> None:
-    LocalCluster.create(tmp_path, brokers=1, owned=False).close()
+    AsyncLocalCluster.create(tmp_path, brokers=1, owned=False).close()
     result = CliRunner().invoke(app, ["topic", "list", "--data-dir", str(tmp_path)])
     assert result.exit_code == 1
     assert f"no broker of the cluster in {tmp_path} runs: start it with 'fencepost cluster up'" in result.output

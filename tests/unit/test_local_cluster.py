@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import json
 import operator
@@ -19,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fencepost_testing import local_cluster, processes
+from fencepost_testing import cluster_folder, processes
 from fencepost_testing.local_cluster import ClusterError, LocalCluster, Settings, to_toml
 from fencepost_testing.ports import PortReservation
 from fencepost_testing.processes import NetworkPlace, ProcessRef, WatchdogFailed, spawn
@@ -54,12 +53,12 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ) -> tuple[ProcessRef, subprocess.Popen[bytes]]:
         return spawn([str(program)], config_file, log_file, place)
 
-    monkeypatch.setattr(local_cluster, "spawn", spawn_stand_in)
+    monkeypatch.setattr(cluster_folder, "spawn", spawn_stand_in)
     return program
 
 
 def start_all(cluster: LocalCluster) -> None:
-    asyncio.run(cluster.start(cluster.members))
+    cluster.start(*cluster.members)
 
 
 def gone(pid: int) -> bool:
@@ -92,7 +91,7 @@ def test_started_processes_are_ready_and_known_to_the_next_command(tmp_path: Pat
         with pytest.raises(ClusterError, match="holds a cluster already"):
             LocalCluster.create(tmp_path / "c")
     finally:
-        asyncio.run(cluster.down())
+        cluster.down()
     assert not LocalCluster.load(tmp_path / "c").any_running()
 
 
@@ -128,11 +127,11 @@ def test_copied_cluster_folder(tmp_path: Path) -> None:
         start_all(copy)
         assert tomllib.loads(copy.member(1).config_file.read_text())["data_dir"] == str(tmp_path / "copy/broker-1")
         assert {copy.pid(1), copy.pid("controller")}.isdisjoint({original.pid(1), original.pid("controller")})
-        asyncio.run(copy.down())
+        copy.down()
         assert original.running(1)
     finally:
         copy.kill_all()
-        asyncio.run(original.down())
+        original.down()
     (tmp_path / "a").rename(tmp_path / "moved")
     moved = LocalCluster.load(tmp_path / "moved")
     try:
@@ -140,7 +139,7 @@ def test_copied_cluster_folder(tmp_path: Path) -> None:
         assert json.loads((tmp_path / "moved/broker-1/process.json").read_text())["pid"] == moved.pid(1)
         assert not (tmp_path / "a").exists()
     finally:
-        asyncio.run(moved.down())
+        moved.down()
 
 
 def test_clock_step(tmp_path: Path) -> None:
@@ -158,7 +157,7 @@ def test_clock_step(tmp_path: Path) -> None:
         with pytest.raises(ClusterError, match=r"controller of the cluster in .* still runs"):
             later.remove()
     finally:
-        asyncio.run(cluster.down())
+        cluster.down()
 
 
 def test_a_folder_that_an_unknown_process_holds_is_not_removed(tmp_path: Path) -> None:
@@ -178,14 +177,14 @@ def test_a_folder_that_an_unknown_process_holds_is_not_removed(tmp_path: Path) -
 
 def test_a_start_that_fails_leaves_nothing_running_that_it_started(tmp_path: Path) -> None:
     cluster = LocalCluster.create(tmp_path / "c", brokers=2, owned=False)
-    asyncio.run(cluster.start("controller"))
+    cluster.start("controller")
     try:
         cluster.broker_overrides["log_level"] = "broken"
         with pytest.raises(ClusterError, match="broker 1 ended with exit code 1"):
             start_all(cluster)
         assert [node for node in cluster.nodes if cluster.running(node)] == ["controller"]  # it ran before
     finally:
-        asyncio.run(cluster.down())
+        cluster.down()
 
 
 def test_up_without_brokers(tmp_path: Path) -> None:
@@ -193,7 +192,7 @@ def test_up_without_brokers(tmp_path: Path) -> None:
     cluster = LocalCluster.create(tmp_path / "c", brokers=2, broker_overrides={"log_level": "refused"}, owned=False)
 
     with pytest.raises(ClusterError, match=r"(?s)broker [12] ended.*the controller refused this broker"):
-        asyncio.run(cluster.up())
+        cluster.up()
     assert not cluster.any_running()
 
 
@@ -215,9 +214,9 @@ def test_ports_stay_the_same_over_a_kill_and_a_restart(tmp_path: Path) -> None:
         start_all(cluster)
         address, pid = cluster.member(1).address, cluster.pid(1)
         cluster.kill(1)
-        assert asyncio.run(cluster.wait_gone(1)) == -9
+        assert cluster.wait_gone(1) == -9
         assert not cluster.running(1)
-        asyncio.run(cluster.restart(1))
+        cluster.restart(1)
         assert cluster.pid(1) != pid
         assert cluster.member(1).address == address
         assert json.loads((tmp_path / "c/broker-1/process.json").read_text())["address"] == address
@@ -255,7 +254,7 @@ def test_a_cluster_that_was_down_moves_from_a_port_that_another_process_took(tmp
                 assert f'"127.0.0.1:{after[0]}"' in cluster.member(broker).config_file.read_text()
             assert LocalCluster.load(tmp_path / "c").member("controller").port == after[0]
         finally:
-            asyncio.run(cluster.down())
+            cluster.down()
             holding.close()
 
 
@@ -270,7 +269,7 @@ def test_pause_resume_and_stop(tmp_path: Path) -> None:
         cluster.resume(1)
         until_sync(lambda: not process.paused(), "it goes on")
         cluster.pause(1)
-        assert asyncio.run(cluster.stop(1)) == 0  # a paused process is woken to stop
+        assert cluster.stop(1) == 0  # a paused process is woken to stop
         with pytest.raises(ClusterError, match="broker 1 is not running"):
             cluster.kill(1)
         with pytest.raises(ClusterError, match="no broker 7"):
@@ -295,7 +294,7 @@ def test_a_process_that_ends_between_the_signals_of_a_clean_stop_is_stopped(
 
     try:
         monkeypatch.setattr(ProcessRef, "send", send_and_wait)
-        assert asyncio.run(cluster.stop(1)) == 0
+        assert cluster.stop(1) == 0
     finally:
         cluster.close()
 
@@ -344,10 +343,10 @@ def test_another_process_with_the_same_pid_is_never_signalled(tmp_path: Path) ->
 OWNER = """
     import asyncio, os, sys, time
     from pathlib import Path
-    from fencepost_testing import local_cluster, processes
-    local_cluster.spawn = lambda _, config, log, place: processes.spawn([sys.argv[2]], config, log, place)
+    from fencepost_testing import cluster_folder, local_cluster, processes
+    cluster_folder.spawn = lambda _, config, log, place: processes.spawn([sys.argv[2]], config, log, place)
     cluster = local_cluster.LocalCluster.create(sys.argv[1], brokers=2)
-    asyncio.run(cluster.start(cluster.members))
+    cluster.start(*cluster.members)
     print(*(cluster.pid(node) for node in cluster.members), flush=True)
     if sys.argv[3] == "wait":
         time.sleep(60)
@@ -394,10 +393,10 @@ def test_a_temporary_folder_goes_with_its_cluster_unless_it_is_to_be_kept(
 
 TEMPORARY = """
     import asyncio, os, sys
-    from fencepost_testing import LocalCluster, local_cluster, processes
-    local_cluster.spawn = lambda _, config, log, place: processes.spawn([sys.argv[1]], config, log, place)
+    from fencepost_testing import LocalCluster, cluster_folder, processes
+    cluster_folder.spawn = lambda _, config, log, place: processes.spawn([sys.argv[1]], config, log, place)
     cluster = LocalCluster(brokers=1)
-    asyncio.run(cluster.start(cluster.members))
+    cluster.start(*cluster.members)
     if os.fork() == 0:
         sys.exit(0)  # a fork ends as any program does, and the cluster is not its own
     os.wait()

@@ -7,14 +7,14 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fencepost_cli.terminal import DEFAULT_DATA_DIR, LEDGERS, DataDir, console, fail, run
-from fencepost_testing.local_cluster import CONTROLLER, STATE_FILE, ClusterError, LocalCluster, Node, name_of
+from fencepost_testing.local_cluster import CONTROLLER, STATE_FILE, AsyncLocalCluster, ClusterError, Node, name_of
 
 if TYPE_CHECKING:
     from fencepost_proto.protocol.metadata import MetadataImage
@@ -55,14 +55,14 @@ def _locked(data_dir: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def _load(data_dir: Path) -> LocalCluster:
+def _load(data_dir: Path) -> AsyncLocalCluster:
     try:
-        return LocalCluster.load(data_dir)
+        return AsyncLocalCluster.load(data_dir)
     except ClusterError as error:
         fail(str(error))
 
 
-async def _image(cluster: LocalCluster) -> MetadataImage | None:
+async def _image(cluster: AsyncLocalCluster) -> MetadataImage | None:
     """The newest of the running brokers' metadata."""
     import asyncio
 
@@ -73,7 +73,7 @@ async def _image(cluster: LocalCluster) -> MetadataImage | None:
     return max((image for image in images if image), key=lambda image: image.version, default=None)
 
 
-async def _resolve(cluster: LocalCluster, target: str) -> Node:
+async def _resolve(cluster: AsyncLocalCluster, target: str) -> Node:
     """The node that a target names now. Raises ClusterError."""
     if target == CONTROLLER:
         return CONTROLLER
@@ -93,7 +93,9 @@ async def _resolve(cluster: LocalCluster, target: str) -> Node:
     return partition.leader
 
 
-def _for_each(data_dir: Path, targets: list[str], act: Callable[[LocalCluster, Node], None], done: str) -> None:
+def _for_each(
+    data_dir: Path, targets: list[str], act: Callable[[AsyncLocalCluster, Node], Awaitable[None]], done: str
+) -> None:
     """All targets are looked up before anything is done to the first."""
     with _locked(data_dir):
         cluster = _load(data_dir)
@@ -101,7 +103,7 @@ def _for_each(data_dir: Path, targets: list[str], act: Callable[[LocalCluster, N
         async def act_on_all() -> None:
             nodes = [await _resolve(cluster, target) for target in targets]
             for node in dict.fromkeys(nodes):
-                act(cluster, node)
+                await act(cluster, node)
                 typer.echo(f"{name_of(node)} {done}")
 
         run(act_on_all())
@@ -146,7 +148,7 @@ def up(
         new = not (data_dir / STATE_FILE).exists()
         try:
             cluster = (
-                LocalCluster.create(
+                AsyncLocalCluster.create(
                     data_dir,
                     brokers=brokers or DEFAULT_BROKERS,
                     owned=False,
@@ -154,7 +156,7 @@ def up(
                     first_kafka_port=kafka_port,
                 )
                 if new
-                else LocalCluster.load(data_dir)
+                else AsyncLocalCluster.load(data_dir)
             )
         except (ClusterError, OSError) as error:
             fail(str(error))
@@ -185,9 +187,7 @@ def up(
 
         leaderless = run(start())
     if as_json:
-        from fencepost_cli.status import read_status
-
-        typer.echo(json.dumps(run(read_status(cluster)).to_json()))
+        typer.echo(json.dumps(run(cluster.status()).to_json()))
     else:
         typer.echo(f"cluster of {len(cluster.broker_ids)} brokers is up in {data_dir}; bootstrap {cluster.bootstrap}")
         typer.echo(f"for Kafka's clients: bootstrap.servers={cluster.kafka_bootstrap}")
@@ -201,19 +201,19 @@ def up(
 @app.command(epilog="Example: fencepost cluster kill leader:orders-0")
 def kill(targets: Targets, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """End processes with SIGKILL: what a crash is like."""
-    _for_each(data_dir, targets, LocalCluster.kill, "killed")
+    _for_each(data_dir, targets, AsyncLocalCluster.kill, "killed")
 
 
 @app.command(epilog="Example: fencepost cluster pause 2")
 def pause(targets: Targets, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """Stop processes in their tracks with SIGSTOP; they keep everything and say nothing."""
-    _for_each(data_dir, targets, LocalCluster.pause, "paused")
+    _for_each(data_dir, targets, AsyncLocalCluster.pause, "paused")
 
 
 @app.command(epilog="Example: fencepost cluster resume 2")
 def resume(targets: Targets, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """Let paused processes go on, with SIGCONT."""
-    _for_each(data_dir, targets, LocalCluster.resume, "resumed")
+    _for_each(data_dir, targets, AsyncLocalCluster.resume, "resumed")
 
 
 @app.command(epilog="Example: fencepost cluster restart 1 controller")
@@ -264,7 +264,7 @@ def add_broker(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
                 await cluster.wait_registered([broker])
             except BaseException:  # it has no place where it never came up
                 if cluster.running(broker):
-                    cluster.kill(broker)
+                    await cluster.kill(broker)
                     await cluster.wait_gone(broker)
                 cluster.drop_broker(broker)
                 raise
@@ -335,9 +335,9 @@ def status(
 
     Exit code 1 where a process does not serve, a partition has no leader, or a replica has failed.
     """
-    from fencepost_cli.status import read_status, show_status
+    from fencepost_cli.status import show_status
 
-    told = run(read_status(_load(data_dir)))
+    told = run(_load(data_dir).status())
     if as_json:
         typer.echo(json.dumps(told.to_json()))
     else:

@@ -13,7 +13,7 @@ import typer
 from fencepost_cli.commands.cluster import _load, _locked
 from fencepost_cli.terminal import DEFAULT_DATA_DIR, DataDir, fail, run
 from fencepost_testing.failures import CommandFailed
-from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, Node
+from fencepost_testing.local_cluster import CONTROLLER, AsyncLocalCluster, Node
 
 if TYPE_CHECKING:
     from fencepost_controller.decisions.recovery import RecoveredMetadata
@@ -92,11 +92,11 @@ def _data_dir_of(config: Path) -> Path:
         fail(str(error), code=2)
 
 
-async def _recover_local(cluster: LocalCluster, without: frozenset[int]) -> None:
+async def _recover_local(cluster: AsyncLocalCluster, without: frozenset[int]) -> None:
     asked = [broker for broker in cluster.broker_ids if broker not in without]
     started: list[Node] = [broker for broker in asked if not cluster.running(broker)]
     try:
-        await cluster.start(started)
+        await cluster.start(*started)
         addresses = [cluster.member(broker).address for broker in asked]
         await _recover(cluster.member(CONTROLLER).directory, addresses, without)
     finally:

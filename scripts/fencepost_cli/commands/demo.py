@@ -95,9 +95,9 @@ async def _run(folder: Path, options: DemoOptions, out: Console) -> DemoResult:
     from fencepost_cli.demo import Demo
     from fencepost_proto.protocol.errors import FencepostError
     from fencepost_testing.failures import CommandFailed
-    from fencepost_testing.local_cluster import LocalCluster
+    from fencepost_testing.local_cluster import AsyncLocalCluster
 
-    cluster = LocalCluster.create(folder, brokers=options.brokers)
+    cluster = AsyncLocalCluster.create(folder, brokers=options.brokers)
     async with options.clients(cluster) as clients, cluster:
         out.print(f"a controller and {options.brokers} brokers are up in {folder}")
         demo = Demo(cluster, clients, options, out.print)

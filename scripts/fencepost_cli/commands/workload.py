@@ -29,7 +29,7 @@ from fencepost_cli.terminal import (
 )
 from fencepost_testing.failures import CommandFailed
 from fencepost_testing.kafka_clients import CLIENTS, FENCEPOST
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.log_check.ledger import MIN_RECORD_BYTES, Ledger
 
 if TYPE_CHECKING:
@@ -396,7 +396,7 @@ def verify(
     from fencepost_testing.log_check.findings import Kind
 
     brokers = bootstrap_of(bootstrap, data_dir)
-    cluster = None if bootstrap else LocalCluster.load(data_dir)
+    cluster = None if bootstrap else AsyncLocalCluster.load(data_dir)
     if cluster is not None and not all(cluster.running(broker) for broker in cluster.broker_ids):
         cluster = None
     verified = run(_verify(brokers, topic, _ledgers_of(ledgers, data_dir, topic), cluster))
@@ -440,7 +440,7 @@ class Verified(NamedTuple):
     findings: Findings
 
 
-async def _verify(brokers: str, topic: str, ledgers: Path, cluster: LocalCluster | None) -> Verified:
+async def _verify(brokers: str, topic: str, ledgers: Path, cluster: AsyncLocalCluster | None) -> Verified:
     from fencepost import AdminClient, Consumer, ConsumerRecord
     from fencepost_testing.read_back import read_to_end
     from fencepost_testing.read_log import SUFFIX, ReadCheck

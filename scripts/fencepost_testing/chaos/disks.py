@@ -22,7 +22,7 @@ from pathlib import Path
 from fencepost_testing.chaos.faults import Fault, FaultKind, SkippedFault
 from fencepost_testing.chaos.nemesis_log import Happened
 from fencepost_testing.chaos.view import View
-from fencepost_testing.local_cluster import LocalCluster, Node
+from fencepost_testing.local_cluster import AsyncLocalCluster, Node
 from fencepost_testing.replica_files import replica_folder
 from fencepost_testing.waiting import NotInTime, until
 
@@ -75,7 +75,7 @@ def stands(flipped: Flipped) -> bool:
 class Disks:
     """The caller keeps other faults away from the brokers that are hit; from all of them, for a flipped byte."""
 
-    def __init__(self, cluster: LocalCluster, view: View, topic: str) -> None:
+    def __init__(self, cluster: AsyncLocalCluster, view: View, topic: str) -> None:
         self._cluster = cluster
         self._view = view
         self._topic = topic

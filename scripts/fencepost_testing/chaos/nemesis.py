@@ -38,7 +38,7 @@ from fencepost_testing.chaos.nemesis_log import Happened, NemesisLog
 from fencepost_testing.chaos.unclean import UncleanElections
 from fencepost_testing.chaos.view import View
 from fencepost_testing.local_cluster import CONTROLLER as LOCAL_CONTROLLER
-from fencepost_testing.local_cluster import LocalCluster, Node
+from fencepost_testing.local_cluster import AsyncLocalCluster, Node
 from fencepost_testing.waiting import until
 
 RESTART_TIMEOUT_S = 60.0
@@ -67,7 +67,7 @@ class Executor:
 
     def __init__(
         self,
-        cluster: LocalCluster,
+        cluster: AsyncLocalCluster,
         fleet: Fleet,
         admin: AdminClient,
         network: CuttableNetwork | None,
@@ -179,12 +179,9 @@ class Executor:
         with self._claim(await self._found(fault.targets)) as victims:
             nodes = [node_of(party) for party in victims]
             with self._logged(fault, victims):
-                for node in nodes:
-                    self._cluster.kill(node)
-                for node in nodes:
-                    await self._cluster.wait_gone(node)
+                await self._cluster.kill(*nodes)
                 await asyncio.sleep(fault.duration_s)
-                await self._cluster.start(nodes, timeout_s=RESTART_TIMEOUT_S)
+                await self._cluster.start(*nodes, timeout_s=RESTART_TIMEOUT_S)
 
     async def _bounce(self, fault: Fault) -> None:
         with self._claim(await self._found(fault.targets)) as (victim, *_):
@@ -198,11 +195,11 @@ class Executor:
         with self._claim(await self._found(fault.targets)) as (victim, *_):
             node = node_of(victim)
             with self._logged(fault, (victim,)):
-                self._cluster.pause(node)
+                await self._cluster.pause(node)
                 try:
                     await asyncio.sleep(fault.duration_s)
                 finally:
-                    self._cluster.resume(node)
+                    await self._cluster.resume(node)
 
     # ---- Data folders ----
 
@@ -234,7 +231,7 @@ class Executor:
         everybody = await self._everybody_free()
         with self._claim(everybody):  # or another fault would make it the last one meanwhile
             if fault.kind is FaultKind.RESTORE_RUNNING:
-                self._cluster.kill(node)
+                await self._cluster.kill(node)
                 await self._cluster.wait_gone(node)
             else:
                 await self._stop(node)

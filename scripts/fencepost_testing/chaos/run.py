@@ -38,7 +38,7 @@ from fencepost_testing.chaos.schedule import REPLICATION_FACTOR, Shape, make_sch
 from fencepost_testing.failures import CommandFailed, leaves
 from fencepost_testing.history_files import HistoryFiles, UnreadableHistory, check_history_files
 from fencepost_testing.kafka_clients import FENCEPOST
-from fencepost_testing.local_cluster import CONTROLLER, LocalCluster, Node
+from fencepost_testing.local_cluster import CONTROLLER, AsyncLocalCluster, Node
 from fencepost_testing.member import log_tail
 from fencepost_testing.processes import NetworkPlace
 from fencepost_testing.read_back import read_everything
@@ -134,7 +134,7 @@ class Chaos:
             return network.place(party) if network is not None else None
 
         nodes: list[Node] = [CONTROLLER, *range(1, options.brokers + 1)]
-        cluster = LocalCluster.create(
+        cluster = AsyncLocalCluster.create(
             self._report / "cluster",
             brokers=options.brokers,
             controller_overrides=CONTROLLER_SETTINGS,
@@ -158,7 +158,7 @@ class Chaos:
             self._gather_logs(cluster)
 
     async def _harm_and_heal(
-        self, cluster: LocalCluster, fleet: Fleet, network: CuttableNetwork | None, admin: AdminClient
+        self, cluster: AsyncLocalCluster, fleet: Fleet, network: CuttableNetwork | None, admin: AdminClient
     ) -> None:
         options, result = self._options, self.result
         await admin.create_topic(
@@ -179,7 +179,7 @@ class Chaos:
         result.faults_end_s = time.monotonic() - result.started_at
         self.phase = "healing"
         self._tell("no more faults: everything is to heal")
-        await cluster.start(cluster.nodes, timeout_s=RESTART_TIMEOUT_S)
+        await cluster.start(*cluster.nodes, timeout_s=RESTART_TIMEOUT_S)
         result.healed_in_s = await wait_writable(admin, TOPIC)
         await fleet.wait_heard(HEARD_TIMEOUT_S)
         await self._wait_groups(admin)
@@ -220,7 +220,7 @@ class Chaos:
         self._tell(f"groups {', '.join(groups)} have read and committed everything")
 
     async def _harm(
-        self, cluster: LocalCluster, fleet: Fleet, network: CuttableNetwork | None, admin: AdminClient
+        self, cluster: AsyncLocalCluster, fleet: Fleet, network: CuttableNetwork | None, admin: AdminClient
     ) -> None:
         options, result = self._options, self.result
         log = NemesisLog(self._report / "nemesis.jsonl", result.started_at, self._tell)
@@ -241,7 +241,7 @@ class Chaos:
             log.close()
             history.close()
 
-    async def _read(self, cluster: LocalCluster, fleet: Fleet) -> None:
+    async def _read(self, cluster: AsyncLocalCluster, fleet: Fleet) -> None:
         if fleet.resumed_file.exists():
             lines = fleet.resumed_file.read_text().splitlines()
             told = [ResumeAnswer.from_line(line) for line in lines if line.endswith("}")]
@@ -267,7 +267,7 @@ class Chaos:
 
     # ---- The verdict ----
 
-    def _gather_logs(self, cluster: LocalCluster) -> None:
+    def _gather_logs(self, cluster: AsyncLocalCluster) -> None:
         for node in cluster.nodes:
             if (log := cluster.member(node).log_file).exists():
                 shutil.copy(log, self._report / "logs" / f"{party_of(node)}.log")

@@ -20,8 +20,8 @@ from collections.abc import Iterable, Sequence
 
 from fencepost_testing.chaos.faults import Link, Party
 from fencepost_testing.chaos.network import NetworkUnavailable
+from fencepost_testing.cluster_folder import PLACE_PORT
 from fencepost_testing.faulty_wire import FAULT_PORT
-from fencepost_testing.local_cluster import PLACE_PORT
 from fencepost_testing.processes import NetworkPlace
 
 MAX_PARTIES = 200

@@ -20,7 +20,7 @@ from fencepost_proto.protocol.errors import FencepostError
 from fencepost_testing.chaos.faults import Fault, FaultKind, SkippedFault
 from fencepost_testing.chaos.nemesis_log import Happened
 from fencepost_testing.chaos.view import View
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.recorded_election import elect_recorded
 from fencepost_testing.waiting import until
 
@@ -35,7 +35,9 @@ _POLL_S = 0.1
 class UncleanElections:
     """Of a topic's partitions. The caller keeps other faults away from all brokers meanwhile."""
 
-    def __init__(self, cluster: LocalCluster, admin: AdminClient, view: View, topic: str, history: History) -> None:
+    def __init__(
+        self, cluster: AsyncLocalCluster, admin: AdminClient, view: View, topic: str, history: History
+    ) -> None:
         self._cluster = cluster
         self._admin = admin
         self._view = view
@@ -53,7 +55,7 @@ class UncleanElections:
             await self._leave_behind(fault, lagging)
             await self._kill_the_others(fault, lagging)
             if self._cluster.paused(lagging):
-                self._cluster.resume(lagging)
+                await self._cluster.resume(lagging)
             await self._cluster.start(lagging, timeout_s=RESTART_TIMEOUT_S)
             chosen = await self._candidate(index)
             happened.note += (
@@ -67,15 +69,14 @@ class UncleanElections:
                 happened.note += f"; {type(error).__name__}"
         finally:
             if self._cluster.paused(lagging):
-                self._cluster.resume(lagging)
-            await self._cluster.start(self._cluster.broker_ids, timeout_s=RESTART_TIMEOUT_S)
+                await self._cluster.resume(lagging)
+            await self._cluster.start(*self._cluster.broker_ids, timeout_s=RESTART_TIMEOUT_S)
 
     async def _leave_behind(self, fault: Fault, lagging: int) -> None:
         if fault.kind is FaultKind.UNCLEAN_AFTER_PAUSE:
-            self._cluster.pause(lagging)
+            await self._cluster.pause(lagging)
         else:
-            self._cluster.kill(lagging)
-            await self._cluster.wait_gone(lagging)
+            await self._cluster.kill(lagging)
         await self._view.until(
             fault.partition, lambda p: p.leader >= 0 and lagging not in p.isr, LEAVE_TIMEOUT_S, f"{lagging} out of sync"
         )
@@ -89,12 +90,13 @@ class UncleanElections:
                 f"the in-sync set of partition {fault.partition} is not known, or has broker {lagging} again"
             )
         members = sorted(partition.isr, key=lambda member: member == partition.leader)
+        if fault.kind is not FaultKind.UNCLEAN_AFTER_KILL:
+            await self._cluster.kill(*members)
+            return
         for number, member in enumerate(members, 1):
-            self._cluster.kill(member)
-            if fault.kind is FaultKind.UNCLEAN_AFTER_KILL and number < len(members):
+            await self._cluster.kill(member)
+            if number < len(members):
                 await self._only_in_sync(fault.partition, set(members[number:]))
-        for member in members:
-            await self._cluster.wait_gone(member)
 
     async def _only_in_sync(self, index: int, left: set[int]) -> None:
         await self._view.until(index, lambda p: set(p.isr) == left, LEAVE_TIMEOUT_S, f"only {left} in sync")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fencepost_proto.protocol.metadata import MetadataImage, Partition
 from fencepost_testing.chaos.faults import SkippedFault
 from fencepost_testing.cluster_metadata import read_image
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.waiting import until
 
 ASK_TIMEOUT_S = 0.5
@@ -18,7 +18,7 @@ _POLL_S = 0.1
 class View:
     """Of one topic."""
 
-    def __init__(self, cluster: LocalCluster, topic: str) -> None:
+    def __init__(self, cluster: AsyncLocalCluster, topic: str) -> None:
         self._cluster = cluster
         self._topic = topic
 

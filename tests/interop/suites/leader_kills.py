@@ -9,14 +9,14 @@ from collections.abc import Awaitable, Callable
 from fencepost import AdminClient
 from fencepost.descriptions import PartitionDescription
 from fencepost_proto.protocol.errors import UnknownTopicOrPartition
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.waiting import until
 
 _TIMEOUT_S = 120.0
 _POLL_S = 0.1
 
 
-async def kill_leaders(cluster: LocalCluster, every_s: float, tell: Callable[[str], None]) -> None:
+async def kill_leaders(cluster: AsyncLocalCluster, every_s: float, tell: Callable[[str], None]) -> None:
     """Until it is cancelled: kill a broker that leads, and once others lead start it again; wait for all replicas.
 
     From one kill to the next it is `every_s`, or longer where a broker takes longer to come back. A broker that leads
@@ -37,14 +37,14 @@ async def kill_leaders(cluster: LocalCluster, every_s: float, tell: Callable[[st
             await asyncio.sleep(max(_POLL_S, every_s - (loop.time() - began)))
 
 
-async def _kill(broker: int, cluster: LocalCluster, admin: AdminClient) -> None:
+async def _kill(broker: int, cluster: AsyncLocalCluster, admin: AdminClient) -> None:
     def led() -> Awaitable[int]:
         return _led_by(broker, admin)
 
     def late() -> Awaitable[int]:
         return _not_in_sync(admin)
 
-    cluster.kill(broker)
+    await cluster.kill(broker)
     await cluster.wait_gone(broker)
     await until(led, f"others lead what broker {broker} led", _TIMEOUT_S, holds=operator.not_, poll_s=_POLL_S)
     await cluster.start(broker, timeout_s=_TIMEOUT_S)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fencepost_testing.cutting_proxy import Cuts, proxies_before
-from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster
 from tests.interop.suites import kgo, librdkafka
 from tests.interop.suites.leader_kills import kill_leaders
 from tests.interop.suites.suite import Choice, Outcome, Stage, State, Suite, run_jobs, summary
@@ -56,7 +56,7 @@ async def run_suite(
 
 async def _run_stage(stage: Stage, settings: Settings, folder: Path, tell: Callable[[str], None]) -> list[Outcome]:
     kills = settings.kill_every_s > 0
-    cluster = LocalCluster(folder / f"cluster-{stage.name}", broker_overrides=dict(stage.broker_settings))
+    cluster = AsyncLocalCluster(folder / f"cluster-{stage.name}", broker_overrides=dict(stage.broker_settings))
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(cluster.close)
         bootstrap = cluster.kafka_bootstrap
