@@ -172,6 +172,7 @@ class Broker:
             new_producers=self._admission(),
             metadata=MetadataAnswers(),
             groups=self.groups,
+            listen=self._host.listen,
             on_failure=self.failure.report,
         )
 

@@ -22,6 +22,7 @@ class ClusterFile:
     members: dict[Node, Member]
     controller_overrides: dict[str, Setting]
     broker_overrides: dict[str, Setting]
+    faults: bool = False  # its processes are started so that faults can be set on them
 
     @classmethod
     def read(cls, root: Path) -> ClusterFile:
@@ -52,7 +53,8 @@ class ClusterFile:
                 config_file = str(member.config_file)
                 member.process = ProcessRef(int(said["pid"]), float(said["create_time_s"]), config_file, started)
             members[node] = member
-        return cls(members, state["controller_overrides"], state["broker_overrides"])
+        faults = bool(state.get("faults", False))  # not in files of older versions
+        return cls(members, state["controller_overrides"], state["broker_overrides"], faults)
 
     def write(self, root: Path) -> None:
         """In one step: other commands may read it meanwhile."""
@@ -74,6 +76,7 @@ class ClusterFile:
             ],
             "controller_overrides": self.controller_overrides,
             "broker_overrides": self.broker_overrides,
+            "faults": self.faults,
         }
         draft = root / f".{STATE_FILE}.{os.getpid()}"
         draft.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
     DIR/cluster.json             what this module remembers: members, ports, processes, settings
     DIR/controller/              the controller's data, controller.toml, server.log, process.json
     DIR/broker-<id>/             a broker's data, broker.toml, server.log, process.json
+    DIR/faults/                  faults that were set on it (`faults.board`)
 
 Ports are chosen before anything starts, so that all processes can start at the same time, and stay the same over
 restarts, unless the whole cluster was down and another process has taken one.
@@ -22,6 +23,9 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from fencepost_testing.cluster_file import STATE_FILE, ClusterFile
+from fencepost_testing.faults.board import FOLDER as FAULTS_FOLDER
+from fencepost_testing.faults.board import Board
+from fencepost_testing.faults.faults import Faults
 from fencepost_testing.member import (
     CONTROLLER,
     ClusterError,
@@ -46,6 +50,7 @@ CONSUMER_HEARTBEAT_MS = 500  # of members of KIP-848's groups, which learn of a 
 REBALANCE_DELAY_MS = 100  # of an empty group's first generation: members of a test come at about the same time
 
 MAX_HAPPENINGS = 1_000
+_WITH_FAULTS = ("fencepost_testing.faults.process",)  # the module that runs a broker or controller
 
 
 class Happening(NamedTuple):
@@ -67,6 +72,7 @@ class ClusterFolder:
     controller_overrides: dict[str, Setting]
     broker_overrides: dict[str, Setting]
     owned: bool
+    faults: Faults  # sets faults, where the cluster was made with them
     _watchdog: Watchdog | None
     _reservations: list[PortReservation]
     _end: Callable[[], object] | None  # of a cluster in a temporary folder
@@ -84,6 +90,7 @@ class ClusterFolder:
         first_kafka_port: int | None = None,
         places: Mapping[Node, NetworkPlace] | None = None,
         keep: bool = False,
+        faults: bool = True,
     ) -> None:
         """A new cluster in a folder that holds none yet.
 
@@ -93,6 +100,7 @@ class ClusterFolder:
         kinds of configuration file.
         `places`: where each process is to run, all of them or none; only of an owned cluster, for its folder does not
         remember them.
+        `faults`: its processes are started so that faults can be set on them (`faults`); without, nothing can.
         Raises ClusterError for a folder that is taken and for impossible options; OSError where a port is not free.
         """
         if not 1 <= brokers <= MAX_BROKERS:
@@ -114,7 +122,10 @@ class ClusterFolder:
             member.directory = root / folder_of(node)
         for node, place in (places or {}).items():
             members[node].place = place
-        self._set(root, members, controller_overrides or {}, broker_overrides or {}, owned=owned)
+        shutil.rmtree(root / FAULTS_FOLDER, ignore_errors=True)  # of another cluster that was here
+        if faults:
+            Board.create(root / FAULTS_FOLDER).close()
+        self._set(root, members, controller_overrides or {}, broker_overrides or {}, owned=owned, faults=faults)
         self._reservations += reservations
         if directory is None:
             self._end = weakref.finalize(self, _end_temporary, members, root, os.getpid(), keep=keep)
@@ -134,6 +145,7 @@ class ClusterFolder:
         first_port: int | None = None,
         first_kafka_port: int | None = None,
         places: Mapping[Node, NetworkPlace] | None = None,
+        faults: bool = True,
     ) -> Self:
         """A new cluster in a folder of the caller's; see `__init__`."""
         return cls(
@@ -145,6 +157,7 @@ class ClusterFolder:
             first_port=first_port,
             first_kafka_port=first_kafka_port,
             places=places,
+            faults=faults,
         )
 
     @classmethod
@@ -153,7 +166,8 @@ class ClusterFolder:
         root = usable_folder(directory)
         found = ClusterFile.read(root)
         cluster = cls.__new__(cls)
-        cluster._set(root, found.members, found.controller_overrides, found.broker_overrides, owned=False)
+        overrides = found.controller_overrides, found.broker_overrides
+        cluster._set(root, found.members, *overrides, owned=False, faults=found.faults)
         return cluster
 
     def _set(
@@ -164,8 +178,11 @@ class ClusterFolder:
         broker_overrides: Settings,
         *,
         owned: bool,
+        faults: bool,
     ) -> None:
         self.directory = directory
+        self.faults = Faults(directory)
+        self._has_faults = faults
         self.members = members
         self.controller_overrides = dict(controller_overrides)
         self.broker_overrides = dict(broker_overrides)
@@ -186,7 +203,8 @@ class ClusterFolder:
     # ---- Remembering ----
 
     def _save(self) -> None:
-        ClusterFile(self.members, self.controller_overrides, self.broker_overrides).write(self.directory)
+        overrides = self.controller_overrides, self.broker_overrides
+        ClusterFile(self.members, *overrides, faults=self._has_faults).write(self.directory)
 
     def _write_config(self, member: Member) -> None:
         settings: dict[str, Setting] = {"data_dir": str(member.directory), "listen": member.address}
@@ -312,6 +330,8 @@ class ClusterFolder:
         if self.owned and self._watchdog is None:
             self._watchdog = Watchdog()
         entry = member.place.entry if member.place is not None else ()
+        if not entry and self._has_faults:
+            entry = _WITH_FAULTS
         arguments = ["-m", *entry, member.module]
         member.process, member.child = spawn(arguments, member.config_file, member.log_file, member.place)
         if self._watchdog is not None:
@@ -341,6 +361,8 @@ class ClusterFolder:
                 raise ClusterError(f"{name_of(member.node)} of the cluster in {self.directory} still runs")
         for member in self.members.values():
             shutil.rmtree(member.directory, ignore_errors=True)
+        if self._has_faults:
+            shutil.rmtree(self.directory / FAULTS_FOLDER, ignore_errors=True)
         (self.directory / STATE_FILE).unlink(missing_ok=True)
 
     def _forget(self) -> None:

@@ -17,6 +17,7 @@ from fencepost_node.producers.producer_ids import ProducerIds
 from fencepost_node.producers.refusals import Refusals
 from fencepost_node.replica_manager import ReplicaManager
 from fencepost_proto.protocol.record_batch import Buffer
+from fencepost_proto.transport.streams import Listen
 
 ANONYMOUS = "User:ANONYMOUS"  # who a connection is, while none authenticates
 
@@ -34,6 +35,7 @@ class KafkaBroker:
     new_producers: NewProducers
     metadata: MetadataAnswers
     groups: GroupCoordinators
+    listen: Listen
     on_failure: Callable[[BaseException], None]  # is given what no one can handle
 
     @property

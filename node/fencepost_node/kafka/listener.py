@@ -15,7 +15,7 @@ import logging
 from fencepost_node.kafka.connection import ConnectionCalls, KafkaConnection
 from fencepost_node.kafka.context import KafkaBroker
 from fencepost_proto.runtime.turns import Turns
-from fencepost_proto.transport.streams import Listening, listen
+from fencepost_proto.transport.streams import Listening
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,8 @@ class KafkaListener:
     async def start(self) -> None:
         """Raises OSError where the port is occupied, or the address is not this machine's."""
         calls = ConnectionCalls(self.opened, self.closed, self.held)
-        self._listening = await listen(self.broker.config.kafka_listen, lambda: KafkaConnection(self.broker, calls))
+        address = self.broker.config.kafka_listen
+        self._listening = await self.broker.listen(address, lambda: KafkaConnection(self.broker, calls))
         self.address = self._listening.address
         self._sweep = asyncio.get_running_loop().create_task(self._sweep_for_ever(), name="kafka-sweep")
 

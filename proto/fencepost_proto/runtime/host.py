@@ -1,4 +1,4 @@
-"""What a process gets from the machine that it runs on: how to reach others, the wall clock, and chance.
+"""What a process gets from the machine that it runs on: how to reach others and be reached, the wall clock, and chance.
 
 Together with the broker's disk this is all that the simulation replaces. Time that passes is not here: it comes from
 the running event loop.
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from fencepost_proto.transport import streams
 from fencepost_proto.transport.wire import GrpcWire, Wire
 
 
@@ -25,3 +26,4 @@ class Host:
     wire: Wire = field(default_factory=GrpcWire)
     wall_clock_ms: Callable[[], int] = _wall_clock_ms  # for record timestamps and retention only
     random: random.Random = field(default_factory=random.Random)  # ids, jitter
+    listen: streams.Listen = streams.listen  # for protocols that are not gRPC

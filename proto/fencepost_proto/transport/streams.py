@@ -7,7 +7,7 @@ Both functions use the running event loop's own transports. The simulation's loo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -26,6 +26,9 @@ class Listening:
     def close(self) -> None:
         """Accept no more connections."""
         self.server.close()
+
+
+Listen = Callable[[str, Callable[[], asyncio.BaseProtocol]], Awaitable[Listening]]  # as `listen`
 
 
 async def listen(address: str, make_protocol: Callable[[], asyncio.BaseProtocol]) -> Listening:

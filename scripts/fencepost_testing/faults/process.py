@@ -1,0 +1,49 @@
+"""A broker or controller process with the faults of its cluster.
+
+`python -m fencepost_testing.faults.process fencepost_node DIR/broker-1/broker.toml` is `python -m fencepost_node …`, but its
+wire, its byte streams and its disk obey the faults that are posted in DIR/faults. Likewise `fencepost_controller`. Nothing
+else makes a process look there: one that was started without this module has no faults, and gets none.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from fencepost_proto.runtime.host import Host
+from fencepost_proto.runtime.process import Program, main
+from fencepost_testing.faults.board import FOLDER, Board
+from fencepost_testing.faults.inside import FaultsInside
+from fencepost_testing.faults.wire import host_with_faults
+
+PACKAGES = ("fencepost_node", "fencepost_controller")
+
+
+def program(package: str, faults: FaultsInside) -> Program[Any]:
+    """The package's program, with faults."""
+    known: Program[Any] = import_module(f"{package}.__main__").program(lambda: host_with_faults(Host(), faults))
+
+    def make(config: Any) -> Any:
+        component = known.make(config)
+        if package == "fencepost_node":
+            faults.topic_name = lambda topic_id: _topic_name(component, topic_id)
+        return component
+
+    return replace(known, make=make)
+
+
+def _topic_name(broker: Any, topic_id: str) -> str:
+    topic = broker.manager.image.topics.get(topic_id)
+    return topic_id if topic is None else str(topic.name)
+
+
+def _run(package: str, config_file: Path) -> int:
+    folder = config_file.absolute().parent
+    return main(program(package, FaultsInside(Board(folder.parent / FOLDER), party=folder.name)))
+
+
+if __name__ == "__main__":
+    sys.exit(_run(sys.argv.pop(1), Path(sys.argv[-1])))

@@ -1,0 +1,151 @@
+"""One fault as a value: what it does, to what, how often. Pure; written to a cluster's folder as JSON.
+
+A *request rule* meets requests of clients at a broker, of both protocols. Every condition that it names must hold. A
+*link rule* meets what one party sends to another. A *disk rule* meets what a process asks of its disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from fencepost_testing.failures import CommandFailed
+
+MAX_DELAY_MS: Final = 600_000
+MAX_TIMES: Final = 1_000_000_000
+MAX_TEXT: Final = 250  # characters of a topic's or a client's name
+PROTOCOLS: Final = ("kafka", "fencepost")
+
+
+class FaultError(CommandFailed):
+    """A fault that cannot be: the message names the value."""
+
+
+class RequestAction(StrEnum):
+    """What becomes of a request that a rule meets."""
+
+    DROP_REQUEST = "drop-requests"  # the connection is closed before it is handled
+    DROP_ANSWER = "drop-answers"  # … after it is handled and before it is answered
+    DELAY = "delay-requests"  # it is handled later, and so is what comes behind it on its connection
+    FAIL = "fail-requests"  # it is answered with an error code and not handled
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How often a rule that is met fires."""
+
+    times: int | None = None  # at most, in all processes together; None: always
+    probability: float = 1.0
+    every_ms: int = 0  # no two firings are closer, in all processes together
+
+    def check(self) -> None:
+        """Raises FaultError."""
+        if self.times is not None and not 1 <= self.times <= MAX_TIMES:
+            raise FaultError(f"times={self.times!r}: from 1 to {MAX_TIMES}, or none for no limit")
+        if not (isinstance(self.probability, int | float) and 0 < self.probability <= 1):
+            raise FaultError(f"probability={self.probability!r} is not above 0 and at most 1")
+        check_ms("every_ms", self.every_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRule:
+    """Meets requests; None stands for any."""
+
+    action: RequestAction
+    api: str | None = None
+    topic: str | None = None
+    partition: int | None = None
+    broker: int | None = None
+    client_id: str | None = None  # of Kafka's clients; Fencepost's own send none
+    protocol: str | None = None
+    error: int = 0  # the code, of FAIL
+    delay_ms: int = 0
+    jitter_ms: int = 0  # up to so much more, evenly spread
+    limits: Limits = Limits()
+
+    def concerns(self, protocol: str, api: str) -> bool:
+        """Whether a request may be met, before it is read."""
+        return self.api in (None, api) and self.protocol in (None, protocol)
+
+    def is_client(self, client_id: str | None) -> bool:
+        return self.client_id is None or self.client_id == client_id
+
+    @property
+    def names_place(self) -> bool:
+        return self.topic is not None or self.partition is not None
+
+    def meets_place(self, topic: str, partition: int | None) -> bool:
+        """Whether one place in a request is met. None: the request names the topic only."""
+        if self.topic is not None and topic != self.topic:
+            return False
+        return self.partition is None or partition == self.partition
+
+    def meets_any(self, places: Iterable[tuple[str, int | None]]) -> bool:
+        return not self.names_place or any(self.meets_place(*place) for place in places)
+
+    def describe(self) -> str:
+        conditions = ("api", "topic", "partition", "broker", "client_id", "protocol", "error", "delay_ms", "jitter_ms")
+        return _describe(self.action, self, conditions, self.limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """A rule in force: its id, and its place among the counters."""
+
+    id: str
+    slot: int
+    rule: RequestRule
+
+    def to_json(self) -> dict[str, Any]:
+        return {"id": self.id, "slot": self.slot, "kind": _KIND_OF[type(self.rule)], **dataclasses.asdict(self.rule)}
+
+    @staticmethod
+    def from_json(said: Mapping[str, Any]) -> Posted:
+        fields = dict(said)
+        posted_id, slot, kind = fields.pop("id"), fields.pop("slot"), _KINDS[fields.pop("kind")]
+        fields["action"] = _ACTION_OF[kind](fields["action"])
+        fields["limits"] = Limits(**fields["limits"])
+        return Posted(posted_id, slot, kind(**fields))
+
+
+_KINDS: Final[dict[str, type[RequestRule]]] = {"request": RequestRule}
+_KIND_OF: Final = {kind: name for name, kind in _KINDS.items()}
+_ACTION_OF: Final[dict[type[RequestRule], type[RequestAction]]] = {RequestRule: RequestAction}
+
+
+def check_ms(name: str, value: int) -> None:
+    """Raises FaultError for what is no time."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_DELAY_MS:
+        raise FaultError(f"{name}={value!r}: whole milliseconds from 0 to {MAX_DELAY_MS}")
+
+
+def check_name(name: str, value: str | None) -> None:
+    """Raises FaultError for a name that nothing can have."""
+    if value is not None and (not isinstance(value, str) or not 0 < len(value) <= MAX_TEXT):
+        raise FaultError(f"{name}={value!r}: a text of 1 to {MAX_TEXT} characters")
+
+
+def as_ms(name: str, seconds: float) -> int:
+    """Milliseconds of seconds. Raises FaultError."""
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
+        raise FaultError(f"{name}={seconds!r} is not a time in seconds")
+    ms = round(seconds * 1000)
+    check_ms(name, ms)
+    return ms
+
+
+def _describe(action: str, rule: object, conditions: Iterable[str], limits: Limits) -> str:
+    words = [action]
+    for name in conditions:
+        value = getattr(rule, name)
+        if (value is not None and value != 0) or (name in ("partition", "broker") and value is not None):
+            words.append(f"{name}={value}")
+    for name, default in (("times", None), ("probability", 1.0), ("every_ms", 0)):
+        value = getattr(limits, name)
+        if value != default:
+            words.append(f"{name}={value}")
+    return " ".join(words)

@@ -1,0 +1,175 @@
+"""The parts of faults: rules that count in all processes together, and what they know of both protocols' messages."""
+
+from __future__ import annotations
+
+import random
+import threading
+from pathlib import Path
+
+import pytest
+
+from fencepost_proto.kafka.apis import APIS, Api
+from fencepost_proto.kafka.codec import decode_response, encode_response
+from fencepost_proto.kafka.messages.fetch import FetchPartition, FetchRequest, FetchTopic
+from fencepost_proto.kafka.messages.metadata import MetadataRequest, MetadataRequestTopic
+from fencepost_proto.kafka.schema.fields import fields_of
+from fencepost_proto.protocol.topic_ids import from_wire
+from fencepost_proto.protocol.v1 import broker_pb2 as pb
+from fencepost_testing.faults import fencepost_messages, kafka_messages
+from fencepost_testing.faults.board import MAX_RULES, Board
+from fencepost_testing.faults.kafka_stream import FrameCounter
+from fencepost_testing.faults.refused_batches import RefusedBatches
+from fencepost_testing.faults.rules import FaultError, Limits, Posted, RequestAction, RequestRule
+from tests.unit.batches import batch
+from tests.unit.kafka_messages import random_message
+
+NOT_LEADER = 6
+PLACE = ("orders", 0)
+
+
+def drop(**limits: float) -> RequestRule:
+    return RequestRule(RequestAction.DROP_ANSWER, "Produce", limits=Limits(**limits))  # type: ignore[arg-type]
+
+
+# ---- The board ----
+
+
+def test_a_rule_is_seen_by_every_process_and_fires_as_often_as_it_may_in_all_together(tmp_path: Path) -> None:
+    poster, one, other = Board.create(tmp_path / "faults"), Board(tmp_path / "faults"), Board(tmp_path / "faults")
+    posted = poster.post(drop(times=100))
+    assert one.posted() == other.posted() == (posted,)
+    fired = [0, 0]
+
+    def fire(number: int, board: Board) -> None:
+        for _ in range(80):
+            fired[number] += board.fire(posted)
+
+    threads = [threading.Thread(target=fire, args=pair) for pair in ((0, one), (1, other))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (sum(fired), poster.count(posted.id), one.is_spent(posted)) == (100, 100, True)
+
+
+def test_what_was_removed_fires_no_more_and_its_place_begins_at_nought(tmp_path: Path) -> None:
+    board, other = Board.create(tmp_path / "faults"), Board(tmp_path / "faults")
+    first = board.post(drop())
+    assert other.fire(first)
+    assert board.remove(first.id) == 1
+    second = board.post(drop())
+    assert second.slot == first.slot
+    assert not other.fire(first)
+    assert (other.count(first.id), other.count(second.id)) == (1, 0)
+
+
+def test_firings_keep_their_distance(tmp_path: Path) -> None:
+    board = Board.create(tmp_path / "faults")
+    posted = board.post(drop(every_ms=60_000))
+    assert [board.fire(posted) for _ in range(3)] == [True, False, False]
+
+
+def test_there_is_a_bound_on_rules_and_a_clear_takes_all_back(tmp_path: Path) -> None:
+    board = Board.create(tmp_path / "faults")
+    for _ in range(MAX_RULES):
+        board.post(drop())
+    with pytest.raises(FaultError, match=f"{MAX_RULES} faults are set"):
+        board.post(drop())
+    board.clear()
+    assert board.posted() == ()
+
+
+def test_a_folder_that_is_open_to_others_is_refused(tmp_path: Path) -> None:
+    Board.create(tmp_path / "faults").close()
+    assert (tmp_path / "faults" / "board").stat().st_mode & 0o077 == 0
+    (tmp_path / "faults").chmod(0o755)
+    with pytest.raises(FaultError, match="open to others"):
+        Board(tmp_path / "faults")
+
+
+def test_a_rule_is_the_same_after_it_was_written_down() -> None:
+    rule = RequestRule(RequestAction.FAIL, "Fetch", "orders", 3, 1, "me", "kafka", 6, limits=Limits(2, 0.5, 10))
+    assert Posted.from_json(Posted("fail-requests-1", 7, rule).to_json()) == Posted("fail-requests-1", 7, rule)
+    assert rule.describe() == (
+        "fail-requests api=Fetch topic=orders partition=3 broker=1 client_id=me protocol=kafka error=6 times=2 "
+        "probability=0.5 every_ms=10"
+    )
+
+
+# ---- Messages ----
+
+
+@pytest.mark.parametrize("api", APIS.values(), ids=lambda api: api.name)
+def test_every_request_of_kafka_can_be_answered_with_an_error(api: Api) -> None:
+    chance = random.Random(api.key)
+    errors = 0
+    for version in range(api.min_version, api.max_version + 1):
+        for _ in range(5):
+            request = random_message(api.request, version, chance)
+            response = kafka_messages.error_response(api.key, request, NOT_LEADER)
+            frame = memoryview(b"".join(encode_response(api.key, version, 1, response)))[4:]
+            codes = error_codes(decode_response(api.key, version, frame)[1])
+            assert set(codes) <= {NOT_LEADER}
+            errors += len(codes)
+    assert errors
+
+
+def error_codes(message: object) -> list[int]:
+    """All that are in a response."""
+    found: list[int] = []
+    for field in fields_of(type(message)):
+        value = getattr(message, field.name)
+        if field.name == "error_code":
+            found.append(value)
+        elif field.is_array and isinstance(field.kind, type):
+            found += [code for element in value or () for code in error_codes(element)]
+    return [code for code in found if code]
+
+
+def test_topics_and_partitions_of_requests_are_found() -> None:
+    raw = bytes(range(16))
+    topic_id = from_wire(raw)
+
+    def name(found: str) -> str:
+        return "orders" if found == topic_id else found
+
+    partitions = [FetchPartition(partition=0), FetchPartition(partition=4)]
+    by_id = FetchRequest(topics=[FetchTopic(topic_id=raw, partitions=partitions)])
+    assert list(kafka_messages.places_of(by_id, name)) == [("orders", 0), ("orders", 4)]
+    by_name = FetchRequest(topics=[FetchTopic(topic="orders", partitions=partitions)])
+    assert list(kafka_messages.places_of(by_name, name)) == [("orders", 0), ("orders", 4)]
+    metadata = MetadataRequest(topics=[MetadataRequestTopic(name="orders")])
+    assert list(kafka_messages.places_of(metadata, name)) == [("orders", None)]
+    own = pb.FetchRequest(partitions=[pb.FetchPartition(topic_id=topic_id, partition=4)])
+    assert list(fencepost_messages.places_of(own, name)) == [("orders", 4)]
+    assert list(fencepost_messages.places_of(pb.MetadataRequest(topic_names=["orders"]), name)) == [("orders", None)]
+
+
+def test_the_beginnings_of_frames_are_found_however_the_bytes_come() -> None:
+    sizes = [0, 1, 300, 7]
+    stream = b"".join(size.to_bytes(4, "big") + bytes(size) for size in sizes)
+    for step in (1, 3, 5, 1000):
+        counter = FrameCounter()
+        for start in range(0, len(stream), step):
+            assert counter.advance(stream[start : start + step]) == len(stream[start : start + step])
+        assert counter.between_frames
+    counter = FrameCounter()
+    counter.advance(stream[:20])  # 11 bytes into the third frame, whose length ends at byte 13
+    assert counter.advance(stream[20:], stop_at_boundary=True) == 13 + 300 - 20
+    counter = FrameCounter()
+    counter.advance(b"\xff\xff\xff\xff are no frames")
+    assert counter.left == -1
+
+
+# ---- Batches that were refused ----
+
+
+def test_batches_behind_a_refused_one_are_refused_until_it_has_come_back() -> None:
+    refused = RefusedBatches()
+    first, second, third = (batch(producer_id=7, epoch=0, sequence=number) for number in range(3))
+    assert refused.error_for(PLACE, first) == 0
+    refused.refuse(PLACE, first, NOT_LEADER)
+    assert [refused.error_for(PLACE, one) for one in (second, third)] == [NOT_LEADER] * 2
+    assert refused.error_for(("orders", 1), second) == 0
+    assert [refused.error_for(PLACE, one) for one in (first, second, third)] == [0, 0, 0]
+    assert len(refused) == 0
