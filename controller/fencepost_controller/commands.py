@@ -37,6 +37,7 @@ from fencepost_proto.protocol.errors import (
     UnknownServerError,
 )
 from fencepost_proto.protocol.metadata import Changes, MetadataImage
+from fencepost_proto.transport.latencies import Latencies
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,13 @@ class Commands:
         self._wake = asyncio.Event()
         self._closing = False
         self._refused_with = ""  # what the last commit failed of
+        self.commit_times = Latencies()  # of groups, their decisions included
+        self.failed_commits = 0
+
+    @property
+    def waiting(self) -> int:
+        """Commands in the queue."""
+        return len(self._queue)
 
     async def load(self) -> None:
         """Take the image from the store. Raises StoreError."""
@@ -162,6 +170,8 @@ class Commands:
         if not asked:
             return
         group = Group(self.image, self._failed.snapshot())
+        time = asyncio.get_running_loop().time
+        began = time()
         try:
             image = await asyncio.get_running_loop().run_in_executor(None, self._decide_and_commit, group, asked)
         except CommitFailed as error:
@@ -170,9 +180,11 @@ class Commands:
                 logging.DEBUG if again else logging.ERROR,  # a full disk is logged once
                 "commit failed version=%d commands=%d reason=%s", group.version, len(asked), error,
             )  # fmt: skip
+            self.failed_commits += 1
             for one in asked:
                 one.fail(StorageError(f"the controller could not store the change: {error}"))
             return
+        self.commit_times.add(time() - began)
         if group.changes:
             if self._refused_with:
                 self._refused_with = ""

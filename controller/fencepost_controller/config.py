@@ -47,9 +47,19 @@ class ControllerConfig:
         doc="A name that has not been used for longer is forgotten, and its id is refused permanently.",
     )
 
+    # Metrics
+    metrics_listen: str = setting(
+        "",
+        address=True,
+        optional=True,
+        doc="Address on which Prometheus reads /metrics, host:port. Empty: none is listened on. Port 0: any free one.",
+    )
+
     def __post_init__(self) -> None:
         check_settings(self)
         check_listen(self.listen, self.insecure_listen)
+        if self.metrics_listen:
+            check_listen(self.metrics_listen, self.insecure_listen, keys=("metrics_listen", ""))
         if 2 * self.heartbeat_interval_ms > self.session_timeout_ms:
             raise ConfigError(
                 f"heartbeat_interval_ms = {self.heartbeat_interval_ms}: must be at most half of "

@@ -21,8 +21,10 @@ from fencepost_controller.config import ControllerConfig
 from fencepost_controller.decisions.cluster import FormCluster
 from fencepost_controller.decisions.elections import RestorePreferredLeaders
 from fencepost_controller.decisions.producers import ExpireNames
+from fencepost_controller.election_counts import ElectionCounts
 from fencepost_controller.failed_replicas import FailedReplicas
 from fencepost_controller.fences import Fences
+from fencepost_controller.metrics import ControllerMetrics
 from fencepost_controller.random_id import random_id
 from fencepost_controller.recovery import new_lineage_id
 from fencepost_controller.services.servicers import AdminService, ControllerService
@@ -33,6 +35,7 @@ from fencepost_proto.protocol.metadata import Changes, MetadataImage, Partition
 from fencepost_proto.protocol.v1 import controller_pb2, controller_pb2_grpc
 from fencepost_proto.runtime.failure import Failure
 from fencepost_proto.runtime.host import Host
+from fencepost_proto.runtime.metrics.service import MetricsService
 from fencepost_proto.runtime.running_time import RunningTime
 from fencepost_proto.runtime.tasks import Tasks
 from fencepost_proto.transport.answering import Answering
@@ -75,6 +78,14 @@ class Controller:
         self._fences = Fences(lambda: self.image, self._sessions.applied)
         self._committing: asyncio.Task[None] | None = None
         self._server: RunningServer | None = None
+        self._answering = Answering(self.failure.report)
+        self._elections = ElectionCounts()
+        self._metrics: MetricsService | None = None  # where `metrics_listen` is set
+
+    @property
+    def metrics_address(self) -> str:
+        """host:port where /metrics is, once started; empty: nowhere."""
+        return self._metrics.address if self._metrics is not None else ""
 
     @property
     def image(self) -> MetadataImage:
@@ -89,6 +100,7 @@ class Controller:
         Whatever it raises, `stop` is still to be called.
         """
         await self._commands.load()
+        self._elections.start(self.image)
         self._committing = self._tasks.spawn(self._commands.run(), "commands")
         await self._commands.submit(FormCluster(random_id(self._host.random), new_lineage_id(self._host.random)))
         self._sessions.start()
@@ -97,6 +109,10 @@ class Controller:
         self._tasks.spawn(self._expire_names(), "expire names of producers")
         self._server = await serve(self._host.wire, self.config.listen, _SERVICES, self._add_services)
         self.address = self._server.address
+        if self.config.metrics_listen:
+            metrics = ControllerMetrics(self._commands, self._sessions, self._elections, self._answering.counts)
+            self._metrics = MetricsService(self.config.metrics_listen, "controller", metrics.families, self._tasks)
+            await self._metrics.start()
         log.info(
             "started address=%s cluster_id=%s version=%d brokers=%d partitions=%d",
             self.address,
@@ -107,7 +123,7 @@ class Controller:
         )
 
     def _add_services(self, server: grpc.aio.Server) -> None:
-        answering = Answering(self.failure.report)
+        answering = self._answering
         service = ControllerService(self._commands, self._sessions, self._fences, self.config, answering)
         admin = AdminService(
             self._commands, self._sessions.opening, self._host.random, self.config.min_segment_bytes, answering
@@ -118,6 +134,7 @@ class Controller:
     # ---- While it runs ----
 
     def _committed(self, image: MetadataImage, changes: Changes) -> None:
+        self._elections.add(image, changes)
         self._sessions.publish(changes)
         self._fences.check()
         changed = [entity for entity in changes.values() if isinstance(entity, Partition)]
@@ -184,6 +201,8 @@ class Controller:
         self._commands.close()
         if self._server is not None:
             await self._server.stop(STOP_GRACE_S if clean else 0)
+        if self._metrics is not None:
+            await self._metrics.stop()
         if self._committing is not None and not self._committing.done():
             await asyncio.wait([self._committing])
         await self._tasks.close()

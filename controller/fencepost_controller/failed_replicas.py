@@ -25,6 +25,11 @@ class FailedReplicas:
     def of(self, broker_id: int, broker_epoch: int) -> frozenset[PartitionKey]:
         return self._reported.get((broker_id, broker_epoch), NONE)
 
+    @property
+    def count(self) -> int:
+        """Replicas that are failed now."""
+        return sum(map(len, self._reported.values()))
+
     def report(self, broker_id: int, broker_epoch: int, failed: frozenset[PartitionKey]) -> None:
         """All that are failed now; what is named no more serves again."""
         self._reported[broker_id, broker_epoch] = failed

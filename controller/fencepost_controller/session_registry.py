@@ -115,6 +115,16 @@ class SessionRegistry:
                 elif broker_id not in self._being_declared_dead and not self._closing:
                     self._spawn(self._declare_dead(broker, reason), f"declare broker {broker_id} dead")
 
+    @property
+    def session_count(self) -> int:
+        """Sessions that are open now."""
+        return len(self._sessions)
+
+    @property
+    def failed_replica_count(self) -> int:
+        """Replicas that their brokers report as failed now."""
+        return self._failed.count
+
     def applied(self) -> dict[int, int]:
         """The metadata version applied by each broker with a session under its current broker epoch."""
         return {

@@ -35,6 +35,7 @@ from fencepost_node.kafka.listener import KafkaListener
 from fencepost_node.kafka.metadata_answers import MetadataAnswers
 from fencepost_node.log.disk import Disk
 from fencepost_node.metadata_feed import MetadataFeed
+from fencepost_node.metrics import BrokerMetrics
 from fencepost_node.producers.new_producers import NewProducers
 from fencepost_node.producers.producer_ids import ProducerIds
 from fencepost_node.replica_manager import ReplicaManager
@@ -51,6 +52,7 @@ from fencepost_proto.protocol.v1 import (
 )
 from fencepost_proto.runtime.failure import Failure
 from fencepost_proto.runtime.host import Host
+from fencepost_proto.runtime.metrics.service import MetricsService
 from fencepost_proto.runtime.tasks import Tasks
 from fencepost_proto.transport.answering import Answering
 from fencepost_proto.transport.wire import RunningServer, incarnation_service, serve
@@ -97,6 +99,8 @@ class Broker:
         self._server: RunningServer | None = None
         self._kafka: KafkaListener | None = None  # where `kafka_listen` is set
         self._session: ControllerSession | None = None
+        self._answering = Answering(self.failure.report)
+        self._metrics: MetricsService | None = None  # where `metrics_listen` is set
 
     @property
     def manager(self) -> ReplicaManager:
@@ -123,10 +127,15 @@ class Broker:
         if self.config.kafka_listen:
             self._kafka = KafkaListener(self._kafka_broker())
             await self._kafka.start()
+        if self.config.metrics_listen:
+            families = self._broker_metrics().families
+            self._metrics = MetricsService(self.config.metrics_listen, "broker", families, self._tasks)
+            await self._metrics.start()
         log.info(
-            "started address=%s kafka=%s clean=%s may_have_lost_tail=%s copy=%s recovery_s=%.3f",
+            "started address=%s kafka=%s metrics=%s clean=%s may_have_lost_tail=%s copy=%s recovery_s=%.3f",
             self.address,
             self.kafka_address,
+            self.metrics_address,
             self._folder.was_clean,
             self._folder.may_have_lost_tail,
             self._folder.is_copy,
@@ -160,6 +169,21 @@ class Broker:
     def kafka_address(self) -> str:
         """host:port for Kafka's clients, once started; empty: none is listened on."""
         return self._kafka.address if self._kafka is not None else ""
+
+    @property
+    def metrics_address(self) -> str:
+        """host:port where /metrics is, once started; empty: nowhere."""
+        return self._metrics.address if self._metrics is not None else ""
+
+    def _broker_metrics(self) -> BrokerMetrics:
+        return BrokerMetrics(
+            manager=self._manager,
+            limits=self.limits,
+            answered=self._answering.counts,
+            sync_times=self._disk.sync_times,
+            kafka_connections=lambda: self._kafka.connection_count if self._kafka is not None else 0,
+            has_session=lambda: self._session is not None and self._session.registered,
+        )
 
     def _kafka_broker(self) -> KafkaBroker:
         return KafkaBroker(
@@ -201,7 +225,7 @@ class Broker:
                     log.warning("origin mark cannot be renewed folder=%s error=%s", self.config.data_dir, error)
 
     def _add_services(self, server: grpc.aio.Server) -> None:
-        answering = Answering(self.failure.report)
+        answering = self._answering
         service = BrokerService(
             broker_id=self.config.broker_id,
             recovery_seconds=self.recovery_seconds,
@@ -258,6 +282,8 @@ class Broker:
             await self._server.stop(grace_s)
         if self._kafka is not None:
             await self._kafka.stop(grace_s)
+        if self._metrics is not None:
+            await self._metrics.stop()
         if session is not None:
             await session.goodbye()
         await self._tasks.close()

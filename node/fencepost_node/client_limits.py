@@ -44,6 +44,16 @@ class ClientLimits:
         self._of_peer: Counter[str] = Counter()  # streams of all methods
         self._of_both: Counter[tuple[str, str]] = Counter()
 
+    @property
+    def connection_count(self) -> int:
+        """Connections with streams that were admitted."""
+        return len(self._of_peer)
+
+    @property
+    def streams(self) -> Mapping[str, int]:
+        """How many are open now, by method."""
+        return self._of_method
+
     def admit(self, method: str, peer: str) -> AbstractContextManager[None]:
         """Count one stream as long as the returned context lasts. Raises TooManyStreams."""
         if peer not in self._of_peer and len(self._of_peer) >= MAX_CONNECTIONS:

@@ -151,6 +151,20 @@ class BrokerConfig:
         5_000, minimum=10, doc="How often a member of a consumer group (KIP-848) is told to send a heartbeat."
     )
 
+    # Metrics
+    metrics_listen: str = setting(
+        "",
+        address=True,
+        optional=True,
+        doc="Address on which Prometheus reads /metrics, host:port. Empty: none is listened on. Port 0: any free one.",
+    )
+    metrics_max_partitions: int = setting(
+        1_000,
+        minimum=0,
+        maximum=100_000,
+        doc="Replicas that have metrics of their own, each with about ten of them. 0: none. The totals count all.",
+    )
+
     # Shutdown
     controlled_shutdown_max_wait_ms: int = setting(
         5_000, minimum=0, doc="How long a clean shutdown waits for other brokers to take the leaderships over."
@@ -159,6 +173,8 @@ class BrokerConfig:
     def __post_init__(self) -> None:
         check_settings(self)
         check_listen(self.listen, self.insecure_listen, self.advertised_address)
+        if self.metrics_listen:
+            check_listen(self.metrics_listen, self.insecure_listen, keys=("metrics_listen", ""))
         if self.kafka_listen:
             check_listen(
                 self.kafka_listen,

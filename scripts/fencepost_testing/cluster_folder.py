@@ -19,6 +19,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -48,6 +49,7 @@ PLACE_KAFKA_PORT = 9093  # … of every broker, for Kafka's clients
 AUTO_CREATED_PARTITIONS = 4  # of a topic that a Kafka client asks for and that does not exist
 CONSUMER_HEARTBEAT_MS = 500  # of members of KIP-848's groups, which learn of a rebalance by it
 REBALANCE_DELAY_MS = 100  # of an empty group's first generation: members of a test come at about the same time
+METRICS_LIBRARY = "prometheus_client"
 
 MAX_HAPPENINGS = 1_000
 _WITH_FAULTS = ("fencepost_testing.faults.process",)  # the module that runs a broker or controller
@@ -210,6 +212,8 @@ class ClusterFolder:
         settings: dict[str, Setting] = {"data_dir": str(member.directory), "listen": member.address}
         if member.place is not None:
             settings["insecure_listen"] = True  # an address of a network that only this machine reaches
+        if find_spec(METRICS_LIBRARY) is not None:  # what the extra `server` brings
+            settings["metrics_listen"] = f"{member.host}:0"
         if member.node == CONTROLLER:
             settings |= self.controller_overrides
         else:

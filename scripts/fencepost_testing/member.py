@@ -65,12 +65,22 @@ class Member:
     place: NetworkPlace | None = None  # None: here, on loopback
 
     @property
+    def host(self) -> str:
+        return self.place.host if self.place else LOOPBACK
+
+    @property
     def address(self) -> str:
-        return f"{self.place.host if self.place else LOOPBACK}:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def kafka_address(self) -> str:
-        return f"{self.place.host if self.place else LOOPBACK}:{self.kafka_port}"
+        return f"{self.host}:{self.kafka_port}"
+
+    @property
+    def metrics_address(self) -> str:
+        """Where the process that runs now hands out its metrics; empty: nowhere."""
+        said = self._said()
+        return str(said.get("metrics_address", "")) if self.running() and self._is_of_this_process(said) else ""
 
     @property
     def config_file(self) -> Path:
@@ -96,11 +106,17 @@ class Member:
 
     def ready(self) -> bool:
         """Whether the process that runs now has said that it listens."""
+        return self._is_of_this_process(self._said())
+
+    def _said(self) -> dict[str, object]:
         try:
             said = json.loads(self.ready_file.read_text())
         except (FileNotFoundError, json.JSONDecodeError):
-            return False
-        return self.process is not None and isinstance(said, dict) and said.get("pid") == self.process.pid
+            return {}
+        return said if isinstance(said, dict) else {}
+
+    def _is_of_this_process(self, said: dict[str, object]) -> bool:
+        return self.process is not None and said.get("pid") == self.process.pid
 
     def paused(self) -> bool:
         return self.process is not None and self.process.paused()

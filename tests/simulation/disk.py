@@ -22,6 +22,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from fencepost_proto.transport.latencies import Latencies
 from tests.simulation.process import SimProcess
 
 BLOCK_BYTES = 512
@@ -434,6 +435,7 @@ class MountedDisk:
     """The disk as one process sees it. Implements fencepost_node.log.disk.Disk."""
 
     def __init__(self, disk: SimDisk, process: SimProcess) -> None:
+        self.sync_times = Latencies()  # stays empty: a sync takes no time here
         self._disk = disk
         self._process = process
 

@@ -43,6 +43,7 @@ class Nothing:
 
     def __init__(self, config: NothingConfig) -> None:
         self.address = ""
+        self.metrics_address = ""
         self.failure = Failure("nothing")
         self._config = config
         self._goes_wrong("make")

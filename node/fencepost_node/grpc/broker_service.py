@@ -73,7 +73,8 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
         return await self.answering.unary(broker_pb2.ListOffsetsResponse, list_offsets(self.manager, request))
 
     async def Metadata(self, request: broker_pb2.MetadataRequest, context: Context) -> broker_pb2.MetadataResponse:
-        answer = await metadata(self.feed, self.broker_id, request)
+        with self.answering.counted("Metadata"):
+            answer = await metadata(self.feed, self.broker_id, request)
         if answer is None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"broker {self.broker_id} has no metadata yet")
         return answer

@@ -22,6 +22,7 @@ the request waits, it has no records.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Protocol
 
@@ -50,7 +51,9 @@ async def fetch(
 ) -> None:
     """Serve one stream until the client ends it."""
     peer = context.peer()
+    latencies, time = manager.local.counts.grpc.of("Fetch"), asyncio.get_running_loop().time
     async for request in requests:
+        began = time()
         poll = Poll(
             manager,
             [_position(partition) for partition in request.partitions],
@@ -63,6 +66,7 @@ async def fetch(
             await context.write(await _response(poll))
 
         await answer_poll(poll, answers, peer, write)
+        latencies.add(time() - began)  # with the time for which it was to wait for records
 
 
 def _position(asked: pb.FetchPartition) -> Position:

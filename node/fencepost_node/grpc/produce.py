@@ -66,6 +66,8 @@ class _ProduceStream:
         self._manager = manager
         self._admit = admit
         self._refusals = Refusals()
+        self._latencies = manager.local.counts.grpc.of("Produce")  # of batches: each is answered on its own
+        self._time = asyncio.get_running_loop().time
         self._results: list[pb.ProduceResult] = []
         self._pending = 0  # taken and not yet written
         self._finished = False
@@ -99,9 +101,10 @@ class _ProduceStream:
             self._refuse(batch.correlation_id, refusal)
 
     def _append(self, batch: pb.ProduceBatch) -> None:
-        correlation_id = batch.correlation_id
+        correlation_id, began = batch.correlation_id, self._time()
 
         def report(appended: Appended, log_start_offset: int, error: FencepostError | None) -> None:
+            self._latencies.add(self._time() - began)
             if error is not None:
                 self._refuse(correlation_id, error)
                 return

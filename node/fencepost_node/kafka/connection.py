@@ -29,6 +29,7 @@ from fencepost_node.kafka import api_versions, fetch, produce
 from fencepost_node.kafka.context import Answer, Encoded, KafkaBroker, KafkaContext
 from fencepost_node.kafka.dispatch import FETCH, HANDLERS
 from fencepost_node.kafka.frames import FrameReader, NotAFrame
+from fencepost_proto.kafka.apis import APIS
 from fencepost_proto.kafka.codec import MalformedFrame, UnsupportedVersion, decode_request, encode_response
 from fencepost_proto.kafka.messages.fetch import FetchRequest
 from fencepost_proto.kafka.messages.produce import ProduceRequest, ProduceResponse
@@ -219,7 +220,7 @@ class KafkaConnection(asyncio.Protocol):
             self.close(f"a request that cannot be read: {error}")
             return
         self.context.client_id = header.client_id
-        answer = Answer(header.api_key, header.api_version, header.correlation_id)
+        answer = Answer(header.api_key, header.api_version, header.correlation_id, self.active_at)
         if isinstance(request, ProduceRequest):
             if request.acks != NO_ACKS:
                 self._answers.append(answer)
@@ -242,7 +243,7 @@ class KafkaConnection(asyncio.Protocol):
     def _refuse_version(self, error: UnsupportedVersion) -> None:
         header = error.header
         if header.api_key == api_versions.KEY:
-            answer = Answer(header.api_key, 0, header.correlation_id)
+            answer = Answer(header.api_key, 0, header.correlation_id, self.active_at)
             self._answers.append(answer)
             self._set(answer, api_versions.unsupported())
         else:
@@ -297,6 +298,8 @@ class KafkaConnection(asyncio.Protocol):
             answer.chunks = [view[:4], correlation_id, view[8:]]
         else:
             answer.chunks = encode_response(answer.api_key, answer.version, answer.correlation_id, response)
+        latencies = self._broker.manager.local.counts.kafka.of(APIS[answer.api_key].name)
+        latencies.add(self._loop.time() - answer.began_at)
         answers, transport = self._answers, self._transport
         if transport is None or not answers or answers[0] is not answer:
             return

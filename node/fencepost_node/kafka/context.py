@@ -100,10 +100,11 @@ class Encoded:
 class Answer:
     """The place of one response among those of its connection. It is written once all before it are."""
 
-    __slots__ = ("api_key", "chunks", "correlation_id", "version", "written")
+    __slots__ = ("api_key", "began_at", "chunks", "correlation_id", "version", "written")
 
-    def __init__(self, api_key: int, version: int, correlation_id: int) -> None:
+    def __init__(self, api_key: int, version: int, correlation_id: int, began_at: float = 0.0) -> None:
         self.api_key = api_key
+        self.began_at = began_at  # when the bytes that completed the request came, by the loop's clock
         self.version = version
         self.correlation_id = correlation_id
         self.chunks: list[Buffer] | None = None  # None: it is not there yet

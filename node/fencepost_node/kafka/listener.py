@@ -68,6 +68,11 @@ class KafkaListener:
         if tasks:
             await asyncio.wait(tasks)
 
+    @property
+    def connection_count(self) -> int:
+        """Connections that are open now."""
+        return len(self._connections)
+
     # ---- For connections ----
 
     def opened(self, connection: KafkaConnection) -> bool:

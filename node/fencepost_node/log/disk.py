@@ -19,6 +19,7 @@ from typing import Protocol
 
 from fencepost_node.log.open_files import Buffer, OpenFiles, PooledFile, open_files_for
 from fencepost_node.log.origin_mark import RealOriginMark, is_original
+from fencepost_proto.transport.latencies import Latencies
 
 _READ_BYTES = 1024 * 1024  # of a whole file, at a time
 LOGS_PER_FILE = 4  # a log that is written to needs one file open, one that is not needs none
@@ -92,6 +93,11 @@ class OriginMark(Protocol):
 class Disk(Protocol):
     """The files of one machine."""
 
+    @property
+    def sync_times(self) -> Latencies:
+        """How long syncs of files took, for the metrics."""
+        ...
+
     def open(self, path: str, *, create: bool = False) -> File:
         """Raises FileNotFoundError unless the file is there or `create` is set."""
         ...
@@ -156,6 +162,10 @@ class RealDisk:
 
     def __init__(self, open_files: OpenFiles | None = None) -> None:
         self.open_files = open_files or open_files_for()
+
+    @property
+    def sync_times(self) -> Latencies:
+        return self.open_files.sync_times
 
     def open(self, path: str, *, create: bool = False) -> File:
         return PooledFile(self.open_files, path, create=create)

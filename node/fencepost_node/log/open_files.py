@@ -21,9 +21,11 @@ import errno
 import os
 import resource
 import threading
+import time
 from collections import OrderedDict
 
 from fencepost_proto.runtime.fsync import redirty
+from fencepost_proto.transport.latencies import Latencies
 
 Buffer = bytes | bytearray | memoryview
 
@@ -69,6 +71,7 @@ class OpenFiles:
     def __init__(self, budget: int, limit: int) -> None:
         self.budget = budget
         self.limit = limit
+        self.sync_times = Latencies()  # of data; threads sync side by side, see `synced`
         self._lock = threading.Lock()
         self._count = 0
         self._idle: OrderedDict[PooledFile, None] = OrderedDict()  # may be closed; the least recently used first
@@ -88,6 +91,11 @@ class OpenFiles:
         return list(dict.fromkeys(os.path.dirname(file.path) for file in oldest))
 
     # ---- For PooledFile ----
+
+    def synced(self, seconds: float) -> None:
+        """[any thread] A file's data have gone to disk."""
+        with self._lock:
+            self.sync_times.add(seconds)
 
     def acquire(self, file: PooledFile) -> int:
         """Its descriptor, open until `release`. Raises OSError."""
@@ -321,8 +329,10 @@ class PooledFile:
         descriptor = self._pool.acquire(self)
         try:
             writes = self._writes
+            began = time.perf_counter()
             os.fdatasync(descriptor)
             self._synced_writes = writes
+            self._pool.synced(time.perf_counter() - began)
         finally:
             self._pool.release(self)
 

@@ -156,6 +156,15 @@ class LeaderState:
         a batch that this log does not: the next one elected has this log's history, or a longer one of ours."""
         return all(member == self.broker_id or self._end_of(member) != UNKNOWN_END for member in self.maximal_isr)
 
+    def lags(self, now: float) -> list[tuple[int, int, float]]:
+        """(broker, records, seconds) behind this leader of every follower that is; of one that has not reported to this
+        leader yet, all records."""
+        return [
+            (other, self.log_end_offset - max(follower.end_offset, 0), now - follower.caught_up_at)
+            for other, follower in self._followers.items()
+            if follower.end_offset < self.log_end_offset
+        ]
+
     def follows(self, broker_id: int) -> bool:
         return broker_id in self._followers
 

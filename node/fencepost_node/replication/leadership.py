@@ -213,6 +213,7 @@ class Leadership:
         duplicate = self._known(header, batch, admit)
         if duplicate is not None:
             self._counts.repeated += 1
+            self._local.counts.repeated_batches += 1
             return Appended(duplicate.base_offset, duplicate.end_offset, duplicate=True)
         now_ms, append_time_ms = self.log.now_ms(), NO_TIME
         if config.message_timestamp_type == APPEND_TIME:
@@ -223,6 +224,9 @@ class Leadership:
         base_offset = self.log.log_end_offset
         stamped = self._append(header, batch, now)
         self._counts.appended += 1
+        counts = self._local.counts
+        counts.appended_batches += 1
+        counts.appended_bytes += len(batch)
         end_offset = self.log.log_end_offset
         self.tail.append(base_offset, end_offset, stamped)
         self._calls.log_grew()

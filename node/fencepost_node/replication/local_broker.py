@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fencepost_node.replication.broker_counts import BrokerCounts
 from fencepost_node.replication.tail import TailBudget
 from fencepost_proto.protocol.metadata import MetadataImage
 
@@ -16,3 +17,4 @@ class LocalBroker:
     tails: TailBudget
     image: MetadataImage = field(default_factory=MetadataImage)
     broker_epoch: int = -1  # not registered yet
+    counts: BrokerCounts = field(default_factory=BrokerCounts)

@@ -146,6 +146,7 @@ class Replica:
                 self.contradicted(f"its new leadership: {contradiction}")
                 return
             self.role = leadership = self._lead(partition, now)
+            self._local.counts.leaderships += 1
             log.info(
                 "became leader topic=%s partition=%d epoch=%d isr=%s start=%d end=%d high_watermark=%d",
                 self.topic.name, self.key[1], partition.leader_epoch, partition.isr,
@@ -156,6 +157,7 @@ class Replica:
             self._calls.propose_isr(leadership)
         elif partition.leader >= 0:
             self.role = Following(partition.leader, partition.leader_epoch)
+            self._local.counts.followings += 1
             log.info(
                 "became follower topic=%s partition=%d epoch=%d leader=%d end=%d",
                 self.topic.name, self.key[1], partition.leader_epoch, partition.leader, self.log.log_end_offset,
@@ -205,6 +207,7 @@ class Replica:
         if self.failure:
             return
         self.failure, self.trouble, self.yields = reason, "", False
+        self._local.counts.failed_replicas += 1
         log.error("replica failed topic=%s partition=%d reason=%s", self.topic.name, self.key[1], reason)
         self._end_role()
         self._calls.role_changed(self)
@@ -310,6 +313,7 @@ class Replica:
         except InvariantBroken as contradiction:
             self.contradicted(f"what broker {following.leader} pushed: {contradiction}")
             raise errors.StorageError(self.failure) from contradiction
+        self._local.counts.followed_bytes += len(records)
         self.look_at_log()
 
     def look_at_log(self) -> None:

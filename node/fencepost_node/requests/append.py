@@ -50,6 +50,7 @@ def append_batch(
     except FencepostError as error:
         header = _header_of(records)
         told = error if header is None else refusals.answer(place, header, error, now)
+        manager.local.counts.refused_batches[told.code.name] += 1
         if told is not error:
             raise told from error
         raise
@@ -66,6 +67,8 @@ def append_batch(
         if not reported:
             reported = True
             timer.cancel()
+            if error is not None:
+                manager.local.counts.unsure_batches[error.code.name] += 1
             report(appended, log_start_offset, error)
 
     def timed_out() -> None:

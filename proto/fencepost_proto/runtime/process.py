@@ -14,7 +14,7 @@ In the data folder:
 ``.lock``
     Held by the process that runs on the folder: two never write one.
 ``process.json``
-    The process's id, address, and kind; written once it listens, so a process that sees it may stop this one cleanly.
+    The process's id, addresses, and kind; written once it listens, so a process that sees it may stop this one cleanly.
 """
 
 from __future__ import annotations
@@ -74,6 +74,11 @@ class Component(Protocol):
     @property
     def address(self) -> str:
         """host:port, once started."""
+        ...
+
+    @property
+    def metrics_address(self) -> str:
+        """host:port where it hands out its metrics, once started; empty: nowhere."""
         ...
 
     async def start(self) -> None:
@@ -342,7 +347,7 @@ async def _serve(program: Program[C], config: C) -> int:
     def started() -> None:
         gc.freeze()
         gc.enable()
-        _announce(program, config, component.address)
+        _announce(program, config, component)
 
     gc.disable()  # the logs that a start opens stay: with thousands, collections would take a third of it to find no garbage
     ending = await live(component, asked_to_stop, started)
@@ -362,14 +367,16 @@ def _exit_code(program: Program[C], ending: Ending) -> int:
     os._exit(EXIT_FAULT)
 
 
-def _announce(program: Program[C], config: C, address: str) -> None:
+def _announce(program: Program[C], config: C, component: Component) -> None:
     """For programs on this machine; it need not outlive the process, so it is not synced."""
     content = {
         "pid": os.getpid(),
-        "address": address,
+        "address": component.address,
         "kind": program.kind,
         "id": 0 if program.id_of is None else program.id_of(config),
     }
+    if component.metrics_address:
+        content["metrics_address"] = component.metrics_address
     path = os.path.join(config.data_dir, PROCESS_FILE)
     with open(f"{path}.tmp", "w", encoding="utf-8") as file:
         json.dump(content, file)

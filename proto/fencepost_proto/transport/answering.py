@@ -7,15 +7,17 @@ UNKNOWN_SERVER_ERROR: it concerns that request only. A broken invariant concerns
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from fencepost_proto.protocol import errors
+from fencepost_proto.transport.latencies import RequestCounts
 from fencepost_proto.transport.rpc_errors import Answer
 
 log = logging.getLogger(__name__)
@@ -38,14 +40,31 @@ class Answering:
     """Shared by the services of one process."""
 
     def __init__(self, on_failure: Callable[[BaseException], None]) -> None:
+        self.counts = RequestCounts()
         self._on_failure = on_failure
+
+    @contextlib.contextmanager
+    def counted(self, api: str) -> Iterator[None]:
+        """Count one request that does not end by `unary`."""
+        time = asyncio.get_running_loop().time
+        began = time()
+        try:
+            yield
+        finally:
+            self.counts.of(api).add(time() - began)
 
     async def unary(self, response: Callable[..., R], work: Awaitable[R]) -> R:
         """The result of `work`, or a response with its error."""
+        time, api = asyncio.get_running_loop().time, getattr(response, "__name__", "").removesuffix("Response")
+        began = time()
         try:
             return await work
-        except Exception as error:  # noqa: BLE001  # the one place where errors become answers
-            return response(error=errors.to_proto(self.error_of(error)))
+        except Exception as caught:  # noqa: BLE001  # the one place where errors become answers
+            error = self.error_of(caught)
+            self.counts.refused[api, error.code.name] += 1
+            return response(error=errors.to_proto(error))
+        finally:
+            self.counts.of(api).add(time() - began)
 
     async def stream(self, work: Awaitable[None], context: Context) -> None:
         """Serve one stream. What goes wrong beyond a single answer ends the stream, with its reason."""

@@ -1,0 +1,1 @@
+"""What a process counts, as Prometheus reads it: values (`families`), their text (`exposition`), the port (`listener`)."""
