@@ -11,17 +11,17 @@ from fencepost_node.broker import Broker
 from fencepost_node.config import BrokerConfig
 from fencepost_node.controller_session import REFUSALS
 from fencepost_node.folders.data_folder import DataFolderError
-from fencepost_node.log.disk import RealDisk
+from fencepost_node.log.disk import Disk, RealDisk
 from fencepost_node.log.open_files import open_files_for, raise_file_limit
 from fencepost_proto.runtime.config import ConfigError
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.process import Program, main
 
 
-def _broker(config: BrokerConfig, host: Host) -> Broker:
+def _broker(config: BrokerConfig, host: Host, over_disk: Callable[[Disk], Disk]) -> Broker:
     raise_file_limit()
     try:
-        disk = RealDisk(open_files_for(config.max_open_files))
+        disk = over_disk(RealDisk(open_files_for(config.max_open_files)))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return Broker(replace(config, data_dir=os.path.abspath(config.data_dir)), host, disk)
@@ -38,8 +38,14 @@ beyond this machine (nothing authenticates who connects):
   advertised_address = "broker-1.example:9091"    # what clients connect to; default: the address it listens on"""
 
 
-def program(make_host: Callable[[], Host] = Host) -> Program[BrokerConfig]:
-    """The broker's program. `make_host`: makes the surroundings that it runs in."""
+def _as_it_is(disk: Disk) -> Disk:
+    return disk
+
+
+def program(
+    make_host: Callable[[], Host] = Host, over_disk: Callable[[Disk], Disk] = _as_it_is
+) -> Program[BrokerConfig]:
+    """The broker's program. `make_host`: makes the surroundings that it runs in. `over_disk`: what its disk is behind."""
     return Program(
         package="fencepost_node",
         kind="broker",
@@ -47,7 +53,7 @@ def program(make_host: Callable[[], Host] = Host) -> Program[BrokerConfig]:
         example=EXAMPLE,
         config=BrokerConfig,
         id_of=lambda config: config.broker_id,
-        make=lambda config: _broker(config, make_host()),
+        make=lambda config: _broker(config, make_host(), over_disk),
         cannot_start=(DataFolderError, ConfigError),
         refusals=REFUSALS,
     )

@@ -18,6 +18,7 @@ from fencepost_cli.commands import (
     controller,
     demo,
     dump_log,
+    faults,
     group,
     lines,
     producer_name,
@@ -53,6 +54,7 @@ app.add_typer(group.app, name="group")
 app.add_typer(broker.app, name="broker")
 app.add_typer(producer_name.app, name="producer-name")
 app.add_typer(workload.app, name="workload")
+app.add_typer(faults.app, name="faults")
 app.command(epilog="Example: printf 'k1:v1\\nk2:v2\\n' | fencepost produce orders --key-separator :")(lines.produce)
 app.command(epilog="Example: fencepost consume orders --key-separator : --until-end")(lines.consume)
 app.command(epilog="Example: fencepost producers orders --partition 0")(producers.producers)

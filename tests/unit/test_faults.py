@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,17 @@ from fencepost_testing.faults import fencepost_messages, kafka_messages
 from fencepost_testing.faults.board import MAX_RULES, Board
 from fencepost_testing.faults.kafka_stream import FrameCounter
 from fencepost_testing.faults.refused_batches import RefusedBatches
-from fencepost_testing.faults.rules import FaultError, Limits, Posted, RequestAction, RequestRule
+from fencepost_testing.faults.rules import (
+    DiskAction,
+    DiskRule,
+    FaultError,
+    Limits,
+    LinkAction,
+    LinkRule,
+    Posted,
+    RequestAction,
+    RequestRule,
+)
 from tests.unit.batches import batch
 from tests.unit.kafka_messages import random_message
 
@@ -42,7 +54,7 @@ def test_a_rule_is_seen_by_every_process_and_fires_as_often_as_it_may_in_all_tog
 
     def fire(number: int, board: Board) -> None:
         for _ in range(80):
-            fired[number] += board.fire(posted)
+            fired[number] += bool(board.fire(posted))
 
     threads = [threading.Thread(target=fire, args=pair) for pair in ((0, one), (1, other))]
     for thread in threads:
@@ -66,7 +78,7 @@ def test_what_was_removed_fires_no_more_and_its_place_begins_at_nought(tmp_path:
 def test_firings_keep_their_distance(tmp_path: Path) -> None:
     board = Board.create(tmp_path / "faults")
     posted = board.post(drop(every_ms=60_000))
-    assert [board.fire(posted) for _ in range(3)] == [True, False, False]
+    assert [board.fire(posted) for _ in range(3)] == [1, 0, 0]
 
 
 def test_there_is_a_bound_on_rules_and_a_clear_takes_all_back(tmp_path: Path) -> None:
@@ -94,6 +106,27 @@ def test_a_rule_is_the_same_after_it_was_written_down() -> None:
         "fail-requests api=Fetch topic=orders partition=3 broker=1 client_id=me protocol=kafka error=6 times=2 "
         "probability=0.5 every_ms=10"
     )
+
+
+def test_links_have_two_sides_and_a_direction() -> None:
+    cut = LinkRule(LinkAction.CUT, ("broker-1",), ("broker-2", "controller"))
+    assert cut.affects("broker-1", "controller")
+    assert cut.affects("broker-2", "broker-1")
+    assert not cut.affects("broker-2", "controller")
+    one_way = replace(cut, both_ways=False)
+    assert one_way.affects("broker-1", "broker-2")
+    assert not one_way.affects("broker-2", "broker-1")
+    isolated = replace(cut, b=())
+    assert isolated.affects("clients", "broker-1")
+    assert not isolated.affects("clients", "broker-2")
+    posted = Posted("cut-1", 0, isolated)
+    assert Posted.from_json(json.loads(json.dumps(posted.to_json()))) == posted
+
+
+def test_a_rule_about_a_disk_knows_a_topic_whose_name_has_hyphens() -> None:
+    rule = DiskRule(DiskAction.FULL, topic="my-orders", partition=12)
+    assert rule.meets_folder("my-orders-12")
+    assert not any(rule.meets_folder(name) for name in ("my-orders-1", "orders-12", "broker-1"))
 
 
 # ---- Messages ----

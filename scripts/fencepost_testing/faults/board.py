@@ -3,11 +3,12 @@
     DIR/faults/rules.json     the rules in force, replaced in one step
     DIR/faults/board          mapped into memory by all: the version of the rules, and how often each rule has fired
     DIR/faults/timeline       one JSON line for each rule that was posted, has fired or was removed
+    DIR/faults/wake-<party>   a FIFO that a process reads: something has changed
 
 Whoever posts writes rules.json and then raises the version. A process compares the version, a number in its own memory,
 with that of the rules that it has read, wherever a fault could act: so a fault acts on whatever happens after `post` has
-returned, without a message to any process, and one that starts later has it too. Counters change under a lock on the board,
-so "the next two" are two in all processes together.
+returned, without an answer of any process, and one that starts later has it too. What waits in a process is woken by its
+FIFO. Counters change under a lock on the board, so "the next two" are two in all processes together.
 
 The folder and its files are open to their owner alone. Only processes that are started by `faults.process` look here.
 """
@@ -15,6 +16,7 @@ The folder and its files are open to their owner alone. Only processes that are 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import mmap
@@ -26,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from fencepost_testing.faults.rules import FaultError, Posted, RequestRule
+from fencepost_testing.faults.rules import FaultError, Posted, Rule
 
 FOLDER: Final = "faults"
 MAX_RULES: Final = 64
@@ -39,6 +41,7 @@ _SLOT = struct.Struct(
 )  # how often it has fired; when it last did, in nanoseconds of this machine's monotonic clock
 _BOARD_BYTES = _VERSION.size + MAX_RULES * _SLOT.size
 _NS_OF_MS = 1_000_000
+_WAKE = "wake-"
 
 
 class Board:
@@ -90,6 +93,11 @@ class Board:
                 self._read()
         return self._posted
 
+    def ended(self, rule_id: str) -> str | None:
+        """What a rule did that was removed; None for one that never was, or is still in force."""
+        removed = [line for line in self.timeline() if line["id"] == rule_id and line["what"] == "removed"]
+        return removed[-1]["text"] if removed else None
+
     def count(self, rule_id: str) -> int:
         """How often the rule has fired, also once it was removed. Raises FaultError for one that never was."""
         with self._held():
@@ -112,7 +120,7 @@ class Board:
 
     # ---- Posting ----
 
-    def post(self, rule: RequestRule) -> Posted:
+    def post(self, rule: Rule) -> Posted:
         """Put a rule in force. Raises FaultError where MAX_RULES are."""
         with self._held():
             state = self._read()
@@ -150,22 +158,22 @@ class Board:
 
     # ---- Firing ----
 
-    def fire(self, posted: Posted) -> bool:
-        """Count one more. False where the rule has fired often enough, or just now, or is not in force any more."""
+    def fire(self, posted: Posted) -> int:
+        """Count one more; how many that makes. 0: it has fired often enough, or just now, or is not in force any more."""
         limits = posted.rule.limits
         with self._held():
             if self._version[0] != self._seen:
                 self._read()
             if posted not in self._posted:
-                return False
+                return 0
             count, last_ns = self._slot(posted.slot)
             now_ns = time.monotonic_ns()
             if limits.times is not None and count >= limits.times:
-                return False
+                return 0
             if limits.every_ms and count and now_ns - last_ns < limits.every_ms * _NS_OF_MS:
-                return False
+                return 0
             _SLOT.pack_into(self._memory, self._place(posted.slot), count + 1, now_ns)
-        return True
+        return count + 1
 
     def is_spent(self, posted: Posted) -> bool:
         """It has fired as often as it may."""
@@ -211,6 +219,15 @@ class Board:
         draft.replace(self.folder / "rules.json")
         self._version[0] = version
         self._posted, self._seen = posted, version
+        for fifo in self.folder.glob(f"{_WAKE}*"):
+            _write_to(fifo)
+
+    def listen(self, party: str) -> int:
+        """A descriptor that becomes readable when the rules have changed. The caller's to close."""
+        fifo = self.folder / f"{_WAKE}{party}"
+        with contextlib.suppress(FileExistsError):
+            os.mkfifo(fifo, 0o600)
+        return os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)  # writing too: it never sees an end
 
     @staticmethod
     def _place(slot: int) -> int:
@@ -222,3 +239,18 @@ class Board:
 
     def _known(self) -> str:
         return f"there are {', '.join(posted.id for posted in self._posted)}" if self._posted else "none is set"
+
+
+def _write_to(fifo: Path) -> None:
+    try:
+        descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in (errno.ENXIO, errno.ENOENT):  # no one reads it: its process is down
+            raise
+        return
+    try:
+        os.write(descriptor, b".")
+    except BlockingIOError:
+        pass  # full: its reader has enough to wake up for
+    finally:
+        os.close(descriptor)

@@ -2,40 +2,67 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import signal
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypedDict, Unpack
 
-from fencepost_proto.protocol.errors import ErrorCode
-from fencepost_testing.cluster_file import ClusterFile
 from fencepost_testing.faults.board import FOLDER, Board
+from fencepost_testing.faults.checks import KnownCluster, Target
 from fencepost_testing.faults.handle import FaultHandle
 from fencepost_testing.faults.rules import (
-    PROTOCOLS,
+    DiskAction,
+    DiskRule,
+    Ended,
     FaultError,
     Limits,
+    LinkAction,
+    LinkRule,
+    Posted,
+    ProcessAction,
+    ProcessRule,
     RequestAction,
     RequestRule,
+    Rule,
     check_ms,
     check_name,
 )
-from fencepost_testing.member import CONTROLLER, ClusterError, Member, Node
-from fencepost_testing.waiting import NotInTime, until_sync
+from fencepost_testing.member import ClusterError, Member, name_of
+from fencepost_testing.waiting import until_sync
 
-TOPIC_TIMEOUT_S: Final = 2.0  # for a topic that was just created to be on a broker's disk
+SIGNAL_TIMEOUT_S: Final = 5.0  # for a process to be stopped or to go on
+MAX_BYTES_PER_SECOND: Final = 100_000_000_000
+_OFTEN: Final = ("times", "probability", "every_ms")
+
+Side = Target | Iterable[Target]
 
 
-class Conditions(TypedDict, total=False):
-    """What a request has to be for a fault to meet it, and how often the fault then fires; see `Faults`."""
+class HowOften(TypedDict, total=False):
+    """How often a fault fires on what it meets; always, if nothing is given."""
+
+    times: int | None  # the next so many, in all processes together
+    probability: float
+    every_ms: int  # no two are closer
+
+
+class Conditions(HowOften, total=False):
+    """What a request has to be for a fault to meet it."""
 
     topic: str | None
     partition: int | None
     broker: int | None
-    client_id: str | None
-    protocol: str | None
-    times: int | None
-    probability: float
-    every_ms: int
+    client_id: str | None  # of Kafka's clients; Fencepost's own send none
+    protocol: str | None  # kafka or fencepost
+
+
+class Files(HowOften, total=False):
+    """Which files a fault of a disk meets: of all brokers, if nothing is given."""
+
+    topic: str | None
+    partition: int | None
 
 
 class Faults:
@@ -47,27 +74,28 @@ class Faults:
             …
         assert lost.fired == 2
 
-    Conditions, of which each that is given must hold: `api` (as in Kafka's protocol: Produce, Fetch, Metadata, …), `topic`,
-    `partition`, `broker`, `client_id` (of Kafka's clients), `protocol` ("kafka" or "fencepost"). How often: `times` (the
-    next so many, over all brokers), `probability`, `every_ms` (no two closer than that).
-
     Raises FaultError, which names the value, for what cannot be; then nothing has changed.
     """
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
+        self._cluster = KnownCluster(self.directory)
 
     @cached_property
     def _board(self) -> Board:
         if not (self.directory / FOLDER / "board").exists():
-            self._members()  # raises where there is no cluster
+            self._cluster.members()  # raises where there is no cluster
             raise FaultError(f"the cluster in {self.directory} was started without faults")
         return Board(self.directory / FOLDER)
 
     # ---- On requests ----
 
     def drop_answers(self, api: str | None = None, **conditions: Unpack[Conditions]) -> FaultHandle:
-        """The request is handled, its answer is lost, and the connection is closed."""
+        """The request is handled, its answer is lost, and the connection is closed.
+
+        `api`: as in Kafka's protocol (Produce, Fetch, Metadata, …), of both protocols; None: any. Each condition that is
+        given must hold.
+        """
         return self._on_requests(RequestAction.DROP_ANSWER, api, conditions)
 
     def drop_requests(self, api: str | None = None, **conditions: Unpack[Conditions]) -> FaultHandle:
@@ -78,10 +106,6 @@ class Faults:
         self, api: str | None = None, *, delay_ms: int, jitter_ms: int = 0, **conditions: Unpack[Conditions]
     ) -> FaultHandle:
         """The request, and what comes behind it on its connection, is handled later: by up to `jitter_ms` more."""
-        check_ms("delay_ms", delay_ms)
-        check_ms("jitter_ms", jitter_ms)
-        if not delay_ms and not jitter_ms:
-            raise FaultError("delay_ms=0 is no delay")
         return self._on_requests(RequestAction.DELAY, api, conditions, delay_ms=delay_ms, jitter_ms=jitter_ms)
 
     def fail_requests(self, api: str, *, error: str | int, **conditions: Unpack[Conditions]) -> FaultHandle:
@@ -95,106 +119,189 @@ class Faults:
         return self._on_requests(RequestAction.FAIL, api, conditions, error=code)
 
     def _on_requests(self, action: RequestAction, api: str | None, conditions: Conditions, **how: int) -> FaultHandle:
-        given: dict[str, Any] = {**conditions, **how}
-        limits = Limits(**{name: given.pop(name) for name in ("times", "probability", "every_ms") if name in given})
-        unknown = sorted(given.keys() - {"topic", "partition", "broker", "client_id", "protocol"} - how.keys())
-        if unknown:
-            raise FaultError(
-                f"no condition {unknown[0]!r}: there are api, topic, partition, broker, client_id, protocol, times, "
-                "probability and every_ms"
-            )
-        rule = RequestRule(action, api, limits=limits, **given)
-        limits.check()
-        self._check_api(rule)
+        given = _known(conditions, Conditions, "condition")
+        if action is RequestAction.DELAY:
+            _check_delay(**how)
+        limits = _limits(given)
+        rule = RequestRule(action, api, limits=limits, **given, **how)  # type: ignore[arg-type]
+        self._cluster.check_api(rule)
         check_name("client_id", rule.client_id)
-        self._check_broker(rule.broker)
-        self._check_topic(rule.topic, rule.partition)
-        return FaultHandle(self._board, self._board.post(rule))
+        self._cluster.check_broker(rule.broker)
+        self._cluster.check_topic(rule.topic, rule.partition)
+        return self._post(rule)
+
+    # ---- On links ----
+    #
+    # A side is a broker's id, "controller", "clients" (all of them, on both ports), (topic, partition) for a leader, or
+    # several of these. No second side: everyone else.
+
+    def cut(self, a: Side, b: Side | None = None, *, one_way: bool = False) -> FaultHandle:
+        """What they send to each other is held back until the fault is removed; with `one_way`, what `a` sends to `b`."""
+        return self._on_links(LinkAction.CUT, a, b, both_ways=not one_way)
+
+    def delay(self, a: Side, b: Side | None = None, *, delay_ms: int, jitter_ms: int = 0) -> FaultHandle:
+        """All that they send to each other arrives later, by up to `jitter_ms` more, and in order."""
+        _check_delay(delay_ms, jitter_ms)
+        return self._on_links(LinkAction.DELAY, a, b, delay_ms=delay_ms, jitter_ms=jitter_ms)
+
+    def limit(self, a: Side, b: Side | None = None, *, bytes_per_second: int) -> FaultHandle:
+        """Each connection between them carries so many bytes a second in each direction."""
+        if not _is_int(bytes_per_second) or not 1 <= bytes_per_second <= MAX_BYTES_PER_SECOND:
+            raise FaultError(f"bytes_per_second={bytes_per_second!r}: from 1 to {MAX_BYTES_PER_SECOND}")
+        return self._on_links(LinkAction.LIMIT, a, b, bytes_per_second=bytes_per_second)
+
+    def reset(self, a: Side, b: Side | None = None, *, times: int | None = None) -> FaultHandle:
+        """Their open connections break, and so does each that they open until the fault is removed; so many at most."""
+        return self._on_links(LinkAction.RESET, a, b, times=times)
+
+    def _on_links(
+        self,
+        action: LinkAction,
+        a: Side,
+        b: Side | None,
+        *,
+        both_ways: bool = True,
+        times: int | None = None,
+        **how: int,
+    ) -> FaultHandle:
+        one = self._cluster.parties(a)
+        other = () if b is None else self._cluster.parties(b)
+        if not one or set(one) & set(other):
+            raise FaultError(f"{a!r} and {b!r} are no two sides of a link")
+        limits = _limits({"times": times})
+        return self._post(LinkRule(action, one, other, both_ways, limits=limits, **how))
+
+    # ---- On disks ----
+
+    def fill_disk(self, broker: int | None = None, **files: Unpack[Files]) -> FaultHandle:
+        """Whatever would take room on the broker's disk is refused with ENOSPC. None: on every broker's."""
+        return self._on_disks(DiskAction.FULL, broker, files)
+
+    def slow_disk(
+        self, broker: int | None = None, *, delay_ms: int, jitter_ms: int = 0, **files: Unpack[Files]
+    ) -> FaultHandle:
+        """Syncs and reads of the disk take so much longer."""
+        _check_delay(delay_ms, jitter_ms)
+        return self._on_disks(DiskAction.SLOW, broker, files, delay_ms=delay_ms, jitter_ms=jitter_ms)
+
+    def fail_syncs(self, broker: int | None = None, **files: Unpack[Files]) -> FaultHandle:
+        """Syncs of the broker's disk fail with EIO."""
+        return self._on_disks(DiskAction.FAIL_SYNC, broker, files)
+
+    def _on_disks(self, action: DiskAction, broker: int | None, files: Files, **how: int) -> FaultHandle:
+        given = _known(files, Files, "condition")
+        limits = _limits(given)
+        rule = DiskRule(action, broker, limits=limits, **given, **how)  # type: ignore[arg-type]
+        self._cluster.check_broker(broker)
+        self._cluster.check_topic(rule.topic, rule.partition)
+        return self._post(rule)
+
+    # ---- On processes ----
+
+    def kill(self, target: Target) -> FaultHandle:
+        """SIGKILL. It is done at once, and over with: the cluster's `start` brings the process back."""
+        handle = self._on_process(ProcessAction.KILL, target, signal.SIGKILL)
+        handle.remove()
+        return handle
+
+    def pause(self, target: Target) -> FaultHandle:
+        """SIGSTOP, until the fault is removed: the process holds everything and does nothing."""
+        return self._on_process(ProcessAction.PAUSE, target, signal.SIGSTOP)
+
+    def _on_process(self, action: ProcessAction, target: Target, number: signal.Signals) -> FaultHandle:
+        node = self._cluster.node(target)
+        member = self._cluster.members()[node]
+        try:
+            member.running_process()
+            handle = self._post(ProcessRule(action, member.directory.name))
+            member.signal(number)
+            if action is ProcessAction.PAUSE:
+                until_sync(member.paused, f"{name_of(node)} is paused", SIGNAL_TIMEOUT_S)
+        except ClusterError as error:
+            raise FaultError(str(error)) from error
+        self._board.fire(self._posted(handle.id))
+        return handle
 
     # ---- All together ----
 
+    def set(self, name: str, arguments: Mapping[str, Any]) -> FaultHandle:
+        """The fault of that name ("drop-answers", …), as commands and HTTP ask for it."""
+        if name not in FAULTS:
+            raise FaultError(f"no fault {name!r}: there are {', '.join(FAULTS)}")
+        method: Callable[..., FaultHandle] = getattr(self, FAULTS[name])
+        parameters = inspect.signature(method).parameters
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+            for argument in arguments:
+                if argument not in parameters:
+                    raise FaultError(f"no condition {argument!r} of {name}: there are {', '.join(parameters)}")
+        missing = [
+            parameter.name
+            for parameter in parameters.values()
+            if parameter.default is parameter.empty
+            and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+            and parameter.name not in arguments
+        ]
+        if missing:
+            raise FaultError(f"{name} needs {', '.join(missing)}")
+        return method(**arguments)
+
     def active(self) -> list[FaultHandle]:
         """Those that are set, oldest first."""
-        return [FaultHandle(self._board, posted) for posted in self._board.posted()]
+        return [FaultHandle(self._board, posted, self._undo) for posted in self._board.posted()]
 
     def find(self, fault_id: str) -> FaultHandle:
         """The one with that id. Raises FaultError where it is not set."""
-        for handle in self.active():
-            if handle.id == fault_id:
-                return handle
-        known = ", ".join(handle.id for handle in self.active()) or "none is set"
-        raise FaultError(f"no fault {fault_id!r}: {known}")
+        return FaultHandle(self._board, self._posted(fault_id), self._undo)
+
+    def find_any(self, fault_id: str) -> FaultHandle:
+        """The one with that id, also if it was removed. Raises FaultError where there was none."""
+        text = self._board.ended(fault_id)
+        if text is None:
+            return self.find(fault_id)
+        return FaultHandle(self._board, Ended(fault_id, text), self._undo)
 
     def clear(self) -> None:
         """Remove all."""
+        posted = self._board.posted()
         self._board.clear()
+        for one in posted:
+            self._undo(one)
 
     def timeline(self) -> list[dict[str, Any]]:
         """What was set, fired and removed, oldest first: `at` (seconds since the epoch), `what`, `id`, `text`."""
         return self._board.timeline()
 
-    # ---- What cannot be ----
+    def _posted(self, fault_id: str) -> Posted:
+        for posted in self._board.posted():
+            if posted.id == fault_id:
+                return posted
+        known = ", ".join(posted.id for posted in self._board.posted())
+        raise FaultError(f"no fault {fault_id!r} is set: {f'there are {known}' if known else 'there is none'}")
 
-    def _members(self) -> dict[Node, Member]:
-        try:
-            return ClusterFile.read(self.directory).members
-        except ClusterError as error:
-            raise FaultError(str(error)) from error
+    def _post(self, rule: Rule) -> FaultHandle:
+        return FaultHandle(self._board, self._board.post(rule), self._undo)
 
-    def _check_api(self, rule: RequestRule) -> None:
-        from fencepost_testing.faults import fencepost_messages, kafka_messages
-
-        if rule.protocol not in (None, *PROTOCOLS):
-            raise FaultError(f"protocol={rule.protocol!r}: {' or '.join(PROTOCOLS)}")
-        known: set[str] = set()
-        if rule.protocol != "kafka":
-            known |= fencepost_messages.API_NAMES
-        if rule.protocol != "fencepost":
-            known |= set(kafka_messages.API_KEYS)
-        if rule.api is not None and rule.api not in known:
-            raise FaultError(f"no api {rule.api!r}: there are {', '.join(sorted(known))}")
-
-    def _check_broker(self, broker: int | None) -> None:
-        if broker is None:
+    def _undo(self, posted: Posted) -> None:
+        if not isinstance(posted.rule, ProcessRule) or posted.rule.action is not ProcessAction.PAUSE:
             return
-        brokers = [node for node in self._members() if node != CONTROLLER]
-        if broker not in brokers or isinstance(broker, bool):
-            raise FaultError(f"no broker {broker!r} in this cluster: it has {', '.join(map(str, brokers))}")
+        for member in self._cluster.members().values():
+            if member.directory.name == posted.rule.party:
+                _resume(member)
 
-    def _check_topic(self, topic: str | None, partition: int | None) -> None:
-        """By the brokers' folders, which have one for each replica."""
-        if partition is not None and (not isinstance(partition, int) or isinstance(partition, bool) or partition < 0):
-            raise FaultError(f"partition={partition!r} is not the number of a partition")
-        if topic is None:
-            return
-        check_name("topic", topic)
 
-        def is_there() -> bool:
-            partitions = self._topics().get(topic, set())
-            return bool(partitions) and partition in (None, *partitions)
-
-        try:
-            until_sync(is_there, f"topic {topic!r}", TOPIC_TIMEOUT_S)
-        except NotInTime:
-            topics = self._topics()
-            if topic in topics:
-                last = max(topics[topic])
-                raise FaultError(f"no partition {partition} of topic {topic!r}: it has 0 to {last}") from None
-            raise FaultError(
-                f"no topic {topic!r} in this cluster: it has {', '.join(sorted(topics)) or 'none'}"
-            ) from None
-
-    def _topics(self) -> dict[str, set[int]]:
-        topics: dict[str, set[int]] = {}
-        for folder in self.directory.glob("broker-*/*-*"):
-            name, _, number = folder.name.rpartition("-")
-            if number.isdecimal() and folder.is_dir():
-                topics.setdefault(name, set()).add(int(number))
-        return topics
+# What a fault is called in commands and over HTTP, and the method that sets it.
+FAULTS: Final = {
+    **{action.value: action.value.replace("-", "_") for action in RequestAction},
+    **{action.value: action.value for action in LinkAction},
+    **{action.value: action.value.replace("-", "_") for action in DiskAction},
+    **{action.value: action.value for action in ProcessAction},
+}
 
 
 def error_code(error: str | int) -> int:
     """Raises FaultError."""
+    from fencepost_proto.protocol.errors import ErrorCode
+
     try:
         code = ErrorCode[error] if isinstance(error, str) else ErrorCode(error)
     except (KeyError, ValueError):
@@ -202,3 +309,36 @@ def error_code(error: str | int) -> int:
     if code is ErrorCode.NONE:
         raise FaultError("error=NONE is no error")
     return int(code)
+
+
+def _known(given: Mapping[str, Any], known: type[Any], what: str) -> dict[str, Any]:
+    """A copy. Raises FaultError for a name that is none of a typed dictionary's."""
+    names = known.__annotations__
+    for name in given:
+        if name not in names:
+            raise FaultError(f"no {what} {name!r}: there are {', '.join(names)}")
+    return dict(given)
+
+
+def _limits(given: dict[str, Any]) -> Limits:
+    """Taken out of what is given. Raises FaultError."""
+    limits = Limits(**{name: given.pop(name) for name in _OFTEN if name in given})
+    limits.check()
+    return limits
+
+
+def _check_delay(delay_ms: int, jitter_ms: int) -> None:
+    check_ms("delay_ms", delay_ms)
+    check_ms("jitter_ms", jitter_ms)
+    if not delay_ms and not jitter_ms:
+        raise FaultError("delay_ms=0 is no delay")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _resume(member: Member) -> None:
+    with contextlib.suppress(ClusterError):  # it has ended meanwhile
+        member.signal(signal.SIGCONT)
+        until_sync(lambda: not member.paused(), f"{name_of(member.node)} goes on", SIGNAL_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""Faults on requests of Kafka's clients: a protocol between a broker's connection and its transport.
+"""Faults on Kafka's clients, their requests and their links: a protocol between a broker's connection and its transport.
 
 Bytes are passed on as they come while no rule could meet a request; only the places where frames begin are counted, so that
 a rule that comes later finds one. While there are rules, whole frames are passed on:
@@ -10,6 +10,8 @@ a rule that comes later finds one. While there are rules, whole frames are passe
 
 A Produce request fails only for the partitions that a rule meets; the others are passed on, and the two answers are joined.
 A request of any other API fails as a whole.
+
+What the client sends has crossed its link before it is looked at here, and what it is answered crosses it afterwards.
 """
 
 from __future__ import annotations
@@ -39,14 +41,15 @@ from fencepost_proto.kafka.messages.produce import (
 from fencepost_proto.protocol.errors import from_proto
 from fencepost_proto.protocol.topic_ids import from_wire
 from fencepost_proto.protocol.v1 import common_pb2
-from fencepost_testing.faults.inside import FaultsInside
+from fencepost_testing.faults.inside import CLIENTS, FaultsInside, PostedRequest
 from fencepost_testing.faults.kafka_messages import error_response, places_of
+from fencepost_testing.faults.links import MAX_HELD_BYTES, ByteLine, Line
 from fencepost_testing.faults.refused_batches import RefusedBatches
-from fencepost_testing.faults.rules import Posted, RequestAction
+from fencepost_testing.faults.rules import RequestAction
 
 PROTOCOL: Final = "kafka"
 MAX_FRAME_BYTES: Final = 128 * 1024 * 1024
-MAX_HELD_BYTES: Final = 1024 * 1024  # of frames that wait: above that the client is not read from
+MAX_UNSENT_BYTES: Final = 64 * 1024  # of answers that wait for the link: above that the broker pauses
 _LENGTH: Final = struct.Struct(">i")
 _START: Final = struct.Struct(">hhi")  # API key, version, correlation id
 _PRODUCE: Final = 0
@@ -117,26 +120,43 @@ class FaultyKafkaConnection(asyncio.Protocol):
 
     def __init__(self, inner: Inner, faults: FaultsInside) -> None:
         self._inner = inner
-        self._faults = faults
+        self.faults = faults
         self._loop = asyncio.get_running_loop()
         self._transport: FaultyTransport | None = None
         self._counter = FrameCounter()
         self._partial: bytearray | None = None  # of a frame; None: bytes are passed on as they come
         self._frames: deque[bytes] = deque()  # whole ones that are not looked at yet
         self._waits: asyncio.TimerHandle | None = None  # of the first of these
-        self._failing: tuple[bytes, Posted] | None = None  # the first, until all before it are answered
+        self._failing: tuple[bytes, PostedRequest] | None = None  # the first, until all before it are answered
         self._refused = RefusedBatches()
-        self._dropped: dict[int, Posted] = {}  # by correlation id: answers that are not to come
+        self._dropped: dict[int, PostedRequest] = {}  # by correlation id: answers that are not to come
         self._joined: dict[int, _Joined] = {}
+        self._coming = ByteLine(Line(faults, CLIENTS, faults.party), self._arrived, self._hold)
 
     # ---- asyncio.Protocol ----
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = FaultyTransport(cast(asyncio.Transport, transport), self.answer_written)
+        self._transport = FaultyTransport(cast(asyncio.Transport, transport), self)
         self._inner.connection_made(self._transport)
+        self.faults.watch(self)
+
+    def rules_changed(self) -> None:
+        if self._is_gone:
+            return
+        if self.faults.is_reset(CLIENTS):
+            self.end()
+            return
+        self._coming.go_on()
+        assert self._transport is not None
+        self._transport.going.go_on()
 
     def data_received(self, data: bytes) -> None:
-        if self._partial is None and self._counter.left >= 0 and self._faults.any_requests:
+        self._coming.put(data, len(data))
+
+    def _arrived(self, data: bytes) -> None:
+        if self._is_gone:
+            return
+        if self._partial is None and self._counter.left >= 0 and self.faults.has_requests:
             passed = self._counter.advance(data, stop_at_boundary=True)
             if passed:
                 self._inner.data_received(data[:passed])
@@ -158,6 +178,9 @@ class FaultyKafkaConnection(asyncio.Protocol):
         if self._waits is not None:
             self._waits.cancel()
         self._frames.clear()
+        self._coming.close()
+        if self._transport is not None:
+            self._transport.going.close()
         self._inner.connection_lost(error)
 
     def pause_writing(self) -> None:
@@ -187,8 +210,7 @@ class FaultyKafkaConnection(asyncio.Protocol):
         """Take frames until one has to wait."""
         while self._frames and self._waits is None and self._failing is None and not self._is_gone:
             self._take(self._frames.popleft())
-        assert self._transport is not None
-        self._transport.hold(sum(map(len, self._frames)) > MAX_HELD_BYTES)
+        self._hold(self._coming.held_bytes)
         may_end = not self._frames and self._waits is None and self._failing is None
         if may_end and self._partial is not None and (self._counter.left < 0 or not self._is_needed):
             rest, self._partial = bytes(self._partial), None
@@ -196,10 +218,15 @@ class FaultyKafkaConnection(asyncio.Protocol):
                 self._counter.advance(rest)
                 self._inner.data_received(rest)
 
+    def _hold(self, coming_bytes: int) -> None:
+        """Read no more from the client while too much of it waits."""
+        if self._transport is not None:
+            self._transport.hold(coming_bytes + sum(map(len, self._frames)) > MAX_HELD_BYTES)
+
     @property
     def _is_needed(self) -> bool:
         """Frames are still to be looked at."""
-        return self._faults.any_requests or bool(self._refused)
+        return self.faults.has_requests or bool(self._refused)
 
     @property
     def _is_gone(self) -> bool:
@@ -220,19 +247,19 @@ class FaultyKafkaConnection(asyncio.Protocol):
                 self._fail(frame, posted)
             else:
                 self._failing = (frame, posted)
-        elif not self._faults.fire(posted, text):
+        elif not self.faults.fire(posted.posted, text):
             self._pass_on(frame)
         elif rule.action is RequestAction.DROP_REQUEST:
-            self._end()
+            self.end()
         else:
-            self._waits = self._loop.call_later(self._faults.delay_s(rule), self._waited, frame)
+            self._waits = self._loop.call_later(self.faults.delay_s(rule), self._waited, frame)
 
     def _waited(self, frame: bytes) -> None:
         self._waits = None
         self._pass_on(frame)
         self._go_on()
 
-    def _rule_for(self, frame: bytes) -> Posted | None:
+    def _rule_for(self, frame: bytes) -> PostedRequest | None:
         view = memoryview(frame)[_LENGTH.size :]
         if len(view) < _START.size:
             return None
@@ -240,19 +267,17 @@ class FaultyKafkaConnection(asyncio.Protocol):
         api = APIS.get(api_key)
         if api is None:
             return None
-        if not self._faults.requests(PROTOCOL, api.name):
+        if not self.faults.requests(PROTOCOL, api.name):
             return None
         try:
             header, request = decode_request(view)
         except MalformedFrame:
             return None  # the broker's to refuse
-        concerned = [
-            posted for posted in self._faults.requests(PROTOCOL, api.name) if posted.rule.is_client(header.client_id)
-        ]
+        concerned = [one for one in self.faults.requests(PROTOCOL, api.name) if one.rule.is_client(header.client_id)]
         if isinstance(request, ProduceRequest) and request.acks == 0:
             answered = (RequestAction.DROP_ANSWER, RequestAction.FAIL)
             concerned = [posted for posted in concerned if posted.rule.action not in answered]
-        return self._faults.first_met(concerned, places_of(request, self._faults.topic_name))
+        return self.faults.first_met(concerned, places_of(request, self.faults.topic_name))
 
     def _pass_on(self, frame: bytes) -> None:
         if self._refused and _START.unpack_from(frame, _LENGTH.size)[0] == _PRODUCE:
@@ -262,14 +287,14 @@ class FaultyKafkaConnection(asyncio.Protocol):
         elif not self._is_gone:
             self._inner.data_received(frame)
 
-    def _end(self) -> None:
+    def end(self) -> None:
         if self._transport is not None:
             self._transport.abort()
 
     # ---- Answers with an error ----
 
-    def _fail(self, frame: bytes, posted: Posted) -> None:
-        if not self._faults.fire(posted, _text_of(frame)):
+    def _fail(self, frame: bytes, posted: PostedRequest) -> None:
+        if not self.faults.fire(posted.posted, _text_of(frame)):
             self._pass_on(frame)
             return
         header, request = decode_request(memoryview(frame)[_LENGTH.size :])
@@ -297,7 +322,7 @@ class FaultyKafkaConnection(asyncio.Protocol):
         failed, passed = [], []
         errors: dict[tuple[int, int], int] = {}
         for number, topic in enumerate(request.topic_data):
-            name = topic.name or self._faults.topic_name(from_wire(topic.topic_id))
+            name = topic.name or self.faults.topic_name(from_wire(topic.topic_id))
             for data in topic.partition_data:
                 errors[number, data.index] = error_of(name, data)
             with_error = [data for data in topic.partition_data if errors[number, data.index]]
@@ -319,7 +344,7 @@ class FaultyKafkaConnection(asyncio.Protocol):
 
     def _write(self, chunks: Iterable[Any]) -> None:
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.transport.writelines(list(chunks))
+            self._transport.send(list(chunks))
 
     # ---- Answers of the broker ----
 
@@ -329,8 +354,8 @@ class FaultyKafkaConnection(asyncio.Protocol):
             head = b"".join(bytes(chunk[:8]) for chunk in chunks[:3])
             correlation_id = int.from_bytes(head[4:8], "big", signed=True)
             posted = self._dropped.pop(correlation_id, None)
-            if posted is not None and self._faults.fire(posted, f"answer {correlation_id} of {PROTOCOL}"):
-                self._end()
+            if posted is not None and self.faults.fire(posted.posted, f"answer {correlation_id} of {PROTOCOL}"):
+                self.end()
                 return None
             joined = self._joined.pop(correlation_id, None)
             if joined is not None:
@@ -349,10 +374,14 @@ class FaultyKafkaConnection(asyncio.Protocol):
 class FaultyTransport(asyncio.Transport):
     """The transport as the broker's connection sees it. Each of its writes is one whole answer."""
 
-    def __init__(self, transport: asyncio.Transport, answer: Callable[[list[Any]], list[Any] | None]) -> None:
+    def __init__(self, transport: asyncio.Transport, connection: FaultyKafkaConnection) -> None:
         super().__init__()
         self.transport = transport
-        self._answer = answer
+        faults = connection.faults
+        self.going = ByteLine(Line(faults, faults.party, CLIENTS), transport.writelines, self._unsent)
+        self._connection = connection
+        self._is_full = False  # too much waits for the link
+        self._is_closing = False  # the rest is sent first
         self._is_held = False  # by the faults
         self._is_paused = False  # by the broker
 
@@ -385,9 +414,23 @@ class FaultyTransport(asyncio.Transport):
         self.writelines([data])
 
     def writelines(self, list_of_data: Iterable[Any]) -> None:
-        chunks = self._answer(list(list_of_data))
+        chunks = self._connection.answer_written(list(list_of_data))
         if chunks is not None:
-            self.transport.writelines(chunks)
+            self.send(chunks)
+
+    def send(self, chunks: list[Any]) -> None:
+        """Over the link, to the client."""
+        self.going.put(chunks, sum(map(len, chunks)))
+
+    def _unsent(self, size: int) -> None:
+        if self._is_closing and not size:
+            asyncio.get_running_loop().call_soon(self.transport.close)
+        elif (size > MAX_UNSENT_BYTES) is not self._is_full:
+            self._is_full = not self._is_full
+            if self._is_full:
+                self._connection.pause_writing()
+            else:
+                self._connection.resume_writing()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self.transport.get_extra_info(name, default)
@@ -396,16 +439,19 @@ class FaultyTransport(asyncio.Transport):
         self.transport.set_write_buffer_limits(high, low)
 
     def get_write_buffer_size(self) -> int:
-        return self.transport.get_write_buffer_size()
+        return self.transport.get_write_buffer_size() + self.going.held_bytes
 
     def is_closing(self) -> bool:
-        return self.transport.is_closing()
+        return self._is_closing or self.transport.is_closing()
 
     def is_reading(self) -> bool:
         return not self._is_paused
 
     def close(self) -> None:
-        self.transport.close()
+        if self.going.held_bytes:
+            self._is_closing = True
+        else:
+            self.transport.close()
 
     def abort(self) -> None:
         self.transport.abort()

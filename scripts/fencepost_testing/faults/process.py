@@ -19,17 +19,27 @@ from fencepost_testing.faults.board import FOLDER, Board
 from fencepost_testing.faults.inside import FaultsInside
 from fencepost_testing.faults.wire import host_with_faults
 
-PACKAGES = ("fencepost_node", "fencepost_controller")
-
 
 def program(package: str, faults: FaultsInside) -> Program[Any]:
-    """The package's program, with faults."""
-    known: Program[Any] = import_module(f"{package}.__main__").program(lambda: host_with_faults(Host(), faults))
+    """The package's program, with faults. Only what that one needs is imported."""
+
+    def make_host() -> Host:
+        return host_with_faults(Host(), faults)
+
+    known: Program[Any]
+    if package == "fencepost_node":
+        from fencepost_node.__main__ import program as node_program
+        from fencepost_testing.faults.disk import FaultyDisk
+
+        known = node_program(make_host, lambda disk: FaultyDisk(disk, faults))
+    else:
+        known = import_module(f"{package}.__main__").program(make_host)
 
     def make(config: Any) -> Any:
         component = known.make(config)
         if package == "fencepost_node":
             faults.topic_name = lambda topic_id: _topic_name(component, topic_id)
+        faults.listen()
         return component
 
     return replace(known, make=make)
@@ -42,7 +52,9 @@ def _topic_name(broker: Any, topic_id: str) -> str:
 
 def _run(package: str, config_file: Path) -> int:
     folder = config_file.absolute().parent
-    return main(program(package, FaultsInside(Board(folder.parent / FOLDER), party=folder.name)))
+    cluster = folder.parent
+    faults = FaultsInside(Board(cluster / FOLDER), folder.name, cluster_file=cluster / "cluster.json")
+    return main(program(package, faults))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """One fault as a value: what it does, to what, how often. Pure; written to a cluster's folder as JSON.
 
 A *request rule* meets requests of clients at a broker, of both protocols. Every condition that it names must hold. A
-*link rule* meets what one party sends to another. A *disk rule* meets what a process asks of its disk.
+*link rule* meets what one party sends to another: parties are "broker-1", "controller" and "clients", all of them. A *disk
+rule* meets what a broker asks of its disk.
 """
 
 from __future__ import annotations
@@ -23,6 +24,30 @@ PROTOCOLS: Final = ("kafka", "fencepost")
 
 class FaultError(CommandFailed):
     """A fault that cannot be: the message names the value."""
+
+
+class LinkAction(StrEnum):
+    """What becomes of what is sent over a link."""
+
+    CUT = "cut"  # it is held back until the link is whole again
+    DELAY = "delay"
+    LIMIT = "limit"  # so many bytes a second
+    RESET = "reset"  # connections end
+
+
+class DiskAction(StrEnum):
+    """What a disk does."""
+
+    FULL = "fill-disk"
+    SLOW = "slow-disk"
+    FAIL_SYNC = "fail-syncs"
+
+
+class ProcessAction(StrEnum):
+    """What is done to a process."""
+
+    KILL = "kill"
+    PAUSE = "pause"
 
 
 class RequestAction(StrEnum):
@@ -93,12 +118,79 @@ class RequestRule:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkRule:
+    """Meets what one of `a` sends to one of `b`, and back if `both_ways`. No `b`: everyone else."""
+
+    action: LinkAction
+    a: tuple[str, ...]
+    b: tuple[str, ...]
+    both_ways: bool = True
+    delay_ms: int = 0
+    jitter_ms: int = 0  # up to so much more, evenly spread; nothing overtakes
+    bytes_per_second: int = 0
+    limits: Limits = Limits()
+
+    def affects(self, sender: str, receiver: str) -> bool:
+        return self._joins(sender, receiver) or (self.both_ways and self._joins(receiver, sender))
+
+    def _joins(self, sender: str, receiver: str) -> bool:
+        return sender in self.a and (receiver in self.b if self.b else receiver not in self.a)
+
+    def describe(self) -> str:
+        between = f"{'+'.join(self.a)}{'<->' if self.both_ways else '->'}{'+'.join(self.b) or 'all'}"
+        conditions = ("delay_ms", "jitter_ms", "bytes_per_second")
+        return _describe(f"{self.action} {between}", self, conditions, self.limits)
+
+
+@dataclass(frozen=True, slots=True)
+class DiskRule:
+    """Meets the files of a broker (None: of every one), or of one topic's or partition's replicas on it."""
+
+    action: DiskAction
+    broker: int | None = None
+    topic: str | None = None
+    partition: int | None = None
+    delay_ms: int = 0
+    jitter_ms: int = 0
+    limits: Limits = Limits()
+
+    def meets_folder(self, name: str) -> bool:
+        """A folder with that name; a replica's is <topic>-<partition>."""
+        topic, _, partition = name.rpartition("-")
+        if self.topic is not None and topic != self.topic:
+            return False
+        return self.partition is None or partition == str(self.partition)
+
+    def describe(self) -> str:
+        return _describe(self.action, self, ("broker", "topic", "partition", "delay_ms", "jitter_ms"), self.limits)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRule:
+    """Was done to one process when it was posted."""
+
+    action: ProcessAction
+    party: str
+    limits: Limits = Limits()
+
+    def describe(self) -> str:
+        return f"{self.action} {self.party}"
+
+
+Rule = RequestRule | LinkRule | DiskRule | ProcessRule
+
+
+@dataclass(frozen=True, slots=True)
 class Posted:
     """A rule in force: its id, and its place among the counters."""
 
     id: str
     slot: int
-    rule: RequestRule
+    rule: Rule
+
+    @property
+    def description(self) -> str:
+        return self.rule.describe()
 
     def to_json(self) -> dict[str, Any]:
         return {"id": self.id, "slot": self.slot, "kind": _KIND_OF[type(self.rule)], **dataclasses.asdict(self.rule)}
@@ -109,12 +201,31 @@ class Posted:
         posted_id, slot, kind = fields.pop("id"), fields.pop("slot"), _KINDS[fields.pop("kind")]
         fields["action"] = _ACTION_OF[kind](fields["action"])
         fields["limits"] = Limits(**fields["limits"])
+        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
         return Posted(posted_id, slot, kind(**fields))
 
 
-_KINDS: Final[dict[str, type[RequestRule]]] = {"request": RequestRule}
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A rule that was removed."""
+
+    id: str
+    description: str
+
+
+_KINDS: Final[dict[str, type[Rule]]] = {
+    "request": RequestRule,
+    "link": LinkRule,
+    "disk": DiskRule,
+    "process": ProcessRule,
+}
 _KIND_OF: Final = {kind: name for name, kind in _KINDS.items()}
-_ACTION_OF: Final[dict[type[RequestRule], type[RequestAction]]] = {RequestRule: RequestAction}
+_ACTION_OF: Final[dict[type[Rule], type[StrEnum]]] = {
+    RequestRule: RequestAction,
+    LinkRule: LinkAction,
+    DiskRule: DiskAction,
+    ProcessRule: ProcessAction,
+}
 
 
 def check_ms(name: str, value: int) -> None:

@@ -1,4 +1,5 @@
-"""Faults on requests of Fencepost's own protocol: wrapped around the handlers of a server, whatever carries them.
+"""Faults on Fencepost's own protocol, requests and links of clients: wrapped around the handlers of a server, whatever
+carries them.
 
 What a closed connection is to Kafka's clients, a call that ends with UNAVAILABLE is here. A stream's messages are requests
 of their own: one that is delayed holds up those behind it. In a message of Produce each batch is a request, so that the
@@ -8,7 +9,6 @@ batches of other topics are served; the answers before one that is dropped are s
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Self, TypeAlias, cast
 
@@ -18,10 +18,12 @@ from google.protobuf.descriptor import MethodDescriptor
 from fencepost_proto.protocol.errors import ErrorCode, from_proto
 from fencepost_proto.protocol.request_limits import method_of
 from fencepost_proto.protocol.v1 import broker_pb2, common_pb2
+from fencepost_testing.faults.called import RESET_DETAILS
 from fencepost_testing.faults.fencepost_messages import CLIENT_SERVICES, places_of, refusal_type
-from fencepost_testing.faults.inside import FaultsInside
+from fencepost_testing.faults.inside import CLIENTS, FaultsInside, PostedRequest
+from fencepost_testing.faults.links import Incoming, Line, Outgoing
 from fencepost_testing.faults.refused_batches import RefusedBatches
-from fencepost_testing.faults.rules import Posted, RequestAction
+from fencepost_testing.faults.rules import RequestAction
 
 PROTOCOL: Final = "fencepost"
 DETAILS: Final = "a fault has closed this connection"
@@ -39,49 +41,69 @@ def faulty(path: str, handler: Handler | None, faults: FaultsInside) -> Handler 
     read, write = handler.request_deserializer, handler.response_serializer
     # Handlers of grpc.aio are coroutine functions, whatever the types say.
     if handler.unary_unary is not None:
-        behaviour = _unary(cast(Behaviour, handler.unary_unary), method, faults)
-        return grpc.unary_unary_rpc_method_handler(behaviour, read, write)
+        unary = _unary(cast(Behaviour, handler.unary_unary), method, faults)
+        return grpc.unary_unary_rpc_method_handler(unary, read, write)
     if handler.unary_stream is not None:
-        behaviour = _unary(cast(Behaviour, handler.unary_stream), method, faults)
-        return grpc.unary_stream_rpc_method_handler(cast(Any, behaviour), read, write)
+        stream = _streamed(cast(Behaviour, handler.unary_stream), _Answers, method, faults)
+        return grpc.unary_stream_rpc_method_handler(cast(Any, stream), read, write)
     if handler.stream_stream is not None:
-        served = cast(Behaviour, handler.stream_stream)
-
-        async def serve(requests: Any, context: Any) -> Any:
-            stream = _ProduceStream if method.name == "Produce" else _Stream
-            faulty_stream = stream(requests, context, method, faults)
-            await served(faulty_stream, faulty_stream.context)
-
-        return grpc.stream_stream_rpc_method_handler(cast(Any, serve), read, write)
+        kind = _ProduceStream if method.name == "Produce" else _Stream
+        stream = _streamed(cast(Behaviour, handler.stream_stream), kind, method, faults)
+        return grpc.stream_stream_rpc_method_handler(cast(Any, stream), read, write)
     return handler
 
 
 def _unary(behaviour: Behaviour, method: MethodDescriptor, faults: FaultsInside) -> Behaviour:
-    """A method with one request."""
+    """A method with one request and one answer."""
     refusal = refusal_type(method)
+    coming, going = Line(faults, CLIENTS, faults.party), Line(faults, faults.party, CLIENTS)
 
     async def serve(request: Any, context: Any) -> Any:
-        posted = _rule_for(request, method, faults)
-        if posted is None:
-            return await behaviour(request, context)
-        rule, text = posted.rule, f"{method.name} of {PROTOCOL}"
-        if rule.action in _BEFORE and faults.fire(posted, text):
-            if rule.action is RequestAction.DELAY:
-                await asyncio.sleep(faults.delay_s(rule))
-            elif rule.action is RequestAction.FAIL and refusal is not None:
-                return refusal(error=_error(rule.error))
+        if coming.has_rules or going.has_rules:
+            if faults.is_reset(CLIENTS):
+                await context.abort(grpc.StatusCode.UNAVAILABLE, RESET_DETAILS)
+            await coming.carry(request.ByteSize)
+        one = _rule_for(request, method, faults)
+        text = f"{method.name} of {PROTOCOL}"
+        if one is not None and one.rule.action in _BEFORE and faults.fire(one.posted, text):
+            if one.rule.action is RequestAction.DELAY:
+                await asyncio.sleep(faults.delay_s(one.rule))
+            elif one.rule.action is RequestAction.FAIL and refusal is not None:
+                return refusal(error=_error(one.rule.error))
             else:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, DETAILS)
         answer = await behaviour(request, context)
-        if rule.action is RequestAction.DROP_ANSWER and faults.fire(posted, f"answer of {text}"):
+        is_lost = one is not None and one.rule.action is RequestAction.DROP_ANSWER
+        if one is not None and is_lost and faults.fire(one.posted, f"answer of {text}"):
             await context.abort(grpc.StatusCode.UNAVAILABLE, DETAILS)
+        await going.carry(lambda: len(answer) if isinstance(answer, bytes) else answer.ByteSize())
         return answer
 
     return serve
 
 
-def _rule_for(request: Any, method: MethodDescriptor, faults: FaultsInside) -> Posted | None:
-    rules = [posted for posted in faults.requests(PROTOCOL, method.name) if posted.rule.client_id is None]
+def _streamed(behaviour: Behaviour, kind: type[_Answers], method: MethodDescriptor, faults: FaultsInside) -> Behaviour:
+    """A method with many answers."""
+
+    async def serve(requests: Any, context: Any) -> Any:
+        stream = kind(requests, context, method, faults)
+        try:
+            await stream.begin()
+            await behaviour(stream.requests, stream.context)
+            await stream.outgoing.flush()
+        except asyncio.CancelledError:
+            if not stream.was_reset:
+                raise
+            stream.task.uncancel()
+            await context.abort(grpc.StatusCode.UNAVAILABLE, RESET_DETAILS)
+        finally:
+            stream.close()
+
+    return serve
+
+
+def _rule_for(request: Any, method: MethodDescriptor, faults: FaultsInside) -> PostedRequest | None:
+    rules = [one for one in faults.requests(PROTOCOL, method.name) if one.rule.client_id is None]
     return faults.first_met(rules, places_of(request, faults.topic_name)) if rules else None
 
 
@@ -100,55 +122,94 @@ class _Context:
         return getattr(self._context, name)
 
 
-class _Stream:
-    """Of whole messages: the answer to one is the next message that is written."""
+class _Answers:
+    """A call with one request and many answers. The answer to a request is the next message that is written."""
 
     def __init__(self, requests: Any, context: Any, method: MethodDescriptor, faults: FaultsInside) -> None:
+        self.requests = requests  # as the service is to see it
         self.context = _Context(context, self.write)
-        self._requests = aiter(requests)
+        self.outgoing: Outgoing[Any] = Outgoing(Line(faults, faults.party, CLIENTS), context.write)
+        task = asyncio.current_task()
+        assert task is not None
+        self.task = task
+        self.was_reset = False
         self._under = context
         self._method = method
         self._faults = faults
         self._writing = asyncio.Lock()
-        self._dropped: Posted | None = None  # the answer to the request that is served
+        self._dropped: PostedRequest | None = None  # the answer to the request that is served
+        faults.watch(self)
+
+    def rules_changed(self) -> None:
+        if not self.was_reset and self._faults.is_reset(CLIENTS):
+            self.was_reset = True
+            self.task.cancel()
+
+    async def begin(self) -> None:
+        """What happens to the request before it is served."""
+        await self._meet(self.requests)
+
+    async def _meet(self, request: Any) -> bool:
+        """False: it is answered here."""
+        one = _rule_for(request, self._method, self._faults)
+        if one is None:
+            return True
+        if one.rule.action is RequestAction.DROP_ANSWER:
+            self._dropped = one
+            return True
+        if not self._faults.fire(one.posted, f"{self._method.name} of {PROTOCOL}"):
+            return True
+        if one.rule.action is RequestAction.DELAY:
+            await asyncio.sleep(self._faults.delay_s(one.rule))
+            return True
+        if one.rule.action is RequestAction.FAIL and isinstance(request, broker_pb2.FetchRequest):
+            await self.write(_failed_fetch(request, one.rule.error))
+            return False
+        await self.end()
+        return False
+
+    async def write(self, message: Any) -> None:
+        one, self._dropped = self._dropped, None
+        if one is not None and self._faults.fire(one.posted, f"answer of {self._method.name} of {PROTOCOL}"):
+            await self.end()
+        await self._write(message)
+
+    async def _write(self, message: Any) -> None:
+        async with self._writing:
+            await self.outgoing.send(message)
+
+    async def end(self) -> None:
+        """Raises what ends the call, once what was answered has left."""
+        await self.outgoing.flush()
+        await self._under.abort(grpc.StatusCode.UNAVAILABLE, DETAILS)
+
+    def close(self) -> None:
+        self.outgoing.close()
+
+
+class _Stream(_Answers):
+    """A call with many requests."""
+
+    def __init__(self, requests: Any, context: Any, method: MethodDescriptor, faults: FaultsInside) -> None:
+        super().__init__(self, context, method, faults)
+        messages = aiter(requests)
+        self._incoming: Incoming[Any] = Incoming(Line(faults, CLIENTS, faults.party), lambda: anext(messages))
+
+    async def begin(self) -> None:
+        """Each request is met when it comes."""
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Any:
         while True:
-            request = await anext(self._requests)
-            posted = _rule_for(request, self._method, self._faults)
-            if posted is None or await self._passes(request, posted):
+            request = await self._incoming.next()
+            if await self._meet(request):
                 return request
 
-    async def _passes(self, request: Any, posted: Posted) -> bool:
-        """False: it is answered here."""
-        rule, text = posted.rule, f"{self._method.name} of {PROTOCOL}"
-        if rule.action is RequestAction.DROP_ANSWER:
-            self._dropped = posted
-            return True
-        if not self._faults.fire(posted, text):
-            return True
-        if rule.action is RequestAction.DELAY:
-            await asyncio.sleep(self._faults.delay_s(rule))
-            return True
-        if rule.action is RequestAction.FAIL and isinstance(request, broker_pb2.FetchRequest):
-            await self.write(_failed_fetch(request, rule.error))
-            return False
-        await self.end()
-        return False
-
-    async def write(self, message: Any) -> None:
-        posted, self._dropped = self._dropped, None
-        if posted is not None and self._faults.fire(posted, f"answer of {self._method.name} of {PROTOCOL}"):
-            await self.end()
-        async with self._writing:
-            await self._under.write(message)
-
-    async def end(self) -> None:
-        """Raises what ends the call."""
-        await self._under.abort(grpc.StatusCode.UNAVAILABLE, DETAILS)
+    def close(self) -> None:
+        super().close()
+        self._incoming.close()
 
 
 def _failed_fetch(request: broker_pb2.FetchRequest, error: int) -> broker_pb2.FetchResponse:
@@ -170,17 +231,16 @@ class _ProduceStream(_Stream):
     def __init__(self, requests: Any, context: Any, method: MethodDescriptor, faults: FaultsInside) -> None:
         super().__init__(requests, context, method, faults)
         self._refused = RefusedBatches()
-        self._answers: dict[int, Posted] = {}  # by correlation id: those that are not to come
-        self._rest: deque[broker_pb2.ProduceRequest] = deque()
+        self._lost: dict[int, PostedRequest] = {}  # answers that are not to come, by correlation id
 
     async def __anext__(self) -> Any:
-        request = await anext(self._requests)
-        rules = self._faults.requests(PROTOCOL, self._method.name)
+        request = await self._incoming.next()
+        rules = [one for one in self._faults.requests(PROTOCOL, self._method.name) if one.rule.client_id is None]
         if not request.batches or not (rules or self._refused):
             return request
         passed, failed = broker_pb2.ProduceRequest(), broker_pb2.ProduceResponse()
         for batch in request.batches:
-            error = await self._look_at(batch, [posted for posted in rules if posted.rule.client_id is None])
+            error = await self._look_at(batch, rules)
             if error:
                 failed.results.add(correlation_id=batch.correlation_id, error=_error(error), base_offset=-1)
             else:
@@ -189,34 +249,29 @@ class _ProduceStream(_Stream):
             await self._write(failed)
         return passed
 
-    async def _look_at(self, batch: broker_pb2.ProduceBatch, rules: list[Posted]) -> int:
+    async def _look_at(self, batch: broker_pb2.ProduceBatch, rules: list[PostedRequest]) -> int:
         """The error that a batch is answered with; 0: it is passed on."""
         place = (self._faults.topic_name(batch.topic_id), batch.partition)
-        posted = self._faults.first_met(rules, [place])
-        if posted is not None:
-            rule, text = posted.rule, f"Produce of {PROTOCOL} to {place[0]}-{place[1]}"
-            if rule.action is RequestAction.DROP_ANSWER:
-                self._answers[batch.correlation_id] = posted
-            elif self._faults.fire(posted, text):
-                if rule.action is RequestAction.FAIL:
-                    if from_proto(_error(rule.error)).retriable:
-                        self._refused.refuse(place, batch.records, rule.error)
-                    return rule.error
-                if rule.action is RequestAction.DROP_REQUEST:
+        one = self._faults.first_met(rules, [place])
+        if one is not None:
+            if one.rule.action is RequestAction.DROP_ANSWER:
+                self._lost[batch.correlation_id] = one
+            elif self._faults.fire(one.posted, f"Produce of {PROTOCOL} to {place[0]}-{place[1]}"):
+                if one.rule.action is RequestAction.FAIL:
+                    if from_proto(_error(one.rule.error)).retriable:
+                        self._refused.refuse(place, batch.records, one.rule.error)
+                    return one.rule.error
+                if one.rule.action is RequestAction.DROP_REQUEST:
                     await self.end()
-                await asyncio.sleep(self._faults.delay_s(rule))
+                await asyncio.sleep(self._faults.delay_s(one.rule))
         return self._refused.error_for(place, batch.records) if self._refused else 0
 
     async def write(self, message: Any) -> None:
-        if self._answers:
+        if self._lost:
             for number, result in enumerate(message.results):
-                posted = self._answers.pop(result.correlation_id, None)
-                if posted is not None and self._faults.fire(posted, f"answer of Produce of {PROTOCOL}"):
+                one = self._lost.pop(result.correlation_id, None)
+                if one is not None and self._faults.fire(one.posted, f"answer of Produce of {PROTOCOL}"):
                     if number:
                         await self._write(broker_pb2.ProduceResponse(results=message.results[:number]))
                     await self.end()
         await self._write(message)
-
-    async def _write(self, message: broker_pb2.ProduceResponse) -> None:
-        async with self._writing:
-            await self._under.write(message)

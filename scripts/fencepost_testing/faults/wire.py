@@ -12,20 +12,22 @@ import grpc
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.transport.streams import Listening
 from fencepost_proto.transport.wire import Wire
+from fencepost_testing.faults.called import FaultyChannel, Link
 from fencepost_testing.faults.inside import FaultsInside
 from fencepost_testing.faults.kafka_stream import FaultyKafkaConnection, Inner
 from fencepost_testing.faults.served import Handler, faulty
 
 
-class FaultyServerWire:
-    """Another wire, whose servers have faults on requests."""
+class FaultyWire:
+    """Another wire. Its servers have faults on requests and links of clients, its channels on links inside the cluster."""
 
     def __init__(self, wire: Wire, faults: FaultsInside) -> None:
         self._wire = wire
         self._faults = faults
 
     def connect(self, address: str) -> grpc.aio.Channel:
-        return self._wire.connect(address)
+        channel = FaultyChannel(self._wire.connect(address), Link(self._faults, address))
+        return cast(grpc.aio.Channel, channel)
 
     def server(self) -> grpc.aio.Server:
         """The other wire's own server, so that it can still do all that it could."""
@@ -66,4 +68,4 @@ def host_with_faults(host: Host, faults: FaultsInside) -> Host:
     async def listen(address: str, make_protocol: Callable[[], asyncio.BaseProtocol]) -> Listening:
         return await listen_under(address, lambda: FaultyKafkaConnection(cast(Inner, make_protocol()), faults))
 
-    return replace(host, wire=FaultyServerWire(host.wire, faults), listen=listen)
+    return replace(host, wire=FaultyWire(host.wire, faults), listen=listen)

@@ -1,0 +1,147 @@
+"""What a fault may name: the members, parties, topics and leaders of a cluster. Checks raise FaultError, with the value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from fencepost_testing.cluster_file import ClusterFile
+from fencepost_testing.faults.inside import CLIENTS, party_of
+from fencepost_testing.faults.rules import PROTOCOLS, FaultError, RequestRule, check_name
+from fencepost_testing.member import CONTROLLER, ClusterError, Member, Node
+from fencepost_testing.waiting import NotInTime, until_sync
+
+TOPIC_TIMEOUT_S: Final = 2.0  # for a topic that was just created to be on a broker's disk
+METADATA_TIMEOUT_S: Final = 2.0
+LEADER_PREFIX: Final = "leader:"
+
+Target = int | str | tuple[str, int]  # a broker's id, "controller", "clients", or the leader of (topic, partition)
+
+
+class KnownCluster:
+    """The cluster in a folder, as its files and its brokers show it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def members(self) -> dict[Node, Member]:
+        try:
+            return ClusterFile.read(self.directory).members
+        except ClusterError as error:
+            raise FaultError(str(error)) from error
+
+    def brokers(self) -> list[int]:
+        return [node for node in self.members() if node != CONTROLLER]
+
+    def check_broker(self, broker: int | None) -> None:
+        if broker is None:
+            return
+        brokers = self.brokers()
+        if broker not in brokers or isinstance(broker, bool):
+            raise FaultError(f"no broker {broker!r} in this cluster: it has {', '.join(map(str, brokers))}")
+
+    def node(self, target: Target) -> Node:
+        """The process that a target names now."""
+        if isinstance(target, str) and target.startswith(LEADER_PREFIX):
+            topic, _, number = target.removeprefix(LEADER_PREFIX).rpartition("-")
+            target = (topic, int(number) if number.isdecimal() else -1)
+        if isinstance(target, tuple):
+            return self._leader(*target)
+        if target == CONTROLLER:
+            return CONTROLLER
+        if isinstance(target, str) and target.isdecimal():
+            target = int(target)
+        if isinstance(target, str):
+            raise FaultError(f"target {target!r} is not a broker's id, 'controller' or 'leader:<topic>-<partition>'")
+        self.check_broker(target)
+        return target
+
+    def party(self, target: Target) -> str:
+        """One end of a link."""
+        if target == CLIENTS:
+            return CLIENTS
+        try:
+            return party_of(self.node(target))
+        except FaultError as error:
+            if str(error).startswith("target "):
+                raise FaultError(f"{error}, nor '{CLIENTS}'") from None
+            raise
+
+    def parties(self, targets: Target | Iterable[Target]) -> tuple[str, ...]:
+        """One side of a cut."""
+        if isinstance(targets, int | str):
+            return (self.party(targets),)
+        several = list(targets)
+        if isinstance(targets, tuple) and len(several) == 2:
+            topic, partition = several
+            if isinstance(topic, str) and isinstance(partition, int) and topic not in (CONTROLLER, CLIENTS):
+                return (self.party((topic, partition)),)
+        return tuple(self.party(target) for target in several)
+
+    def _leader(self, topic: str, partition: int) -> int:
+        from fencepost_testing.background_loop import run_in_background
+        from fencepost_testing.cluster_metadata import read_image
+
+        async def ask() -> int | None:
+            for member in self.members().values():
+                if member.node == CONTROLLER or not member.running() or member.paused():
+                    continue
+                image = await read_image(member.address, timeout_s=METADATA_TIMEOUT_S)
+                if image is not None:
+                    found = image.partitions.get((image.topic_ids.get(topic, ""), partition))
+                    return None if found is None else found.leader
+            raise FaultError(f"target {(topic, partition)!r}: no broker answers who leads")
+
+        leader = run_in_background(ask())
+        if leader is None:
+            raise FaultError(f"target {(topic, partition)!r}: the cluster has no such partition")
+        if leader < 0:
+            raise FaultError(f"target {(topic, partition)!r}: the partition has no leader now")
+        return leader
+
+    # ---- Requests ----
+
+    def check_api(self, rule: RequestRule) -> None:
+        from fencepost_testing.faults import fencepost_messages, kafka_messages
+
+        if rule.protocol not in (None, *PROTOCOLS):
+            raise FaultError(f"protocol={rule.protocol!r}: {' or '.join(PROTOCOLS)}")
+        known: set[str] = set()
+        if rule.protocol != "kafka":
+            known |= fencepost_messages.API_NAMES
+        if rule.protocol != "fencepost":
+            known |= set(kafka_messages.API_KEYS)
+        if rule.api is not None and rule.api not in known:
+            raise FaultError(f"no api {rule.api!r}: there are {', '.join(sorted(known))}")
+
+    def check_topic(self, topic: str | None, partition: int | None) -> None:
+        """By the brokers' folders, which have one for each replica."""
+        if partition is not None and (not isinstance(partition, int) or isinstance(partition, bool) or partition < 0):
+            raise FaultError(f"partition={partition!r} is not the number of a partition")
+        if topic is None:
+            return
+        check_name("topic", topic)
+
+        def is_there() -> bool:
+            partitions = self._topics().get(topic, set())
+            return bool(partitions) and partition in (None, *partitions)
+
+        try:
+            until_sync(is_there, f"topic {topic!r}", TOPIC_TIMEOUT_S)
+        except NotInTime:
+            topics = self._topics()
+            if topic in topics:
+                last = max(topics[topic])
+                raise FaultError(f"no partition {partition} of topic {topic!r}: it has 0 to {last}") from None
+            raise FaultError(
+                f"no topic {topic!r} in this cluster: it has {', '.join(sorted(topics)) or 'none'}"
+            ) from None
+
+    def _topics(self) -> dict[str, set[int]]:
+        topics: dict[str, set[int]] = {}
+        for folder in self.directory.glob("broker-*/*-*"):
+            name, _, number = folder.name.rpartition("-")
+            if number.isdecimal() and folder.is_dir():
+                topics.setdefault(name, set()).add(int(number))
+        return topics
