@@ -45,7 +45,7 @@ from fencepost_controller.opening import Opening
 from fencepost_controller.probe import PAUSES, ProbeVerdict, probe
 from fencepost_controller.seldom import Seldom
 from fencepost_proto.protocol import errors
-from fencepost_proto.protocol.metadata import BrokerRegistration, Changes, MetadataImage
+from fencepost_proto.protocol.metadata import NO_LEADER, BrokerRegistration, Changes, MetadataImage
 from fencepost_proto.protocol.v1 import common_pb2, controller_pb2
 from fencepost_proto.transport.wire import Wire
 
@@ -223,7 +223,9 @@ class SessionRegistry:
             lineage_id=self._image.lineage.current_id,
         )
         session = BrokerSession(broker, self._image.version, greeting)
-        session.replicas_failed = self._failed.has_reported(broker.id, broker.broker_epoch)  # perhaps not acted on
+        # What was told may not have been acted on; or an earlier controller was told, and its successor was not told that
+        # the replica serves again.
+        session.replicas_failed = self._failed.has_reported(broker.id, broker.broker_epoch) or self._waits_for(broker.id)
         if self._closing:
             session.end(errors.NotController("the controller is stopping"))
         self._sessions[broker.id] = session
@@ -286,6 +288,11 @@ class SessionRegistry:
                     problem,
                 )
             return broker
+
+    def _waits_for(self, broker_id: int) -> bool:
+        """Whether a partition has no leader, and this broker is one of those in sync."""
+        partitions = (self._image.partitions[key] for key in self._image.hosted_by(broker_id))
+        return any(partition.leader == NO_LEADER and broker_id in partition.isr for partition in partitions)
 
     def heartbeat(self, session: BrokerSession, heartbeat: controller_pb2.Heartbeat) -> None:
         """Raises InvalidRequest for what cannot be."""

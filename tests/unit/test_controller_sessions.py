@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -705,6 +706,28 @@ async def test_a_failed_replica_is_not_forgotten_where_the_session_breaks_before
         assert controller.image.partitions[topic_id, 0].leader == 1, "no one has acted on it"
         await one.connect(controller)
         await until(lambda: controller.image.partitions[topic_id, 0].leader == 2, "a leader whose disk works")
+
+
+@asynchronous
+async def test_a_replica_that_recovers_while_the_controller_is_away_leads_under_the_next_one(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "store")
+    async with AsyncExitStack() as stack:
+        async with running(store) as controller, cluster(controller) as brokers:
+            one = await brokers.new(1)
+            stack.push_async_callback(one.killed)
+            await one.connect(controller)
+            await brokers.unfenced(one)
+            topic_id = await create_topic(controller, "a", (1,))
+            one.failed = [(topic_id, 0)]
+            one.says()
+            await until(lambda: controller.image.partitions[topic_id, 0].leader == NO_LEADER, "the failed leader gone")
+            await one.stream_breaks()
+        one.failed = []
+        async with running(SqliteStore(tmp_path / "store")) as successor:
+            assert not successor.image.brokers[1].fenced
+            await one.connect(successor)
+            await until(lambda: successor.image.partitions[topic_id, 0].leader == 1, "the leader whose disk works again")
+            await one.stream_breaks()
 
 
 # ---- The fence ----
