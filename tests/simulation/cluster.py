@@ -97,6 +97,7 @@ class SimCluster:
         if settings.room_is_short:
             expires_s = min(expires_s, settings.max_delivery_timeout_ms / 1000)
         self.judge = Judge(world, self._nodes.get, expires_s)
+        self.judge.incarnation_of = self._incarnation
         self.judge.leader_epoch_of = self._leader_epoch
         self.judge.high_watermark_of = self._high_watermark
         self.judge.log_end_of = self._log_end
@@ -322,6 +323,11 @@ class SimCluster:
         """-1: the broker has no such replica, or is cutting its log just now."""
         replica = self.brokers[broker_id].manager.replicas.get(key)
         return replica.high_watermark if replica is not None and not replica.being_cut else -1
+
+    def _incarnation(self, broker_id: int) -> str:
+        """Of the process that runs; empty where there is none."""
+        broker = self.brokers.get(broker_id)
+        return broker._session.incarnation if self.alive(broker_id) and broker and broker._session else ""
 
     def _log_end(self, broker_id: int, key: PartitionKey) -> int:
         """-1: the broker has no such replica."""

@@ -33,7 +33,7 @@ class LogJudge:
         self.image = MetadataImage()
         self.records: dict[PartitionKey, PartitionRecord] = {}
         self.counts: dict[str, int] = {}
-        self.lost_tail: dict[int, int] = {}  # broker -> broker epoch when its machine last lost power
+        self.lost_tail: dict[int, None] = {}  # brokers whose machines have lost power, until they register with that
         self.damaged: dict[tuple[int, PartitionKey], None] = {}  # where recovery is to find out
         self.deleted: dict[PartitionKey, int] = {}  # partitions that were deleted, and where they ended
         self.put_back_on: dict[PartitionKey, None] = {}  # partitions of which a replica was put back from an older copy
@@ -43,6 +43,7 @@ class LogJudge:
         self.rotten: dict[tuple[int, PartitionKey], None] = {}  # of these, where a running process is to find out
         self.violation: Violation | None = None
         self.leader_epoch_of: Callable[[int, PartitionKey], int] = lambda broker_id, key: -1  # a peephole
+        self.incarnation_of: Callable[[int], str] = lambda broker_id: ""  # another
         self.log_end_of: Callable[[int, PartitionKey], int] = lambda broker_id, key: -1  # another
         self.high_watermark_of: Callable[[int, PartitionKey], int] = lambda broker_id, key: -1  # another
         self._broker_of_node = broker_of_node
@@ -296,12 +297,12 @@ class LogJudge:
         ]
 
     def _excused(self, broker_id: int) -> bool:
-        """Its machine has lost power, and the controller has not heard of it yet."""
-        epoch = self.lost_tail.get(broker_id)
-        if epoch is None:
+        """Its machine has lost power, and the controller has not heard of it yet: its process has not registered. (One from
+        before may have, since: its request had waited with the controller.)"""
+        if broker_id not in self.lost_tail:
             return False
         broker = self.image.brokers.get(broker_id)
-        if broker is not None and broker.broker_epoch != epoch:
+        if broker is not None and broker.incarnation == self.incarnation_of(broker_id):
             del self.lost_tail[broker_id]
             return False
         return True
@@ -503,8 +504,7 @@ class LogJudge:
     def lost_power(self, broker_ids: list[int]) -> None:
         """After the machines of these brokers have lost power: where did it take what was committed?"""
         for broker_id in broker_ids:
-            broker = self.image.brokers.get(broker_id)
-            self.lost_tail[broker_id] = broker.broker_epoch if broker is not None else -1
+            self.lost_tail[broker_id] = None
         for record in self.records.values():
             partition = self.image.partitions[record.key]
             if record.tainted or record.past.pending >= 0 or not set(broker_ids).intersection(partition.isr):
@@ -516,8 +516,7 @@ class LogJudge:
     def put_back(self, broker_id: int) -> None:
         """The folder of this broker, which is down, is an older one from now on. Nothing is asked of it until it has
         registered with that."""
-        broker = self.image.brokers.get(broker_id)
-        self.lost_tail[broker_id] = broker.broker_epoch if broker is not None else -1
+        self.lost_tail[broker_id] = None
         self.put_back_to[broker_id] = None
         for record in self.records.values():
             if broker_id in self.image.partitions[record.key].replicas:
