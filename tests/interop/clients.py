@@ -92,13 +92,22 @@ def _go(name: str, program: str, module: str, *, idempotent: bool = True, tells_
     )
 
 
-def _node(name: str, program: str, package: str) -> Client:
+def _node(name: str, program: str, package: str, *, tells_assignment: bool = True) -> Client:
     def version() -> str:
         said = json.loads((HERE / "node" / "package.json").read_text())
         return str(said["dependencies"][package])
 
     command = ("node", str(BUILT / "node" / f"{program}.mjs"))
-    return Client(name, "Node", command, version, needs=("node", "npm"), build=_build_node, reads_without_group=False)
+    return Client(
+        name,
+        "Node",
+        command,
+        version,
+        needs=("node", "npm"),
+        build=_build_node,
+        reads_without_group=False,
+        tells_assignment=tells_assignment,
+    )
 
 
 _JAVA_PATH = f"{BUILT / 'java' / 'target' / 'classes'}:{BUILT / 'java' / 'target' / 'lib'}/*"
@@ -129,7 +138,7 @@ CLIENTS = {
         _go("sarama", "sarama", "github.com/IBM/sarama"),
         _go("kafka-go", "segmentio", "github.com/segmentio/kafka-go", idempotent=False, tells_assignment=False),
         _node("kafkajs", "kafkajs", "kafkajs"),
-        _node("@platformatic/kafka", "platformatic", "@platformatic/kafka"),
+        _node("@platformatic/kafka", "platformatic", "@platformatic/kafka", tells_assignment=False),
         Client(
             "kcat",
             "C",

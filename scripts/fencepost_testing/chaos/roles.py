@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fencepost_testing.chaos.fleet import Role
-from fencepost_testing.kafka_clients import AIOKAFKA, CONFLUENT_KAFKA, FENCEPOST, KAFKA_CLIENTS, MIXED
+from fencepost_testing.kafka_clients import AIOKAFKA, CONFLUENT_KAFKA, FENCEPOST, KAFKA_CLIENTS, KAFKA_PYTHON, MIXED
 
 CLASSIC_GROUP, KIP_848_GROUP = "classic", "kip-848"
 
@@ -40,7 +40,7 @@ def groups_of(client: str) -> list[str]:
 
 
 def _producers(client: str) -> list[Role]:
-    whose = (CONFLUENT_KAFKA, AIOKAFKA, CONFLUENT_KAFKA) if client == MIXED else (client,) * 3
+    whose = (CONFLUENT_KAFKA, AIOKAFKA, KAFKA_PYTHON) if client == MIXED else (client,) * 3
     names = ("loader", "mover", "steady")
     found = [
         Role(name, "producer", 0.25, keys=40 if name != "steady" else 0, client=one)

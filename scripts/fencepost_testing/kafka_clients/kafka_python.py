@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -61,15 +62,26 @@ class KafkaPythonProducer(KafkaProducer):
         await asyncio.to_thread(self._producer.close, DELIVERY_TIMEOUT_S)
 
 
-class _Assigned(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
-    def __init__(self, reader: KafkaPythonReader) -> None:
+class _Assignments(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
+    """`fresh`: partitions that were assigned, and are paused until their positions are what the group has committed.
+
+    kafka-python 3.0.12 keeps the position of a partition that it had before and has again, also where it has missed a
+    generation in between, in which another member read and committed.
+    """
+
+    def __init__(self, reader: KafkaPythonReader, consumer: Any) -> None:
+        self.fresh: set[TopicPartition] = set()
         self._reader = reader
+        self._consumer = consumer
 
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        self.fresh.clear()
         self._reader.revoked(each.partition for each in revoked)
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        self._reader.assigned(each.partition for each in assigned)
+        self.fresh = set(assigned)
+        self._consumer.pause(*self.fresh)
+        self._reader.assigned(each.partition for each in self.fresh)
 
 
 class KafkaPythonReader(KafkaReader):
@@ -89,7 +101,8 @@ class KafkaPythonReader(KafkaReader):
                 heartbeat_interval_ms=SESSION_TIMEOUT_MS // 6,
                 max_poll_records=MAX_POLL_RECORDS,
             )
-            consumer.subscribe([self._topic], listener=_Assigned(self))
+            self._assignments = _Assignments(self, consumer)
+            consumer.subscribe([self._topic], listener=self._assignments)
             return consumer
 
         try:
@@ -98,13 +111,24 @@ class KafkaPythonReader(KafkaReader):
             raise CommandFailed(f"kafka-python cannot start: {error!r}") from error
 
     async def _poll(self) -> list[KafkaRecord]:
+        def poll() -> Any:
+            for partition in list(self._assignments.fresh):
+                self._begin_at_committed(partition)
+            return self._consumer.poll(timeout_ms=POLL_MS)
+
         try:
-            polled = await asyncio.get_running_loop().run_in_executor(
-                self._thread, lambda: self._consumer.poll(timeout_ms=POLL_MS)
-            )
+            polled = await asyncio.get_running_loop().run_in_executor(self._thread, poll)
         except KafkaError as error:  # where no broker can be reached
             raise CommandFailed(f"kafka-python cannot read {self._topic}: {error!r}") from error
         return records_of(self._topic, polled)
+
+    def _begin_at_committed(self, partition: TopicPartition) -> None:
+        committed = self._consumer.committed(partition)
+        with contextlib.suppress(KeyError, ValueError):  # taken away meanwhile
+            if committed is not None:
+                self._consumer.seek(partition, committed)
+            self._consumer.resume(partition)
+        self._assignments.fresh.discard(partition)
 
     async def _commit(self, offsets: dict[int, int]) -> None:
         wanted = {
