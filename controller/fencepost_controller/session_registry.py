@@ -225,7 +225,8 @@ class SessionRegistry:
         session = BrokerSession(broker, self._image.version, greeting)
         # What was told may not have been acted on; or an earlier controller was told, and its successor was not told that
         # the replica serves again.
-        session.replicas_failed = self._failed.has_reported(broker.id, broker.broker_epoch) or self._waits_for(broker.id)
+        was_told = self._failed.has_reported(broker.id, broker.broker_epoch)
+        session.replicas_failed = was_told or self._waits_for(broker.id)
         if self._closing:
             session.end(errors.NotController("the controller is stopping"))
         self._sessions[broker.id] = session

@@ -726,7 +726,9 @@ async def test_a_replica_that_recovers_while_the_controller_is_away_leads_under_
         async with running(SqliteStore(tmp_path / "store")) as successor:
             assert not successor.image.brokers[1].fenced
             await one.connect(successor)
-            await until(lambda: successor.image.partitions[topic_id, 0].leader == 1, "the leader whose disk works again")
+            await until(
+                lambda: successor.image.partitions[topic_id, 0].leader == 1, "the leader whose disk works again"
+            )
             await one.stream_breaks()
 
 
