@@ -710,7 +710,7 @@ async def test_a_failed_replica_is_not_forgotten_where_the_session_breaks_before
 
 @asynchronous
 async def test_a_replica_that_recovers_while_the_controller_is_away_leads_under_the_next_one(tmp_path: Path) -> None:
-    store = SqliteStore(tmp_path / "store")
+    store = SqliteStore(str(tmp_path / "store"))
     async with AsyncExitStack() as stack:
         async with running(store) as controller, cluster(controller) as brokers:
             one = await brokers.new(1)
@@ -723,7 +723,7 @@ async def test_a_replica_that_recovers_while_the_controller_is_away_leads_under_
             await until(lambda: controller.image.partitions[topic_id, 0].leader == NO_LEADER, "the failed leader gone")
             await one.stream_breaks()
         one.failed = []
-        async with running(SqliteStore(tmp_path / "store")) as successor:
+        async with running(SqliteStore(str(tmp_path / "store"))) as successor:
             assert not successor.image.brokers[1].fenced
             await one.connect(successor)
             await until(
