@@ -26,24 +26,42 @@ end with the block, and with the program, whatever ends that.
 - `pytest_plugin`: fixtures for pytest
 - `waiting`, `topic_waits`: waits that end at a deadline and say what they waited for
 - `workload`, `failover`: records with a ledger of what was sent, and the kill of a leader under them
-- `history_check`, `replica_check`: whether the answers to clients and the bytes on disks are those of a correct log
+- `exactly_once`, above `history_check` and `replica_check`: is each record in the log exactly once and in order?
 - `chaos`: faults by a schedule, on processes, disks, data folders and networks
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fencepost_testing.exactly_once import ExactlyOnce, NotExactlyOnce, check_history
     from fencepost_testing.local_cluster import CONTROLLER, AsyncLocalCluster, ClusterError, LocalCluster
+    from fencepost_testing.waiting import NotInTime
 
-__all__ = ["CONTROLLER", "AsyncLocalCluster", "ClusterError", "LocalCluster"]
+__all__ = [
+    "CONTROLLER",
+    "AsyncLocalCluster",
+    "ClusterError",
+    "ExactlyOnce",
+    "LocalCluster",
+    "NotExactlyOnce",
+    "NotInTime",
+    "check_history",
+]
+
+_MODULES = {
+    "ExactlyOnce": "exactly_once",
+    "NotExactlyOnce": "exactly_once",
+    "NotInTime": "waiting",
+    "check_history": "exactly_once",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Imported when they are asked for: a command line that needs no cluster should not wait for what one needs."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from fencepost_testing import local_cluster
-
-    return getattr(local_cluster, name)
+    module = importlib.import_module(f"{__name__}.{_MODULES.get(name, 'local_cluster')}")
+    return getattr(module, name)

@@ -16,21 +16,25 @@ import signal
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from fencepost_proto.kafka.messages.describe_cluster import DescribeClusterRequest
 from fencepost_testing import topic_control
 from fencepost_testing.cluster_folder import ClusterFolder
 from fencepost_testing.cluster_status import ClusterStatus, read_status
 from fencepost_testing.kafka_request import NoAnswer, ask_broker
-from fencepost_testing.member import CONTROLLER, GONE_TIMEOUT_S, POLL_S, ClusterError, Node, log_tail, name_of
+from fencepost_testing.member import CONTROLLER, GONE_TIMEOUT_S, POLL_S, ClusterError, Node, Setting, log_tail, name_of
 from fencepost_testing.topic_control import PartitionState, ProducerState, Target
 from fencepost_testing.waiting import WAIT_TIMEOUT_S, until
+
+if TYPE_CHECKING:
+    from fencepost_testing.exactly_once import ExactlyOnce
 
 READY_TIMEOUT_S = 20.0
 UNDO_TIMEOUT_S = 5.0  # for a clean end of what a failed start has started
 STOP_TIMEOUT_S = 30.0
 IN_SYNC_TIMEOUT_S = 30.0
+CAUGHT_UP_TIMEOUT_S = 30.0
 _METADATA_TIMEOUT_S = 1.0
 
 
@@ -84,6 +88,8 @@ class AsyncLocalCluster(ClusterFolder):
         members = [self.member(node) for node in nodes]
         started = [member for member in members if not member.running()]
         try:
+            if server := next(filter(None, map(self._fork_server, started)), None):
+                await asyncio.to_thread(server.wait_ready)
             for member in started:
                 await member.wait_gone()
                 self._spawn(member)
@@ -179,6 +185,7 @@ class AsyncLocalCluster(ClusterFolder):
             self.member(node).running_process()
         self._record(done, *nodes)
         for node in nodes:
+            self.member(node).meant_down |= number == signal.SIGKILL
             self.member(node).signal(number)
         return nodes
 
@@ -190,6 +197,7 @@ class AsyncLocalCluster(ClusterFolder):
         """SIGTERM: begin a clean shutdown. A paused process is resumed for it."""
         process = self.member(node).running_process()
         self._record("asked to stop", node)
+        self.member(node).meant_down = True
         if process.send(signal.SIGTERM):
             process.send(signal.SIGCONT)
 
@@ -232,13 +240,13 @@ class AsyncLocalCluster(ClusterFolder):
         partitions: int = 1,
         replication_factor: int | None = None,
         min_insync_replicas: int | None = None,
-        config: Mapping[str, str | int | bool] | None = None,
+        config: Mapping[str, Setting] | None = None,
         timeout_s: float = WAIT_TIMEOUT_S,
     ) -> str:
         """Its name, a unique one where none is given, once every broker that runs knows its leaders.
 
         `replication_factor`: None is 3, or as many as there are brokers. `min_insync_replicas`: None is one less than that,
-        at least 1. `config`: more settings, by Kafka's names. Raises ClusterError with the reason where a broker refuses.
+        at least 1. `config`: more settings, by Kafka's names or ours. Raises ClusterError where a broker refuses.
         """
         return await topic_control.create_topic(
             self,
@@ -246,7 +254,7 @@ class AsyncLocalCluster(ClusterFolder):
             partitions,
             replication_factor,
             min_insync_replicas=min_insync_replicas,
-            config=config or {},
+            config={**self.topic_defaults, **(config or {})},
             timeout_s=timeout_s,
         )
 
@@ -294,6 +302,34 @@ class AsyncLocalCluster(ClusterFolder):
         """All that the processes wrote to their logs; of every process where no target is given."""
         nodes = [await self.resolve(target) for target in targets] or self.nodes
         return {node: self.log(node) for node in nodes}
+
+    async def check_exactly_once(
+        self,
+        topic: str,
+        *,
+        sent: Iterable[object] | None = None,
+        unacknowledged: Iterable[object] = (),
+        read: Iterable[object] | None = None,
+        ordered: bool = True,
+        timeout_s: float = CAUGHT_UP_TIMEOUT_S,
+    ) -> ExactlyOnce:
+        """Check the topic's log on every replica's disk.
+
+        Raises `NotExactlyOnce`, an AssertionError, with the records around the first wrong one.
+
+        Every batch is whole, offsets have no hole, each producer's sequence numbers have no repeat and no gap, and the
+        replicas are the same below the high watermark; those of brokers that are down, as far as they came.
+
+        `sent`: records that were acknowledged, in the order of sending: their values, or a client's own objects with
+        `value` and perhaps `partition` and `offset`. Each has to be there once, in that order unless not `ordered` (they
+        went to several producers), and nothing else. `unacknowledged`: those whose outcome is not known; each may be there
+        once. `read`: what a consumer was handed: everything, each record once, as it stands in the log.
+        """
+        from fencepost_testing.exactly_once import check_exactly_once
+
+        return await check_exactly_once(
+            self, topic, sent=sent, unacknowledged=unacknowledged, read=read, ordered=ordered, timeout_s=timeout_s
+        )
 
     # ---- As a context manager ----
 

@@ -50,7 +50,7 @@ class ClusterFile:
             member = Member(node, root / folder_of(node), int(said["port"]), kafka_port)
             if said["pid"]:
                 started = str(said.get("started", ""))  # not in files of older versions
-                config_file = str(member.config_file)
+                config_file = "" if said.get("forked") else str(member.config_file)
                 member.process = ProcessRef(int(said["pid"]), float(said["create_time_s"]), config_file, started)
             members[node] = member
         faults = bool(state.get("faults", False))  # not in files of older versions
@@ -71,6 +71,7 @@ class ClusterFile:
                     "pid": member.process.pid if member.process else 0,
                     "create_time_s": member.process.create_time_s if member.process else 0.0,
                     "started": member.process.started if member.process else "",
+                    "forked": bool(member.process and not member.process.config_file),
                 }
                 for member in self.members.values()
             ],

@@ -27,6 +27,7 @@ from fencepost_testing.cluster_file import STATE_FILE, ClusterFile
 from fencepost_testing.faults.board import FOLDER as FAULTS_FOLDER
 from fencepost_testing.faults.board import Board
 from fencepost_testing.faults.faults import Faults
+from fencepost_testing.forking import ForkServer, fork_server
 from fencepost_testing.member import (
     CONTROLLER,
     ClusterError,
@@ -79,6 +80,7 @@ class ClusterFolder:
     _reservations: list[PortReservation]
     _end: Callable[[], object] | None  # of a cluster in a temporary folder
     timeline: deque[Happening]  # what was done to it, the oldest first
+    topic_defaults: dict[str, Setting]  # settings of topics that `create_topic` makes
 
     def __init__(
         self,
@@ -193,6 +195,7 @@ class ClusterFolder:
         self._reservations = []
         self._end = None
         self.timeline = deque(maxlen=MAX_HAPPENINGS)
+        self.topic_defaults = {}
 
     def record_happening(self, what: str) -> None:
         """Note for the timeline what was done to the cluster just now."""
@@ -329,14 +332,24 @@ class ClusterFolder:
         except OSError as error:
             raise ClusterError(f"{member.directory} cannot hold {name_of(member.node)}: {error.strerror}") from error
 
+    def _fork_server(self, member: Member) -> ForkServer | None:
+        """What is to fork the member; None: it is started from nothing, for it outlives this process or runs elsewhere."""
+        return fork_server() if self.owned and (member.place is None or not member.place.prefix) else None
+
     def _spawn(self, member: Member) -> None:
         self._prepare(member)
+        member.meant_down = False
+        place = member.place or NetworkPlace("")
+        entry = place.entry or (_WITH_FAULTS if self._has_faults else ())
+        arguments = ["-m", *entry, member.module]
+        server = self._fork_server(member)
+        if server is not None:
+            member.process, member.child = server.fork(
+                arguments, member.config_file, member.log_file, place.environment
+            )
+            return
         if self.owned and self._watchdog is None:
             self._watchdog = Watchdog()
-        entry = member.place.entry if member.place is not None else ()
-        if not entry and self._has_faults:
-            entry = _WITH_FAULTS
-        arguments = ["-m", *entry, member.module]
         member.process, member.child = spawn(arguments, member.config_file, member.log_file, member.place)
         if self._watchdog is not None:
             self._watchdog.watch(member.process)
@@ -414,6 +427,7 @@ def _check_empty(root: Path, nodes: Iterable[Node]) -> None:
 def _kill(members: Mapping[Node, Member]) -> None:
     for member in members.values():
         if member.process is not None:
+            member.meant_down = True
             member.process.send(signal.SIGKILL)
 
 

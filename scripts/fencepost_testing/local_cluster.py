@@ -7,9 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from fencepost_testing.async_cluster import IN_SYNC_TIMEOUT_S, READY_TIMEOUT_S, STOP_TIMEOUT_S, AsyncLocalCluster
+from fencepost_testing.async_cluster import (
+    CAUGHT_UP_TIMEOUT_S,
+    IN_SYNC_TIMEOUT_S,
+    READY_TIMEOUT_S,
+    STOP_TIMEOUT_S,
+    AsyncLocalCluster,
+)
 from fencepost_testing.background_loop import run_in_background
 from fencepost_testing.cluster_file import STATE_FILE
 from fencepost_testing.cluster_folder import ClusterFolder, Happening
@@ -27,6 +33,9 @@ from fencepost_testing.member import (
 )
 from fencepost_testing.topic_control import PartitionState, ProducerState, Target
 from fencepost_testing.waiting import WAIT_TIMEOUT_S
+
+if TYPE_CHECKING:
+    from fencepost_testing.exactly_once import ExactlyOnce
 
 __all__ = [
     "CONTROLLER",
@@ -133,13 +142,13 @@ class LocalCluster(ClusterFolder):
         partitions: int = 1,
         replication_factor: int | None = None,
         min_insync_replicas: int | None = None,
-        config: Mapping[str, str | int | bool] | None = None,
+        config: Mapping[str, Setting] | None = None,
         timeout_s: float = WAIT_TIMEOUT_S,
     ) -> str:
         """Its name, a unique one where none is given, once every broker that runs knows its leaders.
 
         `replication_factor`: None is 3, or as many as there are brokers. `min_insync_replicas`: None is one less than that,
-        at least 1. `config`: more settings, by Kafka's names. Raises ClusterError with the reason where a broker refuses.
+        at least 1. `config`: more settings, by Kafka's names or ours. Raises ClusterError where a broker refuses.
         """
         return run_in_background(
             self.aio.create_topic(
@@ -195,6 +204,34 @@ class LocalCluster(ClusterFolder):
     def logs(self, *targets: Target) -> dict[Node, str]:
         """All that the processes wrote to their logs; of every process where no target is given."""
         return run_in_background(self.aio.logs(*targets))
+
+    def check_exactly_once(
+        self,
+        topic: str,
+        *,
+        sent: Iterable[object] | None = None,
+        unacknowledged: Iterable[object] = (),
+        read: Iterable[object] | None = None,
+        ordered: bool = True,
+        timeout_s: float = CAUGHT_UP_TIMEOUT_S,
+    ) -> ExactlyOnce:
+        """Check the topic's log on every replica's disk.
+
+        Raises `NotExactlyOnce`, an AssertionError, with the records around the first wrong one.
+
+        Every batch is whole, offsets have no hole, each producer's sequence numbers have no repeat and no gap, and the
+        replicas are the same below the high watermark; those of brokers that are down, as far as they came.
+
+        `sent`: records that were acknowledged, in the order of sending: their values, or a client's own objects with
+        `value` and perhaps `partition` and `offset`. Each has to be there once, in that order unless not `ordered` (they
+        went to several producers), and nothing else. `unacknowledged`: those whose outcome is not known; each may be there
+        once. `read`: what a consumer was handed: everything, each record once, as it stands in the log.
+        """
+        return run_in_background(
+            self.aio.check_exactly_once(
+                topic, sent=sent, unacknowledged=unacknowledged, read=read, ordered=ordered, timeout_s=timeout_s
+            )
+        )
 
     # ---- As a context manager ----
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from fencepost_testing.failures import CommandFailed
+from fencepost_testing.forking import ForkedChild
 from fencepost_testing.ports import LOOPBACK
 from fencepost_testing.processes import NetworkPlace, ProcessRef
 from fencepost_testing.waiting import until
@@ -61,8 +62,9 @@ class Member:
     kafka_port: int = 0  # of a broker: for Kafka's clients; 0: none has been chosen yet
     kafka_advertised: str = ""  # where Kafka's clients are sent to, a proxy's address; empty: the port itself
     process: ProcessRef | None = None
-    child: subprocess.Popen[bytes] | None = None  # where this very process started it
+    child: subprocess.Popen[bytes] | ForkedChild | None = None  # where this very process started it
     place: NetworkPlace | None = None  # None: here, on loopback
+    meant_down: bool = False  # its end was asked for: it was killed, or told to stop
 
     @property
     def host(self) -> str:
@@ -103,6 +105,10 @@ class Member:
         if self.child is not None:
             return self.child.poll() is None
         return self.process is not None and self.process.alive()
+
+    def ended_by_itself(self) -> bool:
+        """Whether it was started here, and has ended though no one asked for it."""
+        return self.process is not None and not self.meant_down and not self.running()
 
     def ready(self) -> bool:
         """Whether the process that runs now has said that it listens."""

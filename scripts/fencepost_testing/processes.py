@@ -1,7 +1,8 @@
 """Processes that this project started, and how they are recognised.
 
 A pid alone names no process: once its process is gone the number may be another's. So a process is remembered as pid *and*
-start time *and* the configuration file on its command line, and only one that answers to all three is ever signalled. A
+start time *and* the configuration file on its command line (a forked one has none of its own), and only one that answers to
+all of that is ever signalled. A
 zombie (ended, not yet waited for by its parent) counts as gone.
 
 On Linux the start time is the kernel's own: clock ticks since the boot with a given boot id. It does not move when the
@@ -53,7 +54,7 @@ class ProcessRef:
 
     pid: int
     create_time_s: float  # of the Unix epoch
-    config_file: str  # the last word of its command line
+    config_file: str  # the last word of its command line; empty: it was forked, and has that of the fork server
     started: str = ""  # "boot id:ticks since that boot"; empty: not known, and create_time_s has to do
 
     def find(self) -> psutil.Process | None:
@@ -65,6 +66,8 @@ class ProcessRef:
                     return None
                 if process.status() == psutil.STATUS_ZOMBIE:
                     return None
+                if not self.config_file:
+                    return process
                 command_line = process.cmdline()
             except psutil.NoSuchProcess:
                 return None

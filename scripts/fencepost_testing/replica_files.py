@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fencepost_testing.local_cluster import AsyncLocalCluster
+from fencepost_testing.cluster_folder import ClusterFolder
 from fencepost_testing.log_check.findings import Findings, Kind
 from fencepost_testing.replica_check import ReplicaSummary, Segment, check_replica, check_same
 
@@ -21,11 +21,11 @@ def read_segments(folder: Path) -> Iterator[Segment]:
         yield int(path.stem), path.read_bytes()
 
 
-def replica_folder(cluster: AsyncLocalCluster, broker: int, topic: str, partition: int) -> Path:
+def replica_folder(cluster: ClusterFolder, broker: int, topic: str, partition: int) -> Path:
     return cluster.member(broker).directory / f"{topic}-{partition}"
 
 
-def check_replica_files(cluster: AsyncLocalCluster, broker: int, topic: str, partition: int) -> ReplicaSummary:
+def check_replica_files(cluster: ClusterFolder, broker: int, topic: str, partition: int) -> ReplicaSummary:
     """One replica's files, checked. A replica without a folder or a file is a finding."""
     folder = replica_folder(cluster, broker, topic, partition)
     try:
@@ -37,7 +37,7 @@ def check_replica_files(cluster: AsyncLocalCluster, broker: int, topic: str, par
 
 
 async def check_replicas(
-    cluster: AsyncLocalCluster, topic: str, replicas: Mapping[int, Sequence[int]], ends: Mapping[int, int]
+    cluster: ClusterFolder, topic: str, replicas: Mapping[int, Sequence[int]], ends: Mapping[int, int]
 ) -> tuple[Findings, int, int]:
     """Every replica's files, and that those of one partition are the same up to its end.
 

@@ -10,7 +10,7 @@ import asyncio
 import operator
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ from fencepost_testing.member import ClusterError, Node, name_of
 from fencepost_testing.waiting import NotInTime, until
 
 Target = Node | tuple[str, int]  # a broker's id, "controller", or the leader of (topic, partition)
-Setting = str | int | bool
+Setting = str | int | float | bool
 
 DEFAULT_REPLICATION_FACTOR = 3
 LOOK_TIMEOUT_S = 1.0
@@ -258,12 +258,14 @@ async def create_topic(
     """Its name, once every broker that runs knows its leaders. Raises ClusterError with what a broker answers."""
     topic = new_topic_name() if name is None else name
     factor = replication_factor or min(DEFAULT_REPLICATION_FACTOR, len(cluster.broker_ids))
-    settings: dict[str, Setting] = {"min.insync.replicas": min_insync_replicas or max(1, factor - 1), **config}
+    settings = {"min.insync.replicas": str(max(1, factor - 1)), **dict(_in_kafkas_words(config))}
+    if min_insync_replicas is not None:
+        settings["min.insync.replicas"] = str(min_insync_replicas)
     asked = CreatableTopic(
         name=topic,
         num_partitions=partition_count,
         replication_factor=factor,
-        configs=[CreatableTopicConfig(name=key, value=_text(value)) for key, value in settings.items()],
+        configs=[CreatableTopicConfig(name=key, value=value) for key, value in settings.items()],
     )
     deadline = time.monotonic() + timeout_s
     request = CreateTopicsRequest(topics=[asked], timeout_ms=int(_ANSWER_OF_A_CHANGE_S * 1000))
@@ -396,8 +398,20 @@ async def _ask_leader(cluster: ClusterFolder, topic: str, index: int, request: o
     return answer.topics[0].partitions[0]
 
 
-def _text(value: Setting) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _in_kafkas_words(config: Mapping[str, Setting]) -> Iterator[tuple[str, str]]:
+    """Settings by Kafka's names, of which some may be given by ours (`flush_always`)."""
+    from fencepost_node.kafka.topic_settings import SETTINGS
+
+    names = {setting.ours: name for name, setting in SETTINGS.items()}
+    for name, value in config.items():
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        if name not in names:
+            yield name, text
+            continue
+        try:
+            yield names[name], SETTINGS[names[name]].show(text)
+        except KeyError:
+            raise ClusterError(f"{name}={value!r}: this is none of its values") from None
 
 
 def _error(result: Any) -> str:

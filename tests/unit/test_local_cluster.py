@@ -54,6 +54,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return spawn([str(program)], config_file, log_file, place)
 
     monkeypatch.setattr(cluster_folder, "spawn", spawn_stand_in)
+    monkeypatch.setattr(cluster_folder, "fork_server", lambda: None)
     return program
 
 
@@ -344,6 +345,7 @@ OWNER = """
     import asyncio, os, sys, time
     from pathlib import Path
     from fencepost_testing import cluster_folder, local_cluster, processes
+    cluster_folder.fork_server = lambda: None
     cluster_folder.spawn = lambda _, config, log, place: processes.spawn([sys.argv[2]], config, log, place)
     cluster = local_cluster.LocalCluster.create(sys.argv[1], brokers=2)
     cluster.start(*cluster.members)
@@ -394,6 +396,7 @@ def test_a_temporary_folder_goes_with_its_cluster_unless_it_is_to_be_kept(
 TEMPORARY = """
     import asyncio, os, sys
     from fencepost_testing import LocalCluster, cluster_folder, processes
+    cluster_folder.fork_server = lambda: None
     cluster_folder.spawn = lambda _, config, log, place: processes.spawn([sys.argv[1]], config, log, place)
     cluster = LocalCluster(brokers=1)
     cluster.start(*cluster.members)

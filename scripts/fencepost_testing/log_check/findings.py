@@ -32,6 +32,7 @@ class Example(NamedTuple):
 
     kind: Kind
     text: str
+    offset: int = -1  # where it is, in a check of one partition; -1: not known
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.text}"
@@ -44,10 +45,10 @@ class Findings:
     counts: Counter[Kind] = field(default_factory=Counter)
     shown: list[Example] = field(default_factory=list)
 
-    def add(self, kind: Kind, text: str, count: int = 1) -> None:
+    def add(self, kind: Kind, text: str, count: int = 1, *, offset: int = -1) -> None:
         self.counts[kind] += count
         if len(self.shown) < MAX_EXAMPLES:
-            self.shown.append(Example(kind, text))
+            self.shown.append(Example(kind, text, offset))
 
     def merge(self, other: Findings) -> None:
         self.counts += other.counts

@@ -1,0 +1,275 @@
+"""Is each record in the log exactly once and in order? The verdict of the demo and of chaos, as functions for any test.
+
+Two checks, and both are this project's only ones for what they judge:
+
+- `replica_check`: the files of every replica, byte by byte: whole batches, offsets without a hole, each producer's sequence
+  numbers without a repeat or a gap, and all replicas of a partition the same below the high watermark.
+- `history_check`: what was sent and acknowledged, and what was read, against what stands in the log.
+
+`check_exactly_once` writes what a test says that it sent and read as a history, with the leader's file as its final read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fencepost.history_format import Operation
+from fencepost_proto.protocol.records import read_records
+from fencepost_testing import topic_control
+from fencepost_testing.cluster_folder import ClusterFolder
+from fencepost_testing.history_check import Verdict
+from fencepost_testing.history_check import check_history as history_verdict
+from fencepost_testing.history_files import HistoryFiles, check_history_files
+from fencepost_testing.log_check.findings import Findings, Kind
+from fencepost_testing.replica_check import ReplicaSummary, batches_below, check_older, check_replica, check_same
+from fencepost_testing.replica_files import read_segments, replica_folder
+from fencepost_testing.said_records import SaidRecord, operations_of, said_records
+from fencepost_testing.topic_control import PartitionState
+from fencepost_testing.verdict import of_history
+from fencepost_testing.waiting import until
+
+_POLL_S = 0.02
+_AROUND = 3  # records that are shown before and after a wrong one
+_SHOWN_FINDINGS = 5
+_SHOWN_CHARS = 60  # of a key or value
+
+
+class NotExactlyOnce(AssertionError):
+    """Something is wrong with the log, or with what was read of it; the message shows the records around the first."""
+
+
+@dataclass(slots=True)
+class ExactlyOnce:
+    """What a check has looked at, and what it has found."""
+
+    topic: str
+    records: int = 0  # in the log, that are committed
+    replicas_checked: int = 0
+    findings: Findings = field(default_factory=Findings)
+    details: list[str] = field(default_factory=list)  # the first findings, with the records around them
+
+    @property
+    def ok(self) -> bool:
+        return self.findings.clean and not self.details
+
+    def __str__(self) -> str:
+        checked = f"{self.records} records in {self.replicas_checked} replicas were checked"
+        if self.ok:
+            return f"topic {self.topic!r}: exactly once; {checked}"
+        counts = ", ".join(f"{count} {kind.value}" for kind, count in sorted(self.findings.counts.items()) if count)
+        return "\n".join([f"topic {self.topic!r} is not exactly once: {counts or 'misread'}; {checked}", *self.details])
+
+
+async def check_exactly_once(
+    cluster: ClusterFolder,
+    topic: str,
+    *,
+    sent: Iterable[object] | None = None,
+    unacknowledged: Iterable[object] = (),
+    read: Iterable[object] | None = None,
+    ordered: bool = True,
+    timeout_s: float,
+) -> ExactlyOnce:
+    """See `LocalCluster.check_exactly_once`."""
+    found = ExactlyOnce(topic)
+    acknowledged = None if sent is None else said_records(sent, "sent")
+    unknown, handed_out = said_records(unacknowledged, "unacknowledged"), said_records(read or (), "read")
+    logs: dict[int, list[LogRecord]] = {}
+    for state in await topic_control.partitions(cluster, topic, timeout_s):
+        end = await topic_control.high_watermark(cluster, topic, state.partition, timeout_s)
+        logs[state.partition] = await _check_partition(cluster, state, end, found, timeout_s)
+        found.records += len(logs[state.partition])
+    if acknowledged is not None or read is not None:
+        _check_said(found, logs, acknowledged, unknown, handed_out if read is not None else None, ordered=ordered)
+    if not found.ok:
+        raise NotExactlyOnce(str(found))
+    return found
+
+
+# ---- The files ----
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """A record as it stands in a replica's file."""
+
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    producer_id: int
+    producer_epoch: int
+    sequence: int  # -1: of a producer that is not idempotent
+
+    def __str__(self) -> str:
+        stamp = f"producer {self.producer_id} epoch {self.producer_epoch} sequence {self.sequence}"
+        return (
+            f"offset {self.offset}  {stamp if self.sequence >= 0 else 'no producer id'}"
+            f"  key {_shown(self.key)}  value {_shown(self.value)}"
+        )
+
+
+async def _check_partition(
+    cluster: ClusterFolder, state: PartitionState, end: int, found: ExactlyOnce, timeout_s: float
+) -> list[LogRecord]:
+    """The committed records, by the leader's file. What is wrong goes to `found`."""
+    topic, index = state.topic, state.partition
+
+    async def behind() -> list[str]:
+        """Replicas that run and do not have everything yet; of those in the in-sync set of now."""
+        nonlocal state
+        state = await topic_control.partition(cluster, topic, index, timeout_s)
+        summaries = await asyncio.to_thread(_summaries, cluster, _live(cluster, state), state, end)
+        return [f"broker {each.broker} ends at {each.end_offset}" for each in summaries if _is_behind(each, end)]
+
+    what = f"every replica of {topic}-{index} whose broker runs has the records below {end}"
+    await until(behind, what, timeout_s, holds=lambda late: not late, poll_s=_POLL_S)
+    live = _live(cluster, state)
+    model = state.leader if state.leader in live else live[0]
+    ordered = [model, *(broker for broker in live if broker != model)]
+    summaries = await asyncio.to_thread(_summaries, cluster, ordered, state, end)
+    for summary in summaries:
+        _take(found, summary.findings, cluster, state, summary.broker)
+    _take(found, check_same(summaries, end), cluster, state, model)
+    for broker in state.replicas:
+        if broker not in live:  # what it has may end early, or in what it could not replicate any more
+            older = await asyncio.to_thread(_older_summary, cluster, broker, state)
+            _take(found, check_older(older, summaries[0], end), cluster, state, broker)
+            summaries.append(older)
+    found.replicas_checked += len(summaries)
+    return await asyncio.to_thread(lambda: list(_records(cluster, model, state, end)))
+
+
+def _summaries(cluster: ClusterFolder, brokers: list[int], state: PartitionState, end: int) -> list[ReplicaSummary]:
+    return [_summary(cluster, broker, state, end) for broker in brokers]
+
+
+def _live(cluster: ClusterFolder, state: PartitionState) -> list[int]:
+    return [broker for broker in state.replicas if cluster.running(broker) and not cluster.paused(broker)]
+
+
+def _is_behind(summary: ReplicaSummary, end: int) -> bool:
+    return summary.end_offset < end and summary.findings.clean
+
+
+def _summary(cluster: ClusterFolder, broker: int, state: PartitionState, end: int | None) -> ReplicaSummary:
+    name = f"{state.topic}-{state.partition}"
+    try:
+        segments = list(read_segments(replica_folder(cluster, broker, state.topic, state.partition)))
+    except FileNotFoundError:  # it has only just been told of the partition
+        segments = []
+    return check_replica(broker, name, segments, end_offset=end)
+
+
+def _older_summary(cluster: ClusterFolder, broker: int, state: PartitionState) -> ReplicaSummary:
+    """Of a broker that does not run: its last batch may be half written, and recovery will cut that off."""
+    summary = _summary(cluster, broker, state, None)
+    summary.findings = Findings()
+    return summary
+
+
+def _records(cluster: ClusterFolder, broker: int, state: PartitionState, end: int | None) -> Iterator[LogRecord]:
+    folder = replica_folder(cluster, broker, state.topic, state.partition)
+    for _, data in read_segments(folder):
+        for header, batch in batches_below(data, end):
+            for number, record in enumerate(read_records(bytes(batch))):
+                sequence = (header.base_sequence + number) % 2**31 if header.idempotent else -1
+                yield LogRecord(
+                    record.offset, record.key, record.value, header.producer_id, header.producer_epoch, sequence
+                )
+
+
+def _take(found: ExactlyOnce, findings: Findings, cluster: ClusterFolder, state: PartitionState, broker: int) -> None:
+    found.findings.merge(findings)
+    for example in findings.shown:
+        if len(found.details) >= _SHOWN_FINDINGS:
+            return
+        lines = [f"  {example}"]
+        if example.offset >= 0 and not found.details:  # around the first
+            lines += _around(cluster, broker, state, example.offset)
+        found.details.append("\n".join(lines))
+
+
+def _around(cluster: ClusterFolder, broker: int, state: PartitionState, offset: int) -> Iterator[str]:
+    yield f"    {state.topic}-{state.partition} on broker {broker}:"
+    try:
+        for record in _records(cluster, broker, state, None):
+            if abs(record.offset - offset) <= _AROUND:
+                yield f"    {'>' if record.offset == offset else ' '} {record}"
+    except Exception as error:  # noqa: BLE001  # damaged bytes, which are what was found
+        yield f"      what follows cannot be read: {error}"
+
+
+def _shown(data: bytes | None) -> str:
+    text = repr(data)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}… ({len(data or b'')} bytes)"
+
+
+# ---- What a test says ----
+
+
+def _check_said(
+    found: ExactlyOnce,
+    logs: Mapping[int, list[LogRecord]],
+    sent: list[SaidRecord] | None,
+    unacknowledged: list[SaidRecord],
+    read: list[SaidRecord] | None,
+    *,
+    ordered: bool,
+) -> None:
+    stored = [(index, [(record.offset, record.value) for record in records]) for index, records in sorted(logs.items())]
+    operations, unplaced = operations_of(found.topic, stored, sent, unacknowledged, read, ordered=ordered)
+    for text in unplaced:
+        found.findings.add(Kind.MISREAD, text)
+        found.details.append(f"  {Kind.MISREAD}: {text}")
+    verdict = history_verdict(operations, foreign_records=sent is None)
+    findings, misread = of_history(verdict)
+    found.findings.merge(findings)
+    found.findings.counts[Kind.MISREAD] += len(misread)
+    found.details += _told(verdict)
+
+
+def _told(verdict: Verdict) -> list[str]:
+    """The findings of a history in words, each with the operations around it."""
+    told = []
+    for finding in verdict.findings[:_SHOWN_FINDINGS]:
+        lines = [f"  {finding.anomaly}: {finding.text}"]
+        lines += [f"    {'>' if line.evidence else ' '} {line.text}" for line in finding.operations]
+        told.append("\n".join(lines))
+    return told
+
+
+# ---- Recorded histories ----
+
+
+def check_history(
+    *histories: str | os.PathLike[str] | Iterable[str | Operation],
+    foreign_records: bool = False,
+    one_partition_per_key: bool = False,
+) -> Verdict:
+    """Judge what clients recorded (`fencepost.history`, docs of the format there): files, merged by time, or lines.
+
+    `foreign_records`: others write to the same topics too. `one_partition_per_key`: a key in two partitions is wrong.
+    Raises NotExactlyOnce with what is wrong, and the operations around it; UnreadableHistory, BrokenHistory for what is no
+    history.
+    """
+    paths = [Path(each) for each in histories if isinstance(each, str | os.PathLike)]
+    if len(paths) == len(histories):
+        verdict = check_history_files(
+            HistoryFiles(paths), foreign_records=foreign_records, one_partition_per_key=one_partition_per_key
+        )
+    elif len(histories) == 1:
+        (lines,) = histories
+        assert not isinstance(lines, str | os.PathLike)
+        verdict = history_verdict(
+            list(lines), foreign_records=foreign_records, one_partition_per_key=one_partition_per_key
+        )
+    else:
+        raise TypeError("a history is files, or one list of lines or operations")
+    if not verdict.clean:
+        counts = ", ".join(f"{count} {anomaly.value}" for anomaly, count in verdict.counts.items() if count)
+        raise NotExactlyOnce("\n".join([f"the history is not that of a correct log: {counts}", *_told(verdict)]))
+    return verdict

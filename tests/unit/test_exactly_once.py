@@ -1,0 +1,206 @@
+"""What a test says that it sent and read, and the files of replicas, are judged as a correct log would have them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fencepost.history_format import Operation, to_line
+from fencepost_proto.protocol.record_batch import stamp
+from fencepost_proto.protocol.records import BatchBuilder, Compression
+from fencepost_testing import NotExactlyOnce, check_history
+from fencepost_testing.log_check.findings import Kind
+from fencepost_testing.replica_check import ReplicaSummary, batches_below, check_older, check_replica
+from fencepost_testing.said_records import NotARecord, SaidRecord, operations_of, said_records
+
+TOPIC = "orders"
+
+
+@dataclass
+class OfAClient:
+    """As kafka-python's and aiokafka's records are: attributes."""
+
+    value: bytes | None
+    partition: int = -1
+    offset: int | None = None
+
+
+class OfLibrdkafka:
+    """As confluent-kafka's: methods."""
+
+    def __init__(self, value: bytes, error: str | None = None) -> None:
+        self._value, self._error = value, error
+
+    def value(self) -> bytes:
+        return self._value
+
+    def partition(self) -> int:
+        return 1
+
+    def offset(self) -> int:
+        return 7
+
+    def error(self) -> str | None:
+        return self._error
+
+
+def wrong(
+    log: str,
+    *,
+    sent: str | None = None,
+    unacknowledged: str = "",
+    read: str | None = None,
+    ordered: bool = True,
+) -> str:
+    """What is found in a partition whose records are the letters of `log`; empty: nothing."""
+    stored = [(0, [(offset, letter.encode()) for offset, letter in enumerate(log)])]
+    operations, unplaced = operations_of(
+        TOPIC,
+        stored,
+        None if sent is None else said_records(sent, "sent"),
+        said_records(unacknowledged, "unacknowledged"),
+        None if read is None else said_records(read, "read"),
+        ordered=ordered,
+    )
+    found = "\n".join(unplaced)
+    try:
+        check_history(operations, foreign_records=sent is None)
+    except NotExactlyOnce as error:
+        found += str(error)
+    return found
+
+
+def test_values_and_the_records_of_all_clients_are_records() -> None:
+    told = said_records(["ü", b"b", OfAClient(b"c"), OfAClient(b"d", 2, 9), OfLibrdkafka(b"e")], "sent")
+    assert told == [
+        SaidRecord("ü".encode()),
+        SaidRecord(b"b"),
+        SaidRecord(b"c"),
+        SaidRecord(b"d", 2, 9),
+        SaidRecord(b"e", 1, 7),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (7, "read: 7 is neither a value"),
+        (None, "read: None is neither a value"),
+        (OfAClient(None), "read: a record's value is None; only bytes or text"),
+        (OfLibrdkafka(b"", "Local: Timed out"), "is no record, but the error Local: Timed out"),
+    ],
+)
+def test_what_is_no_record_is_refused_by_name(record: object, message: str) -> None:
+    with pytest.raises(NotARecord, match=message):
+        said_records([record], "read")
+
+
+def test_what_was_sent_twice_cannot_be_told_apart() -> None:
+    with pytest.raises(NotARecord, match="sent: b'a' twice"):
+        wrong("ab", sent="aba")
+
+
+def test_a_log_that_is_right_is_found_right() -> None:
+    assert wrong("abc", sent="abc", read="abc") == ""
+    assert wrong("acb", sent="abc", ordered=False) == ""
+    assert wrong("abx", sent="ab", unacknowledged="xy") == ""
+    assert wrong("", sent="", read="") == ""
+    assert wrong("abc") == ""
+
+
+@pytest.mark.parametrize(
+    ("found", "log", "said"),
+    [
+        ("1 unseen", "ac", {"sent": "abc"}),
+        ("1 duplicate", "abbc", {"sent": "abc"}),
+        ("1 duplicate", "axbx", {"sent": "ab", "unacknowledged": "x"}),
+        ("1 reordered", "acb", {"sent": "abc"}),
+        ("1 phantom", "abz", {"sent": "ab"}),
+        ("1 nonmonotonic-poll", "abc", {"read": "abbc"}),
+        ("1 records of orders-0 were never read, the first at offset 1", "abc", {"read": "ac"}),
+        ("b'z' was read, and is not in the log", "abc", {"read": "abcz"}),
+    ],
+)
+def test_a_log_that_is_wrong_is_found_out_with_the_records_around_it(
+    found: str, log: str, said: dict[str, str]
+) -> None:
+    message = wrong(log, **said)  # type: ignore[arg-type]
+    assert found in message
+    if "records" not in found and "was read" not in found:
+        assert "> " in message, "the evidence is marked among the operations around it"
+
+
+def test_a_reader_that_names_places_is_compared_with_what_stands_there() -> None:
+    stored = [(0, [(0, b"a"), (1, b"b")])]
+    read = said_records([OfAClient(b"a", 0, 0), OfAClient(b"x", 0, 1)], "read")
+    operations, unplaced = operations_of(TOPIC, stored, None, [], read, ordered=True)
+    assert unplaced == []
+    with pytest.raises(NotExactlyOnce, match="inconsistent-offsets"):
+        check_history(operations, foreign_records=True)
+
+
+def test_recorded_histories_are_judged_from_files_and_from_lines(tmp_path: Path) -> None:
+    def sent(process: str, number: int, offset: int) -> list[Operation]:
+        return [
+            Operation(process, number * 10, "invoke", "send", id=number, topic=TOPIC, value=f"{process}{number}"),
+            Operation(process, number * 10 + 5, "ok", "send", id=number, topic=TOPIC, partition=0, offset=offset),
+        ]
+
+    first, second = sent("p", 1, 0), sent("q", 2, 1)
+    read = [
+        Operation("r", 30 + offset, "ok", "poll", topic=TOPIC, partition=0, records=((offset, value),))
+        for offset, value in enumerate(("p1", "q2"))
+    ]
+    files = []
+    for name, operations in (("p", first), ("q", second), ("r", read)):
+        files.append(tmp_path / name)
+        files[-1].write_text("".join(to_line(operation) + "\n" for operation in operations))
+    assert check_history(*files).acked == 2
+    assert check_history([*first, *second, *read]).acked == 2
+    with pytest.raises(NotExactlyOnce, match="1 unseen"):
+        check_history([*first, *second, read[0]])
+    with pytest.raises(TypeError, match="a history is files, or one list"):
+        check_history(first, second)
+
+
+# ---- Files ----
+
+
+def batch(base_offset: int, values: str, leader_epoch: int = 0) -> bytes:
+    builder = BatchBuilder(Compression.NONE, 1000)
+    for letter in values:
+        builder.append(1_700_000_000_000, None, letter.encode(), [])
+    return stamp(builder.build(-1, -1, -1), base_offset, leader_epoch)
+
+
+def replica(broker: int, *batches: bytes) -> ReplicaSummary:
+    return check_replica(broker, "orders-0", [(0, b"".join(batches))])
+
+
+def test_a_batch_that_is_being_written_behind_the_end_is_not_looked_at() -> None:
+    data = batch(0, "ab") + batch(2, "c") + batch(3, "d")[:20]
+    assert [header.base_offset for header, _ in batches_below(data, 3)] == [0, 2]
+    assert check_replica(1, "orders-0", [(0, data)], end_offset=3).findings.clean
+    assert check_replica(1, "orders-0", [(0, data)]).findings.counts == {Kind.CORRUPT: 1}
+
+
+def test_a_replica_that_is_down_may_end_early_or_in_what_it_could_not_replicate() -> None:
+    model = replica(1, batch(0, "ab"), batch(2, "c"), batch(3, "de", leader_epoch=2))
+    for batches in (
+        [],
+        [batch(0, "ab")],
+        [batch(0, "ab"), batch(2, "c")],
+        [batch(0, "ab"), batch(2, "c"), batch(3, "xyz", leader_epoch=1)],
+        [batch(0, "ab"), batch(2, "c"), batch(3, "de", leader_epoch=2), batch(5, "f", leader_epoch=2)],
+    ):
+        assert check_older(replica(2, *batches), model, 5).clean
+    for batches in (
+        [batch(0, "xy")],
+        [batch(0, "ab"), batch(2, "x")],
+        [batch(0, "ab"), batch(2, "c"), batch(3, "xy", leader_epoch=2)],
+    ):
+        found = check_older(replica(2, *batches), model, 5)
+        assert found.counts == {Kind.DIVERGED: 1}
+        assert "broker 2 orders-0, which is down, differs from broker 1" in found.examples[0]
