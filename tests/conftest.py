@@ -11,6 +11,11 @@ from hypothesis import settings
 settings.register_profile("fencepost", deadline=None)
 settings.load_profile("fencepost")
 
+pytest_plugins = [
+    "fencepost_testing.pytest_plugin",  # by its name: a checkout's metadata may be older than the plugin
+    "pytester",
+]
+
 
 def pytest_configure() -> None:
     """A runner in the background may have been told to ignore Ctrl-C, and its children inherit that; these tests send it."""

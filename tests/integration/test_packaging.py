@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -17,9 +16,8 @@ from pathlib import Path
 import pytest
 
 import fencepost
+from tests.integration.installed_wheel import build, empty_environment, only, run
 
-ROOT = Path(__file__).parents[2]
-STEP_TIMEOUT_S = 100
 EXTRAS = {"cli", "dev", "docs", "kafka-clients", "server", "testing"}
 
 # What only some installs have: importing it there must not be needed.
@@ -45,16 +43,6 @@ print(len([name for name in sys.modules if name.partition(".")[0] in {packages!r
 """
 
 
-def run(command: list[str | Path], folder: Path) -> str:
-    """Standard output of a command that must succeed, run in that folder without the checkout on its path."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=STEP_TIMEOUT_S, check=False
-    )
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return done.stdout
-
-
 def metadata_of(wheel: Path) -> Message:
     with zipfile.ZipFile(wheel) as file:
         name = next(name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
@@ -70,40 +58,20 @@ def contents(wheel: Path) -> dict[str, bytes]:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a wheel and an sdist of this checkout."""
     folder = tmp_path_factory.mktemp("dist")
-    run([sys.executable, "-m", "hatchling", "build", "-d", folder], ROOT)
+    build(folder)
     return folder
 
 
-def only(folder: Path, pattern: str) -> Path:
-    [found] = folder.glob(pattern)
-    return found
-
-
 def test_a_wheel_runs_the_demo_outside_the_checkout(built: Path, tmp_path: Path) -> None:
-    environment = tmp_path / "environment"
-    run([sys.executable, "-m", "venv", "--without-pip", environment], tmp_path)
-    python = environment / "bin" / "python"
-    install: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-    ]
-    run([*install, only(built, "*.whl")], tmp_path)
+    python, site = empty_environment(tmp_path, only(built, "*.whl"))
     # The packages that it depends on come from this environment; its own .pth files, so the checkout, are not read there.
-    site = Path(sysconfig.get_path("purelib", vars={"base": str(environment), "platbase": str(environment)}))
     (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
     where = run(
         [python, "-c", "import fencepost, fencepost_cli; print(fencepost.__file__, fencepost_cli.__file__)"], tmp_path
     )
     assert all(Path(path).is_relative_to(site) for path in where.split()), where
 
-    command = environment / "bin" / "fencepost"
+    command = python.parent / "fencepost"
     assert run([command, "--version"], tmp_path).strip() == fencepost.__version__
     output = run([command, "demo", "--records", "2000", "--kills", "1", "--json"], tmp_path)
     told = json.loads(output.splitlines()[-1])
