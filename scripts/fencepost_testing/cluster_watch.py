@@ -5,6 +5,7 @@ A watch looks at what came since it began, so that of two tests on one cluster e
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,8 +26,7 @@ class ClusterWatch:
         self.cluster = cluster
         self._ends = ends
         self._from = {member.log_file: _size(member.log_file) for member in cluster.members.values()}
-        self._happenings = len(cluster.timeline)
-        self._last = cluster.timeline[-1] if cluster.timeline else None
+        self._began_s = time.time()
 
     def problems(self) -> list[str]:
         """In words; empty where all is well. What was killed or stopped through the cluster's own methods is well."""
@@ -60,12 +60,12 @@ class ClusterWatch:
         return {name: end for name, end in ends.items() if end}
 
     def timeline(self) -> list[Happening]:
-        """What was done to the cluster since the watch began."""
-        happened = list(self.cluster.timeline)
-        if self._last is None:
-            return happened
-        place = next((at for at, each in enumerate(happened) if each is self._last), -1)
-        return happened[place + 1 :]
+        """What was done to the cluster since the watch began, with the faults that were set on it, and fired."""
+        faults = (
+            Happening(each["at"], f"fault {each['what']}: {each['text']}") for each in self.cluster.faults.timeline()
+        )
+        happened = sorted((*self.cluster.timeline, *faults), key=lambda each: each.at_s)
+        return [each for each in happened if each.at_s >= self._began_s]
 
 
 def _size(path: Path) -> int:

@@ -33,7 +33,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-LOADED = ("fencepost_node.__main__", "fencepost_controller.__main__")
+LOADED = ("fencepost_node.__main__", "fencepost_controller.__main__", "fencepost_testing.faults.process")
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _READ_BYTES = 1 << 16

@@ -114,6 +114,7 @@ def test_what_goes_wrong_in_a_cluster_fails_the_test_that_saw_it_and_is_reported
 
         def test_fails_by_itself(fencepost):
             topic = fencepost.create_topic("orders")
+            fencepost.faults.drop_answers(api="Produce", topic=topic)
             fencepost.kill(1)
             assert topic == "pints"
 
@@ -130,6 +131,7 @@ def test_what_goes_wrong_in_a_cluster_fails_the_test_that_saw_it_and_is_reported
             "*broker 1 logged a traceback:*",
             "*ValueError: seven pints*",
             "*fencepost timeline*",
+            "* fault posted: *Produce*",
             "* broker 1 killed",
             "*fencepost log of broker 1*",
             "*FAILED *test_dies*",
@@ -138,6 +140,7 @@ def test_what_goes_wrong_in_a_cluster_fails_the_test_that_saw_it_and_is_reported
     assert "INTERNALERROR" not in result.stdout.str()
 
 
+@pytest.mark.long
 def test_settings_that_cannot_be_are_refused_by_name(run_tests: RunTests, pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\nfencepost_settings =\n    log_level = DEBUG\nfencepost_brokers = 1\n")
     result = run_tests(
@@ -171,6 +174,7 @@ def test_settings_that_cannot_be_are_refused_by_name(run_tests: RunTests, pytest
     assert "INTERNALERROR" not in told
 
 
+@pytest.mark.long
 def test_workers_have_clusters_of_their_own_beside_asynchronous_tests(run_tests: RunTests) -> None:
     result = run_tests(
         """
@@ -201,7 +205,7 @@ def test_workers_have_clusters_of_their_own_beside_asynchronous_tests(run_tests:
     result.assert_outcomes(passed=6)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGKILL])
 def test_no_process_is_left_when_the_runner_is_ended(
     number: signal.Signals, python: Path, pytester: pytest.Pytester
 ) -> None:
@@ -222,7 +226,7 @@ def test_no_process_is_left_when_the_runner_is_ended(
         until_sync((pytester.path / "up").exists, "the test has its cluster", RUN_TIMEOUT_S)
         assert len(of_this_test(pytester)) == 5, "a fork server, a controller and three brokers"
         runner.send_signal(number)
-        until_sync(lambda: not of_this_test(pytester), "every process of the cluster has ended")
+        until_sync(lambda: not of_this_test(pytester), "every process of the cluster has ended", RUN_TIMEOUT_S)
         runner.communicate(timeout=RUN_TIMEOUT_S)
         assert runner.returncode in (pytest.ExitCode.INTERRUPTED, -signal.SIGKILL)
         if number == signal.SIGINT:
@@ -232,6 +236,7 @@ def test_no_process_is_left_when_the_runner_is_ended(
         runner.communicate(timeout=RUN_TIMEOUT_S)
 
 
+@pytest.mark.long
 def test_two_runs_do_not_share_a_folder(run_tests: RunTests, pytester: pytest.Pytester) -> None:
     source = """
         import pytest
