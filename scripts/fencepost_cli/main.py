@@ -23,6 +23,7 @@ from fencepost_cli.commands import (
     lines,
     producer_name,
     producers,
+    serve_tests,
     topic,
     verify_disk,
     workload,
@@ -67,6 +68,9 @@ app.command(
     epilog="Example: fencepost chaos --duration 60s --seed 7; fencepost chaos --duration 10m --brokers 5 --rate 2000 --json"
 )(chaos.chaos)
 app.command(epilog="Example: fencepost bench --json")(bench.bench)
+app.command("serve-tests", epilog="Example: fencepost serve-tests --port 8090; fencepost serve-tests -- go test ./...")(
+    serve_tests.serve_tests
+)
 app.command(epilog="Example: fencepost check chaos-reports/*-seed-7/history/*.jsonl")(check.check)
 
 

@@ -234,6 +234,8 @@ class Faults:
             for argument in arguments:
                 if argument not in parameters:
                     raise FaultError(f"no condition {argument!r} of {name}: there are {', '.join(parameters)}")
+        for argument, value in arguments.items():
+            _check_type(argument, value)
         missing = [
             parameter.name
             for parameter in parameters.values()
@@ -296,6 +298,27 @@ FAULTS: Final = {
     **{action.value: action.value.replace("-", "_") for action in DiskAction},
     **{action.value: action.value for action in ProcessAction},
 }
+
+
+_TYPES: Final[Mapping[str, tuple[type, ...]]] = {  # of arguments that come as JSON; None is possible for all
+    **dict.fromkeys(("api", "topic", "client_id", "protocol"), (str,)),
+    **dict.fromkeys(("partition", "broker", "times", "every_ms", "delay_ms", "jitter_ms", "bytes_per_second"), (int,)),
+    **dict.fromkeys(("a", "b"), (int, str, list)),
+    "target": (int, str),
+    "error": (int, str),
+    "probability": (int, float),
+    "one_way": (bool,),
+}
+
+
+def _check_type(name: str, value: object) -> None:
+    """Raises FaultError for a value that an argument cannot have."""
+    types = _TYPES.get(name)
+    is_one = types is None or value is None or type(value) in types
+    if is_one and (not isinstance(value, list) or all(type(one) in (int, str) for one in value)):
+        return
+    words = " or ".join(kind.__name__ for kind in types or ())
+    raise FaultError(f"{name}={value!r} is no {words}")
 
 
 def error_code(error: str | int) -> int:

@@ -69,7 +69,7 @@ class Limits:
 
     def check(self) -> None:
         """Raises FaultError."""
-        if self.times is not None and not 1 <= self.times <= MAX_TIMES:
+        if self.times is not None and not (type(self.times) is int and 1 <= self.times <= MAX_TIMES):
             raise FaultError(f"times={self.times!r}: from 1 to {MAX_TIMES}, or none for no limit")
         if not (isinstance(self.probability, int | float) and 0 < self.probability <= 1):
             raise FaultError(f"probability={self.probability!r} is not above 0 and at most 1")

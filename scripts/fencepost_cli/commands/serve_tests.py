@@ -1,0 +1,101 @@
+"""`fencepost serve-tests`: a cluster for tests in other languages, by HTTP and JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Mapping
+from typing import Annotated
+
+import typer
+
+from fencepost_cli.terminal import fail, run
+
+URL = "FENCEPOST_TEST_URL"
+TOKEN = "FENCEPOST_TEST_TOKEN"
+KAFKA_BOOTSTRAP = "FENCEPOST_KAFKA_BOOTSTRAP"
+DEFAULT_PORT = 8090
+DEFAULT_BROKERS = 3
+
+
+def serve_tests(
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[-- COMMAND…]", help="Run it with the address and the token in its environment, and end with it."
+        ),
+    ] = None,
+    *,
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Of this machine's loopback; 0: any that is free.")
+    ] = DEFAULT_PORT,
+    brokers: Annotated[int, typer.Option(min=1, help="How many.")] = DEFAULT_BROKERS,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar=TOKEN, help="What requests have to carry.", show_default="a random one, printed"),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on standard output, once it serves.")
+    ] = False,
+) -> None:
+    """Serve a temporary cluster to tests in any language: topics, kills, pauses and faults by HTTP and JSON."""
+    try:
+        from fencepost_testing.control.server import ControlServer
+    except ModuleNotFoundError as error:
+        fail(f"serve-tests needs {error.name}: pip install 'fencepost[http]'")
+    from fencepost_testing.async_cluster import AsyncLocalCluster
+
+    async def main() -> int:
+        server = ControlServer(port, token)
+        try:
+            async with AsyncLocalCluster(brokers=brokers) as cluster:
+                serving = asyncio.create_task(server.serve(cluster))
+                try:
+                    said = {URL: server.url, TOKEN: server.access.token, KAFKA_BOOTSTRAP: cluster.kafka_bootstrap}
+                    if command:
+                        return await _run_beside(serving, command, said)
+                    _show(said, cluster.bootstrap, as_json)
+                    await serving
+                    return 0
+                finally:
+                    serving.cancel()
+                    await asyncio.wait([serving])
+        finally:
+            server.close()
+
+    if code := run(main()):
+        raise typer.Exit(code)
+
+
+async def _run_beside(serving: asyncio.Task[None], command: list[str], said: Mapping[str, str]) -> int:
+    """Its exit code; of one that a signal has ended, as a shell has it."""
+    try:
+        process = await asyncio.create_subprocess_exec(*command, env={**os.environ, **said})
+    except OSError as error:
+        fail(f"{command[0]!r} cannot be run: {error.strerror}")
+    ended = asyncio.create_task(process.wait())
+    try:
+        await asyncio.wait([ended, serving], return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            await serving  # says why it has ended
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        code = await ended
+    return code if code >= 0 else 128 - code
+
+
+def _show(said: Mapping[str, str], bootstrap: str, as_json: bool) -> None:
+    if as_json:
+        names = {
+            "url": said[URL],
+            "token": said[TOKEN],
+            "bootstrap": bootstrap,
+            "kafka_bootstrap": said[KAFKA_BOOTSTRAP],
+        }
+        typer.echo(json.dumps(names))
+        return
+    for name, value in said.items():
+        typer.echo(f"export {name}={value}")
+    typer.echo(f"# what can be asked for: {said[URL]}/   Ctrl-C ends it", err=True)

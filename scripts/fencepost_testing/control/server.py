@@ -1,0 +1,149 @@
+"""The HTTP server of one cluster: JSON over Starlette and uvicorn, on this machine's loopback only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from fencepost import __version__
+from fencepost_proto.protocol.errors import FencepostError
+from fencepost_testing.async_cluster import AsyncLocalCluster
+from fencepost_testing.control import openapi
+from fencepost_testing.control.access import Access, Refused
+from fencepost_testing.control.api import OPERATIONS, Operation, check_body
+from fencepost_testing.failures import CommandFailed
+from fencepost_testing.ports import LOOPBACK
+
+MAX_BODY_BYTES: Final = 64 * 1024
+END_TIMEOUT_S: Final = 1  # for requests under way, when the server ends
+
+
+class PortInUse(CommandFailed):
+    """Another process listens there."""
+
+
+def application(cluster: AsyncLocalCluster, access: Access) -> Starlette:
+    """The server's own part, without a socket."""
+    changing = asyncio.Lock()  # one change after another
+
+    def endpoint(operation: Operation) -> Callable[[Request], Any]:
+        async def answer(request: Request) -> Response:
+            try:
+                access.check_origin(request.headers)
+                access.check_token(request.headers)
+                body = await _body(request)
+                check_body(operation, body)
+                if not operation.changes:
+                    return JSONResponse(await operation.run(cluster, request.path_params, body))
+                async with changing:
+                    return JSONResponse(await operation.run(cluster, request.path_params, body))
+            except Refused as refused:
+                return JSONResponse({"error": str(refused)}, refused.status)
+            except (CommandFailed, FencepostError, AssertionError, TypeError) as error:
+                return JSONResponse({"error": str(error)}, 400)
+
+        return answer
+
+    def shown(make: Callable[[], Response]) -> Callable[[Request], Any]:
+        """What anyone on this machine may read: it says nothing of the cluster."""
+
+        async def answer(request: Request) -> Response:
+            try:
+                access.check_origin(request.headers)
+            except Refused as refused:
+                return JSONResponse({"error": str(refused)}, refused.status)
+            return make()
+
+        return answer
+
+    url = f"http://{LOOPBACK}:{access.port}"
+    routes = [
+        Route("/", shown(lambda: HTMLResponse(openapi.page(__version__)))),
+        Route("/openapi.json", shown(lambda: JSONResponse(openapi.document(__version__, url)))),
+        *(Route(operation.path, endpoint(operation), methods=[operation.method]) for operation in OPERATIONS),
+    ]
+
+    async def no_such(request: Request, error: Exception) -> Response:
+        known = sorted({operation.path for operation in OPERATIONS})
+        return JSONResponse({"error": f"no {request.method} {request.url.path}: see /, there are {known}"}, 404)
+
+    return Starlette(routes=routes, exception_handlers={404: no_such, 405: no_such})
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    """Raises Refused."""
+    data = b""
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MAX_BODY_BYTES:
+            raise Refused(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+    if not data:
+        return {}
+    if not request.headers.get("content-type", "").startswith("application/json"):
+        raise Refused(415, "the body is to be JSON: send 'Content-Type: application/json'")
+    try:
+        body = json.loads(data)
+    except ValueError as error:
+        raise Refused(400, f"the body is no JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise Refused(400, f"the body is to be a JSON object, not {str(body)[:100]!r}")
+    return body
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the command that runs it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class ControlServer:
+    """Listens from its making on, and serves while `serve` runs."""
+
+    def __init__(self, port: int = 0, token: str | None = None) -> None:
+        """Port 0: any that is free. Raises PortInUse."""
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._socket.bind((LOOPBACK, port))
+            self._socket.listen()
+            number = int(self._socket.getsockname()[1])
+            self.access = Access(number) if token is None else Access(number, token)
+        except (OSError, OverflowError) as error:
+            self._socket.close()
+            raise PortInUse(f"port {port} of {LOOPBACK} cannot be had: {error}") from None
+        except BaseException:
+            self._socket.close()
+            raise
+
+    @property
+    def url(self) -> str:
+        return f"http://{LOOPBACK}:{self.access.port}"
+
+    async def serve(self, cluster: AsyncLocalCluster) -> None:
+        """Until it is cancelled."""
+        config = uvicorn.Config(
+            application(cluster, self.access),
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=END_TIMEOUT_S,
+        )
+        try:
+            await _Server(config).serve([self._socket])
+        finally:
+            self._socket.close()
+
+    def close(self) -> None:
+        self._socket.close()
