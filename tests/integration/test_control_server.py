@@ -76,10 +76,10 @@ def served() -> Iterator[Served]:
         yield found
 
 
-def send(served: Served, topic: str, count: int) -> None:
+def send(served: Served, topic: str, numbers: range) -> None:
     async def scenario() -> None:
         async with Producer(served.bootstrap, linger_ms=0) as producer:
-            for number in range(count):
+            for number in numbers:
                 await producer.send_and_wait(topic, b"%d" % number, partition=0)
 
     asyncio.run(scenario())
@@ -88,15 +88,20 @@ def send(served: Served, topic: str, count: int) -> None:
 def test_a_leader_is_killed_and_answers_are_lost_by_http(served: Served) -> None:
     topic = served.do("POST", "/topics", {"partitions": 1, "min_insync_replicas": 1})["name"]
     fault = served.do("POST", "/faults/drop-answers", {"api": "Produce", "topic": topic, "times": 2})
-    send(served, topic, 5)
+    send(served, topic, range(5))
     assert served.do("GET", f"/faults/{fault['id']}")["fired"] == 2
     assert [one["id"] for one in served.do("GET", "/faults")] == [fault["id"]]
     assert served.do("DELETE", f"/faults/{fault['id']}") == {**fault, "fired": 2, "set": False}
     (before,) = served.do("GET", f"/topics/{topic}")
     assert served.do("POST", f"/processes/leader:{topic}-0/kill") == {"node": before["leader"]}
-    send(served, topic, 5)
+    send(served, topic, range(5, 10))
     (after,) = served.do("GET", f"/topics/{topic}")
     assert after["leader"] not in (before["leader"], -1)
+    sent = [str(number) for number in range(10)]
+    checked = served.do("POST", f"/topics/{topic}/check-exactly-once", {"sent": sent})
+    assert (checked["records"], checked["replicas_checked"] > 0) == (10, True)
+    status, answer = served.ask("POST", f"/topics/{topic}/check-exactly-once", {"sent": [*sent, "never sent"]})
+    assert (status, "never sent" in answer["error"]) == (409, True), answer
     served.do("POST", f"/processes/{before['leader']}/start")
     served.do("POST", "/cluster/wait-in-sync", {"topic": topic})
     assert [line["what"] for line in served.do("GET", "/timeline")] == ["posted", "fired", "fired", "removed"]

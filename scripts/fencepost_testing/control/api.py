@@ -88,6 +88,11 @@ async def _partitions(cluster: AsyncLocalCluster, path: Mapping[str, str], body:
     return [asdict(partition) for partition in await cluster.partitions(path["topic"])]
 
 
+async def _check_exactly_once(cluster: AsyncLocalCluster, path: Mapping[str, str], body: Json) -> Any:
+    checked = await cluster.check_exactly_once(path["topic"], **body)
+    return {"records": checked.records, "replicas_checked": checked.replicas_checked}
+
+
 # ---- Processes ----
 
 
@@ -172,6 +177,21 @@ OPERATIONS: Final = (
     Operation("DELETE", "/topics/{topic}", "Delete a topic.", _delete_topic),
     Operation("GET", "/topics/{topic}", "Its partitions: leader, replicas, in-sync set.", _partitions, changes=False),
     Operation(
+        "POST",
+        "/topics/{topic}/check-exactly-once",
+        "Check every replica's log on disk: no loss, no repeat, no gap. 409, with the records around the first wrong one.",
+        _check_exactly_once,
+        {
+            "sent": Field(
+                "array", "Values that were acknowledged, in their order: each is there once, and nothing else."
+            ),
+            "unacknowledged": Field("array", "Values whose outcome is not known: each may be there once."),
+            "read": Field("array", "Values that a consumer was handed."),
+            "ordered": Field("boolean", "false: `sent` went to several producers."),
+        },
+        changes=False,
+    ),
+    Operation(
         "POST", "/processes/{target}/kill", "SIGKILL; returns once it has ended.", _on_process(lambda c, n: c.kill(n))
     ),
     Operation("POST", "/processes/{target}/pause", "SIGSTOP.", _on_process(lambda c, n: c.pause(n))),
@@ -201,7 +221,7 @@ OPERATIONS: Final = (
     Operation("GET", "/timeline", "When faults were set, fired and were removed.", _timeline, changes=False),
 )
 
-_TYPES: Final[dict[str, tuple[type, ...]]] = {"string": (str,), "integer": (int,), "object": (dict,)}
+_TYPES: Final[dict[str, type]] = {"string": str, "integer": int, "object": dict, "array": list, "boolean": bool}
 
 
 def check_body(operation: Operation, body: Json) -> None:
@@ -212,7 +232,7 @@ def check_body(operation: Operation, body: Json) -> None:
     for name, value in body.items():
         if name not in known:
             raise CommandFailed(f"no field {name!r}: there are {', '.join(known) or 'none'}")
-        if not isinstance(value, _TYPES[known[name].type]) or isinstance(value, bool):
+        if type(value) is not _TYPES[known[name].type]:
             raise CommandFailed(f"{name}={value!r} is no {known[name].type}")
     for name, field in known.items():
         if field.required and name not in body:

@@ -21,6 +21,7 @@ from fencepost_testing.async_cluster import AsyncLocalCluster
 from fencepost_testing.control import openapi
 from fencepost_testing.control.access import Access, Refused
 from fencepost_testing.control.api import OPERATIONS, Operation, check_body
+from fencepost_testing.exactly_once import NotExactlyOnce
 from fencepost_testing.failures import CommandFailed
 from fencepost_testing.ports import LOOPBACK
 
@@ -49,7 +50,9 @@ def application(cluster: AsyncLocalCluster, access: Access) -> Starlette:
                     return JSONResponse(await operation.run(cluster, request.path_params, body))
             except Refused as refused:
                 return JSONResponse({"error": str(refused)}, refused.status)
-            except (CommandFailed, FencepostError, AssertionError, TypeError) as error:
+            except NotExactlyOnce as error:
+                return JSONResponse({"error": str(error)}, 409)
+            except (CommandFailed, FencepostError, TypeError) as error:
                 return JSONResponse({"error": str(error)}, 400)
 
         return answer
