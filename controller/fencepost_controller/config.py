@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fencepost_proto.runtime.config import LOG_LEVELS, ConfigError, check_listen, check_settings, setting
+from fencepost_proto.transport.carriers import CARRIERS
 
 MAX_PRODUCER_NAMES = 35_000  # named producers, those remembered as expired included: all metadata goes in one message
 
@@ -17,6 +18,12 @@ class ControllerConfig:
     listen: str = setting("127.0.0.1:0", address=True, doc="Address to listen on, host:port. Port 0: any free one.")
     insecure_listen: bool = setting(
         False, doc="Whether `listen` may be an address that other machines reach. Nothing authenticates who connects."
+    )
+    carrier: str = setting(
+        "auto",
+        choices=CARRIERS,
+        doc="How calls travel. auto: by the lean carrier, and by gRPC where a peer speaks only that. lean: no peer is "
+        "called by gRPC. grpc: by gRPC only, and nothing else is listened for. All on one port.",
     )
     log_level: str = setting("INFO", choices=LOG_LEVELS, doc="The least severe events that are logged.")
 

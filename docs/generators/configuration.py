@@ -30,6 +30,7 @@ settings below and an example. The files are flat TOML.
 | environment variable | what it sets |
 |---|---|
 | `FENCEPOST_BOOTSTRAP` | the brokers, `host:port` with commas between, that commands of `fencepost` ask first |
+| `FENCEPOST_CARRIER` | how clients call brokers: `auto` (default), `lean` or `grpc`; as the setting `carrier` of brokers |
 | `FENCEPOST_DATA_DIR` | the folder of the cluster that they work on; otherwise `.fencepost` in the current folder |
 """
 

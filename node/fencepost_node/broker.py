@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
+from typing import cast
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -55,6 +57,7 @@ from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.metrics.service import MetricsService
 from fencepost_proto.runtime.tasks import Tasks
 from fencepost_proto.transport.answering import Answering
+from fencepost_proto.transport.carriers import Carrier
 from fencepost_proto.transport.wire import RunningServer, incarnation_service, serve
 
 log = logging.getLogger(__name__)
@@ -79,6 +82,7 @@ class Broker:
         self.address = ""  # host:port, once started
         self.recovery_seconds = 0.0
         self.stopped = False
+        host = replace(host, wire=host.wire.with_carrier(cast(Carrier, config.carrier)))
         self._host = host
         self._disk = disk
         self.failure = Failure("broker")
@@ -241,7 +245,10 @@ class Broker:
         )
         broker_pb2_grpc.add_BrokerServicer_to_server(service, server)
         replication_pb2_grpc.add_ReplicationServicer_to_server(ReplicationService(self._manager, answering), server)
-        groups = GroupService(self._manager, self.groups, answering)
+        real_peer = getattr(
+            server, "real_peer", lambda peer: peer
+        )  # of a port that is shared: of who is behind the relay
+        groups = GroupService(self._manager, self.groups, answering, real_peer)
         groups_pb2_grpc.add_GroupsServicer_to_server(groups, server)
         recovery = RecoveryService(self._manager, self._known, self._held_head, answering)
         controller_pb2_grpc.add_RecoveryServicer_to_server(recovery, server)

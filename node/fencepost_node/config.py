@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fencepost_proto.protocol.request_limits import MAX_MESSAGE_BYTES
 from fencepost_proto.runtime.config import LOG_LEVELS, ConfigError, check_listen, check_settings, setting
+from fencepost_proto.transport.carriers import CARRIERS
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -32,6 +33,12 @@ class BrokerConfig:
     )
     insecure_listen: bool = setting(
         False, doc="Whether `listen` may be an address that other machines reach. Nothing authenticates who connects."
+    )
+    carrier: str = setting(
+        "auto",
+        choices=CARRIERS,
+        doc="How calls travel. auto: by the lean carrier, and by gRPC where a peer speaks only that. lean: no peer is "
+        "called by gRPC. grpc: by gRPC only, and nothing else is listened for. All on one port.",
     )
     log_level: str = setting("INFO", choices=LOG_LEVELS, doc="The least severe events that are logged.")
 

@@ -22,6 +22,7 @@ import grpc
 
 from fencepost_proto.protocol.v1 import broker_pb2
 from fencepost_proto.runtime.host import Host
+from fencepost_proto.transport.carriers import Carrier
 from fencepost_proto.transport.wire import Wire
 
 FAULT_PORT: Final = "FENCEPOST_FAULT_PORT"  # of the environment: the port of `host_with_faults`
@@ -52,11 +53,15 @@ class FaultyWire:
         channel = self._wire.connect(address)
         return cast(grpc.aio.Channel, _FaultyChannel(channel, self)) if self._drop_acks else channel
 
+    def with_carrier(self, carrier: Carrier) -> Wire:
+        self._wire = self._wire.with_carrier(carrier)
+        return self
+
     def server(self) -> grpc.aio.Server:
         return self._wire.server()
 
-    def bind(self, server: grpc.aio.Server, listen: str) -> int:
-        return self._wire.bind(server, listen)
+    async def bind(self, server: grpc.aio.Server, listen: str) -> int:
+        return await self._wire.bind(server, listen)
 
     def count_kept(self, answers: int) -> int:
         """How many of a message's answers come before the first one that is dropped."""

@@ -1,11 +1,22 @@
-"""The wire of one simulated process: the production code's seam to the network."""
+"""The wire of one simulated process: the production code's seam to the network.
+
+Every simulated server serves both carriers at its address, as real ones do: gRPC as `rpc_client` and `rpc_server`
+imitate it, and the lean one, which is the production code on simulated byte streams. `carrier` says by which of them a
+process calls others.
+"""
 
 from __future__ import annotations
 
-from typing import cast
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
 
 import grpc
 
+from fencepost_proto.transport.carriers import Carrier
+from fencepost_proto.transport.lean.client import LeanChannel
+from fencepost_proto.transport.lean.server import LeanServer
+from fencepost_proto.transport.wire import Wire
 from tests.simulation.network import Network
 from tests.simulation.process import SimProcess
 from tests.simulation.rpc_client import SimChannel
@@ -15,17 +26,54 @@ from tests.simulation.rpc_server import SimServer
 class SimWire:
     """Implements fencepost_proto.transport.wire.Wire."""
 
-    def __init__(self, network: Network, process: SimProcess) -> None:
+    def __init__(self, network: Network, process: SimProcess, carrier: Literal["grpc", "lean"] = "grpc") -> None:
         self._network = network
         self._process = process
+        self.carrier = carrier
+
+    def with_carrier(self, carrier: Carrier) -> Wire:
+        """`auto` is what the simulation has chosen for this process."""
+        return self if carrier == "auto" else SimWire(self._network, self._process, carrier)
 
     def connect(self, address: str) -> grpc.aio.Channel:
         self._process.check_alive()
+        if self.carrier == "lean":
+            return cast(grpc.aio.Channel, LeanChannel(address))
         return cast(grpc.aio.Channel, SimChannel(self._network, self._process, address))
 
     def server(self) -> grpc.aio.Server:
         self._process.check_alive()
-        return cast(grpc.aio.Server, SimServer(self._network, self._process))
+        return cast(grpc.aio.Server, SimSharedServer(SimServer(self._network, self._process), LeanServer()))
 
-    def bind(self, server: grpc.aio.Server, listen: str) -> int:
-        return cast(SimServer, server).listen(listen)
+    async def bind(self, server: grpc.aio.Server, listen: str) -> int:
+        return await cast(SimSharedServer, server).listen(listen)
+
+
+class SimSharedServer:
+    """One simulated server of each carrier, with the same services."""
+
+    def __init__(self, by_grpc: SimServer, by_lean: LeanServer) -> None:
+        self._both = (by_grpc, by_lean)
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
+        for server in self._both:
+            server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, service_name: str, handlers: Mapping[str, Any]) -> None:
+        for server in self._both:
+            server.add_registered_method_handlers(service_name, handlers)
+
+    async def listen(self, address: str) -> int:
+        by_grpc, by_lean = self._both
+        port = by_grpc.listen(address)
+        return await by_lean.listen(f"{address.rpartition(':')[0]}:{port}")
+
+    async def start(self) -> None:
+        for server in self._both:
+            await server.start()
+
+    async def stop(self, grace: float | None) -> None:
+        await asyncio.gather(*(server.stop(grace) for server in self._both))
+
+    async def wait_for_termination(self, timeout: float | None = None) -> bool:
+        return await self._both[0].wait_for_termination(timeout)

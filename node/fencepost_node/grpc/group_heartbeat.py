@@ -18,11 +18,10 @@ from fencepost_node.coordinators.group_coordinators import GroupCoordinators
 from fencepost_node.requests.group_offsets import as_error
 from fencepost_proto.protocol.topic_ids import from_wire, to_wire
 from fencepost_proto.protocol.v1 import common_pb2, groups_pb2
-from fencepost_proto.transport.answering import Context
 
 
 async def group_heartbeat(
-    groups: GroupCoordinators, request: groups_pb2.GroupHeartbeatRequest, context: Context
+    groups: GroupCoordinators, request: groups_pb2.GroupHeartbeatRequest, peer: str
 ) -> groups_pb2.GroupHeartbeatResponse:
     owned = None
     if request.HasField("owned"):
@@ -38,7 +37,7 @@ async def group_heartbeat(
             assignor=request.assignor or None,
             owned=owned,
             client_id=request.client_id,
-            client_host=_client_host(context),
+            client_host=_client_host(peer),
         )
     )
     if not isinstance(answer, ConsumerAlive):
@@ -57,6 +56,6 @@ async def group_heartbeat(
     return response
 
 
-def _client_host(context: Context) -> str:
+def _client_host(peer: str) -> str:
     """As the Kafka edge has it, for who describes a group: "/127.0.0.1"."""
-    return ("/" + context.peer().partition(":")[2].rpartition(":")[0])[:MAX_ID_CHARACTERS]
+    return ("/" + peer.partition(":")[2].rpartition(":")[0])[:MAX_ID_CHARACTERS]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fencepost_node.coordinators.group_coordinators import GroupCoordinators
@@ -22,6 +23,7 @@ class GroupService(groups_pb2_grpc.GroupsServicer):
     manager: ReplicaManager
     groups: GroupCoordinators
     answering: Answering
+    real_peer: Callable[[str], str]  # the client behind the peer that a context names
 
     async def FindCoordinator(
         self, request: groups_pb2.FindCoordinatorRequest, context: Context
@@ -47,7 +49,7 @@ class GroupService(groups_pb2_grpc.GroupsServicer):
     async def GroupHeartbeat(
         self, request: groups_pb2.GroupHeartbeatRequest, context: Context
     ) -> groups_pb2.GroupHeartbeatResponse:
-        work = group_heartbeat(self.groups, request, context)
+        work = group_heartbeat(self.groups, request, self.real_peer(context.peer()))
         return await self.answering.unary(groups_pb2.GroupHeartbeatResponse, work)
 
     async def CommitOffsets(

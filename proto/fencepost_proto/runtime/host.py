@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fencepost_proto.transport import streams
-from fencepost_proto.transport.wire import GrpcWire, Wire
+from fencepost_proto.transport.carriers import wire_of_environment
+from fencepost_proto.transport.wire import Wire
 
 
 def _wall_clock_ms() -> int:
@@ -23,7 +24,7 @@ def _wall_clock_ms() -> int:
 class Host:
     """The surroundings of one process."""
 
-    wire: Wire = field(default_factory=GrpcWire)
+    wire: Wire = field(default_factory=wire_of_environment)
     wall_clock_ms: Callable[[], int] = _wall_clock_ms  # for record timestamps and retention only
     random: random.Random = field(default_factory=random.Random)  # ids, jitter
     listen: streams.Listen = streams.listen  # for protocols that are not gRPC

@@ -1,7 +1,7 @@
 """How services are carried: the seam between this code and the network.
 
-A `Wire` makes channels and servers. The one here is gRPC over TCP; the simulation has another with the same surface,
-under the same generated stubs.
+A `Wire` makes channels and servers. The one here is gRPC over TCP; `carriers.py` adds a leaner carrier on the same
+port, and the simulation has its own: all with the same surface, under the same generated stubs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -79,6 +79,10 @@ def connection_refused(error: grpc.aio.AioRpcError) -> bool:
 class Wire(Protocol):
     """Makes the two ends of gRPC."""
 
+    def with_carrier(self, carrier: Literal["auto", "grpc", "lean"]) -> Wire:
+        """The same wire, by that carrier (`carriers.py`) where it has a choice."""
+        ...
+
     def connect(self, address: str) -> grpc.aio.Channel:
         """A channel to host:port. Connects lazily; never raises for an address that does not answer."""
         ...
@@ -87,7 +91,7 @@ class Wire(Protocol):
         """A server without services or ports."""
         ...
 
-    def bind(self, server: grpc.aio.Server, listen: str) -> int:
+    async def bind(self, server: grpc.aio.Server, listen: str) -> int:
         """Have a server of this wire listen at host:port (0: any port), before its start. Returns the port.
 
         Raises OSError where the port is occupied, or the address is not this machine's.
@@ -98,14 +102,22 @@ class Wire(Protocol):
 class GrpcWire:
     """gRPC over TCP."""
 
+    def with_carrier(self, carrier: str) -> Wire:
+        return self
+
     def connect(self, address: str) -> grpc.aio.Channel:
-        _check_not_forked()
+        self.check_not_forked()
         return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
 
     def server(self) -> grpc.aio.Server:
         return grpc.aio.server(options=_SERVER_OPTIONS, interceptors=[RefuseMalformed()])
 
-    def bind(self, server: grpc.aio.Server, listen: str) -> int:
+    @staticmethod
+    def check_not_forked() -> None:
+        """Raises InvalidRequest in a process that was forked from one in which gRPC runs."""
+        _check_not_forked()
+
+    async def bind(self, server: grpc.aio.Server, listen: str) -> int:
         try:
             port = server.add_insecure_port(listen)
         except RuntimeError as error:
@@ -158,9 +170,10 @@ async def serve(
     add_services(server)
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    if isinstance(server, grpc.aio.Server):  # reflection asks for the real thing
-        reflection.enable_server_reflection([*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-    port = wire.bind(server, listen)
+    real = server if isinstance(server, grpc.aio.Server) else getattr(server, "grpc", None)
+    if real is not None:  # reflection asks for the real thing
+        reflection.enable_server_reflection([*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME], real)
+    port = await wire.bind(server, listen)
     await server.start()
     for name in ("", *service_names):
         await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
