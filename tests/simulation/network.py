@@ -230,7 +230,8 @@ class Network:
         self.context.run(current_process.set, None)
         self.listeners: dict[str, SimServer] = {}
         self.byte_listeners: dict[str, SimByteServer] = {}
-        self.tap_of: Callable[[SimProcess, SimProcess], ByteTap] | None = None  # server, client: of a byte stream
+        self.tap_of: Callable[[SimProcess, SimProcess], ByteTap] | None = None  # server, client: of a byte stream …
+        self.tapped_port = 0  # … to this port
         self.connections: dict[int, Connection] = {}
         self.connections_made = 0
         self.window_bytes = chance.choice((16_384, 65_536, 1_048_576))

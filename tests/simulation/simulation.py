@@ -16,11 +16,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
+from typing import Literal
 from unittest.mock import patch
 
 from fencepost.history_format import Operation
 from fencepost_proto.protocol.v1 import controller_pb2
-from tests.simulation.cluster import SimCluster, broker_node
+from fencepost_proto.transport.streams import split_address
+from tests.simulation.cluster import SimCluster, broker_kafka_address, broker_node
 from tests.simulation.judged import Violation
 from tests.simulation.kafka_tap import KafkaTap
 from tests.simulation.kafka_workload import TOPIC as KAFKA_TOPIC
@@ -32,6 +34,7 @@ from tests.simulation.verdict import FinalVerdict
 from tests.simulation.workload import ConsumerApp, Fate, ProducerApp, SendLedger
 from tests.simulation.world import World
 
+CARRIERS: tuple[Literal["grpc", "lean", "mixed"], ...] = ("grpc", "lean", "grpc", "mixed")  # of seeds, in turn
 FLOOD = "flood of new producers"
 POISONED = 0.25  # of the runs: hostile clients write batches that no one can read
 WITH_KAFKA = 0.3  # of the runs without strangers, expiring producers and small numbers: Kafka's clients work beside
@@ -64,8 +67,13 @@ class Result:
         return not self.problem
 
 
-def simulate(seed: int, kinds: tuple[str, ...] = (), *, kafka: bool = False) -> Result:
-    """One run from one seed; with `kinds`, under faults of these kinds only; `kafka`: certainly with Kafka's clients."""
+def simulate(
+    seed: int, kinds: tuple[str, ...] = (), *, kafka: bool = False, carrier: Literal["grpc", "lean", "mixed"] | None = None
+) -> Result:
+    """One run from one seed; with `kinds`, under faults of these kinds only; `kafka`: certainly with Kafka's clients.
+
+    `carrier`: how calls travel; None: as the seed says, and as gRPC with `kinds`. `mixed`: each process has one of its own.
+    """
     planned = plan(seed)
     if kafka:
         planned = replace(planned, small_numbers=False)
@@ -79,6 +87,7 @@ def simulate(seed: int, kinds: tuple[str, ...] = (), *, kafka: bool = False) -> 
     room = short_room() if planned.settings.room_is_short else nullcontext()
     with collector_off(), numbers, room, World(seed) as world, gzip_in_time(world), aiokafka_in(world):
         began = time.process_time()
+        world.carrier = carrier or ("grpc" if kinds else CARRIERS[seed % len(CARRIERS)])
         run = Run(world, planned)
         if kinds:
             run.nemesis.only(kinds)
@@ -142,6 +151,7 @@ class Run:
         if self.kafka is not None:
             clients += self.kafka.nodes
             world.network.tap_of = partial(KafkaTap, self.judge)
+            world.network.tapped_port = split_address(broker_kafka_address(planned.settings.broker_ids[0]))[1]
         requests = {topic.name: topic.request() for topic in planned.topics}
         self.nemesis = Nemesis(self.cluster, self.producers, clients, requests, world.chance("nemesis"))
         self.nemesis.readers = self.nemesis.changes.readers = self.consumers

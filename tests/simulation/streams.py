@@ -99,6 +99,11 @@ class SimTransport(asyncio.Transport, End):
         self._high, self._low = HIGH_WATER_BYTES, HIGH_WATER_BYTES // 4
         self.tap: ByteTap | None = None  # of a listening process's end
 
+    @property
+    def client(self) -> SimProcess:
+        """Who has made the connection."""
+        return self._connection.client
+
     def join(self, peer: SimTransport, pipe: Pipe) -> None:
         self.peer, self._pipe = peer, pipe
 
@@ -317,7 +322,7 @@ class ByteStreams:
         accepted = SimTransport(server.process, connection, {"peername": client_name, "sockname": server_name})
         window = network.window_bytes
         client.join(accepted, Pipe(connection, connection.to_server, window, accepted.receive))
-        if network.tap_of is not None:
+        if network.tap_of is not None and server_name[1] == network.tapped_port:
             accepted.tap = network.tap_of(server.process, process)
         accepted.join(client, Pipe(connection, connection.to_client, window, client.receive))
         connection.client_ends[0] = client

@@ -15,9 +15,9 @@ import grpc
 
 from fencepost_proto.transport.carriers import Carrier
 from fencepost_proto.transport.lean.client import LeanChannel
-from fencepost_proto.transport.lean.server import LeanServer
+from fencepost_proto.transport.lean.server import Context, LeanServer, ServerCall
 from fencepost_proto.transport.wire import Wire
-from tests.simulation.network import Network
+from tests.simulation.network import Network, Tap
 from tests.simulation.process import SimProcess
 from tests.simulation.rpc_client import SimChannel
 from tests.simulation.rpc_server import SimServer
@@ -43,10 +43,45 @@ class SimWire:
 
     def server(self) -> grpc.aio.Server:
         self._process.check_alive()
-        return cast(grpc.aio.Server, SimSharedServer(SimServer(self._network, self._process), LeanServer()))
+        return cast(grpc.aio.Server, SimSharedServer(SimServer(self._network, self._process), SimLeanServer(self._network, self._process)))
 
     async def bind(self, server: grpc.aio.Server, listen: str) -> int:
         return await cast(SimSharedServer, server).listen(listen)
+
+
+class SimLeanServer(LeanServer):
+    """The production server, whose requests and answers the judge sees."""
+
+    def __init__(self, network: Network, process: SimProcess) -> None:
+        super().__init__()
+        self.network = network
+        self.process = process
+
+    def make_context(self, call: ServerCall, handler: Any) -> Context:
+        tap = self.network.taps.get(call.start.method)
+        return Context(call, handler) if tap is None else _TappedContext(call, handler, tap, self.process)
+
+
+class _TappedContext(Context):
+    def __init__(self, call: ServerCall, handler: Any, tap: Tap, process: SimProcess) -> None:
+        super().__init__(call, handler)
+        assert call.link is not None
+        transport: Any = call.link.transport
+        self._tapped_call = call
+        self._tap = tap
+        self._process = process
+        self._client: SimProcess = transport.client
+
+    async def read(self) -> Any:
+        message = await super().read()
+        if message is not grpc.aio.EOF:
+            self._tap.request(self._process, self._client, self._tapped_call, message)
+        return message
+
+    async def write(self, message: Any) -> None:
+        self.check()
+        self._tap.response(self._process, self._client, self._tapped_call, message)
+        await super().write(message)
 
 
 class SimSharedServer:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from fencepost_proto.runtime.host import Host
 from tests.simulation.disk import MountedDisk, SimDisk
@@ -47,6 +47,7 @@ class World:
 
     def __init__(self, seed: int | str) -> None:
         self.seed = seed
+        self.carrier: Literal["grpc", "lean", "mixed"] = "grpc"  # of all processes that start from now on
         self.loop = SimLoop(self.chance("loop"))
         self.network = Network(self.loop, self.chance("network"))
         self.loop.byte_streams = ByteStreams(self.network)
@@ -77,6 +78,12 @@ class World:
 
     # ---- Machines and processes ----
 
+    def _carrier_of(self, name: str, incarnation: int) -> Literal["grpc", "lean"]:
+        """By which one a process calls others. It serves both."""
+        if self.carrier != "mixed":
+            return self.carrier
+        return self.chance(f"carrier/{name}/{incarnation}").choice(("grpc", "lean"))
+
     def machine(self, name: str) -> Machine:
         machine = self.machines.get(name)
         if machine is None:
@@ -100,7 +107,7 @@ class World:
         process = SimProcess(self.loop, name, chance, machine.incarnations)
         machine.process = process
         process.on_end.append(lambda: self.network.process_ended(process, power_failure=not machine.powered))
-        host = Host(SimWire(self.network, process), lambda: self.wall_clock_ms(machine), chance)
+        host = Host(SimWire(self.network, process, self._carrier_of(name, machine.incarnations)), lambda: self.wall_clock_ms(machine), chance)
 
         async def run() -> None:
             try:

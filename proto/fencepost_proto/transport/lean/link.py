@@ -445,6 +445,11 @@ class Link(asyncio.Protocol):
             self._transport.write(b"".join(queued))
 
     @property
+    def transport(self) -> asyncio.Transport | None:
+        """None: the connection is not made yet."""
+        return self._transport
+
+    @property
     def unwritten_bytes(self) -> int:
         """Given to the transport, and not taken by the system yet."""
         return 0 if self._transport is None else self._transport.get_write_buffer_size()

@@ -121,7 +121,8 @@ class Context:
         self._details = ""
         self._trailing: frames.Metadata = frames.NO_METADATA
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises where nothing more may be said."""
         if self.abort_error is not None:
             raise self.abort_error
         if self._call.answered:
@@ -129,7 +130,7 @@ class Context:
 
     async def read(self) -> Any:
         """The next request; grpc.aio.EOF: none comes."""
-        self._check()
+        self.check()
         data = await self._call.next_message()
         if data is None:
             return grpc.aio.EOF
@@ -137,17 +138,17 @@ class Context:
 
     async def write(self, message: Any) -> None:
         """Returns when the message is on its way. Raises CallIsOver."""
-        self._check()
+        self.check()
         data = message if self._serialize is None else self._serialize(message)
         if len(data) > MAX_MESSAGE_BYTES:
             raise CallIsOver(f"a message of {len(data)} bytes; at most {MAX_MESSAGE_BYTES} are sent")
         await self._call.send_message(data)
 
     async def send_initial_metadata(self, metadata: Any) -> None:
-        self._check()
+        self.check()
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
-        self._check()
+        self.check()
         if code is grpc.StatusCode.OK:
             raise grpc.aio.UsageError("abort() with the status OK")
         trailing = frames.check_metadata(trailing_metadata)
@@ -396,8 +397,12 @@ class LeanServer:
         self._checked[method] = checked = refusing(method, handler)
         return checked
 
+    def make_context(self, call: ServerCall, handler: Any) -> Context:
+        """What the handler of a call is given."""
+        return Context(call, handler)
+
     async def _run(self, call: ServerCall, handler: Any) -> None:
-        context = Context(call, handler)
+        context = self.make_context(call, handler)
         try:
             await self._handle(call, handler, context)
         except (Aborted, CallIsOver) as error:
