@@ -68,7 +68,11 @@ class Result:
 
 
 def simulate(
-    seed: int, kinds: tuple[str, ...] = (), *, kafka: bool = False, carrier: Literal["grpc", "lean", "mixed"] | None = None
+    seed: int,
+    kinds: tuple[str, ...] = (),
+    *,
+    kafka: bool = False,
+    carrier: Literal["grpc", "lean", "mixed"] | None = None,
 ) -> Result:
     """One run from one seed; with `kinds`, under faults of these kinds only; `kafka`: certainly with Kafka's clients.
 

@@ -43,7 +43,10 @@ class SimWire:
 
     def server(self) -> grpc.aio.Server:
         self._process.check_alive()
-        return cast(grpc.aio.Server, SimSharedServer(SimServer(self._network, self._process), SimLeanServer(self._network, self._process)))
+        return cast(
+            grpc.aio.Server,
+            SimSharedServer(SimServer(self._network, self._process), SimLeanServer(self._network, self._process)),
+        )
 
     async def bind(self, server: grpc.aio.Server, listen: str) -> int:
         return await cast(SimSharedServer, server).listen(listen)

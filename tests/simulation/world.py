@@ -107,7 +107,11 @@ class World:
         process = SimProcess(self.loop, name, chance, machine.incarnations)
         machine.process = process
         process.on_end.append(lambda: self.network.process_ended(process, power_failure=not machine.powered))
-        host = Host(SimWire(self.network, process, self._carrier_of(name, machine.incarnations)), lambda: self.wall_clock_ms(machine), chance)
+        host = Host(
+            SimWire(self.network, process, self._carrier_of(name, machine.incarnations)),
+            lambda: self.wall_clock_ms(machine),
+            chance,
+        )
 
         async def run() -> None:
             try:

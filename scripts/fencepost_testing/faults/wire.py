@@ -10,6 +10,7 @@ from typing import cast
 import grpc
 
 from fencepost_proto.runtime.host import Host
+from fencepost_proto.transport.carriers import Carrier
 from fencepost_proto.transport.streams import Listening
 from fencepost_proto.transport.wire import Wire
 from fencepost_testing.faults.called import FaultyChannel, Link
@@ -24,6 +25,9 @@ class FaultyWire:
     def __init__(self, wire: Wire, faults: FaultsInside) -> None:
         self._wire = wire
         self._faults = faults
+
+    def with_carrier(self, carrier: Carrier) -> Wire:
+        return FaultyServerWire(self._wire.with_carrier(carrier), self._faults)
 
     def connect(self, address: str) -> grpc.aio.Channel:
         channel = FaultyChannel(self._wire.connect(address), Link(self._faults, address))
@@ -48,8 +52,8 @@ class FaultyWire:
         vars(server)["add_registered_method_handlers"] = add_faulty_registered
         return server
 
-    def bind(self, server: grpc.aio.Server, listen: str) -> int:
-        return self._wire.bind(server, listen)
+    async def bind(self, server: grpc.aio.Server, listen: str) -> int:
+        return await self._wire.bind(server, listen)
 
 
 class _FaultyHandler(grpc.GenericRpcHandler):
