@@ -27,7 +27,7 @@ class FaultyWire:
         self._faults = faults
 
     def with_carrier(self, carrier: Carrier) -> Wire:
-        return FaultyServerWire(self._wire.with_carrier(carrier), self._faults)
+        return FaultyWire(self._wire.with_carrier(carrier), self._faults)
 
     def connect(self, address: str) -> grpc.aio.Channel:
         channel = FaultyChannel(self._wire.connect(address), Link(self._faults, address))
