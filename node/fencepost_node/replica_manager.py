@@ -29,6 +29,7 @@ from fencepost_node.maintenance.repairs import Repairs, StartReplicaOverClient
 from fencepost_node.maintenance.scrubber import Scrubber
 from fencepost_node.producers.expiry import ProducerExpiry
 from fencepost_node.replication.early_subscriptions import EarlySubscriptions, may_lead_soon
+from fencepost_node.replication.event_ring import EventRing
 from fencepost_node.replication.follow import FollowerLink
 from fencepost_node.replication.isr_proposals import AlterPartitionClient, IsrProposals
 from fencepost_node.replication.leadership import Leadership
@@ -64,7 +65,8 @@ class ReplicaManager:
         controller: ReplicaController,
         on_failure: Callable[[BaseException], None],
     ) -> None:
-        self.local = LocalBroker(config.broker_id, TailBudget(config.tail_bytes))
+        events = EventRing(host.wall_clock_ms)
+        self.local = LocalBroker(config.broker_id, TailBudget(config.tail_bytes), events=events)
         self.replicas: dict[PartitionKey, Replica] = {}
         self.early = EarlySubscriptions()
         self.unopened: dict[PartitionKey, str] = {}  # logs that the disk refuses to open, and why

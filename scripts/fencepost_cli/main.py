@@ -25,6 +25,7 @@ from fencepost_cli.commands import (
     producers,
     serve_tests,
     topic,
+    ui,
     verify_disk,
     workload,
 )
@@ -71,6 +72,7 @@ app.command(epilog="Example: fencepost bench --json")(bench.bench)
 app.command("serve-tests", epilog="Example: fencepost serve-tests --port 8090; fencepost serve-tests -- go test ./...")(
     serve_tests.serve_tests
 )
+app.command(epilog="Example: fencepost ui; fencepost ui --bootstrap 10.0.0.7:9092 --no-browser --port 8080")(ui.ui)
 app.command(epilog="Example: fencepost check chaos-reports/*-seed-7/history/*.jsonl")(check.check)
 
 

@@ -197,6 +197,11 @@ class ClusterFolder:
         self.timeline = deque(maxlen=MAX_HAPPENINGS)
         self.topic_defaults = {}
 
+    @property
+    def has_faults(self) -> bool:
+        """Whether its processes were started so that faults can be set on them."""
+        return self._has_faults
+
     def record_happening(self, what: str) -> None:
         """Note for the timeline what was done to the cluster just now."""
         self.timeline.append(Happening(time.time(), what))

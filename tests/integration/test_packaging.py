@@ -18,11 +18,11 @@ import pytest
 import fencepost
 from tests.integration.installed_wheel import build, empty_environment, only, run
 
-EXTRAS = {"cli", "dev", "docs", "kafka-clients", "server", "testing"}
+EXTRAS = {"cli", "dev", "docs", "http", "kafka-clients", "server", "testing"}
 
 # What only some installs have: importing it there must not be needed.
-OF_THE_COMMAND_LINE = ("click", "matplotlib", "psutil", "rich", "typer")
-OF_SERVERS = ("uvloop",)
+OF_THE_COMMAND_LINE = ("click", "matplotlib", "psutil", "rich", "starlette", "typer", "uvicorn")
+OF_SERVERS = ("prometheus_client", "uvloop")
 
 BLOCKER = """
 import importlib, importlib.abc, pkgutil, sys

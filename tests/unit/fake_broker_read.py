@@ -263,6 +263,11 @@ class FakeBroker(broker_pb2_grpc.BrokerServicer, controller_pb2_grpc.AdminServic
     async def DescribeBrokerConfig(self, request: Any, context: Any) -> broker_pb2.DescribeBrokerConfigResponse:
         return describe_broker_config(BrokerConfig(broker_id=self.id, data_dir="/data", controller="127.0.0.1:1"))
 
+    async def Observe(  # type: ignore[override]  # nothing is yielded
+        self, request: Any, context: Any
+    ) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this broker cannot be observed")
+
     async def DescribeLogDirs(self, request: Any, context: Any) -> broker_pb2.DescribeLogDirsResponse:
         await self.awake.wait()
         replicas = [

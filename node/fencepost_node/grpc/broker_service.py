@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
 
@@ -22,6 +22,7 @@ from fencepost_node.grpc.fetch import fetch
 from fencepost_node.grpc.init_producer_id import init_producer_id
 from fencepost_node.grpc.list_offsets import list_offsets
 from fencepost_node.grpc.metadata import metadata, watch_metadata
+from fencepost_node.grpc.observe import Observers, TooManyObservers, observe
 from fencepost_node.grpc.produce import produce
 from fencepost_node.grpc.replicate import replicate
 from fencepost_node.metadata_feed import MetadataFeed
@@ -55,6 +56,7 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
     lists: ProducerLists
     max_delivery_timeout_ms: int  # sent to clients
     new_producers: NewProducers
+    observers: Observers = field(default_factory=Observers)
 
     async def Produce(  # type: ignore[override]  # writes to the context instead of yielding
         self, request_iterator: AsyncIterator[broker_pb2.ProduceRequest], context: Context
@@ -120,6 +122,16 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
     ) -> broker_pb2.DeleteRecordsResponse:
         work = delete_records(self.manager, self.link, request, context)
         return await self.answering.unary(broker_pb2.DeleteRecordsResponse, work)
+
+    async def Observe(  # type: ignore[override]  # as above
+        self, request: broker_pb2.ObserveRequest, context: Context
+    ) -> None:
+        try:
+            observing = self.observers.admit()
+        except TooManyObservers as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        with observing:
+            await self._stream("Observe", observe(self.manager, request, context), context)
 
     async def DescribeBrokerConfig(
         self, request: broker_pb2.DescribeBrokerConfigRequest, context: Context

@@ -46,7 +46,7 @@ recovery and a later leader know whom the leader knew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterable
+from collections.abc import Callable, ItemsView, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -157,6 +157,10 @@ class ProducerState:
     def items(self) -> ItemsView[int, ProducerEntry]:
         """(producer id, entry) of every producer that is known, the longest idle first."""
         return self._entries.items()
+
+    def latest(self) -> Iterator[tuple[int, ProducerEntry]]:
+        """(producer id, entry), the one that wrote last first. While nothing is appended."""
+        return reversed(self._entries.items())
 
     def copy(self) -> ProducerState:
         """Entries are values, so this costs no more than their references."""

@@ -21,6 +21,7 @@ from fencepost_node.log.log import Log, OutOfRoom
 from fencepost_node.producers.identities import lowest_epoch
 from fencepost_node.producers.producer_state import Admit, Duplicate
 from fencepost_node.producers.producer_state_machine import PRODUCERS
+from fencepost_node.replication.event_ring import EventKind
 from fencepost_node.replication.leader_state import LeaderState, Proposal
 from fencepost_node.replication.local_broker import LocalBroker
 from fencepost_node.replication.reconciliation import FollowerPosition, Push, Truncate, answer_subscribe
@@ -214,6 +215,9 @@ class Leadership:
         if duplicate is not None:
             self._counts.repeated += 1
             self._local.counts.repeated_batches += 1
+            self._local.events.of_batch(
+                EventKind.REPEAT, self.topic.name, self.key[1], self.epoch, header, offset=duplicate.base_offset
+            )
             return Appended(duplicate.base_offset, duplicate.end_offset, duplicate=True)
         now_ms, append_time_ms = self.log.now_ms(), NO_TIME
         if config.message_timestamp_type == APPEND_TIME:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fencepost_node.replication.broker_counts import BrokerCounts
+from fencepost_node.replication.event_ring import EventRing
 from fencepost_node.replication.tail import TailBudget
 from fencepost_proto.protocol.metadata import MetadataImage
 
@@ -18,3 +19,4 @@ class LocalBroker:
     image: MetadataImage = field(default_factory=MetadataImage)
     broker_epoch: int = -1  # not registered yet
     counts: BrokerCounts = field(default_factory=BrokerCounts)
+    events: EventRing = field(default_factory=EventRing)

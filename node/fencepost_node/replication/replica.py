@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from fencepost_node.log.log import CorruptLog, Log, OutOfRoom
+from fencepost_node.replication.event_ring import EventKind
 from fencepost_node.replication.leadership import AppendCounts, Leadership, LeadershipCalls
 from fencepost_node.replication.local_broker import LocalBroker
 from fencepost_proto.protocol import errors
@@ -147,6 +148,7 @@ class Replica:
                 return
             self.role = leadership = self._lead(partition, now)
             self._local.counts.leaderships += 1
+            self._note(EventKind.LEADS, self.log.log_end_offset)
             log.info(
                 "became leader topic=%s partition=%d epoch=%d isr=%s start=%d end=%d high_watermark=%d",
                 self.topic.name, self.key[1], partition.leader_epoch, partition.isr,
@@ -158,6 +160,7 @@ class Replica:
         elif partition.leader >= 0:
             self.role = Following(partition.leader, partition.leader_epoch)
             self._local.counts.followings += 1
+            self._note(EventKind.FOLLOWS, self.log.log_end_offset)
             log.info(
                 "became follower topic=%s partition=%d epoch=%d leader=%d end=%d",
                 self.topic.name, self.key[1], partition.leader_epoch, partition.leader, self.log.log_end_offset,
@@ -182,6 +185,10 @@ class Replica:
             counts=self.counts,
         )
 
+    def _note(self, kind: EventKind, offset: int = -1, text: str = "") -> None:
+        """For those who look on."""
+        self._local.events.of_role(kind, self.topic.name, self.key[1], self.leader_epoch, offset=offset, text=text)
+
     def _sync_soon(self) -> None:
         self._calls.sync_soon(self)
 
@@ -189,6 +196,7 @@ class Replica:
         role, self.role = self.role, None
         if isinstance(role, Leadership):
             self._high_watermark = role.high_watermark
+            self._note(EventKind.STOPS_LEADING, self.log.log_end_offset)
             log.info("stopped leading topic=%s partition=%d epoch=%d", self.topic.name, self.key[1], role.epoch)
             name = f"{self.topic.name}-{self.key[1]}"
             role.end(
@@ -208,6 +216,7 @@ class Replica:
             return
         self.failure, self.trouble, self.yields = reason, "", False
         self._local.counts.failed_replicas += 1
+        self._note(EventKind.FAILS, text=reason)
         log.error("replica failed topic=%s partition=%d reason=%s", self.topic.name, self.key[1], reason)
         self._end_role()
         self._calls.role_changed(self)
@@ -286,6 +295,7 @@ class Replica:
         opened.config = self.log.config  # the settings may have changed while it was opened
         opened.delete_below(*self.log.deleted)
         self.log = opened
+        self._note(EventKind.RECOVERS, opened.log_end_offset)
         self.failure, self.damaged, self.out_of_room = "", False, False
         self._high_watermark = max(opened.base_offset, min(self._high_watermark, opened.log_end_offset))
         log.warning("replica recovered topic=%s partition=%d start=%d end=%d", self.topic.name, self.key[1],
@@ -329,6 +339,7 @@ class Replica:
     async def truncate(self, following: Following, offset: int) -> None:
         """Cut what the leader's history does not have."""
         operation = self._operate(following, offset, lambda: self.log.truncate_to(offset))
+        self._note(EventKind.TRUNCATES, offset)
         log.info("truncating topic=%s partition=%d from=%d to=%d", self.topic.name, self.key[1],
                  self.log.log_end_offset, offset)  # fmt: skip
         await asyncio.shield(operation)
@@ -336,6 +347,7 @@ class Replica:
     async def start_over(self, following: Following, start_offset: int, snapshot: bytes) -> None:
         """Begin again, empty, where the leader's log starts."""
         operation = self._operate(following, start_offset, lambda: self.log.reset_to(start_offset, snapshot))
+        self._note(EventKind.STARTS_OVER, start_offset)
         log.info("starting over topic=%s partition=%d end=%d at=%d", self.topic.name, self.key[1],
                  self.log.log_end_offset, start_offset)  # fmt: skip
         await asyncio.shield(operation)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from fencepost_node.producers.producer_state import Admit
 from fencepost_node.producers.refusals import Place, Refusals
 from fencepost_node.replica_manager import ReplicaManager
+from fencepost_node.replication.event_ring import EventKind
 from fencepost_node.replication.leadership import ALL_ACKS, Appended
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import CorruptMessage, FencepostError, UnsupportedForMessageFormat
@@ -51,6 +52,8 @@ def append_batch(
         header = _header_of(records)
         told = error if header is None else refusals.answer(place, header, error, now)
         manager.local.counts.refused_batches[told.code.name] += 1
+        if header is not None:
+            _note(manager, topic_id, partition, header, told)
         if told is not error:
             raise told from error
         raise
@@ -76,6 +79,16 @@ def append_batch(
 
     timer = loop.call_later(min(timeout_ms, MAX_TIMEOUT_MS) / 1000, timed_out)
     leadership.when_committed(appended.end_offset, committed)
+
+
+def _note(manager: ReplicaManager, topic_id: str, partition: int, header: BatchHeader, told: FencepostError) -> None:
+    """For those who look on."""
+    topic = manager.image.topics.get(topic_id)
+    entity = manager.image.partitions.get((topic_id, partition))
+    if topic is not None and entity is not None:
+        manager.local.events.of_batch(
+            EventKind.REFUSED, topic.name, partition, entity.leader_epoch, header, text=str(told)
+        )
 
 
 def _header_of(records: Buffer) -> BatchHeader | None:

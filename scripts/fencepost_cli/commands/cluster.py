@@ -111,6 +111,7 @@ def _for_each(
 
 @app.command(epilog="Example: fencepost cluster up --brokers 5 --data-dir /tmp/five")
 def up(
+    *,
     brokers: Annotated[
         int | None, typer.Option("--brokers", min=1, help="How many, for a new cluster.", show_default="3")
     ] = None,
@@ -136,6 +137,9 @@ def up(
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on standard output, as 'status --json' has it.")
+    ] = False,
+    with_page: Annotated[
+        bool, typer.Option("--ui", help="Show it in a browser, until Ctrl-C; the cluster stays up. See 'fencepost ui'.")
     ] = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
@@ -196,6 +200,10 @@ def up(
             f"fencepost: no broker may lead {', '.join(leaderless)}: 'fencepost cluster status' says why, and what to do",
             err=True,
         )
+    if with_page:
+        from fencepost_cli.commands.ui import show_page
+
+        show_page(data_dir, "", 0, browser=True)
 
 
 @app.command(epilog="Example: fencepost cluster kill leader:orders-0")

@@ -869,3 +869,267 @@ class DescribeLogDirsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DescribeLogDirsResponse: _TypeAlias = DescribeLogDirsResponse  # noqa: Y015
+
+@_typing.final
+class ObserveRequest(_message.Message):
+    """---- What a broker does, as it does it: for pages and tests that show it ----"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_EVENT_FIELD_NUMBER: _builtins.int
+    after_event: _builtins.int
+    """its number; 0: all that are remembered"""
+    def __init__(
+        self,
+        *,
+        after_event: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_event", b"after_event"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ObserveRequest: _TypeAlias = ObserveRequest  # noqa: Y015
+
+@_typing.final
+class BrokerEvent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    TIME_MS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    TOPIC_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    LEADER_EPOCH_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    PRODUCER_ID_FIELD_NUMBER: _builtins.int
+    PRODUCER_EPOCH_FIELD_NUMBER: _builtins.int
+    FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """rises by one, from 1 at the process's start"""
+    time_ms: _builtins.int
+    kind: _builtins.str
+    """LEADS, FOLLOWS, STOPS_LEADING, REPEAT, REFUSED, TRUNCATES, STARTS_OVER, FAILS, RECOVERS"""
+    topic: _builtins.str
+    partition: _builtins.int
+    leader_epoch: _builtins.int
+    offset: _builtins.int
+    """-1: none"""
+    text: _builtins.str
+    """of REFUSED: the error and its message"""
+    producer_id: _builtins.int
+    """of a batch, like the next three; -1: of none"""
+    producer_epoch: _builtins.int
+    first_sequence: _builtins.int
+    last_sequence: _builtins.int
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        time_ms: _builtins.int = ...,
+        kind: _builtins.str = ...,
+        topic: _builtins.str = ...,
+        partition: _builtins.int = ...,
+        leader_epoch: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        text: _builtins.str = ...,
+        producer_id: _builtins.int = ...,
+        producer_epoch: _builtins.int = ...,
+        first_sequence: _builtins.int = ...,
+        last_sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_sequence", b"first_sequence", "kind", b"kind", "last_sequence", b"last_sequence", "leader_epoch", b"leader_epoch", "number", b"number", "offset", b"offset", "partition", b"partition", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "text", b"text", "time_ms", b"time_ms", "topic", b"topic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BrokerEvent: _TypeAlias = BrokerEvent  # noqa: Y015
+
+@_typing.final
+class ObservedProducer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    FENCE_EPOCH_FIELD_NUMBER: _builtins.int
+    fence_epoch: _builtins.int
+    """the lowest epoch that may still write"""
+    @_builtins.property
+    def state(self) -> Global___ProducerStateInfo: ...
+    def __init__(
+        self,
+        *,
+        state: Global___ProducerStateInfo | None = ...,
+        fence_epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fence_epoch", b"fence_epoch", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ObservedProducer: _TypeAlias = ObservedProducer  # noqa: Y015
+
+@_typing.final
+class ObservedReplica(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPIC_ID_FIELD_NUMBER: _builtins.int
+    TOPIC_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    IS_LEADER_FIELD_NUMBER: _builtins.int
+    LEADER_FIELD_NUMBER: _builtins.int
+    LEADER_EPOCH_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    ISR_FIELD_NUMBER: _builtins.int
+    LOG_START_OFFSET_FIELD_NUMBER: _builtins.int
+    LOG_END_OFFSET_FIELD_NUMBER: _builtins.int
+    HIGH_WATERMARK_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    APPENDED_BATCHES_FIELD_NUMBER: _builtins.int
+    DEDUPLICATED_BATCHES_FIELD_NUMBER: _builtins.int
+    PRODUCERS_FIELD_NUMBER: _builtins.int
+    PRODUCER_COUNT_FIELD_NUMBER: _builtins.int
+    topic_id: _builtins.str
+    topic: _builtins.str
+    partition: _builtins.int
+    is_leader: _builtins.bool
+    leader: _builtins.int
+    """as the controller last said; -1: none"""
+    leader_epoch: _builtins.int
+    log_start_offset: _builtins.int
+    log_end_offset: _builtins.int
+    high_watermark: _builtins.int
+    size_bytes: _builtins.int
+    failure: _builtins.str
+    """as in ReplicaInfo"""
+    appended_batches: _builtins.int
+    deduplicated_batches: _builtins.int
+    producer_count: _builtins.int
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def isr(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def producers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObservedProducer]:
+        """of the last that wrote: those that have changed"""
+
+    def __init__(
+        self,
+        *,
+        topic_id: _builtins.str = ...,
+        topic: _builtins.str = ...,
+        partition: _builtins.int = ...,
+        is_leader: _builtins.bool = ...,
+        leader: _builtins.int = ...,
+        leader_epoch: _builtins.int = ...,
+        replicas: _abc.Iterable[_builtins.int] | None = ...,
+        isr: _abc.Iterable[_builtins.int] | None = ...,
+        log_start_offset: _builtins.int = ...,
+        log_end_offset: _builtins.int = ...,
+        high_watermark: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        failure: _builtins.str = ...,
+        appended_batches: _builtins.int = ...,
+        deduplicated_batches: _builtins.int = ...,
+        producers: _abc.Iterable[Global___ObservedProducer] | None = ...,
+        producer_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["appended_batches", b"appended_batches", "deduplicated_batches", b"deduplicated_batches", "failure", b"failure", "high_watermark", b"high_watermark", "is_leader", b"is_leader", "isr", b"isr", "leader", b"leader", "leader_epoch", b"leader_epoch", "log_end_offset", b"log_end_offset", "log_start_offset", b"log_start_offset", "partition", b"partition", "producer_count", b"producer_count", "producers", b"producers", "replicas", b"replicas", "size_bytes", b"size_bytes", "topic", b"topic", "topic_id", b"topic_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ObservedReplica: _TypeAlias = ObservedReplica  # noqa: Y015
+
+@_typing.final
+class ObservedCounts(_message.Message):
+    """since this process started"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPENDED_BATCHES_FIELD_NUMBER: _builtins.int
+    APPENDED_BYTES_FIELD_NUMBER: _builtins.int
+    REPEATED_BATCHES_FIELD_NUMBER: _builtins.int
+    REFUSED_BATCHES_FIELD_NUMBER: _builtins.int
+    PRODUCE_LATENCIES_FIELD_NUMBER: _builtins.int
+    appended_batches: _builtins.int
+    appended_bytes: _builtins.int
+    repeated_batches: _builtins.int
+    refused_batches: _builtins.int
+    @_builtins.property
+    def produce_latencies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """by bucket: docs/OPERATIONS.md has the bounds"""
+
+    def __init__(
+        self,
+        *,
+        appended_batches: _builtins.int = ...,
+        appended_bytes: _builtins.int = ...,
+        repeated_batches: _builtins.int = ...,
+        refused_batches: _builtins.int = ...,
+        produce_latencies: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["appended_batches", b"appended_batches", "appended_bytes", b"appended_bytes", "produce_latencies", b"produce_latencies", "refused_batches", b"refused_batches", "repeated_batches", b"repeated_batches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ObservedCounts: _TypeAlias = ObservedCounts  # noqa: Y015
+
+@_typing.final
+class Observation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BROKER_ID_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    METADATA_VERSION_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    LOST_EVENTS_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    broker_id: _builtins.int
+    cluster_id: _builtins.str
+    metadata_version: _builtins.int
+    lost_events: _builtins.int
+    """that are forgotten, before these"""
+    more: _builtins.bool
+    """the rest of this observation follows"""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___BrokerEvent]: ...
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObservedReplica]:
+        """that have changed"""
+
+    @_builtins.property
+    def gone(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.PartitionRef]: ...
+    @_builtins.property
+    def counts(self) -> Global___ObservedCounts: ...
+    def __init__(
+        self,
+        *,
+        broker_id: _builtins.int = ...,
+        cluster_id: _builtins.str = ...,
+        metadata_version: _builtins.int = ...,
+        events: _abc.Iterable[Global___BrokerEvent] | None = ...,
+        lost_events: _builtins.int = ...,
+        replicas: _abc.Iterable[Global___ObservedReplica] | None = ...,
+        gone: _abc.Iterable[_common_pb2.PartitionRef] | None = ...,
+        counts: Global___ObservedCounts | None = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broker_id", b"broker_id", "cluster_id", b"cluster_id", "counts", b"counts", "events", b"events", "gone", b"gone", "lost_events", b"lost_events", "metadata_version", b"metadata_version", "more", b"more", "replicas", b"replicas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Observation: _TypeAlias = Observation  # noqa: Y015

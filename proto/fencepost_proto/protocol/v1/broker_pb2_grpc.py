@@ -85,6 +85,11 @@ class BrokerStub:
                 request_serializer=fencepost_dot_v1_dot_broker__pb2.DescribeLogDirsRequest.SerializeToString,
                 response_deserializer=fencepost_dot_v1_dot_broker__pb2.DescribeLogDirsResponse.FromString,
                 _registered_method=True)
+        self.Observe = channel.unary_stream(
+                '/fencepost.v1.Broker/Observe',
+                request_serializer=fencepost_dot_v1_dot_broker__pb2.ObserveRequest.SerializeToString,
+                response_deserializer=fencepost_dot_v1_dot_broker__pb2.Observation.FromString,
+                _registered_method=True)
 
 
 class BrokerServicer:
@@ -156,6 +161,13 @@ class BrokerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Observe(self, request, context):
+        """What this broker does, as it does it, and what each of its replicas holds: first all, then what changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BrokerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -208,6 +220,11 @@ def add_BrokerServicer_to_server(servicer, server):
                     servicer.DescribeLogDirs,
                     request_deserializer=fencepost_dot_v1_dot_broker__pb2.DescribeLogDirsRequest.FromString,
                     response_serializer=fencepost_dot_v1_dot_broker__pb2.DescribeLogDirsResponse.SerializeToString,
+            ),
+            'Observe': grpc.unary_stream_rpc_method_handler(
+                    servicer.Observe,
+                    request_deserializer=fencepost_dot_v1_dot_broker__pb2.ObserveRequest.FromString,
+                    response_serializer=fencepost_dot_v1_dot_broker__pb2.Observation.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -480,6 +497,33 @@ class Broker:
             '/fencepost.v1.Broker/DescribeLogDirs',
             fencepost_dot_v1_dot_broker__pb2.DescribeLogDirsRequest.SerializeToString,
             fencepost_dot_v1_dot_broker__pb2.DescribeLogDirsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Observe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fencepost.v1.Broker/Observe',
+            fencepost_dot_v1_dot_broker__pb2.ObserveRequest.SerializeToString,
+            fencepost_dot_v1_dot_broker__pb2.Observation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,8 @@ class BrokerStub:
     """The settings of this broker's process."""
     DescribeLogDirs: _grpc.UnaryUnaryMultiCallable[_broker_pb2.DescribeLogDirsRequest, _broker_pb2.DescribeLogDirsResponse]
     """Every replica that this broker hosts."""
+    Observe: _grpc.UnaryStreamMultiCallable[_broker_pb2.ObserveRequest, _broker_pb2.Observation]
+    """What this broker does, as it does it, and what each of its replicas holds: first all, then what changes."""
 
 @_typing.type_check_only
 class BrokerAsyncStub(BrokerStub):
@@ -68,6 +70,8 @@ class BrokerAsyncStub(BrokerStub):
     """The settings of this broker's process."""
     DescribeLogDirs: _aio.UnaryUnaryMultiCallable[_broker_pb2.DescribeLogDirsRequest, _broker_pb2.DescribeLogDirsResponse]  # type: ignore[assignment]
     """Every replica that this broker hosts."""
+    Observe: _aio.UnaryStreamMultiCallable[_broker_pb2.ObserveRequest, _broker_pb2.Observation]  # type: ignore[assignment]
+    """What this broker does, as it does it, and what each of its replicas holds: first all, then what changes."""
 
 class BrokerServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -145,5 +149,13 @@ class BrokerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_broker_pb2.DescribeLogDirsResponse, _abc.Awaitable[_broker_pb2.DescribeLogDirsResponse]]:
         """Every replica that this broker hosts."""
+
+    @_abc_1.abstractmethod
+    def Observe(
+        self,
+        request: _broker_pb2.ObserveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_broker_pb2.Observation], _abc.AsyncIterator[_broker_pb2.Observation]]:
+        """What this broker does, as it does it, and what each of its replicas holds: first all, then what changes."""
 
 def add_BrokerServicer_to_server(servicer: BrokerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
