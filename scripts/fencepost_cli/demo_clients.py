@@ -15,8 +15,8 @@ from typing import Final
 from fencepost import Consumer, History, Producer
 from fencepost.history import Sink
 from fencepost_proto.runtime.host import Host
-from fencepost_testing.cutting_proxy import Cuts, proxies_before
-from fencepost_testing.faulty_wire import FaultyWire
+from fencepost_testing.faults import FaultHandle
+from fencepost_testing.faults.lossy_wire import LossyWire
 from fencepost_testing.kafka_clients import FENCEPOST
 from fencepost_testing.kafka_clients.factory import kafka_producer, kafka_reader
 from fencepost_testing.local_cluster import AsyncLocalCluster
@@ -26,7 +26,8 @@ from fencepost_testing.workload import RecordSender
 WRITER: Final = "producer"  # the process, in histories
 READER: Final = "reader"
 GROUP: Final = "demo"
-CUT_EVERY_S: Final = 0.5  # so often at most a connection is cut after an append
+CUT_EVERY_MS: Final = 500  # so often at most a connection is cut after an append
+CUT_PROBABILITY: Final = 0.5  # a client with long pauses before it tries again does not lose every answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +58,23 @@ class DemoClients(ABC):
 async def demo_clients(
     cluster: AsyncLocalCluster, client: str, *, seed: int, drop_acks: float
 ) -> AsyncIterator[DemoClients]:
-    """For a cluster that is not up yet: with Kafka's clients its brokers advertise the proxies that cut connections.
+    """With Kafka's clients the cluster's brokers lose answers, and cut connections, after appends.
 
     `seed` and `drop_acks`, a probability, are for the acknowledgements that Fencepost's own client throws away.
     """
     if client == FENCEPOST:
         yield _OwnClients(cluster, seed, drop_acks)
         return
-    cuts = Cuts(CUT_EVERY_S)
-    async with proxies_before(cluster, cuts) as bootstrap:
-        yield _KafkaClients(cluster, client, bootstrap, cuts)
+    faults = cluster.faults
+    with faults.drop_answers("Produce", protocol="kafka", every_ms=CUT_EVERY_MS, probability=CUT_PROBABILITY) as cuts:
+        yield _KafkaClients(cluster, client, cuts)
 
 
 class _OwnClients(DemoClients):
     def __init__(self, cluster: AsyncLocalCluster, seed: int, drop_acks: float) -> None:
         self._cluster = cluster
         host = Host(random=random.Random(seed))
-        self._wire = FaultyWire(host.wire, drop_acks=drop_acks, chance=host.random)
+        self._wire = LossyWire(host.wire, drop_acks=drop_acks, chance=host.random)
         self._host = replace(host, wire=self._wire)
         self._producer: Producer | None = None
 
@@ -95,20 +96,19 @@ class _OwnClients(DemoClients):
 
 
 class _KafkaClients(DemoClients):
-    def __init__(self, cluster: AsyncLocalCluster, client: str, bootstrap: str, cuts: Cuts) -> None:
+    def __init__(self, cluster: AsyncLocalCluster, client: str, cuts: FaultHandle) -> None:
         self._cluster = cluster
         self._client = client
-        self._bootstrap = bootstrap
         self._cuts = cuts
 
     def producer(self, record: Sink) -> AbstractAsyncContextManager[RecordSender]:
-        return kafka_producer(self._client, self._bootstrap, History(record, process=WRITER))
+        return kafka_producer(self._client, self._cluster.kafka_bootstrap, History(record, process=WRITER))
 
     async def read_along(self, topic: str, record: Sink, written: asyncio.Event) -> int:
         """As a member of a group. What it reads again after a failover of its coordinator counts once."""
         seen: dict[int, set[int]] = {}  # partition → offsets
         history = History(record, process=READER)
-        async with kafka_reader(self._client, self._bootstrap, topic, GROUP, history) as reader:
+        async with kafka_reader(self._client, self._cluster.kafka_bootstrap, topic, GROUP, history) as reader:
             moved_at, ends = time.monotonic(), None
             while ends is None or any(len(seen.get(partition, ())) < end for partition, end in ends.items()):
                 if ends is None and written.is_set():
@@ -127,4 +127,4 @@ class _KafkaClients(DemoClients):
             return {tp.partition: end for tp, end in (await consumer.end_offsets(consumer.assignment)).items()}
 
     def counts(self) -> ClientCounts:
-        return ClientCounts(None, None, self._cuts.count)
+        return ClientCounts(None, None, self._cuts.fired)

@@ -345,7 +345,7 @@ class ClusterFolder:
         self._prepare(member)
         member.meant_down = False
         place = member.place or NetworkPlace("")
-        entry = place.entry or (_WITH_FAULTS if self._has_faults else ())
+        entry = _WITH_FAULTS if self._has_faults else ()
         arguments = ["-m", *entry, member.module]
         server = self._fork_server(member)
         if server is not None:

@@ -45,7 +45,6 @@ class NetworkPlace:
     host: str  # the address that it has there
     prefix: tuple[str, ...] = ()  # words before its command line that bring it there
     environment: Mapping[str, str] = field(default_factory=dict)  # added to this process's own
-    entry: tuple[str, ...] = ()  # the module that runs a broker or controller there, where that is not their own
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from fencepost import AdminClient, Consumer, Producer
 from fencepost.descriptions import PartitionDescription
-from fencepost_testing.faulty_wire import host_with_faults
+from fencepost_testing.faults.lossy_wire import lossy_host
 from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.log_check.ledger import Ledger
 from fencepost_testing.read_back import read_to_end
@@ -70,7 +70,7 @@ async def running(
     async with AdminClient(cluster.bootstrap) as admin:
         await admin.create_topic(TOPIC, **settings)
         await wait_in_sync(admin, TOPIC)
-        async with Producer(cluster.bootstrap, host=host_with_faults(drop_acks=drop_acks), **producer) as sender:
+        async with Producer(cluster.bootstrap, host=lossy_host(drop_acks=drop_acks), **producer) as sender:
             ledger = Ledger("itest")
             stop = asyncio.Event()
             workload = Workload(sender, WorkloadSpec(TOPIC, keys=30, rate=RATE), ledger)

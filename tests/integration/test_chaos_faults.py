@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
@@ -131,7 +130,6 @@ async def test_a_flipped_byte_is_found_on_a_leader_and_on_a_follower(
             await harmed.goes_on()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="filling a disk needs prlimit")
 @asynchronous
 async def test_disks_that_are_full_have_room_again(cluster_factory: ClusterFactory, tmp_path: Path) -> None:
     async with harm(cluster_factory, tmp_path) as harmed:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fencepost import AdminClient, Consumer, History, Producer
 from fencepost.history_format import RecordStamp, from_line
-from fencepost_testing.faulty_wire import host_with_faults
+from fencepost_testing.faults.lossy_wire import lossy_host
 from fencepost_testing.history_check import Anomaly, check_history
 from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.log_check.ledger import Ledger
@@ -35,7 +35,7 @@ def test_what_clients_recorded_through_a_failover_is_clean_and_what_is_damaged_i
             await admin.create_topic(TOPIC, partitions=2, replication_factor=3, min_insync_replicas=2)
             ledger = Ledger("recorded")
             history = History(lines.append, process="producer")
-            async with Producer(cluster.bootstrap, history=history, host=host_with_faults(drop_acks=0.05)) as producer:
+            async with Producer(cluster.bootstrap, history=history, host=lossy_host(drop_acks=0.05)) as producer:
                 workload = Workload(producer, WorkloadSpec(TOPIC, keys=20, rate=2_000, count=RECORDS), ledger)
                 working = asyncio.create_task(workload.run(asyncio.Event()))
                 await workload.wait_sent(RECORDS // 3)

@@ -1,7 +1,7 @@
 """One client against a cluster of three: it produces while leaders are killed and its connections are cut.
 
 1. The client's admin part creates a topic of its own and describes it (a column of the table; nothing else depends on it).
-2. A producer sends keyed records at a steady rate, through proxies that cut connections after appends. Meanwhile the
+2. A producer sends keyed records at a steady rate, to brokers that lose answers after appends. Meanwhile the
    leader of one partition after the other is killed, started again, and waited for until all replicas are in sync.
 3. Consumers read along: three members of a group, of which one is killed half-way and another joins; or, where groups are
    not asked for, one consumer of all partitions.
@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fencepost import AdminClient, ConsumerRecord
-from fencepost_testing.cutting_proxy import Cuts, proxies_before
 from fencepost_testing.failures import CommandFailed
+from fencepost_testing.faults import FaultHandle
 from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.log_check.findings import Findings, Kind
 from fencepost_testing.log_check.ledger import Ledger, read_mark
@@ -38,7 +38,8 @@ GROUP = "interop-group"
 REPLICAS = 3
 MIN_INSYNC = 2
 MEMBERS = 3
-CUT_EVERY_S = 2.0
+CUT_EVERY_MS = 2_000
+CUT_PROBABILITY = 0.5  # a client with long pauses before it tries again does not lose every answer
 DELIVERY_TIMEOUT_S = 180.0  # for the producer's end after the last record is due; above every client's own
 READ_TIMEOUT_S = 60.0
 ADMIN_TIMEOUT_S = 60.0
@@ -158,7 +159,7 @@ class Scenario:
         self._acks = Acks(Ledger(f"{time.time_ns() % 16**8:08x}"))
         self._readers: list[Reader] = []
         self._kills: list[Kill] = []
-        self._cuts = Cuts(CUT_EVERY_S)
+        self._cuts: FaultHandle | None = None
         self.result = Result(client.name, client.version(), administers=client.administers)
 
     async def run(self) -> Result:
@@ -166,7 +167,8 @@ class Scenario:
         async with contextlib.AsyncExitStack() as stack:
             cluster = AsyncLocalCluster(self._folder / "cluster")
             stack.callback(cluster.close)
-            bootstrap = await stack.enter_async_context(proxies_before(cluster, self._cuts))
+            bootstrap = cluster.kafka_bootstrap
+            self._cuts = cluster.faults.drop_answers("Produce", every_ms=CUT_EVERY_MS, probability=CUT_PROBABILITY)
             await cluster.up(timeout_s=PROCESS_TIMEOUT_S)
             admin = await stack.enter_async_context(AdminClient(cluster.bootstrap))
             if self._client.administers:
@@ -306,7 +308,7 @@ class Scenario:
 
     async def _judge(self, cluster: AsyncLocalCluster, admin: AdminClient) -> None:
         result, options, acks = self.result, self._options, self._acks
-        result.kills, result.cuts = len(self._kills), self._cuts.count
+        result.kills, result.cuts = len(self._kills), self._cuts.fired if self._cuts is not None else 0
         ends = await wait_settled(admin, TOPIC)
         log: dict[tuple[int, int], tuple[str, str]] = {}
         partition_of: dict[int, int] = {}

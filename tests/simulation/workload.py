@@ -27,7 +27,7 @@ from fencepost_proto.protocol.errors import (
 )
 from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.runtime.host import Host
-from fencepost_testing.faulty_wire import host_with_faults
+from fencepost_testing.faults.lossy_wire import lossy_host
 from tests.simulation.disk import MountedDisk
 from tests.simulation.loop import current_process
 from tests.simulation.poison import OPENED_BYTES
@@ -161,7 +161,7 @@ class ProducerApp:
 
     async def _started(self, host: Host) -> Producer | None:
         while not self.stopping:
-            faulty = host_with_faults(host, drop_acks=self.spec.drop_acks)
+            faulty = lossy_host(host, drop_acks=self.spec.drop_acks)
             producer = Producer(self.bootstrap, host=faulty, **self.spec.options)
             try:
                 await producer.start()

@@ -40,7 +40,7 @@ from fencepost_proto.protocol.metadata import NO_LEADER
 from fencepost_proto.protocol.record_batch import MAX_EPOCH
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.transport.wire import GrpcWire
-from fencepost_testing.faulty_wire import FaultyWire
+from fencepost_testing.faults.lossy_wire import LossyWire
 from fencepost_testing.waiting import until
 from tests.unit.fake_broker_read import Log, run
 from tests.unit.fake_broker_write import BREAK, SWALLOW, FakeWriteCluster, fake_write_cluster
@@ -268,7 +268,7 @@ def test_lost_acknowledgements_are_retried_and_recognised() -> None:
 
 def test_the_fault_switch_drops_answers_and_nothing_is_lost_or_doubled() -> None:
     async def test(cluster: FakeWriteCluster) -> None:
-        wire = FaultyWire(GrpcWire(), drop_acks=0.2)
+        wire = LossyWire(GrpcWire(), drop_acks=0.2)
         async with Producer(cluster.bootstrap, batch_size=300, host=Host(wire=wire)) as producer:
             await send_all(producer, numbered(1_500), pause_every=20)
             await producer.flush()

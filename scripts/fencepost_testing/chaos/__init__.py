@@ -4,7 +4,7 @@ between them is cut; then everything is read and judged.
     faults     the kinds of fault
     schedule   what happens when: a pure function of the seed
     cuts       how links between processes can be cut here: `network`, a network namespace for each process, or
-               `switches`, fault switches in their gRPC layer
+               `fault_cuts`, by the faults of the cluster
     nemesis    carries the schedule out, and undoes it; `nemesis_log` remembers
     fleet      the client processes; `client` is what runs in each, `producing` and `consuming` what it does
     run        one run from start to verdict; `ending` is what is looked at once all is healed

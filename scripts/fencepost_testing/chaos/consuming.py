@@ -10,7 +10,6 @@ from fencepost import Consumer, TopicPartition
 from fencepost.history import History
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_testing.chaos.client_config import ClientConfig
-from fencepost_testing.faulty_wire import host_with_faults
 
 START_RETRY_S = 0.2
 _POLL_RECORDS = 200
@@ -35,8 +34,9 @@ async def consume(config: ClientConfig, history: History, stop: asyncio.Event) -
 
 
 async def _started(config: ClientConfig, history: History, stop: asyncio.Event) -> Consumer | None:
+    host = config.host()
     while not stop.is_set():
-        consumer = Consumer(config.bootstrap, config.topic, history=history, host=host_with_faults())
+        consumer = Consumer(config.bootstrap, config.topic, history=history, host=host)
         try:
             await consumer.start()
         except FencepostError as error:

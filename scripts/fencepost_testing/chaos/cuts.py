@@ -1,4 +1,4 @@
-"""How the links of a run can be cut here: really, in a network of namespaces, else by fault switches."""
+"""How the links of a run can be cut here: really, in a network of namespaces, else by the faults of its cluster."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from fencepost_testing.chaos.fault_cuts import FaultCuts
 from fencepost_testing.chaos.faults import Link, Party
 from fencepost_testing.chaos.network import Network, NetworkUnavailable
-from fencepost_testing.chaos.switches import SwitchedNetwork
 from fencepost_testing.processes import NetworkPlace
 
 
 class CuttableNetwork(Protocol):
-    """Where a run's processes are, each at a place of its own."""
+    """Where a run's processes are."""
 
-    def place(self, party: Party) -> NetworkPlace: ...
+    def place(self, party: Party) -> NetworkPlace | None:
+        """None: where it would be without a network."""
+        ...
 
     async def cut(self, links: Iterable[Link]) -> None:
         """What the first of each link sends to the second does not arrive from now on."""
@@ -30,9 +32,9 @@ class CuttableNetwork(Protocol):
         ...
 
 
-async def make_network(parties: Sequence[Party], servers: Sequence[Party]) -> tuple[CuttableNetwork, str]:
-    """And how it cuts, in words. `servers`: those of the parties that others call. Raises NetworkUnavailable."""
+async def make_network(parties: Sequence[Party]) -> tuple[Network | FaultCuts, str]:
+    """And how it cuts, in words."""
     try:
         return await asyncio.to_thread(Network.make, parties), "network namespaces"
     except NetworkUnavailable as unavailable:
-        return await SwitchedNetwork.make(parties, servers), f"fault switches ({unavailable})"
+        return FaultCuts(), f"faults in the processes ({unavailable})"

@@ -4,16 +4,15 @@
 bytes are read or by its scrubber, gives its log up and gets it again from a leader. Until then other faults are kept away
 from the brokers: with no one else in sync, a damaged batch is gone, and nothing that a broker can do helps.
 
-*Full disk*: by the limit of a process on the size of its files (RLIMIT_FSIZE), which needs no privilege: every write
-that would make a file longer is refused with EFBIG. A broker takes that for a full disk, as it does ENOSPC.
+*Full disk*: by a fault of the cluster (`Faults.fill_disk`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ REPAIR_TIMEOUT_S = 45.0  # for a flipped byte to be found, and the log to be the
 RESTART_TIMEOUT_S = 60.0
 MIN_BYTES = 4096  # of a segment file
 _POLL_S = 0.1
-CAN_FILL_DISKS = sys.platform == "linux"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +103,11 @@ class Disks:
 
     async def fill(self, fault: Fault, nodes: Sequence[Node]) -> list[str]:
         """For the fault's duration. Returns what is wrong: brokers that have ended. Raises ClusterError."""
-        pids = {node: self._cluster.pid(node) for node in nodes}
-        for pid in pids.values():
-            _limit_files(pid, full=True)
-        try:
+        with contextlib.ExitStack() as full:
+            for node in nodes:
+                assert isinstance(node, int)
+                full.enter_context(self._cluster.faults.fill_disk(node))
             await asyncio.sleep(fault.duration_s)
-        finally:
-            for node, pid in pids.items():
-                if self._cluster.running(node):
-                    _limit_files(pid, full=False)
         ended = [node for node in nodes if not self._cluster.running(node)]
         problems = []
         for node in ended:
@@ -121,11 +115,3 @@ class Disks:
             problems.append(f"broker {node} ended with exit code {code} while its disk was full")
             await self._cluster.start(node, timeout_s=RESTART_TIMEOUT_S)
         return problems
-
-
-def _limit_files(pid: int, *, full: bool) -> None:
-    if sys.platform == "linux":
-        import resource
-
-        _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0 if full else hard, hard))

@@ -56,6 +56,7 @@ class Target:
     topic: str
     partitions: int
     kafka_bootstrap: str = ""
+    faults_in: str = ""  # the folder of a cluster whose faults cut the clients' links; empty: they do not
 
 
 @dataclass(slots=True)
@@ -138,6 +139,8 @@ class Fleet:
             resumed_file=str(self.resumed_file) if role.named else "",
             settings=role.settings,
             drop_acks=role.drop_acks,
+            party=role.party,
+            cluster=self._target.faults_in,
             client=role.client,
             kafka_bootstrap=self._target.kafka_bootstrap,
             group=role.group,

@@ -17,7 +17,6 @@ from fencepost.history import History
 from fencepost_proto.protocol.errors import FencepostError, ProducerFenced
 from fencepost_testing.chaos.client_config import EXIT_FENCED, ClientConfig
 from fencepost_testing.chaos.resumed import NOTHING, ResumeAnswer
-from fencepost_testing.faulty_wire import host_with_faults
 
 START_RETRY_S = 0.2
 _BURST_S = (0.005, 0.06)  # between two bursts
@@ -44,8 +43,8 @@ async def produce(config: ClientConfig, history: History, stop: asyncio.Event) -
 
 
 async def _started(config: ClientConfig, history: History, stop: asyncio.Event) -> Producer | None:
+    host = config.host()
     while not stop.is_set():
-        host = host_with_faults(drop_acks=config.drop_acks)
         producer = Producer(config.bootstrap, history=history, host=host, **(config.settings or {}))
         try:
             await producer.start()

@@ -16,6 +16,7 @@ import operator
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from fencepost import AdminClient, Consumer
@@ -24,13 +25,13 @@ from fencepost.history_format import from_line
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_testing.chaos.client_config import EXIT_FENCED
 from fencepost_testing.chaos.cuts import CuttableNetwork, make_network
-from fencepost_testing.chaos.disks import CAN_FILL_DISKS
+from fencepost_testing.chaos.fault_cuts import FaultCuts
 from fencepost_testing.chaos.faults import Party
 from fencepost_testing.chaos.fleet import Fleet, Target
 from fencepost_testing.chaos.measure import Measure
 from fencepost_testing.chaos.nemesis import RESTART_TIMEOUT_S, Executor, party_of
 from fencepost_testing.chaos.nemesis_log import NemesisLog
-from fencepost_testing.chaos.network import NetworkUnavailable
+from fencepost_testing.chaos.network import Network
 from fencepost_testing.chaos.result import ChaosOptions, ChaosResult
 from fencepost_testing.chaos.resumed import Overruled, ResumeAnswer, ResumedCheck
 from fencepost_testing.chaos.roles import groups_of, roles
@@ -78,7 +79,6 @@ def shape_of(options: ChaosOptions, *, cuts: bool) -> Shape:
         tuple(role.party for role in producers if not role.named),
         tuple(role.party for role in cast if role.kind == "consumer"),
         cuts,
-        CAN_FILL_DISKS,
         members=tuple(role.party for role in cast if role.kind == "member"),
         elections=options.client == FENCEPOST,  # other clients are not told what an operator has given up
     )
@@ -118,12 +118,7 @@ class Chaos:
         if not self._options.cuts:
             result.no_cuts_because = "they were not asked for"
             return None
-        try:
-            network, result.cuts_by = await make_network(shape.parties, shape.servers)
-        except NetworkUnavailable as unavailable:
-            result.no_cuts_because = str(unavailable)
-            self._tell(f"no network cuts: {unavailable}")
-            return None
+        network, result.cuts_by = await make_network(shape.parties)
         self._tell(f"the network is cut by {result.cuts_by}")
         return network
 
@@ -139,9 +134,12 @@ class Chaos:
             brokers=options.brokers,
             controller_overrides=CONTROLLER_SETTINGS,
             broker_overrides=BROKER_SETTINGS,
-            places={node: network.place(party_of(node)) for node in nodes} if network is not None else None,
+            places={node: network.place(party_of(node)) for node in nodes} if isinstance(network, Network) else None,
         )
         target = Target(cluster.bootstrap, TOPIC, options.partitions, cluster.kafka_bootstrap)
+        if isinstance(network, FaultCuts):
+            network.attach(cluster.directory)
+            target = replace(target, faults_in=str(cluster.directory))
         fleet = Fleet(self._report, options.seed, target, place=place)
         self._fleet, self._bootstrap = fleet, cluster.bootstrap
         try:

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fencepost_testing.cutting_proxy import Cuts, proxies_before
 from fencepost_testing.local_cluster import AsyncLocalCluster
 from tests.interop.suites import kgo, librdkafka
 from tests.interop.suites.leader_kills import kill_leaders
+from tests.interop.suites.patient_proxy import patient_proxies
 from tests.interop.suites.suite import Choice, Outcome, Stage, State, Suite, run_jobs, summary
 
 SUITES: dict[str, Callable[[Path], Suite]] = {"kgo": kgo.Kgo, "librdkafka": librdkafka.Librdkafka}
@@ -64,7 +64,7 @@ async def _run_stage(stage: Stage, settings: Settings, folder: Path, tell: Calla
             # Connections to a broker that is dead wait until it is back, as where a whole host is down, and not one process
             # of it. Where one is refused while franz-go fetches the offsets of a KIP-848 group, it asks again without a
             # pause, twenty times in milliseconds, and its tests call it a failure.
-            bootstrap = await stack.enter_async_context(proxies_before(cluster, Cuts(0), refuse=False))
+            bootstrap = await stack.enter_async_context(patient_proxies(cluster))
         await cluster.up(timeout_s=_UP_TIMEOUT_S)
         jobs = stage.jobs(bootstrap)
         tell(f"{stage.name}: {len(jobs)} tests against {bootstrap}")

@@ -1,18 +1,12 @@
-"""A wire with faults, for tests and demonstrations. Production code has no fault switches: it is given this wire.
+"""A client's own wire, on which acknowledgements are lost: for a client that is to lose them whatever it is connected to.
 
-Two faults:
-
-*Lost acknowledgements.* With the probability `drop_acks`, the answer to a batch is thrown away and its Produce stream is
-broken, so that everything in flight is sent again and brokers must recognise what they have.
-
-*A port in between.* With `port`, every peer is called at that port of its host, where a test has put something that can hold
-back what the two say. Broker and controller processes with this fault: `python -m fencepost_testing.faulty_process`.
+With the probability `drop_acks`, the answer to a batch is thrown away and its Produce stream is broken, so that everything
+in flight is sent again and brokers must recognise what they have. In the simulation, and where chance is to be one client's;
+a cluster's brokers lose answers by `Faults.drop_answers`.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -25,33 +19,22 @@ from fencepost_proto.runtime.host import Host
 from fencepost_proto.transport.carriers import Carrier
 from fencepost_proto.transport.wire import Wire
 
-FAULT_PORT: Final = "FENCEPOST_FAULT_PORT"  # of the environment: the port of `host_with_faults`
 _PRODUCE: Final = "/fencepost.v1.Broker/Produce"
 
-log = logging.getLogger(__name__)
 
+class LossyWire:
+    """Another wire. `dropped_acks`: answers thrown away so far."""
 
-class FaultyWire:
-    """Another wire, with faults. `dropped_acks`: answers thrown away so far."""
-
-    def __init__(
-        self, wire: Wire, *, drop_acks: float = 0.0, chance: random.Random | None = None, port: int | None = None
-    ) -> None:
+    def __init__(self, wire: Wire, *, drop_acks: float, chance: random.Random | None = None) -> None:
         if not 0 <= drop_acks <= 1:
             raise ValueError(f"drop_acks={drop_acks!r} is not a probability")
         self.dropped_acks = 0
         self._wire = wire
         self._drop_acks = drop_acks
         self._chance = chance or random.Random()
-        self._port = port
-        if port is not None:
-            log.warning("fault switch on: every peer is called at its port %d", port)
 
     def connect(self, address: str) -> grpc.aio.Channel:
-        if self._port is not None:
-            address = f"{address.rpartition(':')[0]}:{self._port}"
-        channel = self._wire.connect(address)
-        return cast(grpc.aio.Channel, _FaultyChannel(channel, self)) if self._drop_acks else channel
+        return cast(grpc.aio.Channel, _LossyChannel(self._wire.connect(address), self))
 
     def with_carrier(self, carrier: Carrier) -> Wire:
         self._wire = self._wire.with_carrier(carrier)
@@ -72,20 +55,18 @@ class FaultyWire:
         return answers
 
 
-def host_with_faults(host: Host | None = None, *, drop_acks: float = 0.0) -> Host:
-    """The host, with a wire that drops acknowledgements, and calls peers at the port that the environment names."""
+def lossy_host(host: Host | None = None, *, drop_acks: float) -> Host:
+    """The host, with a wire that loses acknowledgements; as it is, if it is to lose none."""
     host = host or Host()
-    port = os.environ.get(FAULT_PORT)
-    if not drop_acks and port is None:
+    if not drop_acks:
         return host
-    wire = FaultyWire(host.wire, drop_acks=drop_acks, chance=host.random, port=None if port is None else int(port))
-    return replace(host, wire=wire)
+    return replace(host, wire=LossyWire(host.wire, drop_acks=drop_acks, chance=host.random))
 
 
-class _FaultyChannel:
+class _LossyChannel:
     """A channel whose Produce calls lose answers."""
 
-    def __init__(self, channel: grpc.aio.Channel, wire: FaultyWire) -> None:
+    def __init__(self, channel: grpc.aio.Channel, wire: LossyWire) -> None:
         self._channel = channel
         self._wire = wire
 
@@ -100,7 +81,7 @@ class _FaultyChannel:
 class _LossyCall:
     """A Produce call that breaks where an answer is dropped; the answers before it in the same message are passed on."""
 
-    def __init__(self, call: Any, wire: FaultyWire) -> None:
+    def __init__(self, call: Any, wire: LossyWire) -> None:
         self._call = call
         self._wire = wire
         self._responses: AsyncIterator[broker_pb2.ProduceResponse] = aiter(call)
@@ -118,7 +99,7 @@ class _LossyCall:
                 grpc.StatusCode.UNAVAILABLE,
                 grpc.aio.Metadata(),
                 grpc.aio.Metadata(),
-                details="fault switch: an answer was dropped",
+                details="an answer was lost, by a fault",
             )
         response = await anext(self._responses)
         kept = self._wire.count_kept(len(response.results))

@@ -1,4 +1,4 @@
-"""A wire with faults: where an answer is dropped, those before it are passed on, and the stream is broken behind them."""
+"""A lossy wire: where an answer is dropped, those before it are passed on, and the stream is broken behind them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fencepost_proto.protocol.v1 import broker_pb2 as pb
 from fencepost_proto.protocol.v1.broker_pb2_grpc import BrokerStub
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.transport.wire import Wire
-from fencepost_testing.faulty_wire import FAULT_PORT, FaultyWire, host_with_faults
+from fencepost_testing.faults.lossy_wire import LossyWire, lossy_host
 
 
 class _Scripted(random.Random):
@@ -64,7 +64,7 @@ def _message(*correlation_ids: int) -> pb.ProduceResponse:
 
 
 def test_an_answer_is_dropped_with_all_that_come_after_it() -> None:
-    wire = FaultyWire(cast(Wire, _Wire(_message(1, 2), _message(3, 4, 5))), drop_acks=0.5, chance=_Scripted(1, 1, 1, 0))
+    wire = LossyWire(cast(Wire, _Wire(_message(1, 2), _message(3, 4, 5))), drop_acks=0.5, chance=_Scripted(1, 1, 1, 0))
     received: list[int] = []
 
     async def scenario() -> None:
@@ -73,24 +73,16 @@ def test_an_answer_is_dropped_with_all_that_come_after_it() -> None:
 
     with pytest.raises(grpc.aio.AioRpcError) as broken:
         asyncio.run(scenario())
-    assert broken.value.details() == "fault switch: an answer was dropped"
+    assert broken.value.details() == "an answer was lost, by a fault"
     assert (received, wire.dropped_acks) == ([1, 2, 3], 1)
 
 
-def test_peers_are_called_at_the_port_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    under = _Wire()
-    monkeypatch.setenv(FAULT_PORT, "1234")
-    host_with_faults(Host(wire=cast(Wire, under))).wire.connect("127.64.0.1:9092")
-    assert under.connected == ["127.64.0.1:1234"]
-
-
-def test_without_faults_the_host_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(FAULT_PORT, raising=False)
+def test_without_faults_the_host_is_as_it_was() -> None:
     host = Host()
-    assert host_with_faults(host) is host
+    assert lossy_host(host, drop_acks=0.0) is host
 
 
 @pytest.mark.parametrize("drop_acks", [-0.1, 1.5])
 def test_what_is_no_probability_is_refused(drop_acks: float) -> None:
     with pytest.raises(ValueError, match=f"drop_acks={drop_acks}"):
-        FaultyWire(cast(Wire, _Wire()), drop_acks=drop_acks)
+        LossyWire(cast(Wire, _Wire()), drop_acks=drop_acks)
