@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fencepost import AdminClient
@@ -97,9 +98,18 @@ class Failover:
 
 
 async def kill_leader(
-    cluster: AsyncLocalCluster, admin: AdminClient, topic: str, partition: int, acks: AckWatch
+    cluster: AsyncLocalCluster,
+    admin: AdminClient,
+    topic: str,
+    partition: int,
+    acks: AckWatch,
+    *,
+    on_killed: Callable[[], None] = lambda: None,
 ) -> Failover:
-    """Kill the partition's leader, and return once writes to it have resumed. The broker stays down."""
+    """Kill the partition's leader, and return once writes to it have resumed. The broker stays down.
+
+    Writes count that were sent after the kill: whoever sends only so many has some left for `on_killed`.
+    """
     before = {p.partition: p for p in (await admin.describe_topic(topic)).partitions}
     victim = before[partition].leader
     changes = [
@@ -111,6 +121,7 @@ async def kill_leader(
     ]
     killed_at = time.monotonic()
     await cluster.kill(victim)
+    on_killed()
     try:
         resumed_at = await acks.first_after(partition, killed_at, RESUME_TIMEOUT_S)
     except TimeoutError:
