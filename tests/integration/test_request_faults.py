@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
@@ -13,8 +14,11 @@ import pytest
 from fencepost import AdminClient, Consumer, Producer
 from fencepost_testing.cluster_folder import ClusterFolder
 from fencepost_testing.faults import FaultError
+from fencepost_testing.faults.faults import Conditions
 from fencepost_testing.local_cluster import LocalCluster
 from tests.integration.conftest import ClusterFactory
+from tests.unit.batches import batch
+from tests.unit.kafka_client import kafka_client, produce_request
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 TOPIC = "orders"
@@ -203,6 +207,74 @@ def test_any_api_can_be_failed_and_a_client_sees_the_error(run: Run, cluster: Cl
                 with pytest.raises(Exception, match="INVALID_PARTITIONS by a fault"):
                     await own.create_topic("more", partitions=1, replication_factor=1)
             assert failed.fired == 1
+
+    run(scenario())
+
+
+def test_a_produce_request_fails_for_the_partitions_that_are_met_only(run: Run, cluster: ClusterFolder) -> None:
+    async def scenario() -> None:
+        for partition in range(2):
+            await send(cluster, 1, partition=partition)
+        condition: Conditions = {"topic": TOPIC, "partition": 0, "times": 2}
+        with cluster.faults.fail_requests("Produce", error="NOT_ENOUGH_REPLICAS", **condition):
+            async with kafka_client(cluster.member(1).kafka_address) as client:
+                both = produce_request(batch(), batch(), topic=TOPIC)
+                client.send(both, 12)
+                client.send(produce_request(batch(), topic=TOPIC), 12)
+                client.send(both, 12)
+                answers = [(await client.receive()).responses[0].partition_responses for _ in range(3)]
+        codes = [sorted((answer.index, answer.error_code) for answer in answered) for answered in answers]
+        assert codes == [[(0, 19), (1, 0)], [(0, 19)], [(0, 0), (1, 0)]]
+
+    run(scenario())
+
+
+def test_fetches_fail_and_are_lost_and_readers_go_on(run: Run, cluster: ClusterFolder) -> None:
+    async def scenario() -> None:
+        await send(cluster)
+        for protocol, read in (("fencepost", values), ("kafka", read_in_kafka)):
+            condition: Conditions = {"topic": TOPIC, "partition": 0, "times": 2, "protocol": protocol}
+            with (
+                cluster.faults.fail_requests("Fetch", error="NOT_LEADER_OR_FOLLOWER", **condition) as failed,
+                cluster.faults.drop_answers("Fetch", **condition) as lost,
+            ):
+                assert await read(cluster) == list(range(RECORDS))
+                assert (failed.fired, lost.fired) == (2, 2)
+
+    run(scenario())
+
+
+async def read_in_kafka(cluster: ClusterFolder) -> list[int]:
+    def read() -> list[int]:
+        consumer = confluent_kafka.Consumer(
+            {
+                "bootstrap.servers": cluster.kafka_bootstrap,
+                "group.id": "none",
+                "reconnect.backoff.ms": 10,
+                "reconnect.backoff.max.ms": 50,
+                "log_level": 2,
+            }
+        )
+        consumer.assign([confluent_kafka.TopicPartition(TOPIC, 0, 0)])
+        found: list[int] = []
+        while len(found) < RECORDS:
+            message = consumer.poll(1.0)
+            if message is not None and message.error() is None:
+                found.append(int(message.value() or b""))
+        consumer.close()
+        return found
+
+    return await asyncio.to_thread(read)
+
+
+def test_chance_decides_how_many_of_them_are_met(run: Run, cluster: ClusterFolder) -> None:
+    async def scenario() -> None:
+        with cluster.faults.drop_answers("Produce", probability=0.2) as lost:
+            async with Producer(cluster.bootstrap, linger_ms=0) as producer:
+                for number in range(60):
+                    await producer.send_and_wait(TOPIC, b"%d" % number, partition=0)
+            assert 1 <= lost.fired <= 40
+        assert await values(cluster, 60) == list(range(60))
 
     run(scenario())
 

@@ -61,7 +61,7 @@ class Board:
         except OSError as error:
             raise FaultError(f"no faults can be had in {folder}: {error.strerror}") from error
         self._memory = mmap.mmap(self._file, _BOARD_BYTES)
-        self._version = memoryview(self._memory)[: _VERSION.size].cast("Q")
+        self._version = self.version_cell = memoryview(self._memory)[: _VERSION.size].cast("Q")
 
     @classmethod
     def create(cls, folder: Path) -> Board:

@@ -68,9 +68,11 @@ class FaultsInside:
         self.party = party
         self.topic_name: Callable[[str], str] = lambda topic_id: topic_id  # the name of a topic's id, where it is known
         self._board = board
+        self._version = board.version_cell
         self._cluster_file = cluster_file
         self._chance = chance or random.Random()
         self._seen = -1
+        self._is_quiet = False
         self._requests: tuple[PostedRequest, ...] = ()
         self._links: tuple[PostedLink, ...] = ()
         self._disks: tuple[PostedDisk, ...] = ()
@@ -131,6 +133,7 @@ class FaultsInside:
             PostedDisk(one, rule) for one, rule in rules if isinstance(rule, DiskRule) and self._is_mine(rule.broker)
         )
         self._by_link = {}
+        self._is_quiet = not (self._requests or self._links or self._disks)
         self._seen = version
         log.info("faults in force: %s", ", ".join(one.id for one in posted) or "none")
 
@@ -138,6 +141,13 @@ class FaultsInside:
         return broker is None or party_of(broker) == self.party
 
     # ---- Which rules there are ----
+
+    @property
+    def is_quiet(self) -> bool:
+        """No rule concerns this process. Asked for every read of a connection, so it costs next to nothing."""
+        if self._version[0] != self._seen:
+            self._look()
+        return self._is_quiet
 
     @property
     def has_requests(self) -> bool:
