@@ -292,6 +292,10 @@ class AsyncLocalCluster(ClusterFolder):
         """What the leader of the partition, or those of all, know of their producers."""
         return await topic_control.producers(self, topic, partition, timeout_s)
 
+    async def end_offset(self, topic: str, partition: int = 0, *, timeout_s: float = WAIT_TIMEOUT_S) -> int:
+        """The end of what is committed in a partition (its high watermark), as its leader knows it."""
+        return await topic_control.high_watermark(self, topic, partition, timeout_s)
+
     # ---- The whole ----
 
     async def status(self) -> ClusterStatus:

@@ -195,6 +195,10 @@ class LocalCluster(ClusterFolder):
         """What the leader of the partition, or those of all, know of their producers."""
         return run_in_background(self.aio.producers(topic, partition, timeout_s=timeout_s))
 
+    def end_offset(self, topic: str, partition: int = 0, *, timeout_s: float = WAIT_TIMEOUT_S) -> int:
+        """The end of what is committed in a partition (its high watermark), as its leader knows it."""
+        return run_in_background(self.aio.end_offset(topic, partition, timeout_s=timeout_s))
+
     # ---- The whole ----
 
     def status(self) -> ClusterStatus:

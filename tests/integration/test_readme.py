@@ -45,7 +45,7 @@ def test_the_first_screen_works_as_it_is_written(tmp_path: Path) -> None:
     program = tmp_path / "orders.py"
     up, run, down = [line.split("#")[0].strip() for line in block("sh", "orders.py").splitlines()]
     port = str(first_of_free_ports(3))
-    program.write_text(block("python", "Producer").replace("9092", port))
+    program.write_text(block("python", "async with Producer").replace("9092", port))
     try:
         printed = ""
         for command in (up, run, run):

@@ -64,6 +64,12 @@ def bench(
             "read what they ask for.",
         ),
     ] = False,
+    testing: Annotated[
+        bool,
+        typer.Option(
+            "--testing", help="Instead: what the testing kit costs a test suite: first use, each test, a kill, memory."
+        ),
+    ] = False,
     partitions: Annotated[
         list[int] | None,
         typer.Option(help="With --scale: how many; may be given again.", show_default="300, 1000, 3000, 10000"),
@@ -97,6 +103,8 @@ def bench(
             told = _measure_beside(parent, out)
         elif kafka:
             told = _measure_kafka(parent, out)
+        elif testing:
+            told = _measure_testing(out)
         elif connections:
             told = _measure_connections(parent, out)
         elif recovery:
@@ -137,6 +145,17 @@ def _measure_beside(parent: Path, out: Console) -> dict[str, object]:
     own, peers = run(assemble_and_measure())
     _show_kafka([("Fencepost", own), (apache_kafka.NAME, peers)], out)
     return {"fencepost": own.to_json(), "peer": {"name": apache_kafka.NAME, **peers.to_json()}}
+
+
+def _measure_testing(out: Console) -> dict[str, object]:
+    from fencepost_cli.testing_bench import measure_testing
+
+    figures = measure_testing(out.print)
+    rows = table_of("what", "measured")
+    for figure in figures:
+        rows.add_row(figure.name, str(figure))
+    out.print(rows)
+    return {"testing": [figure.to_json() for figure in figures]}
 
 
 def _measure_connections(parent: Path, out: Console) -> dict[str, object]:
