@@ -100,15 +100,27 @@ def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
 
 
 def bootstrap_of(bootstrap: str | None, data_dir: Path) -> str:
-    """As given, else from the local cluster's state, where some of it runs: no one waits for one that is down."""
+    """As given, else from the local cluster's state, where some of it runs: no one waits for one that cannot answer.
+
+    Ends the command with one line, which says what to type next, where there is no cluster in the folder, where it is down
+    or paused, and where nothing listens at any address that was given, or only what is for Kafka's clients.
+    """
     if bootstrap:
+        from fencepost_cli.reachability import why_unreachable
+
+        if reason := why_unreachable(filter(None, (address.strip() for address in bootstrap.split(",")))):
+            fail(reason)
         return bootstrap
     try:
         cluster = AsyncLocalCluster.load(data_dir)
     except ClusterError as error:
         fail(f"{error} (or name one with --bootstrap)")
-    if not any(cluster.running(broker) for broker in cluster.broker_ids):
+    running = [broker for broker in cluster.broker_ids if cluster.running(broker)]
+    if not running:
         fail(f"no broker of the cluster in {data_dir} runs: start it with 'fencepost cluster up'")
+    if all(cluster.paused(broker) for broker in running):
+        which = " ".join(map(str, running))
+        fail(f"every broker of the cluster in {data_dir} that runs is paused: 'fencepost cluster resume {which}'")
     return cluster.bootstrap
 
 
