@@ -142,9 +142,11 @@ def main() -> Run | None:
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     server = _Server(int(sys.argv[1]))
+    gc.disable()  # an import leaves no garbage, and would be interrupted a hundred times to look for it
     for name in LOADED:
         importlib.import_module(name)
     gc.collect()
+    gc.enable()
     gc.freeze()  # a collection in one of the children would write to all of this, and so copy it
     return server.serve()
 

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -29,6 +30,8 @@ from fencepost_testing.failures import CommandFailed
 # Where the kernel's own start time is not known: the creation time moves with corrections of the wall clock.
 _CREATE_TIME_TOLERANCE_S = 2.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_STAT_STATE = 0
+_STOPPED = ("T", "t")
 _STAT_START_TIME = 19  # of the words behind the command's name in /proc/PID/stat (proc(5), field 22)
 _LOOKS_AT_A_NEW_PROCESS = 10
 _LOOK_AGAIN_S = 0.002
@@ -84,6 +87,13 @@ class ProcessRef:
         return self.find() is not None
 
     def paused(self) -> bool:
+        if self.started:  # one look at one file: this is asked often
+            words = _stat(self.pid)
+            return (
+                bool(words)
+                and words[_STAT_STATE] in _STOPPED
+                and f"{_boot_id()}:{words[_STAT_START_TIME]}" == self.started
+            )
         process = self.find()
         try:
             return process is not None and process.status() == psutil.STATUS_STOPPED
@@ -104,13 +114,25 @@ class ProcessRef:
 
 def start_time(pid: int) -> str:
     """When a process started, as `ProcessRef.started`; empty where the system does not say, or the process is gone."""
+    words = _stat(pid)
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-        boot_id = _BOOT_ID.read_text().strip()
+        return f"{_boot_id()}:{words[_STAT_START_TIME]}" if words else ""
     except OSError:
         return ""
-    words = stat.rpartition(")")[2].split()  # the name before it may hold anything
-    return f"{boot_id}:{words[_STAT_START_TIME]}"
+
+
+def _stat(pid: int) -> list[str]:
+    """The words of /proc/PID/stat behind the command's name; empty where there is no such process or file."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return []
+    return stat.rpartition(")")[2].split()  # the name before it may hold anything
+
+
+@cache
+def _boot_id() -> str:
+    return _BOOT_ID.read_text().strip()
 
 
 def import_path() -> str:
