@@ -67,7 +67,7 @@ class ForkServer:
                 env={**os.environ, "PYTHONPATH": import_path()},
             )
         self._unread = b""
-        self._ready = self._gone = False
+        self._ready = self._gone = self._closed = False
         self._asked = 0
         self._answers: dict[int, dict[str, Any]] = {}
         self._ended: dict[int, int] = {}
@@ -163,7 +163,8 @@ class ForkServer:
 
     def close(self) -> None:
         """End it, and whatever it has forked. In a fork of its owner it does nothing."""
-        if self.owner == os.getpid():
+        if self.owner == os.getpid() and not self._closed:
+            self._closed = True
             self._socket.close()
             self._process.communicate()
             self._gone = True
