@@ -32,6 +32,7 @@ class Hub:
         self._snapshot = snapshot
         self._changed = asyncio.Event()
         self._pages: dict[asyncio.Queue[str | None], None] = {}
+        self._closed = False
 
     def changed(self) -> None:
         """Something is to be told."""
@@ -48,6 +49,14 @@ class Hub:
             if patch:
                 self._send(message("patch", patch))
             await asyncio.sleep(SHARE * (time.monotonic() - began))
+
+    def close(self) -> None:
+        """End every page's stream, and begin none."""
+        self._closed = True
+        for queue in self._pages:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait("")
 
     def _send(self, text: str) -> None:
         for queue in self._pages:
@@ -68,13 +77,15 @@ class Hub:
         self._pages[queue] = None
         try:
             yield message("snapshot", self._snapshot())
-            while True:
+            while not self._closed:
                 try:
                     async with asyncio.timeout(PING_S):
                         text = await queue.get()
                 except TimeoutError:
                     yield ": ping\n\n"
                     continue
+                if self._closed:
+                    return
                 yield message("snapshot", self._snapshot()) if text is None else text
         finally:
             del self._pages[queue]

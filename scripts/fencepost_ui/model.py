@@ -208,4 +208,4 @@ class Model:
 
 
 def _listed(brokers: list[int]) -> str:
-    return ", ".join(map(str, brokers)) or "nobody"
+    return ", ".join(map(str, brokers)) or "none"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 import uvicorn
@@ -19,7 +21,7 @@ LOOPBACK: Final = "127.0.0.1"
 MAX_CONNECTIONS: Final = 64
 MAX_HEAD_BYTES: Final = 16 * 1024
 IDLE_S: Final = 5
-STOP_WITHIN_S: Final = 1  # pages hold their streams open
+STOP_WITHIN_S: Final = 5  # for requests under way
 TOKEN_BYTES: Final = 24
 
 
@@ -43,7 +45,8 @@ def listen(port: int) -> socket.socket:
 
 def run_page(directory: Path, bootstrap: str, sock: socket.socket, ready: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM. `ready` is given the page's URL."""
-    asyncio.run(serve(Page(directory, bootstrap), sock, ready))
+    with contextlib.suppress(KeyboardInterrupt):  # the server has ended in order, and hands the signal on
+        asyncio.run(serve(Page(directory, bootstrap), sock, ready))
 
 
 async def serve(page: Page, sock: socket.socket, ready: Callable[[str], None]) -> None:
@@ -64,18 +67,28 @@ async def serve(page: Page, sock: socket.socket, ready: Callable[[str], None]) -
         timeout_graceful_shutdown=STOP_WITHIN_S,
         proxy_headers=False,
     )
-    server = _Server(config, lambda: ready(f"http://{LOOPBACK}:{port}/"))
+    loop = asyncio.get_running_loop()
+    server = _Server(
+        config,
+        lambda: ready(f"http://{LOOPBACK}:{port}/"),
+        lambda: loop.call_soon_threadsafe(page.hub.close),
+    )
     await server.serve(sockets=[sock])
     if page.failure is not None:
         raise page.failure
 
 
 class _Server(uvicorn.Server):
-    """Says when it is ready."""
+    """Says when it is ready, and when it was asked to end: pages hold their streams open until then."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], ending: Callable[[], object]) -> None:
         super().__init__(config)
         self._ready = ready
+        self._ending = ending
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._ending()
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)

@@ -158,6 +158,18 @@ async def test_a_page_gets_a_snapshot_and_patches_and_one_that_does_not_read_a_n
 
 
 @asynchronous
+async def test_the_streams_of_pages_end_with_the_server() -> None:
+    hub = Hub(dict, dict)
+    page = hub.events()
+    await anext(page)
+    waiting = asyncio.ensure_future(anext(page))
+    await asyncio.sleep(0)
+    hub.close()
+    with pytest.raises(StopAsyncIteration):
+        await waiting
+
+
+@asynchronous
 async def test_there_is_a_bound_on_open_pages() -> None:
     hub = Hub(dict, dict)
     pages = [hub.events() for _ in range(MAX_PAGES)]

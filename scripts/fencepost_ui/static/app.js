@@ -153,10 +153,33 @@ function allNames() {
 const title = (node) => node === "controller" ? "Controller" : `Broker ${node}`;
 const listed = (brokers) => brokers.length ? brokers.join(", ") : "none";
 
-function leadsCount(broker) {
-  let count = 0;
-  for (const partition of state.partitions.values()) if (String(partition.leader) === broker) count++;
-  return count;
+// The card of a process. It is made once and changed in place: a button that is replaced under the pointer takes no click.
+const cards = new Map();
+function makeCard(name) {
+  const card = {state: element("span", {class: "state"}), told: element("span"), where: element("p")};
+  card.buttons = [0, 1, 2, 3].map(() => element("button", {type: "button", "data-target": name}));
+  card.root = element("div", {class: "node", "data-node": name, role: "group", "aria-label": title(name)},
+    element("h3", {}, title(name)), element("p", {}, card.state, card.told), card.where,
+    element("div", {class: "bar"}, ...card.buttons));
+  return card;
+}
+
+function setText(place, text) {
+  if (place.textContent !== text) place.textContent = text;
+}
+
+function setAction(button, name, action, label, enabled) {
+  button.disabled = !enabled;
+  if (button.dataset.action === action) return;
+  button.dataset.action = action;
+  button.textContent = label;
+  button.setAttribute("aria-label", `${label} ${title(name).toLowerCase()}`);
+}
+
+function countLed() {
+  const led = {};
+  for (const {leader} of state.partitions.values()) led[leader] = (led[leader] || 0) + 1;
+  return led;
 }
 
 const drawings = {
@@ -194,24 +217,25 @@ const drawings = {
   nodes() {
     const order = Object.keys(state.nodes).sort(collator.compare);
     order.sort((a, b) => (b === "controller") - (a === "controller"));
-    fill($("nodes"), order.map((name) => {
+    for (const name of [...cards.keys()]) {
+      if (!(name in state.nodes)) { cards.get(name).root.remove(); cards.delete(name); }
+    }
+    const led = countLed();
+    order.forEach((name, at) => {
       const node = state.nodes[name], down = node.state === "down", paused = node.state === "paused";
-      const button = (action, label, enabled) => element("button", {
-        type: "button", "data-action": action, "data-target": name, "data-focus": `${action}-${name}`,
-        "aria-label": `${label} ${title(name).toLowerCase()}`, disabled: !enabled,
-      }, label);
+      if (!cards.has(name)) cards.set(name, makeCard(name));
+      const card = cards.get(name), place = $("nodes");
+      if (place.children[at] !== card.root) place.insertBefore(card.root, place.children[at] || null);
+      card.root.dataset.state = node.state;
+      setText(card.state, node.state);
       const told = down ? "" : ` · ${node.memory_mb.toFixed(0)} MB · ${node.cpu_percent.toFixed(0)} % CPU`;
-      const leads = name === "controller" ? "" : ` · leads ${leadsCount(name)}`;
-      return element("div", {class: "node", "data-state": node.state, "data-node": name, role: "group", "aria-label": title(name)},
-        element("h3", {}, title(name)),
-        element("p", {}, element("span", {class: "state"}, node.state), `${told}${leads}`),
-        element("p", {}, node.address, down ? "" : ` · process ${node.pid}`),
-        element("div", {class: "bar"},
-          button("kill", "Kill", !down),
-          paused ? button("resume", "Resume", true) : button("pause", "Pause", !down),
-          down ? button("start", "Start", true) : button("restart", "Restart", !paused),
-          button("cut", "Cut", !down && state.hasFaults)));
-    }));
+      setText(card.told, told + (name === "controller" ? "" : ` · leads ${led[name] || 0}`));
+      setText(card.where, node.address + (down ? "" : ` · process ${node.pid}`));
+      setAction(card.buttons[0], name, "kill", "Kill", !down);
+      setAction(card.buttons[1], name, paused ? "resume" : "pause", paused ? "Resume" : "Pause", !down);
+      setAction(card.buttons[2], name, down ? "start" : "restart", down ? "Start" : "Restart", !paused);
+      setAction(card.buttons[3], name, "cut", "Cut", !down && state.hasFaults);
+    });
   },
 
   load() {
