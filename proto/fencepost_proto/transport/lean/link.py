@@ -264,6 +264,7 @@ class Link(asyncio.Protocol):
         self._context = copy_context()  # a call may be given up from anywhere, also by the garbage collector
         self._reader = frames.FrameReader()
         self._transport: asyncio.Transport | None = None
+        self._transport_gathers = False  # it writes at the end of a turn by itself, as uvloop's do
         self._queued: list[bytes] = []
         self._queued_bytes = 0
         self._flush_is_due = False
@@ -308,6 +309,7 @@ class Link(asyncio.Protocol):
         sock = transport.get_extra_info("socket")
         if sock is not None and _TCP_USER_TIMEOUT is not None:
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, int(KEEPALIVE_TIMEOUT_S * 1000))
+        self._transport_gathers = type(transport).__module__.startswith("uvloop")
         self._heard_at = self._loop.time()
         self._set_timer(HELLO_TIMEOUT_S)
         self.send(frames.hello(Hello(CALL_WINDOW_BYTES, CONNECTION_WINDOW_BYTES)))
@@ -425,6 +427,10 @@ class Link(asyncio.Protocol):
     def send(self, *pieces: bytes) -> None:
         """Queue whole frames; they are written at the end of this turn of the loop."""
         if self.over:
+            return
+        if self._transport_gathers:
+            assert self._transport is not None
+            self._transport.writelines(pieces)
             return
         self._queued += pieces
         if not self._flush_is_due:
