@@ -271,6 +271,69 @@ async def test_a_connection_that_does_not_greet_is_closed(monkeypatch: pytest.Mo
         assert await client.closed()
 
 
+@pytest.mark.parametrize("half_closes", [False, True])
+@asynchronous
+async def test_a_stream_that_ends_in_the_middle_of_a_frame_ends_its_calls_without_what_was_cut_off(
+    half_closes: bool,
+) -> None:
+    seen: list[object] = []
+
+    async def handler(requests: Any, context: Any) -> None:
+        try:
+            async for request in requests:
+                seen.append(request.broker_id)
+            seen.append("end")
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    async with serving(handler) as (lean, address), raw(address) as client:
+        whole = frames.frame(frames.MESSAGE, 1, replication_pb2.ReplicateRequest(broker_id=5).SerializeToString())
+        client.writer.write(frames.start(1, Start(REPLICATE, None, ())) + whole + whole[:-1])
+        await until(lambda: seen, "the whole message is read", holds=bool)
+        if half_closes:
+            client.writer.write_eof()
+        else:
+            client.writer.transport.abort()
+        await until(lambda: len(lean._running), "the handler has ended", holds=lambda count: count == 0)
+        assert seen == [5, "cancelled"]
+        assert lean._unread_bytes == 0
+
+
+@asynchronous
+async def test_a_stream_that_stalls_in_the_middle_of_a_frame_holds_up_no_one_else() -> None:
+    async with serving(echo) as (lean, address), LeanChannel(address) as channel, raw(address) as client:
+        client.writer.write(frames.start(1, Start(REPLICATE, None, ())))
+        client.writer.write(frames.header(frames.MESSAGE, 1, 1_000_000) + bytes(500_000))
+        call = replicate(channel)
+        for number in range(20):
+            await call.write(replication_pb2.ReplicateRequest(broker_id=number))
+            assert (await call.read()).pushes[0].base_offset == number
+        assert len(lean._links) == 2
+
+
+@asynchronous
+async def test_a_client_whose_server_vanishes_in_the_middle_of_an_answer_knows_only_that_it_is_gone() -> None:
+    async def half_an_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(len(frames.hello(Hello(1, 1))))
+        answer = replication_pb2.ReplicateResponse(pushes=[replication_pb2.PartitionPush(base_offset=1)])
+        whole = frames.frame(frames.MESSAGE, 1, answer.SerializeToString())
+        writer.write(frames.hello(Hello(100_000, 100_000)) + whole + whole[:-1])
+        await reader.read(1)  # the call has begun
+        await asyncio.sleep(0.05)
+        writer.transport.abort()
+
+    listening = await asyncio.start_server(half_an_answer, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    async with LeanChannel(f"127.0.0.1:{port}") as channel:
+        call = replicate(channel)
+        await call.write(replication_pb2.ReplicateRequest())
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
+        with pytest.raises(grpc.aio.AioRpcError, match="UNAVAILABLE"):
+            await call.read()
+    listening.close()
+
+
 @asynchronous
 async def test_a_peer_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "KEEPALIVE_S", 0.1)
