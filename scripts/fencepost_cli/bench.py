@@ -11,11 +11,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import psutil
 
 from fencepost import AdminClient, Consumer, Producer
+from fencepost.producing.config import ProducerOptions
+from fencepost_cli.small_batches import (
+    CLOSED_LOOP_PRODUCERS,
+    CLOSED_LOOP_S,
+    SMALL_BATCH_BYTES,
+    ClosedLoop,
+    read_all,
+    value_of,
+)
 from fencepost_testing.cluster_metadata import read_log_dirs
 from fencepost_testing.failover import AckWatch, kill_leader
 from fencepost_testing.failures import CommandFailed
@@ -49,6 +58,13 @@ class BenchResult:
     mb_per_s_1kb: float = 0.0
     latency_ms_p50: float = 0.0
     latency_ms_p99: float = 0.0
+    closed_loop_acks_per_s: dict[str, float] = field(default_factory=dict)  # by number of producers
+    closed_loop_p50_ms: dict[str, float] = field(default_factory=dict)
+    cpu_ms_per_ack: float = 0.0  # all brokers together, with the most producers
+    client_cpu_ms_per_ack: float = 0.0
+    records_per_s_16kb_batches: float = 0.0
+    mb_per_s_1kb_16kb_batches: float = 0.0
+    read_records_per_s: float = 0.0
     unavailable_ms: list[float] = field(default_factory=list)
     broker_rss_mb: list[float] = field(default_factory=list)  # after the throughput runs
     controller_rss_mb: float = 0.0
@@ -59,7 +75,9 @@ class BenchResult:
 
 
 def rounded(value: Any) -> Any:
-    return [rounded(item) for item in value] if isinstance(value, list) else round(value, 2)
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else round(value, 3)
 
 
 class Bench:
@@ -87,6 +105,7 @@ class Bench:
             self._memory(cluster)
             self._tell(f"latency at {RATE:g} records/s, {LATENCY_S:g} s")
             await self._latency(cluster, admin)
+            await self._small_batches(cluster, admin)
             self._tell(f"unavailability over {FAILOVERS} kills of a leader")
             await self._failovers(cluster, admin)
         return result
@@ -104,13 +123,34 @@ class Bench:
             min_insync_replicas=MIN_INSYNC_REPLICAS,
         )
 
-    async def _throughput(self, cluster: AsyncLocalCluster, admin: AdminClient, record_bytes: int) -> float:
+    async def _small_batches(self, cluster: AsyncLocalCluster, admin: AdminClient) -> None:
+        result = self.result
+        self._tell(f"reading the records of {RECORD_BYTES} B")
+        result.read_records_per_s = await read_all(cluster.bootstrap, f"throughput-{RECORD_BYTES}")
+        self._tell(f"throughput with batches of 16 KB, {THROUGHPUT_S:g} s for each size of records")
+        small = SMALL_BATCH_BYTES
+        result.records_per_s_16kb_batches = await self._throughput(cluster, admin, RECORD_BYTES, batch_size=small)
+        large_records = await self._throughput(cluster, admin, LARGE_RECORD_BYTES, batch_size=small)
+        result.mb_per_s_1kb_16kb_batches = large_records * LARGE_RECORD_BYTES / _MEGABYTE
+        await self._topic(admin, "closed-loop")
+        pids = [cluster.pid(broker) for broker in cluster.broker_ids]
+        for producers in CLOSED_LOOP_PRODUCERS:
+            self._tell(f"closed loop of {producers}, each with one record on its way")
+            loop = ClosedLoop(cluster.bootstrap, "closed-loop", value_of(RECORD_BYTES), pids)
+            measured = await loop.measure(producers, CLOSED_LOOP_S)
+            result.closed_loop_acks_per_s[str(producers)] = measured.acks_per_s
+            result.closed_loop_p50_ms[str(producers)] = measured.p50_ms
+            result.cpu_ms_per_ack = measured.brokers_cpu_ms_per_ack
+            result.client_cpu_ms_per_ack = measured.client_cpu_ms_per_ack
+
+    async def _throughput(
+        self, cluster: AsyncLocalCluster, admin: AdminClient, record_bytes: int, **settings: Unpack[ProducerOptions]
+    ) -> float:
         """Acknowledged records a second, after a warm-up, up to the last acknowledgement."""
-        topic = f"throughput-{record_bytes}"
+        topic = "-".join(["throughput", str(record_bytes), *settings])
         await self._topic(admin, topic)
-        value = bytes(range(97, 123)) * (record_bytes // 26 + 1)
-        value = value[:record_bytes]
-        async with Producer(cluster.bootstrap) as producer:
+        value = value_of(record_bytes)
+        async with Producer(cluster.bootstrap, **settings) as producer:
             await self._send_for(producer, topic, value, WARM_UP_S)
             warm, started = producer.stats.records_acked, time.monotonic()
             await self._send_for(producer, topic, value, THROUGHPUT_S)

@@ -8,24 +8,39 @@ from pathlib import Path
 
 import pytest
 
-from fencepost_cli import bench, scale
+from fencepost_cli import bench, scale, small_batches
 from fencepost_cli.bench import Bench, measure_recovery
 from fencepost_cli.scale import Scale, ScaleResult
 from fencepost_cli.scale_plot import draw
 from tests.asynchronous import asynchronous
+
+SMALL = ("records_per_s_16kb_batches", "mb_per_s_1kb_16kb_batches", "read_records_per_s")
 
 
 @asynchronous
 async def test_every_figure_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"WARM_UP_S": 0.2, "THROUGHPUT_S": 0.5, "LATENCY_S": 0.5, "FAILOVERS": 2}.items():
         monkeypatch.setattr(bench, name, value)
+    monkeypatch.setattr(bench, "CLOSED_LOOP_S", 0.2)
+    monkeypatch.setattr(small_batches, "CLOSED_LOOP_WARM_UP_S", 0.1)
 
     told = json.loads(json.dumps((await Bench(tmp_path / "bench", lambda _: None).run()).to_json()))
-    single = ("first_ack_s", "records_per_s_100b", "mb_per_s_1kb", "latency_ms_p50", "latency_ms_p99")
+    single = (
+        "first_ack_s",
+        "records_per_s_100b",
+        "mb_per_s_1kb",
+        "latency_ms_p50",
+        "latency_ms_p99",
+        "cpu_ms_per_ack",
+        *SMALL,
+    )
     for field in single:
         assert math.isfinite(told[field]), told
         assert told[field] > 0, told
     assert told["latency_ms_p50"] <= told["latency_ms_p99"]
+    for by_producers in (told["closed_loop_acks_per_s"], told["closed_loop_p50_ms"]):
+        assert list(by_producers) == ["1", "8", "64"]
+        assert all(value > 0 for value in by_producers.values())
     assert len(told["unavailable_ms"]) == 2
     assert len(told["broker_rss_mb"]) == 3
     assert all(value > 0 for value in (*told["unavailable_ms"], *told["broker_rss_mb"]))

@@ -31,6 +31,7 @@ class Peer(StrEnum):
     KAFKA = "kafka"
 
 
+_CLOSED_LOOP_GOALS = {"1": "≥ 2,500 acks/s, ≤ 0.35 ms", "8": "", "64": "≥ 6,000 acks/s"}
 SCALES = [300, 1_000, 3_000, 10_000]  # partitions
 
 
@@ -237,6 +238,21 @@ def _show(result: BenchResult, out: Console) -> None:
     table.add_row("", f"{result.records_per_s_1kb:,.0f} records/s", "")
     table.add_row("latency at 500 records/s, p50", f"{result.latency_ms_p50:.2f} ms", "≤ 2.5 ms")
     table.add_row("latency at 500 records/s, p99", f"{result.latency_ms_p99:.2f} ms", "≤ 15 ms")
+    for producers, acks_per_s in result.closed_loop_acks_per_s.items():
+        what = "1 producer" if producers == "1" else f"{producers} producers"
+        p50 = f"p50 {result.closed_loop_p50_ms[producers]:.2f} ms"
+        table.add_row(
+            f"{what}, one record on its way each", f"{acks_per_s:,.0f} acks/s, {p50}", _CLOSED_LOOP_GOALS[producers]
+        )
+    cpu = f"{result.cpu_ms_per_ack:.2f}, {result.client_cpu_ms_per_ack:.2f} ms"
+    table.add_row("CPU of an acknowledgement, all brokers; client", cpu, "≤ 0.20 ms")
+    table.add_row(
+        "throughput, 16 KB batches of 100 B",
+        f"{result.records_per_s_16kb_batches:,.0f} records/s",
+        "≥ 350,000 records/s",
+    )
+    table.add_row("throughput, 16 KB batches of 1 KB", f"{result.mb_per_s_1kb_16kb_batches:.1f} MB/s", "")
+    table.add_row("one consumer reads 100 B records", f"{result.read_records_per_s:,.0f} records/s", "")
     table.add_row("unavailable after kill -9", f"{list_of(result.unavailable_ms)} ms", "≤ 500 ms each")
     table.add_row("cluster up to first acknowledged write", f"{result.first_ack_s:.2f} s", "≤ 2.5 s")
     table.add_row("brokers' resident memory after throughput", f"{list_of(result.broker_rss_mb)} MB", "≤ 120 MB")
