@@ -20,6 +20,7 @@ from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.metadata import MetadataImage, PartitionKey
 from fencepost_proto.protocol.v1 import common_pb2, controller_pb2, controller_pb2_grpc
 from fencepost_proto.runtime.host import Host
+from fencepost_proto.transport.carriers import CarrierWire
 from fencepost_proto.transport.wire import GrpcWire, RunningServer, incarnation_service, serve
 from fencepost_testing.waiting import until
 from tests import asynchronous
@@ -97,7 +98,7 @@ class FakeBroker:
 
     async def start(self) -> FakeBroker:
         """Listen, and answer the controller's probe as this incarnation."""
-        self._server = await serve(GrpcWire(), "127.0.0.1:0", [], lambda server: None)
+        self._server = await serve(CarrierWire(), "127.0.0.1:0", [], lambda server: None)
         await self._server.health.set(incarnation_service(self.incarnation), health_pb2.HealthCheckResponse.SERVING)
         self.address = self._server.address
         return self

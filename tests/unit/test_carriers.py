@@ -140,6 +140,20 @@ async def test_bytes_of_neither_carrier_are_grpcs_to_judge_and_silence_is_closed
 
 
 @asynchronous
+async def test_connections_that_say_nothing_keep_no_one_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_port, "MAX_UNDECIDED", 3)
+    async with serving(CarrierWire()) as (running, _):
+        host, _, port = running.address.rpartition(":")
+        silent = [await asyncio.open_connection(host, int(port)) for _ in range(5)]
+        for wire in (CarrierWire("lean"), GrpcWire()):
+            async with wire.connect(running.address) as channel:
+                await carrier_of(channel)
+        assert await silent[0][0].read() == b""  # the oldest has made room
+        for _, writer in silent:
+            writer.close()
+
+
+@asynchronous
 async def test_an_occupied_port_is_named() -> None:
     async with serving(CarrierWire()) as (running, _):
         with pytest.raises(OSError, match=f"cannot listen on {running.address}"):

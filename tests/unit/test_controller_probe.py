@@ -18,6 +18,7 @@ import grpc
 import pytest
 
 from fencepost_controller.probe import ProbeVerdict, probe
+from fencepost_proto.transport.carriers import Carrier, CarrierWire
 from fencepost_proto.transport.wire import GrpcWire, connection_refused
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
@@ -27,10 +28,11 @@ LIFE = "life 1"
 BROKER = """
 import asyncio, sys
 from grpc_health.v1.health_pb2 import HealthCheckResponse
-from fencepost_proto.transport.wire import GrpcWire, incarnation_service, serve
+from fencepost_proto.transport.carriers import CarrierWire
+from fencepost_proto.transport.wire import incarnation_service, serve
 
 async def broker():
-    server = await serve(GrpcWire(), "127.0.0.1:0", [], lambda server: None)
+    server = await serve(CarrierWire(sys.argv[2]), "127.0.0.1:0", [], lambda server: None)
     await server.health.set(incarnation_service(sys.argv[1]), HealthCheckResponse.SERVING)
     print(server.address, flush=True)
     await asyncio.Event().wait()
@@ -39,14 +41,22 @@ asyncio.run(broker())
 """
 
 
+carrier: Carrier = "grpc"  # that the test runs on
+
+
+@pytest.fixture(params=["grpc", "lean"], autouse=True)
+def on_each_carrier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "carrier", request.param)
+
+
 async def asked(address: str) -> ProbeVerdict:
-    return await probe(GrpcWire(), address, LIFE)
+    return await probe(CarrierWire(carrier), address, LIFE)
 
 
 @contextmanager
 def process() -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A process that answers the probe, and its address."""
-    with subprocess.Popen([sys.executable, "-c", BROKER, LIFE], stdout=subprocess.PIPE, text=True) as popen:
+    with subprocess.Popen([sys.executable, "-c", BROKER, LIFE, carrier], stdout=subprocess.PIPE, text=True) as popen:
         try:
             assert popen.stdout is not None
             yield popen, popen.stdout.readline().strip()

@@ -10,7 +10,8 @@ import grpc
 import pytest
 
 from fencepost_proto.protocol.v1 import broker_pb2
-from fencepost_proto.transport.wire import GrpcWire, serve
+from fencepost_proto.transport.carriers import CarrierWire
+from fencepost_proto.transport.wire import GrpcWire, Wire, serve
 from tests.unit.fake_controller import run
 
 BAD = b"\x0a\xff\xff\xff"  # a string longer than the message
@@ -71,11 +72,14 @@ async def call(channel: Any, kind: str, *requests: bytes) -> list[bytes]:
             return [response async for response in channel.stream_stream(path)(sent())]
 
 
+@pytest.mark.parametrize("wire", [GrpcWire(), CarrierWire("lean")], ids=["grpc", "lean"])
 @pytest.mark.parametrize("kind", ["UnaryUnary", "UnaryStream", "StreamUnary", "StreamStream", "StreamWrite"])
-def test_what_is_no_message_is_refused_and_the_connection_goes_on(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_no_message_is_refused_and_the_connection_goes_on(
+    wire: Wire, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async def test() -> None:
-        running = await serve(GrpcWire(), "127.0.0.1:0", [], add_methods)
-        async with GrpcWire().connect(running.address) as channel:
+        running = await serve(wire, "127.0.0.1:0", [], add_methods)
+        async with wire.connect(running.address) as channel:
             assert await call(channel, kind, GOOD) == [GOOD]
             for requests in ((BAD,), (GOOD, BAD)):
                 with pytest.raises(grpc.aio.AioRpcError, match="INVALID_REQUEST") as caught:

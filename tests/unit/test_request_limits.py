@@ -30,7 +30,8 @@ from fencepost_proto.protocol.v1 import (
     groups_pb2,
     replication_pb2,
 )
-from fencepost_proto.transport.wire import GrpcWire, serve
+from fencepost_proto.transport.carriers import CarrierWire
+from fencepost_proto.transport.wire import GrpcWire, Wire, serve
 from tests.asynchronous import asynchronous
 
 FILES = (broker_pb2, controller_pb2, groups_pb2, replication_pb2)
@@ -225,13 +226,14 @@ class Services(broker_pb2_grpc.BrokerServicer):
             await context.write(broker_pb2.FetchResponse())
 
 
+@pytest.mark.parametrize("wire", [GrpcWire(), CarrierWire("lean")], ids=["grpc", "lean"])
 @asynchronous
-async def test_at_the_edge_a_refusal_is_the_answer_and_the_connection_goes_on() -> None:
+async def test_at_the_edge_a_refusal_is_the_answer_and_the_connection_goes_on(wire: Wire) -> None:
     services = Services()  # type: ignore[abstract]  # the other methods are not asked
     running = await serve(
-        GrpcWire(), "127.0.0.1:0", [], lambda server: broker_pb2_grpc.add_BrokerServicer_to_server(services, server)
+        wire, "127.0.0.1:0", [], lambda server: broker_pb2_grpc.add_BrokerServicer_to_server(services, server)
     )
-    async with GrpcWire().connect(running.address) as channel:
+    async with wire.connect(running.address) as channel:
         stub: broker_pb2_grpc.BrokerAsyncStub = broker_pb2_grpc.BrokerStub(channel)
         answer = await stub.InitProducerId(broker_pb2.InitProducerIdRequest(name="a\nb"))
         assert answer.error.code == ErrorCode.INVALID_REQUEST  # in the answer, where there is a place for it

@@ -8,8 +8,8 @@ before.
 
 gRPC's side sees the relay as its peer. `real_peer` says who that is.
 
-Bounds: MAX_RELAYED connections; FIRST_BYTE_WITHIN_S for the first byte; what one side has sent and the other has not
-taken is at most what one read brings and RELAY_BUFFER_BYTES: beyond it nothing is read.
+Bounds: MAX_RELAYED connections; MAX_UNDECIDED that have said nothing, and FIRST_BYTE_WITHIN_S for the first byte; what one
+side has sent and the other has not taken is at most what one read brings and RELAY_BUFFER_BYTES: beyond it nothing is read.
 """
 
 from __future__ import annotations
@@ -69,12 +69,11 @@ class SharedPort:
 
     # ---- For connections ----
 
-    def undecided(self, connection: _FirstByte) -> bool:
-        """A connection that has said nothing yet. False: there are too many."""
+    def undecided(self, connection: _FirstByte) -> None:
+        """A connection that has said nothing yet. If there are too many, the one that has been silent for longest goes."""
         if len(self._undecided) >= MAX_UNDECIDED:
-            return False
+            next(iter(self._undecided)).abort()
         self._undecided[connection] = None
-        return True
 
     def decided(self, connection: _FirstByte) -> None:
         self._undecided.pop(connection, None)
@@ -115,9 +114,7 @@ class _FirstByte(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        if not self._port.undecided(self):
-            self._transport.abort()
-            return
+        self._port.undecided(self)
         self._timer = asyncio.get_running_loop().call_later(FIRST_BYTE_WITHIN_S, self.abort)
 
     def data_received(self, data: bytes) -> None:

@@ -430,7 +430,8 @@ class Link(asyncio.Protocol):
             return
         if self._transport_gathers:
             assert self._transport is not None
-            self._transport.writelines(pieces)
+            if not self._transport.is_closing():  # broken, and `connection_lost` is to come
+                self._transport.writelines(pieces)
             return
         self._queued += pieces
         if not self._flush_is_due:
