@@ -80,16 +80,21 @@ async def test_grpc_has_health_reflection_and_a_peers_real_name_through_the_port
 
 
 @asynchronous
-async def test_a_peer_that_speaks_grpc_only_is_called_by_grpc_after_a_first_refusal() -> None:
+async def test_a_peer_that_speaks_grpc_only_is_called_by_grpc() -> None:
     async with serving(GrpcWire()) as (running, _):
         wire = CarrierWire()
         async with wire.connect(running.address) as channel, wire.connect(running.address) as other:
-            with pytest.raises(grpc.aio.AioRpcError, match="does not speak the lean protocol") as raised:
-                await carrier_of(channel)
-            assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
-            assert not connection_refused(raised.value)
             assert await carrier_of(channel) == "ipv4"
             assert await carrier_of(other) == "ipv4"  # what is known of the address
+        async with CarrierWire().connect(running.address) as channel:
+            stream: Any = broker_pb2_grpc.BrokerStub
+            with pytest.raises(grpc.aio.AioRpcError, match="does not speak the lean protocol") as raised:
+                await stream(channel).Fetch().read()
+            assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert not connection_refused(raised.value)
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await stream(channel).Fetch().read()
+            assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED  # by gRPC
         async with CarrierWire("lean").connect(running.address) as lean:
             for _ in range(2):
                 with pytest.raises(grpc.aio.AioRpcError, match="UNAVAILABLE"):

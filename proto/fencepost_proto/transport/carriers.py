@@ -5,21 +5,22 @@
 - `auto`, the default: serve both; call by lean, and by gRPC where the peer has answered in another protocol. Such a
   peer is remembered; from time to time, and by no call's delay, it is asked again.
 
-The first calls to a peer that turns out to speak gRPC only end with UNAVAILABLE, as if it could not be reached: nothing
-of them was sent, and their callers try again.
+Of a peer that turns out to speak gRPC only, the first unary calls go on by gRPC, since nothing of them was sent; the first
+streams end with UNAVAILABLE, as if it could not be reached, and their callers try again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Literal, cast
 
 import grpc
 
 from fencepost_proto.protocol.errors import InvalidConfig
-from fencepost_proto.transport.lean.client import LeanChannel
+from fencepost_proto.transport.lean.client import Call, LeanChannel
 from fencepost_proto.transport.lean.server import LeanServer
 from fencepost_proto.transport.shared_port import SharedPort
 from fencepost_proto.transport.wire import GrpcWire, Wire
@@ -143,9 +144,15 @@ class _AutoChannel:
         by_grpc: Callable[..., Any] | None = None
 
         def begin(*request: Any, **call_options: Any) -> Any:
+            if self._takes_grpc():
+                return begin_by_grpc(*request, **call_options)
+            call = by_lean(*request, **call_options)
+            if shape != "unary_unary":
+                return call
+            return _UnaryCall(call, self._takes_grpc, partial(begin_by_grpc, *request, **call_options))
+
+        def begin_by_grpc(*request: Any, **call_options: Any) -> Any:
             nonlocal by_grpc
-            if not self._takes_grpc():
-                return by_lean(*request, **call_options)
             if by_grpc is None:
                 if self._grpc is None:
                     self._grpc = self._wire.connect(self._address)
@@ -177,3 +184,27 @@ class _AutoChannel:
         await self._lean.close(grace)
         if self._grpc is not None:
             await self._grpc.close(grace)
+
+
+class _UnaryCall:
+    """A call by the lean carrier, which becomes one by gRPC where it finds out that the peer speaks nothing else."""
+
+    def __init__(self, call: Call[Any, Any], takes_grpc: Callable[[], bool], begin_by_grpc: Callable[[], Any]) -> None:
+        self._call: Any = call
+        self._takes_grpc = takes_grpc
+        self._begin_by_grpc = begin_by_grpc
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._response().__await__()
+
+    async def _response(self) -> Any:
+        try:
+            return await self._call
+        except grpc.aio.AioRpcError:
+            if self._call.has_begun or not self._takes_grpc():
+                raise
+        self._call = self._begin_by_grpc()
+        return await self._call

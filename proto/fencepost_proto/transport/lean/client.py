@@ -210,6 +210,11 @@ class Call(Generic[Request, Response]):
     def done(self) -> bool:
         return self._end.status is not None
 
+    @property
+    def has_begun(self) -> bool:
+        """Something of it may have been sent."""
+        return self._end.link is not None
+
     def cancelled(self) -> bool:
         status = self._end.status
         return status is not None and status.code is grpc.StatusCode.CANCELLED
