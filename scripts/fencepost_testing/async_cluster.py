@@ -89,6 +89,7 @@ class AsyncLocalCluster(ClusterFolder):
         started = [member for member in members if not member.running()]
         try:
             if server := next(filter(None, map(self._fork_server, started)), None):
+                await asyncio.to_thread(topic_control.prepare_requests)
                 await asyncio.to_thread(server.wait_ready)
             for member in started:
                 await member.wait_gone()

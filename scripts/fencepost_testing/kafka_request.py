@@ -24,6 +24,15 @@ class NoAnswer(CommandFailed):
     """The broker does not answer: it does not run, hangs, or closes the connection."""
 
 
+def prepare(*requests: object) -> None:
+    """Compile what writes these requests and reads their answers, which the first of each would wait for."""
+    for request in requests:
+        api = _KEYS[type(request)]
+        encode_request(api.key, api.max_version, 1, CLIENT_ID, request)
+        with contextlib.suppress(MalformedFrame):  # no bytes are no answer; but it has its reader then
+            decode_response(api.key, api.max_version, memoryview(b""))
+
+
 async def ask_broker(address: str, request: object, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
     """The answer, of the class that `fencepost_proto.kafka.apis` names. Raises NoAnswer."""
     api = _KEYS[type(request)]

@@ -17,6 +17,7 @@ from typing import Any
 from fencepost_proto.kafka.messages.create_topics import CreatableTopic, CreatableTopicConfig, CreateTopicsRequest
 from fencepost_proto.kafka.messages.delete_groups import DeleteGroupsRequest
 from fencepost_proto.kafka.messages.delete_topics import DeleteTopicsRequest, DeleteTopicState
+from fencepost_proto.kafka.messages.describe_cluster import DescribeClusterRequest
 from fencepost_proto.kafka.messages.describe_producers import DescribeProducersRequest
 from fencepost_proto.kafka.messages.describe_producers import TopicRequest as ProducersOfTopic
 from fencepost_proto.kafka.messages.describe_topic_partitions import (
@@ -28,7 +29,7 @@ from fencepost_proto.kafka.messages.list_groups import ListGroupsRequest
 from fencepost_proto.kafka.messages.list_offsets import ListOffsetsPartition, ListOffsetsRequest, ListOffsetsTopic
 from fencepost_proto.protocol.errors import ErrorCode
 from fencepost_testing.cluster_folder import ClusterFolder
-from fencepost_testing.kafka_request import NoAnswer, ask_broker
+from fencepost_testing.kafka_request import NoAnswer, ask_broker, prepare
 from fencepost_testing.member import ClusterError, Node, name_of
 from fencepost_testing.waiting import NotInTime, until
 
@@ -75,6 +76,11 @@ class ProducerState:
 
 def new_topic_name(prefix: str = "topic") -> str:
     return f"{prefix}-{secrets.token_hex(4)}"
+
+
+def prepare_requests() -> None:
+    """Do what the first requests of a cluster's life need, while its processes start."""
+    prepare(CreateTopicsRequest(), DescribeTopicPartitionsRequest(), DescribeClusterRequest())
 
 
 # ---- Looking ----

@@ -12,6 +12,7 @@ from fencepost_cli import bench, scale, small_batches
 from fencepost_cli.bench import Bench, measure_recovery
 from fencepost_cli.scale import Scale, ScaleResult
 from fencepost_cli.scale_plot import draw
+from fencepost_cli.testing_bench import measure_testing
 from tests.asynchronous import asynchronous
 
 SMALL = ("records_per_s_16kb_batches", "mb_per_s_1kb_16kb_batches", "read_records_per_s")
@@ -44,6 +45,14 @@ async def test_every_figure_is_measured(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(told["unavailable_ms"]) == 2
     assert len(told["broker_rss_mb"]) == 3
     assert all(value > 0 for value in (*told["unavailable_ms"], *told["broker_rss_mb"]))
+
+
+def test_the_testing_kit_is_measured() -> None:
+    figures = measure_testing(lambda _: None, first_uses=1, turns=1, kills=1)
+    assert [figure.unit for figure in figures] == ["s", "ms", "ms", "ms", "MB"]
+    for figure in figures:
+        assert len(figure.values) == 1
+        assert 0 < figure.values[0] < 100 * figure.goal, str(figure)
 
 
 @asynchronous
