@@ -43,7 +43,7 @@ def serve_tests(
     try:
         from fencepost_testing.control.server import ControlServer
     except ModuleNotFoundError as error:
-        fail(f"serve-tests needs {error.name}: pip install 'fencepost[http]'")
+        fail(f"serve-tests needs {error.name}: pip install 'fencepost[cli]'")
     from fencepost_testing.async_cluster import AsyncLocalCluster
 
     async def main() -> int:
