@@ -269,8 +269,8 @@ def test_commands_set_show_and_remove_faults(cluster: LocalCluster) -> None:
         return result.output
 
     first = json.loads(run("drop-answers", "--api", "Produce", "--topic", topic, "--times", "1", "--json"))
-    run("cut", f"leader:{topic}-0", "controller", "--one-way")
     send(cluster, topic)
+    run("cut", f"leader:{topic}-0", "controller", "--one-way")
     listed = json.loads(run("list", "--json"))
     assert [(fault["fault"].partition(" ")[0], fault["fired"]) for fault in listed[:1]] == [("drop-answers", 1)]
     assert len(listed) == 2
