@@ -18,6 +18,7 @@ from fencepost_proto.protocol.errors import ErrorCode
 from fencepost_proto.protocol.v1 import common_pb2
 from fencepost_proto.protocol.v1 import replication_pb2 as pb
 from fencepost_proto.runtime.host import Host
+from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
 from tests.unit.batches import batch
 from tests.unit.replicas import following, open_replica
@@ -236,3 +237,28 @@ async def test_with_flush_always_a_replica_subscribes_once_its_log_is_synced(mon
         link.follow(replica, Following(2, 5))
     assert await subscribes(link) == [0, 1], "2 follows no more"
     assert synced == [1]
+
+
+@asynchronous
+async def test_with_flush_always_one_sync_is_for_all_that_was_stored_meanwhile() -> None:
+    link = Link(follower())
+    replica: Any = link.replica
+    replica.topic = replace(replica.topic, config=replace(replica.topic.config, flush_always=True))
+    may_sync, syncs = asyncio.Event(), []
+
+    async def on_disk(work: Any) -> int:
+        syncs.append(replica.log.log_end_offset)
+        await may_sync.wait()
+        return syncs[-1]
+
+    replica.on_disk = on_disk
+    await link.subscription()
+    task = asyncio.create_task(link.link._sync_stored())
+    for offset in range(10, 15):
+        await pushed(link.link, 0, base_offset=offset, records=batch(1, base_offset=offset, leader_epoch=4))
+        await asyncio.sleep(0)
+    assert (replica.log.log_end_offset, syncs, link.link._to_ack) == (15, [11], {}), "stored while the first is synced"
+    may_sync.set()
+    await until(lambda: link.link._to_ack == {("T", 0): 15}, "everything acknowledged")
+    assert syncs == [11, 15]
+    task.cancel()

@@ -77,6 +77,8 @@ class FollowerLink:
         self._to_unsubscribe: list[PartitionKey] = []
         self._catching_up: dict[PartitionKey, float] = {}  # admitted, and when; oldest first
         self._to_ack: dict[PartitionKey, int] = {}  # the end offset to acknowledge, to its current subscription
+        self._unsynced: dict[_Followed, int] = {}  # with flush=always, stored and not acknowledged: the subscription
+        self._has_unsynced = Signal()
         self._wake = Signal()
         self._call: grpc.aio.StreamStreamCall[pb.ReplicateRequest, pb.ReplicateResponse] | None = None
         self.address = ""
@@ -134,9 +136,12 @@ class FollowerLink:
         self._to_unsubscribe.clear()
         self._to_ack.clear()
         self._catching_up.clear()
+        self._unsynced.clear()
         for followed in self._followed.values():
             self._wants_to_subscribe(followed.replica)
-        writer = asyncio.create_task(self._write(call))
+        tasks = [asyncio.create_task(self._write(call)), asyncio.create_task(self._sync_stored())]
+        for task in tasks:  # where one fails the stream is over
+            task.add_done_callback(lambda done: done.cancelled() or done.exception() is None or call.cancel())
         answered = False
         try:
             with own_cancellation_only():
@@ -152,11 +157,13 @@ class FollowerLink:
             if answered:
                 self.lost_at = asyncio.get_running_loop().time()
                 self.on_lost()
-            writer.cancel()
-            await asyncio.wait([writer])
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             await channel.close()
-        if not writer.cancelled() and (error := writer.exception()) is not None and not isinstance(error, _WRITE_ENDS):
-            raise error
+        for task in tasks:
+            if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, _WRITE_ENDS):
+                raise error
         return answered
 
     async def _write(self, call: grpc.aio.StreamStreamCall[pb.ReplicateRequest, pb.ReplicateResponse]) -> None:
@@ -296,7 +303,8 @@ class FollowerLink:
                     stored.append(followed)
         for followed in stored:
             if followed.replica.topic.config.flush_always:
-                await self._acknowledge_synced(followed)
+                self._unsynced[followed] = followed.subscription
+                self._has_unsynced.set()
             else:
                 self._acknowledge(followed, followed.subscription, followed.replica.log.log_end_offset)
 
@@ -350,14 +358,19 @@ class FollowerLink:
             )
         return cut
 
-    async def _acknowledge_synced(self, followed: _Followed) -> None:
-        """With flush=always only what is synced is acknowledged."""
-        replica, subscription = followed.replica, followed.subscription
-        try:
-            end_offset = await replica.on_disk(replica.log.sync)
-        except errors.StorageError:
-            return
-        self._acknowledge(followed, subscription, end_offset)
+    async def _sync_stored(self) -> None:
+        """With flush=always only what is synced is acknowledged. While a log is synced more is stored, and the next sync is
+        for all of it: else each message would wait for a sync of its own, and a follower that is behind would stay so."""
+        while True:
+            await self._has_unsynced.wait()
+            while self._unsynced:
+                followed = next(iter(self._unsynced))
+                subscription = self._unsynced.pop(followed)
+                try:
+                    end_offset = await followed.replica.on_disk(followed.replica.log.sync)
+                except errors.StorageError:
+                    continue
+                self._acknowledge(followed, subscription, end_offset)
 
     def _acknowledge(self, followed: _Followed, subscription: int, end_offset: int) -> None:
         key = followed.replica.key
