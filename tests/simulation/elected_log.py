@@ -82,11 +82,15 @@ class Past:
             known = committed[: index_of(committed, view.start_offset)]
         return known
 
-    def unseen_and_gone(self, held: list[Batch], epoch: int) -> list[Batch]:
+    def unseen_and_gone(self, held: list[Batch], epoch: int, *, append_time: bool) -> list[Batch]:
         """Of what leaders of before `epoch` acknowledged unseen: what is not in the log that is the truth from now on, and
-        is unseen no more."""
-        kept = {_identity(batch) for batch in held}
-        gone = [batch for batch in self.unseen if batch.leader_epoch < epoch and _identity(batch) not in kept]
+        is unseen no more. `append_time`: leaders have written their own time into batches, and so other CRCs."""
+
+        def identity(batch: Batch) -> tuple[int, ...]:
+            return _identity(batch._replace(crc=0) if append_time else batch)
+
+        kept = {identity(batch) for batch in held}
+        gone = [batch for batch in self.unseen if batch.leader_epoch < epoch and identity(batch) not in kept]
         for batch in gone:
             del self.unseen[batch]
         return gone

@@ -178,7 +178,9 @@ class LogJudge:
         held = [*below, *(batch for batch in view.batches if batch.leader_epoch < epoch)]
         parts = common(record.committed, held)
         gone = record.committed[parts:]
-        gone += [batch for batch in past.unseen_and_gone(held, epoch) if batch not in gone]
+        gone += [
+            batch for batch in past.unseen_and_gone(held, epoch, append_time=record.append_time) if batch not in gone
+        ]
         kept_end = past.shown.pop(broker_id, -1)
         for batch in gone:
             if broker_id not in past.estranged and batch.base_offset < kept_end:
