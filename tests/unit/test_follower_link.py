@@ -244,7 +244,8 @@ async def test_with_flush_always_one_sync_is_for_all_that_was_stored_meanwhile()
     link = Link(follower())
     replica: Any = link.replica
     replica.topic = replace(replica.topic, config=replace(replica.topic.config, flush_always=True))
-    may_sync, syncs = asyncio.Event(), []
+    may_sync = asyncio.Event()
+    syncs: list[int] = []
 
     async def on_disk(work: Any) -> int:
         syncs.append(replica.log.log_end_offset)
