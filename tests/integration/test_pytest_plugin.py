@@ -133,7 +133,7 @@ def test_what_goes_wrong_in_a_cluster_fails_the_test_that_saw_it_and_is_reported
             "*fencepost timeline*",
             "* fault posted: *Produce*",
             "* broker 1 killed",
-            "*fencepost log of broker 1*",
+            "*fencepost log of controller*",
             "*FAILED *test_dies*",
         ]
     )
