@@ -34,6 +34,7 @@ class LogJudge:
         self.records: dict[PartitionKey, PartitionRecord] = {}
         self.counts: dict[str, int] = {}
         self.lost_tail: dict[int, None] = {}  # brokers whose machines have lost power, until they register with that
+        self.told_lost_tail: dict[int, int] = {}  # broker -> metadata version of its last such registration
         self.damaged: dict[tuple[int, PartitionKey], None] = {}  # where recovery is to find out
         self.deleted: dict[PartitionKey, int] = {}  # partitions that were deleted, and where they ended
         self.put_back_on: dict[PartitionKey, None] = {}  # partitions of which a replica was put back from an older copy
@@ -91,6 +92,7 @@ class LogJudge:
     def undone(self, image: MetadataImage) -> None:
         """The controller's store has lost versions that no broker knows. This one is the newest again."""
         self.image = image
+        self.lost_tail |= {broker: None for broker, told_at in self.told_lost_tail.items() if told_at > image.version}
         self.count("unused versions lost")
 
     def recovered(self, image: MetadataImage) -> None:
@@ -306,6 +308,7 @@ class LogJudge:
         broker = self.image.brokers.get(broker_id)
         if broker is not None and broker.incarnation == self.incarnation_of(broker_id):
             del self.lost_tail[broker_id]
+            self.told_lost_tail[broker_id] = self.image.version
             return False
         return True
 

@@ -96,7 +96,9 @@ class FinalVerdict:
         return list(ledgers.values())
 
     def _is_kept(self, record: PartitionRecord, offset: int) -> bool:
-        return not record.tainted and not 0 <= offset < self._log_start(record)
+        """What was in a topic that was deleted is gone, also where a recovery has found the topic on a disk again."""
+        gone_below = max(self._log_start(record), self._judge.deleted.get(record.key, 0))
+        return not record.tainted and not 0 <= offset < gone_below
 
     def _is_lost_as_shown(self, ledger: Ledger, number: int) -> bool:
         """An unclean election took it, or what its producer was told does not say where it stood."""
