@@ -264,6 +264,14 @@ class Executor:
             except SkippedFault as skipped:
                 happened.note += f"; no one is elected: {skipped}"
 
+    async def elect_in_the_end(self, partitions: int) -> list[str]:
+        """Once all brokers run: an operator's part where no replica is in sync. What was done, in words."""
+        try:
+            return await self._elections.elect_where_no_one_may_lead(partitions)
+        except SkippedFault as skipped:
+            self.problems.append(f"no one could be elected: {skipped}")
+            return []
+
     async def _everybody_free(self) -> list[Party]:
         """All brokers, once no other fault has one of them. Raises Skipped."""
         everybody = [party_of(broker) for broker in self._cluster.broker_ids]

@@ -231,6 +231,10 @@ class Chaos:
                 await executor.run(schedule)
                 await asyncio.sleep(result.started_at + options.duration_s - time.monotonic())
                 guard.cancel()
+            if options.client == FENCEPOST:
+                await cluster.start(*cluster.nodes, timeout_s=RESTART_TIMEOUT_S)
+                for words in await executor.elect_in_the_end(options.partitions):
+                    self._tell(f"unclean election in the end, {words}")
         except* (FencepostError, CommandFailed) as errors:
             result.problems += [f"the faults ended early: {error}" for error in leaves(errors)]
         finally:

@@ -57,20 +57,35 @@ class UncleanElections:
             if self._cluster.paused(lagging):
                 await self._cluster.resume(lagging)
             await self._cluster.start(lagging, timeout_s=RESTART_TIMEOUT_S)
-            chosen = await self._candidate(index)
-            happened.note += (
-                f"; broker {chosen.broker_id} is elected: kept below {chosen.kept_end_offset}, lost from "
-                f"{chosen.log_end_offset} on"
-            )
-            try:
-                async with asyncio.timeout(ELECT_TIMEOUT_S):
-                    await elect_recorded(self._admin, self._topic, index, chosen, self._history)
-            except (FencepostError, TimeoutError) as error:
-                happened.note += f"; {type(error).__name__}"
+            happened.note += f"; {await self._elect_best(index)}"
         finally:
             if self._cluster.paused(lagging):
                 await self._cluster.resume(lagging)
             await self._cluster.start(*self._cluster.broker_ids, timeout_s=RESTART_TIMEOUT_S)
+
+    async def elect_where_no_one_may_lead(self, partitions: int) -> list[str]:
+        """What an operator does in the end: where faults together have left no replica in sync, the best log is elected. All
+        brokers run. What was done, in words. Raises Skipped."""
+        done = []
+        for index in range(partitions):
+            partition = await self._view.partition(index)
+            if partition is not None and not partition.isr:
+                done.append(f"partition {index}: {await self._elect_best(index)}")
+        return done
+
+    async def _elect_best(self, index: int) -> str:
+        """Have the best candidate elected, and say what was shown of it. Raises Skipped where there is none."""
+        chosen = await self._candidate(index)
+        shown = (
+            f"broker {chosen.broker_id} is elected: kept below {chosen.kept_end_offset}, lost from "
+            f"{chosen.log_end_offset} on"
+        )
+        try:
+            async with asyncio.timeout(ELECT_TIMEOUT_S):
+                await elect_recorded(self._admin, self._topic, index, chosen, self._history)
+        except (FencepostError, TimeoutError) as error:
+            return f"{shown}; {type(error).__name__}"
+        return shown
 
     async def _leave_behind(self, fault: Fault, lagging: int) -> None:
         if fault.kind is FaultKind.UNCLEAN_AFTER_PAUSE:
