@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -346,6 +347,31 @@ async def test_a_peer_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPa
         await until(lambda: len(lean._links), "only the channel is left", holds=lambda count: count == 1)
         await asyncio.sleep(max(0.0, 0.5 - (asyncio.get_running_loop().time() - began)))
         assert not call.done()  # it answers
+
+
+@asynchronous
+async def test_an_answer_within_the_clocks_own_step_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop's time goes in steps of a millisecond or a turn, and a PONG of the same machine comes within one."""
+    async with serving(ignore) as (lean, address), LeanChannel(address) as channel:
+        call = replicate(channel)
+        await call.write(replication_pb2.ReplicateRequest())
+        await until(lambda: len(lean._links), "a connection", holds=lambda count: count == 1)
+        (served,) = lean._links
+        now = served._heard_at + link.KEEPALIVE_S
+        clock = SimpleNamespace(time=lambda: now, call_at=lambda *_: None, call_soon=lambda *_, **__: None)
+        monkeypatch.setattr(served, "_loop", clock)
+        served._timer, served._timer_at = None, now
+        served._time_is_up()
+        served.data_received(frames.frame(frames.PONG, 0, bytes(8)))
+        served._timer_at = now
+        served._time_is_up()
+        assert not served.over
+        now += link.KEEPALIVE_S
+        served._timer_at = now
+        served._time_is_up()
+        assert not served.over
+        served._time_is_up()
+        assert served.over, "no answer to the second one"
 
 
 @asynchronous

@@ -271,7 +271,7 @@ class Link(asyncio.Protocol):
         self._turn_is_due = False
         self._magic = b""
         self._heard_at = 0.0
-        self._pinged_at: float | None = None
+        self._pinged_at: float | None = None  # and nothing has come since: a time says no more than milliseconds
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
@@ -317,7 +317,7 @@ class Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.over:
             return
-        self._heard_at = self._loop.time()
+        self._heard_at, self._pinged_at = self._loop.time(), None
         if len(self._magic) < len(frames.MAGIC):
             data = self._take_magic(data)
         self._reader.feed(data)
@@ -496,10 +496,9 @@ class Link(asyncio.Protocol):
             self._set_timer(KEEPALIVE_TIMEOUT_S)  # what has come meanwhile is read first
         elif not self.greeted:
             self.end(ConnectionError(f"no HELLO within {HELLO_TIMEOUT_S:g} s"))
-        elif self._pinged_at is not None and self._heard_at <= self._pinged_at:
+        elif self._pinged_at is not None:
             self.end(ConnectionError(f"nothing came for {now - self._heard_at:.1f} s"))
         elif (silent_s := now - self._heard_at) < KEEPALIVE_S or not self.needs_peer:
-            self._pinged_at = None
             self._set_timer(max(KEEPALIVE_S - silent_s, KEEPALIVE_TIMEOUT_S))
         else:
             self._pinged_at = now
