@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fencepost_proto.runtime.config import LOG_LEVELS, ConfigError, check_listen, check_settings, setting
-from fencepost_proto.transport.carriers import CARRIERS
+from fencepost_proto.transport.carriers.carrier_wire import CARRIERS
 
 MAX_PRODUCER_NAMES = 35_000  # named producers, those remembered as expired included: all metadata goes in one message
 

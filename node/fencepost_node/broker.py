@@ -57,7 +57,7 @@ from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.metrics.service import MetricsService
 from fencepost_proto.runtime.tasks import Tasks
 from fencepost_proto.transport.answering import Answering
-from fencepost_proto.transport.carriers import Carrier
+from fencepost_proto.transport.carriers.carrier_wire import Carrier
 from fencepost_proto.transport.wire import RunningServer, incarnation_service, serve
 
 log = logging.getLogger(__name__)

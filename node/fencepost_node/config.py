@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fencepost_proto.protocol.request_limits import MAX_MESSAGE_BYTES
 from fencepost_proto.runtime.config import LOG_LEVELS, ConfigError, check_listen, check_settings, setting
-from fencepost_proto.transport.carriers import CARRIERS
+from fencepost_proto.transport.carriers.carrier_wire import CARRIERS
 
 KIB = 1024
 MIB = 1024 * KIB

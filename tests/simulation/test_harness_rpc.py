@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc, common_pb2, replication_pb2, replication_pb2_grpc
 from fencepost_proto.runtime.host import Host
-from fencepost_proto.transport.carriers import CarrierWire
+from fencepost_proto.transport.carriers.carrier_wire import CarrierWire
 from fencepost_proto.transport.wire import GrpcWire, RunningServer, Wire, connection_refused, serve
 from fencepost_testing.waiting import until
 from tests.simulation.world import World

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 
 import grpc
 
-from fencepost_proto.transport.carriers import Carrier
+from fencepost_proto.transport.carriers.carrier_wire import Carrier
 from fencepost_proto.transport.lean.client import LeanChannel
 from fencepost_proto.transport.lean.server import Context, LeanServer, ServerCall
 from fencepost_proto.transport.wire import Wire

@@ -20,7 +20,7 @@ from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.metadata import MetadataImage, PartitionKey
 from fencepost_proto.protocol.v1 import common_pb2, controller_pb2, controller_pb2_grpc
 from fencepost_proto.runtime.host import Host
-from fencepost_proto.transport.carriers import CarrierWire
+from fencepost_proto.transport.carriers.carrier_wire import CarrierWire
 from fencepost_proto.transport.wire import GrpcWire, RunningServer, incarnation_service, serve
 from fencepost_testing.waiting import until
 from tests import asynchronous

@@ -14,8 +14,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from fencepost_proto.protocol.errors import InvalidConfig
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc
-from fencepost_proto.transport import carriers, shared_port
-from fencepost_proto.transport.carriers import CARRIER_VARIABLE, CarrierWire, wire_of_environment
+from fencepost_proto.transport.carriers import carrier_wire, shared_port
+from fencepost_proto.transport.carriers.carrier_wire import CARRIER_VARIABLE, CarrierWire, wire_of_environment
 from fencepost_proto.transport.wire import GrpcWire, RunningServer, Wire, connection_refused, serve
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
@@ -105,7 +105,7 @@ async def test_a_peer_that_speaks_grpc_only_is_called_by_grpc() -> None:
 async def test_a_peer_that_was_upgraded_is_called_by_lean_and_one_that_went_back_by_grpc(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(carriers, "ASK_AGAIN_S", 0.0)
+    monkeypatch.setattr(carrier_wire, "ASK_AGAIN_S", 0.0)
 
     async def settles(expected: str) -> None:
         async def by() -> str:

@@ -18,7 +18,7 @@ import grpc
 import pytest
 
 from fencepost_controller.probe import ProbeVerdict, probe
-from fencepost_proto.transport.carriers import Carrier, CarrierWire
+from fencepost_proto.transport.carriers.carrier_wire import Carrier, CarrierWire
 from fencepost_proto.transport.wire import GrpcWire, connection_refused
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
@@ -28,7 +28,7 @@ LIFE = "life 1"
 BROKER = """
 import asyncio, sys
 from grpc_health.v1.health_pb2 import HealthCheckResponse
-from fencepost_proto.transport.carriers import CarrierWire
+from fencepost_proto.transport.carriers.carrier_wire import CarrierWire
 from fencepost_proto.transport.wire import incarnation_service, serve
 
 async def broker():

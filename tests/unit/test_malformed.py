@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from fencepost_proto.protocol.v1 import broker_pb2
-from fencepost_proto.transport.carriers import CarrierWire
+from fencepost_proto.transport.carriers.carrier_wire import CarrierWire
 from fencepost_proto.transport.wire import GrpcWire, Wire, serve
 from tests.unit.fake_controller import run
 

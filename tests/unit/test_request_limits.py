@@ -30,7 +30,7 @@ from fencepost_proto.protocol.v1 import (
     groups_pb2,
     replication_pb2,
 )
-from fencepost_proto.transport.carriers import CarrierWire
+from fencepost_proto.transport.carriers.carrier_wire import CarrierWire
 from fencepost_proto.transport.wire import GrpcWire, Wire, serve
 from tests.asynchronous import asynchronous
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fencepost_proto.transport import streams
-from fencepost_proto.transport.carriers import wire_of_environment
+from fencepost_proto.transport.carriers.carrier_wire import wire_of_environment
 from fencepost_proto.transport.wire import Wire
 
 

@@ -1,6 +1,6 @@
 """How services are carried: the seam between this code and the network.
 
-A `Wire` makes channels and servers. The one here is gRPC over TCP; `carriers.py` adds a leaner carrier on the same
+A `Wire` makes channels and servers. The one here is gRPC over TCP; `carriers/` adds a leaner carrier on the same
 port, and the simulation has its own: all with the same surface, under the same generated stubs.
 """
 
@@ -80,7 +80,7 @@ class Wire(Protocol):
     """Makes the two ends of gRPC."""
 
     def with_carrier(self, carrier: Literal["auto", "grpc", "lean"]) -> Wire:
-        """The same wire, by that carrier (`carriers.py`) where it has a choice."""
+        """The same wire, by that carrier (`carriers/`) where it has a choice."""
         ...
 
     def connect(self, address: str) -> grpc.aio.Channel:

@@ -16,7 +16,7 @@ import grpc
 
 from fencepost_proto.protocol.v1 import broker_pb2
 from fencepost_proto.runtime.host import Host
-from fencepost_proto.transport.carriers import Carrier
+from fencepost_proto.transport.carriers.carrier_wire import Carrier
 from fencepost_proto.transport.wire import Wire
 
 _PRODUCE: Final = "/fencepost.v1.Broker/Produce"

@@ -10,7 +10,7 @@ from typing import cast
 import grpc
 
 from fencepost_proto.runtime.host import Host
-from fencepost_proto.transport.carriers import Carrier
+from fencepost_proto.transport.carriers.carrier_wire import Carrier
 from fencepost_proto.transport.streams import Listening
 from fencepost_proto.transport.wire import Wire
 from fencepost_testing.faults.called import FaultyChannel, Link

@@ -20,9 +20,9 @@ from typing import Any, Final, Literal, cast
 import grpc
 
 from fencepost_proto.protocol.errors import InvalidConfig
+from fencepost_proto.transport.carriers.shared_port import SharedPort
 from fencepost_proto.transport.lean.client import Call, LeanChannel
 from fencepost_proto.transport.lean.server import LeanServer
-from fencepost_proto.transport.shared_port import SharedPort
 from fencepost_proto.transport.wire import GrpcWire, Wire
 
 Carrier = Literal["auto", "grpc", "lean"]

@@ -1,0 +1,1 @@
+"""Both carriers on one port: `carrier_wire.py` chooses for each call, `shared_port.py` tells connections apart."""
