@@ -38,7 +38,8 @@ async def brokers_with(broker_id: int, bootstrap: str) -> Mapping[int, BrokerReg
 async def test_memory_per_partition(tmp_path: Path) -> None:
     """redpanda issue 3329, pulsar issue 5751: every partition keeps memory of its own, for ever.
 
-    Here the newest batches of all partitions share one budget. A megabyte goes into each of 60 partitions.
+    Here the newest batches of all partitions share one budget. A megabyte goes into each of 60 partitions. Some of it comes
+    before the broker knows that it leads them: what it remembers of such a refusal must not hold the refused records.
     """
     partitions, tail_bytes = 60, 4 * MIB
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from copy import copy
 
 from fencepost_node.producers.producer_state import Admit
 from fencepost_node.producers.refusals import Place, Refusals
@@ -50,13 +51,16 @@ def append_batch(
         appended = leadership.append_batch(records, acks, now, admit)
     except FencepostError as error:
         header = _header_of(records)
-        told = error if header is None else refusals.answer(place, header, error, now)
-        manager.local.counts.refused_batches[told.code.name] += 1
-        if header is not None:
-            _note(manager, topic_id, partition, header, told)
-        if told is not error:
-            raise told from error
-        raise
+        told = error if header is None else _answer(refusals, place, header, error, now)
+        try:
+            manager.local.counts.refused_batches[told.code.name] += 1
+            if header is not None:
+                _note(manager, topic_id, partition, header, told)
+            if told is not error:
+                raise told from error
+            raise
+        finally:
+            del told  # else it and this frame, which has the records, hold each other until the garbage is collected
     if refusals:
         refusals.passed(place, read_header(records), now)
     log_start_offset = leadership.log.log_start_offset
@@ -79,6 +83,13 @@ def append_batch(
 
     timer = loop.call_later(min(timeout_ms, MAX_TIMEOUT_MS) / 1000, timed_out)
     leadership.when_committed(appended.end_offset, committed)
+
+
+def _answer(refusals: Refusals, place: Place, header: BatchHeader, error: FencepostError, now: float) -> FencepostError:
+    """What the producer is to be told. What is remembered of it is no error that was raised: those hold the records."""
+    remembered = copy(error)
+    answer = refusals.answer(place, header, remembered, now)
+    return error if answer is remembered else copy(answer)
 
 
 def _note(manager: ReplicaManager, topic_id: str, partition: int, header: BatchHeader, told: FencepostError) -> None:
