@@ -63,6 +63,10 @@ async def test_a_producer_looks_at_the_partitions_whose_leader_has_changed_and_a
             await producer.send_and_wait("orders", b"before", partition=7)
             looked_at: set[int] = set()
             sender = producer._sender
+            # A stream that opens makes the producer look at all that its broker leads; that answer has needed only one.
+            opened = sender._connections.values()
+            await until(lambda: all(each.up for each in opened) and not sender._changed, "a stream to each broker")
+            assert len(opened) == 3
             pump = sender._pump
 
             def counted(queue, now):  # type: ignore[no-untyped-def]
