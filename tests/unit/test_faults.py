@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from fencepost_proto.protocol.topic_ids import from_wire
 from fencepost_proto.protocol.v1 import broker_pb2 as pb
 from fencepost_testing.faults import fencepost_messages, kafka_messages
 from fencepost_testing.faults.board import MAX_RULES, Board
+from fencepost_testing.faults.inside import FaultsInside
 from fencepost_testing.faults.kafka_stream import FrameCounter
 from fencepost_testing.faults.refused_batches import RefusedBatches
 from fencepost_testing.faults.rules import (
@@ -32,6 +35,7 @@ from fencepost_testing.faults.rules import (
     RequestAction,
     RequestRule,
 )
+from tests.asynchronous import asynchronous
 from tests.unit.batches import batch
 from tests.unit.kafka_messages import random_message
 
@@ -62,6 +66,20 @@ def test_a_rule_is_seen_by_every_process_and_fires_as_often_as_it_may_in_all_tog
     for thread in threads:
         thread.join()
     assert (sum(fired), poster.count(posted.id), one.is_spent(posted)) == (100, 100, True)
+
+
+@asynchronous
+async def test_what_waits_is_woken_by_a_change_and_by_plain_files_alone(tmp_path: Path) -> None:
+    poster, inside = Board.create(tmp_path / "faults"), FaultsInside(Board(tmp_path / "faults"), "broker-1")
+    inside.listen()
+    for change in (lambda: poster.post(drop()), poster.clear):
+        waiting = asyncio.create_task(inside.changed())
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        change()
+        async with asyncio.timeout(5):
+            await waiting
+    shutil.copytree(tmp_path / "faults", tmp_path / "copy")  # refuses sockets and FIFOs
 
 
 def test_what_was_removed_fires_no_more_and_its_place_begins_at_nought(tmp_path: Path) -> None:

@@ -3,12 +3,12 @@
     DIR/faults/rules.json     the rules in force, replaced in one step
     DIR/faults/board          mapped into memory by all: the version of the rules, and how often each rule has fired
     DIR/faults/timeline       one JSON line for each rule that was posted, has fired or was removed
-    DIR/faults/wake-<party>   a FIFO that a process reads: something has changed
 
 Whoever posts writes rules.json and then raises the version. A process compares the version, a number in its own memory,
 with that of the rules that it has read, wherever a fault could act: so a fault acts on whatever happens after `post` has
-returned, without an answer of any process, and one that starts later has it too. What waits in a process is woken by its
-FIFO. Counters change under a lock on the board, so "the next two" are two in all processes together.
+returned, without an answer of any process, and one that starts later has it too. For what waits in a process, it looks at
+the version every few milliseconds. Counters change under a lock on the board, so "the next two" are two in all processes
+together. All are plain files, neither sockets nor FIFOs, at which a copy of a running cluster's folder would stumble.
 
 The folder and its files are open to their owner alone. Only processes that are started by `faults.process` look here.
 """
@@ -16,7 +16,6 @@ The folder and its files are open to their owner alone. Only processes that are 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import mmap
@@ -41,7 +40,6 @@ _SLOT = struct.Struct(
 )  # how often it has fired; when it last did, in nanoseconds of this machine's monotonic clock
 _BOARD_BYTES = _VERSION.size + MAX_RULES * _SLOT.size
 _NS_OF_MS = 1_000_000
-_WAKE = "wake-"
 
 
 class Board:
@@ -219,15 +217,6 @@ class Board:
         draft.replace(self.folder / "rules.json")
         self._version[0] = version
         self._posted, self._seen = posted, version
-        for fifo in self.folder.glob(f"{_WAKE}*"):
-            _write_to(fifo)
-
-    def listen(self, party: str) -> int:
-        """A descriptor that becomes readable when the rules have changed. The caller's to close."""
-        fifo = self.folder / f"{_WAKE}{party}"
-        with contextlib.suppress(FileExistsError):
-            os.mkfifo(fifo, 0o600)
-        return os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)  # writing too: it never sees an end
 
     @staticmethod
     def _place(slot: int) -> int:
@@ -239,18 +228,3 @@ class Board:
 
     def _known(self) -> str:
         return f"there are {', '.join(posted.id for posted in self._posted)}" if self._posted else "none is set"
-
-
-def _write_to(fifo: Path) -> None:
-    try:
-        descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno not in (errno.ENXIO, errno.ENOENT):  # no one reads it: its process is down
-            raise
-        return
-    try:
-        os.write(descriptor, b".")
-    except BlockingIOError:
-        pass  # full: its reader has enough to wake up for
-    finally:
-        os.close(descriptor)

@@ -25,7 +25,7 @@ from fencepost_testing.faults.rules import (
 
 CLIENTS: Final = "clients"  # the party that all clients together are
 STRANGER: Final = "stranger"  # whoever is none of the cluster's
-_WAKE_BYTES = 4_096
+_LOOK_S = 0.02  # between two looks at the board, for what waits: one number is compared
 
 log = logging.getLogger(__name__)
 
@@ -79,20 +79,26 @@ class FaultsInside:
         self._by_link: dict[tuple[str, str], tuple[PostedLink, ...]] = {}
         self._watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
         self._waiting: list[asyncio.Future[None]] = []
-        self._fifo = -1
+        self._woken_at = -1  # the version that what waits was last woken for
 
     # ---- Changes of the rules ----
 
     def listen(self) -> None:
         """From now on, what waits and what watches is woken when the rules change. In the running event loop."""
-        self._fifo = self._board.listen(self.party)
-        asyncio.get_running_loop().add_reader(self._fifo, self._woken)
+        self._woken_at = self._board.version
+        self._look_soon(asyncio.get_running_loop())
 
-    def _woken(self) -> None:
-        try:
-            os.read(self._fifo, _WAKE_BYTES)
-        except BlockingIOError:
-            return
+    def _look_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.call_later(_LOOK_S, self._look_for_changes, loop)
+
+    def _look_for_changes(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._look_soon(loop)
+        version = self._board.version
+        if version != self._woken_at:
+            self._woken_at = version
+            self._wake()
+
+    def _wake(self) -> None:
         self._look()
         waiting, self._waiting = self._waiting, []
         for future in waiting:
