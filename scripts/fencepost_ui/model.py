@@ -136,7 +136,7 @@ class Model:
 
     def _take_partition(self, known: PartitionView, said: broker_pb2.ObservedReplica) -> None:
         isr = list(said.isr)
-        if known.isr and set(isr) != set(known.isr) and said.is_leader:
+        if known.isr and set(isr) != set(known.isr):  # also where a follower is the first to tell of an election
             self._isr_lines += 1
             if self._isr_lines <= MAX_ISR_LINES:
                 self.timeline.add(

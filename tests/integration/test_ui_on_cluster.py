@@ -94,7 +94,8 @@ def test_the_story_is_told_on_a_cluster_that_the_page_has_started(run: Any, tmp_
                 event for event in browser.events if event["kind"] == "repeat" and event["producer"] == producer
             ]
             assert (repeat["node"], repeat["first"]) == (str(partition["leader"]), 5)
-            assert {"election", "repeat", "process", "isr", "story"} <= browser.kinds()
+            kinds = {"election", "repeat", "process", "isr", "story"}
+            await until(lambda: kinds <= browser.kinds(), "the timeline tells of everything")
             assert "You killed" in " ".join(event["text"] for event in browser.events)
 
             await page.switch_load(True)

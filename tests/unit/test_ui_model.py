@@ -80,6 +80,18 @@ def test_producer_state_is_shown_for_each_replica_through_a_failover() -> None:
     assert (entry["kind"], entry["node"], entry["producer"], entry["first"]) == ("repeat", "2", "9", 0)
 
 
+def test_a_smaller_in_sync_set_is_told_also_where_a_follower_is_the_first_to_say_so() -> None:
+    model = Model(lambda: 7)
+    model.observe(said(1, replica(1)))
+    model.observe(said(3, replica(2, 1, broker=3, isr=(2, 3))))
+    model.observe(said(2, replica(2, 1, broker=2, isr=(2, 3))))
+    assert texts(model, "isr") == ["In sync in orders-0: 2, 3 (before: 1, 2, 3)"]
+    model.observe(said(3, replica(2, 1, broker=3, isr=(1, 2, 3))))  # only the leader's word counts now
+    assert model.snapshot()["partitions"]["orders-0"]["isr"] == [2, 3]
+    model.observe(said(2, replica(2, 1, broker=2, isr=(1, 2, 3))))
+    assert texts(model, "isr")[1:] == ["In sync in orders-0: 1, 2, 3 (before: 2, 3)"]
+
+
 def test_fences_and_refusals_are_told_apart() -> None:
     model = Model(lambda: 7)
     model.observe(said(1, replica(1, producers=[producer(9, (0, 0, 0), fence=1)])))
