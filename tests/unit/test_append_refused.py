@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from fencepost_node.log.errors import CorruptLog
 from fencepost_node.producers.refusals import Refusals
 from fencepost_node.replication.leadership import ALL_ACKS
 from fencepost_node.requests.append import append_batch
@@ -23,7 +24,7 @@ class RefusingManager:
     """Of a broker that refuses whatever comes."""
 
     def __init__(self) -> None:
-        self.error: type[FencepostError] = NotLeaderOrFollower
+        self.error: Callable[[str], FencepostError] = NotLeaderOrFollower
         self.local = SimpleNamespace(counts=SimpleNamespace(refused_batches=Counter[str]()))
         self.image = SimpleNamespace(topics={}, partitions={})
 
@@ -64,3 +65,14 @@ async def test_nothing_holds_the_records_of_a_refused_batch() -> None:
     assert len(refusals) == 1
     del told  # the caller has it no more
     assert [sys.getrefcount(records) for records in (first, second)] == held
+
+
+@asynchronous
+async def test_an_error_of_more_than_a_message_is_remembered_whole() -> None:
+    manager, refusals = RefusingManager(), Refusals()
+    manager.error = lambda message: CorruptLog("0.log", 7, 3, message)
+    refused(manager, refusals, batch(1, producer_id=1, epoch=0, sequence=0))
+    manager.error = OutOfOrderSequenceNumber
+    told = refused(manager, refusals, batch(1, producer_id=1, epoch=0, sequence=1))
+    assert isinstance(told, CorruptLog)
+    assert (told.position, told.message) == (7, "0.log is damaged at byte 7, offset 3: as the test says")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from copy import copy
 
 from fencepost_node.producers.producer_state import Admit
 from fencepost_node.producers.refusals import Place, Refusals
@@ -87,9 +86,16 @@ def append_batch(
 
 def _answer(refusals: Refusals, place: Place, header: BatchHeader, error: FencepostError, now: float) -> FencepostError:
     """What the producer is to be told. What is remembered of it is no error that was raised: those hold the records."""
-    remembered = copy(error)
+    remembered = _afresh(error)
     answer = refusals.answer(place, header, remembered, now)
-    return error if answer is remembered else copy(answer)
+    return error if answer is remembered else _afresh(answer)
+
+
+def _afresh(error: FencepostError) -> FencepostError:
+    """The same error, raised nowhere yet. Not by `copy`, which calls `__init__` with what may not be its arguments."""
+    fresh = type(error).__new__(type(error), *error.args)
+    fresh.__dict__.update(error.__dict__)
+    return fresh
 
 
 def _note(manager: ReplicaManager, topic_id: str, partition: int, header: BatchHeader, told: FencepostError) -> None:
