@@ -76,6 +76,11 @@ class Watch:
 
     # ---- Brokers ----
 
+    @property
+    def heard_from(self) -> set[int]:
+        """Brokers that have said something since they, or their streams, began: what they do is shown from then on."""
+        return set(self._latest)
+
     def observe(self, addresses: Mapping[int, str]) -> None:
         """Hold a stream to each of these brokers, and to no other."""
         for broker in [broker for broker in self._streams if broker not in addresses]:

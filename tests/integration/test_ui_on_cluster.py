@@ -72,6 +72,8 @@ def test_the_story_is_told_on_a_cluster_that_the_page_has_started(run: Any, tmp_
             with pytest.raises(CommandFailed, match="there is a cluster already"):
                 await page.start_cluster()
             await until(lambda: len(browser.state.get("nodes", {})) == 4, "every process is shown")
+            # Told without pauses the story takes less time than the page may take to open its streams again.
+            await until(lambda: page.watch.heard_from == {1, 2, 3}, "every broker is observed")
             page.story.start(0)
             with pytest.raises(CommandFailed, match="is being told already"):
                 page.story.start(0)
