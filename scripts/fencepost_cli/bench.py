@@ -92,7 +92,7 @@ class Bench:
         result = self.result
         self._tell("starting a cluster")
         started = time.monotonic()
-        cluster = AsyncLocalCluster.create(self._folder, brokers=BROKERS, faults=False)
+        cluster = AsyncLocalCluster(self._folder, brokers=BROKERS, faults=False)
         async with cluster, AdminClient(cluster.bootstrap) as admin:
             await self._first_ack(cluster, admin)
             result.first_ack_s = time.monotonic() - started
@@ -231,7 +231,7 @@ _ANSWER_TIMEOUT_S = 10.0
 async def measure_recovery(folder: Path, tell: Callable[[str], None]) -> list[Recovery]:
     """One broker, one partition, filled to each size and killed: what recovery costs must not grow with the log."""
     answers = []
-    cluster = AsyncLocalCluster.create(folder, brokers=1, faults=False)
+    cluster = AsyncLocalCluster(folder, brokers=1, faults=False)
     async with cluster:
         async with AdminClient(cluster.bootstrap) as admin:
             await admin.create_topic(_RECOVERY_TOPIC, partitions=1, replication_factor=1, min_insync_replicas=1)

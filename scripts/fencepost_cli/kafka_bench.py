@@ -110,7 +110,7 @@ Row = Callable[[], Awaitable[None]]
 
 
 def own_cluster(folder: Path) -> AsyncLocalCluster:
-    return AsyncLocalCluster.create(folder, brokers=BROKERS, faults=False)
+    return AsyncLocalCluster(folder, brokers=BROKERS, faults=False)
 
 
 async def measure(make: Make, tell: Tell) -> KafkaBenchResult:

@@ -69,7 +69,7 @@ class ConnectionsResult:
 
 async def measure_connections(folder: Path, tell: Callable[[str], None]) -> ConnectionsResult:
     _raise_file_limit(CONNECTIONS + SLOW_READERS + _SPARE_FILES)
-    async with AsyncLocalCluster.create(folder, brokers=1, faults=False) as cluster:
+    async with AsyncLocalCluster(folder, brokers=1, faults=False) as cluster:
         tell(f"filling a log with {LOG_BYTES / _MEGABYTE:.0f} MB")
         await _fill(cluster)
         address = cluster.member(1).kafka_address

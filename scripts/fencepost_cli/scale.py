@@ -222,7 +222,7 @@ class Scale:
         self._tell = tell
         self._partitions = partitions
         self._seed = seed
-        self._cluster = AsyncLocalCluster.create(folder, brokers=BROKERS, faults=False)
+        self._cluster = AsyncLocalCluster(folder, brokers=BROKERS, faults=False)
         self._observer = Observer([self._cluster.member(broker).address for broker in self._cluster.broker_ids])
         self._load: Load | None = None
         self.result = ScaleResult(partitions)

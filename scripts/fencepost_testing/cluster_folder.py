@@ -138,33 +138,6 @@ class ClusterFolder:
         self._save()
 
     @classmethod
-    def create(
-        cls,
-        directory: str | os.PathLike[str],
-        *,
-        brokers: int = 3,
-        controller_overrides: Settings | None = None,
-        broker_overrides: Settings | None = None,
-        owned: bool = True,
-        first_port: int | None = None,
-        first_kafka_port: int | None = None,
-        places: Mapping[Node, NetworkPlace] | None = None,
-        faults: bool = True,
-    ) -> Self:
-        """A new cluster in a folder of the caller's; see `__init__`."""
-        return cls(
-            directory,
-            brokers=brokers,
-            controller_overrides=controller_overrides,
-            broker_overrides=broker_overrides,
-            owned=owned,
-            first_port=first_port,
-            first_kafka_port=first_kafka_port,
-            places=places,
-            faults=faults,
-        )
-
-    @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Self:
         """The cluster that was made there, as its last command left it; not owned."""
         root = usable_folder(directory)

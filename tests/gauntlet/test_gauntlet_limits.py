@@ -43,7 +43,7 @@ async def test_memory_per_partition(tmp_path: Path) -> None:
     """
     partitions, tail_bytes = 60, 4 * MIB
 
-    cluster = AsyncLocalCluster.create(tmp_path / "cluster", brokers=1, broker_overrides={"tail_bytes": tail_bytes})
+    cluster = AsyncLocalCluster(tmp_path / "cluster", brokers=1, broker_overrides={"tail_bytes": tail_bytes})
     async with cluster, AdminClient(cluster.bootstrap) as admin:
         await admin.create_topic("orders", partitions=partitions, replication_factor=1)
         async with Producer(cluster.bootstrap, batch_size=300_000) as producer:
@@ -76,7 +76,7 @@ def test_wildcard_advertised(tmp_path: Path) -> None:
         return await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
 
     async def scenario() -> None:
-        cluster = AsyncLocalCluster.create(tmp_path / "cluster", brokers=1)
+        cluster = AsyncLocalCluster(tmp_path / "cluster", brokers=1)
         async with cluster:
             controller = cluster.member(CONTROLLER).address
             for settings, named in (

@@ -27,7 +27,7 @@ TOPIC = "orders"
 async def cluster_of_three(
     folder: Path, min_insync_replicas: int = 2
 ) -> AsyncIterator[tuple[AsyncLocalCluster, AdminClient, Producer]]:
-    cluster = AsyncLocalCluster.create(folder / "cluster", brokers=3)
+    cluster = AsyncLocalCluster(folder / "cluster", brokers=3)
     try:
         async with cluster, AdminClient(cluster.bootstrap) as admin:
             await admin.create_topic(TOPIC, assignments=[(1, 2, 3)], min_insync_replicas=min_insync_replicas)

@@ -39,7 +39,7 @@ def cluster_factory(tmp_path: Path, fencepost_watch: Callable[..., ClusterWatch]
     made: list[AsyncLocalCluster] = []
 
     def make(*, name: str = "cluster", **options: Any) -> AsyncLocalCluster:
-        cluster = AsyncLocalCluster.create(tmp_path / name, **options)
+        cluster = AsyncLocalCluster(tmp_path / name, **options)
         made.append(cluster)
         fencepost_watch(cluster, ends=False)  # some are ended by their pids, or end as a test wants it
         return cluster

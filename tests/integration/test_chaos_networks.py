@@ -159,7 +159,7 @@ async def test_a_process_that_is_cut_off_does_not_wait_for_tcp(tmp_path: Path) -
 
     network = await of_namespaces(list(nodes.values()))
     try:
-        cluster = AsyncLocalCluster.create(
+        cluster = AsyncLocalCluster(
             tmp_path / "cluster",
             brokers=1,
             controller_overrides={"heartbeat_interval_ms": 100},

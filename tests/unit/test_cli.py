@@ -73,7 +73,7 @@ def test_without_a_cluster_commands_say_how_to_get_one(tmp_path: Path) -> None:
 
 
 def test_no_command_waits_for_a_cluster_that_is_down(tmp_path: Path) -> None:
-    AsyncLocalCluster.create(tmp_path, brokers=1, owned=False).close()
+    AsyncLocalCluster(tmp_path, brokers=1, owned=False).close()
     result = CliRunner().invoke(app, ["topic", "list", "--data-dir", str(tmp_path)])
     assert result.exit_code == 1
     assert f"no broker of the cluster in {tmp_path} runs: start it with 'fencepost cluster up'" in result.output

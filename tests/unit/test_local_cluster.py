@@ -80,7 +80,7 @@ def test_settings_are_written_as_toml() -> None:
 
 
 def test_started_processes_are_ready_and_known_to_the_next_command(tmp_path: Path) -> None:
-    cluster = LocalCluster.create(tmp_path / "c", brokers=2, owned=False)
+    cluster = LocalCluster(tmp_path / "c", brokers=2, owned=False)
     start_all(cluster)
     try:
         later = LocalCluster.load(tmp_path / "c")
@@ -90,7 +90,7 @@ def test_started_processes_are_ready_and_known_to_the_next_command(tmp_path: Pat
             cluster.pid(node) for node in ("controller", 1, 2)
         ]
         with pytest.raises(ClusterError, match="holds a cluster already"):
-            LocalCluster.create(tmp_path / "c")
+            LocalCluster(tmp_path / "c")
     finally:
         cluster.down()
     assert not LocalCluster.load(tmp_path / "c").any_running()
@@ -98,17 +98,17 @@ def test_started_processes_are_ready_and_known_to_the_next_command(tmp_path: Pat
 
 def test_folders_that_the_processes_could_not_use_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="its name is not UTF-8"):
-        LocalCluster.create(tmp_path / "\udcff")
+        LocalCluster(tmp_path / "\udcff")
     with pytest.raises(ClusterError, match="and 480 is the most"):
-        LocalCluster.create(tmp_path / ("d" * 200) / ("d" * 200) / ("d" * 200))
+        LocalCluster(tmp_path / ("d" * 200) / ("d" * 200) / ("d" * 200))
     (tmp_path / "file").write_text("")
     with pytest.raises((ClusterError, OSError), match="file"):
-        LocalCluster.create(tmp_path / "file" / "c")
+        LocalCluster(tmp_path / "file" / "c")
 
 
 @pytest.mark.parametrize("name", ["a 🚀", "[red]x[/red]", "two\nlines", "100% $HOME #1", 'my "own" data\'s'])
 def test_a_folder_may_have_any_name_that_is_text(tmp_path: Path, name: str) -> None:
-    cluster = LocalCluster.create(tmp_path / name, brokers=1)
+    cluster = LocalCluster(tmp_path / name, brokers=1)
     try:
         start_all(cluster)
         assert cluster.running(1)
@@ -119,7 +119,7 @@ def test_a_folder_may_have_any_name_that_is_text(tmp_path: Path, name: str) -> N
 
 def test_copied_cluster_folder(tmp_path: Path) -> None:
     """yugabyte-db issue 3753: a folder that was copied, or moved, works on the data of the original."""
-    original = LocalCluster.create(tmp_path / "a", brokers=1, owned=False)
+    original = LocalCluster(tmp_path / "a", brokers=1, owned=False)
     start_all(original)
     shutil.copytree(tmp_path / "a", tmp_path / "copy")
     copy = LocalCluster.load(tmp_path / "copy")
@@ -146,7 +146,7 @@ def test_copied_cluster_folder(tmp_path: Path) -> None:
 def test_clock_step(tmp_path: Path) -> None:
     """psutil issues 2526 and 1724: creation times since 1970 move when the clock is set; processes counted as gone, and
     their data were removed."""
-    cluster = LocalCluster.create(tmp_path / "c", brokers=1, owned=False)
+    cluster = LocalCluster(tmp_path / "c", brokers=1, owned=False)
     start_all(cluster)
     state = json.loads((tmp_path / "c/cluster.json").read_text())
     for member in state["members"]:
@@ -162,7 +162,7 @@ def test_clock_step(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_an_unknown_process_holds_is_not_removed(tmp_path: Path) -> None:
-    cluster = LocalCluster.create(tmp_path / "c", brokers=1)
+    cluster = LocalCluster(tmp_path / "c", brokers=1)
     lock = os.open(tmp_path / "c/broker-1/.lock", os.O_CREAT | os.O_RDWR)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -177,7 +177,7 @@ def test_a_folder_that_an_unknown_process_holds_is_not_removed(tmp_path: Path) -
 
 
 def test_a_start_that_fails_leaves_nothing_running_that_it_started(tmp_path: Path) -> None:
-    cluster = LocalCluster.create(tmp_path / "c", brokers=2, owned=False)
+    cluster = LocalCluster(tmp_path / "c", brokers=2, owned=False)
     cluster.start("controller")
     try:
         cluster.broker_overrides["log_level"] = "broken"
@@ -190,7 +190,7 @@ def test_a_start_that_fails_leaves_nothing_running_that_it_started(tmp_path: Pat
 
 def test_up_without_brokers(tmp_path: Path) -> None:
     """strimzi-kafka-operator issue 9108: "up" was reported though every broker had ended by then."""
-    cluster = LocalCluster.create(tmp_path / "c", brokers=2, broker_overrides={"log_level": "refused"}, owned=False)
+    cluster = LocalCluster(tmp_path / "c", brokers=2, broker_overrides={"log_level": "refused"}, owned=False)
 
     with pytest.raises(ClusterError, match=r"(?s)broker [12] ended.*the controller refused this broker"):
         cluster.up()
@@ -199,7 +199,7 @@ def test_up_without_brokers(tmp_path: Path) -> None:
 
 def test_watchdog_cannot_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """rules_python PR 863: where packages come by PYTHONPATH only, the watchdog ended at its start, unnoticed."""
-    cluster = LocalCluster.create(tmp_path / "c", brokers=1)
+    cluster = LocalCluster(tmp_path / "c", brokers=1)
     monkeypatch.setattr(processes, "import_path", lambda: str(tmp_path))
     monkeypatch.setattr(sys, "executable", sys._base_executable)  # type: ignore[attr-defined] # without our packages
     with pytest.raises(
@@ -210,7 +210,7 @@ def test_watchdog_cannot_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_ports_stay_the_same_over_a_kill_and_a_restart(tmp_path: Path) -> None:
-    cluster = LocalCluster.create(tmp_path / "c", brokers=1)
+    cluster = LocalCluster(tmp_path / "c", brokers=1)
     try:
         start_all(cluster)
         address, pid = cluster.member(1).address, cluster.pid(1)
@@ -239,7 +239,7 @@ def test_a_reserved_port_is_given_to_no_one_and_can_be_listened_on() -> None:
 
 
 def test_a_cluster_that_was_down_moves_from_a_port_that_another_process_took(tmp_path: Path) -> None:
-    holding = LocalCluster.create(tmp_path / "c", brokers=2)  # never started: it keeps the ports from all others
+    holding = LocalCluster(tmp_path / "c", brokers=2)  # never started: it keeps the ports from all others
     cluster = LocalCluster.load(tmp_path / "c")
     before = [cluster.member(node).port for node in cluster.nodes]
     with socket.socket() as squatter:
@@ -260,7 +260,7 @@ def test_a_cluster_that_was_down_moves_from_a_port_that_another_process_took(tmp
 
 
 def test_pause_resume_and_stop(tmp_path: Path) -> None:
-    cluster = LocalCluster.create(tmp_path / "c", brokers=1)
+    cluster = LocalCluster(tmp_path / "c", brokers=1)
     try:
         start_all(cluster)
         process = cluster.member(1).process
@@ -283,7 +283,7 @@ def test_a_process_that_ends_between_the_signals_of_a_clean_stop_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seen in chaos on a busy machine: SIGTERM had ended the controller before it could be sent SIGCONT."""
-    cluster = LocalCluster.create(tmp_path / "c", brokers=1)
+    cluster = LocalCluster(tmp_path / "c", brokers=1)
     start_all(cluster)
     send = ProcessRef.send
 
@@ -301,7 +301,7 @@ def test_a_process_that_ends_between_the_signals_of_a_clean_stop_is_stopped(
 
 
 def test_a_process_that_dies_at_its_start_is_reported_with_its_log(tmp_path: Path) -> None:
-    cluster = LocalCluster.create(tmp_path / "c", brokers=1, broker_overrides={"log_level": "broken"})
+    cluster = LocalCluster(tmp_path / "c", brokers=1, broker_overrides={"log_level": "broken"})
     try:
         with pytest.raises(ClusterError, match=r"(?s)broker 1 ended with exit code 1.*broken is not a level"):
             start_all(cluster)
@@ -319,7 +319,7 @@ def test_a_process_whose_program_is_just_being_started_is_not_taken_for_gone(mon
 
 
 def test_another_process_with_the_same_pid_is_never_signalled(tmp_path: Path) -> None:
-    cluster = LocalCluster.create(tmp_path / "c", brokers=1)
+    cluster = LocalCluster(tmp_path / "c", brokers=1)
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "broker.toml"])
     try:
         created = psutil.Process(bystander.pid).create_time()
@@ -347,7 +347,7 @@ OWNER = """
     from fencepost_testing import cluster_folder, local_cluster, processes
     cluster_folder.fork_server = lambda: None
     cluster_folder.spawn = lambda _, config, log, place: processes.spawn([sys.argv[2]], config, log, place)
-    cluster = local_cluster.LocalCluster.create(sys.argv[1], brokers=2)
+    cluster = local_cluster.LocalCluster(sys.argv[1], brokers=2)
     cluster.start(*cluster.members)
     print(*(cluster.pid(node) for node in cluster.members), flush=True)
     if sys.argv[3] == "wait":
@@ -434,7 +434,7 @@ def test_a_damaged_state_file_is_an_error_that_names_it(tmp_path: Path) -> None:
 
 
 def test_no_reserved_socket_reaches_the_processes(tmp_path: Path) -> None:
-    cluster = LocalCluster.create(tmp_path / "c", brokers=1)
+    cluster = LocalCluster(tmp_path / "c", brokers=1)
     try:
         start_all(cluster)
         open_files = {os.readlink(link) for link in Path(f"/proc/{cluster.pid(1)}/fd").iterdir()}

@@ -152,7 +152,7 @@ def up(
         new = not (data_dir / STATE_FILE).exists()
         try:
             cluster = (
-                AsyncLocalCluster.create(
+                AsyncLocalCluster(
                     data_dir,
                     brokers=brokers or DEFAULT_BROKERS,
                     owned=False,

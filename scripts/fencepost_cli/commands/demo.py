@@ -97,7 +97,7 @@ async def _run(folder: Path, options: DemoOptions, out: Console) -> DemoResult:
     from fencepost_testing.failures import CommandFailed
     from fencepost_testing.local_cluster import AsyncLocalCluster
 
-    cluster = AsyncLocalCluster.create(folder, brokers=options.brokers)
+    cluster = AsyncLocalCluster(folder, brokers=options.brokers)
     async with options.clients(cluster) as clients, cluster:
         out.print(f"a controller and {options.brokers} brokers are up in {folder}")
         demo = Demo(cluster, clients, options, out.print)

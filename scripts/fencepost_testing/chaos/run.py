@@ -129,7 +129,7 @@ class Chaos:
             return network.place(party) if network is not None else None
 
         nodes: list[Node] = [CONTROLLER, *range(1, options.brokers + 1)]
-        cluster = AsyncLocalCluster.create(
+        cluster = AsyncLocalCluster(
             self._report / "cluster",
             brokers=options.brokers,
             controller_overrides=CONTROLLER_SETTINGS,
