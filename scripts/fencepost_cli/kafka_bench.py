@@ -51,8 +51,8 @@ from fencepost_cli.kafka_load import (
     producer_of,
     read_all,
     send_for,
-    value_of,
 )
+from fencepost_cli.small_batches import value_of
 from fencepost_testing.failures import CommandFailed
 from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.waiting import until

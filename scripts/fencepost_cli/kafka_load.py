@@ -11,6 +11,7 @@ from typing import Any
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from fencepost_cli.bench import KEYS, PARTITIONS, RATE, RECORD_BYTES
+from fencepost_cli.small_batches import value_of
 from fencepost_testing.failures import CommandFailed
 
 CLOSED_LOOP_PRODUCERS = 64
@@ -31,10 +32,6 @@ class Counts:
             self.acked += 1
         else:
             self.failed += 1
-
-
-def value_of(size_bytes: int) -> bytes:
-    return (bytes(range(97, 123)) * (size_bytes // 26 + 1))[:size_bytes]
 
 
 def producer_of(bootstrap: str, linger_ms: int | None = None) -> Producer:

@@ -50,11 +50,6 @@ class Control:
         self._file_time_ns = 0
         self._lock = asyncio.Lock()
 
-    @property
-    def is_own(self) -> bool:
-        """The page has started it."""
-        return self._own is not None
-
     def cluster(self) -> AsyncLocalCluster | None:
         """As its file says now; None: there is none."""
         if self._own is not None:

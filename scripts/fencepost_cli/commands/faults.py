@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -11,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from fencepost_cli.terminal import DEFAULT_DATA_DIR, DataDir, console, fail, table
+from fencepost_testing.cluster_folder import Happening
 from fencepost_testing.failures import CommandFailed
 from fencepost_testing.faults.faults import Faults
 from fencepost_testing.faults.handle import FaultHandle
@@ -307,6 +307,4 @@ def timeline(as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) -> N
         typer.echo(json.dumps(lines))
         return
     for line in lines:
-        second, fraction = divmod(line["at"], 1)
-        clock = f"{time.strftime('%H:%M:%S', time.localtime(second))},{int(fraction * 1000):03d}"
-        typer.echo(f"{clock} {line['what']:<8} {line['id']}  {line['text']}")
+        typer.echo(str(Happening(line["at"], f"{line['what']:<8} {line['id']}  {line['text']}")))

@@ -8,7 +8,6 @@ rule* meets what a broker asks of its disk.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -238,15 +237,6 @@ def check_name(name: str, value: str | None) -> None:
     """Raises FaultError for a name that nothing can have."""
     if value is not None and (not isinstance(value, str) or not 0 < len(value) <= MAX_TEXT):
         raise FaultError(f"{name}={value!r}: a text of 1 to {MAX_TEXT} characters")
-
-
-def as_ms(name: str, seconds: float) -> int:
-    """Milliseconds of seconds. Raises FaultError."""
-    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
-        raise FaultError(f"{name}={seconds!r} is not a time in seconds")
-    ms = round(seconds * 1000)
-    check_ms(name, ms)
-    return ms
 
 
 def _describe(action: str, rule: object, conditions: Iterable[str], limits: Limits) -> str:
