@@ -14,35 +14,28 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
+from fencepost_testing.local_http import MAX_SHOWN, Refused, own_hosts
+
 TOKEN_HEADER: Final = "x-fencepost-token"
 SAFE_METHODS: Final = ("GET", "HEAD")
-LOOPBACK_HOSTS: Final = ("127.0.0.1", "localhost", "[::1]")
 
 _OWN_SITES = ("same-origin", "none")  # none: typed in, or a bookmark
 
 
-class Refused(Exception):
-    """A request that is answered with an error: its message says why, and names the value."""
-
-    def __init__(self, status: HTTPStatus, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 def check_request(method: str, headers: Mapping[str, str], port: int, token: str) -> None:
     """Raises Refused for a request that is not the page's own. `headers`: by lower-case name."""
-    own_hosts = [f"{host}:{port}" for host in LOOPBACK_HOSTS]
+    own = own_hosts(port)
     host = headers.get("host", "")
-    if host.lower() not in own_hosts:
+    if host.lower() not in own:
         raise Refused(
-            HTTPStatus.MISDIRECTED_REQUEST, f"Host {host[:100]!r} is not this page: open http://{own_hosts[0]}/"
+            HTTPStatus.MISDIRECTED_REQUEST, f"Host {host[:MAX_SHOWN]!r} is not this page: open http://{own[0]}/"
         )
     origin = headers.get("origin")
     if origin is not None and origin != f"http://{host}":
-        raise Refused(HTTPStatus.FORBIDDEN, f"Origin {origin[:100]!r}: another site may not use this page")
+        raise Refused(HTTPStatus.FORBIDDEN, f"Origin {origin[:MAX_SHOWN]!r}: another site may not use this page")
     site = headers.get("sec-fetch-site")
     if site is not None and site not in _OWN_SITES and not _is_navigation(method, headers):
-        raise Refused(HTTPStatus.FORBIDDEN, f"Sec-Fetch-Site {site[:100]!r}: another site may not use this page")
+        raise Refused(HTTPStatus.FORBIDDEN, f"Sec-Fetch-Site {site[:MAX_SHOWN]!r}: another site may not use this page")
     if method in SAFE_METHODS:
         return
     given = headers.get(TOKEN_HEADER)

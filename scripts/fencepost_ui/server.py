@@ -13,34 +13,12 @@ from typing import Final
 
 import uvicorn
 
-from fencepost_testing.failures import CommandFailed
+from fencepost_testing.local_http import TOKEN_BYTES, config_of
+from fencepost_testing.ports import LOOPBACK
 from fencepost_ui.app import make_app
 from fencepost_ui.page import Page
 
-LOOPBACK: Final = "127.0.0.1"
-MAX_CONNECTIONS: Final = 64
-MAX_HEAD_BYTES: Final = 16 * 1024
-IDLE_S: Final = 5
 STOP_WITHIN_S: Final = 5  # for requests under way
-TOKEN_BYTES: Final = 24
-
-
-class PortInUse(CommandFailed):
-    """The page cannot listen there."""
-
-
-def listen(port: int) -> socket.socket:
-    """A socket on loopback; port 0: any free one. Raises PortInUse."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((LOOPBACK, port))
-    except OSError as error:
-        sock.close()
-        raise PortInUse(
-            f"cannot listen on {LOOPBACK}:{port}: {error.strerror}; choose another one with --port"
-        ) from error
-    return sock
 
 
 def run_page(directory: Path, bootstrap: str, sock: socket.socket, ready: Callable[[str], None]) -> None:
@@ -53,20 +31,7 @@ async def serve(page: Page, sock: socket.socket, ready: Callable[[str], None]) -
     """Raises what a part of the page has failed with."""
     port = sock.getsockname()[1]
     token = secrets.token_urlsafe(TOKEN_BYTES)
-    config = uvicorn.Config(
-        make_app(page, lambda: port, token),
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        lifespan="on",
-        limit_concurrency=MAX_CONNECTIONS,
-        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-        http="h11",
-        ws="none",
-        timeout_keep_alive=IDLE_S,
-        timeout_graceful_shutdown=STOP_WITHIN_S,
-        proxy_headers=False,
-    )
+    config = config_of(make_app(page, lambda: port, token), "on", STOP_WITHIN_S)
     loop = asyncio.get_running_loop()
     server = _Server(
         config,

@@ -14,10 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 from fencepost_cli.main import app
+from fencepost_testing.local_http import PortInUse, listen
 from fencepost_testing.waiting import until
 from fencepost_ui.app import MAX_BODY_BYTES
 from fencepost_ui.page import Page
-from fencepost_ui.server import PortInUse, listen, serve
+from fencepost_ui.server import serve
 from tests.asynchronous import asynchronous
 
 

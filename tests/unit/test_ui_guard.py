@@ -6,7 +6,8 @@ from http import HTTPStatus
 
 import pytest
 
-from fencepost_ui.guard import TOKEN_HEADER, Refused, check_request
+from fencepost_testing.local_http import Refused
+from fencepost_ui.guard import TOKEN_HEADER, check_request
 
 PORT = 8123
 TOKEN = "secret"

@@ -39,7 +39,8 @@ def show_page(data_dir: Path, bootstrap: str, port: int, *, browser: bool) -> No
         if find_spec(library) is None:
             fail(f"the page needs {library}: pip install 'fencepost[http]'")
     from fencepost_testing.failures import CommandFailed
-    from fencepost_ui.server import listen, run_page
+    from fencepost_testing.local_http import listen
+    from fencepost_ui.server import run_page
 
     def ready(url: str) -> None:
         typer.echo(f"The page is at {url} until Ctrl-C")

@@ -17,23 +17,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fencepost_testing.failures import CommandFailed
+from fencepost_testing.local_http import MAX_SHOWN, TOKEN_BYTES, Refused, own_hosts
 
-HOSTS: Final = ("127.0.0.1", "localhost", "[::1]")
-TOKEN_BYTES: Final = 24
 MIN_TOKEN: Final = 16  # characters of one that the user chooses
-MAX_SHOWN: Final = 100
 
 
 class WeakToken(CommandFailed):
     """A token that others could guess, or that no header can carry."""
-
-
-class Refused(Exception):
-    """A request that may not be; `status` is HTTP's."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +41,7 @@ class Access:
     def check_origin(self, headers: Mapping[str, str]) -> None:
         """Raises Refused for a request that is not made to this server, or by a page of another site."""
         host = headers.get("host", "")
-        if host not in {f"{name}:{self.port}" for name in HOSTS}:
+        if host not in own_hosts(self.port):
             raise Refused(403, f"Host {host[:MAX_SHOWN]!r} is not this server: use http://127.0.0.1:{self.port}")
         origin = headers.get("origin")
         if origin is not None and origin != f"http://{host}":

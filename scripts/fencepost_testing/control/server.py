@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -19,18 +18,15 @@ from fencepost import __version__
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_testing.async_cluster import AsyncLocalCluster
 from fencepost_testing.control import openapi
-from fencepost_testing.control.access import Access, Refused
+from fencepost_testing.control.access import Access
 from fencepost_testing.control.api import OPERATIONS, Operation, check_body
 from fencepost_testing.exactly_once import NotExactlyOnce
 from fencepost_testing.failures import CommandFailed
+from fencepost_testing.local_http import Refused, config_of, listen
 from fencepost_testing.ports import LOOPBACK
 
 MAX_BODY_BYTES: Final = 64 * 1024
 END_TIMEOUT_S: Final = 1  # for requests under way, when the server ends
-
-
-class PortInUse(CommandFailed):
-    """Another process listens there."""
 
 
 def application(cluster: AsyncLocalCluster, access: Access) -> Starlette:
@@ -116,16 +112,10 @@ class ControlServer:
 
     def __init__(self, port: int = 0, token: str | None = None) -> None:
         """Port 0: any that is free. Raises PortInUse."""
-        self._socket = socket.socket()
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket = listen(port)
+        number = int(self._socket.getsockname()[1])
         try:
-            self._socket.bind((LOOPBACK, port))
-            self._socket.listen()
-            number = int(self._socket.getsockname()[1])
             self.access = Access(number) if token is None else Access(number, token)
-        except (OSError, OverflowError) as error:
-            self._socket.close()
-            raise PortInUse(f"port {port} of {LOOPBACK} cannot be had: {error}") from None
         except BaseException:
             self._socket.close()
             raise
@@ -136,13 +126,7 @@ class ControlServer:
 
     async def serve(self, cluster: AsyncLocalCluster) -> None:
         """Until it is cancelled."""
-        config = uvicorn.Config(
-            application(cluster, self.access),
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=END_TIMEOUT_S,
-        )
+        config = config_of(application(cluster, self.access), "off", END_TIMEOUT_S)
         try:
             await _Server(config).serve([self._socket])
         finally:
