@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import replace
-from typing import cast
 
 import grpc
 
@@ -41,7 +39,6 @@ from fencepost_proto.runtime.metrics.service import MetricsService
 from fencepost_proto.runtime.running_time import RunningTime
 from fencepost_proto.runtime.tasks import Tasks
 from fencepost_proto.transport.answering import Answering
-from fencepost_proto.transport.carriers.carrier_wire import Carrier
 from fencepost_proto.transport.wire import RunningServer, serve
 
 log = logging.getLogger(__name__)
@@ -63,7 +60,7 @@ class Controller:
     def __init__(self, config: ControllerConfig, host: Host, store: Store) -> None:
         self.config = config
         self.address = ""  # host:port, once started
-        host = replace(host, wire=host.wire.with_carrier(cast(Carrier, config.carrier)))
+        host = host.with_carrier(config.carrier)
         self._host = host
         self._store = store
         self.failure = Failure("controller")

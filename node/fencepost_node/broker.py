@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import replace
-from typing import cast
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -57,7 +55,6 @@ from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.metrics.service import MetricsService
 from fencepost_proto.runtime.tasks import Tasks
 from fencepost_proto.transport.answering import Answering
-from fencepost_proto.transport.carriers.carrier_wire import Carrier
 from fencepost_proto.transport.wire import RunningServer, incarnation_service, serve
 
 log = logging.getLogger(__name__)
@@ -82,7 +79,7 @@ class Broker:
         self.address = ""  # host:port, once started
         self.recovery_seconds = 0.0
         self.stopped = False
-        host = replace(host, wire=host.wire.with_carrier(cast(Carrier, config.carrier)))
+        host = host.with_carrier(config.carrier)
         self._host = host
         self._disk = disk
         self.failure = Failure("broker")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -194,7 +193,7 @@ def play_simulated(story: Story, carrier: Literal["grpc", "lean"] = "grpc") -> N
             process = world.machines["client"].process
             assert process is not None
             client = hosts["client"]
-            client = replace(client, wire=client.wire.with_carrier(carrier))
+            client = client.with_carrier(carrier)
             stage = SimStage(world, hosts["server"], client)
             stage.is_lean = carrier == "lean"
             async with asyncio.timeout(20):

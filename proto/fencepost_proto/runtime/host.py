@@ -9,10 +9,11 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self, cast
 
 from fencepost_proto.transport import streams
-from fencepost_proto.transport.carriers.carrier_wire import wire_of_environment
+from fencepost_proto.transport.carriers.carrier_wire import Carrier, wire_of_environment
 from fencepost_proto.transport.wire import Wire
 
 
@@ -28,3 +29,7 @@ class Host:
     wall_clock_ms: Callable[[], int] = _wall_clock_ms  # for record timestamps and retention only
     random: random.Random = field(default_factory=random.Random)  # ids, jitter
     listen: streams.Listen = streams.listen  # for protocols that are not gRPC
+
+    def with_carrier(self, carrier: str) -> Self:
+        """As it is, but that calls travel by this one of CARRIERS."""
+        return replace(self, wire=self.wire.with_carrier(cast(Carrier, carrier)))
