@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Iterable, Mapping
 
 import grpc
 
@@ -11,6 +12,12 @@ from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc
 from fencepost_proto.transport.wire import GrpcWire
 
 _NO_TOPIC = "."  # the name of none
+
+
+async def newest_image(addresses: Iterable[str], *, timeout_s: float) -> MetadataImage | None:
+    """The newest metadata that one of these brokers has; None: none of them answers. All are asked at the same time."""
+    images = await asyncio.gather(*(read_image(address, timeout_s=timeout_s) for address in addresses))
+    return max((image for image in images if image is not None), key=lambda image: image.version, default=None)
 
 
 async def read_image(address: str, *, timeout_s: float) -> MetadataImage | None:

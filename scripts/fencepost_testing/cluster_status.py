@@ -111,7 +111,7 @@ class ClusterStatus:
 async def read_status(cluster: ClusterFolder) -> ClusterStatus:
     """Asks every process that runs, all at the same time; a paused one costs the timeout."""
     from fencepost_proto.protocol.metadata import MetadataImage
-    from fencepost_testing.cluster_metadata import read_image, read_log_dirs
+    from fencepost_testing.cluster_metadata import newest_image, read_log_dirs
 
     running = {member.node: process for member in cluster.members.values() if (process := _process(member))}
     for process in running.values():
@@ -119,12 +119,12 @@ async def read_status(cluster: ClusterFolder) -> ClusterStatus:
     sampled_at = asyncio.get_running_loop().time()
     brokers = [broker for broker in cluster.broker_ids if broker in running]
     addresses = [cluster.member(broker).address for broker in brokers]
-    images, log_dirs = await asyncio.gather(
-        asyncio.gather(*(read_image(address, timeout_s=_ANSWER_TIMEOUT_S) for address in addresses)),
+    newest, log_dirs = await asyncio.gather(
+        newest_image(addresses, timeout_s=_ANSWER_TIMEOUT_S),
         asyncio.gather(*(read_log_dirs(address, timeout_s=_ANSWER_TIMEOUT_S) for address in addresses)),
     )
     await asyncio.sleep(sampled_at + _CPU_SAMPLE_S - asyncio.get_running_loop().time())
-    image = max((image for image in images if image), key=lambda image: image.version, default=MetadataImage())
+    image = newest or MetadataImage()
     answers = {broker: answer for broker, answer in zip(brokers, log_dirs, strict=True) if answer}
     processes = [_process_status(member, running.get(member.node), image) for member in cluster.members.values()]
     return ClusterStatus(

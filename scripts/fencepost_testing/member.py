@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from fencepost_testing.failures import CommandFailed
 from fencepost_testing.forking import ForkedChild
@@ -24,8 +24,10 @@ Setting = str | int | float | bool
 Settings = Mapping[str, Setting]
 
 CONTROLLER: Controller = "controller"
+LEADER_PREFIX: Final = "leader:"
 GONE_TIMEOUT_S = 10.0
 POLL_S = 0.01
+MAX_DIGITS = 9  # of a broker's id or a partition
 MAX_FOLDER_BYTES = 480  # of its path: SQLite opens a file by a path of at most 512
 _LOG_TAIL_LINES = 12
 _LOG_TAIL_BYTES = 16 * 1024
@@ -33,6 +35,23 @@ _LOG_TAIL_BYTES = 16 * 1024
 
 class ClusterError(CommandFailed):
     """What went wrong with a local cluster, in words for its user."""
+
+
+def target_of(text: str) -> Node | tuple[str, int] | None:
+    """What a command or a request names: a broker's id, the controller, or the leader of (topic, partition), whose number is
+    -1 where it is none. None: nothing of these."""
+    if text == CONTROLLER:
+        return CONTROLLER
+    if _is_number(text):
+        return int(text)
+    if not text.startswith(LEADER_PREFIX):
+        return None
+    topic, _, number = text.removeprefix(LEADER_PREFIX).rpartition("-")
+    return topic, int(number) if _is_number(number) else -1
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS
 
 
 def is_in_use(directory: Path) -> bool:

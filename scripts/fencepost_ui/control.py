@@ -13,7 +13,8 @@ from typing import Final
 from fencepost_testing.cluster_file import STATE_FILE
 from fencepost_testing.failures import CommandFailed
 from fencepost_testing.faults import Faults
-from fencepost_testing.local_cluster import CONTROLLER, AsyncLocalCluster, Node, name_of
+from fencepost_testing.local_cluster import AsyncLocalCluster, Node, name_of
+from fencepost_testing.member import target_of
 
 ACTIONS: Final = ("kill", "pause", "resume", "stop", "start", "restart", "cut", "heal", "lose-ack")
 LOCK_WITHIN_S: Final = 10.0
@@ -179,10 +180,9 @@ async def _locked(folder: int, directory: Path) -> None:
 
 def node_of(cluster: AsyncLocalCluster, target: str) -> Node:
     """Raises ControlError for a target that the cluster does not have."""
-    if target == CONTROLLER:
-        return CONTROLLER
-    if target.isascii() and target.isdecimal() and len(target) < 10 and int(target) in cluster.members:
-        return int(target)
+    node = target_of(target)
+    if isinstance(node, int | str) and node in cluster.members:
+        return node
     known = ", ".join(str(node) for node in cluster.nodes)
     raise ControlError(f"no process {target[:50]!r} in this cluster: there are {known}")
 

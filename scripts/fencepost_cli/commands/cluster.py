@@ -15,12 +15,12 @@ import typer
 
 from fencepost_cli.terminal import DEFAULT_DATA_DIR, LEDGERS, DataDir, console, fail, run
 from fencepost_testing.local_cluster import CONTROLLER, STATE_FILE, AsyncLocalCluster, ClusterError, Node, name_of
+from fencepost_testing.member import target_of
 
 if TYPE_CHECKING:
     from fencepost_proto.protocol.metadata import MetadataImage
 
 DEFAULT_BROKERS = 3
-_LEADER_PREFIX = "leader:"
 _METADATA_TIMEOUT_S = 2.0
 UP_TIMEOUT_S = 120.0  # brokers may have to check what they appended last; one that has ended is reported at once
 
@@ -64,28 +64,24 @@ def _load(data_dir: Path) -> AsyncLocalCluster:
 
 async def _image(cluster: AsyncLocalCluster) -> MetadataImage | None:
     """The newest of the running brokers' metadata."""
-    import asyncio
-
-    from fencepost_testing.cluster_metadata import read_image
+    from fencepost_testing.cluster_metadata import newest_image
 
     asked = [cluster.member(broker).address for broker in cluster.broker_ids if cluster.running(broker)]
-    images = await asyncio.gather(*(read_image(address, timeout_s=_METADATA_TIMEOUT_S) for address in asked))
-    return max((image for image in images if image), key=lambda image: image.version, default=None)
+    return await newest_image(asked, timeout_s=_METADATA_TIMEOUT_S)
 
 
 async def _resolve(cluster: AsyncLocalCluster, target: str) -> Node:
     """The node that a target names now. Raises ClusterError."""
-    if target == CONTROLLER:
-        return CONTROLLER
-    if target.isdecimal():
-        return cluster.member(int(target)).node
-    if not target.startswith(_LEADER_PREFIX):
+    named = target_of(target)
+    if named is None:
         raise ClusterError(f"target {target!r} is not a broker id, 'controller' or 'leader:<topic>-<partition>'")
-    topic_name, _, index = target.removeprefix(_LEADER_PREFIX).rpartition("-")
+    if not isinstance(named, tuple):
+        return cluster.member(named).node
+    topic_name, index = named
     image = await _image(cluster)
     if image is None:
         raise ClusterError(f"target {target!r}: no broker answers who leads")
-    partition = image.partitions.get((image.topic_ids.get(topic_name, ""), int(index) if index.isdecimal() else -1))
+    partition = image.partitions.get((image.topic_ids.get(topic_name, ""), index))
     if partition is None:
         raise ClusterError(f"target {target!r}: the cluster has no such partition")
     if partition.leader not in cluster.members:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from fencepost_proto.protocol.metadata import MetadataImage, Partition
 from fencepost_testing.chaos.faults import SkippedFault
-from fencepost_testing.cluster_metadata import read_image
+from fencepost_testing.cluster_metadata import newest_image
 from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.waiting import until
 
@@ -27,8 +26,7 @@ class View:
         asked = [
             self._cluster.member(broker).address for broker in self._cluster.broker_ids if self._cluster.running(broker)
         ]
-        answers = await asyncio.gather(*(read_image(address, timeout_s=ASK_TIMEOUT_S) for address in asked))
-        return max((image for image in answers if image is not None), key=lambda image: image.version, default=None)
+        return await newest_image(asked, timeout_s=ASK_TIMEOUT_S)
 
     async def partition(self, index: int) -> Partition | None:
         """None: no broker answers, or none knows the topic."""

@@ -11,11 +11,10 @@ from typing import Any, Final
 from fencepost_testing.async_cluster import AsyncLocalCluster
 from fencepost_testing.failures import CommandFailed
 from fencepost_testing.faults.faults import FAULTS
-from fencepost_testing.member import Node
+from fencepost_testing.member import Node, target_of
 
 Json = Mapping[str, Any]
 Answer = Awaitable[Any]
-LEADER_PREFIX: Final = "leader:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,23 +95,12 @@ async def _check_exactly_once(cluster: AsyncLocalCluster, path: Mapping[str, str
 # ---- Processes ----
 
 
-def _target(text: str) -> Node | tuple[str, int]:
-    """Raises CommandFailed."""
-    if text == "controller":
-        return "controller"
-    if text.isdecimal():
-        return int(text)
-    topic, _, partition = text.removeprefix(LEADER_PREFIX).rpartition("-")
-    if not text.startswith(LEADER_PREFIX) or not partition.isdecimal() or not topic:
-        raise CommandFailed(f"target {text!r} is not a broker's id, 'controller' or 'leader:<topic>-<partition>'")
-    return topic, int(partition)
-
-
 async def _node(cluster: AsyncLocalCluster, text: str) -> Node:
     """The process that a target names now."""
-    target = _target(text)
-    node = await cluster.leader(*target) if isinstance(target, tuple) else target
-    return cluster.member(node).node
+    target = target_of(text)
+    if target is None:
+        raise CommandFailed(f"target {text!r} is not a broker's id, 'controller' or 'leader:<topic>-<partition>'")
+    return await cluster.resolve(target)
 
 
 def _on_process(act: Callable[[AsyncLocalCluster, Node], Answer]) -> Callable[..., Answer]:

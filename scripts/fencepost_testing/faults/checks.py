@@ -9,12 +9,11 @@ from typing import Final
 from fencepost_testing.cluster_file import ClusterFile
 from fencepost_testing.faults.inside import CLIENTS, party_of
 from fencepost_testing.faults.rules import PROTOCOLS, FaultError, RequestRule, check_name
-from fencepost_testing.member import CONTROLLER, ClusterError, Member, Node
+from fencepost_testing.member import CONTROLLER, ClusterError, Member, Node, target_of
 from fencepost_testing.waiting import NotInTime, until_sync
 
 TOPIC_TIMEOUT_S: Final = 2.0  # for a topic that was just created to be on a broker's disk
 METADATA_TIMEOUT_S: Final = 2.0
-LEADER_PREFIX: Final = "leader:"
 
 Target = int | str | tuple[str, int]  # a broker's id, "controller", "clients", or the leader of (topic, partition)
 
@@ -43,19 +42,14 @@ class KnownCluster:
 
     def node(self, target: Target) -> Node:
         """The process that a target names now."""
-        if isinstance(target, str) and target.startswith(LEADER_PREFIX):
-            topic, _, number = target.removeprefix(LEADER_PREFIX).rpartition("-")
-            target = (topic, int(number) if number.isdecimal() else -1)
-        if isinstance(target, tuple):
-            return self._leader(*target)
-        if target == CONTROLLER:
-            return CONTROLLER
-        if isinstance(target, str) and target.isdecimal():
-            target = int(target)
-        if isinstance(target, str):
+        named = target_of(target) if isinstance(target, str) else target
+        if named is None:
             raise FaultError(f"target {target!r} is not a broker's id, 'controller' or 'leader:<topic>-<partition>'")
-        self.check_broker(target)
-        return target
+        if isinstance(named, tuple):
+            return self._leader(*named)
+        if named != CONTROLLER:
+            self.check_broker(named)
+        return named
 
     def party(self, target: Target) -> str:
         """One end of a link."""
@@ -81,24 +75,19 @@ class KnownCluster:
 
     def _leader(self, topic: str, partition: int) -> int:
         from fencepost_testing.background_loop import run_in_background
-        from fencepost_testing.cluster_metadata import read_image
+        from fencepost_testing.cluster_metadata import newest_image
 
-        async def ask() -> int | None:
-            for member in self.members().values():
-                if member.node == CONTROLLER or not member.running() or member.paused():
-                    continue
-                image = await read_image(member.address, timeout_s=METADATA_TIMEOUT_S)
-                if image is not None:
-                    found = image.partitions.get((image.topic_ids.get(topic, ""), partition))
-                    return None if found is None else found.leader
+        brokers = (member for member in self.members().values() if member.node != CONTROLLER)
+        asked = [member.address for member in brokers if member.running() and not member.paused()]
+        image = run_in_background(newest_image(asked, timeout_s=METADATA_TIMEOUT_S))
+        if image is None:
             raise FaultError(f"target {(topic, partition)!r}: no broker answers who leads")
-
-        leader = run_in_background(ask())
-        if leader is None:
+        found = image.partitions.get((image.topic_ids.get(topic, ""), partition))
+        if found is None:
             raise FaultError(f"target {(topic, partition)!r}: the cluster has no such partition")
-        if leader < 0:
+        if found.leader < 0:
             raise FaultError(f"target {(topic, partition)!r}: the partition has no leader now")
-        return leader
+        return found.leader
 
     # ---- Requests ----
 
