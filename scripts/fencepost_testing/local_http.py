@@ -1,7 +1,6 @@
-"""What the HTTP servers for this machine have in common: where they listen, by which names they go, and their bounds.
+"""What the HTTP servers for this machine have in common: they listen on loopback only, and hold few connections.
 
-The live page and the control server of tests both can kill processes, so both listen on loopback, refuse what is not
-made to their own name, and hold few connections. What proves that a request may do something is each one's own.
+Which requests they refuse is in `own_requests`.
 """
 
 from __future__ import annotations
@@ -14,24 +13,14 @@ import uvicorn
 from fencepost_testing.failures import CommandFailed
 from fencepost_testing.ports import LOOPBACK
 
-HOST_NAMES: Final = (LOOPBACK, "localhost", "[::1]")
 MAX_CONNECTIONS: Final = 64
 MAX_HEAD_BYTES: Final = 16 * 1024
 IDLE_S: Final = 5
-MAX_SHOWN: Final = 100  # characters of what was refused
 TOKEN_BYTES: Final = 24
 
 
 class PortInUse(CommandFailed):
     """The server cannot listen there."""
-
-
-class Refused(Exception):
-    """A request that is answered with an error: its message says why, and names the value; `status` is HTTP's."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 def listen(port: int) -> socket.socket:
@@ -48,11 +37,6 @@ def listen(port: int) -> socket.socket:
             f"cannot listen on {LOOPBACK}:{port}: {reason}; with --port choose another one than port {port} of {LOOPBACK}"
         ) from error
     return sock
-
-
-def own_hosts(port: int) -> list[str]:
-    """What the Host header of a request to a server at this port may be."""
-    return [f"{name}:{port}" for name in HOST_NAMES]
 
 
 def config_of(app: Any, lifespan: Literal["on", "off"], stop_within_s: int) -> uvicorn.Config:

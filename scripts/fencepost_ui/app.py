@@ -29,7 +29,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fencepost_testing.failures import CommandFailed
-from fencepost_testing.local_http import Refused
+from fencepost_testing.own_requests import Refused
 from fencepost_testing.waiting import NotInTime
 from fencepost_ui.guard import check_request
 from fencepost_ui.hub import TooManyPages

@@ -128,9 +128,10 @@ def test_processes_are_paused_and_all_is_healed(served: Served) -> None:
         ({"Authorization": None}, 401, "no token"),
         ({"Authorization": "Bearer wrong-token"}, 401, "the token wron… is not this server's"),
         ({"Authorization": "Basic abc"}, 401, "is not this server's"),
-        ({"Host": "evil.example:80"}, 403, "Host 'evil.example:80' is not this server"),
+        ({"Host": "evil.example:80"}, 421, "Host 'evil.example:80' is not this server"),
         ({"Origin": "http://evil.example"}, 403, "Origin 'http://evil.example'"),
         ({"Origin": "null"}, 403, "Origin 'null'"),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403, "Sec-Fetch-Site 'cross-site'"),
     ],
 )
 def test_who_may_not_ask_is_refused(served: Served, headers: dict[str, str | None], status: int, message: str) -> None:
@@ -187,7 +188,7 @@ def test_the_description_has_every_operation_and_needs_no_token(served: Served) 
     assert all(fault in document["paths"]["/faults/{fault}"]["post"]["summary"] for fault in FAULTS)
     status, page = served.ask("GET", "/", headers={"Authorization": None})
     assert (status, "/processes/{target}/kill" in page) == (200, True)
-    assert served.ask("GET", "/", headers={"Host": "evil.example"})[0] == 403
+    assert served.ask("GET", "/", headers={"Host": "evil.example"})[0] == 421
 
 
 def test_a_port_that_is_taken_and_a_weak_token_are_refused(served: Served) -> None:

@@ -6,7 +6,7 @@ from http import HTTPStatus
 
 import pytest
 
-from fencepost_testing.local_http import Refused
+from fencepost_testing.own_requests import Refused
 from fencepost_ui.guard import TOKEN_HEADER, check_request
 
 PORT = 8123

@@ -22,7 +22,8 @@ from fencepost_testing.control.access import Access
 from fencepost_testing.control.api import OPERATIONS, Operation, check_body
 from fencepost_testing.exactly_once import NotExactlyOnce
 from fencepost_testing.failures import CommandFailed
-from fencepost_testing.local_http import Refused, config_of, listen
+from fencepost_testing.local_http import config_of, listen
+from fencepost_testing.own_requests import Refused
 from fencepost_testing.ports import LOOPBACK
 
 MAX_BODY_BYTES: Final = 64 * 1024
@@ -36,7 +37,7 @@ def application(cluster: AsyncLocalCluster, access: Access) -> Starlette:
     def endpoint(operation: Operation) -> Callable[[Request], Any]:
         async def answer(request: Request) -> Response:
             try:
-                access.check_origin(request.headers)
+                access.check_site(request.method, request.headers)
                 access.check_token(request.headers)
                 body = await _body(request)
                 check_body(operation, body)
@@ -58,7 +59,7 @@ def application(cluster: AsyncLocalCluster, access: Access) -> Starlette:
 
         async def answer(request: Request) -> Response:
             try:
-                access.check_origin(request.headers)
+                access.check_site(request.method, request.headers)
             except Refused as refused:
                 return JSONResponse({"error": str(refused)}, refused.status)
             return make()
