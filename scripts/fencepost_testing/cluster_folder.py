@@ -175,6 +175,22 @@ class ClusterFolder:
         """Whether its processes were started so that faults can be set on them."""
         return self._has_faults
 
+    def switch_faults(self, on: bool) -> None:
+        """Have its processes started with faults from now on, or without. Raises ClusterError while one of them runs."""
+        if on is self._has_faults:
+            return
+        if self.any_running():
+            without = "" if self._has_faults else "out"
+            raise ClusterError(
+                f"the cluster in {self.directory} runs with{without} faults: 'fencepost cluster down' first"
+            )
+        shutil.rmtree(self.directory / FAULTS_FOLDER, ignore_errors=True)
+        if on:
+            Board.create(self.directory / FAULTS_FOLDER).close()
+        self.faults = Faults(self.directory)
+        self._has_faults = on
+        self._save()
+
     def record_happening(self, what: str) -> None:
         """Note for the timeline what was done to the cluster just now."""
         self.timeline.append(Happening(time.time(), what))

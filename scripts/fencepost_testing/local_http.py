@@ -34,7 +34,7 @@ def listen(port: int) -> socket.socket:
         sock.close()
         reason = error.strerror if isinstance(error, OSError) else error
         raise PortInUse(
-            f"cannot listen on {LOOPBACK}:{port}: {reason}; with --port choose another one than port {port} of {LOOPBACK}"
+            f"cannot listen on {LOOPBACK}:{port}: {reason}; choose another port than {port}, or 0 for any that is free"
         ) from error
     return sock
 

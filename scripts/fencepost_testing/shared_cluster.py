@@ -11,7 +11,8 @@ from fencepost_testing.waiting import WAIT_TIMEOUT_S
 
 async def heal(cluster: AsyncLocalCluster) -> None:
     """No fault is set any more, and every process runs again and is registered. Raises ClusterError where one cannot."""
-    cluster.faults.clear()
+    if cluster.has_faults:
+        cluster.faults.clear()
     paused = [node for node in cluster.nodes if cluster.paused(node)]
     down = [node for node in cluster.nodes if not cluster.running(node)]
     if paused:

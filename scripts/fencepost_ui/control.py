@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
 
-from fencepost_testing.cluster_file import STATE_FILE
 from fencepost_testing.failures import CommandFailed
 from fencepost_testing.faults import Faults
+from fencepost_testing.kept_cluster import KeptCluster
 from fencepost_testing.local_cluster import AsyncLocalCluster, Node, name_of
 from fencepost_testing.member import target_of
 
 ACTIONS: Final = ("kill", "pause", "resume", "stop", "start", "restart", "cut", "heal", "lose-ack")
-LOCK_WITHIN_S: Final = 10.0
 START_WITHIN_S: Final = 60.0  # of a process; a machine may be busy
 BROKERS: Final = 3  # of a cluster that the page starts
 
@@ -47,8 +44,7 @@ class Control:
         self._directory = directory
         self._tell = tell
         self._own: AsyncLocalCluster | None = None
-        self._known: AsyncLocalCluster | None = None
-        self._file_time_ns = 0
+        self._kept = KeptCluster(directory)
         self._lock = asyncio.Lock()
 
     def cluster(self) -> AsyncLocalCluster | None:
@@ -56,12 +52,9 @@ class Control:
         if self._own is not None:
             return self._own
         try:
-            changed_ns = os.stat(self._directory / STATE_FILE).st_mtime_ns
-            if self._known is None or changed_ns != self._file_time_ns:
-                self._known, self._file_time_ns = AsyncLocalCluster.load(self._directory), changed_ns
-        except (OSError, CommandFailed):
-            self._known = None
-        return self._known
+            return self._kept.look()
+        except CommandFailed:
+            return None
 
     def _require(self) -> AsyncLocalCluster:
         cluster = self.cluster()
@@ -150,32 +143,14 @@ class Control:
 
     @contextlib.asynccontextmanager
     async def _changing(self) -> AsyncIterator[AsyncLocalCluster]:
-        """One change at a time, also of other commands'. Raises ControlError where one takes too long."""
-        async with self._lock:
-            cluster = self._require()
-            if self._own is not None:
+        """One change at a time, also of other commands'. Raises ClusterError where one takes too long."""
+        self._require()
+        if self._own is None:
+            async with self._kept.changing() as cluster:
                 yield cluster
-                return
-            folder = os.open(cluster.directory, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                await _locked(folder, cluster.directory)
-                yield AsyncLocalCluster.load(self._directory)
-            finally:
-                os.close(folder)
-
-
-async def _locked(folder: int, directory: Path) -> None:
-    """Return once the folder's lock is held."""
-    deadline = asyncio.get_running_loop().time() + LOCK_WITHIN_S
-    while True:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if asyncio.get_running_loop().time() > deadline:
-                raise ControlError(f"another command is at work on the cluster in {directory}") from None
-            await asyncio.sleep(0.05)
-        else:
             return
+        async with self._lock:
+            yield self._require()
 
 
 def node_of(cluster: AsyncLocalCluster, target: str) -> Node:
@@ -191,7 +166,9 @@ def _required_faults(cluster: AsyncLocalCluster) -> Faults:
     """Raises ControlError where there are none."""
     faults = faults_of(cluster)
     if faults is None:
-        raise ControlError("this cluster was started without faults: 'fencepost cluster up' starts one with them")
+        raise ControlError(
+            "this cluster was started without faults: 'fencepost cluster up --faults' starts one with them"
+        )
     return faults
 
 

@@ -148,7 +148,7 @@ def test_an_occupied_port_is_refused_naming_it() -> None:
     with listen(0) as taken:
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(PortInUse, match=f"cannot listen on 127.0.0.1:{port}.*--port"):
+        with pytest.raises(PortInUse, match=f"cannot listen on 127.0.0.1:{port}.*choose another port"):
             listen(port)
         done = CliRunner().invoke(app, ["ui", "--port", str(port), "--no-browser"])
         assert (done.exit_code, f"cannot listen on 127.0.0.1:{port}" in done.output) == (1, True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -13,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fencepost_cli.terminal import DEFAULT_DATA_DIR, LEDGERS, DataDir, console, fail, run
+from fencepost_cli.commands.serve_tests import TOKEN, control_server, said_by, show_control
+from fencepost_cli.terminal import DEFAULT_DATA_DIR, EXIT_USAGE, LEDGERS, DataDir, console, fail, run
+from fencepost_testing.kept_cluster import KeptCluster, LockFailed, locked
 from fencepost_testing.local_cluster import CONTROLLER, STATE_FILE, AsyncLocalCluster, ClusterError, Node, name_of
 from fencepost_testing.member import target_of
 
@@ -42,17 +42,10 @@ def _locked(data_dir: Path) -> Iterator[None]:
     if not data_dir.exists():
         _load(data_dir)  # says so
     try:
-        folder = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        fail(f"{data_dir} cannot hold a cluster: {error.strerror}")
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        fail(f"another command is at work on the cluster in {data_dir}")
-    else:
-        yield
-    finally:
-        os.close(folder)
+        with locked(data_dir):
+            yield
+    except LockFailed as error:
+        fail(str(error))
 
 
 def _load(data_dir: Path) -> AsyncLocalCluster:
@@ -105,7 +98,7 @@ def _for_each(
         run(act_on_all())
 
 
-@app.command(epilog="Example: fencepost cluster up --brokers 5 --data-dir /tmp/five")
+@app.command(epilog="Example: fencepost cluster up --brokers 5; fencepost cluster up --faults --control-port 8090")
 def up(
     *,
     brokers: Annotated[
@@ -131,19 +124,47 @@ def up(
             show_default="any free",
         ),
     ] = None,
+    faults: Annotated[
+        bool | None,
+        typer.Option(
+            "--faults/--no-faults",
+            help="Start its processes so that 'fencepost faults' can set faults on them, or as production does.",
+            show_default="as they were started before; a new cluster: without",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on standard output, as 'status --json' has it.")
     ] = False,
     with_page: Annotated[
         bool, typer.Option("--ui", help="Show it in a browser, until Ctrl-C; the cluster stays up. See 'fencepost ui'.")
     ] = False,
+    control_port: Annotated[
+        int | None,
+        typer.Option(
+            "--control-port",
+            min=0,
+            max=65_535,
+            help="Let tests in other languages control it by HTTP at this port of loopback (0: any free one), until Ctrl-C; "
+            "the cluster stays up. See 'fencepost serve-tests'.",
+            show_default="none",
+        ),
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar=TOKEN, help="What requests to --control-port have to carry.", show_default="a random one, printed"
+        ),
+    ] = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Start a cluster, or what is down of the one in the data folder."""
+    if with_page and control_port is not None:
+        fail("--ui and --control-port both run until Ctrl-C: run 'fencepost ui' beside this command", EXIT_USAGE)
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         fail(f"{data_dir} cannot hold a cluster: {error.strerror}")
+    server = None if control_port is None else control_server(control_port, token)
     with _locked(data_dir):
         new = not (data_dir / STATE_FILE).exists()
         try:
@@ -154,24 +175,16 @@ def up(
                     owned=False,
                     first_port=port,
                     first_kafka_port=kafka_port,
+                    faults=bool(faults),
                 )
                 if new
                 else AsyncLocalCluster.load(data_dir)
             )
+            if faults is not None:
+                cluster.switch_faults(faults)
         except (ClusterError, OSError) as error:
             fail(str(error))
-        if brokers not in (None, len(cluster.broker_ids)):
-            fail(f"the cluster in {data_dir} has {len(cluster.broker_ids)} brokers, not {brokers}")
-        if port not in (None, cluster.member(cluster.broker_ids[0]).port):
-            fail(f"the cluster in {data_dir} listens on {cluster.bootstrap}, not from port {port} on")
-        if kafka_port not in (None, cluster.member(cluster.broker_ids[0]).kafka_port):
-            fail(
-                f"the cluster in {data_dir} listens for Kafka's clients on {cluster.kafka_bootstrap}, not from port "
-                f"{kafka_port} on"
-            )
-        for node in cluster.nodes:
-            if cluster.paused(node):
-                fail(f"{name_of(node)} is paused: 'fencepost cluster resume {node}'")
+        _check_is_that(cluster, data_dir, brokers, port, kafka_port)
 
         async def start() -> list[str]:
             try:
@@ -186,7 +199,10 @@ def up(
             return [f"{image.topics[p.topic_id].name}-{p.index}" for p in lost] if image else []
 
         leaderless = run(start())
-    if as_json:
+    if server is not None:
+        said = said_by(server, cluster.kafka_bootstrap)
+        show_control(said, cluster.bootstrap, as_json)
+    elif as_json:
         typer.echo(json.dumps(run(cluster.status()).to_json()))
     else:
         typer.echo(f"cluster of {len(cluster.broker_ids)} brokers is up in {data_dir}; bootstrap {cluster.bootstrap}")
@@ -200,6 +216,26 @@ def up(
         from fencepost_cli.commands.ui import show_page
 
         show_page(data_dir, "", 0, browser=True)
+    if server is not None:
+        run(server.serve(KeptCluster(data_dir)))
+
+
+def _check_is_that(
+    cluster: AsyncLocalCluster, data_dir: Path, brokers: int | None, port: int | None, kafka_port: int | None
+) -> None:
+    """End the command where the cluster that is there is not the one that was asked for."""
+    if brokers not in (None, len(cluster.broker_ids)):
+        fail(f"the cluster in {data_dir} has {len(cluster.broker_ids)} brokers, not {brokers}")
+    if port not in (None, cluster.member(cluster.broker_ids[0]).port):
+        fail(f"the cluster in {data_dir} listens on {cluster.bootstrap}, not from port {port} on")
+    if kafka_port not in (None, cluster.member(cluster.broker_ids[0]).kafka_port):
+        fail(
+            f"the cluster in {data_dir} listens for Kafka's clients on {cluster.kafka_bootstrap}, not from port "
+            f"{kafka_port} on"
+        )
+    for node in cluster.nodes:
+        if cluster.paused(node):
+            fail(f"{name_of(node)} is paused: 'fencepost cluster resume {node}'")
 
 
 @app.command(epilog="Example: fencepost cluster kill leader:orders-0")

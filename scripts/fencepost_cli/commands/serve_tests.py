@@ -6,11 +6,15 @@ import asyncio
 import json
 import os
 from collections.abc import Mapping
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fencepost_cli.terminal import fail, run
+from fencepost_testing.failures import CommandFailed
+
+if TYPE_CHECKING:
+    from fencepost_testing.control.server import ControlServer
 
 URL = "FENCEPOST_TEST_URL"
 TOKEN = "FENCEPOST_TEST_TOKEN"
@@ -40,22 +44,21 @@ def serve_tests(
     ] = False,
 ) -> None:
     """Serve a temporary cluster to tests in any language: topics, kills, pauses and faults by HTTP and JSON."""
-    try:
-        from fencepost_testing.control.server import ControlServer
-    except ModuleNotFoundError as error:
-        fail(f"serve-tests needs {error.name}: pip install 'fencepost[cli]'")
     from fencepost_testing.async_cluster import AsyncLocalCluster
 
+    server = control_server(port, token)
+
     async def main() -> int:
-        server = ControlServer(port, token)
+        from fencepost_testing.control.server import OwnedCluster
+
         try:
             async with AsyncLocalCluster(brokers=brokers) as cluster:
-                serving = asyncio.create_task(server.serve(cluster))
+                serving = asyncio.create_task(server.serve(OwnedCluster(cluster)))
                 try:
-                    said = {URL: server.url, TOKEN: server.access.token, KAFKA_BOOTSTRAP: cluster.kafka_bootstrap}
+                    said = said_by(server, cluster.kafka_bootstrap)
                     if command:
                         return await _run_beside(serving, command, said)
-                    _show(said, cluster.bootstrap, as_json)
+                    show_control(said, cluster.bootstrap, as_json)
                     await serving
                     return 0
                 finally:
@@ -66,6 +69,23 @@ def serve_tests(
 
     if code := run(main()):
         raise typer.Exit(code)
+
+
+def control_server(port: int, token: str | None) -> ControlServer:
+    """One that listens; the command ends where it cannot."""
+    try:
+        from fencepost_testing.control.server import ControlServer
+    except ModuleNotFoundError as error:
+        fail(f"control by HTTP needs {error.name}: pip install 'fencepost[cli]'")
+    try:
+        return ControlServer(port, token)
+    except CommandFailed as error:
+        fail(str(error))
+
+
+def said_by(server: ControlServer, kafka_bootstrap: str) -> dict[str, str]:
+    """What a test has to know, by the names of environment variables."""
+    return {URL: server.url, TOKEN: server.access.token, KAFKA_BOOTSTRAP: kafka_bootstrap}
 
 
 async def _run_beside(serving: asyncio.Task[None], command: list[str], said: Mapping[str, str]) -> int:
@@ -86,7 +106,8 @@ async def _run_beside(serving: asyncio.Task[None], command: list[str], said: Map
     return code if code >= 0 else 128 - code
 
 
-def _show(said: Mapping[str, str], bootstrap: str, as_json: bool) -> None:
+def show_control(said: Mapping[str, str], bootstrap: str, as_json: bool) -> None:
+    """On standard output, as a shell takes it in, or as JSON."""
     if as_json:
         names = {
             "url": said[URL],

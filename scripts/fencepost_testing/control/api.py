@@ -61,7 +61,10 @@ async def _wait_in_sync(cluster: AsyncLocalCluster, path: Mapping[str, str], bod
 
 
 async def _heal(cluster: AsyncLocalCluster, path: Mapping[str, str], body: Json) -> Any:
-    await asyncio.to_thread(cluster.faults.clear)
+    if cluster.has_faults:
+        await asyncio.to_thread(cluster.faults.clear)
+    if paused := [node for node in cluster.nodes if cluster.paused(node)]:
+        await cluster.resume(*paused)
     await cluster.up()
     await cluster.wait_in_sync()
     return {}

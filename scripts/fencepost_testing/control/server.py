@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final, Protocol
 
 import uvicorn
 from starlette.applications import Starlette
@@ -30,9 +31,36 @@ MAX_BODY_BYTES: Final = 64 * 1024
 END_TIMEOUT_S: Final = 1  # for requests under way, when the server ends
 
 
-def application(cluster: AsyncLocalCluster, access: Access) -> Starlette:
+class ServedCluster(Protocol):
+    """The cluster that is served."""
+
+    def look(self) -> AsyncLocalCluster:
+        """As it is now. Raises CommandFailed."""
+        ...
+
+    def changing(self) -> AbstractAsyncContextManager[AsyncLocalCluster]:
+        """The same, while nothing else changes it."""
+        ...
+
+
+class OwnedCluster:
+    """One that this process has made, and no other changes."""
+
+    def __init__(self, cluster: AsyncLocalCluster) -> None:
+        self._cluster = cluster
+        self._lock = asyncio.Lock()
+
+    def look(self) -> AsyncLocalCluster:
+        return self._cluster
+
+    @contextlib.asynccontextmanager
+    async def changing(self) -> AsyncIterator[AsyncLocalCluster]:
+        async with self._lock:
+            yield self._cluster
+
+
+def application(served: ServedCluster, access: Access) -> Starlette:
     """The server's own part, without a socket."""
-    changing = asyncio.Lock()  # one change after another
 
     def endpoint(operation: Operation) -> Callable[[Request], Any]:
         async def answer(request: Request) -> Response:
@@ -42,8 +70,8 @@ def application(cluster: AsyncLocalCluster, access: Access) -> Starlette:
                 body = await _body(request)
                 check_body(operation, body)
                 if not operation.changes:
-                    return JSONResponse(await operation.run(cluster, request.path_params, body))
-                async with changing:
+                    return JSONResponse(await operation.run(served.look(), request.path_params, body))
+                async with served.changing() as cluster:
                     return JSONResponse(await operation.run(cluster, request.path_params, body))
             except Refused as refused:
                 return JSONResponse({"error": str(refused)}, refused.status)
@@ -125,9 +153,9 @@ class ControlServer:
     def url(self) -> str:
         return f"http://{LOOPBACK}:{self.access.port}"
 
-    async def serve(self, cluster: AsyncLocalCluster) -> None:
+    async def serve(self, served: ServedCluster) -> None:
         """Until it is cancelled."""
-        config = config_of(application(cluster, self.access), "off", END_TIMEOUT_S)
+        config = config_of(application(served, self.access), "off", END_TIMEOUT_S)
         try:
             await _Server(config).serve([self._socket])
         finally:

@@ -85,7 +85,10 @@ class Faults:
     def _board(self) -> Board:
         if not (self.directory / FOLDER / "board").exists():
             self._cluster.members()  # raises where there is no cluster
-            raise FaultError(f"the cluster in {self.directory} was started without faults")
+            raise FaultError(
+                f"the cluster in {self.directory} was started without faults: 'fencepost cluster up --faults' or "
+                "LocalCluster(faults=True) starts one with them"
+            )
         return Board(self.directory / FOLDER)
 
     # ---- On requests ----

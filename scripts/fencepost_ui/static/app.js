@@ -190,7 +190,7 @@ const drawings = {
     $("load").disabled = !state.hasCluster;
     $("heal").disabled = !state.faults.length;
     $("faults").replaceChildren(...state.faults.map((fault) => element("li", {}, fault)));
-    $("lose").title = state.hasFaults ? "" : "This cluster was started without faults";
+    $("lose").title = state.hasFaults ? "" : "This cluster was started without faults: fencepost cluster up --faults";
     draw("story");
   },
 
