@@ -11,7 +11,7 @@ from fencepost_controller.session_registry import SessionRegistry
 from fencepost_proto.protocol.metadata import NO_LEADER
 from fencepost_proto.runtime.metrics.families import Family, counter, gauge, histogram, requests
 from fencepost_proto.runtime.turns import Turns
-from fencepost_proto.transport.latencies import RequestCounts
+from fencepost_proto.transport.latencies import CallCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class ControllerMetrics:
     commands: Commands
     sessions: SessionRegistry
     elections: ElectionCounts
-    answered: RequestCounts
+    answered: CallCounts
 
     async def families(self) -> AsyncIterator[Family]:
         """All of them, read in turns."""
@@ -87,5 +87,5 @@ class ControllerMetrics:
                 "Of a group of commands: decided, and stored.",
                 self.commands.commit_times,
             ),
-            *requests([("grpc", self.answered)]),
+            *requests(self.answered.by_protocol()),
         ]

@@ -114,8 +114,8 @@ ROWS: dict[str, list[Panel]] = {
             "none",
             [
                 ("fencepost_kafka_connections", "Kafka, {{instance}}"),
-                ("fencepost_grpc_connections", "gRPC, {{instance}}"),
-                ("fencepost_grpc_streams", "{{method}}, {{instance}}"),
+                ("fencepost_client_connections", "Fencepost, {{instance}}"),
+                ("fencepost_client_streams", "{{method}}, {{instance}}"),
             ],
         ),
         ("Event loop late by, p99", "s", [(quantile(0.99, "fencepost_event_loop_lag_seconds"), "{{instance}}")]),

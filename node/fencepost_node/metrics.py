@@ -26,7 +26,7 @@ from fencepost_proto.runtime.metrics.families import (
     requests,
 )
 from fencepost_proto.runtime.turns import Turns
-from fencepost_proto.transport.latencies import Latencies, RequestCounts
+from fencepost_proto.transport.latencies import CallCounts, Latencies, RequestCounts
 
 WEIGHT_OF_A_REPLICA = 2  # of a turn's steps
 
@@ -64,7 +64,7 @@ class BrokerMetrics:
 
     manager: ReplicaManager
     limits: ClientLimits
-    answered: RequestCounts  # gRPC's unary calls
+    answered: CallCounts  # unary calls
     sync_times: Latencies
     kafka_connections: Callable[[], int]
     has_session: Callable[[], bool]
@@ -111,9 +111,24 @@ class BrokerMetrics:
             counter("fencepost_leaderships_total", "Leaderships that this broker has begun.", counts.leaderships),
             counter("fencepost_followings_total", "Times that this broker began to follow.", counts.followings),
             counter("fencepost_replica_failures_total", "Times that a replica has failed.", counts.failed_replicas),
-            *requests([("grpc", self.answered), ("grpc", counts.grpc), ("kafka", counts.kafka)]),
+            *requests([*self.answered.by_protocol(), *counts.calls.by_protocol(), ("kafka", counts.kafka)]),
+            *self._group_requests(counts.groups),
             histogram("fencepost_fsync_duration_seconds", "Of the data of a segment.", self.sync_times),
         ]
+
+    @staticmethod
+    def _group_requests(counts: RequestCounts) -> list[Family]:
+        """What the coordinators of groups that are here were asked, whichever protocol it came by."""
+        durations = histogram(
+            "fencepost_group_request_duration_seconds",
+            "Until the coordinator's answer, waits for a rebalance included.",
+        )
+        refused = counter("fencepost_refused_group_requests_total", "Answered by the coordinator with an error.")
+        for request, latencies in sorted(counts.latencies.items()):
+            durations.add(latencies, request=request)
+        for (request, error), count in sorted(counts.refused.items()):
+            refused.add(count, request=request, error=error)
+        return [durations, refused]
 
     def _held(self, sums: _Sums) -> list[Family]:
         manager = self.manager
@@ -127,7 +142,7 @@ class BrokerMetrics:
             if follower != manager.broker_id:
                 lag_records.add(sums.lag_records[follower], follower=follower)
                 lag_seconds.add(sums.lag_s.get(follower, 0.0), follower=follower)
-        streams = gauge("fencepost_grpc_streams", "Streams of clients that are open, by method.")
+        streams = gauge("fencepost_client_streams", "Streams of Fencepost's clients that are open, by method.")
         for method, count in sorted(self.limits.streams.items()):
             streams.add(count, method=method)
         return [
@@ -156,7 +171,9 @@ class BrokerMetrics:
             gauge("fencepost_metadata_version", "Of the newest metadata.", manager.image.version),
             gauge("fencepost_kafka_connections", "Open connections of Kafka's clients.", self.kafka_connections()),
             gauge(
-                "fencepost_grpc_connections", "Open connections of clients with streams.", self.limits.connection_count
+                "fencepost_client_connections",
+                "Open connections of Fencepost's clients with streams.",
+                self.limits.connection_count,
             ),
             streams,
         ]

@@ -137,7 +137,7 @@ async def test_a_broker_counts_what_it_appends_recognises_and_refuses(tmp_path: 
         assert after["fencepost_refused_batches_total"] == {labels(error="OUT_OF_ORDER_SEQUENCE_NUMBER"): 1}
         assert after["fencepost_producers"] == {(): 1}
         assert after["fencepost_leaderships_total"] == {(): 2}
-        assert after["fencepost_request_duration_seconds_count"][labels(protocol="grpc", api="Produce")] == 2
+        assert after["fencepost_request_duration_seconds_count"][labels(protocol="lean", api="Produce")] == 2
         first, second = labels(topic="orders", partition=0), labels(topic="orders", partition=1)
         for name, values in {
             "log_end_offset": (2, 0),

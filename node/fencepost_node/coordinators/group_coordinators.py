@@ -144,10 +144,17 @@ class GroupCoordinators:
 
     async def ask(self, question: Question) -> Answer:
         """The answer of that group's coordinator; an error is returned, not raised."""
+        counts, name, time = self._manager.local.counts.groups, type(question).__name__, asyncio.get_running_loop().time
+        began = time()
         try:
-            return await self._here(question.group_id).ask(question)
+            answer = await self._here(question.group_id).ask(question)
         except FencepostError as error:
-            return error
+            answer = error
+        finally:
+            counts.of(name).add(time() - began)
+        if isinstance(answer, FencepostError):
+            counts.refused[name, answer.code.name] += 1
+        return answer
 
     def refusal(self, group_id: str) -> FencepostError | None:
         """Why this broker does not coordinate that group; None: it does."""

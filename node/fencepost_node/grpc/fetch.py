@@ -51,7 +51,7 @@ async def fetch(
 ) -> None:
     """Serve one stream until the client ends it."""
     peer = context.peer()
-    latencies, time = manager.local.counts.grpc.of("Fetch"), asyncio.get_running_loop().time
+    latencies, time = manager.local.counts.calls.current.of("Fetch"), asyncio.get_running_loop().time
     async for request in requests:
         began = time()
         poll = Poll(

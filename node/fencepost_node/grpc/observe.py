@@ -206,7 +206,9 @@ class _Observer:
             appended_bytes=counts.appended_bytes,
             repeated_batches=counts.repeated_batches,
             refused_batches=counts.refused_batches.total(),
-            produce_latencies=_sum(counts.grpc.of("Produce"), counts.kafka.of("Produce")),
+            produce_latencies=_sum(
+                *(each.of("Produce") for each in (counts.calls.grpc, counts.calls.lean, counts.kafka))
+            ),
         )
 
 

@@ -66,7 +66,7 @@ class _ProduceStream:
         self._manager = manager
         self._admit = admit
         self._refusals = Refusals()
-        self._latencies = manager.local.counts.grpc.of("Produce")  # of batches: each is answered on its own
+        self._latencies = manager.local.counts.calls.current.of("Produce")  # of batches: each is answered on its own
         self._time = asyncio.get_running_loop().time
         self._results: list[pb.ProduceResult] = []
         self._pending = 0  # taken and not yet written

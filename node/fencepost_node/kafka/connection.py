@@ -33,7 +33,8 @@ from fencepost_proto.kafka.apis import APIS
 from fencepost_proto.kafka.codec import MalformedFrame, UnsupportedVersion, decode_request, encode_response
 from fencepost_proto.kafka.messages.fetch import FetchRequest
 from fencepost_proto.kafka.messages.produce import ProduceRequest, ProduceResponse
-from fencepost_proto.protocol.errors import FencepostError, InvariantBroken
+from fencepost_proto.kafka.response_errors import error_codes
+from fencepost_proto.protocol.errors import ErrorCode, FencepostError, InvariantBroken
 from fencepost_proto.runtime.signal import Signal
 
 log = logging.getLogger(__name__)
@@ -298,8 +299,7 @@ class KafkaConnection(asyncio.Protocol):
             answer.chunks = [view[:4], correlation_id, view[8:]]
         else:
             answer.chunks = encode_response(answer.api_key, answer.version, answer.correlation_id, response)
-        latencies = self._broker.manager.local.counts.kafka.of(APIS[answer.api_key].name)
-        latencies.add(self._loop.time() - answer.began_at)
+        self._count(answer, response)
         answers, transport = self._answers, self._transport
         if transport is None or not answers or answers[0] is not answer:
             return
@@ -311,6 +311,12 @@ class KafkaConnection(asyncio.Protocol):
                 else:
                     transport.writelines(chunks)
             self._resolve(answers.popleft().written)
+
+    def _count(self, answer: Answer, response: object) -> None:
+        counts, api = self._broker.manager.local.counts.kafka, APIS[answer.api_key].name
+        counts.of(api).add(self._loop.time() - answer.began_at)
+        for code in () if isinstance(response, Encoded) else error_codes(response):
+            counts.refused[api, ErrorCode(code).name] += 1
 
     async def _write_out(self, answer: Answer, response: object) -> None:
         """Return once the answer has been handed to the system, or the connection has gone."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from fencepost_proto.transport.latencies import RequestCounts
+from fencepost_proto.transport.latencies import CallCounts, RequestCounts
 
 
 @dataclass(slots=True, eq=False)
@@ -21,5 +21,8 @@ class BrokerCounts:
     leaderships: int = 0  # begun
     followings: int = 0  # begun
     failed_replicas: int = 0  # how often a replica has failed
-    grpc: RequestCounts = field(default_factory=RequestCounts)  # of long-lived streams: those of `Answering` are apart
+    calls: CallCounts = field(default_factory=CallCounts)  # of long-lived streams: those of `Answering` are apart
     kafka: RequestCounts = field(default_factory=RequestCounts)
+    groups: RequestCounts = field(
+        default_factory=RequestCounts
+    )  # what the coordinators here were asked, by both protocols

@@ -17,7 +17,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from fencepost_proto.protocol import errors
-from fencepost_proto.transport.latencies import RequestCounts
+from fencepost_proto.transport.latencies import CallCounts
 from fencepost_proto.transport.rpc_errors import Answer
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Answering:
     """Shared by the services of one process."""
 
     def __init__(self, on_failure: Callable[[BaseException], None]) -> None:
-        self.counts = RequestCounts()
+        self.counts = CallCounts()
         self._on_failure = on_failure
 
     @contextlib.contextmanager
@@ -51,7 +51,7 @@ class Answering:
         try:
             yield
         finally:
-            self.counts.of(api).add(time() - began)
+            self.counts.current.of(api).add(time() - began)
 
     async def unary(self, response: Callable[..., R], work: Awaitable[R]) -> R:
         """The result of `work`, or a response with its error."""
@@ -61,10 +61,10 @@ class Answering:
             return await work
         except Exception as caught:  # noqa: BLE001  # the one place where errors become answers
             error = self.error_of(caught)
-            self.counts.refused[api, error.code.name] += 1
+            self.counts.current.refused[api, error.code.name] += 1
             return response(error=errors.to_proto(error))
         finally:
-            self.counts.of(api).add(time() - began)
+            self.counts.current.of(api).add(time() - began)
 
     async def stream(self, work: Awaitable[None], context: Context) -> None:
         """Serve one stream. What goes wrong beyond a single answer ends the stream, with its reason."""

@@ -7,6 +7,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
+from contextvars import ContextVar
+from typing import Final
+
+LEAN: Final = "lean"
+GRPC: Final = "grpc"
+
+# By what the call came that is being served; the lean server sets it for its own, once for each call.
+CARRIER: Final[ContextVar[str]] = ContextVar("carrier", default=GRPC)
 
 # Upper bounds of the buckets, inclusive, in seconds; one more bucket is for what took longer.
 BOUNDS_S = (0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -45,3 +53,22 @@ class RequestCounts:
         if known is None:
             known = self.latencies[api] = Latencies()
         return known
+
+
+class CallCounts:
+    """Calls of Fencepost's own protocol, by the carrier that they came by."""
+
+    __slots__ = ("grpc", "lean")
+
+    def __init__(self) -> None:
+        self.grpc = RequestCounts()
+        self.lean = RequestCounts()
+
+    @property
+    def current(self) -> RequestCounts:
+        """Those of the carrier of the call that is being served."""
+        return self.lean if CARRIER.get() == LEAN else self.grpc
+
+    def by_protocol(self) -> list[tuple[str, RequestCounts]]:
+        """For the metrics."""
+        return [(GRPC, self.grpc), (LEAN, self.lean)]

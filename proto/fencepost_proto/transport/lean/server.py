@@ -23,6 +23,7 @@ import grpc
 
 from fencepost_proto.protocol.request_limits import MAX_MESSAGE_BYTES
 from fencepost_proto.transport import streams
+from fencepost_proto.transport.latencies import CARRIER, LEAN
 from fencepost_proto.transport.lean import frames
 from fencepost_proto.transport.lean.frames import EndOfCall, Frame, MalformedFrame, Start
 from fencepost_proto.transport.lean.link import MAX_CALLS, CallEnd, Link, OtherProtocol
@@ -402,6 +403,7 @@ class LeanServer:
         return Context(call, handler)
 
     async def _run(self, call: ServerCall, handler: Any) -> None:
+        CARRIER.set(LEAN)
         context = self.make_context(call, handler)
         try:
             await self._handle(call, handler, context)
