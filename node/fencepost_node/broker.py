@@ -19,7 +19,7 @@ import logging
 import grpc
 from grpc_health.v1 import health_pb2
 
-from fencepost_node.client_limits import ClientLimits
+from fencepost_node.client_limits import ClientLimits, CloseConnection
 from fencepost_node.config import BrokerConfig
 from fencepost_node.controller_link import ControllerLink
 from fencepost_node.controller_session import ControllerSession
@@ -89,13 +89,14 @@ class Broker:
         self._link = ControllerLink(host, config.controller, config.broker_id, self._known.learn)
         self._ids = ProducerIds(self._link.allocate_producer_ids, self._tasks)
         self._feed = MetadataFeed()
-        self.limits = ClientLimits(config.client_answer_bytes)
+        self.limits = ClientLimits(config.client_answer_bytes, self._close_connection)
         self._manager = ReplicaManager(host, disk, config, self._link, self.failure.report)
         self._manager.on_failed_replica = self._link.request_heartbeat
         self._manager.on_lost_leader = self._feed.look_again
         self.groups = GroupCoordinators(
             host, config, self._manager, self._feed, link=self._link, on_failure=self.failure.report
         )
+        self._close_peer: CloseConnection = lambda _, __: False  # of the server
         self._new_producers: NewProducers | None = None
         self._server: RunningServer | None = None
         self._kafka: KafkaListener | None = None  # where `kafka_listen` is set
@@ -242,14 +243,17 @@ class Broker:
         )
         broker_pb2_grpc.add_BrokerServicer_to_server(service, server)
         replication_pb2_grpc.add_ReplicationServicer_to_server(ReplicationService(self._manager, answering), server)
-        real_peer = getattr(
-            server, "real_peer", lambda peer: peer
-        )  # of a port that is shared: of who is behind the relay
+        # These two only where one port is shared by two carriers: who is behind the relay, and an end to a connection.
+        real_peer = getattr(server, "real_peer", lambda peer: peer)
+        self._close_peer = getattr(server, "close_peer", self._close_peer)
         groups = GroupService(self._manager, self.groups, answering, real_peer)
         groups_pb2_grpc.add_GroupsServicer_to_server(groups, server)
         recovery = RecoveryService(self._manager, self._known, self._held_head, answering)
         controller_pb2_grpc.add_RecoveryServicer_to_server(recovery, server)
         controller_pb2_grpc.add_AdminServicer_to_server(AdminRelay(self._link, answering), server)
+
+    def _close_connection(self, peer: str, reason: str) -> bool:
+        return (self._kafka is not None and self._kafka.close_peer(peer, reason)) or self._close_peer(peer, reason)
 
     def _held_head(self) -> controller_pb2.HeldHead:
         """Raises InvalidRequest while there is a session with a controller."""

@@ -6,19 +6,22 @@ A connection counts while it has a stream that was admitted.
 **Memory.** gRPC takes an answer off our hands only when its client reads, so an answer occupies memory from the moment it
 is made until its write returns. `AnswerBudget` is asked before an answer is made, for its size:
 
-- a connection that holds nothing gets room for one answer of the least useful size, whatever the others hold. So a client
-  that reads is always served, if slowly;
+- a connection that holds nothing gets room for one answer of the least useful size, whatever the others hold (but one
+  batch at least, whose size only its reading tells). So a client that reads is always served, if slowly;
 - beyond that a connection may hold a quarter of what is free, its own included. So no number of connections that do not
   read takes all, and the first ones take most;
 - a connection that holds as much as that waits until some of it has been written. Clients that read are in no one's way
-  but their own.
+  but their own;
+- all together hold no more than OVERDRAFT times the memory that is set: beyond it the connection that has not been without
+  an unread answer for the longest time is closed, for it reads the least. Where the carrier cannot close a connection
+  (`carrier = "grpc"`), those that hold nothing wait until some is written.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 from fencepost_proto.protocol import errors
@@ -26,7 +29,10 @@ from fencepost_proto.protocol import errors
 MAX_CONNECTIONS = 2_000  # with streams, of one broker
 MAX_STREAMS_OF_A_CONNECTION = 512  # of one method
 MAX_STREAMS = 8_000  # of one method
+OVERDRAFT = 4  # so many times the memory for answers
 _SHARE = 4  # of what is free, one part is for one connection
+
+CloseConnection = Callable[[str, str], bool]  # of a peer, for a reason; False: it cannot be closed from this side
 
 
 class TooManyStreams(errors.RetriableError):
@@ -38,8 +44,8 @@ class TooManyStreams(errors.RetriableError):
 class ClientLimits:
     """Of one broker. A peer is a connection, as gRPC names it."""
 
-    def __init__(self, answer_bytes: int) -> None:
-        self.answers = AnswerBudget(answer_bytes)
+    def __init__(self, answer_bytes: int, close_connection: CloseConnection) -> None:
+        self.answers = AnswerBudget(answer_bytes, close_connection)
         self._of_method: Counter[str] = Counter()
         self._of_peer: Counter[str] = Counter()  # streams of all methods
         self._of_both: Counter[tuple[str, str]] = Counter()
@@ -85,10 +91,12 @@ class ClientLimits:
 class AnswerBudget:
     """Bytes of answers that have been made and not been written."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, close_connection: CloseConnection) -> None:
         self.used_bytes = 0
         self._max_bytes = max_bytes
-        self._held: Counter[str] = Counter()  # by peer
+        self._close_connection = close_connection
+        self._held: Counter[str] = Counter()  # by peer, in the order in which they have begun to hold something
+        self._closed: dict[str, None] = {}  # of these, connections that have been told to close
         self._released: dict[str, asyncio.Event] = {}  # by peer: it is waited for
         self._any_released: asyncio.Event | None = None  # likewise
 
@@ -99,16 +107,18 @@ class AnswerBudget:
 
     def allowance(self, peer: str, least: int) -> int:
         """How many bytes more the peer may hold now; 0: none."""
-        held = self._held[peer]
-        if not held:
-            del self._held[peer]
+        held = self._held.get(peer, 0)
         share = (self._max_bytes - self.used_bytes + held) // _SHARE
-        return max(share - held, 0 if held else least)
+        return max(share - held, 0 if held or self.used_bytes > OVERDRAFT * self._max_bytes else least)
 
     def take(self, peer: str, size_bytes: int) -> None:
         """An answer of that size is made, or has become larger by that."""
-        self._held[peer] += size_bytes
         self.used_bytes += size_bytes
+        self._held[peer] += size_bytes
+        if not self._held[peer]:
+            del self._held[peer]
+        if size_bytes > 0 and self._overdraft_bytes > 0:
+            self._close_slowest(peer)
 
     def release(self, peer: str, size_bytes: int) -> None:
         """It has been written, or given up."""
@@ -116,6 +126,7 @@ class AnswerBudget:
         self._held[peer] -= size_bytes
         if not self._held[peer]:
             del self._held[peer]
+            self._closed.pop(peer, None)
         if (released := self._released.pop(peer, None)) is not None:
             released.set()
         if self._any_released is not None:
@@ -125,16 +136,38 @@ class AnswerBudget:
     async def wait(self, peer: str, least: int) -> int:
         """Return once the peer may hold `least` more; how many it may.
 
-        Only what the peer itself holds is waited for. So the waiting caller sets a time, and asks again.
+        Of a peer that holds something, only that is waited for. So the waiting caller sets a time, and asks again.
         """
         while (allowance := self.allowance(peer, least)) < least:
-            await self._released.setdefault(peer, asyncio.Event()).wait()
+            if peer in self._held:
+                await self._released.setdefault(peer, asyncio.Event()).wait()
+            else:
+                await self._next_release()
         return allowance
 
     async def wait_for_all(self, size_bytes: int) -> None:
         """Return once an answer of that size fits beside all the others, or there are none. For answers that are large
         and seldom asked for: they get nothing in any case."""
         while self.used_bytes and self.used_bytes + size_bytes > self._max_bytes:
-            if self._any_released is None:
-                self._any_released = asyncio.Event()
-            await self._any_released.wait()
+            await self._next_release()
+
+    async def _next_release(self) -> None:
+        if self._any_released is None:
+            self._any_released = asyncio.Event()
+        await self._any_released.wait()
+
+    @property
+    def _overdraft_bytes(self) -> int:
+        """Without what those hold that are closing."""
+        closing = sum(self._held[peer] for peer in self._closed)
+        return self.used_bytes - closing - OVERDRAFT * self._max_bytes
+
+    def _close_slowest(self, newest: str) -> None:
+        """Those that have held something for the longest time, one after the other, but not the one that takes now."""
+        for peer in list(self._held):
+            if peer == newest or self._overdraft_bytes <= 0:
+                return
+            if peer not in self._closed:
+                reason = f"{self.used_bytes} bytes of answers are unread, and its own for the longest time"
+                if self._close_connection(peer, reason):
+                    self._closed[peer] = None

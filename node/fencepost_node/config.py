@@ -87,7 +87,10 @@ class BrokerConfig:
         8 * MIB, minimum=1 * KIB, maximum=MAX_MESSAGE_BYTES, doc="The largest ProduceRequest."
     )
     client_answer_bytes: int = setting(
-        64 * MIB, minimum=MIB, doc="Answers made and not yet taken by their clients, of all connections together."
+        64 * MIB,
+        minimum=MIB,
+        doc="Answers made and not yet taken by their clients, of all connections together; at four times this the "
+        "connection that has not read for the longest time is closed.",
     )
     max_fetch_bytes: int = setting(
         8 * MIB, minimum=1 * KIB, maximum=MAX_MESSAGE_BYTES, doc="The largest FetchResponse."

@@ -77,7 +77,7 @@ def test_a_broker_makes_a_long_list_in_turns(monkeypatch: pytest.MonkeyPatch) ->
         for producer_id in range(40):
             leadership.append_batch(batch(1, producer_id=producer_id, epoch=0, sequence=0), 1, 0.0)
         tasks = Tasks(lambda error: pytest.fail(str(error)))
-        lists = describe_producers.ProducerLists(tasks, AnswerBudget(1 << 20))
+        lists = describe_producers.ProducerLists(tasks, AnswerBudget(1 << 20, lambda peer, reason: False))
         going_on = asyncio.create_task(others())
         await asyncio.sleep(0)
         try:

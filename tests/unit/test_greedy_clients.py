@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,6 +16,7 @@ from fencepost_node.grpc import describe_producers as describe_producers_module
 from fencepost_node.replication.leadership import Leadership
 from fencepost_proto.protocol.errors import ErrorCode
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc
+from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.tasks import Tasks
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
@@ -116,6 +118,57 @@ async def test_streams_that_are_not_read_cost_a_share_and_other_connections_are_
             assert answer.partitions[0].records
         assert all(held <= ANSWER_BYTES // 4 + 51 * KIB for held in answers.holders.values())
         assert answers.used_bytes <= ANSWER_BYTES
+        for call in calls:
+            call.cancel()
+        await until(lambda: answers.used_bytes == 0, "all of it is given back")
+        for channel in channels:
+            await channel.close()
+
+
+def lean_channel(address: str) -> grpc.aio.Channel:
+    return Host().wire.with_carrier("lean").connect(address)
+
+
+def grpc_channel(address: str) -> grpc.aio.Channel:
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.lookahead_bytes", 0), ("grpc.http2.bdp_probe", 0)]
+    return grpc.aio.insecure_channel(address, options=options)
+
+
+@pytest.mark.parametrize("connect", [lean_channel, grpc_channel])
+@asynchronous
+async def test_connections_that_are_not_read_hold_no_more_than_their_bound_together(
+    tmp_path: Path, connect: Callable[[str], grpc.aio.Channel], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each of them holds a batch of 500 KiB, whatever the memory that is set: so the slowest go."""
+    async with (
+        fake_controller() as controller,
+        broker_of(controller, tmp_path, client_answer_bytes=ANSWER_BYTES, clean=False) as running,
+    ):
+        await fill(running, 1, 500 * KIB)
+        answers = running.broker.limits.answers
+        channels = [connect(running.broker.address) for _ in range(24)]
+        calls: list[Any] = []
+        for channel in channels:
+            for _ in range(4):
+                call: Any = broker_pb2_grpc.BrokerStub(channel).Fetch()
+                for _ in range(40):
+                    await call.write(fetch_request(min_bytes=1, max_wait_ms=60_000))
+                calls.append(call)
+        most = 0
+
+        async def one_has_ended() -> bool:
+            nonlocal most
+            most = max(most, answers.used_bytes)
+            async with asyncio.timeout(10):
+                answer = await answer_to(running, fetch_request(min_bytes=1, max_wait_ms=5_000))
+            assert answer.partitions[0].records  # a client that reads is served
+            return any(call.done() for call in calls)
+
+        await until(one_has_ended, "the end of a connection that is not read")
+        for _ in range(20):
+            await one_has_ended()
+        assert most < client_limits.OVERDRAFT * ANSWER_BYTES + 2 * 501 * KIB
+        assert "answers are unread, and its own for the longest time" in caplog.text
         for call in calls:
             call.cancel()
         await until(lambda: answers.used_bytes == 0, "all of it is given back")

@@ -53,6 +53,7 @@ ID = "0123456789abcdefghijkA"  # as controllers make them
 WIRE_ID = to_wire(ID)
 ORDERS = Topic(ID, "orders", TopicConfig(min_insync_replicas=1))
 NONE = ErrorCode.NONE
+MIB = 1024 * 1024
 
 
 class Edge:
@@ -635,6 +636,39 @@ async def test_a_client_that_does_not_read_is_not_read_from(tmp_path: Path) -> N
             writer.cancel()
             deaf.writer.transport.abort()  # what it has not sent yet would keep it open
         await until(lambda: budget.used_bytes == 0, "the end of the connection")
+
+
+@asynchronous
+async def test_clients_that_do_not_read_hold_no_more_than_their_bound_together(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each of them holds one batch, whatever the memory that is set: so the slowest go."""
+    batch_bytes = 1_000_000
+    async with edge(tmp_path, client_answer_bytes=MIB, clean=False) as it, AsyncExitStack() as stack:
+        await it.leads()
+        await it.produce(made(1, value=bytes(batch_bytes)))
+        budget = it.running.broker.limits.answers
+        deaf = [await stack.enter_async_context(kafka_client(it.address)) for _ in range(12)]
+        for client in deaf:
+            client.reader._transport.pause_reading()  # type: ignore[attr-defined]  # the system's buffers fill
+            for _ in range(20):
+                client.send(fetch_request(0), 12)
+        most = 0
+
+        async def is_closed() -> bool:
+            nonlocal most
+            most = max(most, budget.used_bytes)
+            assert only(await it.ask(fetch_request(0), 12)).records  # a client that reads is served
+            return len(it.connections) <= len(deaf)  # and the one that reads
+
+        await until(is_closed, "the end of a client that does not read")
+        for _ in range(20):
+            await is_closed()
+        assert most < 4 * MIB + 2 * batch_bytes
+        assert "answers are unread, and its own for the longest time" in caplog.text
+        for client in deaf:
+            client.writer.transport.abort()
+        await until(lambda: budget.used_bytes == 0, "the end of the connections")
 
 
 async def _ask_for_ever(client: KafkaClient) -> None:

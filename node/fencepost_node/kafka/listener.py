@@ -73,6 +73,15 @@ class KafkaListener:
         """Connections that are open now."""
         return len(self._connections)
 
+    def close_peer(self, peer: str, reason: str) -> bool:
+        """Let go of a connection and of what is not written to it; False: there is none with that name."""
+        for connection in self._connections:
+            if connection.context.peer == peer:
+                connection.close(reason)
+                connection.abort()
+                return True
+        return False
+
     # ---- For connections ----
 
     def opened(self, connection: KafkaConnection) -> bool:

@@ -39,7 +39,7 @@ class SharedPort:
         self._listening: streams.Listening | None = None
         self._undecided: dict[_FirstByte, None] = {}
         self._relays: dict[_Relay, None] = {}
-        self._peers: dict[str, str] = {}  # as gRPC names the relay: who it is
+        self._peers: dict[str, _Relay] = {}  # as gRPC names them
 
     async def listen(self, address: str, grpc_address: str) -> int:
         """Returns the port. Raises OSError where it is occupied, or the address is not this machine's."""
@@ -65,7 +65,17 @@ class SharedPort:
 
     def real_peer(self, peer: str) -> str:
         """The client behind a peer of gRPC's."""
-        return self._peers.get(peer, peer)
+        relay = self._peers.get(peer)
+        return peer if relay is None else relay.client
+
+    def close_peer(self, peer: str, reason: str) -> bool:
+        """Let go of the connection of a peer of gRPC's, and of what is on its way to it; False: there is none."""
+        relay = self._peers.get(peer)
+        if relay is None:
+            return False
+        log.warning("connection closed peer=%s reason=%s", relay.client, reason)
+        relay.abort()
+        return True
 
     # ---- For connections ----
 
@@ -101,7 +111,7 @@ class SharedPort:
 
     def relay_known(self, relay: _Relay) -> None:
         """As what gRPC sees it."""
-        self._peers[relay.peer_of_grpc] = relay.client
+        self._peers[relay.peer_of_grpc] = relay
 
 
 class _FirstByte(asyncio.Protocol):
@@ -213,6 +223,13 @@ class _Relay(asyncio.Protocol):
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """Close both sides, without what is not written."""
+        self.end()
+        for transport in (self._transport, self._far.transport):
+            if transport is not None:
+                transport.abort()
 
     def end(self) -> None:
         """One side has closed: so does the other, after what is written."""

@@ -344,6 +344,15 @@ class LeanServer:
     def link_ended(self, link: ServerLink) -> None:
         self._links.pop(link, None)
 
+    def close_peer(self, peer: str, reason: str) -> bool:
+        """End that connection, with one line in the log; False: there is none with that name."""
+        for link in self._links:
+            if link.peer_name == peer:
+                log.warning("connection ended peer=%s reason=%s", peer, reason)
+                link.end(ConnectionError(reason))
+                return True
+        return False
+
     def unread(self, link: ServerLink, change: int) -> None:
         self._unread_bytes += change
         if change > 0 and self._unread_bytes > MAX_UNREAD_BYTES:
