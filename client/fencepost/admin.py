@@ -61,6 +61,7 @@ from fencepost_proto.protocol.metadata import (
 )
 from fencepost_proto.protocol.v1 import broker_pb2, common_pb2, controller_pb2
 from fencepost_proto.runtime.host import Host
+from fencepost_proto.transport.client_ids import DEFAULT_CLIENT_ID
 
 TIMEOUT_S = 30.0  # for an answer from a partition's leader, through failures
 RETRY_BACKOFF_S = 0.1
@@ -75,8 +76,11 @@ MAX_REASSIGNED = 500  # partitions of one request of drain_broker
 class AdminClient:
     """Operates one cluster. An async context manager."""
 
-    def __init__(self, bootstrap: str | Sequence[str], *, host: Host | None = None) -> None:
-        self._connection = ClusterClient(bootstrap, host or Host())
+    def __init__(
+        self, bootstrap: str | Sequence[str], *, client_id: str = DEFAULT_CLIENT_ID, host: Host | None = None
+    ) -> None:
+        """`client_id`: a name for logs and faults, which goes with each call. Raises InvalidConfig."""
+        self._connection = ClusterClient(bootstrap, host or Host(), client_id)
         self._requests = ControllerRequests(self._connection)
         self._group_admin = GroupAdmin(self._connection)
         self._connected = False  # between start and close

@@ -33,6 +33,7 @@ from fencepost_proto.protocol.v1 import broker_pb2_grpc, controller_pb2_grpc
 from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.tasks import Tasks
+from fencepost_proto.transport.client_ids import DEFAULT_CLIENT_ID, check_client_id, named
 from fencepost_proto.transport.rpc_errors import Answer, rpc_errors
 
 log = logging.getLogger(__name__)
@@ -69,8 +70,10 @@ def parse_bootstrap(bootstrap: str | Sequence[str]) -> list[str]:
 class ClusterClient:
     """The connection of one client to its cluster. `start` it before use, `close` it after."""
 
-    def __init__(self, bootstrap: str | Sequence[str], host: Host) -> None:
+    def __init__(self, bootstrap: str | Sequence[str], host: Host, client_id: str = DEFAULT_CLIENT_ID) -> None:
+        """`client_id`: goes with each call. Raises InvalidConfig."""
         self.guard = LoopGuard("client")
+        self._client_id = check_client_id(client_id)
         self._host = host
         self._bootstrap = parse_bootstrap(bootstrap)
         self._image = MetadataImage()
@@ -180,7 +183,7 @@ class ClusterClient:
         channel = self._channels.pop(address, None)
         if channel is None:
             self._retire_channels()
-            channel = self._host.wire.connect(address)
+            channel = named(self._host.wire.connect(address), self._client_id)
         self._channels[address] = channel
         return channel
 

@@ -56,6 +56,7 @@ from fencepost_proto.protocol.metadata import MetadataImage, PartitionKey
 from fencepost_proto.protocol.records import MAX_DECOMPRESSED_BYTES, Record
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.tasks import Tasks
+from fencepost_proto.transport.client_ids import DEFAULT_CLIENT_ID
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ class Consumer:
       counted in `skipped_batches` and `skipped_records`.
     - `max_decompressed_bytes`: the size to which one compressed batch may be decompressed; what is beyond is not opened.
     - `history`: where to record what is read.
+    - `client_id`: a name for logs, for faults, and for those who describe the group. It proves nothing.
 
     In a group:
 
@@ -95,7 +97,6 @@ class Consumer:
     - `on_assigned`, `on_revoked`: called with the partitions that come, and with those that go while commits for them are
       still possible. `on_lost`: with those that the group has taken away already; without it `on_revoked` is called. All
       inside reading calls; a coroutine function is awaited.
-    - `client_id`: a name for those who describe the group.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class Consumer:
         group: str | None = None,
         auto_commit_ms: int | None = 5_000,
         max_poll_interval_ms: int = 300_000,
-        client_id: str = "fencepost",
+        client_id: str = DEFAULT_CLIENT_ID,
         on_assigned: Told | None = None,
         on_revoked: Told | None = None,
         on_lost: Told | None = None,
@@ -131,7 +132,7 @@ class Consumer:
         if group is None and (on_assigned or on_revoked or on_lost):
             raise InvalidConfig("on_assigned, on_revoked and on_lost go with a group")
         host = host or Host()
-        self._cluster = ClusterClient(bootstrap, host)
+        self._cluster = ClusterClient(bootstrap, host, client_id)
         self._core = ConsumerCore(reset, unreadable, max_decompressed_bytes)
         self._arrived = asyncio.Event()  # set with every change that reading or `position` may wait for
         self._router = Router(self._core, self._cluster, self._arrived.set, self._on_resolved)

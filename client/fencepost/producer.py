@@ -66,7 +66,7 @@ class Producer:
     ) -> None:
         self.config = ProducerConfig(**config)
         self._host = host if host is not None else Host()
-        self._cluster = ClusterClient(bootstrap, self._host)
+        self._cluster = ClusterClient(bootstrap, self._host, self.config.client_id)
         self._sender = Sender(self._cluster, self.config, self._host)
         self._buffer = self._sender.buffer
         self._topics = self._sender.topics

@@ -160,6 +160,35 @@ def test_connections_are_reset(cluster: LocalCluster) -> None:
     asyncio.run(scenario())
 
 
+def test_one_client_is_cut_off_by_its_id_and_others_are_served(cluster: LocalCluster) -> None:
+    topic = cluster.create_topic(replication_factor=1)
+
+    async def scenario() -> None:
+        async with (
+            Producer(cluster.bootstrap, linger_ms=0, client_id="slow") as slow,
+            Producer(cluster.bootstrap, linger_ms=0) as other,
+        ):
+            await slow.send_and_wait(topic, b"0", partition=0)
+            with cluster.faults.cut("client:slow", (topic, 0)) as cut:
+                waiting = [
+                    asyncio.ensure_future(slow.send_and_wait(topic, b"1", partition=0)),
+                    asyncio.ensure_future(
+                        asyncio.to_thread(KafkaSender(cluster, **{"client.id": "slow"}).send, 1, topic=topic)
+                    ),
+                ]
+                await other.send_and_wait(topic, b"2", partition=0)
+                await asyncio.to_thread(send_in_kafka, cluster, topic)
+                for sent in waiting:
+                    assert await still_waits(sent)
+                assert cut.fired >= 2
+            await asyncio.gather(*waiting)
+            with cluster.faults.reset("client:slow", times=1) as reset:
+                await reset.wait_fired_async()
+            await slow.send_and_wait(topic, b"3", partition=0)
+
+    asyncio.run(scenario())
+
+
 # ---- The cluster's own links ----
 
 

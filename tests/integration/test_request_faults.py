@@ -11,18 +11,22 @@ import confluent_kafka
 import confluent_kafka.admin
 import pytest
 
-from fencepost import AdminClient, Consumer, Producer
+from fencepost import AdminClient, Consumer, Producer, TopicPartition
+from fencepost_proto.kafka.messages.list_offsets import ListOffsetsPartition, ListOffsetsRequest, ListOffsetsTopic
+from fencepost_proto.kafka.messages.metadata import MetadataRequest, MetadataRequestTopic
 from fencepost_testing.cluster_folder import ClusterFolder
 from fencepost_testing.faults import FaultError
 from fencepost_testing.faults.faults import Conditions
 from fencepost_testing.local_cluster import LocalCluster
+from fencepost_testing.waiting import until
 from tests.integration.conftest import ClusterFactory
 from tests.unit.batches import batch
-from tests.unit.kafka_client import kafka_client, produce_request
+from tests.unit.kafka_client import fetch_request, kafka_client, produce_request
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 TOPIC = "orders"
 RECORDS = 20
+WAIT_S = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +198,31 @@ def test_conditions_pick_the_requests(run: Run, cluster: ClusterFolder) -> None:
     run(scenario())
 
 
+def test_a_client_of_fencepost_s_own_is_picked_by_its_id(run: Run, cluster: ClusterFolder) -> None:
+    async def scenario() -> None:
+        with (
+            cluster.faults.drop_answers("Produce", client_id="billing") as produced,
+            cluster.faults.delay_requests("ListOffsets", client_id="reports", delay_ms=1) as listed,
+            cluster.faults.drop_requests("DescribeLogDirs", client_id="operator", times=1) as described,
+        ):
+            async with (
+                Producer(cluster.bootstrap, client_id="orders") as producer,
+                Consumer(cluster.bootstrap, client_id="reports") as consumer,
+                AdminClient(cluster.bootstrap, client_id="operator") as admin,
+            ):
+                await producer.send_and_wait(TOPIC, b"0", partition=0)
+                assert list((await consumer.end_offsets([TopicPartition(TOPIC, 0)])).values()) == [1]
+                await admin.describe_replicas()
+            assert (produced.fired, listed.fired, described.fired) == (0, 1, 1)
+            async with Producer(cluster.bootstrap, client_id="billing") as producer:
+                sent = await producer.send(TOPIC, b"1", partition=0)
+                await produced.wait_fired_async()
+                produced.remove()
+                await sent
+
+    run(scenario())
+
+
 def test_any_api_can_be_failed_and_a_client_sees_the_error(run: Run, cluster: ClusterFolder) -> None:
     async def scenario() -> None:
         admin = confluent_kafka.admin.AdminClient({"bootstrap.servers": cluster.kafka_bootstrap})
@@ -225,6 +254,73 @@ def test_a_produce_request_fails_for_the_partitions_that_are_met_only(run: Run, 
                 answers = [(await client.receive()).responses[0].partition_responses for _ in range(3)]
         codes = [sorted((answer.index, answer.error_code) for answer in answered) for answered in answers]
         assert codes == [[(0, 19), (1, 0)], [(0, 19)], [(0, 0), (1, 0)]]
+
+    run(scenario())
+
+
+def test_a_fetch_fails_for_the_partitions_that_are_met_and_waits_for_none(run: Run, cluster: ClusterFolder) -> None:
+    async def scenario() -> None:
+        await send(cluster, 1, partition=1)
+        condition: Conditions = {"topic": TOPIC, "partition": 0, "times": 1, "protocol": "kafka"}
+        with cluster.faults.fail_requests("Fetch", error="NOT_LEADER_OR_FOLLOWER", **condition):
+            async with kafka_client(cluster.member(1).kafka_address) as client:
+                began = time.monotonic()
+                answer = await client.ask(fetch_request(0, 1, topic=TOPIC, max_wait_ms=5_000), 12)
+                assert time.monotonic() - began < 4
+                whole = await client.ask(fetch_request(0, 0, topic=TOPIC), 12)
+        (topic,) = answer.responses
+        assert sorted((each.partition_index, each.error_code) for each in topic.partitions) == [(0, 6), (1, 0)]
+        assert [each.error_code for each in whole.responses[0].partitions] == [0, 0]
+
+    run(scenario())
+
+
+def test_metadata_and_offsets_fail_for_the_topic_that_is_met(run: Run, cluster: ClusterFolder) -> None:
+    async def scenario() -> None:
+        with (
+            cluster.faults.fail_requests("Metadata", error="LEADER_NOT_AVAILABLE", topic=TOPIC, protocol="kafka"),
+            cluster.faults.fail_requests(
+                "ListOffsets", error="OFFSET_NOT_AVAILABLE", topic=TOPIC, partition=1, protocol="kafka"
+            ),
+        ):
+            async with kafka_client(cluster.member(1).kafka_address) as client:
+                asked = [MetadataRequestTopic(name=name) for name in (TOPIC, "others")]
+                metadata = await client.ask(MetadataRequest(topics=asked), 9)
+                partitions = [ListOffsetsPartition(partition_index=index, timestamp=-1) for index in (0, 1)]
+                topics = [ListOffsetsTopic(name=name, partitions=partitions) for name in (TOPIC, "others")]
+
+                async def codes() -> dict[tuple[str, int], int]:
+                    answer = await client.ask(ListOffsetsRequest(topics=topics), 6)
+                    return {
+                        (topic.name, each.partition_index): each.error_code
+                        for topic in answer.topics
+                        for each in topic.partitions
+                    }
+
+                async def served() -> bool:
+                    return 6 not in (await codes()).values()
+
+                await until(served, "the broker leads what was just created", WAIT_S)
+                offsets = await codes()
+        found = {topic.name: (topic.error_code, len(topic.partitions)) for topic in metadata.topics}
+        assert found == {TOPIC: (5, 0), "others": (0, 2)}
+        assert metadata.brokers
+        assert offsets == {(TOPIC, 0): 0, (TOPIC, 1): 78, ("others", 0): 0, ("others", 1): 0}
+
+    run(scenario())
+
+
+def test_a_reader_of_two_partitions_loses_one_of_them_only(run: Run, cluster: ClusterFolder) -> None:
+    async def scenario() -> None:
+        for partition in range(2):
+            await send(cluster, 1, partition=partition)
+        condition: Conditions = {"topic": TOPIC, "partition": 0, "protocol": "fencepost"}
+        with cluster.faults.fail_requests("Fetch", error="NOT_LEADER_OR_FOLLOWER", **condition) as failed:
+            async with Consumer(cluster.bootstrap, TOPIC) as consumer:
+                assert (await anext(consumer)).partition == 1
+                await failed.wait_fired_async(2)
+                failed.remove()
+                assert (await anext(consumer)).partition == 0
 
     run(scenario())
 

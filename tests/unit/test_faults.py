@@ -7,13 +7,20 @@ import json
 import random
 import shutil
 import threading
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fencepost_proto.kafka.apis import APIS, Api
 from fencepost_proto.kafka.codec import decode_response, encode_response
+from fencepost_proto.kafka.messages.create_topics import (
+    CreatableReplicaAssignment,
+    CreatableTopic,
+    CreateTopicsRequest,
+)
 from fencepost_proto.kafka.messages.fetch import FetchPartition, FetchRequest, FetchTopic
 from fencepost_proto.kafka.messages.metadata import MetadataRequest, MetadataRequestTopic
 from fencepost_proto.kafka.schema.fields import fields_of
@@ -137,6 +144,14 @@ def test_links_have_two_sides_and_a_direction() -> None:
     isolated = replace(cut, b=())
     assert isolated.affects("clients", "broker-1")
     assert not isolated.affects("clients", "broker-2")
+    one_client = replace(cut, a=("client:slow",), b=("broker-1",))
+    assert one_client.affects("client:slow", "broker-1")
+    assert not one_client.affects("client:fast", "broker-1")
+    assert not one_client.affects("clients", "broker-1")  # one that says no id
+    all_of_them = replace(cut, a=("clients",), b=("broker-1",))
+    assert all_of_them.affects("client:slow", "broker-1")
+    assert all_of_them.affects("broker-1", "clients")
+    assert not replace(cut, a=("clients",), b=()).affects("clients", "client:slow")
     posted = Posted("cut-1", 0, isolated)
     assert Posted.from_json(json.loads(json.dumps(posted.to_json()))) == posted
 
@@ -158,11 +173,75 @@ def test_every_request_of_kafka_can_be_answered_with_an_error(api: Api) -> None:
         for _ in range(2):
             request = random_message(api.request, version, chance)
             response = kafka_messages.error_response(api.key, request, NOT_LEADER)
-            frame = memoryview(b"".join(encode_response(api.key, version, 1, response)))[4:]
-            codes = error_codes(decode_response(api.key, version, frame)[1])
+            codes = error_codes(sent_as(api, version, response))
             assert set(codes) <= {NOT_LEADER}
             errors += len(codes)
     assert errors
+
+
+@pytest.mark.parametrize("api", APIS.values(), ids=lambda api: api.name)
+def test_the_parts_of_a_request_are_all_of_it_and_so_are_their_answers(api: Api) -> None:
+    """Met or not by chance: each place is in the one part or in the other, and joined answers are those of the whole."""
+    chance = random.Random(api.key)
+    for version in range(api.min_version, api.max_version + 1):
+        request = random_message(api.request, version, chance)
+        places = Counter(kafka_messages.places_of(request, str))
+        marks = {place: chance.random() < 0.5 for place in places}
+
+        def is_met(topic: str, partition: int | None, marks: dict[kafka_messages.Place, bool] = marks) -> bool:
+            return marks.get((topic, partition), True)
+
+        met, rest = kafka_messages.split(api.key, request, str, is_met)
+        both = Counter(
+            place for part in (met, rest) if part is not None for place in kafka_messages.places_of(part, str)
+        )
+        assert both == places
+        assert rest is not None or met == request
+        if met is not None and rest is not None and not has_twins(request):
+            answer, failed, whole = (
+                sent_as(api, version, kafka_messages.error_response(api.key, part, NOT_LEADER))
+                for part in (rest, met, request)
+            )
+            kafka_messages.join(answer, failed)
+            assert sorted(error_codes(answer)) == sorted(error_codes(whole))
+
+
+def test_a_partition_is_a_part_only_where_it_has_an_answer_of_its_own() -> None:
+    def first(topic: str, partition: int | None) -> bool:
+        return (topic, partition) in {("a", None), ("a", 0)}
+
+    fetch = FetchRequest(topics=[
+        FetchTopic(topic="a", partitions=[FetchPartition(partition=0), FetchPartition(partition=1)]),
+        FetchTopic(topic="b", partitions=[FetchPartition(partition=0)]),
+    ])  # fmt: skip
+    met, rest = kafka_messages.split(1, fetch, str, first)
+    assert list(kafka_messages.places_of(met, str)) == [("a", 0)]
+    assert list(kafka_messages.places_of(rest, str)) == [("a", 1), ("b", 0)]
+    placed = [CreatableReplicaAssignment(partition_index=index, broker_ids=[1]) for index in (0, 1)]
+    create = CreateTopicsRequest(topics=[CreatableTopic(name=name, assignments=placed) for name in ("a", "b")])
+    met, rest = kafka_messages.split(19, create, str, first)
+    found: list[Any] = [topic for part in (met, rest) if part is not None for topic in part.topics]
+    assert [(topic.name, len(topic.assignments)) for topic in found] == [("a", 2), ("b", 2)]
+
+
+def sent_as(api: Api, version: int, response: object) -> object:
+    """The response as a client of that version reads it."""
+    frame = memoryview(b"".join(encode_response(api.key, version, 1, response)))[4:]
+    return decode_response(api.key, version, frame)[1]
+
+
+def has_twins(message: object) -> bool:
+    """Whether a request names a topic or a group twice, as only random ones do."""
+    for field in fields_of(type(message)):
+        entries = getattr(message, field.name)
+        if field.is_array and isinstance(field.kind, type):
+            keys = [
+                tuple(getattr(entry, name, None) for name in ("topic", "name", "topic_id", "group_id"))
+                for entry in entries or ()
+            ]
+            if len(set(keys)) < len(keys) or any(map(has_twins, entries or ())):
+                return True
+    return False
 
 
 def error_codes(message: object) -> list[int]:
@@ -194,6 +273,22 @@ def test_topics_and_partitions_of_requests_are_found() -> None:
     own = pb.FetchRequest(partitions=[pb.FetchPartition(topic_id=topic_id, partition=4)])
     assert list(fencepost_messages.places_of(own, name)) == [("orders", 4)]
     assert list(fencepost_messages.places_of(pb.MetadataRequest(topic_names=["orders"]), name)) == [("orders", None)]
+
+
+@pytest.mark.parametrize(
+    ("head", "client_id"),
+    [
+        (b"", None),
+        (b"\0\0\0\x1e\0\x12\0\x03\0\0\0\1\0", None),
+        (b"\0\0\0\x1e\0\x12\0\x03\0\0\0\1\0\4slo", None),
+        (b"\0\0\0\x1e\0\x12\0\x03\0\0\0\1\0\4slow\0", "slow"),
+        (b"\0\0\0\x1e\0\x12\0\x03\0\0\0\1\xff\xff", ""),
+        (b"\0\0\0\x1e\0\x12\0\x03\0\0\0\1\0\0", ""),
+        (b"\0\0\0\x1e\0\x12\0\x03\0\0\0\1\x7f\xff", ""),  # larger than what is looked at
+    ],
+)
+def test_a_client_s_id_is_in_the_first_bytes_that_it_sends(head: bytes, client_id: str | None) -> None:
+    assert kafka_messages.client_id_at(head) == client_id
 
 
 def test_the_beginnings_of_frames_are_found_however_the_bytes_come() -> None:

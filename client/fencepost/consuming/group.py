@@ -42,6 +42,7 @@ from fencepost_proto.protocol.v1 import common_pb2, groups_pb2
 from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.tasks import Tasks
+from fencepost_proto.transport.client_ids import DEFAULT_CLIENT_ID
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class GroupOptions:
     group: str
     auto_commit_ms: int | None = 5_000  # None: only `commit` commits
     max_poll_interval_ms: int = 300_000
-    client_id: str = "fencepost"
+    client_id: str = DEFAULT_CLIENT_ID
     on_assigned: Told | None = None
     on_revoked: Told | None = None
     on_lost: Told | None = None

@@ -9,6 +9,7 @@ from fencepost_proto.protocol.errors import InvalidConfig
 from fencepost_proto.protocol.records import Compression
 from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.runtime.config import setting
+from fencepost_proto.transport.client_ids import DEFAULT_CLIENT_ID, check_client_id
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -21,6 +22,7 @@ class ProducerOptions(TypedDict, total=False):
     """The fields of ProducerConfig as keyword arguments."""
 
     name: str
+    client_id: str
     acks: Acks
     compression: str
     batch_size: int
@@ -40,6 +42,9 @@ class ProducerConfig:
 
     name: str = setting(
         "", doc="Name of a producer of which one instance lives at a time: older ones are fenced, `resume` is possible."
+    )
+    client_id: str = setting(
+        DEFAULT_CLIENT_ID, doc="A name for logs and faults, which goes with each call. It proves nothing."
     )
     acks: Acks = setting(  # noqa: RUF009  # it makes a field
         "all",
@@ -68,6 +73,7 @@ class ProducerConfig:
     def __post_init__(self) -> None:
         if self.acks not in ("all", 1, 0) or self.acks is True or self.acks is False:
             raise InvalidConfig(f"acks={self.acks!r}: 'all', 1 or 0")
+        check_client_id(self.client_id)
         if not isinstance(self.name, str):
             raise InvalidConfig(f"name={self.name!r}: text is expected")
         if not isinstance(self.compression, str) or self.compression.lower() not in _CODECS:

@@ -27,7 +27,7 @@ Api = Annotated[str | None, typer.Option(help="As in Kafka's protocol: Produce, 
 Topic = Annotated[str | None, typer.Option(help="What concerns it only.", show_default="any")]
 Partition = Annotated[int | None, typer.Option(help="What concerns it only.", show_default="any")]
 Broker = Annotated[int | None, typer.Option(help="At this broker only.", show_default="every")]
-ClientId = Annotated[str | None, typer.Option(help="Of Kafka's clients with this id only.", show_default="any")]
+ClientId = Annotated[str | None, typer.Option(help="Of clients with this id only.", show_default="any")]
 Protocol = Annotated[str | None, typer.Option(help="kafka or fencepost.", show_default="both")]
 Times = Annotated[int | None, typer.Option(help="The next so many only.", show_default="no limit")]
 Probability = Annotated[float, typer.Option(help="That it happens to one of them.")]
@@ -35,7 +35,7 @@ EveryMs = Annotated[int, typer.Option(help="No two are closer than so many milli
 DelayMs = Annotated[int, typer.Option(help="So many milliseconds later.")]
 JitterMs = Annotated[int, typer.Option(help="Up to so many milliseconds more.")]
 Side = Annotated[
-    str, typer.Argument(metavar="A", help="A broker's id, controller, clients, or leader:TOPIC-PARTITION.")
+    str, typer.Argument(metavar="A", help="A broker's id, controller, clients, client:ID, or leader:TOPIC-PARTITION.")
 ]
 Other = Annotated[str | None, typer.Argument(metavar="[B]", help="The other side.", show_default="everyone else")]
 Target = Annotated[str, typer.Argument(help="A broker's id, controller, or leader:TOPIC-PARTITION.")]

@@ -7,15 +7,24 @@ from pathlib import Path
 from typing import Final
 
 from fencepost_testing.cluster_file import ClusterFile
-from fencepost_testing.faults.inside import CLIENTS, party_of
-from fencepost_testing.faults.rules import PROTOCOLS, FaultError, RequestRule, check_name
+from fencepost_testing.faults.inside import party_of
+from fencepost_testing.faults.rules import (
+    CLIENT_PREFIX,
+    CLIENTS,
+    PROTOCOLS,
+    FaultError,
+    RequestRule,
+    check_name,
+)
 from fencepost_testing.member import CONTROLLER, ClusterError, Member, Node, target_of
 from fencepost_testing.waiting import NotInTime, until_sync
 
 TOPIC_TIMEOUT_S: Final = 2.0  # for a topic that was just created to be on a broker's disk
 METADATA_TIMEOUT_S: Final = 2.0
 
-Target = int | str | tuple[str, int]  # a broker's id, "controller", "clients", or the leader of (topic, partition)
+Target = (
+    int | str | tuple[str, int]
+)  # a broker's id, "controller", "clients", "client:<id>", or the leader of (topic, partition)
 
 
 class KnownCluster:
@@ -55,11 +64,14 @@ class KnownCluster:
         """One end of a link."""
         if target == CLIENTS:
             return CLIENTS
+        if isinstance(target, str) and target.startswith(CLIENT_PREFIX):
+            check_name("client_id", target.removeprefix(CLIENT_PREFIX))
+            return target
         try:
             return party_of(self.node(target))
         except FaultError as error:
             if str(error).startswith("target "):
-                raise FaultError(f"{error}, nor '{CLIENTS}'") from None
+                raise FaultError(f"{error}, nor '{CLIENTS}' or '{CLIENT_PREFIX}<client id>'") from None
             raise
 
     def parties(self, targets: Target | Iterable[Target]) -> tuple[str, ...]:
@@ -69,7 +81,8 @@ class KnownCluster:
         several = list(targets)
         if isinstance(targets, tuple) and len(several) == 2:
             topic, partition = several
-            if isinstance(topic, str) and isinstance(partition, int) and topic not in (CONTROLLER, CLIENTS):
+            is_party = topic in (CONTROLLER, CLIENTS) or (isinstance(topic, str) and topic.startswith(CLIENT_PREFIX))
+            if isinstance(topic, str) and isinstance(partition, int) and not is_party:
                 return (self.party((topic, partition)),)
         return tuple(self.party(target) for target in several)
 

@@ -29,6 +29,7 @@ from fencepost_testing.faults.rules import (
     Rule,
     check_ms,
     check_name,
+    is_client,
 )
 from fencepost_testing.member import ClusterError, Member, name_of
 from fencepost_testing.waiting import until_sync
@@ -54,7 +55,7 @@ class Conditions(HowOften, total=False):
     topic: str | None
     partition: int | None
     broker: int | None
-    client_id: str | None  # of Kafka's clients; Fencepost's own send none
+    client_id: str | None  # as the client says it
     protocol: str | None  # kafka or fencepost
 
 
@@ -135,8 +136,8 @@ class Faults:
 
     # ---- On links ----
     #
-    # A side is a broker's id, "controller", "clients" (all of them, on both ports), (topic, partition) for a leader, or
-    # several of these. No second side: everyone else.
+    # A side is a broker's id, "controller", "clients" (all of them, on both ports), "client:<client id>" for some of them,
+    # (topic, partition) for a leader, or several of these. No second side: everyone else.
 
     def cut(self, a: Side, b: Side | None = None, *, one_way: bool = False) -> FaultHandle:
         """What they send to each other is held back until the fault is removed; with `one_way`, what `a` sends to `b`."""
@@ -171,6 +172,8 @@ class Faults:
         other = () if b is None else self._cluster.parties(b)
         if not one or set(one) & set(other):
             raise FaultError(f"{a!r} and {b!r} are no two sides of a link")
+        if other and all(map(is_client, (*one, *other))):
+            raise FaultError(f"{a!r} and {b!r}: clients have no links with each other")
         limits = _limits({"times": times})
         return self._post(LinkRule(action, one, other, both_ways, limits=limits, **how))
 

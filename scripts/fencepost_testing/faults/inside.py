@@ -23,8 +23,8 @@ from fencepost_testing.faults.rules import (
     RequestRule,
 )
 
-CLIENTS: Final = "clients"  # the party that all clients together are
 STRANGER: Final = "stranger"  # whoever is none of the cluster's
+MAX_LINKS: Final = 1_024  # pairs of parties whose rules are remembered: clients have any number of names
 _LOOK_S = 0.02  # between two looks at the board, for what waits: one number is compared
 
 log = logging.getLogger(__name__)
@@ -181,6 +181,8 @@ class FaultsInside:
         found = self._by_link.get((sender, receiver))
         if found is None:
             found = tuple(one for one in self._links if one.rule.affects(sender, receiver))
+            if len(self._by_link) >= MAX_LINKS:
+                self._by_link.clear()
             self._by_link[sender, receiver] = found
         return found
 

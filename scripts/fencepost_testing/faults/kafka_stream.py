@@ -8,8 +8,7 @@ a rule that comes later finds one. While there are rules, whole frames are passe
 - one that *fails* waits until all before it are answered, as Kafka answers in order, and is answered here;
 - one whose answer is *dropped* is passed on, and the connection ends in place of its answer.
 
-A Produce request fails only for the partitions that a rule meets; the others are passed on, and the two answers are joined.
-A request of any other API fails as a whole.
+A request fails only for the topics and partitions that a rule meets; the rest is passed on, and the two answers are joined.
 
 What the client sends has crossed its link before it is looked at here, and what it is answered crosses it afterwards.
 """
@@ -27,11 +26,13 @@ from typing import Any, Final, Protocol, cast
 from fencepost_proto.kafka.apis import APIS
 from fencepost_proto.kafka.codec import (
     MalformedFrame,
+    RequestHeader,
     decode_request,
     decode_response,
     encode_request,
     encode_response,
 )
+from fencepost_proto.kafka.messages.fetch import FetchRequest
 from fencepost_proto.kafka.messages.produce import (
     PartitionProduceData,
     ProduceRequest,
@@ -41,11 +42,11 @@ from fencepost_proto.kafka.messages.produce import (
 from fencepost_proto.protocol.errors import from_proto
 from fencepost_proto.protocol.topic_ids import from_wire
 from fencepost_proto.protocol.v1 import common_pb2
-from fencepost_testing.faults.inside import CLIENTS, FaultsInside, PostedRequest
-from fencepost_testing.faults.kafka_messages import error_response, places_of
+from fencepost_testing.faults.inside import FaultsInside, PostedRequest
+from fencepost_testing.faults.kafka_messages import MAX_HEAD_BYTES, client_id_at, error_response, join, places_of, split
 from fencepost_testing.faults.links import MAX_HELD_BYTES, ByteLine, Line
 from fencepost_testing.faults.refused_batches import RefusedBatches
-from fencepost_testing.faults.rules import RequestAction
+from fencepost_testing.faults.rules import CLIENTS, RequestAction, client_party
 
 PROTOCOL: Final = "kafka"
 MAX_FRAME_BYTES: Final = 128 * 1024 * 1024
@@ -116,7 +117,7 @@ class _Joined:
 
     api_key: int
     version: int
-    failed: ProduceResponse
+    failed: object
 
 
 class FaultyKafkaConnection(asyncio.Protocol):
@@ -135,7 +136,9 @@ class FaultyKafkaConnection(asyncio.Protocol):
         self._refused = RefusedBatches()
         self._dropped: dict[int, PostedRequest] = {}  # by correlation id: answers that are not to come
         self._joined: dict[int, _Joined] = {}
-        self._coming = ByteLine(Line(faults, CLIENTS, faults.party), self._arrived, self._hold)
+        self.client = CLIENTS  # the party that it is, once its first request has said so
+        self._head: bytes | None = b""  # of its first request; None: that has said it
+        self._coming = ByteLine(Line(faults, self.client, faults.party), self._arrived, self._hold)
 
     # ---- asyncio.Protocol ----
 
@@ -147,7 +150,7 @@ class FaultyKafkaConnection(asyncio.Protocol):
     def rules_changed(self) -> None:
         if self._is_gone:
             return
-        if self.faults.is_reset(CLIENTS):
+        if self.faults.is_reset(self.client):
             self.end()
             return
         self._coming.go_on()
@@ -155,11 +158,28 @@ class FaultyKafkaConnection(asyncio.Protocol):
         self._transport.going.go_on()
 
     def data_received(self, data: bytes) -> None:
+        if self._head is not None:
+            self._read_client(data)
+            if self._is_gone:
+                return
         if self._partial is None and self.faults.is_quiet and not self._coming.held_bytes:
             self._counter.advance(data)
             self._inner.data_received(data)
             return
         self._coming.put(data, len(data))
+
+    def _read_client(self, data: bytes) -> None:
+        """Which client this is: its first request says so."""
+        assert self._head is not None
+        assert self._transport is not None
+        self._head += bytes(data[: MAX_HEAD_BYTES - len(self._head)])
+        client_id = client_id_at(self._head)
+        if client_id is None:
+            return
+        self._head, self.client = None, client_party(client_id)
+        self._coming.line.sender = self._transport.going.line.receiver = self.client
+        if self.faults.has_links and self.faults.is_reset(self.client):
+            self.end()
 
     def _arrived(self, data: bytes) -> None:
         if self._is_gone:
@@ -325,8 +345,23 @@ class FaultyKafkaConnection(asyncio.Protocol):
 
             self._fail_some(frame, error_of)
             return
-        response = error_response(header.api_key, request, error)
-        self._write(encode_response(header.api_key, header.api_version, header.correlation_id, response))
+        failed, passed = request, None
+        if posted.rule.names_place:
+            met, rest = split(header.api_key, request, self.faults.topic_name, posted.rule.meets_place)
+            failed, passed = (request, None) if met is None else (met, rest)
+        response = error_response(header.api_key, failed, error)
+        if passed is None:
+            self._write(encode_response(header.api_key, header.api_version, header.correlation_id, response))
+            return
+        if isinstance(passed, FetchRequest):
+            passed = replace(passed, max_wait_ms=0)  # an error does not wait for records
+        self._pass_rest(header, passed, response)
+
+    def _pass_rest(self, header: RequestHeader, rest: object, failed: object) -> None:
+        """The broker answers the rest of a request, and its answer gets the other part."""
+        self._joined[header.correlation_id] = _Joined(header.api_key, header.api_version, failed)
+        chunks = encode_request(header.api_key, header.api_version, header.correlation_id, header.client_id, rest)
+        self._inner.data_received(b"".join(chunks))
 
     def _fail_some(self, frame: bytes, error_of: Callable[[str, PartitionProduceData], int]) -> None:
         """Answer with an error those partitions of a Produce request that get one, and pass on the others."""
@@ -350,10 +385,7 @@ class FaultyKafkaConnection(asyncio.Protocol):
         if not passed:
             self._write(encode_response(_PRODUCE, header.api_version, header.correlation_id, response))
             return
-        self._joined[header.correlation_id] = _Joined(_PRODUCE, header.api_version, response)
-        rest = replace(request, topic_data=passed)
-        chunks = encode_request(_PRODUCE, header.api_version, header.correlation_id, header.client_id, rest)
-        self._inner.data_received(b"".join(chunks))
+        self._pass_rest(header, replace(request, topic_data=passed), response)
 
     def _write(self, chunks: Iterable[Any]) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -391,7 +423,7 @@ class FaultyTransport(asyncio.Transport):
         super().__init__()
         self.transport = transport
         faults = connection.faults
-        self.going = ByteLine(Line(faults, faults.party, CLIENTS), transport.writelines, self._unsent)
+        self.going = ByteLine(Line(faults, faults.party, connection.client), transport.writelines, self._unsent)
         self._connection = connection
         self._is_full = False  # too much waits for the link
         self._is_closing = False  # the rest is sent first
@@ -494,12 +526,5 @@ def _set_errors(
 def _join(chunks: list[Any], joined: _Joined) -> list[Any]:
     frame = memoryview(b"".join(chunks))[_LENGTH.size :]
     correlation_id, response = decode_response(joined.api_key, joined.version, frame)
-    answer = cast(ProduceResponse, response)
-    topics = {(topic.name, topic.topic_id): topic for topic in answer.responses}
-    for topic in joined.failed.responses:
-        known = topics.get((topic.name, topic.topic_id))
-        if known is None:
-            answer.responses.append(topic)
-        else:
-            known.partition_responses += topic.partition_responses
-    return list(encode_response(joined.api_key, joined.version, correlation_id, answer))
+    join(response, joined.failed)
+    return list(encode_response(joined.api_key, joined.version, correlation_id, response))

@@ -196,17 +196,17 @@ class ByteLine:
     def __init__(self, line: Line, deliver: Callable[[Any], None], held: Callable[[int], None]) -> None:
         """`deliver` is given each piece when it arrives, `held` how many bytes wait, whenever that changes."""
         self.held_bytes = 0
-        self._line = line
+        self.line = line
         self._deliver = deliver
         self._held = held
         self._waiting: deque[tuple[float, Any, int]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
     def put(self, piece: Any, size: int) -> None:
-        if not self._waiting and not self._line.has_rules:
+        if not self._waiting and not self.line.has_rules:
             self._deliver(piece)
             return
-        self._waiting.append((self._line.send(lambda: size), piece, size))
+        self._waiting.append((self.line.send(lambda: size), piece, size))
         self._hold(size)
         self.go_on()
 
@@ -218,11 +218,11 @@ class ByteLine:
         loop = asyncio.get_running_loop()
         while self._waiting:
             due, piece, size = self._waiting[0]
-            if self._line.has_rules:
+            if self.line.has_rules:
                 if due > loop.time():
                     self._timer = loop.call_at(due, self.go_on)
                     return
-                if self._line.is_cut:
+                if self.line.is_cut:
                     return  # until the rules change
             self._waiting.popleft()
             self._hold(-size)

@@ -1,8 +1,8 @@
 """One fault as a value: what it does, to what, how often. Pure; written to a cluster's folder as JSON.
 
 A *request rule* meets requests of clients at a broker, of both protocols. Every condition that it names must hold. A
-*link rule* meets what one party sends to another: parties are "broker-1", "controller" and "clients", all of them. A *disk
-rule* meets what a broker asks of its disk.
+*link rule* meets what one party sends to another: parties are "broker-1", "controller", "clients", all of them, and
+"client:<id>", those with that client id. A *disk rule* meets what a broker asks of its disk.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ MAX_DELAY_MS: Final = 600_000
 MAX_TIMES: Final = 1_000_000_000
 MAX_TEXT: Final = 250  # characters of a topic's or a client's name
 PROTOCOLS: Final = ("kafka", "fencepost")
+CLIENTS: Final = "clients"  # the party that all clients together are
+CLIENT_PREFIX: Final = "client:"  # of the party that those with one client id are
 
 
 class FaultError(CommandFailed):
@@ -84,7 +86,7 @@ class RequestRule:
     topic: str | None = None
     partition: int | None = None
     broker: int | None = None
-    client_id: str | None = None  # of Kafka's clients; Fencepost's own send none
+    client_id: str | None = None  # as the client says it
     protocol: str | None = None
     error: int = 0  # the code, of FAIL
     delay_ms: int = 0
@@ -133,7 +135,7 @@ class LinkRule:
         return self._joins(sender, receiver) or (self.both_ways and self._joins(receiver, sender))
 
     def _joins(self, sender: str, receiver: str) -> bool:
-        return sender in self.a and (receiver in self.b if self.b else receiver not in self.a)
+        return _is_of(sender, self.a) and (_is_of(receiver, self.b) if self.b else not _is_of(receiver, self.a))
 
     def describe(self) -> str:
         between = f"{'+'.join(self.a)}{'<->' if self.both_ways else '->'}{'+'.join(self.b) or 'all'}"
@@ -225,6 +227,19 @@ _ACTION_OF: Final[dict[type[Rule], type[StrEnum]]] = {
     DiskRule: DiskAction,
     ProcessRule: ProcessAction,
 }
+
+
+def is_client(party: str) -> bool:
+    return party == CLIENTS or party.startswith(CLIENT_PREFIX)
+
+
+def client_party(client_id: str | None) -> str:
+    """A client as one end of a link; one that says no id is only one of all."""
+    return f"{CLIENT_PREFIX}{client_id}" if client_id else CLIENTS
+
+
+def _is_of(party: str, side: tuple[str, ...]) -> bool:
+    return party in side or (CLIENTS in side and party.startswith(CLIENT_PREFIX))
 
 
 def check_ms(name: str, value: int) -> None:

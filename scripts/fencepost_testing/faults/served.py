@@ -18,14 +18,16 @@ from google.protobuf.descriptor import MethodDescriptor
 from fencepost_proto.protocol.errors import ErrorCode, from_proto
 from fencepost_proto.protocol.request_limits import method_of
 from fencepost_proto.protocol.v1 import broker_pb2, common_pb2
+from fencepost_proto.transport.client_ids import client_id_in
 from fencepost_testing.faults.called import RESET_DETAILS
 from fencepost_testing.faults.fencepost_messages import CLIENT_SERVICES, places_of, refusal_type
-from fencepost_testing.faults.inside import CLIENTS, FaultsInside, PostedRequest
+from fencepost_testing.faults.inside import FaultsInside, PostedRequest
 from fencepost_testing.faults.links import Incoming, Line, Outgoing
 from fencepost_testing.faults.refused_batches import RefusedBatches
-from fencepost_testing.faults.rules import RequestAction
+from fencepost_testing.faults.rules import RequestAction, RequestRule, client_party
 
 PROTOCOL: Final = "fencepost"
+MAX_CLIENTS: Final = 256  # of one method, whose links are remembered: by their ids
 DETAILS: Final = "a fault has closed this connection"
 _BEFORE: Final = (RequestAction.DROP_REQUEST, RequestAction.DELAY, RequestAction.FAIL)
 
@@ -56,14 +58,17 @@ def faulty(path: str, handler: Handler | None, faults: FaultsInside) -> Handler 
 def _unary(behaviour: Behaviour, method: MethodDescriptor, faults: FaultsInside) -> Behaviour:
     """A method with one request and one answer."""
     refusal = refusal_type(method)
-    coming, going = Line(faults, CLIENTS, faults.party), Line(faults, faults.party, CLIENTS)
+    lines = _Lines(faults)
 
     async def serve(request: Any, context: Any) -> Any:
+        client_id = client_id_in(context.invocation_metadata())
+        client = client_party(client_id)
+        coming, going = lines.of(client)
         if coming.has_rules or going.has_rules:
-            if faults.is_reset(CLIENTS):
+            if faults.is_reset(client):
                 await context.abort(grpc.StatusCode.UNAVAILABLE, RESET_DETAILS)
             await coming.carry(request.ByteSize)
-        one = _rule_for(request, method, faults)
+        one = _rule_for(request, method, faults, client_id)
         text = f"{method.name} of {PROTOCOL}"
         if one is not None and one.rule.action in _BEFORE and faults.fire(one.posted, text):
             if one.rule.action is RequestAction.DELAY:
@@ -102,8 +107,29 @@ def _streamed(behaviour: Behaviour, kind: type[_Answers], method: MethodDescript
     return serve
 
 
-def _rule_for(request: Any, method: MethodDescriptor, faults: FaultsInside) -> PostedRequest | None:
-    rules = [one for one in faults.requests(PROTOCOL, method.name) if one.rule.client_id is None]
+class _Lines:
+    """There and back, of each client of a method."""
+
+    def __init__(self, faults: FaultsInside) -> None:
+        self._faults = faults
+        self._known: dict[str, tuple[Line, Line]] = {}
+
+    def of(self, client: str) -> tuple[Line, Line]:
+        known = self._known.get(client)
+        if known is None:
+            if len(self._known) >= MAX_CLIENTS:
+                del self._known[next(iter(self._known))]
+            party = self._faults.party
+            known = self._known[client] = Line(self._faults, client, party), Line(self._faults, party, client)
+        return known
+
+
+def _rules_for(method: MethodDescriptor, faults: FaultsInside, client_id: str) -> list[PostedRequest]:
+    return [one for one in faults.requests(PROTOCOL, method.name) if one.rule.is_client(client_id)]
+
+
+def _rule_for(request: Any, method: MethodDescriptor, faults: FaultsInside, client_id: str) -> PostedRequest | None:
+    rules = _rules_for(method, faults, client_id)
     return faults.first_met(rules, places_of(request, faults.topic_name)) if rules else None
 
 
@@ -126,9 +152,11 @@ class _Answers:
     """A call with one request and many answers. The answer to a request is the next message that is written."""
 
     def __init__(self, requests: Any, context: Any, method: MethodDescriptor, faults: FaultsInside) -> None:
+        self.client_id = client_id_in(context.invocation_metadata())
+        self.client = client_party(self.client_id)
         self.requests = requests  # as the service is to see it
         self.context = _Context(context, self.write)
-        self.outgoing: Outgoing[Any] = Outgoing(Line(faults, faults.party, CLIENTS), context.write)
+        self.outgoing: Outgoing[Any] = Outgoing(Line(faults, faults.party, self.client), context.write)
         task = asyncio.current_task()
         assert task is not None
         self.task = task
@@ -138,10 +166,11 @@ class _Answers:
         self._faults = faults
         self._writing = asyncio.Lock()
         self._dropped: PostedRequest | None = None  # the answer to the request that is served
+        self._failed: broker_pb2.FetchResponse | None = None  # what belongs to that answer
         faults.watch(self)
 
     def rules_changed(self) -> None:
-        if not self.was_reset and self._faults.is_reset(CLIENTS):
+        if not self.was_reset and self._faults.is_reset(self.client):
             self.was_reset = True
             self.task.cancel()
 
@@ -151,7 +180,7 @@ class _Answers:
 
     async def _meet(self, request: Any) -> bool:
         """False: it is answered here."""
-        one = _rule_for(request, self._method, self._faults)
+        one = _rule_for(request, self._method, self._faults, self.client_id)
         if one is None:
             return True
         if one.rule.action is RequestAction.DROP_ANSWER:
@@ -163,12 +192,31 @@ class _Answers:
             await asyncio.sleep(self._faults.delay_s(one.rule))
             return True
         if one.rule.action is RequestAction.FAIL and isinstance(request, broker_pb2.FetchRequest):
-            await self.write(_failed_fetch(request, one.rule.error))
+            self._failed = self._fail_some(request, one.rule)
+            if request.partitions:
+                return True
+            await self.write(broker_pb2.FetchResponse())
             return False
         await self.end()
         return False
 
+    def _fail_some(self, request: broker_pb2.FetchRequest, rule: RequestRule) -> broker_pb2.FetchResponse:
+        """Take those partitions that a rule meets from the request, and answer them."""
+        failed, rest = broker_pb2.FetchResponse(), []
+        for asked in request.partitions:
+            if rule.meets_place(self._faults.topic_name(asked.topic_id), asked.partition):
+                failed.partitions.append(_failed_partition(asked, rule.error))
+            else:
+                rest.append(asked)
+        del request.partitions[:]
+        request.partitions.extend(rest)
+        request.max_wait_ms = 0  # an error does not wait for records
+        return failed
+
     async def write(self, message: Any) -> None:
+        if self._failed is not None:
+            message.partitions.extend(self._failed.partitions)
+            self._failed = None
         one, self._dropped = self._dropped, None
         if one is not None and self._faults.fire(one.posted, f"answer of {self._method.name} of {PROTOCOL}"):
             await self.end()
@@ -193,7 +241,7 @@ class _Stream(_Answers):
     def __init__(self, requests: Any, context: Any, method: MethodDescriptor, faults: FaultsInside) -> None:
         super().__init__(self, context, method, faults)
         messages = aiter(requests)
-        self._incoming: Incoming[Any] = Incoming(Line(faults, CLIENTS, faults.party), lambda: anext(messages))
+        self._incoming: Incoming[Any] = Incoming(Line(faults, self.client, faults.party), lambda: anext(messages))
 
     async def begin(self) -> None:
         """Each request is met when it comes."""
@@ -212,17 +260,14 @@ class _Stream(_Answers):
         self._incoming.close()
 
 
-def _failed_fetch(request: broker_pb2.FetchRequest, error: int) -> broker_pb2.FetchResponse:
-    response = broker_pb2.FetchResponse()
-    for asked in request.partitions:
-        response.partitions.add(
-            topic_id=asked.topic_id,
-            partition=asked.partition,
-            error=_error(error),
-            high_watermark=-1,
-            log_start_offset=-1,
-        )
-    return response
+def _failed_partition(asked: broker_pb2.FetchPartition, error: int) -> broker_pb2.FetchedPartition:
+    return broker_pb2.FetchedPartition(
+        topic_id=asked.topic_id,
+        partition=asked.partition,
+        error=_error(error),
+        high_watermark=-1,
+        log_start_offset=-1,
+    )
 
 
 class _ProduceStream(_Stream):
@@ -235,7 +280,7 @@ class _ProduceStream(_Stream):
 
     async def __anext__(self) -> Any:
         request = await self._incoming.next()
-        rules = [one for one in self._faults.requests(PROTOCOL, self._method.name) if one.rule.client_id is None]
+        rules = _rules_for(self._method, self._faults, self.client_id)
         if not request.batches or not (rules or self._refused):
             return request
         passed, failed = broker_pb2.ProduceRequest(), broker_pb2.ProduceResponse()

@@ -23,6 +23,7 @@ import grpc
 
 from fencepost_proto.protocol.request_limits import MAX_MESSAGE_BYTES
 from fencepost_proto.transport import streams
+from fencepost_proto.transport.client_ids import client_id_in
 from fencepost_proto.transport.latencies import CARRIER, LEAN
 from fencepost_proto.transport.lean import frames
 from fencepost_proto.transport.lean.frames import EndOfCall, Frame, MalformedFrame, Start
@@ -223,6 +224,7 @@ class ServerLink(Link):
         super().__init__()
         self.unread_bytes = 0
         self.running = 0  # handlers that have not ended
+        self.client = ""  # what it calls itself
         self._server = server
         self._last_number = 0
 
@@ -237,7 +239,10 @@ class ServerLink(Link):
                 raise MalformedFrame(f"call {number} begins after call {self._last_number}")
             self._last_number = number
             self.check_unwritten()
-            self._server.begin(self, number, frames.read_start(payload))
+            start = frames.read_start(payload)
+            if start.metadata:
+                self.client = client_id_in(start.metadata)
+            self._server.begin(self, number, start)
         elif kind == frames.HALF_CLOSE:
             if isinstance(call := self.calls.get(number), ServerCall):
                 call.half_close()
@@ -260,7 +265,7 @@ class ServerLink(Link):
     def ended(self, error: Exception) -> None:
         self._server.link_ended(self)
         if isinstance(error, (MalformedFrame, OtherProtocol)):
-            log.warning("connection ended peer=%s reason=%s", self.peer_name, error)
+            log.warning("connection ended peer=%s client=%r reason=%s", self.peer_name, self.client, error)
 
 
 class LeanServer:
@@ -357,7 +362,12 @@ class LeanServer:
         self._unread_bytes += change
         if change > 0 and self._unread_bytes > MAX_UNREAD_BYTES:
             most = max(self._links, key=lambda other: other.unread_bytes, default=link)
-            log.warning("connection ended peer=%s reason=%d bytes unread", most.peer_name, most.unread_bytes)
+            log.warning(
+                "connection ended peer=%s client=%r reason=%d bytes unread",
+                most.peer_name,
+                most.client,
+                most.unread_bytes,
+            )
             most.end(ConnectionError("too many requests wait"))
 
     # ---- Calls ----
