@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import grpc
 
+from fencepost.errors import NoBrokerAnswered
 from fencepost.loop_guard import LoopGuard
 from fencepost.metadata_watch import MetadataWatch, report_bug
 from fencepost_proto.protocol.errors import (
@@ -87,7 +88,7 @@ class ClusterClient:
     # ---- Life ----
 
     async def start(self) -> None:
-        """Return when the first image has come. Raises NetworkException, with the reason of each address, where none
+        """Return when the first image has come. Raises NoBrokerAnswered, with the reason of each address, where none
         comes."""
         self.guard.bind()
         self.channel(self._order[0])  # raises where none can be made: in a forked child
@@ -97,7 +98,7 @@ class ClusterClient:
         except TimeoutError:
             reasons = "; ".join(self._watch.failure(address) or f"broker {address}: silence" for address in self._order)
             await self.close()
-            raise NetworkException(f"no broker answered within {START_TIMEOUT_S:.0f} s: {reasons}") from None
+            raise NoBrokerAnswered(f"no broker answered within {START_TIMEOUT_S:.0f} s: {reasons}") from None
         except asyncio.CancelledError:
             await self.close()
             raise

@@ -88,6 +88,10 @@ class BufferFull(RetriableError):
     code = ErrorCode.REQUEST_TIMED_OUT
 
 
+class NoBrokerAnswered(NetworkException):
+    """None of the brokers that a client was told of has sent its metadata: it cannot start."""
+
+
 class PartitionLost(FencepostError):
     """The group has given a partition to another member, or may have: nothing was committed for it by this call."""
 
@@ -133,6 +137,7 @@ __all__ = [
     "InvariantBroken",
     "MessageTooLarge",
     "NetworkException",
+    "NoBrokerAnswered",
     "NoReassignmentInProgress",
     "NonEmptyGroup",
     "NotController",

@@ -1,14 +1,16 @@
 """Why a cluster cannot be reached, told apart before a client waits for it: one line, with what to type next.
 
 - nothing listens at an address, or no host has that name: a wrong address, or a cluster that is down;
+- nothing comes back from an address: a firewall drops what is sent there, or the machine is down;
 - an address is the one for Kafka's clients, which every broker has beside its own;
-- everything else is the client's to find out: it tells of an address that accepts and does not answer.
+- everything else is the client's to find out: an address that accepts and does not answer may be that of a busy broker.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 
 from fencepost_proto.kafka.apis import APIS
@@ -17,6 +19,7 @@ from fencepost_proto.kafka.messages.api_versions import ApiVersionsRequest
 
 CONNECT_TIMEOUT_S = 1.0
 ANSWER_TIMEOUT_S = 0.3
+MAX_AT_ONCE = 16  # addresses
 _CORRELATION_ID = 7
 _MAX_ANSWER_BYTES = 1 << 16
 
@@ -27,21 +30,33 @@ class Found(Enum):
     SOMETHING = "something listens"
     NOTHING = "nothing listens there"
     NO_HOST = "there is no host of that name"
+    SILENT = "nothing comes back from there"
     UNREACHABLE = "it cannot be reached"
     KAFKA = "that port is for Kafka's clients"
 
 
 def why_unreachable(addresses: Iterable[str]) -> str:
     """In words, where no address can be a broker's own; empty where one may."""
-    found: dict[str, Found] = {}
-    for address in addresses:
-        found[address] = look_at(address)
-        if found[address] is Found.SOMETHING:
-            return ""
+    asked = list(addresses)
+    with ThreadPoolExecutor(MAX_AT_ONCE) as threads:
+        found = dict(zip(asked, threads.map(look_at, asked), strict=True))
+    if Found.SOMETHING in found.values():
+        return ""
     told = "; ".join(f"{address}: {what.value}" for address, what in found.items())
     if Found.KAFKA in found.values():
         return f"{told}; 'fencepost cluster status' shows the addresses for Fencepost's own clients"
+    if {Found.SILENT, Found.UNREACHABLE} & set(found.values()):
+        return (
+            f"{told}: see whether that machine runs and a firewall lets connections to the port through, or name other "
+            "brokers with --bootstrap"
+        )
     return f"{told}: 'fencepost cluster status' shows a local cluster's addresses, 'fencepost cluster up' starts one"
+
+
+NO_ANSWER = (
+    "'fencepost cluster status' shows whether a local cluster's brokers run or are paused; elsewhere look at their logs, or "
+    "name other brokers with --bootstrap"
+)
 
 
 def look_at(address: str) -> Found:
@@ -54,6 +69,8 @@ def look_at(address: str) -> Found:
             return Found.KAFKA if _speaks_kafka(connection) else Found.SOMETHING
     except ConnectionRefusedError:
         return Found.NOTHING
+    except TimeoutError:
+        return Found.SILENT
     except socket.gaierror:
         return Found.NO_HOST
     except (OSError, OverflowError):

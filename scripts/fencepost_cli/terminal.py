@@ -148,18 +148,29 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(until_terminated())
     except (FencepostError, CommandFailed) as error:
-        fail(str(error))
+        fail(_told(error))
     except BaseExceptionGroup as group:
         foreseen, bugs = group.split((FencepostError, CommandFailed))
         if foreseen is None or bugs is not None:
             raise
-        fail(str(leaves(foreseen)[0]))
+        fail(_told(leaves(foreseen)[0]))
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except asyncio.CancelledError:
         if not terminated:
             raise
         raise typer.Exit(EXIT_TERMINATED) from None
+
+
+def _told(error: BaseException) -> str:
+    """What went wrong, and where no broker answers, what to type next."""
+    from fencepost.errors import NoBrokerAnswered
+
+    if not isinstance(error, NoBrokerAnswered):
+        return str(error)
+    from fencepost_cli.reachability import NO_ANSWER
+
+    return f"{error}: {NO_ANSWER}"
 
 
 def _loop_factory() -> Any:
