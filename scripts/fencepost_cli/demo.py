@@ -26,18 +26,15 @@ from fencepost import AdminClient
 from fencepost.history import FILE_BUFFER_BYTES
 from fencepost_cli.demo_clients import ClientCounts, DemoClients, demo_clients
 from fencepost_proto.protocol.errors import FencepostError
+from fencepost_testing.exactly_once import ExactlyOnce, judge
 from fencepost_testing.failover import AckWatch, Failover, kill_leader
 from fencepost_testing.failures import CommandFailed, leaves
-from fencepost_testing.history_check import Verdict
-from fencepost_testing.history_files import HistoryFiles, UnreadableHistory, check_history_files
 from fencepost_testing.kafka_clients import FENCEPOST
 from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.log_check.findings import Findings, Kind
 from fencepost_testing.log_check.ledger import Ledger
 from fencepost_testing.read_back import read_everything
-from fencepost_testing.replica_files import check_replicas
-from fencepost_testing.topic_waits import wait_in_sync, wait_settled
-from fencepost_testing.verdict import of_history
+from fencepost_testing.topic_waits import Settled, wait_in_sync, wait_settled
 from fencepost_testing.workload import RecordSender, Workload, WorkloadSpec
 
 TOPIC = "demo"
@@ -136,24 +133,21 @@ class Demo:
         self._acks = AckWatch()
         self.history_file = cluster.directory / HISTORY_FILE  # requests of the clients, and the answers
         self._history_lines: IO[str] = io.StringIO()
-        self._history: Verdict | None = None
-        self._high_watermarks: dict[int, int] = {}
-        self._records_in_files = 0
+        self._judged = ExactlyOnce(TOPIC)
 
     async def run(self) -> DemoResult:
         """Raises FencepostError and CommandFailed where the run itself cannot go on."""
         started = time.monotonic()
         try:
             async with AdminClient(self.cluster.bootstrap) as admin:
-                await self._make_history(admin)
-                await self._check_history()
-                await self._check_files(admin)
+                settled = await self._make_history(admin)
+            await self._judge(settled)
             self._check_story()
         finally:
             self.result.elapsed_s = time.monotonic() - started
         return self.result
 
-    async def _make_history(self, admin: AdminClient) -> None:
+    async def _make_history(self, admin: AdminClient) -> Settled:
         """All that clients do, recorded in one file: they share the event loop, so its lines are in their order."""
         options, bootstrap = self.options, self.cluster.bootstrap
         with self.history_file.open("w", encoding="utf-8", buffering=FILE_BUFFER_BYTES) as self._history_lines:
@@ -166,8 +160,9 @@ class Demo:
             await wait_in_sync(admin, TOPIC)
             await self._produce_through_failovers(admin)
             self._tell("reading everything back, and checking every replica's files")
-            await self._wait_settled(admin)
+            settled = await self._wait_settled(admin)
             self.result.records_in_log = await read_everything(bootstrap, TOPIC, self.record)
+        return settled
 
     def record(self, line: str) -> None:
         """One line of the history."""
@@ -228,41 +223,29 @@ class Demo:
 
     # ---- The verdict ----
 
-    async def _wait_settled(self, admin: AdminClient) -> None:
-        """Until every replica has all, and knows that it is committed."""
-        self._high_watermarks = await wait_settled(admin, TOPIC)
+    async def _wait_settled(self, admin: AdminClient) -> Settled:
+        """Once every replica has all, and knows that it is committed."""
+        return await wait_settled(admin, TOPIC)
 
-    async def _check_history(self) -> None:
-        """What the clients recorded, and a consumer that has seen nothing yet and reads everything."""
+    async def _judge(self, settled: Settled) -> None:
+        """Every replica's files, what the clients recorded, and a consumer that has seen nothing yet."""
         result = self.result
-        try:
-            verdict = await asyncio.to_thread(
-                check_history_files, HistoryFiles([self.history_file]), one_partition_per_key=True
-            )
-        except UnreadableHistory as error:
-            result.problems.append(f"the history cannot be checked: {error}")
-            return
-        findings, misread = of_history(verdict)
-        result.findings.merge(findings)
-        result.problems += misread
-        self._history = verdict
-
-    async def _check_files(self, admin: AdminClient) -> None:
-        replicas = {status.partition: status.replicas for status in (await admin.describe_topic(TOPIC)).partitions}
-        found = await check_replicas(self.cluster, TOPIC, replicas, self._high_watermarks)
-        self.result.findings.merge(found[0])
-        self.result.replicas_checked, self._records_in_files = found[1:]
+        found = self._judged = await judge(
+            self.cluster, TOPIC, settled=settled, history=[self.history_file], one_partition_per_key=True
+        )
+        result.findings, result.replicas_checked = found.findings, found.replicas_checked
+        result.problems += found.problems
 
     def _check_story(self) -> None:
         """Beyond the log's content: did all that was to happen happen?"""
-        result, options = self.result, self.options
+        result, options, history = self.result, self.options, self._judged.history
         expected = {
             "records sent": (result.records_sent, options.records),
             "records acknowledged": (result.records_acked, options.records),
-            "records acknowledged in the history": (self._history.acked if self._history else 0, options.records),
-            "partitions read whole": (self._history.final_reads if self._history else 0, options.partitions),
+            "records acknowledged in the history": (history.acked if history else 0, options.records),
+            "partitions read whole": (history.final_reads if history else 0, options.partitions),
             "records in the log": (result.records_in_log, options.records),
-            "records in the segment files": (self._records_in_files, options.records),
+            "records in the segment files": (self._judged.records, options.records),
             "records read along": (result.records_read_along, options.records),
             "leaders killed": (len(result.failovers), options.kills),
         }

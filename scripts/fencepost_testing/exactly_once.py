@@ -1,19 +1,19 @@
-"""Is each record in the log exactly once and in order? The verdict of the demo and of chaos, as functions for any test.
+"""Is each record in the log exactly once and in order? One judge for tests, the demo, chaos and `workload verify`: `judge`.
 
-Two checks, and both are this project's only ones for what they judge:
+It has two checks:
 
 - `replica_check`: the files of every replica, byte by byte: whole batches, offsets without a hole, each producer's sequence
   numbers without a repeat or a gap, and all replicas of a partition the same below the high watermark.
 - `history_check`: what was sent and acknowledged, and what was read, against what stands in the log.
 
-`check_exactly_once` writes what a test says that it sent and read as a history, with the leader's file as its final read.
+What a test says that it sent and read is written as a history, with the leader's file as its final read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,17 +21,18 @@ from fencepost.history_format import Operation
 from fencepost_proto.protocol.records import read_records
 from fencepost_testing import topic_control
 from fencepost_testing.cluster_folder import ClusterFolder
-from fencepost_testing.history_check import Verdict
+from fencepost_testing.history_check import Verdict, of_history
 from fencepost_testing.history_check import check_history as history_verdict
-from fencepost_testing.history_files import HistoryFiles, check_history_files
+from fencepost_testing.history_files import HistoryFiles, UnreadableHistory, check_history_files
 from fencepost_testing.log_check.findings import Findings, Kind
 from fencepost_testing.replica_check import ReplicaSummary, batches_below, check_older, check_replica, check_same
 from fencepost_testing.replica_files import read_segments, replica_folder
 from fencepost_testing.said_records import SaidRecord, operations_of, said_records
 from fencepost_testing.topic_control import PartitionState
-from fencepost_testing.verdict import of_history
+from fencepost_testing.topic_waits import Settled
 from fencepost_testing.waiting import until
 
+TIMEOUT_S = 30.0  # for brokers to answer, and for replicas to have what is committed
 _POLL_S = 0.02
 _AROUND = 3  # records that are shown before and after a wrong one
 _SHOWN_FINDINGS = 5
@@ -50,18 +51,24 @@ class ExactlyOnce:
     records: int = 0  # in the log, that are committed
     replicas_checked: int = 0
     findings: Findings = field(default_factory=Findings)
+    files: Findings = field(default_factory=Findings)  # those of the replicas' files alone
     details: list[str] = field(default_factory=list)  # the first findings, with the records around them
+    history: Verdict | None = None  # of what clients recorded
+    problems: list[str] = field(
+        default_factory=list
+    )  # what is wrong with what consumers were handed, and with histories
 
     @property
     def ok(self) -> bool:
-        return self.findings.clean and not self.details
+        return self.findings.clean and not self.details and not self.problems
 
     def __str__(self) -> str:
         checked = f"{self.records} records in {self.replicas_checked} replicas were checked"
         if self.ok:
             return f"topic {self.topic!r}: exactly once; {checked}"
         counts = ", ".join(f"{count} {kind.value}" for kind, count in sorted(self.findings.counts.items()) if count)
-        return "\n".join([f"topic {self.topic!r} is not exactly once: {counts or 'misread'}; {checked}", *self.details])
+        lines = [f"topic {self.topic!r} is not exactly once: {counts or 'misread'}; {checked}", *self.details]
+        return "\n".join(lines + [f"  {problem}" for problem in self.problems if not self.details])
 
 
 async def check_exactly_once(
@@ -75,19 +82,80 @@ async def check_exactly_once(
     timeout_s: float,
 ) -> ExactlyOnce:
     """See `LocalCluster.check_exactly_once`."""
-    found = ExactlyOnce(topic)
-    acknowledged = None if sent is None else said_records(sent, "sent")
-    unknown, handed_out = said_records(unacknowledged, "unacknowledged"), said_records(read or (), "read")
-    logs: dict[int, list[LogRecord]] = {}
-    for state in await topic_control.partitions(cluster, topic, timeout_s):
-        end = await topic_control.high_watermark(cluster, topic, state.partition, timeout_s)
-        logs[state.partition] = await _check_partition(cluster, state, end, found, timeout_s)
-        found.records += len(logs[state.partition])
-    if acknowledged is not None or read is not None:
-        _check_said(found, logs, acknowledged, unknown, handed_out if read is not None else None, ordered=ordered)
+    found = await judge(
+        cluster,
+        topic,
+        sent=sent,
+        unacknowledged=unacknowledged,
+        read=read,
+        ordered=ordered,
+        timeout_s=timeout_s,
+    )
     if not found.ok:
         raise NotExactlyOnce(str(found))
     return found
+
+
+async def judge(
+    cluster: ClusterFolder,
+    topic: str,
+    *,
+    settled: Settled | None = None,
+    history: Sequence[Path] = (),
+    sent: Iterable[object] | None = None,
+    unacknowledged: Iterable[object] = (),
+    read: Iterable[object] | None = None,
+    ordered: bool = True,
+    one_partition_per_key: bool = False,
+    on_operation: Callable[[Operation], object] | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> ExactlyOnce:
+    """All that is wrong with a topic's log, and with what was read of it; see `LocalCluster.check_exactly_once`.
+
+    `settled`: what every replica has, and whose files are whole, whether its broker runs or not. None: the brokers are
+    asked, and what is not committed is not looked at. `history`: files in which clients have recorded what they did; the
+    next two are of these: whether a key in two partitions is wrong, and what is given each operation.
+    """
+    found = ExactlyOnce(topic)
+    acknowledged = None if sent is None else said_records(sent, "sent")
+    unknown, handed_out = said_records(unacknowledged, "unacknowledged"), said_records(read or (), "read")
+    says = acknowledged is not None or read is not None
+    logs: dict[int, list[LogRecord]] = {}
+    if settled is not None:
+        for partition, brokers in settled.replicas.items():
+            await _check_settled(cluster, (topic, partition), brokers, settled.ends[partition], found)
+    for state in await topic_control.partitions(cluster, topic, timeout_s) if settled is None or says else ():
+        end = await topic_control.high_watermark(cluster, topic, state.partition, timeout_s)
+        if settled is None:
+            await _check_partition(cluster, state, end, found, timeout_s)
+        if says:
+            logs[state.partition] = await asyncio.to_thread(_read_records, cluster, state, end)
+    found.files.merge(found.findings)
+    if says:
+        _check_said(found, logs, acknowledged, unknown, handed_out if read is not None else None, ordered=ordered)
+    if history:
+        await asyncio.to_thread(
+            judge_history, found, history, one_partition_per_key=one_partition_per_key, on_operation=on_operation
+        )
+    return found
+
+
+def judge_history(
+    found: ExactlyOnce,
+    history: Sequence[Path],
+    *,
+    one_partition_per_key: bool = False,
+    on_operation: Callable[[Operation], object] | None = None,
+) -> None:
+    """Add what is wrong by the files in which clients have recorded what they did."""
+    try:
+        found.history = check_history_files(
+            HistoryFiles(history), one_partition_per_key=one_partition_per_key, on_operation=on_operation
+        )
+    except UnreadableHistory as error:
+        found.problems.append(f"the history cannot be checked: {error}")
+    else:
+        _take_verdict(found, found.history)
 
 
 # ---- The files ----
@@ -112,10 +180,39 @@ class LogRecord:
         )
 
 
+async def _check_settled(
+    cluster: ClusterFolder, key: tuple[str, int], brokers: Sequence[int], end: int, found: ExactlyOnce
+) -> None:
+    """Every replica's files to their ends, which are all the same."""
+    summaries = [await asyncio.to_thread(_whole_summary, cluster, broker, key) for broker in brokers]
+    for summary in summaries:
+        _take(found, summary.findings, cluster, key, summary.broker)
+    _take(found, check_same(summaries, end), cluster, key, brokers[0])
+    found.replicas_checked += len(summaries)
+    found.records += summaries[0].records
+
+
+def _whole_summary(cluster: ClusterFolder, broker: int, key: tuple[str, int]) -> ReplicaSummary:
+    """A replica without a folder or a file is a finding."""
+    folder = replica_folder(cluster, broker, *key)
+    try:
+        return check_replica(broker, folder.name, read_segments(folder))
+    except FileNotFoundError as error:
+        summary = ReplicaSummary(broker, folder.name)
+        summary.findings.add(Kind.CORRUPT, f"broker {broker} {folder.name}: {error}")
+        return summary
+
+
+def _model(cluster: ClusterFolder, state: PartitionState) -> int:
+    """The broker whose replica the others are compared with: the leader, if it runs."""
+    live = _live(cluster, state)
+    return state.leader if state.leader in live else live[0]
+
+
 async def _check_partition(
     cluster: ClusterFolder, state: PartitionState, end: int, found: ExactlyOnce, timeout_s: float
-) -> list[LogRecord]:
-    """The committed records, by the leader's file. What is wrong goes to `found`."""
+) -> None:
+    """The committed records of every replica. What is wrong goes to `found`."""
     topic, index = state.topic, state.partition
 
     async def behind() -> list[str]:
@@ -127,20 +224,19 @@ async def _check_partition(
 
     what = f"every replica of {topic}-{index} whose broker runs has the records below {end}"
     await until(behind, what, timeout_s, holds=lambda late: not late, poll_s=_POLL_S)
-    live = _live(cluster, state)
-    model = state.leader if state.leader in live else live[0]
+    live, model, key = _live(cluster, state), _model(cluster, state), (topic, index)
     ordered = [model, *(broker for broker in live if broker != model)]
     summaries = await asyncio.to_thread(_summaries, cluster, ordered, state, end)
     for summary in summaries:
-        _take(found, summary.findings, cluster, state, summary.broker)
-    _take(found, check_same(summaries, end), cluster, state, model)
+        _take(found, summary.findings, cluster, key, summary.broker)
+    _take(found, check_same(summaries, end), cluster, key, model)
     for broker in state.replicas:
         if broker not in live:  # what it has may end early, or in what it could not replicate any more
             older = await asyncio.to_thread(_older_summary, cluster, broker, state)
-            _take(found, check_older(older, summaries[0], end), cluster, state, broker)
+            _take(found, check_older(older, summaries[0], end), cluster, key, broker)
             summaries.append(older)
     found.replicas_checked += len(summaries)
-    return await asyncio.to_thread(lambda: list(_records(cluster, model, state, end)))
+    found.records += summaries[0].records
 
 
 def _summaries(cluster: ClusterFolder, brokers: list[int], state: PartitionState, end: int) -> list[ReplicaSummary]:
@@ -171,8 +267,13 @@ def _older_summary(cluster: ClusterFolder, broker: int, state: PartitionState) -
     return summary
 
 
-def _records(cluster: ClusterFolder, broker: int, state: PartitionState, end: int | None) -> Iterator[LogRecord]:
-    folder = replica_folder(cluster, broker, state.topic, state.partition)
+def _read_records(cluster: ClusterFolder, state: PartitionState, end: int) -> list[LogRecord]:
+    """The committed ones, by the leader's file."""
+    return list(_records(cluster, _model(cluster, state), (state.topic, state.partition), end))
+
+
+def _records(cluster: ClusterFolder, broker: int, key: tuple[str, int], end: int | None) -> Iterator[LogRecord]:
+    folder = replica_folder(cluster, broker, *key)
     for _, data in read_segments(folder):
         for header, batch in batches_below(data, end):
             for number, record in enumerate(read_records(bytes(batch))):
@@ -182,21 +283,21 @@ def _records(cluster: ClusterFolder, broker: int, state: PartitionState, end: in
                 )
 
 
-def _take(found: ExactlyOnce, findings: Findings, cluster: ClusterFolder, state: PartitionState, broker: int) -> None:
+def _take(found: ExactlyOnce, findings: Findings, cluster: ClusterFolder, key: tuple[str, int], broker: int) -> None:
     found.findings.merge(findings)
     for example in findings.shown:
         if len(found.details) >= _SHOWN_FINDINGS:
             return
         lines = [f"  {example}"]
         if example.offset >= 0 and not found.details:  # around the first
-            lines += _around(cluster, broker, state, example.offset)
+            lines += _around(cluster, broker, key, example.offset)
         found.details.append("\n".join(lines))
 
 
-def _around(cluster: ClusterFolder, broker: int, state: PartitionState, offset: int) -> Iterator[str]:
-    yield f"    {state.topic}-{state.partition} on broker {broker}:"
+def _around(cluster: ClusterFolder, broker: int, key: tuple[str, int], offset: int) -> Iterator[str]:
+    yield f"    {key[0]}-{key[1]} on broker {broker}:"
     try:
-        for record in _records(cluster, broker, state, None):
+        for record in _records(cluster, broker, key, None):
             if abs(record.offset - offset) <= _AROUND:
                 yield f"    {'>' if record.offset == offset else ' '} {record}"
     except Exception as error:  # noqa: BLE001  # damaged bytes, which are what was found
@@ -225,10 +326,14 @@ def _check_said(
     for text in unplaced:
         found.findings.add(Kind.MISREAD, text)
         found.details.append(f"  {Kind.MISREAD}: {text}")
-    verdict = history_verdict(operations, foreign_records=sent is None)
+    _take_verdict(found, history_verdict(operations, foreign_records=sent is None))
+
+
+def _take_verdict(found: ExactlyOnce, verdict: Verdict) -> None:
     findings, misread = of_history(verdict)
     found.findings.merge(findings)
     found.findings.counts[Kind.MISREAD] += len(misread)
+    found.problems += misread
     found.details += _told(verdict)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import operator
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from fencepost import AdminClient
 from fencepost_testing.waiting import until
@@ -60,9 +62,18 @@ async def wait_moved(admin: AdminClient) -> None:
     await until(admin.list_reassignments, what, MOVE_TIMEOUT_S, holds=operator.not_, poll_s=_POLL_S)
 
 
-async def wait_settled(admin: AdminClient, topic: str) -> dict[int, int]:
-    """Return once all replicas of each partition have the same end and know that it is committed: that end, by partition."""
-    wanted = {(p.partition, broker) for p in (await admin.describe_topic(topic)).partitions for broker in p.replicas}
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Each partition of a topic in which nothing moves any more."""
+
+    replicas: Mapping[int, Sequence[int]]  # the brokers that have it
+    ends: Mapping[int, int]  # of every replica, and all of it is committed
+
+
+async def wait_settled(admin: AdminClient, topic: str) -> Settled:
+    """Return once all replicas of each partition have the same end and know that it is committed."""
+    replicas = {p.partition: tuple(p.replicas) for p in (await admin.describe_topic(topic)).partitions}
+    wanted = {(partition, broker) for partition, brokers in replicas.items() for broker in brokers}
 
     async def offsets() -> dict[tuple[int, int], tuple[int, int]]:
         """(log end offset, high watermark) by (partition, broker)."""
@@ -81,4 +92,4 @@ async def wait_settled(admin: AdminClient, topic: str) -> dict[int, int]:
 
     what = f"all replicas of each partition of {topic} have the same end, all of it committed"
     told = await until(offsets, what, SETTLE_TIMEOUT_S, holds=same, poll_s=_POLL_S)
-    return {partition: end for (partition, _), (end, _) in sorted(told.items())}
+    return Settled(replicas, {partition: end for (partition, _), (end, _) in sorted(told.items())})

@@ -10,13 +10,13 @@ from typing import Any
 
 from fencepost import AdminClient, Consumer, Producer
 from fencepost.descriptions import PartitionDescription
+from fencepost_testing.exactly_once import judge as judge_log
 from fencepost_testing.faults.lossy_wire import lossy_host
 from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.log_check.ledger import Ledger
 from fencepost_testing.read_back import read_to_end
 from fencepost_testing.record_check import RecordCheck
-from fencepost_testing.replica_files import check_replicas
-from fencepost_testing.topic_waits import wait_in_sync
+from fencepost_testing.topic_waits import wait_in_sync, wait_settled
 from fencepost_testing.waiting import until
 from fencepost_testing.workload import Acked, Workload, WorkloadSpec
 
@@ -97,8 +97,6 @@ async def judge(cluster: AsyncLocalCluster, admin: AdminClient, ledgers: list[Le
     check = RecordCheck(TOPIC, ledgers)
     async with Consumer(cluster.bootstrap, TOPIC) as consumer:
         await read_to_end(consumer, check.add_record)
-        ends = {tp.partition: end for tp, end in (await consumer.end_offsets(consumer.assignment)).items()}
     findings = check.finish()
-    replicas = {partition.partition: partition.replicas for partition in (await admin.describe_topic(TOPIC)).partitions}
-    findings.merge((await check_replicas(cluster, TOPIC, replicas, ends))[0])
+    findings.merge((await judge_log(cluster, TOPIC, settled=await wait_settled(admin, TOPIC))).findings)
     assert findings.clean, findings.examples

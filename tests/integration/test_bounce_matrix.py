@@ -21,10 +21,10 @@ from fencepost.history import History
 from fencepost_testing.chaos.client_config import ClientConfig
 from fencepost_testing.chaos.consuming import consume
 from fencepost_testing.chaos.producing import produce
+from fencepost_testing.exactly_once import judge as judge_log
 from fencepost_testing.history_check import check_history
 from fencepost_testing.local_cluster import CONTROLLER, AsyncLocalCluster, Node
 from fencepost_testing.read_back import read_everything
-from fencepost_testing.replica_files import check_replicas
 from fencepost_testing.topic_waits import wait_in_sync, wait_settled, wait_writable
 from tests.asynchronous import asynchronous
 
@@ -95,7 +95,7 @@ async def written_to(cluster: AsyncLocalCluster, tmp_path: Path) -> AsyncIterato
 
 async def judge(scene: Scene, tmp_path: Path) -> None:
     await wait_in_sync(scene.admin, TOPIC)
-    ends = await wait_settled(scene.admin, TOPIC)
+    settled = await wait_settled(scene.admin, TOPIC)
     final = tmp_path / "final.jsonl"
     records = await read_everything(scene.cluster.bootstrap, TOPIC, final)
     verdict = check_history([*scene.lines, *final.read_text().splitlines()])
@@ -103,10 +103,9 @@ async def judge(scene: Scene, tmp_path: Path) -> None:
     assert verdict.final_reads == PARTITIONS
     assert (verdict.failed, verdict.unknown) == (0, 0), "no error reached the application"
     assert verdict.sends == verdict.acked == records > 0
-    replicas = {p.partition: p.replicas for p in (await scene.admin.describe_topic(TOPIC)).partitions}
-    findings, checked, records_in_files = await check_replicas(scene.cluster, TOPIC, replicas, ends)
-    assert findings.clean, findings.examples
-    assert (checked, records_in_files) == (3 * PARTITIONS, records)
+    found = await judge_log(scene.cluster, TOPIC, settled=settled)
+    assert found.ok, str(found)
+    assert (found.replicas_checked, found.records) == (3 * PARTITIONS, records)
 
 
 def client(cluster: AsyncLocalCluster, process: str, seed: int, **settings: Any) -> ClientConfig:

@@ -19,6 +19,7 @@ from fencepost_cli.demo import HISTORY_FILE, TOPIC, Demo, DemoOptions
 from fencepost_testing.kafka_clients import AIOKAFKA, CONFLUENT_KAFKA, KAFKA_PYTHON
 from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.log_check.findings import Kind
+from fencepost_testing.topic_waits import Settled
 from fencepost_testing.waiting import until_sync
 from tests.asynchronous import asynchronous
 from tests.integration.command_line import Shell
@@ -131,8 +132,8 @@ def test_an_interrupted_demo_leaves_no_process_and_no_data(tmp_path: Path) -> No
 class Tampered(Demo):
     """Between the workload and the verdict: a byte on one disk changes, and one more record was "acknowledged"."""
 
-    async def _wait_settled(self, admin: AdminClient) -> None:
-        await super()._wait_settled(admin)
+    async def _wait_settled(self, admin: AdminClient) -> Settled:
+        settled = await super()._wait_settled(admin)
         history = History(self.record, process="another")
         history.complete_send(history.invoke_send(TOPIC, None, None, b"never appended"), TOPIC, 0, -1)
         segment = next((self.cluster.member(2).directory / f"{TOPIC}-0").glob("*.log"))
@@ -141,6 +142,7 @@ class Tampered(Demo):
             last = file.read(1)
             file.seek(-1, os.SEEK_END)
             file.write(bytes([last[0] ^ 1]))
+        return settled
 
 
 @asynchronous

@@ -15,11 +15,12 @@ import asyncio
 import contextlib
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fencepost import AdminClient, ConsumerRecord
+from fencepost_testing.exactly_once import judge
 from fencepost_testing.failures import CommandFailed
 from fencepost_testing.faults import FaultHandle
 from fencepost_testing.local_cluster import AsyncLocalCluster
@@ -27,7 +28,6 @@ from fencepost_testing.log_check.findings import Findings, Kind
 from fencepost_testing.log_check.ledger import Ledger, read_mark
 from fencepost_testing.read_back import read_everything
 from fencepost_testing.record_check import RecordCheck
-from fencepost_testing.replica_files import check_replicas
 from fencepost_testing.topic_waits import wait_in_sync, wait_settled
 from fencepost_testing.waiting import until
 from tests.interop.clients import Client
@@ -230,7 +230,7 @@ class Scenario:
                 await asyncio.gather(ended, return_exceptions=True)
             await cluster.up(timeout_s=PROCESS_TIMEOUT_S)
             await wait_in_sync(admin, TOPIC, PROCESS_TIMEOUT_S)
-            ends = await wait_settled(admin, TOPIC)
+            ends = (await wait_settled(admin, TOPIC)).ends
             try:
                 await until(lambda: not self._unread(ends), "the consumers have read everything", READ_TIMEOUT_S)
             except CommandFailed as error:
@@ -297,7 +297,7 @@ class Scenario:
         await wait_in_sync(admin, TOPIC, PROCESS_TIMEOUT_S)
         self._tell(f"broker {before.leader}, leader of {TOPIC}-{partition}, was killed and is back")
 
-    def _unread(self, ends: dict[int, int]) -> int:
+    def _unread(self, ends: Mapping[int, int]) -> int:
         """How many records of the log no reader has read."""
         if not self._readers:
             return 0
@@ -309,7 +309,7 @@ class Scenario:
     async def _judge(self, cluster: AsyncLocalCluster, admin: AdminClient) -> None:
         result, options, acks = self.result, self._options, self._acks
         result.kills, result.cuts = len(self._kills), self._cuts.fired if self._cuts is not None else 0
-        ends = await wait_settled(admin, TOPIC)
+        settled = await wait_settled(admin, TOPIC)
         log: dict[tuple[int, int], tuple[str, str]] = {}
         partition_of: dict[int, int] = {}
         check = RecordCheck(TOPIC, [acks.ledger])
@@ -323,9 +323,7 @@ class Scenario:
 
         result.records = await read_everything(cluster.bootstrap, TOPIC, self._folder / "history.jsonl", see)
         findings = check.finish()
-        replicas = {status.partition: status.replicas for status in (await admin.describe_topic(TOPIC)).partitions}
-        found, _, _ = await check_replicas(cluster, TOPIC, replicas, ends)
-        findings.merge(found)
+        findings.merge((await judge(cluster, TOPIC, settled=settled)).findings)
         self._judge_producer(findings)
         self._judge_readers(log)
         for kill in self._kills:

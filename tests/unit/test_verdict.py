@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 
 from fencepost_proto.protocol.record_batch import MAX_SEQUENCE, stamp
 from fencepost_proto.protocol.records import BatchBuilder, Compression
-from fencepost_testing.history_check import Anomaly
+from fencepost_testing.history_check import KIND_OF, Anomaly, of_history
 from fencepost_testing.log_check.findings import Findings, Kind
 from fencepost_testing.log_check.ledger import MIN_RECORD_BYTES, Ledger, Mark, make_value, read_mark
 from fencepost_testing.record_check import RecordCheck
 from fencepost_testing.replica_check import ReplicaSummary, Segment, check_replica, check_same
-from fencepost_testing.verdict import KIND_OF, of_history
 from tests.unit.history_story import Story as HistoryStory
 
 RUN = "run00001"

@@ -442,10 +442,10 @@ class Verified(NamedTuple):
 
 async def _verify(brokers: str, topic: str, ledgers: Path, cluster: AsyncLocalCluster | None) -> Verified:
     from fencepost import AdminClient, Consumer, ConsumerRecord
+    from fencepost_testing.exactly_once import judge
     from fencepost_testing.read_back import read_to_end
     from fencepost_testing.read_log import SUFFIX, ReadCheck
     from fencepost_testing.record_check import RecordCheck
-    from fencepost_testing.replica_files import check_replicas
     from fencepost_testing.topic_waits import wait_settled
 
     async with AdminClient(brokers) as admin:
@@ -463,10 +463,9 @@ async def _verify(brokers: str, topic: str, ledgers: Path, cluster: AsyncLocalCl
         findings, replicas = check.finish(), 0
         findings.merge(reads.finish())
         if cluster is not None:
-            ends = await wait_settled(admin, topic)
-            brokers_of = {each.partition: each.replicas for each in described.partitions}
-            found, replicas, _ = await check_replicas(cluster, topic, brokers_of, ends)
-            findings.merge(found)
+            found = await judge(cluster, topic, settled=await wait_settled(admin, topic))
+            findings.merge(found.findings)
+            replicas = found.replicas_checked
     return Verified(known, earlier_runs, check, reads, replicas, findings)
 
 

@@ -9,10 +9,9 @@ from typing import Any
 from fencepost_testing.chaos.faults import Nemesis
 from fencepost_testing.chaos.measure import Measure, Outage, Silence, outages
 from fencepost_testing.chaos.nemesis_log import Happened
-from fencepost_testing.history_check import Verdict
+from fencepost_testing.history_check import Verdict, count
 from fencepost_testing.kafka_clients import FENCEPOST
 from fencepost_testing.log_check.findings import Findings, Kind
-from fencepost_testing.verdict import count
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,16 +36,15 @@ from fencepost_testing.chaos.result import ChaosOptions, ChaosResult
 from fencepost_testing.chaos.resumed import Overruled, ResumeAnswer, ResumedCheck
 from fencepost_testing.chaos.roles import groups_of, roles
 from fencepost_testing.chaos.schedule import REPLICATION_FACTOR, Shape, make_schedule
+from fencepost_testing.exactly_once import ExactlyOnce, judge, judge_history
 from fencepost_testing.failures import CommandFailed, leaves
-from fencepost_testing.history_files import HistoryFiles, UnreadableHistory, check_history_files
 from fencepost_testing.kafka_clients import FENCEPOST
 from fencepost_testing.local_cluster import CONTROLLER, AsyncLocalCluster, Node
 from fencepost_testing.member import log_tail
 from fencepost_testing.processes import NetworkPlace
 from fencepost_testing.read_back import read_everything
 from fencepost_testing.recorded_election import OPERATOR
-from fencepost_testing.replica_files import check_replicas
-from fencepost_testing.topic_waits import wait_in_sync, wait_moved, wait_settled, wait_writable
+from fencepost_testing.topic_waits import Settled, wait_in_sync, wait_moved, wait_settled, wait_writable
 from fencepost_testing.waiting import until
 
 TOPIC = "chaos"
@@ -96,6 +95,8 @@ class Chaos:
         self._fleet: Fleet | None = None
         self._bootstrap = ""
         self._resumed = ResumedCheck(())
+        self._cluster: AsyncLocalCluster | None = None
+        self._settled: Settled | None = None  # None: the run did not get to its end
 
     def count_acked(self) -> int:
         """Of all clients so far; their histories tell."""
@@ -109,7 +110,7 @@ class Chaos:
         finally:
             if network is not None:
                 network.close()
-        await asyncio.to_thread(self._judge)
+        await self._judge()
         self.result.elapsed_s = time.monotonic() - started
         return self.result
 
@@ -136,6 +137,7 @@ class Chaos:
             broker_overrides=BROKER_SETTINGS,
             places={node: network.place(party_of(node)) for node in nodes} if isinstance(network, Network) else None,
         )
+        self._cluster = cluster
         target = Target(cluster.bootstrap, TOPIC, options.partitions, cluster.kafka_bootstrap)
         if isinstance(network, FaultCuts):
             network.attach(cluster.directory)
@@ -185,8 +187,7 @@ class Chaos:
         await wait_in_sync(admin, TOPIC, IN_SYNC_TIMEOUT_S)
         self._tell(f"writes go on in every partition after {result.healed_in_s:.1f} s, and all replicas are in sync")
         result.problems += await fleet.finish(FINISH_TIMEOUT_S)
-        ends = await wait_settled(admin, TOPIC)
-        replicas = {p.partition: p.replicas for p in (await admin.describe_topic(TOPIC)).partitions}
+        settled = await wait_settled(admin, TOPIC)
         self.phase = "reading"
         await self._read(cluster, fleet)
         stopped: list[Node] = [*cluster.broker_ids, CONTROLLER]
@@ -194,8 +195,7 @@ class Chaos:
             code = await cluster.stop(node, timeout_s=_STOP_TIMEOUT_S)
             if code != 0:
                 result.problems.append(f"{party_of(node)}: the exit code of the last clean shutdown was {code}")
-        found = await check_replicas(cluster, TOPIC, replicas, ends)
-        result.findings, result.replicas_checked, result.records_in_files = found
+        self._settled = settled
 
     async def _wait_groups(self, admin: AdminClient) -> None:
         """Every group gets to where the log ends now. Raises CommandFailed saying which does not."""
@@ -274,12 +274,12 @@ class Chaos:
             if (log := cluster.member(node).log_file).exists():
                 shutil.copy(log, self._report / "logs" / f"{party_of(node)}.log")
 
-    def _judge(self) -> None:
-        """The history, and what must have happened for the verdict to mean anything."""
+    async def _judge(self) -> None:
+        """The log, and what must have happened for the verdict to mean anything."""
         result = self.result
         self.phase = "judging"
-        self._check_history()
-        self._look_for_accidents()
+        await self._check_log()
+        await asyncio.to_thread(self._look_for_accidents)
         if not result.happened:
             result.problems.append("no fault was carried out")
         if groups_of(self._options.client) and result.history is not None and not result.history.commits:
@@ -296,15 +296,19 @@ class Chaos:
                 f"{result.records_in_files} records in the segment files, {result.records_in_log} were read"
             )
 
-    def _check_history(self) -> None:
-        result = self.result
-        files = HistoryFiles(sorted((self._report / "history").glob("*.jsonl")))
+    async def _check_log(self) -> None:
+        """Every replica's files, as their brokers left them, and what all clients recorded."""
+        result, found = self.result, ExactlyOnce(TOPIC)
+        files = sorted((self._report / "history").glob("*.jsonl"))
         measure = Measure(round(result.started_at * 1e9))
-        try:
-            result.history = check_history_files(files, on_operation=measure.add)
-        except UnreadableHistory as error:
-            result.problems.append(f"the history cannot be checked: {error}")
-        result.measure = measure
+        if self._cluster is not None and self._settled is not None:
+            found = await judge(self._cluster, TOPIC, settled=self._settled, history=files, on_operation=measure.add)
+        else:
+            await asyncio.to_thread(judge_history, found, files, on_operation=measure.add)
+        result.findings, result.history, result.measure = found.files, found.history, measure
+        result.replicas_checked, result.records_in_files = found.replicas_checked, found.records
+        if found.history is None:
+            result.problems += found.problems
 
     def _look_for_accidents(self) -> None:
         """No process of ours may have met what its code does not foresee. Clients of others log what they like."""

@@ -18,9 +18,11 @@ among the operations around them.
 from fencepost_testing.history_check.anomalies import MEANING, Anomaly, Finding, Shown, Verdict
 from fencepost_testing.history_check.check import BrokenHistory, HistoryCheck
 from fencepost_testing.history_check.context import with_operations
+from fencepost_testing.history_check.kinds import KIND_OF, count, of_history
 from fencepost_testing.history_check.lines import check_history
 
 __all__ = [
+    "KIND_OF",
     "MEANING",
     "Anomaly",
     "BrokenHistory",
@@ -29,5 +31,7 @@ __all__ = [
     "Shown",
     "Verdict",
     "check_history",
+    "count",
+    "of_history",
     "with_operations",
 ]

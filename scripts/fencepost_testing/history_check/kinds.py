@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fencepost_testing.history_check import Anomaly, Verdict
+from fencepost_testing.history_check.anomalies import Anomaly, Verdict
 from fencepost_testing.log_check.findings import MAX_EXAMPLES, Example, Findings, Kind
 
 # Of an anomaly in what the log holds. The others are in what a consumer was handed.
