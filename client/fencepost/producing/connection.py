@@ -27,6 +27,7 @@ from fencepost_proto.protocol.records import Compression
 from fencepost_proto.protocol.v1 import broker_pb2 as pb
 from fencepost_proto.protocol.v1 import broker_pb2_grpc
 from fencepost_proto.runtime.host import Host
+from fencepost_proto.runtime.signal import Signal
 from fencepost_proto.transport.cancellation import CallCancelled, own_cancellation_only
 from fencepost_proto.transport.rpc_errors import reason_of
 
@@ -77,7 +78,7 @@ class BrokerConnection:
         self._message_bytes = MAX_MESSAGE_BYTES if config.codec is Compression.NONE else 1
         self._answer_limit_s = config.request_timeout_ms / 1000 + GRACE_S
         self._wanted = asyncio.Event()
-        self._ready = asyncio.Event()
+        self._ready = Signal()
         self._outbox: deque[Attempt] = deque()
         self._in_flight: dict[int, tuple[Attempt, float]] = {}  # by correlation id, in sending order
         self._next_correlation_id = 0
@@ -163,7 +164,6 @@ class BrokerConnection:
     async def _transmit(self, call: ProduceCall) -> None:
         while True:
             while not self._outbox:
-                self._ready.clear()
                 await self._ready.wait()
             request = self._next_request(asyncio.get_running_loop().time())
             if request.batches:

@@ -45,6 +45,7 @@ from fencepost_proto.protocol.errors import (
 from fencepost_proto.protocol.metadata import MetadataImage, Topic
 from fencepost_proto.protocol.v1 import broker_pb2 as pb
 from fencepost_proto.runtime.host import Host
+from fencepost_proto.runtime.signal import Signal
 from fencepost_proto.runtime.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class Sender:
         self._changed: dict[PartitionQueue, None] = {}
         self._moved: dict[PartitionQueue, None] = {}  # changed too, but hold no records: they come last
         self._warnings = DeliveryWarnings(cluster, config, self._connections)
-        self._wake = asyncio.Event()
+        self._wake = Signal()
         self._end: FencepostError | InvariantBroken | None = None  # why the producer has ended
         self._refusal: FencepostError | None = InvalidRequest(  # why records are not accepted
             "the producer is not started: use `async with`, or await start()"
@@ -222,7 +223,6 @@ class Sender:
         loop = asyncio.get_running_loop()
         while True:
             await self._wake.wait()
-            self._wake.clear()
             for number in range(1, len(self._changed) + len(self._moved) + 1):
                 queues = self._changed or self._moved
                 if not queues:  # a topic has been deleted
@@ -397,7 +397,8 @@ class Sender:
             self._stats.deduplicated_batches += result.duplicate
             resolved = sequencer.acknowledged(attempt, result.base_offset, result.duplicate)
         self._settle(resolved)
-        self.changed(queue)
+        if queue.holds_records or sequencer.bump_needed or queue.waits_since != NOT_WAITING:
+            self.changed(queue)  # else nothing is due before the next record
 
     def _replace_by_pieces(self, batch: RecordBatch, reason: FencepostError) -> None:
         """The sequencer has split a batch: its pieces take its place."""
