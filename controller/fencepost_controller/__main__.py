@@ -13,7 +13,7 @@ from typing import Final
 from fencepost_controller.config import ControllerConfig
 from fencepost_controller.controller import Controller
 from fencepost_controller.decisions.lineage import MetadataWentBack
-from fencepost_controller.store import StoreError
+from fencepost_controller.store import Store, StoreError
 from fencepost_controller.store.sqlite import SqliteStore
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.process import EXIT_WENT_BACK, Program, main
@@ -26,8 +26,11 @@ EXAMPLE: Final = """  data_dir = "/var/lib/fencepost/controller"
   insecure_listen = false      # true: listen may be an address that other machines reach; nothing authenticates them"""
 
 
-def program(make_host: Callable[[], Host] = Host) -> Program[ControllerConfig]:
-    """The controller's program. `make_host`: makes the surroundings that it runs in."""
+def program(
+    make_host: Callable[[], Host] = Host, wrap_store: Callable[[Store], Store] = lambda store: store
+) -> Program[ControllerConfig]:
+    """The controller's program. `make_host`: makes the surroundings that it runs in. `wrap_store`: puts something around
+    its store in SQLite."""
     return Program(
         package="fencepost_controller",
         kind="controller",
@@ -35,7 +38,9 @@ def program(make_host: Callable[[], Host] = Host) -> Program[ControllerConfig]:
         example=EXAMPLE,
         config=ControllerConfig,
         id_of=None,
-        make=lambda config: Controller(config, make_host(), SqliteStore(os.path.join(config.data_dir, STORE_FILE))),
+        make=lambda config: Controller(
+            config, make_host(), wrap_store(SqliteStore(os.path.join(config.data_dir, STORE_FILE)))
+        ),
         cannot_start=(StoreError,),
         exit_codes=((MetadataWentBack, EXIT_WENT_BACK),),
     )

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from fencepost import Producer
 from fencepost_cli.main import app
 from fencepost_testing.faults import FaultError
-from fencepost_testing.local_cluster import CONTROLLER, LocalCluster
+from fencepost_testing.local_cluster import CONTROLLER, ClusterError, LocalCluster
 from fencepost_testing.waiting import until_sync
 from tests.integration.test_request_faults import KafkaSender
 from tests.unit.kafka_client import kafka_client
@@ -261,6 +261,23 @@ def test_a_failing_sync_acknowledges_nothing_and_is_recovered_from(cluster: Loca
     cluster.wait_in_sync(topic)
 
 
+def test_the_controller_s_store_is_full_slow_and_fails_to_sync(cluster: LocalCluster) -> None:
+    faults, log = cluster.faults, cluster.member(CONTROLLER).log_file
+    for set_fault, reason in ((faults.fill_disk, "No space left on device"), (faults.fail_syncs, "Input/output error")):
+        with set_fault(CONTROLLER) as failed:
+            with pytest.raises(ClusterError, match=f"could not store the change: metadata store: {reason}, by a fault"):
+                cluster.create_topic("refused")
+            assert failed.fired > 0
+        assert cluster.create_topic("refused") == "refused"
+        assert "commits succeed again" in log.read_text()
+        cluster.delete_topic("refused")
+    with faults.slow_disk(CONTROLLER, delay_ms=300) as slow:
+        began = time.monotonic()
+        cluster.create_topic()
+        assert time.monotonic() - began >= 0.3
+        assert slow.fired > 0
+
+
 # ---- Processes ----
 
 
@@ -300,9 +317,10 @@ def test_commands_set_show_and_remove_faults(cluster: LocalCluster) -> None:
     first = json.loads(run("drop-answers", "--api", "Produce", "--topic", topic, "--times", "1", "--json"))
     send(cluster, topic)
     run("cut", f"leader:{topic}-0", "controller", "--one-way")
+    assert "slow-disk broker=controller" in run("slow-disk", "--broker", "controller", "--delay-ms", "1")
     listed = json.loads(run("list", "--json"))
     assert [(fault["fault"].partition(" ")[0], fault["fired"]) for fault in listed[:1]] == [("drop-answers", 1)]
-    assert len(listed) == 2
+    assert len(listed) == 3
     assert f"{first['id']} removed; it has fired 1 times" in run("remove", first["id"])
     assert "drop-answers" in run("timeline")
     assert "no fault is set" in run("clear")
@@ -327,6 +345,10 @@ def test_what_cannot_be_is_refused_by_its_name(cluster: LocalCluster) -> None:
         (lambda: faults.reset(1, 2, times=-1), "times=-1"),
         (lambda: faults.fill_disk(3), "no broker 3"),
         (lambda: faults.fill_disk(1, topic="no-such"), "no topic 'no-such'"),
+        (lambda: faults.fill_disk("client:a"), "no broker 'client:a' in this cluster: it has 1, 2, and 'controller'"),
+        (lambda: faults.fail_syncs("controller", topic=topic), "the controller has one store for all"),
+        (lambda: faults.cut("client:", 1), "client_id=''"),
+        (lambda: faults.cut("clients", "client:a"), "clients have no links with each other"),
         (lambda: faults.slow_disk(1, delay_ms=10**9), "delay_ms=1000000000"),
         (lambda: faults.pause("clients"), "target 'clients' is not a broker's id, 'controller' or"),
         (lambda: faults.set("melt-disk", {}), "no fault 'melt-disk': there are drop-requests, drop-answers"),

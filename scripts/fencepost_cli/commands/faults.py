@@ -27,6 +27,9 @@ Api = Annotated[str | None, typer.Option(help="As in Kafka's protocol: Produce, 
 Topic = Annotated[str | None, typer.Option(help="What concerns it only.", show_default="any")]
 Partition = Annotated[int | None, typer.Option(help="What concerns it only.", show_default="any")]
 Broker = Annotated[int | None, typer.Option(help="At this broker only.", show_default="every")]
+Disk = Annotated[
+    str | None, typer.Option("--broker", help="Of this broker, or controller.", show_default="every broker")
+]
 ClientId = Annotated[str | None, typer.Option(help="Of clients with this id only.", show_default="any")]
 Protocol = Annotated[str | None, typer.Option(help="kafka or fencepost.", show_default="both")]
 Times = Annotated[int | None, typer.Option(help="The next so many only.", show_default="no limit")]
@@ -202,10 +205,17 @@ def reset(
 # ---- Disks ----
 
 
+def _on_disk(given: dict[str, Any]) -> dict[str, Any]:
+    """The conditions, with a broker's id as a number."""
+    conditions = _conditions(given)
+    broker = conditions["broker"]
+    return {**conditions, "broker": int(broker) if broker is not None and broker.isdecimal() else broker}
+
+
 @app.command("fill-disk", epilog="Example: fencepost faults fill-disk --broker 1")
 def fill_disk(
     *,
-    broker: Broker = None,
+    broker: Disk = None,
     topic: Topic = None,
     partition: Partition = None,
     times: Times = None,
@@ -213,8 +223,8 @@ def fill_disk(
     as_json: AsJson = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Refuse whatever would take room on a broker's disk."""
-    _set(data_dir, "fill-disk", as_json, **_conditions(locals()))
+    """Refuse whatever would take room on a broker's disk, or in the controller's store."""
+    _set(data_dir, "fill-disk", as_json, **_on_disk(locals()))
 
 
 @app.command("slow-disk", epilog="Example: fencepost faults slow-disk --broker 1 --delay-ms 200")
@@ -222,7 +232,7 @@ def slow_disk(
     *,
     delay_ms: DelayMs,
     jitter_ms: JitterMs = 0,
-    broker: Broker = None,
+    broker: Disk = None,
     topic: Topic = None,
     partition: Partition = None,
     times: Times = None,
@@ -230,14 +240,14 @@ def slow_disk(
     as_json: AsJson = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Make syncs and reads of a broker's disk slow."""
-    _set(data_dir, "slow-disk", as_json, **_conditions(locals()))
+    """Make syncs and reads of a broker's disk slow, or commits of the controller's store."""
+    _set(data_dir, "slow-disk", as_json, **_on_disk(locals()))
 
 
-@app.command("fail-syncs", epilog="Example: fencepost faults fail-syncs --broker 1 --times 1")
+@app.command("fail-syncs", epilog="Example: fencepost faults fail-syncs --broker controller --times 1")
 def fail_syncs(
     *,
-    broker: Broker = None,
+    broker: Disk = None,
     topic: Topic = None,
     partition: Partition = None,
     times: Times = None,
@@ -245,8 +255,8 @@ def fail_syncs(
     as_json: AsJson = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Make syncs of a broker's disk fail."""
-    _set(data_dir, "fail-syncs", as_json, **_conditions(locals()))
+    """Make syncs of a broker's disk fail, or of the controller's store."""
+    _set(data_dir, "fail-syncs", as_json, **_on_disk(locals()))
 
 
 # ---- Processes ----

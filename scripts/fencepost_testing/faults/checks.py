@@ -49,6 +49,17 @@ class KnownCluster:
         if broker not in brokers or isinstance(broker, bool):
             raise FaultError(f"no broker {broker!r} in this cluster: it has {', '.join(map(str, brokers))}")
 
+    def check_disk(self, broker: int | str | None, topic: str | None, partition: int | None) -> None:
+        if broker == CONTROLLER:
+            if topic is not None or partition is not None:
+                raise FaultError(f"topic={topic!r} and partition={partition!r}: the controller has one store for all")
+            return
+        if isinstance(broker, str):
+            brokers = ", ".join(map(str, self.brokers()))
+            raise FaultError(f"no broker {broker!r} in this cluster: it has {brokers}, and 'controller'")
+        self.check_broker(broker)
+        self.check_topic(topic, partition)
+
     def node(self, target: Target) -> Node:
         """The process that a target names now."""
         named = target_of(target) if isinstance(target, str) else target

@@ -178,28 +178,29 @@ class Faults:
         return self._post(LinkRule(action, one, other, both_ways, limits=limits, **how))
 
     # ---- On disks ----
+    #
+    # Of a broker, by its id; of all, by None; or the store of the controller, by "controller".
 
-    def fill_disk(self, broker: int | None = None, **files: Unpack[Files]) -> FaultHandle:
-        """Whatever would take room on the broker's disk is refused with ENOSPC. None: on every broker's."""
+    def fill_disk(self, broker: int | str | None = None, **files: Unpack[Files]) -> FaultHandle:
+        """Whatever would take room on the disk is refused with ENOSPC."""
         return self._on_disks(DiskAction.FULL, broker, files)
 
     def slow_disk(
-        self, broker: int | None = None, *, delay_ms: int, jitter_ms: int = 0, **files: Unpack[Files]
+        self, broker: int | str | None = None, *, delay_ms: int, jitter_ms: int = 0, **files: Unpack[Files]
     ) -> FaultHandle:
-        """Syncs and reads of the disk take so much longer."""
+        """Syncs and reads of the disk, and commits of the store, take so much longer."""
         _check_delay(delay_ms, jitter_ms)
         return self._on_disks(DiskAction.SLOW, broker, files, delay_ms=delay_ms, jitter_ms=jitter_ms)
 
-    def fail_syncs(self, broker: int | None = None, **files: Unpack[Files]) -> FaultHandle:
-        """Syncs of the broker's disk fail with EIO."""
+    def fail_syncs(self, broker: int | str | None = None, **files: Unpack[Files]) -> FaultHandle:
+        """Syncs of the disk fail with EIO."""
         return self._on_disks(DiskAction.FAIL_SYNC, broker, files)
 
-    def _on_disks(self, action: DiskAction, broker: int | None, files: Files, **how: int) -> FaultHandle:
+    def _on_disks(self, action: DiskAction, broker: int | str | None, files: Files, **how: int) -> FaultHandle:
         given = _known(files, Files, "condition")
         limits = _limits(given)
         rule = DiskRule(action, broker, limits=limits, **given, **how)  # type: ignore[arg-type]
-        self._cluster.check_broker(broker)
-        self._cluster.check_topic(rule.topic, rule.partition)
+        self._cluster.check_disk(broker, rule.topic, rule.partition)
         return self._post(rule)
 
     # ---- On processes ----
@@ -308,7 +309,8 @@ FAULTS: Final = {
 
 _TYPES: Final[Mapping[str, tuple[type, ...]]] = {  # of arguments that come as JSON; None is possible for all
     **dict.fromkeys(("api", "topic", "client_id", "protocol"), (str,)),
-    **dict.fromkeys(("partition", "broker", "times", "every_ms", "delay_ms", "jitter_ms", "bytes_per_second"), (int,)),
+    "broker": (int, str),
+    **dict.fromkeys(("partition", "times", "every_ms", "delay_ms", "jitter_ms", "bytes_per_second"), (int,)),
     **dict.fromkeys(("a", "b"), (int, str, list)),
     "target": (int, str),
     "error": (int, str),

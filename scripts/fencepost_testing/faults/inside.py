@@ -143,7 +143,7 @@ class FaultsInside:
         self._seen = version
         log.info("faults in force: %s", ", ".join(one.id for one in posted) or "none")
 
-    def _is_mine(self, broker: int | None) -> bool:
+    def _is_mine(self, broker: int | str | None) -> bool:
         return broker is None or party_of(broker) == self.party
 
     # ---- Which rules there are ----
@@ -194,6 +194,12 @@ class FaultsInside:
             return []
         name = os.path.basename(folder)
         return [one for one in self._disks if one.rule.action is action and one.rule.meets_folder(name)]
+
+    def store_rules(self, action: DiskAction) -> list[PostedDisk]:
+        """The rules that meet the store of this process, the controller."""
+        if self._board.version != self._seen:
+            self._look()
+        return [one for one in self._disks if one.rule.action is action and one.rule.broker == self.party]
 
     def party_at(self, address: str) -> str:
         """Who listens there."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,10 @@ def program(package: str, faults: FaultsInside) -> Program[Any]:
 
         known = node_program(make_host, lambda disk: FaultyDisk(disk, faults))
     else:
-        known = import_module(f"{package}.__main__").program(make_host)
+        from fencepost_controller.__main__ import program as controller_program
+        from fencepost_testing.faults.store import FaultyStore
+
+        known = controller_program(make_host, lambda store: FaultyStore(store, faults))
 
     def make(config: Any) -> Any:
         component = known.make(config)

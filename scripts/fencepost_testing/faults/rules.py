@@ -145,10 +145,11 @@ class LinkRule:
 
 @dataclass(frozen=True, slots=True)
 class DiskRule:
-    """Meets the files of a broker (None: of every one), or of one topic's or partition's replicas on it."""
+    """Meets the files of a broker (None: of every one), or of one topic's or partition's replicas on it, or the store of the
+    controller."""
 
     action: DiskAction
-    broker: int | None = None
+    broker: int | str | None = None  # "controller": its store
     topic: str | None = None
     partition: int | None = None
     delay_ms: int = 0
