@@ -12,12 +12,14 @@ from enum import StrEnum
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fencepost_cli.terminal import console, fail, run
 from fencepost_cli.terminal import table as table_of
+from fencepost_testing.failures import CommandFailed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,6 +73,15 @@ def bench(
             "--testing", help="Instead: what the testing kit costs a test suite: first use, each test, a kill, memory."
         ),
     ] = False,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REVISION",
+            help="Instead: the same figures of this working tree and of another commit, in turns; medians, spread and the "
+            "median of the pairs' ratios. Three minutes a pair.",
+        ),
+    ] = None,
+    pairs: Annotated[int, typer.Option(min=1, help="With --compare: how many runs of each.", show_default="5")] = 5,
     partitions: Annotated[
         list[int] | None,
         typer.Option(help="With --scale: how many; may be given again.", show_default="300, 1000, 3000, 10000"),
@@ -100,6 +111,8 @@ def bench(
 
                 draw(results, plot)
             told: dict[str, object] = {"scale": [result.to_json() for result in results]}
+        elif compare is not None:
+            told = _compare(parent, compare, pairs, out)
         elif peer is not None:
             told = _measure_beside(parent, out)
         elif kafka:
@@ -120,6 +133,30 @@ def bench(
         shutil.rmtree(parent, ignore_errors=True)
     if as_json:
         typer.echo(json.dumps(told))
+
+
+def _compare(parent: Path, revision: str, pairs: int, out: Console) -> dict[str, object]:
+    from fencepost_cli import comparison
+
+    def run_one(checkout: comparison.Checkout) -> comparison.Figures:
+        with tempfile.TemporaryDirectory(dir=parent) as folder:
+            return comparison.measure(checkout, Path(folder))
+
+    def spread(values: Sequence[float]) -> str:
+        return f"{median(values):,.4g} ({min(values):,.4g} to {max(values):,.4g})"
+
+    try:
+        this = comparison.this_checkout()
+        other = comparison.unpacked(this.root, revision, parent / "other")
+        figures = comparison.compare(other, this, pairs, run_one, out.print)
+    except CommandFailed as error:
+        fail(str(error))
+    rows = table_of("figure", other.name, this.name, "ratio", numbers=[other.name, this.name, "ratio"])
+    for one in figures:
+        ratio = "" if one.ratio is None else f"{one.ratio:.3f}"
+        rows.add_row(one.name, spread(one.other), spread(one.this), ratio)
+    out.print(rows)
+    return comparison.to_json(other, this, figures)
 
 
 def _measure_kafka(parent: Path, out: Console) -> dict[str, object]:
