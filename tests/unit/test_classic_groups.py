@@ -220,6 +220,39 @@ def test_a_member_that_is_not_heard_of_is_removed() -> None:
     assert (again.generation, again.leader) == (2, a.member_id)
 
 
+@pytest.mark.parametrize("why", ["it has left", "its session has ended"])
+def test_the_next_leader_does_not_wait_for_a_member_that_is_gone(why: str) -> None:
+    story = Story()
+    a, b, c = story.stable_with("a", "b", "c")
+    if why == "it has left":
+        story.ask(Leave("g", (Leaver(b.member_id, None),)))
+    else:
+        for _ in range(3):
+            story.pass_time(4)
+            for alive in (a, c):
+                story.ask(Heartbeat("g", 1, alive.member_id, None))
+    for _ in range(2):  # leaders, one after the other
+        story.fail_over()
+        story.pass_time(0)
+        for alive in (a, c):
+            assert story.error(story.ask(Heartbeat("g", 1, alive.member_id, None))) is errors.RebalanceInProgress
+    assert story.error(story.ask(Heartbeat("g", 1, b.member_id, None))) is errors.UnknownMemberId
+    first, second = story.join("a", member_id=a.member_id), story.join("c", member_id=c.member_id)
+    assert story.joined(first).generation == story.joined(second).generation == 2
+    assert [member.member_id for member in story.joined(first).members] == [a.member_id, c.member_id]
+
+
+def test_departures_from_a_large_group_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "RECORDED_DEPARTURE_BYTES", len(SUBSCRIPTION))
+    story = Story()
+    _, b, _ = story.stable_with("a", "b", "c")
+    story.ask(Leave("g", (Leaver(b.member_id, None),)))
+    story.fail_over()
+    story.pass_time(0)
+    assert isinstance(story.answer(story.ask(Heartbeat("g", 1, b.member_id, None))), Alive)
+    assert story.core.groups["g"].state is State.STABLE
+
+
 def test_who_does_not_ask_for_its_assignment_in_time_is_removed() -> None:
     story = Story()
     tokens = [story.join("a", session_ms=60_000), story.join("b", session_ms=60_000)]

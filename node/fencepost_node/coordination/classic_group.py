@@ -8,8 +8,10 @@ States (Kafka's names)::
     STABLE       everyone's assignment is there
 
 What of it is in the log is its last record: generation, protocol, leader, members with subscription and assignment. It is
-written when a generation begins (before anyone is told of it) and when its assignment is there. Who waits, timers, and
-members that have not come to a generation yet are of this process alone: the next leader has none of them.
+written when a generation begins (before anyone is told of it) and when its assignment is there; and when a member leaves
+or expires, which is marked in it by a session timeout of 0: so the next leader waits for nobody who is gone, and begins
+the rebalance that this one had begun. Who waits, timers, and members that have not come to a generation yet are of this
+process alone: the next leader has none of them.
 
 No method changes a group; `dataclasses.replace` makes the next one.
 """
@@ -86,7 +88,11 @@ class ClassicGroup:
     deadline: float = FOREVER
     grows_until: float = 0.0  # PREPARING from EMPTY: the deadline moves, up to here, while members come
     has_grown: bool = False  # a member has come since the deadline was set
-    is_recorded: bool = False  # the log has a record of it
+    recorded: GroupRecord | None = None  # the log's record of it
+
+    @property
+    def is_recorded(self) -> bool:
+        return self.recorded is not None
 
     @property
     def rebalance_timeout_s(self) -> float:
@@ -165,6 +171,13 @@ class ClassicGroup:
         )
 
 
+def without_sessions(record: GroupRecord, member_ids: Iterable[str]) -> GroupRecord:
+    """The same, where these members are gone: they expire as soon as a leader has loaded it."""
+    gone = set(member_ids)
+    members = (replace(each, session_timeout_ms=0) if each.member_id in gone else each for each in record.members)
+    return replace(record, members=tuple(members))
+
+
 def group_from_record(group_id: str, record: GroupRecord, now: float) -> ClassicGroup:
     """The group as a new leader finds it: timers start at `now`.
 
@@ -193,7 +206,7 @@ def group_from_record(group_id: str, record: GroupRecord, now: float) -> Classic
         record.leader if members else None,
         members,
         state_since_ms=record.state_since_ms,
-        is_recorded=True,
+        recorded=record,
     )
     if not members:
         return group

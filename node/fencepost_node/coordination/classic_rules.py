@@ -30,8 +30,10 @@ one; answers go out when the record is committed. So:
   another one.
 - **State went back** to an earlier record: only if the log did, below its high watermark, which an operator has to order.
 
-A rebalance that had begun, ids that were given out and not joined with, and timers are forgotten with the leader: members
-keep their generation until their timers, which start with the next leader, run out, or they ask.
+A rebalance that a join had begun, ids that were given out and not joined with, and timers are forgotten with the leader:
+members keep their generation until their timers, which start with the next leader, run out, or they ask. Departures are
+recorded, of groups up to RECORDED_DEPARTURE_BYTES: each writes the group again. (Kafka records them with the next
+generation only: a coordinator that begins in between waits a whole session for a member that said goodbye.)
 """
 
 from __future__ import annotations
@@ -67,6 +69,7 @@ class Step:
     moment: Moment
     answers: list[tuple[Token, Answer]] = field(default_factory=list)
     record: bool = False  # the group is to be recorded
+    gone: list[str] = field(default_factory=list)  # members that have left or expired: to be recorded
 
     def answer(self, token: Token | None, answer: Answer) -> None:
         if token is not None:
@@ -473,6 +476,7 @@ def _remove(step: Step, member_ids: list[str], why: str) -> None:
         step.answer(member.join, unknown)
         step.answer(member.sync, unknown)
     if gone:
+        step.gone += member_ids
         step.put_all(member for member in group.members.values() if member not in gone)
         if group.leader not in step.group.members:
             step.group = replace(step.group, leader=next(iter(step.group.members), None))

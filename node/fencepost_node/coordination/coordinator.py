@@ -16,7 +16,13 @@ from itertools import islice
 from typing import TypeVar
 
 from fencepost_node.coordination import classic_rules, consumer_rules, limits, offset_rules
-from fencepost_node.coordination.classic_group import ClassicGroup, State, Token, group_from_record
+from fencepost_node.coordination.classic_group import (
+    ClassicGroup,
+    State,
+    Token,
+    group_from_record,
+    without_sessions,
+)
 from fencepost_node.coordination.classic_rules import Step
 from fencepost_node.coordination.consumer_group import JOINING, ConsumerGroup
 from fencepost_node.coordination.consumer_records import LoadedConsumerGroup, records_between
@@ -173,7 +179,7 @@ class Coordinator:
             if isinstance(key, OffsetKey):
                 self._put_offset(key, value)
             elif group is not None and isinstance(key, _OWN_KEY[type(group)]):
-                group = replace(group, is_recorded=value is not None)
+                group = _recorded(group, value)
         if group is not None and self._is_needed(group):
             self.groups[group_id] = group
         else:
@@ -194,7 +200,13 @@ class Coordinator:
 
     def _of_step(self, step: Step) -> Decision:
         group = step.group
-        records: tuple[Record, ...] = ((GroupKey(group.group_id), group.as_record()),) if step.record else ()
+        record: GroupRecord | None = None
+        if step.record:
+            record = group.as_record()
+        elif step.gone and group.recorded is not None and group.size_bytes <= limits.RECORDED_DEPARTURE_BYTES:
+            marked = without_sessions(group.recorded, step.gone)
+            record = marked if marked != group.recorded else None  # the leader before had marked them
+        records: tuple[Record, ...] = ((GroupKey(group.group_id), record),) if record is not None else ()
         return Decision(group.group_id, group, records, tuple(step.answers))
 
     def _join(self, question: Join, token: Token, moment: Moment) -> Decision:
@@ -325,6 +337,13 @@ class Coordinator:
 def _has_members(group: Group) -> bool:
     """Members, or someone who was given an id to become one."""
     return bool(group.members or (isinstance(group, ClassicGroup) and group.pending))
+
+
+def _recorded(group: Group, value: Value | None) -> Group:
+    """With what the log has of it now."""
+    if isinstance(group, ClassicGroup):
+        return replace(group, recorded=value if isinstance(value, GroupRecord) else None)
+    return replace(group, is_recorded=value is not None)
 
 
 def _tombstones(group: Group) -> list[Record]:

@@ -12,6 +12,7 @@ MAX_PROTOCOLS: Final = 16  # that one member supports
 MAX_GROUP_BYTES: Final = (
     1024 * 1024
 )  # of the members' subscriptions for all protocols; and as much of their assignments
+RECORDED_DEPARTURE_BYTES: Final = 64 * 1024  # of subscriptions; each departure writes those of all members again
 MAX_OFFSETS_OF_A_GROUP: Final = 10_000  # a cluster has as many partitions
 MAX_PARTITIONS_OF_A_QUESTION: Final = (
     20_000  # whose offsets are committed, fetched or deleted: twice those of a cluster
