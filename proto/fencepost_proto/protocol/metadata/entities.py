@@ -80,6 +80,7 @@ class PartitionState(NamedTuple):
     last_known_isr: tuple[int, ...]
     deleted_end_offset: int
     deleted_in_epoch: int
+    eligible: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +94,15 @@ class Partition(Entity):
     partition_epoch: int
     adding: tuple[int, ...] = ()
     removing: tuple[int, ...] = ()
+    # Without a leader: who had all that was committed, and may have lost some of it.
     last_known_isr: tuple[int, ...] = ()
     deleted_end_offset: int = 0  # records below it are deleted …
     # … that were written under leader epochs up to this one, whose leader has deleted them. What a leader that was elected
     # uncleanly writes at these offsets later is not.
     deleted_in_epoch: int = 0
+    # Not in sync, and hold all that is committed: may be elected (KIP-966). The controller's decisions/partitions.py says
+    # why.
+    eligible: tuple[int, ...] = ()
 
     @property
     def key(self) -> str:
@@ -116,6 +121,7 @@ class Partition(Entity):
             self.last_known_isr,
             self.deleted_end_offset,
             self.deleted_in_epoch,
+            self.eligible,
         )
 
     @property

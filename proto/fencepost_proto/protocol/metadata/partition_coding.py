@@ -33,6 +33,7 @@ def state_to_proto(state: PartitionState) -> common_pb2.PartitionEntity:
         last_known_isr=state.last_known_isr,
         deleted_end_offset=state.deleted_end_offset,
         deleted_in_epoch=state.deleted_in_epoch,
+        eligible=state.eligible,
     )
 
 
@@ -48,6 +49,7 @@ def state_from_proto(message: common_pb2.PartitionEntity) -> PartitionState:
         tuple(message.last_known_isr),
         message.deleted_end_offset,
         message.deleted_in_epoch,
+        tuple(message.eligible),
     )
 
 

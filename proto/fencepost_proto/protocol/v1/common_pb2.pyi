@@ -264,6 +264,7 @@ class PartitionEntity(_message.Message):
     LAST_KNOWN_ISR_FIELD_NUMBER: _builtins.int
     DELETED_END_OFFSET_FIELD_NUMBER: _builtins.int
     DELETED_IN_EPOCH_FIELD_NUMBER: _builtins.int
+    ELIGIBLE_FIELD_NUMBER: _builtins.int
     topic_id: _builtins.str
     partition: _builtins.int
     leader: _builtins.int
@@ -290,7 +291,11 @@ class PartitionEntity(_message.Message):
     def removing_replicas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def last_known_isr(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """who was in sync when the in-sync set became empty"""
+        """who had all that was committed, and may have lost some of it; without a leader only"""
+
+    @_builtins.property
+    def eligible(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """not in sync, and hold all that is committed: may be elected (KIP-966)"""
 
     def __init__(
         self,
@@ -307,10 +312,11 @@ class PartitionEntity(_message.Message):
         last_known_isr: _abc.Iterable[_builtins.int] | None = ...,
         deleted_end_offset: _builtins.int = ...,
         deleted_in_epoch: _builtins.int = ...,
+        eligible: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adding_replicas", b"adding_replicas", "deleted_end_offset", b"deleted_end_offset", "deleted_in_epoch", b"deleted_in_epoch", "isr", b"isr", "last_known_isr", b"last_known_isr", "leader", b"leader", "leader_epoch", b"leader_epoch", "partition", b"partition", "partition_epoch", b"partition_epoch", "removing_replicas", b"removing_replicas", "replicas", b"replicas", "topic_id", b"topic_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adding_replicas", b"adding_replicas", "deleted_end_offset", b"deleted_end_offset", "deleted_in_epoch", b"deleted_in_epoch", "eligible", b"eligible", "isr", b"isr", "last_known_isr", b"last_known_isr", "leader", b"leader", "leader_epoch", b"leader_epoch", "partition", b"partition", "partition_epoch", b"partition_epoch", "removing_replicas", b"removing_replicas", "replicas", b"replicas", "topic_id", b"topic_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
