@@ -366,8 +366,7 @@ class ReplicaManager:
         key = partition.id
         replica = self.replicas.get(key)
         if replica is not None:
-            replica.take_settings(self.image.topics[key[0]])
-            replica.apply(partition)
+            replica.apply(partition, self.image.topics[key[0]])
         elif key in self._folders.recovered and key not in self.unopened:
             self._take(partition, self.image.topics[key[0]])
         elif key not in self._expected and (key not in self.unopened or self._can_begin_anew(partition)):
@@ -400,20 +399,20 @@ class ReplicaManager:
     def _waits(self, key: PartitionKey) -> bool:
         """For another replica to lead. Where this one counts it fails instead: a failure stands until the next start."""
         partition = self.image.partitions.get(key)
-        counts = partition is not None and self.broker_id in (partition.leader, *partition.isr)
+        counts = partition is not None and self.broker_id in (partition.leader, *partition.isr, *partition.eligible)
         return key in self._folders.unidentified and not counts
 
     def _led_elsewhere(self, partition: Partition) -> bool:
         """Another replica leads, and does not count on this one."""
-        return partition.leader not in (NO_LEADER, self.broker_id) and self.broker_id not in partition.isr
+        counted = self.broker_id in (*partition.isr, *partition.eligible)
+        return partition.leader not in (NO_LEADER, self.broker_id) and not counted
 
     def _add(self, partition: Partition, topic: Topic, opened: Log) -> None:
         if partition.id in self.replicas:
             raise InvariantBroken(f"the log of {topic.name}-{partition.index} was opened twice")
         opened.clock = self._host.wall_clock_ms
         replica = self.replicas[partition.id] = Replica(self.local, partition, topic, opened, self._calls)
-        replica.take_settings(self.image.topics[partition.topic_id])  # they may have changed while it was opened
-        replica.apply(partition)
+        replica.apply(partition, self.image.topics[partition.topic_id])  # which may have changed while it was opened
 
     def _drop(self, key: PartitionKey, *, delete: bool) -> None:
         replica = self.replicas.pop(key)

@@ -21,8 +21,10 @@ def partition(isr: tuple[int, ...] = (1, 2, 3), partition_epoch: int = 7) -> Par
     return Partition("topic", 0, (1, 2, 3), isr, leader=1, leader_epoch=4, partition_epoch=partition_epoch)
 
 
-def leader(isr: tuple[int, ...] = (1, 2, 3), end: int = 0, high_watermark: int = 0) -> LeaderState:
-    return LeaderState(1, partition(isr), end, high_watermark, now=0.0)
+def leader(
+    isr: tuple[int, ...] = (1, 2, 3), end: int = 0, high_watermark: int = 0, min_insync_replicas: int = 1
+) -> LeaderState:
+    return LeaderState(1, partition(isr), end, high_watermark, now=0.0, min_insync_replicas=min_insync_replicas)
 
 
 def test_the_high_watermark_is_the_least_end_of_the_in_sync_set() -> None:
@@ -134,11 +136,45 @@ def test_the_in_sync_set_has_joined_only_when_each_member_has_reported_its_end_u
     """Even where all is committed: a member that has not joined may hold an uncommitted batch of an earlier epoch."""
     state = leader(isr=(1, 2), end=10, high_watermark=10)
     assert state.high_watermark == 10
-    assert not state.in_sync_set_joined
+    assert not state.electable_joined
     state.follower_joined(3, 30, 10, now=1.0)
-    assert not state.in_sync_set_joined
+    assert not state.electable_joined
     state.follower_joined(2, 20, 10, now=1.0)
-    assert state.in_sync_set_joined
+    assert state.electable_joined
+
+
+def test_nothing_is_committed_with_too_few_in_sync() -> None:
+    """KIP-966: who has left is eligible with what was committed until then."""
+    state = leader(end=10, min_insync_replicas=2)
+    state.follower_joined(2, 20, 10, now=1.0)
+    state.follower_joined(3, 30, 10, now=1.0)
+    assert state.high_watermark == 10
+    state.partition_changed(replace(partition((1,), 8), eligible=(2, 3)), now=2.0)
+    assert not state.can_commit
+    assert not state.appended(14, 14, now=2.1)
+    assert not state.follower_acked(2, 14, now=2.2)
+    assert state.propose(frozenset((2,)), LAG_MAX_S, now=2.3) == Proposal((1, 2), partition_epoch=8)
+    assert state.high_watermark == 10, "the controller may not have put it in sync"
+    assert state.partition_changed(partition((1, 2), 9), now=2.4)
+    assert state.high_watermark == 14
+
+
+def test_a_leader_commits_alone_once_the_setting_allows_it() -> None:
+    state = leader(isr=(1,), min_insync_replicas=2)
+    state.appended(3, 3, now=1.0)
+    assert state.high_watermark == 0
+    assert state.settings_changed(1)
+    assert state.high_watermark == 3
+    assert not state.settings_changed(2)
+    assert not state.appended(4, 4, now=1.1)
+    assert state.high_watermark == 3
+
+
+def test_one_that_is_eligible_may_be_elected_before_it_has_joined() -> None:
+    state = LeaderState(1, replace(partition(isr=(1,)), eligible=(3,)), 10, 10, now=0.0, min_insync_replicas=2)
+    assert not state.electable_joined
+    state.follower_joined(3, 30, 10, now=1.0)
+    assert state.electable_joined
 
 
 class LeaderMachine(RuleBasedStateMachine):
@@ -150,8 +186,13 @@ class LeaderMachine(RuleBasedStateMachine):
         self.state = leader()
         self.ends = {2: -1, 3: -1}
         self.seen_high_watermark = 0
+        self.enough = True  # were there enough in sync at any moment since that was seen?
         self.committed_isr: tuple[int, ...] = (1, 2, 3)
         self.pending: Proposal | None = None
+
+    @rule(minimum=st.integers(1, 3))
+    def setting_changes(self, minimum: int) -> None:
+        self.state.settings_changed(minimum)
 
     @rule(count=st.integers(1, 5))
     def append(self, count: int) -> None:
@@ -200,6 +241,12 @@ class LeaderMachine(RuleBasedStateMachine):
         for member in self.committed_isr:
             end = self.state.log_end_offset if member == 1 else self.ends[member]
             assert end >= self.state.high_watermark or self.state.high_watermark == 0
+
+    @invariant()
+    def nothing_is_committed_with_too_few_in_sync(self) -> None:
+        if not self.enough and not self.state.can_commit:
+            assert self.state.high_watermark == self.seen_high_watermark
+        self.enough = self.state.can_commit
 
     @invariant()
     def the_high_watermark_never_goes_back(self) -> None:

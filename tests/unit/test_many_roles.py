@@ -11,7 +11,7 @@ import pytest
 from fencepost_node.replication import early_subscriptions
 from fencepost_node.replication.replica import Replica
 from fencepost_proto.protocol.errors import ErrorCode
-from fencepost_proto.protocol.metadata import BrokerRegistration, Partition, PartitionKey
+from fencepost_proto.protocol.metadata import BrokerRegistration, Partition, PartitionKey, Topic
 from fencepost_proto.protocol.v1 import replication_pb2, replication_pb2_grpc
 from fencepost_proto.runtime.turns import Turns
 from fencepost_testing.waiting import until
@@ -88,9 +88,9 @@ async def test_partitions_whose_writes_may_wait_come_first_and_those_without_new
         taken: list[PartitionKey] = []
         apply = Replica.apply
 
-        def noted(replica: Replica, partition: Partition) -> None:
+        def noted(replica: Replica, partition: Partition, topic: Topic) -> None:
             taken.append(replica.key)
-            apply(replica, partition)
+            apply(replica, partition, topic)
 
         monkeypatch.setattr(Replica, "apply", noted)
         await running.metadata(

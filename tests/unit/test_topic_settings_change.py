@@ -9,8 +9,14 @@ from typing import Any
 import pytest
 
 from fencepost_node.replication.replica import Replica
-from fencepost_proto.protocol.errors import FencepostError, MessageTooLarge, NotEnoughReplicas
-from fencepost_proto.protocol.metadata import TopicConfig
+from fencepost_proto.protocol.errors import (
+    FencepostError,
+    MessageTooLarge,
+    NotEnoughReplicas,
+    NotEnoughReplicasAfterAppend,
+    RequestTimedOut,
+)
+from fencepost_proto.protocol.metadata import Partition, TopicConfig
 from tests.asynchronous import asynchronous
 from tests.unit.batches import batch
 from tests.unit.replicas import TOPIC, leading, open_replica
@@ -69,3 +75,48 @@ async def test_what_waits_for_a_sync_is_committed_once_no_sync_is_asked_for_any_
     appended = leadership.append_batch(batch(1), ALL, now)
     leadership.when_committed(appended.end_offset, told.append)
     assert (told, replica.high_watermark) == ([None, None], 2)
+
+
+@asynchronous
+async def test_who_waits_for_a_commit_is_answered_once_too_few_are_in_sync_and_the_patient_wait_on() -> None:
+    replica = open_replica(leader=1)
+    leadership = leading(replica)
+    told: list[FencepostError | None] = []
+    waited: list[FencepostError | None] = []
+    appended = leadership.append_batch(batch(1), ALL, asyncio.get_running_loop().time())
+    leadership.when_committed(appended.end_offset, told.append)
+    leadership.when_committed(appended.end_offset, waited.append, patient=True)
+    settings(replica, min_insync_replicas=2)
+    assert told == []
+    partition = replace(replica.partition, isr=(1,), eligible=(2,), partition_epoch=2)
+    replica.apply(partition)
+    assert [type(error) for error in told] == [NotEnoughReplicasAfterAppend]
+    leadership.when_committed(appended.end_offset, told.append)
+    assert [type(error) for error in told] == [NotEnoughReplicasAfterAppend] * 2
+    assert (waited, replica.high_watermark) == ([], 0)
+    replica.apply(partition, replace(TOPIC, config=TopicConfig()))
+    assert (waited, replica.high_watermark) == ([None], 1)
+
+
+@asynchronous
+async def test_a_leader_that_is_none_any_more_commits_nothing_by_a_setting_that_came_with_that() -> None:
+    """The whole image of another leader, and of a lower min.insync.replicas: alone, it would commit what that one lacks."""
+    replica = open_replica(leader=1)
+    leadership = leading(replica)
+    settings(replica, min_insync_replicas=2)
+    told: list[FencepostError | None] = []
+    appended = leadership.append_batch(batch(1), ALL, asyncio.get_running_loop().time())
+    leadership.when_committed(appended.end_offset, told.append, patient=True)
+    replica.apply(replace(replica.partition, isr=(1,), eligible=(2,), partition_epoch=2))
+    replica.apply(Partition("T", 0, (1, 2), (2,), 2, 1, 3), replace(TOPIC, config=TopicConfig()))
+    assert [type(error) for error in told] == [RequestTimedOut]
+    assert replica.high_watermark == 0
+
+
+@asynchronous
+async def test_a_higher_setting_holds_for_the_in_sync_set_that_comes_with_it() -> None:
+    replica = open_replica(leader=1)
+    leading(replica).append_batch(batch(1), ALL, asyncio.get_running_loop().time())
+    partition = replace(replica.partition, isr=(1,), eligible=(2,), partition_epoch=2)
+    replica.apply(partition, replace(TOPIC, config=TopicConfig(min_insync_replicas=2)))
+    assert replica.high_watermark == 0

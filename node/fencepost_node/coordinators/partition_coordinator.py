@@ -308,12 +308,12 @@ class PartitionCoordinator:
                     self._reply(token, answer)
                 return
         timer = self._loop.call_later(COMMIT_TIMEOUT_S, self._commit_late, waiting, end)
-        self.leadership.when_committed(end, partial(self._committed, waiting, bool(decision.records), timer))
+        committed = partial(self._committed, waiting, timer)
+        self.leadership.when_committed(end, committed, patient=not decision.records)  # they were appended before
 
     def _committed(
         self,
         waiting: Sequence[tuple[int, Answer]],
-        has_records: bool,
         timer: asyncio.TimerHandle,
         error: FencepostError | None,
     ) -> None:
@@ -322,7 +322,7 @@ class PartitionCoordinator:
         if self.is_over:
             error = self._not_coordinator()
         elif isinstance(error, errors.NotEnoughReplicasAfterAppend):
-            error = errors.CoordinatorNotAvailable(error.message) if has_records else None
+            error = errors.CoordinatorNotAvailable(error.message)
         for token, answer in waiting:
             self._reply(token, answer if error is None else error)
 

@@ -1,8 +1,9 @@
 """DescribeTopicPartitions (key 75), version 0: topics and their partitions, a page at a time.
 
-Supports: named topics, or all; sorted by name. A page has at most `response_partition_limit` partitions, 2,000 at the
-most; where there is more, `next_cursor` says where to go on. There are no eligible leader replicas (KIP-966): the lists are
-empty, for Java's tools cannot take null.
+Supports: named topics, or all; sorted by name. A page has at most `response_partition_limit` partitions, 2,000 at the most;
+where there is more, `next_cursor` says where to go on. Eligible leader replicas are those of the metadata (KIP-966); the
+last known ones are who may have lost records of a partition without a leader. Empty lists rather than null: Java's tools
+cannot take that.
 
 Errors of a topic: UNKNOWN_TOPIC_OR_PARTITION, INVALID_TOPIC_EXCEPTION. Of a partition: LEADER_NOT_AVAILABLE.
 """
@@ -86,7 +87,7 @@ def _partition(partition: Partition, live: dict[int, BrokerRegistration]) -> Des
         leader_epoch=partition.leader_epoch,
         replica_nodes=list(partition.replicas),
         isr_nodes=list(partition.isr),
-        eligible_leader_replicas=[],
-        last_known_elr=[],
+        eligible_leader_replicas=list(partition.eligible),
+        last_known_elr=list(partition.last_known_isr),
         offline_replicas=offline_replicas(partition, live),
     )

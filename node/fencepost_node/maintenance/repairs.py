@@ -5,9 +5,10 @@ is notified by the next heartbeat and lets others lead. Then, with growing pause
 
 - Where the disk refused, the log is opened again: recovery cuts what was left half written, and writes again what a failed
   sync may have lost (`log/recovery.py`). Before that a full disk has to show that there is room.
-- Where the log is damaged, and another broker leads, the log is given up: its folder is set aside (`.damaged`), and an empty
-  one takes its place, which is filled by the leader. The controller is asked first: from its answer on this replica is in no
-  in-sync set, and a new leader epoch begins, under which it has to join with what it holds then (`StartReplicaOver`).
+- Where the log is damaged, and another broker leads, the log is given up: its folder is set aside (`.damaged`), and an
+  empty one takes its place, which is filled by the leader. The controller is asked first: from its answer on this replica
+  is neither in sync nor eligible, and a new leader epoch begins, under which it has to join with what it holds then
+  (`StartReplicaOver`).
 - Where the log is damaged and no one else may lead, nothing is given up: the log is opened as it is, so that what is whole
   in it can be read.
 
@@ -15,8 +16,7 @@ Never while this broker counts as the leader: the leadership that the failure en
 that there are no two leaderships of one epoch.
 
 **Between any two steps** the process may die: the next start finds the damaged log, the folder set aside, or an empty log.
-In each case this broker is a new incarnation, in no in-sync set but one that had no other member, and of such a one nothing
-was given up.
+In each case this broker is a new incarnation, and is in sync or eligible only where nothing was given up.
 """
 
 from __future__ import annotations
@@ -144,7 +144,8 @@ class Repairs:
         partition = self._local.image.partitions.get(key)
         if replica is None or partition is None or partition.leader == self._local.broker_id:
             return
-        only_here = partition.leader == NO_LEADER and partition.isr == (self._local.broker_id,)
+        electable = (*partition.isr, *partition.eligible)
+        only_here = partition.leader == NO_LEADER and electable == (self._local.broker_id,)
         starts_over = replica.damaged and not only_here
         try:
             if starts_over:
@@ -190,7 +191,7 @@ class Repairs:
             await asyncio.to_thread(opened.close, False)
 
     async def _ask_to_start_over(self, key: PartitionKey) -> None:
-        """Returns when this replica is in no in-sync set, here too. Raises FencepostError."""
+        """Returns when this replica is neither in sync nor eligible, here too. Raises FencepostError."""
         request = controller_pb2.StartReplicaOverRequest(
             broker_id=self._local.broker_id,
             broker_epoch=self._local.broker_epoch,

@@ -5,6 +5,10 @@ and those that are proposed and not yet decided. A member that is being added co
 the controller may have added it before this broker knows; a member that is being removed counts until its removal is
 committed. The high watermark never goes back.
 
+**Nothing is committed with fewer than `min.insync.replicas` in sync**, as the controller has committed the set, whatever
+acks asks for (KIP-966). For then replicas outside the set are eligible: they have all that was committed before, and may be
+elected with just that (the controller's `decisions/partitions.py` has the whole argument).
+
 **Proposals** (AlterPartition, compare-and-set on the partition epoch). At most one is open. It is closed by metadata with
 a higher partition epoch, or by a definite refusal; not by a lost answer, since then it may have been applied.
 
@@ -55,10 +59,12 @@ class LeaderState:
         now: float,
         *,
         durable_end_offset: int | None = None,
+        min_insync_replicas: int = 1,
     ) -> None:
         """`durable_end_offset`: below it this replica's own log is known to be synced; None: it need not be."""
         self.broker_id = broker_id
         self.partition = partition
+        self.min_insync_replicas = min_insync_replicas
         self.epoch_start_offset = log_end_offset
         self.log_end_offset = log_end_offset
         # What this replica itself counts for; lags with flush=always.
@@ -130,6 +136,11 @@ class LeaderState:
         self.maximal_isr = self._maximal_isr()
         return self._advance()
 
+    def settings_changed(self, min_insync_replicas: int) -> bool:
+        """The controller changed the topic's settings within this leader epoch. True where the high watermark moved."""
+        self.min_insync_replicas = min_insync_replicas
+        return self._advance()
+
     def proposal_refused(self, proposal: Proposal) -> bool:
         """The controller has definitely not applied it, and never will. True where the high watermark moved."""
         if self.proposal == proposal:
@@ -151,10 +162,16 @@ class LeaderState:
         )
 
     @property
-    def in_sync_set_joined(self) -> bool:
-        """Has everyone who may be in sync agreed with this leader's log since it leads? From then on none of them holds
-        a batch that this log does not: the next one elected has this log's history, or a longer one of ours."""
-        return all(member == self.broker_id or self._end_of(member) != UNKNOWN_END for member in self.maximal_isr)
+    def can_commit(self) -> bool:
+        """Are enough in sync?"""
+        return len(self.partition.isr) >= self.min_insync_replicas
+
+    @property
+    def electable_joined(self) -> bool:
+        """Has everyone who may be in sync, or is eligible, agreed with this leader's log since it leads? From then on none
+        of them holds a batch that this log does not: the next one elected has this log's history, or more of it."""
+        members = (*self.maximal_isr, *self.partition.eligible)
+        return all(member == self.broker_id or self._end_of(member) != UNKNOWN_END for member in members)
 
     def lags(self, now: float) -> list[tuple[int, int, float]]:
         """(broker, records, seconds) behind this leader of every follower that is; of one that has not reported to this
@@ -202,6 +219,8 @@ class LeaderState:
         return follower.end_offset < self.log_end_offset and now - follower.caught_up_at > lag_max_s
 
     def _advance(self) -> bool:
+        if not self.can_commit:
+            return False
         reached = self.log_end_offset
         for member in self.maximal_isr:
             if member == self.broker_id:

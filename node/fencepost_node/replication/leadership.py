@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fencepost_node.log.leader_epochs import NO_EPOCH
 from fencepost_node.log.log import Log, OutOfRoom
@@ -40,6 +40,14 @@ NO_TIME = -1
 MAX_WAITERS = 65_536  # produced batches that wait for the high watermark of one partition
 
 Committed = Callable[[FencepostError | None], None]  # called once: None when committed
+
+
+class _Waiter(NamedTuple):
+    """Who waits until all below an offset is committed."""
+
+    end_offset: int
+    done: Committed
+    patient: bool  # also while too few are in sync
 
 
 class AppendOrigin(Enum):
@@ -143,6 +151,7 @@ class Leadership:
             now,
             # What came as a follower, or was found at the start, may not be synced yet; what is committed is.
             durable_end_offset=high_watermark if topic.config.flush_always else None,
+            min_insync_replicas=topic.config.min_insync_replicas,
         )
         self.tail = Tail(log.log_end_offset, local.tails)
         self._origin = AppendOrigin.COORDINATOR if topic.name in INTERNAL_TOPICS else AppendOrigin.CLIENT
@@ -150,7 +159,7 @@ class Leadership:
         self._calls = calls
         self._counts = counts
         self._readers: dict[Reader, None] = {}
-        self._waiters: deque[tuple[int, Committed]] = deque()  # by end offset, rising
+        self._waiters: deque[_Waiter] = deque()  # by end offset, rising
         self._subscriptions: dict[Subscriber, None] = {}
         self._ended: FencepostError | None = None
         self._room_refusal = ""  # the refusal of the last append that found no room
@@ -204,7 +213,7 @@ class Leadership:
                 f"batch of {len(batch)} bytes; topic {self.topic.name} takes at most {config.max_message_bytes}"
             )
         header = check_produced(batch)
-        if acks == ALL_ACKS and len(self.state.partition.isr) < config.min_insync_replicas:
+        if acks == ALL_ACKS and not self.state.can_commit:
             raise errors.NotEnoughReplicas(
                 f"{self.name} has {len(self.state.partition.isr)} replicas in sync, "
                 f"{config.min_insync_replicas} are needed"
@@ -274,22 +283,32 @@ class Leadership:
         )
         return answer if isinstance(answer, Duplicate) else None
 
-    def when_committed(self, end_offset: int, done: Committed) -> None:
-        """Call `done` once all below `end_offset` is committed, or with an error when this can no longer be promised."""
+    def when_committed(self, end_offset: int, done: Committed, *, patient: bool = False) -> None:
+        """Call `done` once all below `end_offset` is committed, or with an error when this can no longer be promised: the
+        leadership ends, or too few are in sync, which a `patient` caller waits out."""
         if end_offset <= self.high_watermark:
-            done(self._commit_error())
-        elif self._waiters and end_offset < self._waiters[-1][0]:
+            done(None)
+        elif not patient and not self.state.can_commit:
+            done(self._too_few_in_sync())
+        elif self._waiters and end_offset < self._waiters[-1].end_offset:
             # A repeat of a batch that is not yet committed: behind the batches that end no later.
-            index = next(i for i, (end, _) in enumerate(self._waiters) if end > end_offset)
-            self._waiters.insert(index, (end_offset, done))
+            index = next(i for i, waiter in enumerate(self._waiters) if waiter.end_offset > end_offset)
+            self._waiters.insert(index, _Waiter(end_offset, done, patient))
         else:
-            self._waiters.append((end_offset, done))
+            self._waiters.append(_Waiter(end_offset, done, patient))
 
-    def _commit_error(self) -> FencepostError | None:
-        in_sync, needed = len(self.state.partition.isr), self.topic.config.min_insync_replicas
-        if in_sync >= needed:
-            return None
+    def _too_few_in_sync(self) -> FencepostError:
+        in_sync, needed = len(self.state.partition.isr), self.state.min_insync_replicas
         return errors.NotEnoughReplicasAfterAppend(f"appended, and {self.name} has only {in_sync} of {needed} replicas")
+
+    def _look_whether_enough(self) -> None:
+        """The in-sync set, or how many it needs, has changed: who does not wait for more of them is answered."""
+        if self.state.can_commit or not self._waiters:
+            return
+        impatient = [waiter for waiter in self._waiters if not waiter.patient]
+        self._waiters = deque(waiter for waiter in self._waiters if waiter.patient)
+        for waiter in impatient:
+            waiter.done(self._too_few_in_sync())
 
     # ---- Reading ----
 
@@ -381,13 +400,13 @@ class Leadership:
 
         def committed(error: FencepostError | None) -> None:
             if not done.done():
-                if error is not None and not isinstance(error, errors.NotEnoughReplicasAfterAppend):
+                if error is not None:
                     done.set_exception(error)
                 else:
                     done.set_result(None)
 
         self.require_leading()
-        self.when_committed(end_offset, committed)
+        self.when_committed(end_offset, committed, patient=True)
         await done
 
     async def wait_for_start(self, offset: int) -> None:
@@ -403,8 +422,8 @@ class Leadership:
         self.require_leading("meanwhile")
 
     async def wait_final(self, end_offset: int) -> None:
-        """Return once all below `end_offset` is committed and nothing else of before can ever be: until every in-sync
-        member has joined this leadership, one of them may hold a batch of an earlier epoch and be elected with it.
+        """Return once all below `end_offset` is committed and nothing else of before can ever be: until everyone who may be
+        elected has joined this leadership, one of them may hold a batch of an earlier epoch and be elected with it.
 
         Raises FencepostError when leadership ends before.
         """
@@ -412,7 +431,7 @@ class Leadership:
         news = asyncio.Event()
         self.add_reader(news)
         try:
-            while not self.is_over and not self.state.in_sync_set_joined:
+            while not self.is_over and not self.state.electable_joined:
                 await news.wait()
                 news.clear()
         finally:
@@ -481,12 +500,15 @@ class Leadership:
         on: what was acknowledged without a sync stays so."""
         waited_for_sync = self.topic.config.flush_always
         self.topic = topic
+        self._after(self.state.settings_changed(topic.config.min_insync_replicas))
+        self._look_whether_enough()
         if waited_for_sync and not topic.config.flush_always:
             end_offset = self.state.log_end_offset
             self._after(self.state.appended(end_offset, end_offset, self._now()))
 
     def partition_changed(self, partition: Partition) -> None:
         self._after(self.state.partition_changed(partition, self._now()))
+        self._look_whether_enough()
         self._notify_readers()
         for subscription in list(self._subscriptions):
             if not self.state.follows(subscription.broker_id):
@@ -504,8 +526,8 @@ class Leadership:
         for subscription in subscriptions:
             subscription.ended(error)
         waiters, self._waiters = self._waiters, deque()
-        for _, done in waiters:
-            done(unknown)
+        for waiter in waiters:
+            waiter.done(unknown)
         self.tail.close()
         self._notify_readers()
 
@@ -518,9 +540,8 @@ class Leadership:
             raise InvariantBroken(
                 f"high watermark {high_watermark} above the log end {self.log.log_end_offset} of {self.name}"
             )
-        error = self._commit_error()
-        while self._waiters and self._waiters[0][0] <= high_watermark:
-            self._waiters.popleft()[1](error)
+        while self._waiters and self._waiters[0].end_offset <= high_watermark:
+            self._waiters.popleft().done(None)
         for subscription in self._subscriptions:
             subscription.high_watermark_moved()
         self._notify_readers()

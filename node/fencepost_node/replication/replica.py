@@ -112,18 +112,26 @@ class Replica:
         if isinstance(self.role, Leadership):
             self.role.settings_changed(topic)
 
-    def apply(self, partition: Partition) -> None:
-        """Take what the controller says of this partition."""
+    def apply(self, partition: Partition, topic: Topic | None = None) -> None:
+        """Take what the controller says of this partition, and of its topic at the same version; None: as before.
+
+        A leadership that goes on takes the settings first: by a new in-sync set that counts on a higher
+        `min.insync.replicas` nothing is committed with the lower one. One that is over never takes them: by a lower one it
+        would commit alone what the leader since does not have.
+        """
         old, self._partition = self._partition, partition
         deleted = (partition.deleted_end_offset, partition.deleted_in_epoch)
         if deleted != self.log.deleted:
             self.log.delete_below(*deleted)
-        if isinstance(self.role, Leadership) and self.role.epoch == partition.leader_epoch:
-            if partition != old:
-                self.role.partition_changed(partition)
-            return
-        if self.role is None or partition.leader_epoch != old.leader_epoch:
+        goes_on = isinstance(self.role, Leadership) and self.role.epoch == partition.leader_epoch
+        changes = not goes_on and (self.role is None or partition.leader_epoch != old.leader_epoch)
+        if changes:
             self._end_role()
+        if topic is not None:
+            self.take_settings(topic)
+        if isinstance(self.role, Leadership) and goes_on and partition != old:
+            self.role.partition_changed(partition)
+        if changes:
             self._begin_role()
             self._calls.role_changed(self)
 
