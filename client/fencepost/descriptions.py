@@ -61,12 +61,13 @@ class PartitionDescription:
     isr: tuple[int, ...]
     adding: tuple[int, ...]  # by a reassignment under way
     removing: tuple[int, ...]
-    last_known_isr: tuple[int, ...]  # the last in-sync set before it became empty
+    last_known_isr: tuple[int, ...]  # without a leader: who held all that was committed, and may have lost some of it
+    eligible: tuple[int, ...] = ()  # not in sync, and hold all that is committed: may be elected (KIP-966)
 
     @staticmethod
     def of(p: Partition) -> PartitionDescription:
         return PartitionDescription(
-            p.index, p.leader, p.leader_epoch, p.replicas, p.isr, p.adding, p.removing, p.last_known_isr
+            p.index, p.leader, p.leader_epoch, p.replicas, p.isr, p.adding, p.removing, p.last_known_isr, p.eligible
         )
 
 

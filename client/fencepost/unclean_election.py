@@ -2,7 +2,7 @@
 
 The longest log is the one whose last batch has the highest leader epoch; of equals, the one with the highest end offset. (A
 later leader began with every record committed before it, and followers cut what it did not have.) Of equals again, a
-replica that was in sync, then the order of assignment.
+replica that held all that was committed, then the order of assignment.
 
 What may happen between the steps, and what follows from it:
 
@@ -57,7 +57,7 @@ def _candidate(
         broker.broker_epoch if broker is not None else 0,
         last_epoch,
         log_end_offset,
-        broker_id in (*partition.isr, *partition.last_known_isr),
+        broker_id in (*partition.isr, *partition.eligible, *partition.last_known_isr),
         failure,
         kept_end_offset,
     )

@@ -142,7 +142,7 @@ class Controller:
         for partition in changed[:MAX_LOGGED]:
             _log_partition(partition)
         for partition in changed:
-            if not partition.isr:
+            if not partition.isr and not partition.eligible:
                 _log_lost(partition)
         if len(changed) > MAX_LOGGED:
             log.info("more partitions changed count=%d version=%d", len(changed) - MAX_LOGGED, image.version)
@@ -215,12 +215,14 @@ class Controller:
 def _log_partition(partition: Partition) -> None:
     """One line for each change: a failover can be followed in them."""
     log.info(
-        "partition changed topic_id=%s partition=%d leader=%d leader_epoch=%d isr=%s partition_epoch=%d replicas=%s",
+        "partition changed topic_id=%s partition=%d leader=%d leader_epoch=%d isr=%s eligible=%s partition_epoch=%d "
+        "replicas=%s",
         partition.topic_id,
         partition.index,
         partition.leader,
         partition.leader_epoch,
         list(partition.isr),
+        list(partition.eligible),
         partition.partition_epoch,
         list(partition.replicas),
     )
@@ -229,8 +231,8 @@ def _log_partition(partition: Partition) -> None:
 def _log_lost(partition: Partition) -> None:
     """Notify the operator: nothing that the controller knows makes one of the replicas the right leader."""
     log.error(
-        "partition needs an unclean election topic_id=%s partition=%d last_known_isr=%s replicas=%s: the last one in sync "
-        "may have lost what it acknowledged; 'fencepost topic elect TOPIC PARTITION --unclean' compares the replicas' logs",
+        "partition needs an unclean election topic_id=%s partition=%d last_known_isr=%s replicas=%s: whoever held all that "
+        "was acknowledged may have lost some of it; 'fencepost topic elect TOPIC PARTITION --unclean' compares the logs",
         partition.topic_id,
         partition.index,
         list(partition.last_known_isr),

@@ -10,7 +10,8 @@ from fencepost_proto.protocol.metadata import NO_LEADER, Changes, MetadataImage,
 @dataclass(slots=True, eq=False)
 class ElectionCounts:
     elections: int = 0  # a partition has another leader than before
-    unclean_elections: int = 0  # of those: the new one was not in sync
+    unclean_elections: int = 0  # of those: the new one was neither in sync nor eligible
+    eligible_elections: int = 0  # of those: the new one was not in sync, and eligible
     lost_leaders: int = 0  # a partition has none any more
     isr_shrinks: int = 0
     isr_expands: int = 0
@@ -33,7 +34,8 @@ class ElectionCounts:
                 self.lost_leaders += 1
             else:
                 self.elections += 1
-                self.unclean_elections += new.leader not in old.isr
+                self.unclean_elections += new.leader not in old.isr and new.leader not in old.eligible
+                self.eligible_elections += new.leader in old.eligible
         left = any(member not in new.isr for member in old.isr)
         joined = any(member not in old.isr for member in new.isr)
         self.isr_shrinks += left

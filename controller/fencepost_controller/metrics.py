@@ -31,10 +31,11 @@ class ControllerMetrics:
 
     async def _held(self) -> list[Family]:
         image, turns = self.commands.image, Turns()
-        offline = under_replicated = 0
+        offline = under_replicated = below_min = 0
         for partition in list(image.partitions.values()):
             offline += partition.leader == NO_LEADER
             under_replicated += len(partition.isr) < len(partition.replicas)
+            below_min += len(partition.isr) < image.topics[partition.topic_id].config.min_insync_replicas
             await turns.step()
         brokers = gauge("fencepost_controller_brokers", "Registered brokers, by state: serving or fenced (down).")
         fenced = sum(broker.fenced for broker in image.brokers.values())
@@ -53,6 +54,11 @@ class ControllerMetrics:
                 under_replicated,
             ),
             gauge(
+                "fencepost_controller_under_min_insync_partitions",
+                "Partitions with fewer than min.insync.replicas in sync: nothing is committed there.",
+                below_min,
+            ),
+            gauge(
                 "fencepost_controller_failed_replicas",
                 "Replicas that brokers report as failed: the disk refuses, or holds what it should not.",
                 self.sessions.failed_replica_count,
@@ -67,8 +73,13 @@ class ControllerMetrics:
             counter("fencepost_controller_elections_total", "Leaders elected in place of others.", counts.elections),
             counter(
                 "fencepost_controller_unclean_elections_total",
-                "Of those: leaders that were not in sync, which may lack acknowledged records.",
+                "Of those: leaders that were neither in sync nor eligible, which may lack acknowledged records.",
                 counts.unclean_elections,
+            ),
+            counter(
+                "fencepost_controller_eligible_elections_total",
+                "Of those: leaders that had left the in-sync set with all that is committed (KIP-966).",
+                counts.eligible_elections,
             ),
             counter(
                 "fencepost_controller_lost_leaders_total",

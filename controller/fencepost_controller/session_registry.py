@@ -291,9 +291,9 @@ class SessionRegistry:
             return broker
 
     def _waits_for(self, broker_id: int) -> bool:
-        """Whether a partition has no leader, and this broker is one of those in sync."""
+        """Whether a partition has no leader, and this broker is one of those that may be elected."""
         partitions = (self._image.partitions[key] for key in self._image.hosted_by(broker_id))
-        return any(partition.leader == NO_LEADER and broker_id in partition.isr for partition in partitions)
+        return any(p.leader == NO_LEADER and broker_id in (*p.isr, *p.eligible) for p in partitions)
 
     def heartbeat(self, session: BrokerSession, heartbeat: controller_pb2.Heartbeat) -> None:
         """Raises InvalidRequest for what cannot be."""

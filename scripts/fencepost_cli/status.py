@@ -44,7 +44,7 @@ def show_status(status: ClusterStatus, console: Console) -> None:
     if not status.partitions:
         return
     where, how_far = ("partition", "leader", "epoch"), ("log end", "high watermark", "MB")
-    partitions = table("topic", *where, "replicas", "in sync", *how_far, numbers=where + how_far)
+    partitions = table("topic", *where, "replicas", "in sync", "eligible", *how_far, numbers=where + how_far)
     for partition in status.partitions:
         short = len(partition.isr) < len(partition.replicas)
         in_sync = ",".join(map(str, partition.isr)) or "-"
@@ -55,6 +55,7 @@ def show_status(status: ClusterStatus, console: Console) -> None:
             str(partition.leader_epoch),
             ",".join(map(str, partition.replicas)),
             f"[yellow]{in_sync}[/]" if short else in_sync,
+            ",".join(map(str, partition.eligible)),
             _known(partition.log_end_offset),
             _known(partition.high_watermark),
             f"{partition.size_bytes / _MEGABYTE:.1f}" if partition.size_bytes >= 0 else "?",

@@ -46,13 +46,15 @@ class PartitionStatus:
     high_watermark: int = -1
     size_bytes: int = -1
     failures: dict[int, str] = field(default_factory=dict)  # by broker: why its replica is offline
-    last_known_isr: list[int] = field(default_factory=list)  # where the in-sync set is empty: who was the last in it
+    last_known_isr: list[int] = field(default_factory=list)  # without a leader: who may have lost acknowledged records
+    eligible: list[int] = field(default_factory=list)  # not in sync, and hold all that is acknowledged
 
     def why_leaderless(self) -> str:
         """Of a partition without a leader: why, and what would help."""
         name = f"{self.topic}-{self.partition}"
-        if self.isr:
-            return f"{name} has no leader until broker {_some(self.isr)} is back, which was the last in sync"
+        if electable := [*self.isr, *self.eligible]:
+            whose = "which has" if len(electable) == 1 else "each of which has"
+            return f"{name} has no leader until broker {_some(electable)} is back, {whose} all acknowledged records"
         return (
             f"{name} has no leader: broker {_some(self.last_known_isr)}, the last in sync, may have lost acknowledged "
             f"records, because its machine went down uncleanly or its disk failed. To go on with what is left: "
@@ -101,6 +103,7 @@ class ClusterStatus:
                     "leader": partition.leader,
                     "leader_epoch": partition.leader_epoch,
                     "isr": partition.isr,
+                    "eligible": partition.eligible,
                     "log_end_offset": partition.log_end_offset,
                     "high_watermark": partition.high_watermark,
                 }
@@ -183,6 +186,7 @@ def _partitions(image: MetadataImage, answers: dict[int, broker_pb2.DescribeLogD
                 list(partition.replicas),
                 list(partition.isr),
                 last_known_isr=list(partition.last_known_isr),
+                eligible=list(partition.eligible),
             )
             led = replicas.get((partition.leader, *partition.id))
             if led is not None:

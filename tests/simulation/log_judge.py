@@ -141,7 +141,9 @@ class LogJudge:
             return
         if partition.leader >= 0:
             record.past.leaders[partition.leader_epoch] = partition.leader
-        if before is not None and before.leader < 0 <= partition.leader and partition.leader not in before.isr:
+        if before is not None and partition.leader in before.eligible:
+            self.count("elections of eligible replicas")
+        elif before is not None and before.leader < 0 <= partition.leader and partition.leader not in before.isr:
             self._elected_uncleanly(record, partition)
         self._heal(record)
         self._check_members(record, partition)
@@ -295,9 +297,10 @@ class LogJudge:
     # ---- What is committed ----
 
     def _members(self, record: PartitionRecord, partition: Partition) -> list[int]:
-        """In-sync replicas that must hold all that is committed."""
+        """Replicas that may be elected, in sync or eligible: they must hold all that is committed."""
+        electable = (*partition.isr, *partition.eligible)
         return [
-            member for member in partition.isr if not self._excused(member) and (member, record.key) not in self.damaged
+            member for member in electable if not self._excused(member) and (member, record.key) not in self.damaged
         ]
 
     def _excused(self, broker_id: int) -> bool:
@@ -512,9 +515,11 @@ class LogJudge:
             self.lost_tail[broker_id] = None
         for record in self.records.values():
             partition = self.image.partitions[record.key]
-            if record.tainted or record.past.pending >= 0 or not set(broker_ids).intersection(partition.isr):
+            electable = (*partition.isr, *partition.eligible)
+            if record.tainted or record.past.pending >= 0 or not set(broker_ids).intersection(electable):
                 continue
-            # One outside of the in-sync set counts, too: where no member is whole, none leads until an operator elects.
+            # One that is neither in sync nor eligible counts, too: where none of those is whole, none leads until an
+            # operator elects.
             if not any(self.holds_all(record, member) for member in partition.replicas):
                 self.taint(record, f"power failure of {broker_ids}")
 

@@ -300,8 +300,8 @@ def leader_answers_after_losing_its_epoch(replace: Any) -> None:
 
     def end(self: Leadership, error: Any, unknown: Any) -> None:
         waiters, self._waiters = self._waiters, type(self._waiters)()
-        for _, done in waiters:
-            done(None)
+        for waiter in waiters:
+            waiter.done(None)
         original(self, error, unknown)
 
     replace(Leadership, "end", end)
@@ -368,7 +368,9 @@ def any_live_replica_is_elected(replace: Any) -> None:
     replace(
         partitions,
         "_in_sync",
-        lambda draft, partition, original=partitions._in_sync: _with_leader(draft, original(draft, partition), leader),
+        lambda draft, partition, lost, original=partitions._in_sync: _with_leader(
+            draft, original(draft, partition, lost), leader
+        ),
     )
 
 

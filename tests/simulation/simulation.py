@@ -264,7 +264,7 @@ class Run:
         sync is stopped first, as docs/OPERATIONS.md has it.
         """
         for key, partition in list(self.judge.image.partitions.items()):
-            if partition.leader < 0 and not partition.isr and partition.last_known_isr:
+            if partition.leader < 0 and not (*partition.isr, *partition.eligible) and partition.last_known_isr:
                 await self.cluster.elect_uncleanly(key)
             elif partition.isr == (partition.leader,) and (partition.leader, key) in self.judge.rotten:
                 node = broker_node(partition.leader)

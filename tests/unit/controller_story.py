@@ -113,11 +113,26 @@ class Story:
             folder_is_copy=copy,
         )
 
-    def starts(self, broker_id: int, *, lost_tail: bool = False, new_folder: bool = False) -> None:
+    def starts(
+        self,
+        broker_id: int,
+        *,
+        lost_tail: bool = False,
+        new_folder: bool = False,
+        older_folder: bool = False,
+        damaged: tuple[PartitionKey, ...] = (),
+    ) -> None:
         how = " without its last writes" * lost_tail + " with an empty folder" * new_folder
-        self.tell(
-            f"broker {broker_id} starts{how}", self.registration(broker_id, lost_tail=lost_tail, new_folder=new_folder)
+        how += " with an older folder" * older_folder
+        how += f" with damage in {_names(self.image, damaged)}" if damaged else ""
+        registration = self.registration(
+            broker_id,
+            lost_tail=lost_tail,
+            new_folder=new_folder,
+            folder_epoch=NO_EPOCH if older_folder else None,
+            damaged=damaged,
         )
+        self.tell(f"broker {broker_id} starts{how}", registration)
 
     def is_ready(self, broker_id: int) -> None:
         self.tell(f"broker {broker_id} is ready", UnfenceBroker(broker_id, self.epoch(broker_id)))
@@ -196,7 +211,13 @@ def partition_line(image: MetadataImage, p: Partition) -> str:
     text += f" epoch {p.leader_epoch}, in sync {ids(p.isr)} of {ids(p.replicas)}, change {p.partition_epoch}"
     if p.deleted_end_offset:
         text += f", deleted below {p.deleted_end_offset} up to epoch {p.deleted_in_epoch}"
-    for label, broker_ids in (("adding", p.adding), ("removing", p.removing), ("last in sync", p.last_known_isr)):
+    others = (
+        ("adding", p.adding),
+        ("removing", p.removing),
+        ("eligible", p.eligible),
+        ("last in sync", p.last_known_isr),
+    )
+    for label, broker_ids in others:
         if broker_ids:
             text += f", {label} {ids(broker_ids)}"
     return text

@@ -194,6 +194,7 @@ def test_what_a_change_of_leader_does_not_concern_stays_as_it_was() -> None:
         "last_known_isr": (),
         "deleted_end_offset": 70,
         "deleted_in_epoch": 4,
+        "eligible": (),
     }
     assert fields.keys() == Partition.__dataclass_fields__.keys(), "a new field: say here what becomes of it"
     before = Partition(**fields)  # type: ignore[arg-type]

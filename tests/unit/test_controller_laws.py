@@ -29,7 +29,7 @@ from fencepost_controller.decisions.elections import (
     RestorePreferredLeaders,
 )
 from fencepost_controller.decisions.invariants import check_image
-from fencepost_controller.decisions.isr import AlterPartition
+from fencepost_controller.decisions.isr import AlterPartition, StartReplicaOver
 from fencepost_controller.decisions.producers import (
     AllocateProducerIds,
     ExpireNames,
@@ -38,6 +38,7 @@ from fencepost_controller.decisions.producers import (
     RemoveName,
 )
 from fencepost_controller.decisions.reassignment import ReassignPartitions
+from fencepost_controller.decisions.topic_config import AlterTopicConfig
 from fencepost_controller.decisions.topics import CreateTopic, DeleteTopic
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_proto.protocol.metadata import (
@@ -70,6 +71,7 @@ class Cluster(RuleBasedStateMachine):
         self.leaders: dict[tuple[PartitionKey, int], int] = {}  # G7: one leader for one leader epoch
         self.written = {broker: [self.story.epoch(broker)] for broker in (1, 2, 3)}  # epochs that folders have carried
         self.served = {broker: self.story.epoch(broker) for broker in (1, 2, 3)}  # the newest that was ever unfenced
+        self.whole = {p.id: set(p.replicas) for p in self.image.partitions.values()}  # who holds all that is committed
 
     def does(self, command: Command[object]) -> object:
         """The answer, or the error that it was refused with; a refusal changes nothing by construction."""
@@ -79,8 +81,23 @@ class Cluster(RuleBasedStateMachine):
             return error
         self.story.image = decision.image
         if decision.image is not self.images[-1]:
+            self._who_joined(self.images[-1], decision.image)
             self.images.append(decision.image)
         return decision.answer
+
+    def _who_joined(self, before: MetadataImage, after: MetadataImage) -> None:
+        """A replica that comes in sync has all, by its leader's word; one elected uncleanly is the measure for all."""
+        for key, partition in after.partitions.items():
+            was = before.partitions.get(key)
+            if was is None:
+                self.whole[key] = set(partition.replicas)
+                continue
+            self.whole[key] &= set(partition.replicas)
+            elected = partition.leader != NO_LEADER == was.leader
+            if elected and partition.leader not in (*was.isr, *was.eligible):
+                self.whole[key] = {partition.leader}
+        for key in [key for key in self.whole if key not in after.partitions]:
+            del self.whole[key]
 
     @property
     def image(self) -> MetadataImage:
@@ -115,6 +132,9 @@ class Cluster(RuleBasedStateMachine):
         if isinstance(answer, FencepostError):
             return
         lacks_records = folder_epoch < self.served.get(broker, 0)
+        if lacks_records or lost_tail or new_folder:
+            for whole in self.whole.values():
+                whole.discard(broker)
         for key, partition in self.image.partitions.items():
             if lacks_records:
                 assert broker not in partition.isr, "an older folder counts as in sync"
@@ -171,6 +191,33 @@ class Cluster(RuleBasedStateMachine):
         answer = self.does(command)
         if stale == 0 and answer is None:
             assert proposer == partition.leader
+            self.whole[partition.id].update(isr)  # a leader proposes no one that lacks anything
+
+    @precondition(lambda self: self.image.partitions)
+    @rule(data=st.data())
+    def commits(self, data: st.DataObject) -> None:
+        """A leader commits where enough are in sync, and no one else gets the record."""
+        partition = self.image.partitions[data.draw(st.sampled_from(sorted(self.image.partitions)))]
+        needed = self.image.topics[partition.topic_id].config.min_insync_replicas
+        if partition.leader != NO_LEADER and len(partition.isr) >= needed:
+            self.whole[partition.id] &= set(partition.isr)
+
+    @rule(topic=st.sampled_from("ab"), minimum=st.integers(1, 3))
+    def sets_minimum(self, topic: str, minimum: int) -> None:
+        self.does(AlterTopicConfig(topic, (("min_insync_replicas", str(minimum)),)))
+
+    @precondition(lambda self: self.image.partitions)
+    @rule(broker=BROKERS, data=st.data())
+    def starts_over(self, broker: int, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.image.partitions)))
+        if not isinstance(self.does(StartReplicaOver(broker, self.story.epoch(broker), key)), FencepostError):
+            self.whole[key].discard(broker)
+
+    @invariant()
+    def whoever_may_be_elected_holds_all_that_is_committed(self) -> None:
+        for key, partition in self.image.partitions.items():
+            lacking = {*partition.isr, *partition.eligible} - self.whole[key]
+            assert not lacking, f"{partition} may elect {lacking}, which lack what is committed"
 
     @rule(topic=st.sampled_from("ab"), index=st.integers(0, 1), replicas=st.one_of(st.just([]), SUBSETS))
     def reassigns(self, topic: str, index: int, replicas: list[int]) -> None:
@@ -233,8 +280,8 @@ class Cluster(RuleBasedStateMachine):
                 holder = self.leaders.setdefault((partition.id, partition.leader_epoch), partition.leader)
                 assert holder == partition.leader
             else:
-                live = [b for b in partition.isr if self.can_lead(b, partition.id)]
-                assert not live, f"{partition} is offline beside its live in-sync members {live}"
+                live = [b for b in (*partition.isr, *partition.eligible) if self.can_lead(b, partition.id)]
+                assert not live, f"{partition} is offline beside live members {live}, in sync or eligible"
             assert set(partition.isr) <= set(partition.replicas)
 
     def can_lead(self, broker_id: int, key: PartitionKey) -> bool:

@@ -52,6 +52,7 @@ SAMPLES: dict[str, Entity] = {
         last_known_isr=(4,),
         deleted_end_offset=8,
         deleted_in_epoch=2,
+        eligible=(3,),
     ),
     "producers": NamedProducer("p", 10**15 + 1, 4, (10**15,), bumped_by_holder=True, used_at_ms=3),
 }

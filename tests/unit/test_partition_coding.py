@@ -26,6 +26,7 @@ PARTITIONS = st.builds(
     last_known_isr=BROKERS,
     deleted_end_offset=st.integers(0, 2**63 - 1),
     deleted_in_epoch=st.integers(0, 2**31 - 1),
+    eligible=BROKERS,
 )
 
 

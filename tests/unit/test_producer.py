@@ -644,7 +644,9 @@ def test_records_that_wait_for_a_leader_are_logged_once_with_the_reason_and_so_i
             waiting = [await producer.send("orders", b"x", partition=n % 6) for n in range(60)]
             await until(lambda: told("records wait"), "the warning")
             assert all("partitions=6" in line and "and 3 more" in line for line in told("records wait"))
-            assert told("orders-0: it has no leader: of its in-sync replicas (brokers 1, 2, 3) none is live")
+            assert told(
+                "orders-0: it has no leader: of the replicas that have all records (brokers 1, 2, 3) none is live"
+            )
             await asyncio.sleep(0.3)
             assert len(told("records wait")) == 1
             for number in range(6):

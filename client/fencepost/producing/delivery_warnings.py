@@ -73,10 +73,11 @@ class DeliveryWarnings:
         """Why a partition's records are not acknowledged, for messages."""
         partition = self._cluster.image.partitions.get(queue.key)
         if partition is not None and partition.leader == NO_LEADER and partition.leader_epoch >= queue.leader_epoch:
-            if not partition.isr:
+            electable = (*partition.isr, *partition.eligible)
+            if not electable:
                 return "it has no leader: no replica is in sync, and an operator must elect one (fencepost topic elect)"
-            members = ", ".join(map(str, partition.isr))
-            return f"it has no leader: of its in-sync replicas (brokers {members}) none is live"
+            members = ", ".join(map(str, electable))
+            return f"it has no leader: of the replicas that have all records (brokers {members}) none is live"
         if not queue.address:
             return "it has no leader"
         connection = self._connections.get(queue.address)

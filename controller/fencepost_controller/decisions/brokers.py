@@ -5,15 +5,17 @@ incarnation, and every request carries it (KIP-903). The same incarnation regist
 restart of the controller, keeps its epoch, its standing and its leaderships.
 
 A **new incarnation** is registered fenced: whatever the one before it led gets a new leader, and it leaves every in-sync
-set but those of which no one else serves. Where its log is not what it was, it leaves those too:
+set but those of which no one else serves. It stays eligible as any other that leaves (`partitions.py`). Where its log is not
+what it was, it is neither in sync nor eligible any more:
 
 - its machine restarted without a clean shutdown: every topic that acknowledges before the disk has synced;
 - its data folder is new (no cluster id, though this broker id was registered before): every topic;
 - its data folder is an older one, put back, or a copy: every topic;
-- it found a log damaged below its end: that partition.
+- it found a log damaged below its end, or gone: that partition.
 
-The in-sync set may become empty by that. `last_known_isr` then remembers who was in it, and the partition stays offline
-until an operator commands an unclean election: a shorter log never becomes the committed one silently (KIP-966).
+The in-sync set may become empty by that. Then the partition waits for an eligible replica; where there is none, it stays
+offline until an operator commands an unclean election: a shorter log never becomes the committed one silently (KIP-966).
+`last_known_isr` remembers who held everything.
 
 **Is the folder an older one?** A broker writes the epoch of its registration to its data folder before it does anything
 under it, and reports it at its next registration. The controller keeps the newest epoch under which the broker was unfenced
@@ -23,8 +25,8 @@ had written the epoch of a registration that the controller knows: it was not un
 same epoch, of which one was used since, the broker sees the other by itself (`folder_is_copy`).
 
 A **fenced** broker leads nothing, and is in no in-sync set but one of which no one serves any more. It is unfenced when it
-says that it is ready and has applied the metadata that its session began with; offline partitions that waited for it get it
-as leader.
+says that it is ready and has applied the metadata that its session began with; offline partitions that waited for it, or for
+any of several, get it as leader.
 """
 
 from __future__ import annotations
@@ -120,14 +122,13 @@ class RegisterBroker(Command[BrokerRegistration]):
             raise InvalidRequest(f"broker {self.broker_id} would be one more than {MAX_BROKERS}")
 
     def _leave_where_data_may_be_missing(self, draft: Draft, known: BrokerRegistration) -> None:
-        """After `recompute`, this broker is only where no one in sync serves."""
+        """After `recompute`, this broker is in sync only where no one else serves, and eligible where too few are."""
         all_suspect = bool(self.folder_problem(known))
         damaged = frozenset(self.damaged)
-        for partition in draft.partitions_in_sync_on(self.broker_id):
+        for partition in draft.partitions_electing(self.broker_id):
             synced = draft.image.topics[partition.topic_id].config.flush_always
             if all_suspect or (self.may_have_lost_tail and not synced) or partition.id in damaged:
-                others = tuple(b for b in partition.isr if b != self.broker_id)
-                recompute(draft, partition, replace(partition, isr=others, last_known_isr=partition.isr))
+                recompute(draft, partition, lost=(self.broker_id,))
 
 
 def _check_address(address: str) -> None:

@@ -56,6 +56,7 @@ class Draft:
         self._changes: dict[str, Entity | None] = {}
         self._brokers: dict[int, BrokerRegistration] = {}
         self._partitions: dict[PartitionKey, Partition] = {}
+        self._topics: dict[str, Topic] = {}
         self._standings: dict[int, _Standing] = {}  # of brokers asked for: a death asks thousands of times
 
     @property
@@ -69,6 +70,10 @@ class Draft:
 
     def partition(self, key: PartitionKey) -> Partition | None:
         return self._partitions.get(key) or self.image.partitions.get(key)
+
+    def topic(self, topic_id: str) -> Topic:
+        """One that exists."""
+        return self._topics.get(topic_id) or self.image.topics[topic_id]
 
     def topic_named(self, name: str) -> Topic | None:
         topic_id = self.image.topic_ids.get(name)
@@ -95,9 +100,9 @@ class Draft:
             )
         return broker
 
-    def partitions_in_sync_on(self, broker_id: int) -> list[Partition]:
-        """Those with this broker in the in-sync set, whoever leads them."""
-        return [p for p in self.partitions_on(broker_id) if broker_id in p.isr]
+    def partitions_electing(self, broker_id: int) -> list[Partition]:
+        """Those that this broker is in sync or eligible for, whoever leads them."""
+        return [p for p in self.partitions_on(broker_id) if broker_id in p.isr or broker_id in p.eligible]
 
     def partitions_on(self, broker_id: int) -> list[Partition]:
         """Those of which this broker had a replica before the command."""
@@ -141,6 +146,8 @@ class Draft:
             self._standings.pop(entity.id, None)
         elif isinstance(entity, Partition):
             self._partitions[entity.id] = entity
+        elif isinstance(entity, Topic):
+            self._topics[entity.topic_id] = entity
 
     def delete(self, entity: BrokerRegistration | Topic | Partition | NamedProducer) -> None:
         self._changes[entity.key] = None

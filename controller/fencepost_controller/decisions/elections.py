@@ -4,10 +4,10 @@ A **preferred** leader is the first replica of the assignment. It takes over onl
 record is at stake.
 
 An **unclean** election makes a replica the leader that may miss acknowledged records. It happens on an operator's explicit
-command, only where the partition has no leader. The chosen broker becomes the whole in-sync set; from then on its log is
-what is committed. The choice is not made here: metadata does not say who holds what. The admin client asks the replicas and
-takes the longest log (KIP-966); it names the broker epoch of the one that it asked, so that a process which has restarted
-since, and may hold less, is not elected in its place.
+command, only where the partition has no leader. The chosen broker becomes the whole in-sync set, and no other one is
+eligible; from then on its log is what is committed. The choice is not made here: metadata does not say who holds what. The
+admin client asks the replicas and takes the longest log (KIP-966); it names the broker epoch of the one that it asked, so
+that a process which has restarted since, and may hold less, is not elected in its place.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class ElectUncleanLeader(Command[None]):
                 f"{name}: broker {self.leader} has restarted (broker epoch {broker.broker_epoch}, not "
                 f"{self.broker_epoch}) and may hold less than it did"
             )
-        recompute(draft, partition, replace(partition, isr=(self.leader,), leader=self.leader))
+        others = [broker_id for broker_id in partition.replicas if broker_id != self.leader]
+        elected = replace(partition, isr=(self.leader,), leader=self.leader, eligible=())
+        recompute(draft, partition, elected, lost=others)
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,9 +86,36 @@ def _problem_of(before: Partition | None, p: Partition, after: MetadataImage) ->
         return "its topic is not there"
     if not 0 <= p.deleted_in_epoch <= max(p.leader_epoch, 0) or p.deleted_end_offset < 0:
         return f"{p.deleted_end_offset=} {p.deleted_in_epoch=} at leader epoch {p.leader_epoch}"
-    if p.isr and p.last_known_isr:
-        return f"{p.last_known_isr=} beside the in-sync set {p.isr}"
-    return _problem_of_brokers(p, after) or (_problem_of_epochs(before, p) if before is not None else "")
+    if p.leader != NO_LEADER and p.last_known_isr:
+        return f"{p.last_known_isr=} beside leader {p.leader}"
+    problem = _problem_of_brokers(p, after) or (_problem_of_eligible(p, after) if p.eligible else "")
+    if problem or before is None:
+        return problem
+    return _problem_of_epochs(before, p) or _problem_of_electable(before, p)
+
+
+def _problem_of_eligible(p: Partition, after: MetadataImage) -> str:
+    eligible, needed = set(p.eligible), after.topics[p.topic_id].config.min_insync_replicas
+    if len(eligible) != len(p.eligible) or not eligible <= set(p.replicas):
+        return f"eligible {p.eligible} of replicas {p.replicas}"
+    if eligible & set(p.isr):
+        return f"both in sync and eligible: {p.isr=} {p.eligible=}"
+    if not eligible <= after.brokers.keys():
+        return f"eligible {p.eligible}, of whom some are not registered"
+    if p.leader != NO_LEADER and len(p.isr) >= needed:
+        return f"eligible {p.eligible} beside leader {p.leader}, which commits with {p.isr} ({needed} are needed)"
+    return ""
+
+
+def _problem_of_electable(before: Partition, p: Partition) -> str:
+    """Who holds all that is committed still did before; others come in sync by a leader's proposal, or an operator."""
+    held = {*before.isr, *before.eligible}
+    if not held.issuperset(p.eligible):
+        return f"eligible {p.eligible}, of whom some were not among {sorted(held)}"
+    if before.leader != NO_LEADER or held.issuperset(p.isr):
+        return ""
+    unclean = p.isr == (p.leader,) and not p.eligible
+    return "" if unclean else f"in sync {p.isr} under leader {p.leader}, of whom some were not among {sorted(held)}"
 
 
 def _problem_of_brokers(p: Partition, after: MetadataImage) -> str:

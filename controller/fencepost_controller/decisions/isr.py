@@ -118,9 +118,9 @@ class AlterPartitions(Command[tuple[FencepostError | None, ...]]):
 class StartReplicaOver(Command[None]):
     """A broker's replica has failed, its log is damaged, and the broker is about to give up what it holds.
 
-    Allowed only where another broker leads, from the version of the answer on. Then the replica is in no in-sync set, and a
-    new leader epoch begins, as after a removal: whatever a leader knows of the replica from before, and every proposal that
-    rests on it, is of an older epoch. The replica joins under the new one, with what it holds then.
+    Allowed only where another broker leads, from the version of the answer on. Then the replica is neither in sync nor
+    eligible, and a new leader epoch begins, as after a removal: whatever a leader knows of the replica from before, and
+    every proposal that rests on it, is of an older epoch. The replica joins under the new one, with what it holds then.
     """
 
     broker_id: int
@@ -140,7 +140,7 @@ class StartReplicaOver(Command[None]):
                 f"{partition.key}: no other broker leads than {self.broker_id}, which keeps what it has "
                 f"(leader {partition.leader}, in sync {partition.isr})"
             )
-        after = recompute(draft, partition, replace(partition, isr=others))
+        after = recompute(draft, partition, lost=(self.broker_id,))
         if after.leader_epoch == partition.leader_epoch:
             epochs = (partition.leader_epoch + 1, partition.partition_epoch + 1)
             draft.put(replace(after, leader_epoch=epochs[0], partition_epoch=epochs[1]))

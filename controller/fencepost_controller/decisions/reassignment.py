@@ -6,7 +6,8 @@ when the target is in sync; until then the old replicas hold everything, so it c
 
 - A new target while one is under way takes its place: what was being added and is not wanted any more is dropped at once.
 - An empty target cancels: back to the replicas before. (Their order is then that of the cancelled target.)
-- Refused where it would drop every in-sync replica, and where fewer replicas than min.insync.replicas would remain.
+- Refused where it would drop every in-sync replica, or every one that may be elected, and where fewer replicas than
+  min.insync.replicas would remain.
 
 All partitions of one request are changed, or none.
 """
@@ -55,6 +56,11 @@ class ReassignPartitions(Command[None]):
             raise InvalidReplicaAssignment(
                 f"{name}: of its in-sync replicas {partition.isr} no live one would remain among {replicas}"
             )
+        electable = {*partition.isr, *partition.eligible}
+        if electable and electable.isdisjoint(replicas):
+            raise InvalidReplicaAssignment(
+                f"{name}: none of the replicas that hold all that is committed, {sorted(electable)}, is among {replicas}"
+            )
         recompute(
             draft,
             partition,
@@ -64,6 +70,5 @@ class ReassignPartitions(Command[None]):
                 isr=isr,
                 adding=tuple(b for b in target if b not in original),
                 removing=tuple(b for b in original if b not in target),
-                last_known_isr=tuple(b for b in partition.last_known_isr if b in replicas),
             ),
         )

@@ -1,9 +1,10 @@
 """The partitions of a controller's store that is made again (`recovery`): where each was led, and who is in sync.
 
 A partition is taken from the head with the highest leader epoch, then partition epoch, of those whose leader has received
-it. Its in-sync set is exact where the leader of that very epoch reports that it leads: nothing is acknowledged beyond
-that set until there is a controller again. Otherwise a moment may be missing, and the logs decide (the longest: last
-epoch, then end; such a log holds every committed record):
+it. Where its in-sync set is empty, its eligible replicas (`partitions.py`) stand for it; otherwise they are eligible no
+more: what made them so may have ended in a moment that is missing. Its in-sync set is exact where the leader of that very
+epoch reports that it leads: nothing is acknowledged beyond that set until there is a controller again. Otherwise a moment
+may be missing, and the logs decide (the longest: last epoch, then end; such a log holds every committed record):
 
 | of the in-sync set                                | the set becomes                                                   |
 | ------------------------------------------------- | ----------------------------------------------------------------- |
@@ -84,6 +85,7 @@ class PartitionRecovery:
         logs = self._logs.get(key, {})
         served = [p for p in versions if self._has_served(p, logs)]
         newest = max(served or versions, key=lambda p: (p.leader_epoch, p.partition_epoch))
+        newest = replace(newest, isr=newest.isr or newest.eligible, eligible=())
         rivals = [p for p in served if (p.leader_epoch, p.leader) != (newest.leader_epoch, newest.leader)]
         newest = self._reconciled(topic, newest, rivals, logs) if rivals else self._with_in_sync(topic, newest, logs)
         epochs = [p.leader_epoch for p in versions]

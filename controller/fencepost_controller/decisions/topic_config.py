@@ -3,6 +3,9 @@
 What is set must be possible for every partition as it is now: `min_insync_replicas` at most the replicas that the smallest
 one has, or will have when a reassignment is done. Otherwise the rules are those of a topic that is created.
 
+`min_insync_replicas` also decides who is eligible: the version that lowers it ends what a leader may not rely on any more,
+so all partitions are looked at again with it (`partitions.py`).
+
 A change is in force on each broker once it has applied the version that carries it. So for a moment a leader may still
 take, or a follower still acknowledge, by the settings before.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fencepost_controller.decisions.draft import Command, Draft
+from fencepost_controller.decisions.partitions import recompute
 from fencepost_controller.decisions.topics import MIN_SEGMENT_BYTES, check_config
 from fencepost_proto.protocol.errors import InvalidRequest, UnknownTopicOrPartition
 from fencepost_proto.protocol.metadata import default_setting, parse_setting
@@ -42,3 +46,5 @@ class AlterTopicConfig(Command[None]):
         check_config(config, factor, self.min_segment_bytes)
         if config != topic.config:
             draft.put(replace(topic, config=config))
+            for partition in partitions:
+                recompute(draft, partition)

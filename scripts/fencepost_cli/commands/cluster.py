@@ -195,7 +195,9 @@ def up(
                     cluster.remove()
                 raise
             image = await _image(cluster)
-            lost = [p for p in image.partitions.values() if p.leader < 0 and not p.isr] if image else []
+            lost = (
+                [p for p in image.partitions.values() if p.leader < 0 and not p.isr and not p.eligible] if image else []
+            )
             return [f"{image.topics[p.topic_id].name}-{p.index}" for p in lost] if image else []
 
         leaderless = run(start())

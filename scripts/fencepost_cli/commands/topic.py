@@ -281,7 +281,7 @@ def list_topics(*, as_json: AsJson = False, bootstrap: Bootstrap = None, data_di
 def describe(
     name: Name, *, as_json: AsJson = False, bootstrap: Bootstrap = None, data_dir: DataDir = DEFAULT_DATA_DIR
 ) -> None:
-    """Show a topic's settings and, for each partition, who leads, who holds it and who is in sync."""
+    """Show a topic's settings and, for each partition, who leads, holds it, is in sync, and who else may be elected."""
     brokers = bootstrap_of(bootstrap, data_dir)
 
     async def work() -> TopicDescription:
@@ -297,9 +297,9 @@ def describe(
     settings = "  ".join(f"{key}={value}" for key, value in asdict(topic.config).items())
     out = console()
     out.print(f"topic {topic.name} ({topic.topic_id})  {settings}", soft_wrap=True)
-    shown = table("partition", "leader", "epoch", "replicas", "in sync", "being added", "being removed")
+    shown = table("partition", "leader", "epoch", "replicas", "in sync", "eligible", "being added", "being removed")
     for p in topic.partitions:
-        ids = [",".join(map(str, brokers)) for brokers in (p.replicas, p.isr, p.adding, p.removing)]
+        ids = [",".join(map(str, brokers)) for brokers in (p.replicas, p.isr, p.eligible, p.adding, p.removing)]
         shown.add_row(str(p.partition), str(p.leader) if p.leader >= 0 else "none", str(p.leader_epoch), *ids)
     out.print(shown)
 

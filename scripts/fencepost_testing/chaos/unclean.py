@@ -69,7 +69,7 @@ class UncleanElections:
         done = []
         for index in range(partitions):
             partition = await self._view.partition(index)
-            if partition is not None and not partition.isr:
+            if partition is not None and not partition.isr and not partition.eligible:
                 done.append(f"partition {index}: {await self._elect_best(index)}")
         return done
 
