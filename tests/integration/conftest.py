@@ -1,10 +1,14 @@
-"""Clusters of real processes for integration tests: each test has its own, in its own folder, on its own ports.
+"""Clusters of real processes for integration tests.
 
-def test_something(run, cluster_factory):
-    async def scenario():
-        async with cluster_factory(brokers=3) as cluster:
-            …
-    run(scenario())
+Most share one, which is healed and emptied after each (the kit's own fixture `fencepost`, with an asynchronous face):
+
+    @asynchronous
+    async def test_something(cluster: AsyncLocalCluster) -> None: …
+
+One that harms its cluster for good, or needs odd options, has its own, in its own folder, on its own ports:
+
+    async def test_something(cluster_factory: ClusterFactory) -> None:
+        async with cluster_factory(brokers=3, …) as cluster: …
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from typing import Any, TypeVar
 import pytest
 
 from fencepost_testing.cluster_watch import ClusterWatch
-from fencepost_testing.local_cluster import AsyncLocalCluster
+from fencepost_testing.local_cluster import AsyncLocalCluster, LocalCluster
 from tests import asynchronous
 
 T = TypeVar("T")
@@ -27,6 +31,12 @@ ClusterFactory = Callable[..., AsyncLocalCluster]
 def run() -> Callable[[Coroutine[Any, Any, T]], T]:
     """Runs a coroutine with a deadline."""
     return asynchronous.run
+
+
+@pytest.fixture
+def cluster(fencepost: LocalCluster) -> AsyncLocalCluster:
+    """Three brokers, or what `@pytest.mark.fencepost(…)` says; shared."""
+    return fencepost.aio
 
 
 @pytest.fixture

@@ -50,9 +50,9 @@ async def is_live(admin: AdminClient, broker: int, timeout_s: float = 20.0) -> N
 
 @asynchronous
 async def test_topics_are_made_described_and_removed_and_what_is_impossible_is_refused_by_name(
-    cluster_factory: ClusterFactory,
+    cluster: AsyncLocalCluster,
 ) -> None:
-    async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+    async with AdminClient(cluster.bootstrap) as admin:
         made = await admin.create_topic("orders", partitions=4, replication_factor=3, min_insync_replicas=2)
         assert [p.partition for p in made.partitions] == [0, 1, 2, 3]
         assert all(set(p.replicas) == {1, 2, 3} and p.leader in p.replicas for p in made.partitions)
@@ -83,9 +83,9 @@ async def test_topics_are_made_described_and_removed_and_what_is_impossible_is_r
 
 @asynchronous
 async def test_a_topic_gets_other_settings_and_more_partitions_while_a_producer_writes_to_it(
-    cluster_factory: ClusterFactory,
+    cluster: AsyncLocalCluster,
 ) -> None:
-    async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+    async with AdminClient(cluster.bootstrap) as admin:
         await admin.create_topic("orders", partitions=1, replication_factor=3)
         async with Producer(cluster.bootstrap) as producer:
             await producer.send_and_wait("orders", b"before")
@@ -167,8 +167,8 @@ async def test_deleted_records_stay_deleted_through_failovers_and_restarts_of_ev
 
 
 @asynchronous
-async def test_a_topic_asked_for_while_the_controller_restarts_is_made_once(cluster_factory: ClusterFactory) -> None:
-    async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+async def test_a_topic_asked_for_while_the_controller_restarts_is_made_once(cluster: AsyncLocalCluster) -> None:
+    async with AdminClient(cluster.bootstrap) as admin:
         await cluster.kill(CONTROLLER)
         asking = asyncio.create_task(admin.create_topic("orders", partitions=2, replication_factor=3))
         await asyncio.wait([asking], timeout=0.3)
@@ -199,9 +199,9 @@ async def test_the_preferred_leader_is_elected_on_demand_after_a_failover(cluste
 
 @asynchronous
 async def test_an_offline_partition_is_led_again_only_by_an_explicit_unclean_election(
-    cluster_factory: ClusterFactory,
+    cluster: AsyncLocalCluster,
 ) -> None:
-    async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+    async with AdminClient(cluster.bootstrap) as admin:
         await admin.create_topic("orders", assignments=[(1, 2)])
         async with Producer(cluster.bootstrap) as producer:
             await producer.send_and_wait("orders", b"on both")
@@ -248,8 +248,8 @@ async def test_a_reassigned_partition_moves_with_its_records_and_its_producer_st
 
 
 @asynchronous
-async def test_a_reassignment_to_a_dead_broker_is_listed_and_can_be_cancelled(cluster_factory: ClusterFactory) -> None:
-    async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+async def test_a_reassignment_to_a_dead_broker_is_listed_and_can_be_cancelled(cluster: AsyncLocalCluster) -> None:
+    async with AdminClient(cluster.bootstrap) as admin:
         await admin.create_topic("orders", assignments=[(1, 2)])
         with pytest.raises(NoReassignmentInProgress):
             await admin.cancel_reassignment("orders", 0)
@@ -270,9 +270,9 @@ async def test_a_reassignment_to_a_dead_broker_is_listed_and_can_be_cancelled(cl
 
 @asynchronous
 async def test_a_client_knows_the_new_leader_of_a_killed_broker_without_waiting_for_any_timeout(
-    cluster_factory: ClusterFactory,
+    cluster: AsyncLocalCluster,
 ) -> None:
-    async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+    async with AdminClient(cluster.bootstrap) as admin:
         await admin.create_topic("orders", assignments=[(1, 2, 3), (2, 3, 1), (3, 1, 2)])
         loop = asyncio.get_running_loop()
         for victim in (1, 2, 3):  # whichever brokers this client watches, one of them is among the first two
@@ -286,8 +286,8 @@ async def test_a_client_knows_the_new_leader_of_a_killed_broker_without_waiting_
 
 
 @asynchronous
-async def test_producer_state_is_the_same_at_the_new_leader_as_at_the_old_one(cluster_factory: ClusterFactory) -> None:
-    async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+async def test_producer_state_is_the_same_at_the_new_leader_as_at_the_old_one(cluster: AsyncLocalCluster) -> None:
+    async with AdminClient(cluster.bootstrap) as admin:
         await admin.create_topic("orders", partitions=1, replication_factor=3, min_insync_replicas=2)
         async with Producer(cluster.bootstrap) as producer:
             for n in range(8):

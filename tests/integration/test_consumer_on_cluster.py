@@ -73,10 +73,9 @@ async def read_until(consumer: Consumer, check: Check, count: int, timeout_s: fl
 
 @asynchronous
 async def test_each_record_is_read_once_and_in_order_while_leaders_are_killed_one_after_another(
-    cluster_factory: ClusterFactory,
+    cluster: AsyncLocalCluster,
 ) -> None:
     async with (
-        cluster_factory(brokers=3) as cluster,
         made_topic(cluster, min_insync_replicas=2) as admin,
         Producer(cluster.bootstrap) as producer,
         Consumer(cluster.bootstrap, "orders") as consumer,
@@ -97,9 +96,8 @@ async def test_each_record_is_read_once_and_in_order_while_leaders_are_killed_on
 
 
 @asynchronous
-async def test_reading_goes_on_while_the_controller_is_dead(cluster_factory: ClusterFactory) -> None:
+async def test_reading_goes_on_while_the_controller_is_dead(cluster: AsyncLocalCluster) -> None:
     async with (
-        cluster_factory(brokers=3) as cluster,
         made_topic(cluster),
         Producer(cluster.bootstrap) as producer,
         Consumer(cluster.bootstrap, "orders") as consumer,
@@ -114,9 +112,8 @@ async def test_reading_goes_on_while_the_controller_is_dead(cluster_factory: Clu
 
 
 @asynchronous
-async def test_a_paused_leader_delays_reading_no_longer_than_its_session(cluster_factory: ClusterFactory) -> None:
+async def test_a_paused_leader_delays_reading_no_longer_than_its_session(cluster: AsyncLocalCluster) -> None:
     async with (
-        cluster_factory(brokers=3) as cluster,
         made_topic(cluster, min_insync_replicas=2) as admin,
         Producer(cluster.bootstrap) as producer,
         Consumer(cluster.bootstrap, "orders") as consumer,
@@ -134,9 +131,8 @@ async def test_a_paused_leader_delays_reading_no_longer_than_its_session(cluster
 
 
 @asynchronous
-async def test_a_consumer_goes_on_where_it_was_after_every_process_was_killed(cluster_factory: ClusterFactory) -> None:
+async def test_a_consumer_goes_on_where_it_was_after_every_process_was_killed(cluster: AsyncLocalCluster) -> None:
     async with (
-        cluster_factory(brokers=3) as cluster,
         made_topic(cluster),
         Consumer(cluster.bootstrap, "orders") as consumer,
     ):
@@ -172,10 +168,9 @@ async def test_compressed_batches_are_read_as_they_were_sent(cluster_factory: Cl
 
 
 @asynchronous
-async def test_offsets_by_time_beginnings_and_ends_are_those_of_the_log(cluster_factory: ClusterFactory) -> None:
+async def test_offsets_by_time_beginnings_and_ends_are_those_of_the_log(cluster: AsyncLocalCluster) -> None:
     tp = TopicPartition("orders", 0)
     async with (
-        cluster_factory(brokers=3) as cluster,
         made_topic(cluster),
         Producer(cluster.bootstrap, linger_ms=50) as producer,
         Consumer(cluster.bootstrap) as consumer,
@@ -229,9 +224,8 @@ async def test_what_retention_removed_is_passed_or_raised_as_the_policy_says(clu
 
 
 @asynchronous
-async def test_a_topic_deleted_while_it_is_read_is_an_error_that_names_it(cluster_factory: ClusterFactory) -> None:
+async def test_a_topic_deleted_while_it_is_read_is_an_error_that_names_it(cluster: AsyncLocalCluster) -> None:
     async with (
-        cluster_factory(brokers=3) as cluster,
         made_topic(cluster) as admin,
         Consumer(cluster.bootstrap, "orders") as consumer,
     ):

@@ -19,8 +19,8 @@ QUICK = {"session_timeout_ms": 1_000, "heartbeat_interval_ms": 200}
 
 
 @asynchronous
-async def test_kill_9_of_leaders_one_after_another(cluster_factory: ClusterFactory) -> None:
-    async with cluster_factory(brokers=3) as cluster, running(cluster) as workload:
+async def test_kill_9_of_leaders_one_after_another(cluster: AsyncLocalCluster) -> None:
+    async with running(cluster) as workload:
         for partition in (0, 1, 2, 0):
             victim = await workload.leader(partition)
             await cluster.kill(victim)
@@ -31,9 +31,8 @@ async def test_kill_9_of_leaders_one_after_another(cluster_factory: ClusterFacto
 
 
 @asynchronous
-async def test_kill_9_of_a_follower_is_no_error_to_anyone(cluster_factory: ClusterFactory) -> None:
+async def test_kill_9_of_a_follower_is_no_error_to_anyone(cluster: AsyncLocalCluster) -> None:
     async with (
-        cluster_factory(brokers=3) as cluster,
         running(cluster, topic={"partitions": 3, "replication_factor": 3}) as workload,
     ):
         status = await workload.partition(0)
@@ -44,11 +43,12 @@ async def test_kill_9_of_a_follower_is_no_error_to_anyone(cluster_factory: Clust
         await cluster.restart(follower)
 
 
+@pytest.mark.fencepost(**QUICK)
 @asynchronous
 async def test_while_the_controller_is_dead_leaders_serve_and_on_its_return_nothing_is_forgotten(
-    cluster_factory: ClusterFactory,
+    cluster: AsyncLocalCluster,
 ) -> None:
-    async with cluster_factory(brokers=3, controller_overrides=QUICK) as cluster, running(cluster) as workload:
+    async with running(cluster) as workload:
         before = (await workload.admin.describe_topic(TOPIC)).partitions
         await cluster.kill(CONTROLLER)
         await workload.writes_go_on()
@@ -62,9 +62,10 @@ async def test_while_the_controller_is_dead_leaders_serve_and_on_its_return_noth
         await cluster.restart(victim)
 
 
+@pytest.mark.fencepost(**QUICK)
 @asynchronous
-async def test_kill_9_of_leader_and_controller_at_once(cluster_factory: ClusterFactory) -> None:
-    async with cluster_factory(brokers=3, controller_overrides=QUICK) as cluster, running(cluster) as workload:
+async def test_kill_9_of_leader_and_controller_at_once(cluster: AsyncLocalCluster) -> None:
+    async with running(cluster) as workload:
         victim = await workload.leader()
         await cluster.kill(CONTROLLER, victim)
         await cluster.restart(CONTROLLER)
@@ -72,11 +73,12 @@ async def test_kill_9_of_leader_and_controller_at_once(cluster_factory: ClusterF
         await cluster.restart(victim)
 
 
+@pytest.mark.fencepost(**QUICK)
 @asynchronous
 async def test_kill_9_of_every_process_at_once_loses_nothing_and_no_producer_state(
-    cluster_factory: ClusterFactory,
+    cluster: AsyncLocalCluster,
 ) -> None:
-    async with cluster_factory(brokers=3, controller_overrides=QUICK) as cluster, running(cluster) as workload:
+    async with running(cluster) as workload:
         for round_number in range(2):
             await cluster.kill(*cluster.members)
             await cluster.start(*cluster.members)
@@ -85,11 +87,12 @@ async def test_kill_9_of_every_process_at_once_loses_nothing_and_no_producer_sta
             assert [view.epoch for view in views] == [0], f"round {round_number}: the producer's state survived"
 
 
+@pytest.mark.fencepost(**QUICK)
 @asynchronous
 async def test_a_paused_leader_is_replaced_and_what_it_appends_on_waking_is_never_acknowledged(
-    cluster_factory: ClusterFactory,
+    cluster: AsyncLocalCluster,
 ) -> None:
-    async with cluster_factory(brokers=3, controller_overrides=QUICK) as cluster, running(cluster) as workload:
+    async with running(cluster) as workload:
         victim = await workload.leader()
         await cluster.pause(victim)
         await workload.writes_go_on()
@@ -116,9 +119,9 @@ async def test_a_pause_below_the_session_timeout_costs_no_election_whichever_pro
 
 @asynchronous
 async def test_a_clean_shutdown_hands_leaderships_over_and_the_restart_reads_nothing_but_the_snapshot(
-    cluster_factory: ClusterFactory,
+    cluster: AsyncLocalCluster,
 ) -> None:
-    async with cluster_factory(brokers=3) as cluster, running(cluster) as workload:
+    async with running(cluster) as workload:
         victim = await workload.leader()
         assert await cluster.stop(victim) == 0
         assert "leaderships were not handed over" not in cluster.log(victim)
@@ -131,8 +134,8 @@ async def test_a_clean_shutdown_hands_leaderships_over_and_the_restart_reads_not
 
 
 @asynchronous
-async def test_lost_acknowledgements_are_recognised_through_failovers(cluster_factory: ClusterFactory) -> None:
-    async with cluster_factory(brokers=3) as cluster, running(cluster, drop_acks=0.1) as workload:
+async def test_lost_acknowledgements_are_recognised_through_failovers(cluster: AsyncLocalCluster) -> None:
+    async with running(cluster, drop_acks=0.1) as workload:
         for partition in (0, 1):
             victim = await workload.leader(partition)
             await cluster.kill(victim)
@@ -143,9 +146,8 @@ async def test_lost_acknowledgements_are_recognised_through_failovers(cluster_fa
 
 
 @asynchronous
-async def test_with_flush_always_everything_above_survives_too(cluster_factory: ClusterFactory) -> None:
+async def test_with_flush_always_everything_above_survives_too(cluster: AsyncLocalCluster) -> None:
     async with (
-        cluster_factory(brokers=3) as cluster,
         running(cluster, topic={"flush_always": True}) as workload,
     ):
         victim = await workload.leader()
@@ -156,12 +158,12 @@ async def test_with_flush_always_everything_above_survives_too(cluster_factory: 
 
 @asynchronous
 async def test_a_broker_whose_disk_refuses_gives_up_its_leaderships_and_nothing_is_lost(
-    cluster_factory: ClusterFactory,
+    cluster: AsyncLocalCluster,
 ) -> None:
     """The disk refuses by a limit on file size, set on the running process: every append beyond it fails."""
     psutil = pytest.importorskip("psutil")
 
-    async with cluster_factory(brokers=3) as cluster, running(cluster) as workload:
+    async with running(cluster) as workload:
         victim = await workload.leader()
         process = psutil.Process(cluster.pid(victim))
         process.rlimit(psutil.RLIMIT_FSIZE, (1, psutil.RLIM_INFINITY))

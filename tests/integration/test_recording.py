@@ -26,12 +26,12 @@ RECORDS = 2_000
 
 
 def test_what_clients_recorded_through_a_failover_is_clean_and_what_is_damaged_in_it_is_found(
-    run: Run, cluster_factory: ClusterFactory
+    run: Run, cluster: AsyncLocalCluster
 ) -> None:
     lines: list[str] = []
 
     async def scenario() -> None:
-        async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+        async with AdminClient(cluster.bootstrap) as admin:
             await admin.create_topic(TOPIC, partitions=2, replication_factor=3, min_insync_replicas=2)
             ledger = Ledger("recorded")
             history = History(lines.append, process="producer")

@@ -87,9 +87,9 @@ async def values(cluster: AsyncLocalCluster) -> list[int]:
 
 @asynchronous
 async def test_without_a_choice_the_longest_log_is_elected_and_not_who_was_last_in_sync(
-    cluster_factory: ClusterFactory,
+    cluster: AsyncLocalCluster,
 ) -> None:
-    async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+    async with AdminClient(cluster.bootstrap) as admin:
         await last_replica_loses_power(cluster, admin)
         candidates = await admin.unclean_candidates("orders", 0)
         assert [(c.broker_id, c.log_end_offset, c.was_in_sync, c.failure) for c in candidates] == [
@@ -106,9 +106,9 @@ async def test_without_a_choice_the_longest_log_is_elected_and_not_who_was_last_
 
 @asynchronous
 async def test_the_command_shows_what_it_chose_from_says_what_may_be_lost_and_asks(
-    cluster_factory: ClusterFactory,
+    cluster: AsyncLocalCluster,
 ) -> None:
-    async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+    async with AdminClient(cluster.bootstrap) as admin:
         shell = Shell(cluster.directory)
         await last_replica_loses_power(cluster, admin)
         await cluster.kill(3)
@@ -139,9 +139,9 @@ async def test_the_command_shows_what_it_chose_from_says_what_may_be_lost_and_as
 
 @asynchronous
 async def test_a_candidate_that_has_restarted_since_it_was_asked_is_not_elected(
-    cluster_factory: ClusterFactory,
+    cluster: AsyncLocalCluster,
 ) -> None:
-    async with cluster_factory(brokers=3) as cluster, AdminClient(cluster.bootstrap) as admin:
+    async with AdminClient(cluster.bootstrap) as admin:
         await last_replica_loses_power(cluster, admin)
         best = (await admin.unclean_candidates("orders", 0))[0]
         assert best.broker_id == 2
