@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from fencepost_cli.watched_bench import BURST_RECORDS, MAX_PAIRS, MIN_PAIRS, measure_watched
 from fencepost_testing.background_loop import run_in_background
 from fencepost_testing.forking import fork_server
 from fencepost_testing.local_cluster import LocalCluster
@@ -50,18 +51,26 @@ class Figure:
     unit: str
     goal: float
     values: list[float] = field(default_factory=list)
+    spread: float | None = None  # the median lies within so much of what it seems, with 95 %
 
     def __str__(self) -> str:
-        return f"{median(self.values):.3g} {self.unit} (worst {max(self.values):.3g}; goal ≤ {self.goal:g})"
+        spread = f" ± {self.spread:.2g}" if self.spread is not None else ""
+        return f"{median(self.values):.3g}{spread} {self.unit} (worst {max(self.values):.3g}; goal ≤ {self.goal:g})"
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "values": [round(value, 4) for value in self.values]}
 
 
 def measure_testing(
-    tell: Callable[[str], object], *, first_uses: int = FIRST_USES, turns: int = TURNS, kills: int = KILLS
+    tell: Callable[[str], object],
+    *,
+    first_uses: int = FIRST_USES,
+    turns: int = TURNS,
+    kills: int = KILLS,
+    pairs: tuple[int, int] = (MIN_PAIRS, MAX_PAIRS),
+    burst_records: int = BURST_RECORDS,
 ) -> list[Figure]:
-    """All figures, by turns one after another."""
+    """All figures, one after another. `pairs`: at least and at most, of bursts with and without metrics and page."""
     first = Figure("first use of a cluster to a usable topic", "s", 1.2)
     turn = Figure("a test's set-up and clean-up: take the cluster; heal and empty it", "ms", 50)
     after_kill = Figure("clean-up after a test that killed a broker: it is started again", "ms", 500)
@@ -89,7 +98,12 @@ def measure_testing(
             leader.values.append(_ms(kill_and_look))
             tell(f"kill {number + 1} of {kills}: {leader.values[-1]:.0f} ms")
             after_kill.values.append(_ms(lambda: run_in_background(renew(cluster.aio))))
-    return [first, turn, after_kill, leader, memory]
+    tell("bursts with and without metrics and page")
+    losses = measure_watched(tell, min_pairs=pairs[0], max_pairs=pairs[1], burst_records=burst_records)
+    throughput = Figure("throughput lost by metrics (a scrape a second) and an open page", "%", 3, losses.throughput)
+    throughput.spread = losses.half_width
+    cpu = Figure("CPU of a record, of all processes, added by them", "%", 3, losses.cpu)
+    return [first, turn, after_kill, leader, memory, throughput, cpu]
 
 
 def _first_use() -> float:

@@ -48,10 +48,12 @@ async def test_every_figure_is_measured(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_testing_kit_is_measured() -> None:
-    figures = measure_testing(lambda _: None, first_uses=1, turns=1, kills=1)
-    assert [figure.unit for figure in figures] == ["s", "ms", "ms", "ms", "MB"]
+    figures = measure_testing(lambda _: None, first_uses=1, turns=1, kills=1, pairs=(1, 1), burst_records=5_000)
+    assert [figure.unit for figure in figures] == ["s", "ms", "ms", "ms", "MB", "%", "%"]
     for figure in figures:
         assert len(figure.values) == 1
+    assert all(-1_000 < loss < 10_000 for figure in figures[-2:] for loss in figure.values)
+    for figure in figures[:-2]:
         assert 0 < figure.values[0] < 100 * figure.goal, str(figure)
 
 

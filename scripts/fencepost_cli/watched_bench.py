@@ -1,0 +1,212 @@
+"""What metrics and the live page cost a cluster that is under load: pairs of bursts, with and without, in turns.
+
+Two clusters of three brokers stand side by side. One hands out no metrics and no page looks at it; of the other every
+process is scraped once a second, and a page is open on it, whose events are read. Each pair is one burst to each, in an
+order that changes from pair to pair; while it is the other's turn, the page is paused. A machine that does other things
+meanwhile disturbs single pairs, so the median counts, and more pairs follow until it is known closely enough. What the
+processes of a cluster, its page and the client take of a processor is less disturbed than the time that passes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import median
+
+import psutil
+
+from fencepost import Producer
+from fencepost_testing.background_loop import run_in_background
+from fencepost_testing.local_cluster import LocalCluster
+
+BURST_RECORDS = 400_000
+RECORD = b"x" * 100
+PARTITIONS = 6
+MIN_PAIRS = 8
+MAX_PAIRS = 40
+CLOSE_ENOUGH = 0.015  # half of the interval in which the median lies
+SCRAPE_EVERY_S = 1.0
+WARM_UP_RECORDS = 50_000
+CATCH_UP_S = 1.5  # for a page that was paused
+_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """What one has cost."""
+
+    records_per_s: float
+    cpu_us: float  # of all processes together, for a record
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """Losses by metrics and page, in per cent of what is without them."""
+
+    throughput: list[float]
+    cpu: list[float]
+
+    @property
+    def half_width(self) -> float:
+        return 100 * half_width_of_median([loss / 100 for loss in self.throughput])
+
+
+def measure_watched(
+    tell: Callable[[str], object],
+    *,
+    min_pairs: int = MIN_PAIRS,
+    max_pairs: int = MAX_PAIRS,
+    burst_records: int = BURST_RECORDS,
+) -> Watched:
+    """Pairs until the median is known closely enough."""
+    without_metrics = {"metrics_listen": ""}
+    plain = LocalCluster(
+        brokers=3, faults=False, broker_overrides=without_metrics, controller_overrides=without_metrics
+    )
+    watched = LocalCluster(brokers=3, faults=False)
+    losses = Watched([], [])
+    with plain, watched, _Sender(plain) as to_plain, _Sender(watched) as to_watched, _Watchers(watched) as watchers:
+
+        def without() -> Burst:
+            return to_plain.burst(burst_records)
+
+        def with_both() -> Burst:
+            with watchers.looking():
+                return to_watched.burst(burst_records, watchers.page)
+
+        to_plain.burst(WARM_UP_RECORDS)
+        to_watched.burst(WARM_UP_RECORDS)
+        while len(losses.throughput) < min_pairs or (
+            len(losses.throughput) < max_pairs and losses.half_width > 100 * CLOSE_ENOUGH
+        ):
+            if len(losses.throughput) % 2:
+                looked_at, alone = with_both(), without()
+            else:
+                alone, looked_at = without(), with_both()
+            losses.throughput.append(100 * (1 - looked_at.records_per_s / alone.records_per_s))
+            losses.cpu.append(100 * (looked_at.cpu_us / alone.cpu_us - 1))
+            tell(
+                f"pair {len(losses.throughput)}: {alone.records_per_s:,.0f} records/s without, "
+                f"{looked_at.records_per_s:,.0f} with metrics and page; {alone.cpu_us:.1f} and {looked_at.cpu_us:.1f} us "
+                f"of CPU a record; median loss {median(losses.throughput):.1f} % +- {losses.half_width:.1f}"
+            )
+        assert watchers.scrapes > 0
+        assert watchers.events > 0
+    return losses
+
+
+def half_width_of_median(values: Sequence[float]) -> float:
+    """Half of the interval in which the median lies with 95 %: between two order statistics, whatever the distribution."""
+    ordered, count = sorted(values), len(values)
+    reach = 0.98 * sqrt(count)
+    low, high = max(0, int(count / 2 - reach)), min(count - 1, int(count / 2 + reach))
+    return (ordered[high] - ordered[low]) / 2
+
+
+class _Sender:
+    """A producer to one cluster, that stays open."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        self._cluster = cluster
+        self._topic = cluster.create_topic(partitions=PARTITIONS)
+        self._producer = Producer(cluster.bootstrap, linger_ms=5)
+        self._processes = [psutil.Process(cluster.pid(node)) for node in cluster.nodes]
+
+    def __enter__(self) -> _Sender:
+        run_in_background(self._producer.start())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        run_in_background(self._producer.close())
+
+    def burst(self, records: int, *others: psutil.Process) -> Burst:
+        """`others`: whose CPU counts too."""
+        processes = [*self._processes, *others, psutil.Process()]
+        cpu_before, began = _cpu_s(processes), time.perf_counter()
+        run_in_background(self._send(records))
+        took_s, cpu_s = time.perf_counter() - began, _cpu_s(processes) - cpu_before
+        return Burst(records / took_s, cpu_s / records * 1e6)
+
+    async def _send(self, records: int) -> None:
+        for number in range(records):
+            await self._producer.send(self._topic, RECORD, partition=number % PARTITIONS)
+        await self._producer.flush()
+
+
+def _cpu_s(processes: Sequence[psutil.Process]) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
+class _Watchers:
+    """A scraper of every process's metrics, and a page that is open on the cluster."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        self.scrapes = 0
+        self.events = 0
+        self._metrics = [cluster.member(node).metrics_address for node in cluster.nodes]
+        self._looks = threading.Event()
+        self._ended = threading.Event()
+        command = [sys.executable, "-m", "fencepost_cli", "ui", "--no-browser", "--data-dir", str(cluster.directory)]
+        self._server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.page = psutil.Process(self._server.pid)
+        assert self._server.stdout is not None
+        found = re.search(r"http://(\S+)/", self._server.stdout.readline())
+        assert found is not None
+        self._address = found.group(1)
+        self._threads = [threading.Thread(target=each, daemon=True) for each in (self._scrape, self._read_events)]
+
+    def __enter__(self) -> _Watchers:
+        for thread in self._threads:
+            thread.start()
+        time.sleep(2 * SCRAPE_EVERY_S)  # the page has seen every broker
+        self.page.suspend()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._looks.set()
+        self.page.resume()
+        self.page.send_signal(signal.SIGINT)
+        self._server.wait(_TIMEOUT_S)
+        for thread in self._threads:
+            thread.join(_TIMEOUT_S)
+
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[None]:
+        """They look meanwhile, and only then."""
+        self.page.resume()
+        self._looks.set()
+        time.sleep(CATCH_UP_S)
+        try:
+            yield
+        finally:
+            self._looks.clear()
+            self.page.suspend()
+
+    def _scrape(self) -> None:
+        while not self._ended.is_set():
+            self._looks.wait()
+            for address in self._metrics if not self._ended.is_set() else ():
+                connection = http.client.HTTPConnection(address, timeout=_TIMEOUT_S)
+                connection.request("GET", "/metrics")
+                assert connection.getresponse().read()
+                connection.close()
+                self.scrapes += 1
+            self._ended.wait(SCRAPE_EVERY_S)
+
+    def _read_events(self) -> None:
+        connection = http.client.HTTPConnection(self._address, timeout=_TIMEOUT_S)
+        connection.request("GET", "/events")
+        answer = connection.getresponse()
+        while answer.readline():
+            self.events += 1
+        connection.close()
