@@ -9,25 +9,16 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from fencepost_cli.plotting import label, save, side_by_side
 from fencepost_cli.scale import ScaleResult
-from fencepost_testing.failures import CommandFailed
 
-_INCHES = (9.0, 4.2)
+_ACROSS = "partitions, three replicas each"
 
 
 def draw(results: Sequence[ScaleResult], file: Path) -> None:
     """Raises CommandFailed where it cannot."""
-    try:
-        import matplotlib as mpl
-
-        mpl.use("Agg")
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise CommandFailed(f"a plot needs matplotlib: {error}") from error
-    mpl.rcParams["svg.hashsalt"] = "fencepost"  # the same figures make the same file
-    figure, (times, writes) = pyplot.subplots(1, 2, figsize=_INCHES, layout="constrained")
+    figure, (times, writes) = side_by_side(2)
     sizes = [result.partitions for result in results]
     for number, what in enumerate(one.what for one in results[0].disturbances):
         of_it = [result.disturbances[number] for result in results]
@@ -36,22 +27,9 @@ def draw(results: Sequence[ScaleResult], file: Path) -> None:
     killed = [result.disturbances[0].leaders_s for result in results]
     times.plot(sizes, killed, marker="s", linestyle="--", label="all led after a kill")
     times.plot(sizes, [result.up_s for result in results], marker="^", linestyle=":", label="cluster up")
-    _label(times, "seconds until all is well")
-    _label(writes, "slowest write to a partition with a leader, s")
-    try:
-        figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
-    except (OSError, ValueError) as error:
-        raise CommandFailed(f"{file}: {error}") from error
-    finally:
-        pyplot.close(figure)
-
-
-def _label(axes: Any, what: str) -> None:
-    axes.set_xlabel("partitions, three replicas each")
-    axes.set_ylabel(what)
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    label(times, _ACROSS, "seconds until all is well")
+    label(writes, _ACROSS, "slowest write to a partition with a leader, s")
+    save(figure, file)
 
 
 def _read(file: Path) -> list[ScaleResult]:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import psutil
 
@@ -53,41 +54,54 @@ class ClosedLoop:
     broker_pids: Sequence[int]
 
     async def measure(self, producers: int, seconds: float) -> ClosedLoopResult:
-        own = [psutil.Process().pid]
         async with AsyncExitStack() as stack:
             opened = [await stack.enter_async_context(Producer(self.bootstrap)) for _ in range(producers)]
-            await self._send_until(opened, 0.0)  # connected, with ids
-            await self._send_until(opened, time.monotonic() + CLOSED_LOOP_WARM_UP_S)
-            brokers_s, own_s, started = _cpu_s(self.broker_pids), _cpu_s(own), time.monotonic()
-            latencies_s = await self._send_until(opened, started + seconds)
-            elapsed_s = time.monotonic() - started
-            brokers_s, own_s = _cpu_s(self.broker_pids) - brokers_s, _cpu_s(own) - own_s
-        acks = len(latencies_s)
-        return ClosedLoopResult(
-            acks / elapsed_s,
-            percentile(latencies_s, 0.50) * 1000,
-            percentile(latencies_s, 0.99) * 1000,
-            brokers_s / acks * 1000,
-            own_s / acks * 1000,
-        )
+            return await closed_loop([partial(self._send, producer) for producer in opened], seconds, self.broker_pids)
 
-    async def _send_until(self, producers: Sequence[Producer], end: float) -> list[float]:
-        """Each sends one record at a time, and one at least, until that time (time.monotonic). Sorted latencies."""
-        latencies_s: list[float] = []
-        await asyncio.gather(*(self._loop(producer, end, latencies_s) for producer in producers))
-        return sorted(latencies_s)
-
-    async def _loop(self, producer: Producer, end: float, latencies_s: list[float]) -> None:
-        while True:
-            sent_at = time.monotonic()
-            await (await producer.send(self.topic, self.value))
-            now = time.monotonic()
-            latencies_s.append(now - sent_at)
-            if now >= end:
-                return
+    async def _send(self, producer: Producer) -> None:
+        await (await producer.send(self.topic, self.value))
 
 
-def _cpu_s(pids: Sequence[int]) -> float:
+Lane = Callable[[], Awaitable[None]]  # sends one record, and returns when it is acknowledged
+
+
+async def closed_loop(lanes: Sequence[Lane], seconds: float, broker_pids: Sequence[int]) -> ClosedLoopResult:
+    """Each lane has one record on its way at a time. A first record of each and CLOSED_LOOP_WARM_UP_S do not count."""
+    own = [psutil.Process().pid]
+    await _run_until(lanes, 0.0)  # connected, with ids
+    await _run_until(lanes, time.monotonic() + CLOSED_LOOP_WARM_UP_S)
+    brokers_s, own_s, started = cpu_s(broker_pids), cpu_s(own), time.monotonic()
+    latencies_s = await _run_until(lanes, started + seconds)
+    elapsed_s = time.monotonic() - started
+    brokers_s, own_s = cpu_s(broker_pids) - brokers_s, cpu_s(own) - own_s
+    acks = len(latencies_s)
+    return ClosedLoopResult(
+        acks / elapsed_s,
+        percentile(latencies_s, 0.50) * 1000,
+        percentile(latencies_s, 0.99) * 1000,
+        brokers_s / acks * 1000,
+        own_s / acks * 1000,
+    )
+
+
+async def _run_until(lanes: Sequence[Lane], end: float) -> list[float]:
+    """Each sends one record at a time, and one at least, until that time (time.monotonic). Sorted latencies."""
+    latencies_s: list[float] = []
+    await asyncio.gather(*(_run_lane(lane, end, latencies_s) for lane in lanes))
+    return sorted(latencies_s)
+
+
+async def _run_lane(lane: Lane, end: float, latencies_s: list[float]) -> None:
+    while True:
+        sent_at = time.monotonic()
+        await lane()
+        now = time.monotonic()
+        latencies_s.append(now - sent_at)
+        if now >= end:
+            return
+
+
+def cpu_s(pids: Sequence[int]) -> float:
     """Processor time of these processes, so far."""
     return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fencepost_cli import bench, scale, small_batches
+from fencepost_cli import bench, many, many_plot, scale, small_batches
 from fencepost_cli.bench import Bench, measure_recovery
+from fencepost_cli.many import Many
 from fencepost_cli.scale import Scale, ScaleResult
 from fencepost_cli.scale_plot import draw
 from fencepost_cli.testing_bench import measure_testing
@@ -90,3 +91,31 @@ async def test_kills_and_restarts_with_many_partitions_are_measured_and_drawn(
     assert ScaleResult.from_json(told).to_json() == told
     draw([measured], tmp_path / "scale.svg")
     assert "</svg>" in (tmp_path / "scale.svg").read_text()
+
+
+@asynchronous
+async def test_what_grows_with_producers_partitions_and_connections_is_measured_and_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(small_batches, "CLOSED_LOOP_WARM_UP_S", 0.1)
+    monkeypatch.setattr(many, "SETTLE_S", 0.1)
+    monkeypatch.setattr(many, "REST_S", 0.2)
+    measured = await Many(tmp_path / "many", lambda _: None).run((1, 3), (3, 70), (0, 30), load_s=0.3)
+    assert [(one.what, one.number) for one in measured] == [
+        ("producers", 1),
+        ("producers", 3),
+        ("connections", 0),
+        ("connections", 30),
+        ("partitions", 3),
+        ("partitions", 70),
+    ]
+    for one in measured:
+        assert one.acks_per_s > 0, one
+        assert 0 < one.p50_ms <= one.p99_ms, one
+        assert one.broker_rss_mb > 0, one
+    assert measured[1].broker_connections > measured[0].broker_connections  # each producer has its own
+    assert measured[3].broker_connections == measured[2].broker_connections + 30
+    told = json.loads(json.dumps([one.to_json() for one in measured]))
+    assert told[5]["number"] == 70
+    many_plot.draw(measured, tmp_path / "many.png")
+    assert (tmp_path / "many.png").read_bytes().startswith(b"\x89PNG")

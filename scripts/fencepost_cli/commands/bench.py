@@ -48,6 +48,14 @@ def bench(
             "--scale", help="Instead: kills and restarts of brokers with 300 to 10,000 partitions; minutes each."
         ),
     ] = False,
+    many: Annotated[
+        bool,
+        typer.Option(
+            "--many",
+            help="Instead: up to 500 producers, 1,000 partitions with traffic and 2,000 connections; what grows with what. "
+            "Four minutes.",
+        ),
+    ] = False,
     kafka: Annotated[
         bool, typer.Option("--kafka", help="Instead: through the Kafka port, with librdkafka (confluent-kafka).")
     ] = False,
@@ -88,7 +96,7 @@ def bench(
     ] = None,
     seed: Annotated[int, typer.Option(help="With --scale: of the choice of partitions that are written to.")] = 1,
     plot: Annotated[
-        Path | None, typer.Option(help="With --scale: draw what grows with what into this .svg or .png.")
+        Path | None, typer.Option(help="With --scale or --many: draw what grows with what into this .svg or .png.")
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="A folder for the data, removed afterwards.", show_default="a temporary one")
@@ -96,39 +104,24 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object as the last line of standard output.")] = False,
 ) -> None:
     """Measure throughput, latency, unavailability, start and memory on a cluster of its own, in about a minute."""
-    from fencepost_cli.bench import Bench, measure_recovery
-
     out = console()
     try:
         parent = Path(tempfile.mkdtemp(prefix="fencepost-bench-", dir=data_dir))
     except OSError as error:
         fail(f"{data_dir}: {error.strerror}")
     try:
-        if scale:
-            results = _measure_scale(parent, partitions or SCALES, seed, out)
-            if plot is not None:
-                from fencepost_cli.scale_plot import draw
-
-                draw(results, plot)
-            told: dict[str, object] = {"scale": [result.to_json() for result in results]}
-        elif compare is not None:
-            told = _compare(parent, compare, pairs, out)
-        elif peer is not None:
-            told = _measure_beside(parent, out)
-        elif kafka:
-            told = _measure_kafka(parent, out)
-        elif testing:
-            told = _measure_testing(out)
-        elif connections:
-            told = _measure_connections(parent, out)
-        elif recovery:
-            recoveries = run(measure_recovery(parent / "cluster", out.print))
-            _show_recoveries(recoveries, out)
-            told = {"recoveries": [{key: round(value, 3) for key, value in asdict(one).items()} for one in recoveries]}
-        else:
-            result = run(Bench(parent / "cluster", out.print).run())
-            _show(result, out)
-            told = result.to_json()
+        measures: list[tuple[bool, Callable[[], dict[str, object]]]] = [
+            (scale, partial(_measure_scales, parent, partitions or SCALES, seed, plot, out)),
+            (many, partial(_measure_many, parent, plot, out)),
+            (compare is not None, partial(_compare, parent, compare or "", pairs, out)),
+            (peer is not None, partial(_measure_beside, parent, out)),
+            (kafka, partial(_measure_kafka, parent, out)),
+            (testing, partial(_measure_testing, out)),
+            (connections, partial(_measure_connections, parent, out)),
+            (recovery, partial(_measure_recovery, parent, out)),
+        ]
+        measure = next((measure for is_wanted, measure in measures if is_wanted), partial(_measure, parent, out))
+        told = measure()
     finally:
         shutil.rmtree(parent, ignore_errors=True)
     if as_json:
@@ -157,6 +150,57 @@ def _compare(parent: Path, revision: str, pairs: int, out: Console) -> dict[str,
         rows.add_row(one.name, spread(one.other), spread(one.this), ratio)
     out.print(rows)
     return comparison.to_json(other, this, figures)
+
+
+def _measure(parent: Path, out: Console) -> dict[str, object]:
+    from fencepost_cli.bench import Bench
+
+    result = run(Bench(parent / "cluster", out.print).run())
+    _show(result, out)
+    return result.to_json()
+
+
+def _measure_recovery(parent: Path, out: Console) -> dict[str, object]:
+    from fencepost_cli.bench import measure_recovery
+
+    recoveries = run(measure_recovery(parent / "cluster", out.print))
+    _show_recoveries(recoveries, out)
+    return {"recoveries": [{key: round(value, 3) for key, value in asdict(one).items()} for one in recoveries]}
+
+
+def _measure_many(parent: Path, plot: Path | None, out: Console) -> dict[str, object]:
+    from fencepost_cli.many import Many
+
+    steps = run(Many(parent / "cluster", out.print).run())
+    columns = [
+        "acks/s",
+        "p50, ms",
+        "p99, ms",
+        "CPU of an ack, ms: brokers",
+        "client",
+        "MB",
+        "at rest, %",
+        "connections",
+    ]
+    rows = table_of("", *columns, numbers=columns)
+    for one in steps:
+        rows.add_row(
+            f"{one.number:,} {one.what}",
+            f"{one.acks_per_s:,.0f}",
+            f"{one.p50_ms:.2f}",
+            f"{one.p99_ms:.1f}",
+            f"{one.brokers_cpu_ms_per_ack:.2f}",
+            f"{one.client_cpu_ms_per_ack:.2f}",
+            f"{one.broker_rss_mb:.0f}",
+            f"{one.rest_cpu_percent:.1f}",
+            f"{one.broker_connections:,}",
+        )
+    out.print(rows)
+    if plot is not None:
+        from fencepost_cli.many_plot import draw
+
+        draw(steps, plot)
+    return {"many": [one.to_json() for one in steps]}
 
 
 def _measure_kafka(parent: Path, out: Console) -> dict[str, object]:
@@ -219,7 +263,9 @@ def _require_librdkafka() -> None:
         fail("confluent_kafka is missing: pip install 'fencepost[kafka-clients]'")
 
 
-def _measure_scale(parent: Path, sizes: Sequence[int], seed: int, out: Console) -> list[ScaleResult]:
+def _measure_scales(
+    parent: Path, sizes: Sequence[int], seed: int, plot: Path | None, out: Console
+) -> dict[str, object]:
     from fencepost_cli.scale import Scale
 
     results = []
@@ -228,7 +274,11 @@ def _measure_scale(parent: Path, sizes: Sequence[int], seed: int, out: Console) 
         _show_scale(result, out)
         results.append(result)
         shutil.rmtree(parent / f"cluster-{size}", ignore_errors=True)
-    return results
+    if plot is not None:
+        from fencepost_cli.scale_plot import draw
+
+        draw(results, plot)
+    return {"scale": [result.to_json() for result in results]}
 
 
 def _show_scale(result: ScaleResult, out: Console) -> None:
