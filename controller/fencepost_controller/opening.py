@@ -7,16 +7,32 @@ that is asked for, only once those brokers have come that are expected: the live
 live, since then the whole cluster was down. No one is waited for longer than a session timeout: it is dead then.
 
 Where all brokers register at once, as they do while they run, this costs nothing.
+
+**In which order.** A broker that was live and has not come counts as live, for the metadata says so. So what has waited is
+decided in this order:
+
+1. registrations that tell of a loss (an older folder, the end of a machine): they leave in-sync sets while all the others
+   are still in them;
+2. the deaths of those that did not come in time;
+3. everything else.
+
+Otherwise, of two in sync, the one that has died would leave the set first, and the one that has lost records would then be
+its last member: an operator would have to decide, though the first has everything. Or the one that is back would leave the
+set to one that is dead. A registration of 1 may have to wait for a probe that no one answers; the rest does not wait for
+that longer than `LOSSES_WITHIN_S`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from fencepost_proto.protocol.metadata import BrokerRegistration
 
 MAX_WAIT_S = 10.0  # a broker gives up a registration after 30 s
+LOSSES_WITHIN_S = 1.0
 
 
 def expected(brokers: Iterable[BrokerRegistration]) -> frozenset[int]:
@@ -31,18 +47,43 @@ class Opening:
 
     def __init__(self) -> None:
         self._missing: set[int] = set()
+        self._losses = 0  # registrations that tell of one and are not decided
+        self._heard = asyncio.Event()  # enough is known to begin
+        self._no_losses = asyncio.Event()
         self._open = asyncio.Event()
 
     def start(self, brokers: Iterable[BrokerRegistration], timeout_s: float) -> None:
         """The store is loaded."""
         self._missing = set(expected(brokers))
-        asyncio.get_running_loop().call_later(min(timeout_s, MAX_WAIT_S), self._open.set)
+        asyncio.get_running_loop().call_later(min(timeout_s, MAX_WAIT_S), self._heard.set)
         self._look()
+
+    async def run(self, declare_dead: Callable[[frozenset[int]], Awaitable[None]]) -> None:
+        """Open when it is time. `declare_dead`: brokers that have not come, those of them that have had their time."""
+        await self._heard.wait()
+        if self._losses:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOSSES_WITHIN_S):
+                    await self._no_losses.wait()
+        if self._missing and not self.is_over:
+            await declare_dead(frozenset(self._missing))
+        self._open.set()
 
     def heard(self, broker_id: int) -> None:
         """This broker wants to register, and knows nothing that the store does not have."""
         self._missing.discard(broker_id)
         self._look()
+
+    @contextmanager
+    def loss(self) -> Iterator[None]:
+        """Around a registration that waits here and tells of a loss, until it is decided; before it is `heard`."""
+        self._losses += 1
+        try:
+            yield
+        finally:
+            self._losses -= 1
+            if not self._losses:
+                self._no_losses.set()
 
     @property
     def is_over(self) -> bool:
@@ -53,6 +94,12 @@ class Opening:
         """Return once things may be decided."""
         await self._open.wait()
 
+    async def wait_for_losses(self) -> None:
+        """Return once registrations that tell of a loss may be decided."""
+        await self._heard.wait()
+
     def _look(self) -> None:
         if not self._missing:
-            self._open.set()
+            self._heard.set()
+            if not self._losses:
+                self._open.set()

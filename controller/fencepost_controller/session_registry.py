@@ -25,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 from fencepost_controller.broker_session import BrokerSession, MetadataMessages
@@ -41,7 +42,7 @@ from fencepost_controller.decisions.brokers import (
 from fencepost_controller.decisions.lineage import KnownHistory, MetadataWentBack, UnknownHistory, check_known_version
 from fencepost_controller.failed_replicas import FailedReplicas
 from fencepost_controller.liveness import Liveness
-from fencepost_controller.opening import Opening
+from fencepost_controller.opening import MAX_WAIT_S, Opening
 from fencepost_controller.probe import PAUSES, ProbeVerdict, probe
 from fencepost_controller.seldom import Seldom
 from fencepost_proto.protocol import errors
@@ -104,15 +105,25 @@ class SessionRegistry:
                 self._live_since[broker.id] = now
         self.opening.start(self._image.brokers.values(), self._config.session_timeout_ms / 1000)
 
+    async def _never_came(self, broker_ids: frozenset[int]) -> None:
+        if self._config.session_timeout_ms / 1000 > MAX_WAIT_S:
+            return  # they have more time; `watch` will decide
+        missing = [broker for broker_id in sorted(broker_ids) if (broker := self._image.brokers.get(broker_id))]
+        live = [broker for broker in missing if not broker.fenced and broker.id not in self._sessions]
+        await asyncio.gather(
+            *(self._declare_dead(broker, "has not come since the controller's start") for broker in live)
+        )
+
     async def watch(self) -> None:
         """Declare overdue brokers dead; a task for the controller's life."""
+        self._spawn(self.opening.run(self._never_came), "opening")
         while True:
             await asyncio.sleep(self._liveness.tick_interval_s)
             for broker_id, reason in self._liveness.tick(self._loop.time()):
                 broker = self._image.brokers.get(broker_id)
                 if broker is None:
                     self._liveness.forget(broker_id)
-                elif broker_id not in self._being_declared_dead and not self._closing:
+                elif broker_id not in self._being_declared_dead and self.opening.is_over and not self._closing:
                     self._spawn(self._declare_dead(broker, reason), f"declare broker {broker_id} dead")
 
     @property
@@ -205,9 +216,11 @@ class SessionRegistry:
         rejoins = known is not None and known.incarnation == command.incarnation and self.opening.is_over
         if not rejoins and self._liveness.watches(command.broker_id) and command.broker_id not in self._sessions:
             self._liveness.expect(command.broker_id, self._loop.time())  # it is there, and waits
-        self.opening.heard(command.broker_id)
-        await self.opening.wait()
-        broker = await self._register(command)
+        tells_of_loss = known is not None and command.tells_of_loss(known) and not self.opening.is_over
+        with self.opening.loss() if tells_of_loss else nullcontext():
+            self.opening.heard(command.broker_id)
+            await (self.opening.wait_for_losses() if tells_of_loss else self.opening.wait())
+            broker = await self._register(command)
         if broker.id not in self._image.brokers:  # removed in the moment since
             raise errors.NetworkException(f"broker {broker.id} has been removed while it registered")
         before = self._sessions.get(broker.id)

@@ -13,6 +13,7 @@ import pytest
 
 from fencepost_controller import session_registry as sessions_module
 from fencepost_controller.fences import Fences
+from fencepost_controller.opening import LOSSES_WITHIN_S
 from fencepost_controller.probe import ProbeVerdict
 from fencepost_controller.probe import probe as real_probe
 from fencepost_controller.store import CommitFailed
@@ -316,6 +317,76 @@ async def test_a_restarted_controller_finds_the_cluster_as_it_was_and_moves_noth
             await asyncio.sleep(0.1)
             assert second.image.version == before.version + 1
             assert without_its_start(second.image) == without_its_start(before)
+
+
+@pytest.mark.parametrize("died_with_power", [1, 2])
+@asynchronous
+async def test_what_has_waited_for_the_opening_is_decided_in_an_order_that_leaves_someone_with_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, died_with_power: int
+) -> None:
+    """Of two in sync, one is dead and whole, the other is back and has lost its tail. The controller was away. The metadata
+    says that both are live: to decide the death first would leave the set to the one that has lost its tail."""
+    path, whole = str(tmp_path / "metadata.sqlite"), 3 - died_with_power
+
+    async def probe(wire: Wire, address: str, incarnation: str) -> ProbeVerdict:
+        await asyncio.sleep(0.3)  # a registration takes longer than a death
+        return await real_probe(wire, address, incarnation)
+
+    monkeypatch.setattr(sessions_module, "probe", probe)
+    async with running(SqliteStore(path)) as controller, cluster(controller) as brokers:
+        lives = dict(zip((1, 2), await brokers.live(1, 2), strict=True))
+        topic_id = await create_topic(controller, "a", (1, 2))
+        await controller.stop(clean=True)
+        for life in lives.values():
+            await life.killed()
+        async with running(SqliteStore(path), session_timeout_ms=1_000) as second:
+            back = await brokers.new(died_with_power, "life 2")
+            back.cluster_id, back.may_have_lost_tail = second.image.cluster_id, True
+            await back.connect(second)
+            await until(lambda: all(b.fenced or b.id != whole for b in second.image.brokers.values()), "the death")
+            partition = second.image.partitions[topic_id, 0]
+            assert (partition.leader, partition.isr, partition.last_known_isr) == (NO_LEADER, (whole,), ())
+            again = await brokers.new(whole, "life 2")
+            again.cluster_id = second.image.cluster_id
+            await again.connect(second)
+            await until(lambda: second.image.partitions[topic_id, 0].leader == whole, "it leads again")
+
+
+@asynchronous
+async def test_a_broker_that_is_back_does_not_leave_the_in_sync_set_to_one_that_did_not_come(tmp_path: Path) -> None:
+    path = str(tmp_path / "metadata.sqlite")
+    async with running(SqliteStore(path)) as controller, cluster(controller) as brokers:
+        lives = await brokers.live(1, 2)
+        topic_id = await create_topic(controller, "a", (1, 2))
+        await controller.stop(clean=True)
+        for life in lives:
+            await life.killed()
+        async with running(SqliteStore(path), session_timeout_ms=1_000) as second:
+            back = await brokers.new(1, "life 2")
+            back.cluster_id = second.image.cluster_id
+            await back.connect(second)
+            await until(lambda: second.image.partitions[topic_id, 0].leader == 1, "it leads")
+            assert second.image.brokers[2].fenced
+
+
+@asynchronous
+async def test_no_one_waits_long_for_a_registration_that_tells_of_a_loss_and_cannot_be_decided(tmp_path: Path) -> None:
+    """The process before it holds the id, and does not answer."""
+    path = str(tmp_path / "metadata.sqlite")
+    async with running(SqliteStore(path)) as controller, cluster(controller) as brokers:
+        paused, (two,) = await brokers.new(1, paused=True), await brokers.live(2)
+        await paused.connect(controller)
+        await brokers.unfenced(paused)
+        await controller.stop(clean=True)
+        async with running(SqliteStore(path), session_timeout_ms=9_000) as second:
+            back = await brokers.new(1, "life 2")
+            back.cluster_id, back.may_have_lost_tail = second.image.cluster_id, True
+            registering = asyncio.create_task(back.connect(second))
+            began = asyncio.get_running_loop().time()
+            await two.connect(second)
+            assert asyncio.get_running_loop().time() - began < LOSSES_WITHIN_S + 3
+            assert not registering.done()
+            registering.cancel()
 
 
 # ---- One id, several processes ----

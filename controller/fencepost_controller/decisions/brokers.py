@@ -103,6 +103,12 @@ class RegisterBroker(Command[BrokerRegistration]):
             return f"it is of broker epoch {self.folder_epoch}, and the broker has served under {known.served_epoch}"
         return ""
 
+    def tells_of_loss(self, known: BrokerRegistration) -> bool:
+        """Whether it may cost the broker its place in in-sync sets that it is in."""
+        if known.incarnation == self.incarnation:
+            return False
+        return bool(self.folder_problem(known) or self.may_have_lost_tail or self.damaged)
+
     def check(self, image: MetadataImage) -> None:
         """Raises what refuses it, whichever process holds the id."""
         if self.cluster_id and self.cluster_id != image.cluster_id:

@@ -10,9 +10,13 @@ in-sync set, could be elected with that log.
 **A fenced broker** (dead, or declared so) leads nothing. It may not know that: cut off from here and still reached by old
 producers, it goes on as the leader of an earlier leader epoch. What it appends then does no harm:
 
-- *Where the partition has a leader*, the fenced broker is in no in-sync set. Before it can join one it follows the leader of
-  the current epoch, which cuts what it has beyond.
-- *Where the partition has none*, the fenced broker may be its last in-sync member. Then its log is the partition's log, and
+- *Where the partition has a leader that may commit*, the fenced broker is neither in sync nor eligible. Before it can join
+  it follows the leader of the current epoch, which cuts what it has beyond.
+- *Where the partition has a leader that may not commit*, with too few in sync, the fenced broker may be eligible
+  (`partitions.py`), and be elected with what it appended. Until enough are in sync, and it is no longer eligible, that
+  leader commits nothing of the new instance; and it answers no `resume` before everyone who is eligible has joined it
+  (`Leadership.wait_final` of the broker), and so cut what it has beyond. Then it is as in the next case.
+- *Where the partition has none*, the fenced broker may be in sync or eligible. Then its log may be the partition's log, and
   what it appended before it receives v stays, acknowledged perhaps: it comes *before* everything that the new instance does
   there. For no one leads this partition again but by an election at a version behind v, which a broker applies only after
   v; that leader refuses the older epochs. And until then the new instance gets no answer there: a leader accepts a batch of
