@@ -18,7 +18,7 @@ from unittest.mock import patch
 from fencepost.consuming.consumer_core import ConsumerCore
 from fencepost.producing.sequencer import Sequencer
 from fencepost_controller.commands import Commands
-from fencepost_controller.decisions import histories, partitions, recovered_partitions
+from fencepost_controller.decisions import histories, invariants, partitions, recovered_partitions
 from fencepost_controller.decisions import recovery as controller_recovery
 from fencepost_controller.decisions.brokers import RegisterBroker
 from fencepost_controller.decisions.draft import Group
@@ -55,6 +55,7 @@ from fencepost_proto.protocol.errors import (
     StorageError,
     UnknownProducerId,
 )
+from fencepost_proto.protocol.metadata import NO_LEADER
 from fencepost_proto.protocol.v1 import common_pb2
 from fencepost_proto.transport import malformed
 from tests.simulation.disk import MountedDisk
@@ -294,7 +295,7 @@ def high_watermark_of_a_majority(replace: Any) -> None:
     replace(LeaderState, "_advance", advance)
 
 
-@mutant("G6", kinds=("isolate broker",), first_seed=2)
+@mutant("G6", kinds=("isolate broker",), first_seed=5)
 def leader_answers_after_losing_its_epoch(replace: Any) -> None:
     original = Leadership.end
 
@@ -379,6 +380,35 @@ def _with_leader(draft: Any, partition: Any, leader: Any) -> Any:
     if elected < 0 or elected in partition.isr:
         return partition
     return changed(partition, isr=(*(m for m in partition.isr if draft.serves(m, partition.id)), elected))
+
+
+# ---- Eligible replicas (KIP-966) ----
+
+
+@mutant("G1", "G4", kinds=(*POWER, "power failure", "kill everything"), seeds=30)
+def replica_whose_machine_went_down_stays_eligible(replace: Any) -> None:
+    original = partitions._eligible
+
+    def eligible(draft: Any, before: Any, settled: Any, leader: int, lost: Any) -> tuple[int, ...]:
+        return original(draft, before, settled, leader, ())
+
+    replace(partitions, "_eligible", eligible)
+
+
+@mutant("G1", "G6", "G10", kinds=(*KILLS, *NETWORK), seeds=30, first_seed=3)
+def leader_commits_with_too_few_in_sync(replace: Any) -> None:
+    replace(LeaderState, "can_commit", property(lambda self: True))
+
+
+@mutant("G1", "G6", "G10", kinds=(*KILLS, *NETWORK), seeds=30)
+def replicas_stay_eligible_while_the_leader_commits_without_them(replace: Any) -> None:
+    original = partitions._eligible
+
+    def eligible(draft: Any, before: Any, settled: Any, leader: int, lost: Any) -> tuple[int, ...]:
+        return original(draft, before, settled, NO_LEADER, lost)
+
+    replace(partitions, "_eligible", eligible)
+    replace(invariants, "_problem_of_eligible", lambda partition, after: "")
 
 
 # ---- The disk ----

@@ -103,14 +103,22 @@ class World:
                     continue
                 replica = node.replicas.setdefault(key, Replica())
                 state = replica.leads
+                needed = image.topics[key[0]].config.min_insync_replicas
                 if partition.leader != node.id:
                     replica.leads = None
                 elif state is None or state.partition.leader_epoch != partition.leader_epoch:
                     replica.leads = LeaderState(
-                        node.id, partition, replica.end_offset, replica.high_watermark, self.now_s
+                        node.id,
+                        partition,
+                        replica.end_offset,
+                        replica.high_watermark,
+                        self.now_s,
+                        min_insync_replicas=needed,
                     )
-                elif state.partition != partition:
-                    state.partition_changed(partition, self.now_s)
+                else:
+                    state.settings_changed(needed)
+                    if state.partition != partition:
+                        state.partition_changed(partition, self.now_s)
                 self.commit(node, key)
 
     def commit(self, node: Node, key: PartitionKey) -> None:
