@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -17,12 +19,13 @@ from tests.integration.control_client import Served
 
 
 def test_a_kept_cluster_has_no_faults_unless_asked_and_is_controlled_by_http(tmp_path: Path) -> None:
-    shell = Shell(tmp_path / "cluster")
+    shell = Shell(tmp_path / "cluster", extra={"BROWSER": "true"})  # which opens nothing
     try:
         shell.ok("cluster", "up", "--brokers", "1")
         nothing_switches_faults_on(shell)
         shell.ok("cluster", "down")
         others_may_change_it_meanwhile(shell)
+        its_page_is_shown_until_the_command_ends(shell)
     finally:
         AsyncLocalCluster.load(shell.data_dir).kill_all()
 
@@ -57,6 +60,21 @@ def others_may_change_it_meanwhile(shell: Shell) -> None:
         assert "broker 1 is not running" in shell.fails("cluster", "kill", "1")
         served.do("POST", "/cluster/heal")
         assert served.do("GET", f"/faults/{fault['id']}") == {**fault, "set": False}
+        command.send_signal(signal.SIGINT)
+        command.communicate(timeout=TIMEOUT_S)
+        shell.ok("cluster", "status")
+    finally:
+        command.kill()
+        command.communicate(timeout=TIMEOUT_S)
+
+
+def its_page_is_shown_until_the_command_ends(shell: Shell) -> None:
+    command = shell.start("cluster", "up", "--ui")
+    try:
+        assert command.stdout is not None
+        found = next(filter(None, (re.search(r"http://\S+/", line) for line in command.stdout)))
+        with urllib.request.urlopen(found.group(), timeout=TIMEOUT_S) as page:
+            assert b"<title>" in page.read()
         command.send_signal(signal.SIGINT)
         command.communicate(timeout=TIMEOUT_S)
         shell.ok("cluster", "status")
