@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 MAX_PORT = 65535
+MAX_ADDRESSES = 9  # in one setting
 
 _HOST = re.compile(r"[A-Za-z0-9._*%:-]+|\[[0-9A-Fa-f:.%A-Za-z]+\]")
 
@@ -34,15 +35,17 @@ def setting(
     maximum: float | None = None,
     choices: Sequence[object] = (),
     address: bool = False,
+    addresses: bool = False,
     optional: bool = False,
     doc: str = "",
 ) -> Any:
     """A dataclass field with limits: numbers from `minimum` to `maximum`, strings out of `choices` or host:port.
 
-    `optional`: a string may also be empty. `doc`: what it sets, for docs/CONFIGURATION.md.
+    `addresses`: one host:port or several, separated by commas. `optional`: a string may also be empty. `doc`: what it
+    sets, for docs/CONFIGURATION.md.
     """
     limits: dict[str, object] = {"minimum": minimum, "maximum": maximum, "choices": tuple(choices)}
-    limits |= {"address": address, "optional": optional, "doc": doc}
+    limits |= {"address": address, "addresses": addresses, "optional": optional, "doc": doc}
     return dataclasses.field(default=default, metadata=limits)
 
 
@@ -109,6 +112,8 @@ def _problem(value: object, limits: Any) -> str:
             return f"must be one of {', '.join(limits['choices'])}"
         if limits.get("address"):
             return address_problem(value)
+        if limits.get("addresses"):
+            return addresses_problem(value)
         if not value and limits.get("minimum"):
             return "must not be empty"
     return ""
@@ -169,6 +174,24 @@ def _ip_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         except (OSError, UnicodeError):
             return None
     return (ip.ipv4_mapped or ip) if isinstance(ip, ipaddress.IPv6Address) else ip
+
+
+def split_addresses(text: str) -> tuple[str, ...]:
+    """What `addresses_problem` finds nothing wrong with, one by one."""
+    return tuple(address.strip() for address in text.split(","))
+
+
+def addresses_problem(text: str) -> str:
+    """What keeps a string from being host:port, or several of them separated by commas; empty: nothing."""
+    addresses = split_addresses(text)
+    if len(addresses) > MAX_ADDRESSES:
+        return f"{len(addresses)} addresses; at most {MAX_ADDRESSES} are possible"
+    for address in addresses:
+        if problem := address_problem(address):
+            return problem if len(addresses) == 1 else f"{address!r} {problem}"
+        if addresses.count(address) > 1:
+            return f"{address!r} stands there twice"
+    return ""
 
 
 def address_problem(address: str) -> str:
