@@ -270,6 +270,7 @@ class Broker:
             known_version=self._known.newest.version,
             known_lineage_id=self._known.newest.lineage_id,
             image_version=self._known.image.version,
+            controller_epoch=self._link.controller_epoch,
         )
 
     # ---- End ----

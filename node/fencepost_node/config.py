@@ -23,7 +23,10 @@ class BrokerConfig:
         minimum=0, maximum=2**31 - 1, doc="Number of this broker in its cluster. It belongs to the data folder."
     )
     data_dir: str = setting(minimum=1, doc="Folder with the logs. One process at a time uses it.")
-    controller: str = setting(address=True, doc="Address of the controller, host:port.")
+    controller: str = setting(
+        addresses=True,
+        doc="Address of the controller, host:port; of several, separated by commas: the broker finds the active one.",
+    )
     listen: str = setting("127.0.0.1:0", address=True, doc="Address to listen on, host:port. Port 0: any free one.")
     advertised_address: str = setting(
         "",

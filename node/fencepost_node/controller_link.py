@@ -1,4 +1,8 @@
-"""What the rest of a broker asks of the controller: unary calls on one channel, beside the session's stream.
+"""What the rest of a broker asks of the controller: unary calls, beside the session's stream.
+
+Where there are several controllers, all calls go to one of them: the session finds out which one is active, by asking
+one after the other and by what a standby answers. Each answer carries the *controller epoch* of the one that has
+decided it; an answer of an older epoch than one that this broker has seen is refused, whenever it comes.
 
 Every call has a deadline. A controller that cannot be reached is a retriable FencepostError, never a gRPC exception;
 an error *inside* an answer is left there for the caller to read, since what it means depends on the question.
@@ -8,14 +12,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from typing import Protocol, TypeVar, cast
 
+import grpc
 from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_proto.protocol.metadata import PartitionKey
-from fencepost_proto.protocol.v1 import broker_pb2, controller_pb2, controller_pb2_grpc
+from fencepost_proto.protocol.v1 import broker_pb2, common_pb2, controller_pb2, controller_pb2_grpc
+from fencepost_proto.runtime.config import address_problem, split_addresses
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.transport.rpc_errors import rpc_errors
 
@@ -37,28 +44,92 @@ ADMIN_METHODS = (
 )
 NO_BROKER_EPOCH = -1
 
+MAX_CHANNELS = 16  # to controllers: those of the configuration, and others that standbys have named
+CHECK_TIMEOUT_S = 1.0
+
 R = TypeVar("R", bound=Message)
 
 
 class ControllerLink:
-    """The channel to the controller, and the questions that go over it."""
+    """The channels to the controllers, and the questions that go over the one to the active one."""
 
     def __init__(
         self,
         host: Host,
-        address: str,
+        addresses: str,
         broker_id: int,
         learn: Callable[[int, int], None] = lambda version, lineage_id: None,
     ) -> None:
-        """`learn` is given each metadata version, and its lineage, that an answer rests on, before the answer is used."""
-        self.address = address
+        """`addresses`: of one controller or several, separated by commas. `learn` is given each metadata version, and
+        its lineage, that an answer rests on, before the answer is used."""
         self.broker_epoch = NO_BROKER_EPOCH  # of the newest registration; the session sets it
+        self.controller_epoch = 0  # the newest that was seen; 0: of none
         self.heartbeat_wanted = asyncio.Event()  # the session waits for it
-        self.channel = host.wire.connect(address)
+        self._addresses = split_addresses(addresses)
+        self.address = self._addresses[0]  # of the controller that is asked
+        self._asked: dict[str, None] = {}  # those that do not serve, since the last pause
+        self._wire = host.wire
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channel()
         self._broker_id = broker_id
         self._learn = learn
-        self._controller: controller_pb2_grpc.ControllerAsyncStub = controller_pb2_grpc.ControllerStub(self.channel)
-        self._admin: controller_pb2_grpc.AdminAsyncStub = controller_pb2_grpc.AdminStub(self.channel)
+
+    @property
+    def has_several(self) -> bool:
+        """There is more than one controller to ask."""
+        return len(self._addresses) > 1
+
+    def _channel(self) -> grpc.aio.Channel:
+        channel = self._channels.get(self.address)
+        if channel is None:
+            channel = self._channels[self.address] = self._wire.connect(self.address)
+        return channel
+
+    @property
+    def controller(self) -> controller_pb2_grpc.ControllerAsyncStub:
+        """Of the controller that is asked."""
+        return controller_pb2_grpc.ControllerStub(self._channel())
+
+    @property
+    def _admin(self) -> controller_pb2_grpc.AdminAsyncStub:
+        return controller_pb2_grpc.AdminStub(self._channel())
+
+    def move_on(self, hint: str = "") -> bool:
+        """The controller that is asked does not serve: ask another one. `hint`: the active one's address, as a
+        standby has it.
+
+        False: every one has been asked since the last pause, so that another is due.
+        """
+        self._asked[self.address] = None
+        at = self._addresses.index(self.address) if self.address in self._addresses else 0
+        others = [*self._addresses[at + 1 :], *self._addresses[: at + 1]]
+        room = hint in self._channels or len(self._channels) < MAX_CHANNELS
+        candidates = [hint, *others] if self.has_several and hint and room and not address_problem(hint) else others
+        untried = [address for address in candidates if address not in self._asked]
+        self.address = (untried or others)[0]
+        if not untried:
+            self._asked.clear()
+        return bool(untried)
+
+    def serves(self) -> None:
+        """The controller that is asked has answered as the active one."""
+        self._asked.clear()
+
+    def check_epoch(self, epoch: int) -> None:
+        """What was decided under this controller epoch is about to be used. Raises NotController where a newer one
+        was seen."""
+        if epoch < self.controller_epoch:
+            raise errors.NotController(
+                f"controller {self.address} answers under controller epoch {epoch}, and broker {self._broker_id} has seen "
+                f"{self.controller_epoch}: it is not active any more"
+            )
+        self.controller_epoch = epoch
+
+    async def check_alive(self) -> None:
+        """Raises NotController or RequestTimedOut where the controller's process does not answer."""
+        stub = health_pb2_grpc.HealthStub(self._channel())
+        with rpc_errors(self.address, "controller", errors.NotController):
+            await stub.Check(health_pb2.HealthCheckRequest(), timeout=CHECK_TIMEOUT_S)  # type: ignore[attr-defined]
 
     def request_heartbeat(self) -> None:
         """Send the next heartbeat at once: something that it reports has changed (a replica failed, …)."""
@@ -68,13 +139,13 @@ class ControllerLink:
         self, request: controller_pb2.AlterPartitionRequest
     ) -> controller_pb2.AlterPartitionResponse:
         """Raises NotController or RequestTimedOut where it is unknown whether the change was made."""
-        return await self._call(self._controller.AlterPartition(request, timeout=ALTER_PARTITION_TIMEOUT_S))
+        return await self._call(self.controller.AlterPartition(request, timeout=ALTER_PARTITION_TIMEOUT_S))
 
     async def start_replica_over(
         self, request: controller_pb2.StartReplicaOverRequest
     ) -> controller_pb2.StartReplicaOverResponse:
         """Raises NotController or RequestTimedOut where it is unknown whether the change was made."""
-        return await self._call(self._controller.StartReplicaOver(request, timeout=ALTER_PARTITION_TIMEOUT_S))
+        return await self._call(self.controller.StartReplicaOver(request, timeout=ALTER_PARTITION_TIMEOUT_S))
 
     async def delete_records(self, deletions: Iterable[tuple[PartitionKey, int, int]]) -> list[FencepostError | None]:
         """Of partitions that this broker leads: (which, under which leader epoch, records below which offset).
@@ -89,7 +160,7 @@ class ControllerLink:
             request.deletions.add(
                 topic_id=topic_id, partition=partition, leader_epoch=leader_epoch, end_offset=end_offset
             )
-        answer = await self._call(self._controller.DeleteRecords(request, timeout=ALTER_PARTITION_TIMEOUT_S))
+        answer = await self._call(self.controller.DeleteRecords(request, timeout=ALTER_PARTITION_TIMEOUT_S))
         errors.raise_for(answer.error)
         if len(answer.results) != len(request.deletions):
             raise errors.InvariantBroken(
@@ -100,7 +171,7 @@ class ControllerLink:
     async def allocate_producer_ids(self) -> range:
         """A block of producer ids that no one else has or will get. Raises FencepostError."""
         request = controller_pb2.AllocateProducerIdsRequest(broker_id=self._broker_id, broker_epoch=self.broker_epoch)
-        answer = await self._call(self._controller.AllocateProducerIds(request, timeout=ALLOCATE_TIMEOUT_S))
+        answer = await self._call(self.controller.AllocateProducerIds(request, timeout=ALLOCATE_TIMEOUT_S))
         errors.raise_for(answer.error)
         if answer.count < 1 or answer.first_producer_id < 0:
             raise errors.InvariantBroken(
@@ -113,7 +184,7 @@ class ControllerLink:
         """For a named producer; the controller holds the answer back for up to the request's timeout."""
         timeout_ms = min(max(request.timeout_ms, 0), MAX_INIT_PRODUCER_ID_TIMEOUT_MS)
         timeout_s = timeout_ms / 1000 + INIT_PRODUCER_ID_MARGIN_S
-        return await self._call(self._controller.InitProducerId(request, timeout=timeout_s))
+        return await self._call(self.controller.InitProducerId(request, timeout=timeout_s))
 
     async def create_topic(
         self, request: controller_pb2.CreateTopicRequest, timeout_s: float
@@ -131,8 +202,21 @@ class ControllerLink:
         return await self._call(method(request, timeout=timeout_s))
 
     async def close(self) -> None:
-        await self.channel.close()
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
+            await channel.close()
 
     async def _call(self, call: Awaitable[R]) -> R:
         with rpc_errors(self.address, "controller", errors.NotController):
-            return await call
+            answer = await call
+        decided = cast(_Decided, answer)
+        if decided.error.code != errors.ErrorCode.NOT_CONTROLLER:
+            self.check_epoch(decided.controller_epoch)
+        return answer
+
+
+class _Decided(Protocol):
+    """Every answer of a controller."""
+
+    controller_epoch: int
+    error: common_pb2.Error

@@ -15,6 +15,11 @@ In both cases a whole image comes first, so nothing is missed.
 it: a controller whose store has been put back from a backup sees by it that it is behind, and serves no one. While it is
 so, or is away, the broker goes on as it does with a broken stream.
 
+**Where there are several controllers** the broker asks one after the other until one registers it; a standby says who
+is active. A controller that is paused or cut off says nothing, so it is asked for a sign of life before a
+registration, and while the session stands; where none comes, the broker looks for another active one. A session under
+an older controller epoch than one that was seen is refused or ended.
+
 **When the registration is refused** because another process holds this broker id, or because this is not the cluster
 that the data folder belongs to, no repetition helps: `run` raises, and the process ends. Everything else is retried.
 
@@ -37,7 +42,7 @@ from fencepost_node.folders.known_metadata import KnownMetadata
 from fencepost_node.metadata_feed import MetadataFeed
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.metadata import MetadataImage, PartitionKey
-from fencepost_proto.protocol.v1 import common_pb2, controller_pb2, controller_pb2_grpc
+from fencepost_proto.protocol.v1 import common_pb2, controller_pb2
 from fencepost_proto.runtime.applying import apply_in_turns
 from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.runtime.host import Host
@@ -48,6 +53,9 @@ log = logging.getLogger(__name__)
 
 INCARNATION_BITS = 128
 RETRY = Backoff(first_s=0.05, most_s=0.5, jitter=(0.5, 1.0))  # pauses between attempts to hold a session
+NEXT_CONTROLLER = Backoff(first_s=0.01, most_s=0.01, jitter=(0.5, 1.0))  # before another controller is asked
+CHECK_INTERVAL_S = 0.5  # between signs of life that are asked of one of several controllers
+MAX_FAILED_CHECKS = 2  # in a row
 REGISTRATION_TIMEOUT_S = 30.0  # the controller may have to find out whether another process with this id is dead
 GOODBYE_TIMEOUT_S = 1.0
 MAX_WAIT_FOR_CONTROLLER_S = 1.0
@@ -112,7 +120,6 @@ class ControllerSession:
         self._shutdown_allowed = asyncio.Event()
         self._leaving = False
         self._left = asyncio.Event()
-        self._stub: controller_pb2_grpc.ControllerAsyncStub = controller_pb2_grpc.ControllerStub(link.channel)
         self._registered = False  # on the present stream
         self._trouble = ""  # why there is no session, as last logged
 
@@ -126,6 +133,7 @@ class ControllerSession:
         failures = 1
         try:
             while not self._leaving:
+                hint = ""
                 try:
                     with own_cancellation_only():
                         await self._hold()
@@ -133,10 +141,16 @@ class ControllerSession:
                     raise
                 except (grpc.aio.AioRpcError, errors.FencepostError, CallCancelled) as error:
                     self._log_trouble(error)
+                    hint = _active_controller(error)
                 if self._leaving:
                     break
-                failures = 1 if self._registered else failures + 1
+                if self._registered:
+                    failures = 0
                 self._registered = False
+                if self._link.move_on(hint):
+                    await asyncio.sleep(NEXT_CONTROLLER.jittered_pause_s(1, self._random))
+                    continue
+                failures += 1
                 await asyncio.sleep(RETRY.jittered_pause_s(failures, self._random))
         finally:
             self._left.set()
@@ -168,13 +182,18 @@ class ControllerSession:
 
     async def _hold(self) -> None:
         """One stream from registration to its end."""
-        call = self._stub.Session()
+        if self._link.has_several:
+            await self._link.check_alive()
+        call = self._link.controller.Session()
         try:
             async with asyncio.timeout(REGISTRATION_TIMEOUT_S):
                 registered = await self._register(call)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._send_heartbeats(call, registered.heartbeat_interval_ms / 1000))
-                await self._receive(call)
+                watching = group.create_task(self._watch_controller()) if self._link.has_several else None
+                await self._receive(call, registered.controller_epoch)
+                if watching is not None:
+                    watching.cancel()
         except TimeoutError:
             raise SessionBroken(f"no answer to the registration in {REGISTRATION_TIMEOUT_S:g} s") from None
         except ExceptionGroup as group_error:
@@ -205,6 +224,7 @@ class ControllerSession:
         if answer.WhichOneof("kind") != "registered":
             raise SessionBroken(f"{answer.WhichOneof('kind')!r} in answer to the registration")
         registered = answer.registered
+        self._link.check_epoch(registered.controller_epoch)
         if registered.metadata_version < known.version:
             raise SessionBroken(
                 f"the controller is at metadata version {registered.metadata_version}; "
@@ -223,6 +243,7 @@ class ControllerSession:
         self._known.learn(registered.metadata_version, registered.lineage_id)
         self._link.broker_epoch = registered.broker_epoch
         self._registered = True
+        self._link.serves()
         self._trouble = ""
         log.info(
             "registered cluster_id=%s broker_epoch=%d incarnation=%s controller=%s",
@@ -262,7 +283,20 @@ class ControllerSession:
             failed_replicas=_references(self._replicas.failed_replicas),
         )
 
-    async def _receive(self, call: SessionCall) -> None:
+    async def _watch_controller(self) -> None:
+        """Ask the controller for signs of life; one that gives none is paused or cut off. Raises SessionBroken."""
+        failures = 0
+        while not self._leaving:
+            await asyncio.sleep(CHECK_INTERVAL_S)
+            try:
+                await self._link.check_alive()
+                failures = 0
+            except errors.FencepostError as error:
+                failures += 1
+                if failures >= MAX_FAILED_CHECKS and not self._leaving:
+                    raise SessionBroken(f"the controller gives no sign of life: {error}") from error
+
+    async def _receive(self, call: SessionCall, controller_epoch: int) -> None:
         while True:
             try:
                 response = await _read(call)
@@ -270,6 +304,7 @@ class ControllerSession:
                 if self._leaving:
                     return  # the controller ends the stream after a goodbye
                 raise
+            self._link.check_epoch(controller_epoch)
             match response.WhichOneof("kind"):
                 case "metadata":
                     await self._apply(response.metadata)
@@ -304,6 +339,12 @@ class ControllerSession:
         if not self._leaving and text != self._trouble:
             log.warning("no session with the controller=%s reason=%s", self._link.address, text)
             self._trouble = text
+
+
+def _active_controller(error: Exception) -> str:
+    """Who is active, as a standby says; empty: it does not."""
+    leader = error.current_leader if isinstance(error, errors.NotController) else None
+    return leader.address if leader is not None else ""
 
 
 def _references(keys: Iterable[PartitionKey]) -> list[common_pb2.PartitionRef]:

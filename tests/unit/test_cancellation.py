@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -139,7 +140,8 @@ async def test_a_question_to_the_controller_ends_with_its_task_or_as_one_that_go
     link = ControllerLink(Host(), "127.0.0.1:1", 1)
     request = controller_pb2.AlterPartitionRequest()
     answers: list[Callable[[], Awaitable[object]]] = [lambda: hiding(GONE), cancelled_by_another]
-    monkeypatch.setattr(link._controller, "AlterPartition", lambda *_, **__: answers.pop(0)(), raising=False)
+    controller = SimpleNamespace(AlterPartition=lambda *_, **__: answers.pop(0)())
+    monkeypatch.setattr(ControllerLink, "controller", controller)
     assert isinstance(await ending_of(lambda: link.alter_partition(request)), asyncio.CancelledError)
     with pytest.raises(NotController, match=r"127\.0\.0\.1:1: the call was cancelled"):
         await link.alter_partition(request)

@@ -478,6 +478,7 @@ class InitProducerIdResponse(_message.Message):
     PREDECESSOR_EXPIRED_FIELD_NUMBER: _builtins.int
     RETIRED_PRODUCER_ID_FIELD_NUMBER: _builtins.int
     NAME_EXPIRATION_MS_FIELD_NUMBER: _builtins.int
+    CONTROLLER_EPOCH_FIELD_NUMBER: _builtins.int
     producer_id: _builtins.int
     producer_epoch: _builtins.int
     max_delivery_timeout_ms: _builtins.int
@@ -488,6 +489,8 @@ class InitProducerIdResponse(_message.Message):
     """named: its id before, whose epochs are used up; 0: none is known"""
     name_expiration_ms: _builtins.int
     """named: the name is forgotten when it has not been used for so long; 0: not told"""
+    controller_epoch: _builtins.int
+    """of a named producer: the controller's that has decided it; 0: there is one controller only"""
     @_builtins.property
     def error(self) -> _common_pb2.Error: ...
     def __init__(
@@ -500,10 +503,11 @@ class InitProducerIdResponse(_message.Message):
         predecessor_expired: _builtins.bool = ...,
         retired_producer_id: _builtins.int = ...,
         name_expiration_ms: _builtins.int = ...,
+        controller_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "max_delivery_timeout_ms", b"max_delivery_timeout_ms", "name_expiration_ms", b"name_expiration_ms", "predecessor_expired", b"predecessor_expired", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "retired_producer_id", b"retired_producer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller_epoch", b"controller_epoch", "error", b"error", "max_delivery_timeout_ms", b"max_delivery_timeout_ms", "name_expiration_ms", b"name_expiration_ms", "predecessor_expired", b"predecessor_expired", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "retired_producer_id", b"retired_producer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

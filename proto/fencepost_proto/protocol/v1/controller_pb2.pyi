@@ -179,6 +179,7 @@ class Registered(_message.Message):
     HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
     METADATA_VERSION_FIELD_NUMBER: _builtins.int
     LINEAGE_ID_FIELD_NUMBER: _builtins.int
+    CONTROLLER_EPOCH_FIELD_NUMBER: _builtins.int
     broker_epoch: _builtins.int
     cluster_id: _builtins.str
     session_timeout_ms: _builtins.int
@@ -187,6 +188,8 @@ class Registered(_message.Message):
     """that this answer rests on"""
     lineage_id: _builtins.int
     """of that version"""
+    controller_epoch: _builtins.int
+    """of the controller that answers; 0: there is one controller only. So in every answer"""
     def __init__(
         self,
         *,
@@ -196,10 +199,11 @@ class Registered(_message.Message):
         heartbeat_interval_ms: _builtins.int = ...,
         metadata_version: _builtins.int = ...,
         lineage_id: _builtins.int = ...,
+        controller_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["broker_epoch", b"broker_epoch", "cluster_id", b"cluster_id", "heartbeat_interval_ms", b"heartbeat_interval_ms", "lineage_id", b"lineage_id", "metadata_version", b"metadata_version", "session_timeout_ms", b"session_timeout_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broker_epoch", b"broker_epoch", "cluster_id", b"cluster_id", "controller_epoch", b"controller_epoch", "heartbeat_interval_ms", b"heartbeat_interval_ms", "lineage_id", b"lineage_id", "metadata_version", b"metadata_version", "session_timeout_ms", b"session_timeout_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -351,8 +355,10 @@ class AlterPartitionResponse(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     RESULTS_FIELD_NUMBER: _builtins.int
+    CONTROLLER_EPOCH_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """metadata version that carries the changes; it comes on the session"""
+    controller_epoch: _builtins.int
     @_builtins.property
     def error(self) -> _common_pb2.Error:
         """of the whole request: nothing was decided"""
@@ -367,10 +373,11 @@ class AlterPartitionResponse(_message.Message):
         error: _common_pb2.Error | None = ...,
         version: _builtins.int = ...,
         results: _abc.Iterable[_common_pb2.Error] | None = ...,
+        controller_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "results", b"results", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller_epoch", b"controller_epoch", "error", b"error", "results", b"results", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -410,8 +417,10 @@ class StartReplicaOverResponse(_message.Message):
 
     ERROR_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    CONTROLLER_EPOCH_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """from this metadata version on the replica is in no in-sync set"""
+    controller_epoch: _builtins.int
     @_builtins.property
     def error(self) -> _common_pb2.Error:
         """ELIGIBLE_LEADERS_NOT_AVAILABLE: no one else leads, so what it holds is kept"""
@@ -421,10 +430,11 @@ class StartReplicaOverResponse(_message.Message):
         *,
         error: _common_pb2.Error | None = ...,
         version: _builtins.int = ...,
+        controller_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller_epoch", b"controller_epoch", "error", b"error", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -495,8 +505,10 @@ class DeletedRecordsResponse(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     RESULTS_FIELD_NUMBER: _builtins.int
+    CONTROLLER_EPOCH_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """metadata version that carries the changes; it comes on the session"""
+    controller_epoch: _builtins.int
     @_builtins.property
     def error(self) -> _common_pb2.Error:
         """of the whole request: nothing was decided"""
@@ -511,10 +523,11 @@ class DeletedRecordsResponse(_message.Message):
         error: _common_pb2.Error | None = ...,
         version: _builtins.int = ...,
         results: _abc.Iterable[_common_pb2.Error] | None = ...,
+        controller_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "results", b"results", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller_epoch", b"controller_epoch", "error", b"error", "results", b"results", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -551,12 +564,14 @@ class AllocateProducerIdsResponse(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     METADATA_VERSION_FIELD_NUMBER: _builtins.int
     LINEAGE_ID_FIELD_NUMBER: _builtins.int
+    CONTROLLER_EPOCH_FIELD_NUMBER: _builtins.int
     first_producer_id: _builtins.int
     count: _builtins.int
     metadata_version: _builtins.int
     """that this answer rests on"""
     lineage_id: _builtins.int
     """of that version"""
+    controller_epoch: _builtins.int
     @_builtins.property
     def error(self) -> _common_pb2.Error: ...
     def __init__(
@@ -567,10 +582,11 @@ class AllocateProducerIdsResponse(_message.Message):
         count: _builtins.int = ...,
         metadata_version: _builtins.int = ...,
         lineage_id: _builtins.int = ...,
+        controller_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "error", b"error", "first_producer_id", b"first_producer_id", "lineage_id", b"lineage_id", "metadata_version", b"metadata_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller_epoch", b"controller_epoch", "count", b"count", "error", b"error", "first_producer_id", b"first_producer_id", "lineage_id", b"lineage_id", "metadata_version", b"metadata_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -646,8 +662,10 @@ class CreateTopicResponse(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     TOPIC_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    CONTROLLER_EPOCH_FIELD_NUMBER: _builtins.int
     topic_id: _builtins.str
     version: _builtins.int
+    controller_epoch: _builtins.int
     @_builtins.property
     def error(self) -> _common_pb2.Error: ...
     def __init__(
@@ -656,10 +674,11 @@ class CreateTopicResponse(_message.Message):
         error: _common_pb2.Error | None = ...,
         topic_id: _builtins.str = ...,
         version: _builtins.int = ...,
+        controller_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "topic_id", b"topic_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller_epoch", b"controller_epoch", "error", b"error", "topic_id", b"topic_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -694,7 +713,9 @@ class DeleteTopicResponse(_message.Message):
 
     ERROR_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    CONTROLLER_EPOCH_FIELD_NUMBER: _builtins.int
     version: _builtins.int
+    controller_epoch: _builtins.int
     @_builtins.property
     def error(self) -> _common_pb2.Error: ...
     def __init__(
@@ -702,10 +723,11 @@ class DeleteTopicResponse(_message.Message):
         *,
         error: _common_pb2.Error | None = ...,
         version: _builtins.int = ...,
+        controller_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller_epoch", b"controller_epoch", "error", b"error", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -750,7 +772,9 @@ class CreatePartitionsResponse(_message.Message):
 
     ERROR_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    CONTROLLER_EPOCH_FIELD_NUMBER: _builtins.int
     version: _builtins.int
+    controller_epoch: _builtins.int
     @_builtins.property
     def error(self) -> _common_pb2.Error: ...
     def __init__(
@@ -758,10 +782,11 @@ class CreatePartitionsResponse(_message.Message):
         *,
         error: _common_pb2.Error | None = ...,
         version: _builtins.int = ...,
+        controller_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller_epoch", b"controller_epoch", "error", b"error", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -832,7 +857,9 @@ class AlterTopicConfigResponse(_message.Message):
 
     ERROR_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    CONTROLLER_EPOCH_FIELD_NUMBER: _builtins.int
     version: _builtins.int
+    controller_epoch: _builtins.int
     @_builtins.property
     def error(self) -> _common_pb2.Error: ...
     def __init__(
@@ -840,10 +867,11 @@ class AlterTopicConfigResponse(_message.Message):
         *,
         error: _common_pb2.Error | None = ...,
         version: _builtins.int = ...,
+        controller_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller_epoch", b"controller_epoch", "error", b"error", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -903,7 +931,9 @@ class AlterPartitionReassignmentsResponse(_message.Message):
 
     ERROR_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    CONTROLLER_EPOCH_FIELD_NUMBER: _builtins.int
     version: _builtins.int
+    controller_epoch: _builtins.int
     @_builtins.property
     def error(self) -> _common_pb2.Error: ...
     def __init__(
@@ -911,10 +941,11 @@ class AlterPartitionReassignmentsResponse(_message.Message):
         *,
         error: _common_pb2.Error | None = ...,
         version: _builtins.int = ...,
+        controller_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller_epoch", b"controller_epoch", "error", b"error", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -960,7 +991,9 @@ class ElectLeaderResponse(_message.Message):
 
     ERROR_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    CONTROLLER_EPOCH_FIELD_NUMBER: _builtins.int
     version: _builtins.int
+    controller_epoch: _builtins.int
     @_builtins.property
     def error(self) -> _common_pb2.Error: ...
     def __init__(
@@ -968,10 +1001,11 @@ class ElectLeaderResponse(_message.Message):
         *,
         error: _common_pb2.Error | None = ...,
         version: _builtins.int = ...,
+        controller_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller_epoch", b"controller_epoch", "error", b"error", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1003,7 +1037,9 @@ class UnregisterBrokerResponse(_message.Message):
 
     ERROR_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    CONTROLLER_EPOCH_FIELD_NUMBER: _builtins.int
     version: _builtins.int
+    controller_epoch: _builtins.int
     @_builtins.property
     def error(self) -> _common_pb2.Error: ...
     def __init__(
@@ -1011,10 +1047,11 @@ class UnregisterBrokerResponse(_message.Message):
         *,
         error: _common_pb2.Error | None = ...,
         version: _builtins.int = ...,
+        controller_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller_epoch", b"controller_epoch", "error", b"error", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1048,6 +1085,7 @@ class HeldHead(_message.Message):
     KNOWN_VERSION_FIELD_NUMBER: _builtins.int
     KNOWN_LINEAGE_ID_FIELD_NUMBER: _builtins.int
     IMAGE_VERSION_FIELD_NUMBER: _builtins.int
+    CONTROLLER_EPOCH_FIELD_NUMBER: _builtins.int
     broker_id: _builtins.int
     cluster_id: _builtins.str
     address: _builtins.str
@@ -1058,6 +1096,8 @@ class HeldHead(_message.Message):
     known_lineage_id: _builtins.int
     image_version: _builtins.int
     """of the newest image that the broker has; 0: it has none"""
+    controller_epoch: _builtins.int
+    """the newest that this process has seen"""
     def __init__(
         self,
         *,
@@ -1068,10 +1108,11 @@ class HeldHead(_message.Message):
         known_version: _builtins.int = ...,
         known_lineage_id: _builtins.int = ...,
         image_version: _builtins.int = ...,
+        controller_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "broker_epoch", b"broker_epoch", "broker_id", b"broker_id", "cluster_id", b"cluster_id", "image_version", b"image_version", "known_lineage_id", b"known_lineage_id", "known_version", b"known_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "broker_epoch", b"broker_epoch", "broker_id", b"broker_id", "cluster_id", b"cluster_id", "controller_epoch", b"controller_epoch", "image_version", b"image_version", "known_lineage_id", b"known_lineage_id", "known_version", b"known_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1263,8 +1304,10 @@ class ListProducerNamesResponse(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     NAMES_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
+    CONTROLLER_EPOCH_FIELD_NUMBER: _builtins.int
     more: _builtins.bool
     """there are names behind the last one"""
+    controller_epoch: _builtins.int
     @_builtins.property
     def error(self) -> _common_pb2.Error: ...
     @_builtins.property
@@ -1275,10 +1318,11 @@ class ListProducerNamesResponse(_message.Message):
         error: _common_pb2.Error | None = ...,
         names: _abc.Iterable[Global___ProducerName] | None = ...,
         more: _builtins.bool = ...,
+        controller_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "more", b"more", "names", b"names"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller_epoch", b"controller_epoch", "error", b"error", "more", b"more", "names", b"names"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1309,7 +1353,9 @@ class RemoveProducerNameResponse(_message.Message):
 
     ERROR_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    CONTROLLER_EPOCH_FIELD_NUMBER: _builtins.int
     version: _builtins.int
+    controller_epoch: _builtins.int
     @_builtins.property
     def error(self) -> _common_pb2.Error: ...
     def __init__(
@@ -1317,10 +1363,11 @@ class RemoveProducerNameResponse(_message.Message):
         *,
         error: _common_pb2.Error | None = ...,
         version: _builtins.int = ...,
+        controller_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller_epoch", b"controller_epoch", "error", b"error", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
