@@ -13,6 +13,11 @@ a copy of the failed replicas as they were when the group began.
 Where the commit fails, every command of the group fails with STORAGE_ERROR and the image stays as it was. A store that is
 not at the expected version has been written to by someone else: the process stops.
 
+With a shared store (`term`) several controllers may believe that they are the active one. There a group that changes
+nothing is confirmed before it is answered: the answer rests on the image, and another controller may have changed it.
+Where this controller is not the active one any more, every caller gets NOT_CONTROLLER, whose outcome is not known,
+and no command is taken again.
+
 A command whose caller has left before it was decided is dropped; once decided it is carried out.
 """
 
@@ -22,13 +27,20 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar, cast
 
 from fencepost_controller.decisions.draft import Command, Group
 from fencepost_controller.decisions.invariants import check_image
 from fencepost_controller.failed_replicas import FailedReplicas
-from fencepost_controller.store import CommitFailed, Store, StoreError, VersionMismatch
+from fencepost_controller.store import (
+    CommitFailed,
+    LeadershipLost,
+    SharedStore,
+    Store,
+    StoreError,
+    VersionMismatch,
+)
 from fencepost_proto.protocol.errors import (
     FencepostError,
     InvariantBroken,
@@ -94,20 +106,40 @@ class _Waiting(Generic[A]):
             self.future.set_result(self.outcome)
 
 
+@dataclass(slots=True)
+class CommitCounts:
+    """Since the start of the process."""
+
+    times: Latencies = field(default_factory=Latencies)  # of groups, their decisions included
+    failed: int = 0
+
+
 class Commands:
     """The queue, the image in force, and the store behind it."""
 
-    def __init__(self, store: Store, failed: FailedReplicas, on_commit: OnCommit) -> None:
+    def __init__(
+        self,
+        store: Store | SharedStore,
+        failed: FailedReplicas,
+        on_commit: OnCommit,
+        *,
+        shared: bool = False,
+        on_lost: Callable[[str], None] = lambda reason: None,
+        counts: CommitCounts | None = None,
+    ) -> None:
+        """`shared`: the store is a SharedStore; `on_lost` is called when it turns out that another controller may
+        write to it."""
         self.image = MetadataImage()  # as committed
-        self._store = store
+        self._store = None if shared else cast(Store, store)
+        self._shared = cast(SharedStore, store) if shared else None
+        self._on_lost = on_lost
         self._failed = failed
         self._on_commit = on_commit
         self._queue: deque[_Waiting[object]] = deque()
         self._wake = asyncio.Event()
         self._closing = False
         self._refused_with = ""  # what the last commit failed of
-        self.commit_times = Latencies()  # of groups, their decisions included
-        self.failed_commits = 0
+        self.counts = counts or CommitCounts()
 
     @property
     def waiting(self) -> int:
@@ -115,7 +147,9 @@ class Commands:
         return len(self._queue)
 
     async def load(self) -> None:
-        """Take the image from the store. Raises StoreError."""
+        """Take the image from the store, which is not a shared one. Raises StoreError."""
+        if self._store is None:
+            raise InvariantBroken("a shared store is read by its reader")
         version, entities = await asyncio.get_running_loop().run_in_executor(None, self._store.load)
         image = MetadataImage().with_changes(version, {entity.key: entity for entity in entities})
         try:
@@ -136,11 +170,26 @@ class Commands:
         return await waiting.future
 
     async def check(self, command: Command[A]) -> Committed[A]:
-        """Have the command decided on the image in force, and change nothing. Raises the FencepostError that refuses it."""
+        """Have the command decided on the image in force, and change nothing. Raises the FencepostError that refuses
+        it."""
         group = Group(self.image, self._failed.snapshot())
         version = self.image.version
         answer = await asyncio.get_running_loop().run_in_executor(None, group.decide, command)
+        await self.confirm()
         return Committed(answer, version)
+
+    async def confirm(self) -> None:
+        """Return if the image is the newest that there is. Raises NotController, or StorageError where that is not
+        known."""
+        if self._shared is None:
+            return
+        try:
+            await self._shared.confirm()
+        except LeadershipLost as error:
+            self._on_lost(str(error))
+            raise NotController(f"this controller is not active any more: {error}") from error
+        except CommitFailed as error:
+            raise StorageError(f"the controller could not ask its store: {error}") from error
 
     async def run(self) -> None:
         """Carry out commands until `close`, and what waits at that moment."""
@@ -173,18 +222,32 @@ class Commands:
         time = asyncio.get_running_loop().time
         began = time()
         try:
-            image = await asyncio.get_running_loop().run_in_executor(None, self._decide_and_commit, group, asked)
+            if self._shared is None:
+                image = await asyncio.get_running_loop().run_in_executor(None, self._decide_and_commit, group, asked)
+            else:
+                image = await self._decide_and_share(self._shared, group, asked)
+        except asyncio.CancelledError:  # this controller steps down, and it is not known what becomes of the commit
+            for one in asked:
+                one.fail(NotController("this controller is not active any more"))
+            raise
+        except LeadershipLost as error:
+            lost = NotController(f"this controller is not active any more: {error}")
+            for one in asked:
+                one.fail(lost)
+            self.abandon(lost)
+            self._on_lost(str(error))
+            return
         except CommitFailed as error:
             again, self._refused_with = self._refused_with == str(error), str(error)
             log.log(
                 logging.DEBUG if again else logging.ERROR,  # a full disk is logged once
                 "commit failed version=%d commands=%d reason=%s", group.version, len(asked), error,
             )  # fmt: skip
-            self.failed_commits += 1
+            self.counts.failed += 1
             for one in asked:
                 one.fail(StorageError(f"the controller could not store the change: {error}"))
             return
-        self.commit_times.add(time() - began)
+        self.counts.times.add(time() - began)
         if group.changes:
             if self._refused_with:
                 self._refused_with = ""
@@ -194,12 +257,29 @@ class Commands:
         for one in asked:
             one.answer()
 
+    async def _decide_and_share(
+        self, store: SharedStore, group: Group, asked: Sequence[_Waiting[object]]
+    ) -> MetadataImage:
+        """The same with a shared store. Raises CommitFailed, LeadershipLost, InvariantBroken."""
+
+        def decide() -> MetadataImage:
+            for one in asked:
+                one.decide(group)
+            return group.image()
+
+        image = await asyncio.get_running_loop().run_in_executor(None, decide)
+        if group.changes:
+            await store.commit(self.image, image, group.changes)
+        else:
+            await store.confirm()
+        return image
+
     def _decide_and_commit(self, group: Group, asked: Sequence[_Waiting[object]]) -> MetadataImage:
         """[thread] Returns the image after the group, which is stored. Raises CommitFailed, InvariantBroken."""
         for one in asked:
             one.decide(group)
         image = group.image()
-        if group.changes:
+        if group.changes and self._store is not None:
             try:
                 self._store.commit(self.image.version, image.version, group.changes)
             except VersionMismatch as error:

@@ -1,7 +1,10 @@
 """The controller: its parts, the order in which they start, and the order in which they end.
 
-Start: take the image from the store, give the cluster its id where it has none, and only then listen. A broker that was live
-before has a full session timeout to register again.
+With a store of its own (SQLite) it decides from its start to its end. Start: take the image from the store, give the
+cluster its id where it has none, and only then listen. A broker that was live before has a full session timeout to
+register again.
+
+With a shared store (etcd) it listens first, as a standby, and decides while it is the active one (`candidacy.py`).
 
 End: notify the brokers, refuse new commands, carry out those that wait, stop. A kill at any moment loses nothing that was
 answered: an answer is sent after its commit.
@@ -15,38 +18,30 @@ import asyncio
 import logging
 
 import grpc
+from grpc_health.v1 import health_pb2
 
-from fencepost_controller.commands import Commands
+from fencepost_controller.candidacy import Candidacy
+from fencepost_controller.commands import CommitCounts
 from fencepost_controller.config import ControllerConfig
-from fencepost_controller.decisions.cluster import FormCluster
-from fencepost_controller.decisions.elections import RestorePreferredLeaders
-from fencepost_controller.decisions.producers import ExpireNames
 from fencepost_controller.election_counts import ElectionCounts
-from fencepost_controller.failed_replicas import FailedReplicas
-from fencepost_controller.fences import Fences
-from fencepost_controller.metrics import ControllerMetrics
-from fencepost_controller.random_id import random_id
-from fencepost_controller.recovery import new_lineage_id
+from fencepost_controller.metrics import ControllerMetrics, ControllerStanding
+from fencepost_controller.reign import Counts, Reign
 from fencepost_controller.services.servicers import AdminService, ControllerService
-from fencepost_controller.session_registry import SessionRegistry
 from fencepost_controller.store import Store
-from fencepost_proto.protocol.errors import NotController, RetriableError
-from fencepost_proto.protocol.metadata import Changes, MetadataImage, Partition
+from fencepost_controller.store.etcd.shared import SharedMetadata
+from fencepost_proto.protocol.errors import CurrentLeader, InvariantBroken, NotController
+from fencepost_proto.protocol.metadata import MetadataImage
 from fencepost_proto.protocol.v1 import controller_pb2, controller_pb2_grpc
 from fencepost_proto.runtime.failure import Failure
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.metrics.service import MetricsService
-from fencepost_proto.runtime.running_time import RunningTime
 from fencepost_proto.runtime.tasks import Tasks
 from fencepost_proto.transport.answering import Answering
-from fencepost_proto.transport.wire import RunningServer, serve
+from fencepost_proto.transport.wire import RunningServer, incarnation_service, serve
 
 log = logging.getLogger(__name__)
 
 STOP_GRACE_S = 1.0  # for answers under way
-NAME_CLOCK_STEPS = 64  # how finely the expiration time of names is divided
-MIN_NAME_CLOCK_STEP_MS, MAX_NAME_CLOCK_STEP_MS = 100, 3_600_000  # a commit each
-MAX_LOGGED = 50  # partitions of one commit, a line each: logging must not hold up the next
 
 _SERVICES = [
     controller_pb2.DESCRIPTOR.services_by_name["Controller"].full_name,
@@ -57,30 +52,26 @@ _SERVICES = [
 class Controller:
     """Made, started and stopped once, inside one running event loop."""
 
-    def __init__(self, config: ControllerConfig, host: Host, store: Store) -> None:
+    def __init__(self, config: ControllerConfig, host: Host, store: Store | SharedMetadata) -> None:
         self.config = config
         self.address = ""  # host:port, once started
         host = host.with_carrier(config.carrier)
         self._host = host
-        self._store = store
         self.failure = Failure("controller")
         self._tasks = Tasks(self.failure.report)
-        failed = FailedReplicas()
-        self._commands = Commands(store, failed, self._committed)
-        self._sessions = SessionRegistry(
-            wire=host.wire,
-            config=config,
-            commands=self._commands,
-            failed=failed,
-            on_applied=self._check_fences,
-            on_went_back=self._went_back,
-            spawn=self._tasks.spawn,
-        )
-        self._fences = Fences(lambda: self.image, self._sessions.applied)
-        self._committing: asyncio.Task[None] | None = None
+        self._counts = Counts(CommitCounts(), ElectionCounts())
+        self._reign: Reign | None = None  # None: this controller is a standby
+        self._candidacy: Candidacy | None = None
+        self._store: Store | None = None
+        if isinstance(store, SharedMetadata):
+            self._candidacy = Candidacy(
+                config, host, store, failure=self.failure, counts=self._counts, set_reign=self._set_reign
+            )
+        else:
+            self._store = store
+            self._reign = Reign(config, host, self.failure, store, self._counts)
         self._server: RunningServer | None = None
         self._answering = Answering(self.failure.report)
-        self._elections = ElectionCounts()
         self._metrics: MetricsService | None = None  # where `metrics_listen` is set
 
     @property
@@ -90,8 +81,37 @@ class Controller:
 
     @property
     def image(self) -> MetadataImage:
-        """All metadata, as committed."""
-        return self._commands.image
+        """All metadata, as committed; of a standby: as far as it has followed."""
+        if self._reign is not None:
+            return self._reign.image
+        return self._candidacy.image if self._candidacy is not None else MetadataImage()
+
+    @property
+    def is_active(self) -> bool:
+        """It decides; else it is a standby."""
+        return self._reign is not None
+
+    @property
+    def epoch(self) -> int:
+        """The controller epoch; 0: it is a standby, or the only controller."""
+        return self._reign.epoch if self._reign is not None else 0
+
+    def reign(self) -> Reign:
+        """What decides here. Raises NotController, with the active one's address where it is known."""
+        if self._reign is not None:
+            return self._reign
+        if self._candidacy is None:
+            raise InvariantBroken("a controller with a store of its own that does not decide")
+        active = self._candidacy.active
+        if active is None:
+            raise NotController("this controller is a standby, and no controller is active")
+        raise NotController(
+            f"this controller is a standby; controller {active.controller_id} at {active.address} is active",
+            current_leader=CurrentLeader(active.controller_id, -1, active.address),
+        )
+
+    def _set_reign(self, reign: Reign | None) -> None:
+        self._reign = reign
 
     # ---- Start ----
 
@@ -100,93 +120,46 @@ class Controller:
 
         Whatever it raises, `stop` is still to be called.
         """
-        await self._commands.load()
-        self._elections.start(self.image)
-        self._committing = self._tasks.spawn(self._commands.run(), "commands")
-        await self._commands.submit(FormCluster(random_id(self._host.random), new_lineage_id(self._host.random)))
-        self._sessions.start()
-        self._tasks.spawn(self._sessions.watch(), "watch sessions")
-        self._tasks.spawn(self._restore_preferred_leaders(), "restore preferred leaders")
-        self._tasks.spawn(self._expire_names(), "expire names of producers")
+        if self._reign is not None:
+            await self._reign.start()
         self._server = await serve(self._host.wire, self.config.listen, _SERVICES, self._add_services)
         self.address = self._server.address
+        if self._candidacy is not None:
+            # Standbys ask for this very process, as the controller does of brokers.
+            service = incarnation_service(self._candidacy.incarnation)
+            await self._server.health.set(service, health_pb2.HealthCheckResponse.SERVING)
         if self.config.metrics_listen:
-            metrics = ControllerMetrics(self._commands, self._sessions, self._elections, self._answering.counts)
+            metrics = ControllerMetrics(
+                self._standing, self._counts.commits, self._counts.elections, self._answering.counts
+            )
             self._metrics = MetricsService(self.config.metrics_listen, "controller", metrics.families, self._tasks)
             await self._metrics.start()
+        image = self.image
         log.info(
             "started address=%s cluster_id=%s version=%d brokers=%d partitions=%d",
             self.address,
-            self.image.cluster_id,
-            self.image.version,
-            len(self.image.brokers),
-            len(self.image.partitions),
+            image.cluster_id,
+            image.version,
+            len(image.brokers),
+            len(image.partitions),
         )
+        if self._candidacy is not None:
+            self._candidacy.start(self.address, self._tasks.spawn)
 
     def _add_services(self, server: grpc.aio.Server) -> None:
-        answering = self._answering
-        service = ControllerService(self._commands, self._sessions, self._fences, self.config, answering)
-        admin = AdminService(
-            self._commands, self._sessions.opening, self._host.random, self.config.min_segment_bytes, answering
-        )
+        service = ControllerService(self.reign, self.config, self._answering)
+        admin = AdminService(self.reign, self._host.random, self.config.min_segment_bytes, self._answering)
         controller_pb2_grpc.add_ControllerServicer_to_server(service, server)
         controller_pb2_grpc.add_AdminServicer_to_server(admin, server)
 
-    # ---- While it runs ----
-
-    def _committed(self, image: MetadataImage, changes: Changes) -> None:
-        self._elections.add(image, changes)
-        self._sessions.publish(changes)
-        self._fences.check()
-        changed = [entity for entity in changes.values() if isinstance(entity, Partition)]
-        for partition in changed[:MAX_LOGGED]:
-            _log_partition(partition)
-        for partition in changed:
-            if not partition.isr and not partition.eligible:
-                _log_lost(partition)
-        if len(changed) > MAX_LOGGED:
-            log.info("more partitions changed count=%d version=%d", len(changed) - MAX_LOGGED, image.version)
-
-    def _went_back(self, error: BaseException) -> None:
-        """No waiting command is decided any more; every caller gets the reason as its answer."""
-        reason = NotController(str(error))
-        self._commands.abandon(reason)
-        self._sessions.end_all(reason)
-        self._fences.close(reason)
-        self.failure.report(error)
-
-    def _check_fences(self) -> None:
-        self._fences.check()
-
-    async def _restore_preferred_leaders(self) -> None:
-        while True:
-            await asyncio.sleep(self.config.preferred_leader_interval_ms / 1000)
-            try:
-                moved = (await self._commands.submit(RestorePreferredLeaders(self._sessions.settled()))).answer
-            except RetriableError as error:
-                log.warning("could not restore preferred leaders reason=%s", error)
-            else:
-                if moved:
-                    log.info("preferred leaders restored partitions=%d", moved)
-
-    async def _expire_names(self) -> None:
-        expiration_ms = self.config.producer_name_expiration_ms
-        step_ms = min(max(expiration_ms // NAME_CLOCK_STEPS, MIN_NAME_CLOCK_STEP_MS), MAX_NAME_CLOCK_STEP_MS)
-        step_s = step_ms / 1000
-        running = RunningTime(2 * step_s)
-        told_ms = running.advance(asyncio.get_running_loop().time())
-        while True:
-            await asyncio.sleep(step_s)
-            now_ms = running.advance(asyncio.get_running_loop().time())
-            try:
-                command = ExpireNames(now_ms - told_ms, expiration_ms, self.config.max_producer_names)
-                expired = (await self._commands.submit(command)).answer
-            except RetriableError as error:
-                log.warning("could not look for names to expire reason=%s", error)
-            else:
-                told_ms = now_ms
-                if expired:
-                    log.info("names of producers expired count=%d left=%d", expired, len(self.image.producers))
+    def _standing(self) -> ControllerStanding:
+        reign = self._reign
+        return ControllerStanding(
+            self.image,
+            self.epoch,
+            reign.sessions if reign is not None else None,
+            reign.commands.waiting if reign is not None else 0,
+        )
 
     # ---- End ----
 
@@ -196,45 +169,21 @@ class Controller:
         May be called after a start that failed or was cancelled.
         """
         log.info("shutting down")
-        error = NotController("the controller is stopping")
-        self._sessions.end_all(error)
-        self._fences.close(error)
-        self._commands.close()
+        if self._candidacy is not None:
+            self._candidacy.begin_to_stop()
+        reign = self._reign
+        if reign is not None:
+            reign.begin_to_end(NotController("the controller is stopping"))
         if self._server is not None:
             await self._server.stop(STOP_GRACE_S if clean else 0)
         if self._metrics is not None:
             await self._metrics.stop()
-        if self._committing is not None and not self._committing.done():
-            await asyncio.wait([self._committing])
+        if reign is not None:
+            await reign.end()
         await self._tasks.close()
-        await asyncio.get_running_loop().run_in_executor(None, self._store.close)
+        if self._candidacy is not None:
+            await self._candidacy.close()
+        if self._store is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._store.close)
         if clean and not self.failure.happened:
             log.info("stopped clean")
-
-
-def _log_partition(partition: Partition) -> None:
-    """One line for each change: a failover can be followed in them."""
-    log.info(
-        "partition changed topic_id=%s partition=%d leader=%d leader_epoch=%d isr=%s eligible=%s partition_epoch=%d "
-        "replicas=%s",
-        partition.topic_id,
-        partition.index,
-        partition.leader,
-        partition.leader_epoch,
-        list(partition.isr),
-        list(partition.eligible),
-        partition.partition_epoch,
-        list(partition.replicas),
-    )
-
-
-def _log_lost(partition: Partition) -> None:
-    """Notify the operator: nothing that the controller knows makes one of the replicas the right leader."""
-    log.error(
-        "partition needs an unclean election topic_id=%s partition=%d last_known_isr=%s replicas=%s: whoever held all that "
-        "was acknowledged may have lost some of it; 'fencepost topic elect TOPIC PARTITION --unclean' compares the logs",
-        partition.topic_id,
-        partition.index,
-        list(partition.last_known_isr),
-        list(partition.replicas),
-    )

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from fencepost_controller.commands import Commands
+from fencepost_controller.commands import CommitCounts
 from fencepost_controller.election_counts import ElectionCounts
 from fencepost_controller.session_registry import SessionRegistry
-from fencepost_proto.protocol.metadata import NO_LEADER
+from fencepost_proto.protocol.metadata import NO_LEADER, MetadataImage
 from fencepost_proto.runtime.metrics.families import Family, counter, gauge, histogram, requests
 from fencepost_proto.runtime.turns import Turns
 from fencepost_proto.transport.latencies import CallCounts
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerStanding:
+    """What the controller is at one moment."""
+
+    image: MetadataImage
+    epoch: int  # 0: the store is this controller's alone, or it is a standby
+    sessions: SessionRegistry | None  # None: it is a standby
+    waiting_commands: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +29,8 @@ class ControllerMetrics:
     """Reads what the parts of the controller have counted, and the metadata in force. Nothing by partition: brokers have
     that."""
 
-    commands: Commands
-    sessions: SessionRegistry
+    standing: Callable[[], ControllerStanding]
+    commits: CommitCounts
     elections: ElectionCounts
     answered: CallCounts
 
@@ -30,7 +40,8 @@ class ControllerMetrics:
             yield family
 
     async def _held(self) -> list[Family]:
-        image, turns = self.commands.image, Turns()
+        standing, turns = self.standing(), Turns()
+        image, sessions = standing.image, standing.sessions
         offline = under_replicated = below_min = 0
         for partition in list(image.partitions.values()):
             offline += partition.leader == NO_LEADER
@@ -44,7 +55,19 @@ class ControllerMetrics:
         return [
             gauge("fencepost_controller_metadata_version", "Of the metadata in force.", image.version),
             brokers,
-            gauge("fencepost_controller_sessions", "Open sessions of brokers.", self.sessions.session_count),
+            gauge(
+                "fencepost_controller_sessions", "Open sessions of brokers.", sessions.session_count if sessions else 0
+            ),
+            gauge(
+                "fencepost_controller_active",
+                "1: this controller decides. 0: it is a standby.",
+                int(sessions is not None),
+            ),
+            gauge(
+                "fencepost_controller_epoch",
+                "Of this controller's leadership; 0: it has none, or needs none.",
+                standing.epoch,
+            ),
             gauge("fencepost_controller_topics", "Topics.", len(image.topics)),
             gauge("fencepost_controller_partitions", "Partitions.", len(image.partitions)),
             gauge("fencepost_controller_offline_partitions", "Partitions without a leader.", offline),
@@ -61,10 +84,10 @@ class ControllerMetrics:
             gauge(
                 "fencepost_controller_failed_replicas",
                 "Replicas that brokers report as failed: the disk refuses, or holds what it should not.",
-                self.sessions.failed_replica_count,
+                sessions.failed_replica_count if sessions else 0,
             ),
             gauge("fencepost_controller_named_producers", "Names of producers.", len(image.producers)),
-            gauge("fencepost_controller_waiting_commands", "Commands in the queue.", self.commands.waiting),
+            gauge("fencepost_controller_waiting_commands", "Commands in the queue.", standing.waiting_commands),
         ]
 
     def _counted(self) -> list[Family]:
@@ -91,12 +114,12 @@ class ControllerMetrics:
             counter(
                 "fencepost_controller_failed_commits_total",
                 "Groups of commands that could not be stored.",
-                self.commands.failed_commits,
+                self.commits.failed,
             ),
             histogram(
                 "fencepost_controller_commit_duration_seconds",
                 "Of a group of commands: decided, and stored.",
-                self.commands.commit_times,
+                self.commits.times,
             ),
             *requests(self.answered.by_protocol()),
         ]

@@ -85,6 +85,11 @@ class Opening:
             if not self._losses:
                 self._no_losses.set()
 
+    def give_up(self) -> None:
+        """This controller decides nothing any more: those who wait are to find that out."""
+        self._heard.set()
+        self._open.set()
+
     @property
     def is_over(self) -> bool:
         """Things are decided as they come."""

@@ -73,7 +73,10 @@ class SessionRegistry:
         on_applied: Callable[[], None],
         on_went_back: Callable[[BaseException], None],
         spawn: Spawn,
+        controller_epoch: int = 0,
     ) -> None:
+        """`controller_epoch`: of this leadership; 0: there is one controller only."""
+        self._controller_epoch = controller_epoch
         self._wire = wire
         self._config = config
         self._commands = commands
@@ -96,14 +99,23 @@ class SessionRegistry:
     def _image(self) -> MetadataImage:
         return self._commands.image
 
-    def start(self) -> None:
-        """The image is loaded: a broker that was live then has a full session timeout to register again."""
+    def start(self, *, is_warm: bool = False) -> None:
+        """The image is loaded: a broker that was live then has a full session timeout to register again.
+
+        `is_warm`: this controller has taken over from another one, and has followed its commits until then. So the
+        store has not gone back, and no broker need be heard before anything is decided. The brokers' streams to the
+        other one have broken, as far as anyone can know; so each broker is probed at once, and one whose port refuses
+        is dead now.
+        """
         now = self._loop.time()
-        for broker in self._image.brokers.values():
-            if not broker.fenced:
-                self._liveness.expect(broker.id, now)
-                self._live_since[broker.id] = now
-        self.opening.start(self._image.brokers.values(), self._config.session_timeout_ms / 1000)
+        live = [broker for broker in self._image.brokers.values() if not broker.fenced]
+        for broker in live:
+            self._liveness.expect(broker.id, now)
+            self._live_since[broker.id] = now
+        self.opening.start([] if is_warm else self._image.brokers.values(), self._config.session_timeout_ms / 1000)
+        if is_warm:
+            for broker in live:
+                self._on_session_lost(broker)
 
     async def _never_came(self, broker_ids: frozenset[int]) -> None:
         if self._config.session_timeout_ms / 1000 > MAX_WAIT_S:
@@ -234,6 +246,7 @@ class SessionRegistry:
             heartbeat_interval_ms=self._config.heartbeat_interval_ms,
             metadata_version=self._image.version,
             lineage_id=self._image.lineage.current_id,
+            controller_epoch=self._controller_epoch,
         )
         session = BrokerSession(broker, self._image.version, greeting)
         # What was told may not have been acted on; or an earlier controller was told, and its successor was not told that

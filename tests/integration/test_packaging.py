@@ -18,7 +18,7 @@ import pytest
 import fencepost
 from tests.integration.installed_wheel import build, empty_environment, only, run
 
-EXTRAS = {"cli", "dev", "docs", "http", "kafka-clients", "server", "testing"}
+EXTRAS = {"cli", "dev", "docs", "etcd", "http", "kafka-clients", "server", "testing"}
 
 # What only some installs have: importing it there must not be needed.
 OF_THE_COMMAND_LINE = ("click", "matplotlib", "psutil", "rich", "starlette", "typer", "uvicorn")

@@ -551,6 +551,7 @@ def group_is_answered_before_its_commit(replace: Any) -> None:
             one.answer()
         if group.changes:
             after = self.image.version
+            assert self._store is not None
             commit = partial(self._store.commit, before.version, after, group.changes)
             await asyncio.get_running_loop().run_in_executor(None, commit)
 

@@ -752,7 +752,7 @@ async def test_a_broker_that_dies_while_it_is_being_unfenced_is_found_dead() -> 
         await until(lambda: store.waiting, "the commit that unfences it")
         version = controller.image.version
         await one.killed()
-        await until(lambda: not controller._sessions.applied(), "the session's end")
+        await until(lambda: not controller.reign().sessions.applied(), "the session's end")
         store.let_go()
         await until(lambda: controller.image.version > version, "the commit")
         await until(lambda: controller.image.brokers[1].fenced, "broker 1 fenced again")
@@ -769,9 +769,9 @@ async def test_a_failed_replica_is_not_forgotten_where_the_session_breaks_before
         await until(lambda: store.waiting, "a commit under way, behind which all others wait")
         one.failed = [(topic_id, 0)]
         one.says()
-        await until(lambda: controller._sessions._failed, "the failed replica known")
+        await until(lambda: controller.reign().sessions._failed, "the failed replica known")
         await one.stream_breaks()
-        await until(lambda: 1 not in controller._sessions.applied(), "the session's end")
+        await until(lambda: 1 not in controller.reign().sessions.applied(), "the session's end")
         store.let_go()
         await other
         assert controller.image.partitions[topic_id, 0].leader == 1, "no one has acted on it"
@@ -947,7 +947,7 @@ async def test_a_controller_whose_end_takes_long_declares_no_one_dead_for_the_se
 
     async with running(session_timeout_ms=SHORT_TIMEOUT_MS) as controller, cluster(controller) as brokers:
         (one,) = await brokers.live(1)
-        controller._sessions.end_all(errors.NotController("the controller is stopping"))
+        controller.reign().sessions.end_all(errors.NotController("the controller is stopping"))
         await until(one.ended.is_set, "the session's end")
         enough = asyncio.get_running_loop().time() + 3 * SHORT_TIMEOUT_MS / 1000
         await until(lambda: asyncio.get_running_loop().time() > enough, "three session timeouts")

@@ -40,11 +40,13 @@ async def test_a_write_that_is_under_way_when_the_stream_ends_is_not_cancelled()
             await gone.wait()
 
         stream = asyncio.create_task(
-            serve_session(controller._sessions, requests(), cast(Context, context), Answering(lambda _: None))
+            serve_session(
+                lambda: controller.reign().sessions, requests(), cast(Context, context), Answering(lambda _: None)
+            )
         )
         await until(lambda: context.writing == 1, "a write")
         gone.set()
-        await until(lambda: 1 not in controller._sessions._sessions, "the session's end")
+        await until(lambda: 1 not in controller.reign().sessions._sessions, "the session's end")
         context.go_on.set()
         await stream
         assert context.written == context.writing >= 1

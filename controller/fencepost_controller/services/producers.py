@@ -83,6 +83,7 @@ def _identity(producer: NamedProducer, config: ControllerConfig) -> broker_pb2.I
 
 
 async def list_producer_names(commands: Commands, request: pb.ListProducerNamesRequest) -> pb.ListProducerNamesResponse:
+    await commands.confirm()
     image = commands.image
     limit = min(request.max_names, MAX_NAMES_IN_A_PAGE) if request.max_names > 0 else MAX_NAMES_IN_A_PAGE
     behind = (name for names in (image.producers, image.expired_producers) for name in names if name > request.after)

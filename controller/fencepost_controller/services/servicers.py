@@ -1,15 +1,18 @@
-"""The Controller and Admin services: each method is the function of its noun's file, once the controller may decide."""
+"""The Controller and Admin services: each method is the function of its noun's file, once the controller may decide.
+
+Every answer carries the controller epoch, refusals too. A standby refuses everything: NOT_CONTROLLER, with the active
+one's address.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
+from typing import Protocol, TypeVar
 
-from fencepost_controller.commands import Commands
 from fencepost_controller.config import ControllerConfig
-from fencepost_controller.fences import Fences
-from fencepost_controller.opening import Opening
+from fencepost_controller.reign import Reign
 from fencepost_controller.services.admin import (
     alter_partition_reassignments,
     alter_topic_config,
@@ -27,113 +30,170 @@ from fencepost_controller.services.producers import (
     remove_producer_name,
 )
 from fencepost_controller.services.session_stream import serve_session
-from fencepost_controller.session_registry import SessionRegistry
-from fencepost_proto.protocol.v1 import broker_pb2, controller_pb2_grpc
+from fencepost_proto.protocol.v1 import broker_pb2, common_pb2, controller_pb2_grpc
 from fencepost_proto.protocol.v1 import controller_pb2 as pb
 from fencepost_proto.transport.answering import Answering, Context
+
+
+class Answer(Protocol):
+    """Of every method here."""
+
+    controller_epoch: int
+
+    @property
+    def error(self) -> common_pb2.Error: ...
+
+
+A = TypeVar("A", bound=Answer)
+ReignOf = Callable[[], Reign]  # raises NotController where this controller does not decide
+
+
+async def _decided(
+    reign_of: ReignOf,
+    answering: Answering,
+    response: Callable[..., A],
+    work: Callable[[Reign], Awaitable[A]],
+    *,
+    waits: bool = True,
+) -> A:
+    """The answer to one request. `waits`: not before the controller may decide."""
+    epoch = 0
+
+    async def decide() -> A:
+        nonlocal epoch
+        reign = reign_of()
+        epoch = reign.epoch
+        if waits:
+            await reign.sessions.opening.wait()
+        return await work(reign)
+
+    answer = await answering.unary(response, decide())
+    if epoch:
+        answer.controller_epoch = epoch
+    return answer
 
 
 @dataclass(slots=True)
 class ControllerService(controller_pb2_grpc.ControllerServicer):
     """What brokers ask."""
 
-    commands: Commands
-    sessions: SessionRegistry
-    fences: Fences
+    reign: ReignOf
     config: ControllerConfig
     answering: Answering
 
     async def Session(  # type: ignore[override]  # writes to the context instead of yielding
         self, request_iterator: AsyncIterator[pb.SessionRequest], context: Context
     ) -> None:
-        await serve_session(self.sessions, request_iterator, context, self.answering)
+        await serve_session(lambda: self.reign().sessions, request_iterator, context, self.answering)
 
     async def AlterPartition(self, request: pb.AlterPartitionRequest, context: Context) -> pb.AlterPartitionResponse:
-        await self.sessions.opening.wait()
-        work = alter_partition(self.commands, request)
-        return await self.answering.unary(pb.AlterPartitionResponse, work)
+        return await _decided(
+            self.reign,
+            self.answering,
+            pb.AlterPartitionResponse,
+            lambda reign: alter_partition(reign.commands, request),
+        )
 
     async def StartReplicaOver(
         self, request: pb.StartReplicaOverRequest, context: Context
     ) -> pb.StartReplicaOverResponse:
-        return await self.answering.unary(pb.StartReplicaOverResponse, start_replica_over(self.commands, request))
+        return await _decided(
+            self.reign,
+            self.answering,
+            pb.StartReplicaOverResponse,
+            lambda reign: start_replica_over(reign.commands, request),
+            waits=False,
+        )
 
     async def DeleteRecords(self, request: pb.DeletedRecordsRequest, context: Context) -> pb.DeletedRecordsResponse:
-        await self.sessions.opening.wait()
-        return await self.answering.unary(pb.DeletedRecordsResponse, delete_records(self.commands, request))
+        return await _decided(
+            self.reign,
+            self.answering,
+            pb.DeletedRecordsResponse,
+            lambda reign: delete_records(reign.commands, request),
+        )
 
     async def AllocateProducerIds(
         self, request: pb.AllocateProducerIdsRequest, context: Context
     ) -> pb.AllocateProducerIdsResponse:
-        await self.sessions.opening.wait()
-        work = allocate_producer_ids(self.commands, request)
-        return await self.answering.unary(pb.AllocateProducerIdsResponse, work)
+        return await _decided(
+            self.reign,
+            self.answering,
+            pb.AllocateProducerIdsResponse,
+            lambda reign: allocate_producer_ids(reign.commands, request),
+        )
 
     async def InitProducerId(
         self, request: broker_pb2.InitProducerIdRequest, context: Context
     ) -> broker_pb2.InitProducerIdResponse:
-        await self.sessions.opening.wait()
-        work = init_producer_id(self.commands, self.fences, self.config, request)
-        return await self.answering.unary(broker_pb2.InitProducerIdResponse, work)
+        return await _decided(
+            self.reign,
+            self.answering,
+            broker_pb2.InitProducerIdResponse,
+            lambda reign: init_producer_id(reign.commands, reign.fences, self.config, request),
+        )
 
 
 @dataclass(slots=True)
 class AdminService(controller_pb2_grpc.AdminServicer):
     """What operators ask, by way of a broker or directly."""
 
-    commands: Commands
-    opening: Opening
+    reign: ReignOf
     random: Random
     min_segment_bytes: int
     answering: Answering
 
+    async def _answer(self, response: Callable[..., A], work: Callable[[Reign], Awaitable[A]]) -> A:
+        return await _decided(self.reign, self.answering, response, work)
+
     async def CreateTopic(self, request: pb.CreateTopicRequest, context: Context) -> pb.CreateTopicResponse:
-        await self.opening.wait()
-        work = create_topic(self.commands, self.random, request, self.min_segment_bytes)
-        return await self.answering.unary(pb.CreateTopicResponse, work)
+        return await self._answer(
+            pb.CreateTopicResponse,
+            lambda reign: create_topic(reign.commands, self.random, request, self.min_segment_bytes),
+        )
 
     async def DeleteTopic(self, request: pb.DeleteTopicRequest, context: Context) -> pb.DeleteTopicResponse:
-        await self.opening.wait()
-        return await self.answering.unary(pb.DeleteTopicResponse, delete_topic(self.commands, request))
+        return await self._answer(pb.DeleteTopicResponse, lambda reign: delete_topic(reign.commands, request))
 
     async def CreatePartitions(
         self, request: pb.CreatePartitionsRequest, context: Context
     ) -> pb.CreatePartitionsResponse:
-        await self.opening.wait()
-        return await self.answering.unary(pb.CreatePartitionsResponse, create_partitions(self.commands, request))
+        return await self._answer(pb.CreatePartitionsResponse, lambda reign: create_partitions(reign.commands, request))
 
     async def AlterTopicConfig(
         self, request: pb.AlterTopicConfigRequest, context: Context
     ) -> pb.AlterTopicConfigResponse:
-        await self.opening.wait()
-        work = alter_topic_config(self.commands, request, self.min_segment_bytes)
-        return await self.answering.unary(pb.AlterTopicConfigResponse, work)
+        return await self._answer(
+            pb.AlterTopicConfigResponse,
+            lambda reign: alter_topic_config(reign.commands, request, self.min_segment_bytes),
+        )
 
     async def AlterPartitionReassignments(
         self, request: pb.AlterPartitionReassignmentsRequest, context: Context
     ) -> pb.AlterPartitionReassignmentsResponse:
-        await self.opening.wait()
-        work = alter_partition_reassignments(self.commands, request)
-        return await self.answering.unary(pb.AlterPartitionReassignmentsResponse, work)
+        return await self._answer(
+            pb.AlterPartitionReassignmentsResponse,
+            lambda reign: alter_partition_reassignments(reign.commands, request),
+        )
 
     async def ElectLeader(self, request: pb.ElectLeaderRequest, context: Context) -> pb.ElectLeaderResponse:
-        await self.opening.wait()
-        return await self.answering.unary(pb.ElectLeaderResponse, elect_leader(self.commands, request))
+        return await self._answer(pb.ElectLeaderResponse, lambda reign: elect_leader(reign.commands, request))
 
     async def UnregisterBroker(
         self, request: pb.UnregisterBrokerRequest, context: Context
     ) -> pb.UnregisterBrokerResponse:
-        await self.opening.wait()
-        return await self.answering.unary(pb.UnregisterBrokerResponse, unregister_broker(self.commands, request))
+        return await self._answer(pb.UnregisterBrokerResponse, lambda reign: unregister_broker(reign.commands, request))
 
     async def ListProducerNames(
         self, request: pb.ListProducerNamesRequest, context: Context
     ) -> pb.ListProducerNamesResponse:
-        await self.opening.wait()
-        return await self.answering.unary(pb.ListProducerNamesResponse, list_producer_names(self.commands, request))
+        return await self._answer(
+            pb.ListProducerNamesResponse, lambda reign: list_producer_names(reign.commands, request)
+        )
 
     async def RemoveProducerName(
         self, request: pb.RemoveProducerNameRequest, context: Context
     ) -> pb.RemoveProducerNameResponse:
-        await self.opening.wait()
-        return await self.answering.unary(pb.RemoveProducerNameResponse, remove_producer_name(self.commands, request))
+        return await self._answer(
+            pb.RemoveProducerNameResponse, lambda reign: remove_producer_name(reign.commands, request)
+        )

@@ -5,9 +5,9 @@ answer, an image, then metadata changes in version order. The stream ends after 
 because the broker is gone. The last is noticed by the requests ending, which looks the same as a clean end: only a
 goodbye distinguishes the two.
 
-Errors: INCONSISTENT_CLUSTER_ID, DUPLICATE_BROKER_REGISTRATION and INVALID_REQUEST refuse a registration; STALE_BROKER_EPOCH:
-a newer incarnation has registered; REQUEST_TIMED_OUT: the broker was declared dead, and may register again;
-NOT_CONTROLLER: the controller stops.
+Errors: INCONSISTENT_CLUSTER_ID, DUPLICATE_BROKER_REGISTRATION and INVALID_REQUEST refuse a registration;
+STALE_BROKER_EPOCH: a newer incarnation has registered; REQUEST_TIMED_OUT: the broker was declared dead, and may
+register again; NOT_CONTROLLER: the controller stops, or is a standby.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _BROKEN = (grpc.aio.BaseError, asyncio.InvalidStateError)
 
 
 async def serve_session(
-    sessions: SessionRegistry,
+    sessions_now: Callable[[], SessionRegistry],
     requests: Requests,
     context: Context,
     answering: Answering,
 ) -> None:
-    """Serve one stream until it ends."""
+    """Serve one stream until it ends. `sessions_now` raises NotController where this controller does not decide."""
     try:
-        session = await _register(sessions, requests)
+        sessions, session = await _register(sessions_now, requests)
     except Exception as error:  # noqa: BLE001  # `error_of` distinguishes the foreseen ones
         await _say(context, pb.SessionResponse(error=errors.to_proto(answering.error_of(error))))
         return
@@ -68,7 +68,9 @@ async def serve_session(
     _end_for_failure(session, tasks, answering)
 
 
-async def _register(sessions: SessionRegistry, requests: Requests) -> BrokerSession:
+async def _register(
+    sessions_now: Callable[[], SessionRegistry], requests: Requests
+) -> tuple[SessionRegistry, BrokerSession]:
     try:
         async with asyncio.timeout(REGISTRATION_TIMEOUT_S):
             first = await anext(requests.__aiter__(), None)
@@ -79,7 +81,8 @@ async def _register(sessions: SessionRegistry, requests: Requests) -> BrokerSess
     if first is None or first.WhichOneof("kind") != "register":
         kind = first.WhichOneof("kind") if first is not None else "nothing"
         raise errors.InvalidRequest(f"a session begins with a registration, not with {kind!r}")
-    return await sessions.register(first.register)
+    sessions = sessions_now()
+    return sessions, await sessions.register(first.register)
 
 
 async def _read(sessions: SessionRegistry, session: BrokerSession, requests: Requests) -> None:

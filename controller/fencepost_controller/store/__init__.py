@@ -1,11 +1,11 @@
 """Where metadata is kept: entities by key, and one version for all of them.
 
-A store holds exactly one state. `commit` takes it to the next in one step: after a crash at any moment the whole commit is
-there, or nothing of it. The expected version is a compare-and-set: a store that someone else has written to since is
-never overwritten. Keys are per entity (`brokers/1`, `partitions/<topic id>/<n>`, …), so a store with keys and transactions
-of its own (etcd) can stand behind the same interface.
+A store holds exactly one state. `commit` takes it to the next in one step: after a crash at any moment the whole
+commit is there, or nothing of it. The expected version is a compare-and-set: a store that someone else has written to
+since is never overwritten. Keys are per entity (`brokers/1`, `partitions/<topic id>/<n>`, …).
 
-Calls block and belong in a thread, one at a time.
+A `Store` is a file of this process's alone (`sqlite.py`): calls block and belong in a thread, one at a time. A
+`SharedStore` is one that several controllers reach by network, of which one may write (`etcd/`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from fencepost_proto.protocol.metadata import Changes, Entity
+from fencepost_proto.protocol.metadata import Changes, Entity, MetadataImage
 
 
 class StoreError(Exception):
@@ -26,6 +26,23 @@ class CommitFailed(Exception):
 
 class VersionMismatch(Exception):
     """The store is not at the expected version: someone else has written to it."""
+
+
+class LeadershipLost(Exception):
+    """This controller is not the active one any more, or cannot know. Whether its last commit was made is not known
+    to it."""
+
+
+class SharedStore(Protocol):
+    """A shared store, for the time in which this controller may write to it."""
+
+    async def commit(self, before: MetadataImage, after: MetadataImage, changes: Changes) -> None:
+        """From one image to the next. Returns once it is durable. Raises CommitFailed, LeadershipLost."""
+        ...
+
+    async def confirm(self) -> None:
+        """Return if no one else could write until now. Raises CommitFailed where that is not known, LeadershipLost."""
+        ...
 
 
 class Store(Protocol):
