@@ -266,8 +266,12 @@ class EtcdMember:
         *,
         reaches_majority: Callable[[], bool] = lambda: True,
         delay_s: Callable[[], float] = lambda: 0.0,
+        author_of: Callable[[Any], object] = lambda context: None,
     ) -> None:
+        """`author_of`: who has made the call with this context."""
         self.cluster = cluster
+        self.author_of = author_of
+        self.on_author: Callable[[object], None] = lambda author: None  # just before a transaction is carried out
         self._reaches_majority = reaches_majority
         self._delay_s = delay_s
         self._proposals: dict[asyncio.Task[Any], None] = {}
@@ -310,11 +314,17 @@ class _KV(rpc_pb2_grpc.KVServicer):  # type: ignore[misc]  # it has no types
 
     async def Txn(self, request: Any, context: Any) -> Any:
         member = self._member
+        author = member.author_of(context)
+
+        def carry_out() -> Any:
+            member.on_author(author)
+            return member.cluster.transact(request)
+
         if member.late_requests:
             member.late_requests -= 1
-            asyncio.get_running_loop().call_later(member.late_s, member.cluster.transact, request)
+            asyncio.get_running_loop().call_later(member.late_s, carry_out)
             await context.abort(grpc.StatusCode.UNAVAILABLE, "etcdserver: leader changed")
-        answer = await member.propose(lambda: member.cluster.transact(request), context)
+        answer = await member.propose(carry_out, context)
         if member.lost_answers:
             member.lost_answers -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "etcdserver: request timed out")

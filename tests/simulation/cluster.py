@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import NoneType
+from typing import Any
 
 import grpc
 
@@ -34,6 +35,7 @@ from fencepost_proto.protocol.v1 import broker_pb2_grpc, controller_pb2_grpc
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.process import Component, live
 from tests.simulation.disk import MountedDisk
+from tests.simulation.etcd import SimEtcd, etcd_address
 from tests.simulation.judge import Judge
 from tests.simulation.judged import Leader, Producers
 from tests.simulation.loop import current_process
@@ -84,6 +86,11 @@ class ClusterSettings:
     max_request_bytes: int = 8 * 1024 * 1024
     preferred_leader_interval_ms: int = 10_000
     serves_kafka: bool = False
+    controllers: int = 1  # more than one: on etcd
+
+
+def controller_node(number: int) -> str:
+    return f"controller-{number}"
 
 
 class SimCluster:
@@ -104,6 +111,10 @@ class SimCluster:
         self.database = MetadataDatabase(self.judge.metadata, self.judge.recovered, self.judge.undone)
         self.brokers: dict[int, Broker] = {}
         self.controller: Controller | None = None
+        self.controllers: dict[str, Controller] = {}  # by node
+        several = range(1, settings.controllers + 1) if settings.controllers > 1 else ()
+        self.controller_nodes = tuple(map(controller_node, several)) or (CONTROLLER,)
+        self.etcd = SimEtcd(world, self.judge) if several else None
         self.exits: dict[str, int] = {}  # how processes ended, and how often
         self.kept_down: dict[str, None] = {}  # nodes that someone else will start again
         self.recovering = False  # an operator is at work on the controller's folder
@@ -120,8 +131,7 @@ class SimCluster:
     # ---- Starting and stopping ----
 
     def start_all(self) -> None:
-        self.start(CONTROLLER)
-        for node in self._nodes:
+        for node in (*self.etcd_nodes, *self.controller_nodes, *self._nodes):
             self.start(node)
 
     def start(self, node: str) -> SimProcess | None:
@@ -133,8 +143,10 @@ class SimCluster:
             return None
         self.world.tell("operator", f"start {node}")
         self._stop_asked[node] = asyncio.Event()
-        if node == CONTROLLER:
+        if node in self.controller_nodes:
             return self.world.start(node, self._run_controller)
+        if self.etcd is not None and node in self.etcd.nodes:
+            return self.world.start(node, self._run_etcd)
         return self.world.start(node, self._run_broker)
 
     def stop(self, node: str) -> None:
@@ -145,12 +157,33 @@ class SimCluster:
         """Start again, for ever, what ended by itself."""
         while True:
             await asyncio.sleep(RESTART_DELAY_S)
-            for node in (CONTROLLER, *self._nodes):
+            for node in (*self.etcd_nodes, *self.controller_nodes, *self._nodes):
                 process = self.world.machine(node).process
                 if process is not None and process.state.value == "ended" and node not in self.kept_down:
                     self.start(node)
 
+    @property
+    def etcd_nodes(self) -> tuple[str, ...]:
+        """None where there is one controller."""
+        return self.etcd.nodes if self.etcd is not None else ()
+
+    @property
+    def controller_address(self) -> str:
+        """Of the active controller, or of one that may become it."""
+        active = [node for node, controller in self.controllers.items() if controller.is_active and self.runs(node)]
+        return f"{(active or self.controller_nodes)[0]}:9090"
+
+    def runs(self, node: str) -> bool:
+        process = self.world.machine(node).process
+        return process is not None and process.running
+
     # ---- What runs in the processes ----
+
+    async def _run_etcd(self, host: Host, disk: MountedDisk) -> None:
+        process = current_process.get()
+        assert isinstance(process, SimProcess)
+        assert self.etcd is not None
+        await self.etcd.run_member(process.node, host)
 
     async def _run_broker(self, host: Host, disk: MountedDisk) -> None:
         process = current_process.get()
@@ -161,7 +194,7 @@ class SimCluster:
         config = BrokerConfig(
             broker_id=broker_id,
             data_dir="/data",
-            controller=CONTROLLER_ADDRESS,
+            controller=",".join(f"{controller}:9090" for controller in self.controller_nodes),
             listen=broker_address(broker_id),
             insecure_listen=True,
             replica_lag_time_max_ms=settings.replica_lag_time_max_ms,
@@ -185,9 +218,17 @@ class SimCluster:
 
     async def _run_controller(self, host: Host, disk: MountedDisk) -> None:
         settings = self.settings
+        process = current_process.get()
+        assert isinstance(process, SimProcess)
+        node = process.node
+        shared: dict[str, Any] = {}
+        if self.etcd is not None:
+            number = 1 + self.controller_nodes.index(node)
+            shared = {"store": "etcd", "controller_id": number, "etcd_endpoints": etcd_address(1), "leader_lease_s": 2}
         config = ControllerConfig(
+            **shared,
             data_dir="/data",
-            listen=CONTROLLER_ADDRESS,
+            listen=f"{node}:9090",
             insecure_listen=True,
             session_timeout_ms=settings.session_timeout_ms,
             heartbeat_interval_ms=settings.heartbeat_interval_ms,
@@ -196,11 +237,10 @@ class SimCluster:
             max_producer_names=settings.max_producer_names,
             producer_name_expiration_ms=settings.producer_name_expiration_ms,
         )
-        process = current_process.get()
-        assert isinstance(process, SimProcess)
-        controller = Controller(config, host, self.database.open(process))
-        self.controller = controller
-        await self._run(CONTROLLER, controller)
+        store = self.database.open(process) if self.etcd is None else self.etcd.shared(host)
+        controller = Controller(config, host, store)
+        self.controller = self.controllers[node] = controller
+        await self._run(node, controller)
 
     async def _run(self, node: str, component: Component) -> None:
         """Until asked to stop, or until it fails."""
@@ -218,7 +258,7 @@ class SimCluster:
     async def ask_admin(self, method: str, request: object) -> str:
         """One request of an operator to the controller, from a process of its own. What it came to."""
         return await self._ask(
-            lambda host: controller_pb2_grpc.AdminStub(host.wire.connect(CONTROLLER_ADDRESS)), method, request
+            lambda host: controller_pb2_grpc.AdminStub(host.wire.connect(self.controller_address)), method, request
         )
 
     async def ask_broker(self, broker_id: int, method: str, request: object) -> str:

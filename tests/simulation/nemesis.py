@@ -16,7 +16,7 @@ from fencepost_node.state_machines import STATE_MACHINES
 from fencepost_proto.protocol.errors import CorruptMessage
 from fencepost_proto.protocol.metadata import Partition
 from fencepost_proto.protocol.v1 import controller_pb2
-from tests.simulation.cluster import CONTROLLER, SimCluster, broker_node
+from tests.simulation.cluster import SimCluster, broker_node
 from tests.simulation.disk import Fault
 from tests.simulation.folder_situations import FolderSituations
 from tests.simulation.hostile_clients import HostileClients, HostileProducers
@@ -117,6 +117,23 @@ class Nemesis:
             "controller put back": (1, situations.controller_put_back),
         }
 
+    def with_several_controllers(self) -> None:
+        """The faults of a cluster with several controllers on etcd, in place of those of one on SQLite."""
+        for kind in ("commit fails", "controller put back", "hostile client", "take-over behind a cut"):
+            del self.kinds[kind]
+        self.strangers = {}
+        self.kinds |= {
+            "kill controller": (6, self.kill_controller),
+            "pause controller": (5, self.pause_controller),
+            "kill controller and leader": (4, self.kill_controller_and_leader),
+            "isolate controller": (4, self.isolate_controller),
+            "kill etcd": (4, self.kill_etcd),
+            "pause etcd": (3, self.pause_etcd),
+            "isolate etcd": (3, self.isolate_etcd),
+            "etcd loses answers": (4, self.etcd_loses_answers),
+            "etcd is late": (4, self.etcd_is_late),
+        }
+
     def only(self, kinds: tuple[str, ...]) -> None:
         """Nothing but these."""
         known = self.kinds | self.strangers | self._apart | self.topic_changes
@@ -165,6 +182,8 @@ class Nemesis:
         world.network.heal_all()
         self.cluster.kept_down.clear()
         self.cluster.database.failing_commits = 0
+        if self.cluster.etcd is not None:
+            self.cluster.etcd.heal()
         for machine in world.machines.values():
             machine.disk.faults.clear()
             machine.disk.capacity_bytes = None
@@ -186,7 +205,16 @@ class Nemesis:
 
     def _party(self) -> str:
         nodes = [broker_node(broker_id) for broker_id in self.cluster.settings.broker_ids]
-        return self.random.choice([*nodes, *nodes, CONTROLLER, *self._clients])
+        others = (*self.cluster.controller_nodes, *self.cluster.etcd_nodes, *self._clients)
+        return self.random.choice([*nodes, *nodes, *others])
+
+    def _controller(self) -> str:
+        """Mostly the active one, where there are several."""
+        nodes = self.cluster.controller_nodes
+        if len(nodes) == 1:
+            return nodes[0]
+        active = self.cluster.controller_address.partition(":")[0]
+        return active if self.random.random() < 0.7 else self.random.choice(nodes)
 
     def _while_s(self) -> float:
         """Mostly short, sometimes beyond every timeout."""
@@ -256,7 +284,8 @@ class Nemesis:
 
     async def kill_everything(self) -> None:
         self.world.tell("nemesis", "kills everything")
-        nodes = [CONTROLLER, *(broker_node(broker_id) for broker_id in self.cluster.settings.broker_ids)]
+        brokers = [broker_node(broker_id) for broker_id in self.cluster.settings.broker_ids]
+        nodes = [*self.cluster.controller_nodes, *self.cluster.etcd_nodes, *brokers]
         for node in nodes:
             self.world.kill(node)
         await asyncio.gather(*(self.down(node) for node in nodes))
@@ -275,12 +304,53 @@ class Nemesis:
         await self.down(node)
 
     async def kill_controller(self) -> None:
-        self.world.tell("nemesis", "kills the controller")
-        self.world.kill(CONTROLLER)
-        await self.down(CONTROLLER)
+        node = self._controller()
+        self.world.tell("nemesis", f"kills the {node}")
+        self.world.kill(node)
+        await self.down(node)
 
     async def pause_controller(self) -> None:
-        await self._pause(CONTROLLER)
+        await self._pause(self._controller())
+
+    async def kill_controller_and_leader(self) -> None:
+        await asyncio.gather(self.kill_controller(), self.kill_leader())
+
+    async def isolate_controller(self) -> None:
+        """From etcd, or from everything."""
+        node = self._controller()
+        others = list(self.cluster.etcd_nodes)
+        if self.random.random() < 0.5:
+            others = [other for other in self.world.machines if other != node]
+        await self._cut([(node, other) for other in others] + [(other, node) for other in others])
+
+    def _etcd(self) -> str:
+        return self.random.choice(self.cluster.etcd_nodes)
+
+    async def kill_etcd(self) -> None:
+        node = self._etcd()
+        self.world.tell("nemesis", f"kills {node}")
+        self.world.kill(node)
+        await self.down(node)
+
+    async def pause_etcd(self) -> None:
+        await self._pause(self._etcd())
+
+    async def isolate_etcd(self) -> None:
+        node = self._etcd()
+        others = [other for other in self.cluster.etcd_nodes if other != node]
+        if self.random.random() < 0.5:
+            others += self.cluster.controller_nodes
+        await self._cut([(node, other) for other in others] + [(other, node) for other in others])
+
+    async def etcd_loses_answers(self) -> None:
+        self.world.tell("nemesis", "has etcd lose answers")
+        assert self.cluster.etcd is not None
+        self.cluster.etcd.lose_answers(self.random.randint(1, 3))
+
+    async def etcd_is_late(self) -> None:
+        self.world.tell("nemesis", "has etcd carry requests out after an error")
+        assert self.cluster.etcd is not None
+        self.cluster.etcd.be_late(self.random.randint(1, 2))
 
     async def kill_producer(self) -> None:
         app = self.random.choice(self.apps)

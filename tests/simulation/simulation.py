@@ -73,12 +73,15 @@ def simulate(
     *,
     kafka: bool = False,
     carrier: Literal["grpc", "lean", "mixed"] | None = None,
+    controllers: int = 1,
 ) -> Result:
     """One run from one seed; with `kinds`, under faults of these kinds only; `kafka`: certainly with Kafka's clients.
 
     `carrier`: how calls travel; None: as the seed says, and as gRPC with `kinds`. `mixed`: each process has one of its own.
     """
     planned = plan(seed)
+    if controllers > 1:
+        planned = replace(planned, settings=replace(planned.settings, controllers=controllers))
     if kafka:
         planned = replace(planned, small_numbers=False)
     strange = random.Random(f"{seed}/strange").random()
@@ -93,6 +96,8 @@ def simulate(
         began = time.process_time()
         world.carrier = carrier or ("grpc" if kinds else CARRIERS[seed % len(CARRIERS)])
         run = Run(world, planned)
+        if controllers > 1:
+            run.nemesis.with_several_controllers()
         if kinds:
             run.nemesis.only(kinds)
         elif planned.producers_expire:
@@ -102,7 +107,7 @@ def simulate(
         run.nemesis.poisons = poisoned and not kinds and run.kafka is None
         changed = random.Random(f"{seed}/operators").random() < CHANGED
         run.nemesis.changes_topics = changed and not kinds and run.kafka is None
-        if strange >= STRANGE:
+        if strange >= STRANGE or controllers > 1:
             run.nemesis.strangers = {}
         elif not planned.settings.room_is_short:
             run.nemesis.strangers.pop(FLOOD, None)
@@ -168,7 +173,10 @@ class Run:
         world = self.world
         world.tell("plan", str(self.plan))
         self.cluster.start_all()
-        for work in (self.cluster.supervise(), self._sweep_for_ever()):
+        works = [self.cluster.supervise(), self._sweep_for_ever()]
+        if self.cluster.etcd is not None:
+            works.append(self.cluster.etcd.tick_for_ever())
+        for work in works:
             self._background.append(world.loop.create_task(work))
         for topic in self.plan.topics:
             await self._create(topic.name, topic.request())
@@ -216,6 +224,8 @@ class Run:
 
     def _sweep(self) -> None:
         self.judge.sweep(self.cluster.replicas())
+        if self.cluster.etcd is not None:
+            self.cluster.etcd.sweep(self.cluster.brokers)
         for consumer in self.consumers:
             if not self._tainted():
                 consumer.look()

@@ -129,6 +129,8 @@ class Situations:
     async def recover_controller(self) -> None:
         """Until it is done: what stands in its way ends, or is healed in the end."""
         cluster = self._cluster
+        if cluster.etcd is not None:
+            return
         cluster.recovering = True
         cluster.kept_down[CONTROLLER] = None
         while cluster.database.gone_back:
