@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fencepost_proto.kafka.apis import APIS
+from tests.simulation.controller_stories import MUTANTS as CONTROLLER_MUTANTS
 from tests.simulation.group_mutants import GROUP_MUTANTS
 from tests.simulation.mutants import MUTANTS
 
@@ -109,6 +110,7 @@ def test_every_promise_names_deliberate_faults_that_break_it() -> None:
     assert numbers == sorted(set(numbers))
     promises = {mutant.name: mutant.promises for mutant in MUTANTS}
     promises |= {mutant.name: mutant.promises for mutant in GROUP_MUTANTS}
+    promises |= {mutant.name: mutant.promises for mutant in CONTROLLER_MUTANTS}
     for promise, names in rows:
         assert [name for name in names.split(", ") if promise not in promises[name]] == []
 
