@@ -14,9 +14,11 @@ import grpc
 
 from fencepost_controller.decisions.recovery import RecoveredMetadata, RecoveryRefused, recover
 from fencepost_controller.decisions.recovery_inputs import BrokerReport, HeldLog
-from fencepost_controller.store import Store, VersionMismatch
+from fencepost_controller.store import LeadershipLost, Store, VersionMismatch
+from fencepost_controller.store.etcd.shared import SharedMetadata
+from fencepost_controller.store.etcd.sole_writer import sole_writer
 from fencepost_proto.protocol.errors import FencepostError, raise_for
-from fencepost_proto.protocol.metadata import Entity, MetadataImage, from_proto
+from fencepost_proto.protocol.metadata import Changes, Entity, MetadataImage, from_proto
 from fencepost_proto.protocol.v1 import controller_pb2, controller_pb2_grpc
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.transport.wire import Wire
@@ -41,13 +43,7 @@ async def recover_store(
     loop = asyncio.get_running_loop()
     version, entities = await loop.run_in_executor(None, store.load)
     before = MetadataImage().with_changes(version, {entity.key: entity for entity in entities})
-    reports, problems = await _ask_all(host.wire, addresses, before, without, wait_s)
-    try:
-        done = recover(before, reports, without, new_lineage_id(host.random))
-    except RecoveryRefused as error:
-        raise RecoveryRefused("; ".join((str(error), *problems))) from None
-    changes: dict[str, Entity | None] = {entity.key: None for entity in entities}
-    changes.update({entity.key: entity for entity in done.image.entities()})
+    done, _, changes = await _recovered(before, host, addresses, without, wait_s)
     try:
         await loop.run_in_executor(None, store.commit, version, done.image.version, changes)
     except VersionMismatch as error:
@@ -55,6 +51,39 @@ async def recover_store(
             f"the store has changed meanwhile, by another recovery or a controller that runs; nothing was written: {error}"
         ) from error
     return done
+
+
+async def recover_shared(
+    shared: SharedMetadata, host: Host, addresses: Iterable[str], without: Collection[int] = (), wait_s: float = 10.0
+) -> RecoveredMetadata:
+    """The same for metadata in etcd, whose controllers are all down. Later controller epochs are above all that brokers
+    have seen: in an etcd that has gone back, creation revisions come again.
+
+    Raises RecoveryRefused, StoreError, CommitFailed.
+    """
+    async with sole_writer(shared, host.random) as held:
+        before = held.reader.image
+        done, newest_epoch, changes = await _recovered(before, host, addresses, without, wait_s)
+        await held.raise_epochs(newest_epoch)
+        try:
+            await held.term.commit(before, done.image, changes)
+        except LeadershipLost as error:
+            raise RecoveryRefused(f"a controller has become active meanwhile: {error}") from error
+    return done
+
+
+async def _recovered(
+    before: MetadataImage, host: Host, addresses: Iterable[str], without: Collection[int], wait_s: float
+) -> tuple[RecoveredMetadata, int, Changes]:
+    """What the store is to become, the newest controller epoch that a broker has seen, and the changes that lead there."""
+    reports, problems = await _ask_all(host.wire, addresses, before, without, wait_s)
+    try:
+        done = recover(before, reports, without, new_lineage_id(host.random))
+    except RecoveryRefused as error:
+        raise RecoveryRefused("; ".join((str(error), *problems))) from None
+    changes: dict[str, Entity | None] = {entity.key: None for entity in before.entities()}
+    changes.update({entity.key: entity for entity in done.image.entities()})
+    return done, max((report.controller_epoch for report in reports), default=0), changes
 
 
 async def _ask_all(
@@ -131,6 +160,7 @@ async def ask(wire: Wire, address: str) -> BrokerReport:
         tuple(logs),
         epochs,
         head.known_lineage_id,
+        head.controller_epoch,
     )
 
 

@@ -50,6 +50,7 @@ class BrokerReport:
     logs: tuple[HeldLog, ...] = ()
     epochs: Mapping[int, int] = field(default_factory=dict)  # of named producers' ids, in its logs
     known_lineage_id: int = UNKNOWN_LINEAGE  # of the known version
+    controller_epoch: int = 0  # the newest that it has seen; 0: none
 
     @property
     def heard(self) -> tuple[Heard, Heard]:

@@ -16,6 +16,7 @@ from fencepost_testing.failures import CommandFailed
 from fencepost_testing.local_cluster import CONTROLLER, AsyncLocalCluster, Node
 
 if TYPE_CHECKING:
+    from fencepost_controller.config import ControllerConfig
     from fencepost_controller.decisions.recovery import RecoveredMetadata
 
 app = typer.Typer(
@@ -70,8 +71,12 @@ def recover(
     if (config is None) != (bootstrap is None):
         fail("--config and --bootstrap go together", code=2)
     if config is not None and bootstrap is not None:
-        folder = _data_dir_of(config)
-        run(_recover(folder, bootstrap.split(","), missing))
+        settings = _settings_of(config)
+        if settings.store == "etcd":
+            run(_recover_shared(settings, bootstrap.split(","), missing))
+            typer.echo("now start the controllers")
+            return
+        run(_recover(Path(settings.data_dir), bootstrap.split(","), missing))
         typer.echo("now start the controller")
         return
     with _locked(data_dir):
@@ -82,14 +87,91 @@ def recover(
     typer.echo("now start the controller: 'fencepost cluster up'")
 
 
-def _data_dir_of(config: Path) -> Path:
+@app.command(
+    epilog="Example: fencepost controller migrate --from old/controller.toml --to new/controller.toml, where the one has "
+    "store = 'sqlite' and the other store = 'etcd'"
+)
+def migrate(
+    *,
+    source: Annotated[
+        Path, typer.Option("--from", metavar="CONTROLLER.toml", help="Of a controller on the old store.")
+    ],
+    target: Annotated[Path, typer.Option("--to", metavar="CONTROLLER.toml", help="Of one on the new store.")],
+) -> None:
+    """Copy all metadata from one store to another: from SQLite to etcd, or back.
+
+    The whole cluster must be down, and the new store must be empty. What was copied is read again and compared. The old
+    store stays as it is: do not start a controller on it any more.
+    """
+    run(_migrate(_settings_of(source), _settings_of(target)))
+
+
+def _settings_of(config: Path) -> ControllerConfig:
     from fencepost_controller.config import ControllerConfig
     from fencepost_proto.runtime.config import ConfigError, load
 
     try:
-        return Path(load(ControllerConfig, str(config)).data_dir)
+        return load(ControllerConfig, str(config))
     except ConfigError as error:
         fail(str(error), code=2)
+
+
+async def _migrate(source: ControllerConfig, target: ControllerConfig) -> None:
+    from fencepost_controller.__main__ import open_store
+    from fencepost_controller.decisions.lineage import MetadataWentBack
+    from fencepost_controller.migration import migrate
+    from fencepost_controller.store import CommitFailed, StoreError
+    from fencepost_controller.store.etcd.shared import SharedMetadata
+    from fencepost_proto.runtime.host import Host
+    from fencepost_proto.runtime.process import _hold
+
+    host = Host()
+    locks: list[int] = []
+    try:
+        for config in (source, target):
+            if config.store == "sqlite":
+                locks.append(_hold(config.data_dir))
+        old, new = open_store(source, host), open_store(target, host)
+        try:
+            image = await migrate(old, new, host.random)
+        finally:
+            for store in (old, new):
+                if isinstance(store, SharedMetadata):
+                    await store.etcd.close()
+                else:
+                    store.close()
+    except (StoreError, CommitFailed, MetadataWentBack, OSError) as error:
+        fail(str(error))
+    finally:
+        for lock in locks:
+            os.close(lock)
+    typer.echo(
+        f"metadata version {image.version} is in the new store: {len(image.topics)} topics, {len(image.partitions)} "
+        f"partitions, {len(image.brokers)} brokers, {len(image.producers)} names of producers"
+    )
+
+
+async def _recover_shared(config: ControllerConfig, addresses: list[str], without: frozenset[int]) -> None:
+    from fencepost_controller.__main__ import open_store
+    from fencepost_controller.decisions.lineage import MetadataWentBack
+    from fencepost_controller.decisions.recovery import RecoveryRefused
+    from fencepost_controller.recovery import recover_shared
+    from fencepost_controller.store import CommitFailed, StoreError
+    from fencepost_controller.store.etcd.shared import SharedMetadata
+    from fencepost_proto.runtime.host import Host
+
+    host = Host()
+    try:
+        store = open_store(config, host)
+        assert isinstance(store, SharedMetadata)
+        try:
+            done = await recover_shared(store, host, addresses, without)
+        finally:
+            await store.etcd.close()
+    except (StoreError, RecoveryRefused, CommitFailed, MetadataWentBack, OSError) as error:
+        fail(str(error))
+    for line in done.report:
+        typer.echo(line)
 
 
 async def _recover_local(cluster: AsyncLocalCluster, without: frozenset[int]) -> None:
