@@ -30,7 +30,8 @@ So a connection holds at most its window, a quarter of a window of each call, an
 checks the same rule, and ends a connection that breaks it. A writer also waits while more than WRITE_HIGH_BYTES are
 with the transport: until its message is on its way, not only until it is queued.
 
-**Writing.** What is queued in one turn of the loop is written at its end, in one write.
+**Writing.** uvloop's transports are given each message at once, and write it at once unless they are behind. On other
+loops, whose transports would do the same, what is queued in one turn is written at its end, in one write.
 
 **Time.** Nothing heard for KEEPALIVE_S: a PING. Still nothing KEEPALIVE_TIMEOUT_S later: the peer is gone. The same
 bound goes to TCP for what is not confirmed. A process that was itself stopped judges only after another wait.
@@ -264,7 +265,7 @@ class Link(asyncio.Protocol):
         self._context = copy_context()  # a call may be given up from anywhere, also by the garbage collector
         self._reader = frames.FrameReader()
         self._transport: asyncio.Transport | None = None
-        self._transport_gathers = False  # it writes at the end of a turn by itself, as uvloop's do
+        self._transport_gathers = False  # it takes a message's pieces in one call of the system, as uvloop's do
         self._queued: list[bytes] = []
         self._queued_bytes = 0
         self._flush_is_due = False
