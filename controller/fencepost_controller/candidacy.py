@@ -119,7 +119,10 @@ class Candidacy:
             began = time()
             try:
                 await self._once()
-                failures, trouble = 0, ""
+                trouble = ""
+                failures = 0 if time() - began > RETRY.most_s else failures + 1
+                if failures:  # it was not active for long, or another one was faster
+                    await asyncio.sleep(RETRY.jittered_pause_s(failures, self._host.random))
             except (EtcdRefused, EtcdUnreachable) as error:
                 if str(error) != trouble:
                     trouble = str(error)

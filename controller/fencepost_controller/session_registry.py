@@ -222,7 +222,7 @@ class SessionRegistry:
             folder_epoch=register.folder_epoch,
             folder_is_copy=register.folder_is_copy,
         )
-        self._check_known(register)
+        await self._check_known(register)
         command.check(self._image)
         known = self._image.brokers.get(command.broker_id)
         rejoins = known is not None and known.incarnation == command.incarnation and self.opening.is_over
@@ -273,7 +273,7 @@ class SessionRegistry:
         )
         return session
 
-    def _check_known(self, register: controller_pb2.Register) -> None:
+    async def _check_known(self, register: controller_pb2.Register) -> None:
         """Raises UnknownHistory; or NotController where the store has gone back: then this process ends."""
         try:
             check_known_version(
@@ -291,6 +291,7 @@ class SessionRegistry:
                 log.error("registration refused reason=%s more_since_the_last=%d", error, self._refusals.skipped())
             raise
         except MetadataWentBack as error:
+            await self._commands.confirm()  # or another controller decides, and this one is behind, not its store
             self._closing = True
             self._on_went_back(error)
             raise errors.NotController(str(error)) from None
@@ -479,6 +480,7 @@ class SessionRegistry:
             if verdict is ProbeVerdict.DEAD:
                 return known.broker_epoch
             if verdict is ProbeVerdict.ALIVE or self._loop.time() >= give_up_at:
+                await self._commands.confirm()  # the broker's process ends with this refusal
                 raise errors.DuplicateBrokerRegistration(
                     f"broker id {known.id} is in use by the process at {known.address} (incarnation {known.incarnation})"
                 )

@@ -203,6 +203,8 @@ class Run:
         self.judge.look_at_strangers()
         self.judge.look_at_suspicions()
         self.verdict.give()
+        if self.cluster.etcd is not None and self.cluster.exits.get("MetadataWentBack"):
+            self.judge.fail("unhandled", "a controller took its store for one that has gone back")
         logs = [(record.name, record.committed) for record in self.judge.records.values()]
         world.tell("judge", f"every promise held; what is committed has the CRC {zlib.crc32(repr(logs).encode()):08x}")
 

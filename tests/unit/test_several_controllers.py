@@ -214,6 +214,25 @@ async def test_what_changes_nothing_is_confirmed_before_it_is_answered() -> None
 
 
 @asynchronous
+async def test_a_controller_that_is_behind_because_another_one_decides_is_not_taken_for_one_whose_store_went_back() -> (
+    None
+):
+    """The leader key is another's, this controller has not noticed, and a broker knows what the other one has committed."""
+    async with controllers(1) as group:
+        one = await group.active()
+        epoch, image = one.epoch, one.image
+        group.world.cluster.keys.pop(group.world.keys.leader)  # and no watch is told
+        broker = await FakeBroker(1).start()
+        broker.cluster_id = image.cluster_id
+        broker.known = (image.version + 1, 77, image.lineage.oldest_id)
+        await broker.connect(one)
+        assert isinstance(broker.error, errors.NotController)
+        await until(lambda: one.is_active and one.epoch != epoch, "it stands by, and takes over")
+        assert not one.failure.happened
+        await broker.killed()
+
+
+@asynchronous
 async def test_a_controller_without_a_majority_of_etcd_steps_down_and_comes_back() -> None:
     async with controllers(2) as group:
         active = await group.active()
