@@ -8,8 +8,9 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -27,6 +28,7 @@ EPILOG = """examples:
   ./scripts/simulate --seed 17 --trace          one run as a story, a line for each event
   ./scripts/simulate --seed 17 --history H      what its clients recorded, for `fencepost check H`
   ./scripts/simulate --until 10m                new seeds for ten minutes
+  ./scripts/simulate --controllers 3 --seed 17  one run with three controllers on etcd, which fail too
   ./scripts/simulate --mutants --jobs 2         the deliberate faults, and the promise that catches each"""
 
 DURATION = re.compile(r"(\d+)([smh]?)")
@@ -68,20 +70,22 @@ def main() -> None:
     parser.add_argument("--trace", action="store_true", help="with --seed: print every event")
     parser.add_argument("--history", type=Path, metavar="FILE", help="with --seed: write what the clients recorded")
     parser.add_argument("--until", metavar="10m", help="go on with new seeds for so long (s, m or h)")
+    parser.add_argument("--controllers", type=int, default=1, metavar="N", help="more than one: N controllers, on etcd")
     parser.add_argument("--mutants", action="store_true", help="put deliberate faults into the code; catch each")
     parser.add_argument("--trace-dir", type=Path, default=Path(), help="where traces of failed seeds are written")
     arguments = parser.parse_args()
     if arguments.mutants:
         sys.exit(_mutants(arguments.jobs))
     if arguments.seed is not None:
-        sys.exit(_one(arguments.seed, arguments.trace, arguments.history))
+        sys.exit(_one(arguments.seed, arguments.trace, arguments.history, arguments.controllers))
     first, _, last = arguments.seeds.partition(":")
     if not first.isdecimal() or (last and not last.isdecimal()):
         parser.error(f"--seeds {arguments.seeds!r}: two numbers with a colon are expected, such as 0:100")
     until_s = _duration(parser, arguments.until) if arguments.until else None
     seeds = count(int(first)) if until_s is not None else iter(range(int(first), int(last or int(first) + 1)))
     total = None if until_s is not None else int(last or int(first) + 1) - int(first)
-    sys.exit(_many(seeds, total, until_s, arguments.jobs, arguments.trace_dir))
+    run = partial(_run, controllers=arguments.controllers)
+    sys.exit(_many(seeds, total, until_s, arguments.jobs, trace_dir=arguments.trace_dir, run=run))
 
 
 def _duration(parser: argparse.ArgumentParser, text: str) -> float:
@@ -91,8 +95,8 @@ def _duration(parser: argparse.ArgumentParser, text: str) -> float:
     return int(match[1]) * SECONDS[match[2]]
 
 
-def _one(seed: int, trace: bool, history: Path | None) -> int:
-    result = simulate(seed)
+def _one(seed: int, trace: bool, history: Path | None, controllers: int) -> int:
+    result = simulate(seed, controllers=controllers)
     if history is not None:
         history.write_text("".join(f"{to_line(operation)}\n" for operation in result.history), encoding="utf-8")
     for line in result.trace if trace else []:
@@ -125,7 +129,15 @@ def _caught(number: int) -> tuple[str, int]:
     return ("nothing", 0) if result is None else (result.promise, result.seed - mutant.first_seed + 1)
 
 
-def _many(seeds: Iterator[int], total: int | None, until_s: float | None, jobs: int, trace_dir: Path) -> int:
+def _many(
+    seeds: Iterator[int],
+    total: int | None,
+    until_s: float | None,
+    jobs: int,
+    *,
+    trace_dir: Path,
+    run: Callable[[int], Result],
+) -> int:
     console = Console()
     totals = Totals()
     began = time.monotonic()
@@ -142,7 +154,7 @@ def _many(seeds: Iterator[int], total: int | None, until_s: float | None, jobs: 
                     return
                 yield seed
 
-        for result in pool.imap_unordered(_run, _paced(wanted(), lambda: totals.runs, 4 * jobs)):
+        for result in pool.imap_unordered(run, _paced(wanted(), lambda: totals.runs, 4 * jobs)):
             totals.add(result)
             elapsed = time.monotonic() - began
             failovers = totals.counts[FAILOVERS] / elapsed
@@ -169,10 +181,10 @@ def _paced(seeds: Iterator[int], done: object, ahead: int) -> Iterator[int]:
         yield seed
 
 
-def _run(seed: int) -> Result:
+def _run(seed: int, controllers: int) -> Result:
     """In a process of the pool: what goes wrong with the simulator itself is a failed run, and the others go on."""
     try:
-        result = simulate(seed)
+        result = simulate(seed, controllers=controllers)
     except Exception as error:  # noqa: BLE001 - whatever it is, its seed is told
         return Result(seed, plan(seed), [], problem=f"the simulator failed: {error!r}", promise="simulator")
     if result.ok:
