@@ -135,8 +135,11 @@ def _compare(parent: Path, revision: str, pairs: int, out: Console) -> dict[str,
         with tempfile.TemporaryDirectory(dir=parent) as folder:
             return comparison.measure(checkout, Path(folder))
 
+    def number(value: float) -> str:
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
     def spread(values: Sequence[float]) -> str:
-        return f"{median(values):,.4g} ({min(values):,.4g} to {max(values):,.4g})"
+        return f"{number(median(values))} ({number(min(values))} to {number(max(values))})"
 
     try:
         this = comparison.this_checkout()
