@@ -78,6 +78,7 @@ class Opening:
     def loss(self) -> Iterator[None]:
         """Around a registration that waits here and tells of a loss, until it is decided; before it is `heard`."""
         self._losses += 1
+        self._no_losses.clear()
         try:
             yield
         finally:

@@ -136,6 +136,27 @@ def test_the_live_brokers_are_waited_for_and_all_where_none_is_live() -> None:
 
 
 @asynchronous
+async def test_a_registration_that_tells_of_a_loss_and_broke_off_before_is_waited_for_again() -> None:
+    opening, died = Opening(), asyncio.Event()
+
+    async def declare_dead(broker_ids: frozenset[int]) -> None:
+        died.set()
+
+    opening.start([broker(1, fenced=False), broker(2, fenced=False)], timeout_s=0.05)
+    with opening.loss():
+        pass  # its stream broke
+    running = asyncio.create_task(opening.run(declare_dead))
+    with opening.loss():
+        opening.heard(1)
+        await opening.wait_for_losses()
+        await asyncio.sleep(0)
+        assert not died.is_set()
+    await asyncio.wait_for(opening.wait(), 1)
+    assert died.is_set()
+    await running
+
+
+@asynchronous
 async def test_a_controller_without_brokers_opens_at_once() -> None:
     opening = Opening()
     opening.start([], timeout_s=100)
