@@ -282,9 +282,10 @@ class Run:
                 node = broker_node(partition.leader)
                 self.world.kill(node)
                 self.cluster.kept_down[node] = None
-                while self.judge.image.partitions[key].leader >= 0:  # noqa: ASYNC110 - the image has no events
+                while (now := self.judge.image.partitions[key].leader) == partition.leader:  # noqa: ASYNC110 - the image has no events
                     await asyncio.sleep(0.25)
-                await self.cluster.elect_uncleanly(key)
+                if now < 0:  # no replica was eligible
+                    await self.cluster.elect_uncleanly(key)
                 self.cluster.kept_down.pop(node)
                 self.cluster.start(node)
 

@@ -125,17 +125,28 @@ def test_a_damaged_push_is_refused_whole(log: Log) -> None:
         batch(2, base_offset=2) + batch(1, base_offset=5),
         batch(1, base_offset=2, leader_epoch=3),
         batch(1, base_offset=2, leader_epoch=5) + batch(1, base_offset=3, leader_epoch=4),
-        batch(1, base_offset=2, leader_epoch=4, producer_id=1, sequence=5),
+        batch(1, base_offset=2, leader_epoch=7),
     ],
-    ids=["gap", "overlap", "gap-inside", "older-epoch", "older-epoch-inside", "sequence"],
+    ids=["gap", "overlap", "gap-inside", "older-epoch", "older-epoch-inside", "later-epoch"],
 )
-def test_a_push_that_does_not_continue_the_log_breaks_an_invariant_and_changes_nothing(
+def test_a_push_whose_offsets_or_epochs_do_not_continue_the_log_is_damaged_and_changes_nothing(
     log: Log, disk: RealDisk, push: bytes
 ) -> None:
+    """Both are outside the CRC of a batch."""
+    produce(log, 1, 2, leader_epoch=4)
+    before = content(log)
+    with pytest.raises(CorruptMessage):
+        log.append_as_follower(push, 6)
+    assert content(log) == before
+    assert log.log_end_offset == 2
+    assert_lawful(log)
+
+
+def test_a_push_whose_sequences_do_not_continue_the_log_breaks_an_invariant_and_changes_nothing(log: Log) -> None:
     produce(log, 1, 2, leader_epoch=4)
     before = content(log)
     with pytest.raises(InvariantBroken):
-        log.append_as_follower(push)
+        log.append_as_follower(batch(1, base_offset=2, leader_epoch=4, producer_id=1, sequence=5))
     assert content(log) == before
     assert log.log_end_offset == 2
     assert_lawful(log)

@@ -87,23 +87,34 @@ async def test_a_snapshot_that_cannot_be_read_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pushed", "told"),
+    "pushed",
     [
-        pytest.param(batch(1, base_offset=6, leader_epoch=2), "leader epoch 2 after 3", id="older-leader-epoch"),
-        pytest.param(batch(3, base_offset=4, leader_epoch=4), "base offset 4", id="begins-within-a-batch"),
-        pytest.param(
-            batch(1, base_offset=6, leader_epoch=4, producer_id=7, sequence=9), "sequence 9", id="gap-in-sequences"
-        ),
+        pytest.param(batch(1, base_offset=6, leader_epoch=2), id="older-leader-epoch"),
+        pytest.param(batch(1, base_offset=6, leader_epoch=5), id="later-leader-epoch"),
+        pytest.param(batch(3, base_offset=4, leader_epoch=4), id="begins-within-a-batch"),
+        pytest.param(batch(1, base_offset=6 | 0xFF << 40, leader_epoch=4), id="a-byte-of-its-offset-is-wrong"),
     ],
 )
 @asynchronous
-async def test_a_push_that_contradicts_the_log_fails_this_replica_and_says_why(pushed: bytes, told: str) -> None:
+async def test_a_push_with_an_offset_or_epoch_that_cannot_be_fails_nothing_and_is_not_sound(pushed: bytes) -> None:
+    """A leader whose disk has changed these, which no CRC covers, has a replica that is whole beside it."""
+    replica = follower_of([5])
+    replica.append_as_follower(following(replica), 5, batch(1, base_offset=5, leader_epoch=3))
+    with pytest.raises(CorruptMessage):
+        replica.append_as_follower(following(replica), 6, pushed)
+    assert not replica.failure
+    assert replica.log.log_end_offset == 6
+
+
+@asynchronous
+async def test_a_push_that_contradicts_the_log_fails_this_replica_and_says_why() -> None:
+    pushed = batch(1, base_offset=6, leader_epoch=4, producer_id=7, sequence=9)
     told_failures: list[bool] = []
     replica = follower_of([5], failures_changed=lambda: told_failures.append(True))
     first = batch(1, base_offset=5, leader_epoch=3, producer_id=7, sequence=0)
     replica.append_as_follower(following(replica), 5, first)
     end = replica.log.log_end_offset
-    with pytest.raises(StorageError, match=told):
+    with pytest.raises(StorageError, match="sequence 9"):
         replica.append_as_follower(following(replica), end, pushed)
     assert replica.failure.startswith(CONTRADICTION)
     assert "broker 2" in replica.failure

@@ -68,6 +68,8 @@ __all__ = ["CorruptLog", "Log", "LogConfig", "OutOfRoom"]
 
 log = logging.getLogger(__name__)
 
+NEWEST_EPOCH = 2**31 - 1  # that a batch can have
+
 
 class Log:
     """base_offset <= log_start_offset <= log_end_offset.
@@ -172,20 +174,28 @@ class Log:
         self._append_and_fold(stamped, (placed,))
         return stamped
 
-    def append_as_follower(self, records: bytes) -> None:
-        """Append whole batches as the leader has stored them, all or none.
+    def append_as_follower(self, records: bytes, newest_epoch: int = NEWEST_EPOCH) -> None:
+        """Append whole batches as the leader has stored them, all or none. None has a later leader epoch than the
+        leader's, `newest_epoch`.
 
         Raises CorruptMessage or InvalidRecord for bytes that are not that, StorageError as `append_as_leader`,
-        InvariantBroken where offsets, epochs or sequences do not continue what is here.
+        InvariantBroken where sequences do not continue what is here. Base offset and leader epoch are outside a
+        batch's CRC: where they do not continue the log, what was pushed is damaged, like bytes of which the CRC says
+        so. The leader looks at its disk then.
         """
         batches = [PlacedBatch(position, header) for position, header in iter_batches(records)]
-        next_offset = self.log_end_offset
+        next_offset, epoch = self.log_end_offset, self.last_epoch
         for _, header in batches:
             if header.base_offset != next_offset:
-                raise InvariantBroken(
+                raise CorruptMessage(
                     f"{self.directory}: a batch of base offset {header.base_offset} was pushed where {next_offset} is next"
                 )
-            next_offset = header.end_offset
+            if not epoch <= header.leader_epoch <= newest_epoch:
+                raise CorruptMessage(
+                    f"{self.directory}: a batch of leader epoch {header.leader_epoch} was pushed after one of {epoch}, "
+                    f"under {newest_epoch}"
+                )
+            next_offset, epoch = header.end_offset, header.leader_epoch
         if batches:
             self._append_and_fold(records, batches)
 

@@ -316,15 +316,15 @@ class Replica:
     def append_as_follower(self, following: Following, base_offset: int, records: bytes) -> None:
         """Store what the leader pushed. Raises FencepostError where it is not what comes next.
 
-        Batches that contradict the log (offsets, epochs or sequences that do not follow what it holds) fail this replica
-        alone: no one knows which of the two logs is wrong, and a broker that ended here would end again at every start.
+        Batches that contradict the log (sequences that do not follow what it holds) fail this replica alone: no one knows
+        which of the two logs is wrong, and a broker that ended here would end again at every start.
         """
         if self.role is not following:
             raise self._not_leader(f"{self.key} does not follow under epoch {following.epoch} any more")
         if base_offset != self.log.log_end_offset:
             raise errors.OffsetOutOfRange(f"pushed from {base_offset}; the log ends at {self.log.log_end_offset}")
         try:
-            self.log.append_as_follower(records)
+            self.log.append_as_follower(records, following.epoch)
         except errors.StorageError as error:
             self.disk_refuses(error)
             raise
