@@ -520,8 +520,12 @@ class LogJudge:
                 continue
             # One that is neither in sync nor eligible counts, too: where none of those is whole, none leads until an
             # operator elects.
-            if not any(self.holds_all(record, member) for member in partition.replicas):
-                self.taint(record, f"power failure of {broker_ids}")
+            if any(self.holds_all(record, member) for member in partition.replicas):
+                continue
+            # What was synced no power failure takes: where none is whole, it is for the damage that was there before.
+            if record.flush_always and any((member, record.key) in self.damaged for member in partition.replicas):
+                continue
+            self.taint(record, f"power failure of {broker_ids}")
 
     def put_back(self, broker_id: int) -> None:
         """The folder of this broker, which is down, is an older one from now on. Nothing is asked of it until it has
