@@ -68,6 +68,7 @@ async def test_recovery_is_measured_at_each_size(tmp_path: Path, monkeypatch: py
     assert 0 <= small.recovery_s < small.ready_s
 
 
+@pytest.mark.long
 @asynchronous
 async def test_kills_and_restarts_with_many_partitions_are_measured_and_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -93,6 +94,7 @@ async def test_kills_and_restarts_with_many_partitions_are_measured_and_drawn(
     assert "</svg>" in (tmp_path / "scale.svg").read_text()
 
 
+@pytest.mark.long
 @asynchronous
 async def test_what_grows_with_producers_partitions_and_connections_is_measured_and_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

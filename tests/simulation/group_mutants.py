@@ -40,7 +40,7 @@ def mutant(
     return register
 
 
-@mutant("G12", "G13", kinds=NETWORK, first_seed=1)
+@mutant("G12", "G13", kinds=("cut both ways", "isolate broker", "kill broker"), first_seed=2)
 def _answers_before_the_commit(replace_: Any) -> None:
     def answer(self: PartitionCoordinator, decision: Decision) -> None:
         for token, told in decision.answers:
@@ -116,7 +116,7 @@ def _a_member_reads_on_though_its_session_may_be_over(replace_: Any) -> None:
     replace_(GroupMember, "is_sure", lambda self, now: True)
 
 
-@mutant("G12", "G13", first_seed=1, run=simulate_consumer_group)
+@mutant("G12", "G13", first_seed=8, run=simulate_consumer_group)
 def _a_new_coordinator_knows_no_assignments(replace_: Any) -> None:
     original = LoadedConsumerGroup.finish
 
