@@ -44,7 +44,7 @@ pytestmark = pytest.mark.skipif(ETCD is None, reason=NO_ETCD)
 
 TAKE_OVER_S = 0.3  # kill -9 to the brokers' sessions with the next one …
 REPLACED_S = 0.6  # … and to the new leader of a broker that was killed in the same instant; on an idle machine
-SLACK = 5  # a machine that runs other tests
+SLACK = 20  # beside other tests: a pause between attempts may come on top. Alone: sessions after 52 to 128 ms
 
 
 @pytest.fixture(scope="module")
