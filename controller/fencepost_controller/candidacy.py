@@ -77,9 +77,8 @@ class Candidacy:
         self._me = Leader(config.controller_id, "", self.incarnation)
         self._term: Term | None = None
         self._lost: asyncio.Future[str] | None = None  # of the reign that lasts
-        self._is_warm = (
-            False  # the image was followed, or made, under a controller that has heard the brokers (`opening.py`)
-        )
+        # The image was followed, or made, under a controller that has heard the brokers (`opening.py`).
+        self._is_warm = False
         self._followed = (0, 0.0)  # the revision of the leadership that is followed, and since when
         self._stopping = False
 
@@ -116,18 +115,18 @@ class Candidacy:
         time = asyncio.get_running_loop().time
         failures, trouble = 0, ""
         while True:
-            began = time()
+            began, has_failed = time(), False
             try:
                 await self._once()
                 trouble = ""
-                failures = 0 if time() - began > RETRY.most_s else failures + 1
-                if failures:  # it was not active for long, or another one was faster
-                    await asyncio.sleep(RETRY.jittered_pause_s(failures, self._host.random))
             except (EtcdRefused, EtcdUnreachable) as error:
+                has_failed = True
                 if str(error) != trouble:
                     trouble = str(error)
                     log.warning("the store cannot be used now reason=%s", error)
-                failures = 1 if time() - began > RETRY.most_s else failures + 1
+            # Also where it was not active for long, or another one was faster.
+            failures = int(has_failed) if time() - began > RETRY.most_s else failures + 1
+            if failures:
                 await asyncio.sleep(RETRY.jittered_pause_s(failures, self._host.random))
 
     async def _once(self) -> None:
@@ -240,8 +239,9 @@ class Candidacy:
             self._config,
             self._host,
             self._failure,
-            term,
+            None,
             self._counts,
+            shared=term,
             epoch=term.epoch,
             on_image=self._reader.take,
             on_lost=self._lose,

@@ -13,7 +13,7 @@ a copy of the failed replicas as they were when the group began.
 Where the commit fails, every command of the group fails with STORAGE_ERROR and the image stays as it was. A store that is
 not at the expected version has been written to by someone else: the process stops.
 
-With a shared store (`term`) several controllers may believe that they are the active one. There a group that changes
+With a shared store several controllers may believe that they are the active one. There a group that changes
 nothing is confirmed before it is answered: the answer rests on the image, and another controller may have changed it.
 Where this controller is not the active one any more, every caller gets NOT_CONTROLLER, whose outcome is not known,
 and no command is taken again.
@@ -28,7 +28,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 from fencepost_controller.decisions.draft import Command, Group
 from fencepost_controller.decisions.invariants import check_image
@@ -40,6 +40,7 @@ from fencepost_controller.store import (
     Store,
     StoreError,
     VersionMismatch,
+    image_of,
 )
 from fencepost_proto.protocol.errors import (
     FencepostError,
@@ -119,19 +120,19 @@ class Commands:
 
     def __init__(
         self,
-        store: Store | SharedStore,
+        store: Store | None,
         failed: FailedReplicas,
         on_commit: OnCommit,
         *,
-        shared: bool = False,
+        shared: SharedStore | None = None,
         on_lost: Callable[[str], None] = lambda reason: None,
         counts: CommitCounts | None = None,
     ) -> None:
-        """`shared`: the store is a SharedStore; `on_lost` is called when it turns out that another controller may
-        write to it."""
+        """`store`: None with a shared one, `shared`. `on_lost` is called when it turns out that another controller may
+        write to that."""
         self.image = MetadataImage()  # as committed
-        self._store = None if shared else cast(Store, store)
-        self._shared = cast(SharedStore, store) if shared else None
+        self._store = store
+        self._shared = shared
         self._on_lost = on_lost
         self._failed = failed
         self._on_commit = on_commit
@@ -150,8 +151,7 @@ class Commands:
         """Take the image from the store, which is not a shared one. Raises StoreError."""
         if self._store is None:
             raise InvariantBroken("a shared store is read by its reader")
-        version, entities = await asyncio.get_running_loop().run_in_executor(None, self._store.load)
-        image = MetadataImage().with_changes(version, {entity.key: entity for entity in entities})
+        image = await asyncio.get_running_loop().run_in_executor(None, image_of, self._store)
         try:
             check_image(image)
         except InvariantBroken as error:
@@ -187,7 +187,7 @@ class Commands:
             await self._shared.confirm()
         except LeadershipLost as error:
             self._on_lost(str(error))
-            raise NotController(f"this controller is not active any more: {error}") from error
+            raise _not_active(f": {error}") from error
         except CommitFailed as error:
             raise StorageError(f"the controller could not ask its store: {error}") from error
 
@@ -228,10 +228,10 @@ class Commands:
                 image = await self._decide_and_share(self._shared, group, asked)
         except asyncio.CancelledError:  # this controller steps down, and it is not known what becomes of the commit
             for one in asked:
-                one.fail(NotController("this controller is not active any more"))
+                one.fail(_not_active())
             raise
         except LeadershipLost as error:
-            lost = NotController(f"this controller is not active any more: {error}")
+            lost = _not_active(f": {error}")
             for one in asked:
                 one.fail(lost)
             self.abandon(lost)
@@ -261,27 +261,31 @@ class Commands:
         self, store: SharedStore, group: Group, asked: Sequence[_Waiting[object]]
     ) -> MetadataImage:
         """The same with a shared store. Raises CommitFailed, LeadershipLost, InvariantBroken."""
-
-        def decide() -> MetadataImage:
-            for one in asked:
-                one.decide(group)
-            return group.image()
-
-        image = await asyncio.get_running_loop().run_in_executor(None, decide)
+        image = await asyncio.get_running_loop().run_in_executor(None, self._decide, group, asked)
         if group.changes:
             await store.commit(self.image, image, group.changes)
         else:
             await store.confirm()
         return image
 
-    def _decide_and_commit(self, group: Group, asked: Sequence[_Waiting[object]]) -> MetadataImage:
-        """[thread] Returns the image after the group, which is stored. Raises CommitFailed, InvariantBroken."""
+    @staticmethod
+    def _decide(group: Group, asked: Sequence[_Waiting[object]]) -> MetadataImage:
+        """[thread] The image after the group."""
         for one in asked:
             one.decide(group)
-        image = group.image()
+        return group.image()
+
+    def _decide_and_commit(self, group: Group, asked: Sequence[_Waiting[object]]) -> MetadataImage:
+        """[thread] Returns the image after the group, which is stored. Raises CommitFailed, InvariantBroken."""
+        image = self._decide(group, asked)
         if group.changes and self._store is not None:
             try:
                 self._store.commit(self.image.version, image.version, group.changes)
             except VersionMismatch as error:
                 raise InvariantBroken(str(error)) from error
         return image
+
+
+def _not_active(why: str = "") -> NotController:
+    """Its callers do not know the outcome. `why` begins with what stands behind the sentence, or is empty."""
+    return NotController(f"this controller is not active any more{why}")

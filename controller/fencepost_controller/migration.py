@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from random import Random
 
-from fencepost_controller.store import LeadershipLost, Store, StoreError
+from fencepost_controller.store import LeadershipLost, Store, StoreError, image_of
 from fencepost_controller.store.etcd.reader import MetadataReader
 from fencepost_controller.store.etcd.shared import SharedMetadata
 from fencepost_controller.store.etcd.sole_writer import sole_writer
@@ -50,5 +50,4 @@ def _check_new(image: MetadataImage) -> None:
 
 
 async def _load(store: Store) -> MetadataImage:
-    version, entities = await asyncio.get_running_loop().run_in_executor(None, store.load)
-    return MetadataImage().with_changes(version, {entity.key: entity for entity in entities})
+    return await asyncio.get_running_loop().run_in_executor(None, image_of, store)

@@ -14,7 +14,7 @@ import grpc
 
 from fencepost_controller.decisions.recovery import RecoveredMetadata, RecoveryRefused, recover
 from fencepost_controller.decisions.recovery_inputs import BrokerReport, HeldLog
-from fencepost_controller.store import LeadershipLost, Store, VersionMismatch
+from fencepost_controller.store import LeadershipLost, Store, VersionMismatch, image_of
 from fencepost_controller.store.etcd.shared import SharedMetadata
 from fencepost_controller.store.etcd.sole_writer import sole_writer
 from fencepost_proto.protocol.errors import FencepostError, raise_for
@@ -41,11 +41,10 @@ async def recover_store(
     `wait_s`: how long to try to reach one. Raises RecoveryRefused, StoreError, CommitFailed.
     """
     loop = asyncio.get_running_loop()
-    version, entities = await loop.run_in_executor(None, store.load)
-    before = MetadataImage().with_changes(version, {entity.key: entity for entity in entities})
+    before = await loop.run_in_executor(None, image_of, store)
     done, _, changes = await _recovered(before, host, addresses, without, wait_s)
     try:
-        await loop.run_in_executor(None, store.commit, version, done.image.version, changes)
+        await loop.run_in_executor(None, store.commit, before.version, done.image.version, changes)
     except VersionMismatch as error:
         raise RecoveryRefused(
             f"the store has changed meanwhile, by another recovery or a controller that runs; nothing was written: {error}"

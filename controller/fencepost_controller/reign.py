@@ -53,14 +53,16 @@ class Reign:
         config: ControllerConfig,
         host: Host,
         failure: Failure,
-        store: Store | SharedStore,
+        store: Store | None,
         counts: Counts,
         *,
+        shared: SharedStore | None = None,
         epoch: int = 0,
         on_image: Callable[[MetadataImage], None] = lambda image: None,
         on_lost: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        """`epoch`: the controller epoch; 0: the store is this controller's alone. `on_image` is given each image that
+        """`store`: of this controller alone; None: there is a shared one, `shared`, and `epoch` is the controller epoch
+        under which this controller may write to it. `on_image` is given each image that
         is committed.
 
         `on_lost` is called when another controller may decide.
@@ -73,9 +75,7 @@ class Reign:
         self._counts = counts
         self._tasks = Tasks(failure.report)
         failed = FailedReplicas()
-        self.commands = Commands(
-            store, failed, self._committed, shared=bool(epoch), on_lost=on_lost, counts=counts.commits
-        )
+        self.commands = Commands(store, failed, self._committed, shared=shared, on_lost=on_lost, counts=counts.commits)
         self.sessions = SessionRegistry(
             wire=host.wire,
             config=config,

@@ -55,3 +55,9 @@ class Store(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def image_of(store: Store) -> MetadataImage:
+    """[thread] All that it holds. Raises StoreError."""
+    version, entities = store.load()
+    return MetadataImage().with_changes(version, {entity.key: entity for entity in entities})

@@ -62,8 +62,7 @@ class Delete(NamedTuple):
 
 
 class Get(NamedTuple):
-    """From `key` to before `end`, in key order; an empty end: the key alone. `limit` 0: all. `revision` 0: the
-    newest."""
+    """From `key` to before `end`, in key order; an empty end: the key alone. `limit` 0: all."""
 
     key: bytes
     end: bytes = b""

@@ -154,10 +154,6 @@ class Leadership:
             is_over=lambda: lease.lease_id != lease_id or lease.is_over,
         )
 
-    async def look(self) -> None:
-        """Have the reader see who is active."""
-        await self._reader.catch_up()
-
     async def _create(self, me: Leader, lease_id: int) -> int | None:
         """The revision at which the leader key was created; None: another controller has created it."""
         key, value = self._keys.leader, me.encode()

@@ -48,7 +48,7 @@ async def sole_writer(shared: SharedMetadata, random: Random) -> AsyncIterator[S
     try:
         try:
             async with asyncio.timeout(PATIENCE_S):
-                term = await _take(Leadership(shared.etcd, shared.keys, reader, lease, random))
+                term = await _take(Leadership(shared.etcd, shared.keys, reader, lease, random), reader)
         except TimeoutError:
             active = reader.leader
             raise StoreError(
@@ -68,13 +68,13 @@ async def sole_writer(shared: SharedMetadata, random: Random) -> AsyncIterator[S
         await lease.give_up()
 
 
-async def _take(leadership: Leadership) -> Term:
+async def _take(leadership: Leadership, reader: MetadataReader) -> Term:
     while True:
         try:
             term = await leadership.take_over(ME, None)
             if term is not None:
                 return term
-            await leadership.look()
+            await reader.catch_up()  # who is active, for the message
         except EtcdUnreachable:
             pass
         except EtcdRefused as error:
