@@ -26,7 +26,7 @@ from fencepost_controller.config import ControllerConfig
 from fencepost_controller.election_counts import ElectionCounts
 from fencepost_controller.metrics import ControllerMetrics, ControllerStanding
 from fencepost_controller.reign import Counts, Reign
-from fencepost_controller.services.servicers import AdminService, ControllerService
+from fencepost_controller.services.servicers import AdminService, ControllerService, Deciding
 from fencepost_controller.store import Store
 from fencepost_controller.store.etcd.shared import SharedMetadata
 from fencepost_proto.protocol.errors import CurrentLeader, InvariantBroken, NotController
@@ -147,8 +147,9 @@ class Controller:
             self._candidacy.start(self.address, self._tasks.spawn)
 
     def _add_services(self, server: grpc.aio.Server) -> None:
-        service = ControllerService(self.reign, self.config, self._answering)
-        admin = AdminService(self.reign, self._host.random, self.config.min_segment_bytes, self._answering)
+        deciding = Deciding(self.reign, self._answering)
+        service = ControllerService(deciding, self.config)
+        admin = AdminService(deciding, self._host.random, self.config.min_segment_bytes)
         controller_pb2_grpc.add_ControllerServicer_to_server(service, server)
         controller_pb2_grpc.add_AdminServicer_to_server(admin, server)
 

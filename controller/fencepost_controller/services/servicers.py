@@ -48,48 +48,48 @@ A = TypeVar("A", bound=Answer)
 ReignOf = Callable[[], Reign]  # raises NotController where this controller does not decide
 
 
-async def _decided(
-    reign_of: ReignOf,
-    answering: Answering,
-    response: Callable[..., A],
-    work: Callable[[Reign], Awaitable[A]],
-    *,
-    waits: bool = True,
-) -> A:
-    """The answer to one request. `waits`: not before the controller may decide."""
-    epoch = 0
+@dataclass(frozen=True, slots=True)
+class Deciding:
+    """How each request is answered: by what decides here, under its epoch."""
 
-    async def decide() -> A:
-        nonlocal epoch
-        reign = reign_of()
-        epoch = reign.epoch
-        if waits:
-            await reign.sessions.opening.wait()
-        return await work(reign)
+    reign: ReignOf
+    answering: Answering
 
-    answer = await answering.unary(response, decide())
-    if epoch:
-        answer.controller_epoch = epoch
-    return answer
+    async def answer(
+        self, response: Callable[..., A], work: Callable[[Reign], Awaitable[A]], *, waits: bool = True
+    ) -> A:
+        """The answer to one request. `waits`: not before the controller may decide."""
+        epoch = 0
+
+        async def decide() -> A:
+            nonlocal epoch
+            reign = self.reign()
+            epoch = reign.epoch
+            if waits:
+                await reign.sessions.opening.wait()
+            return await work(reign)
+
+        answer = await self.answering.unary(response, decide())
+        if epoch:
+            answer.controller_epoch = epoch
+        return answer
 
 
 @dataclass(slots=True)
 class ControllerService(controller_pb2_grpc.ControllerServicer):
     """What brokers ask."""
 
-    reign: ReignOf
+    deciding: Deciding
     config: ControllerConfig
-    answering: Answering
 
     async def Session(  # type: ignore[override]  # writes to the context instead of yielding
         self, request_iterator: AsyncIterator[pb.SessionRequest], context: Context
     ) -> None:
-        await serve_session(lambda: self.reign().sessions, request_iterator, context, self.answering)
+        deciding = self.deciding
+        await serve_session(lambda: deciding.reign().sessions, request_iterator, context, deciding.answering)
 
     async def AlterPartition(self, request: pb.AlterPartitionRequest, context: Context) -> pb.AlterPartitionResponse:
-        return await _decided(
-            self.reign,
-            self.answering,
+        return await self.deciding.answer(
             pb.AlterPartitionResponse,
             lambda reign: alter_partition(reign.commands, request),
         )
@@ -97,18 +97,14 @@ class ControllerService(controller_pb2_grpc.ControllerServicer):
     async def StartReplicaOver(
         self, request: pb.StartReplicaOverRequest, context: Context
     ) -> pb.StartReplicaOverResponse:
-        return await _decided(
-            self.reign,
-            self.answering,
+        return await self.deciding.answer(
             pb.StartReplicaOverResponse,
             lambda reign: start_replica_over(reign.commands, request),
             waits=False,
         )
 
     async def DeleteRecords(self, request: pb.DeletedRecordsRequest, context: Context) -> pb.DeletedRecordsResponse:
-        return await _decided(
-            self.reign,
-            self.answering,
+        return await self.deciding.answer(
             pb.DeletedRecordsResponse,
             lambda reign: delete_records(reign.commands, request),
         )
@@ -116,9 +112,7 @@ class ControllerService(controller_pb2_grpc.ControllerServicer):
     async def AllocateProducerIds(
         self, request: pb.AllocateProducerIdsRequest, context: Context
     ) -> pb.AllocateProducerIdsResponse:
-        return await _decided(
-            self.reign,
-            self.answering,
+        return await self.deciding.answer(
             pb.AllocateProducerIdsResponse,
             lambda reign: allocate_producer_ids(reign.commands, request),
         )
@@ -126,9 +120,7 @@ class ControllerService(controller_pb2_grpc.ControllerServicer):
     async def InitProducerId(
         self, request: broker_pb2.InitProducerIdRequest, context: Context
     ) -> broker_pb2.InitProducerIdResponse:
-        return await _decided(
-            self.reign,
-            self.answering,
+        return await self.deciding.answer(
             broker_pb2.InitProducerIdResponse,
             lambda reign: init_producer_id(reign.commands, reign.fences, self.config, request),
         )
@@ -138,32 +130,30 @@ class ControllerService(controller_pb2_grpc.ControllerServicer):
 class AdminService(controller_pb2_grpc.AdminServicer):
     """What operators ask, by way of a broker or directly."""
 
-    reign: ReignOf
+    deciding: Deciding
     random: Random
     min_segment_bytes: int
-    answering: Answering
-
-    async def _answer(self, response: Callable[..., A], work: Callable[[Reign], Awaitable[A]]) -> A:
-        return await _decided(self.reign, self.answering, response, work)
 
     async def CreateTopic(self, request: pb.CreateTopicRequest, context: Context) -> pb.CreateTopicResponse:
-        return await self._answer(
+        return await self.deciding.answer(
             pb.CreateTopicResponse,
             lambda reign: create_topic(reign.commands, self.random, request, self.min_segment_bytes),
         )
 
     async def DeleteTopic(self, request: pb.DeleteTopicRequest, context: Context) -> pb.DeleteTopicResponse:
-        return await self._answer(pb.DeleteTopicResponse, lambda reign: delete_topic(reign.commands, request))
+        return await self.deciding.answer(pb.DeleteTopicResponse, lambda reign: delete_topic(reign.commands, request))
 
     async def CreatePartitions(
         self, request: pb.CreatePartitionsRequest, context: Context
     ) -> pb.CreatePartitionsResponse:
-        return await self._answer(pb.CreatePartitionsResponse, lambda reign: create_partitions(reign.commands, request))
+        return await self.deciding.answer(
+            pb.CreatePartitionsResponse, lambda reign: create_partitions(reign.commands, request)
+        )
 
     async def AlterTopicConfig(
         self, request: pb.AlterTopicConfigRequest, context: Context
     ) -> pb.AlterTopicConfigResponse:
-        return await self._answer(
+        return await self.deciding.answer(
             pb.AlterTopicConfigResponse,
             lambda reign: alter_topic_config(reign.commands, request, self.min_segment_bytes),
         )
@@ -171,29 +161,31 @@ class AdminService(controller_pb2_grpc.AdminServicer):
     async def AlterPartitionReassignments(
         self, request: pb.AlterPartitionReassignmentsRequest, context: Context
     ) -> pb.AlterPartitionReassignmentsResponse:
-        return await self._answer(
+        return await self.deciding.answer(
             pb.AlterPartitionReassignmentsResponse,
             lambda reign: alter_partition_reassignments(reign.commands, request),
         )
 
     async def ElectLeader(self, request: pb.ElectLeaderRequest, context: Context) -> pb.ElectLeaderResponse:
-        return await self._answer(pb.ElectLeaderResponse, lambda reign: elect_leader(reign.commands, request))
+        return await self.deciding.answer(pb.ElectLeaderResponse, lambda reign: elect_leader(reign.commands, request))
 
     async def UnregisterBroker(
         self, request: pb.UnregisterBrokerRequest, context: Context
     ) -> pb.UnregisterBrokerResponse:
-        return await self._answer(pb.UnregisterBrokerResponse, lambda reign: unregister_broker(reign.commands, request))
+        return await self.deciding.answer(
+            pb.UnregisterBrokerResponse, lambda reign: unregister_broker(reign.commands, request)
+        )
 
     async def ListProducerNames(
         self, request: pb.ListProducerNamesRequest, context: Context
     ) -> pb.ListProducerNamesResponse:
-        return await self._answer(
+        return await self.deciding.answer(
             pb.ListProducerNamesResponse, lambda reign: list_producer_names(reign.commands, request)
         )
 
     async def RemoveProducerName(
         self, request: pb.RemoveProducerNameRequest, context: Context
     ) -> pb.RemoveProducerNameResponse:
-        return await self._answer(
+        return await self.deciding.answer(
             pb.RemoveProducerNameResponse, lambda reign: remove_producer_name(reign.commands, request)
         )
