@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from typing import Protocol, TypeVar, cast
 
 import grpc
@@ -69,8 +70,8 @@ class ControllerLink:
         self.address = self._addresses[0]  # of the controller that is asked
         self._asked: dict[str, None] = {}  # those that do not serve, since the last pause
         self._wire = host.wire
-        self._channels: dict[str, grpc.aio.Channel] = {}
-        self._channel()
+        self._known: dict[str, _Controller] = {}  # by address
+        self._asks()
         self._broker_id = broker_id
         self._learn = learn
 
@@ -79,20 +80,27 @@ class ControllerLink:
         """There is more than one controller to ask."""
         return len(self._addresses) > 1
 
-    def _channel(self) -> grpc.aio.Channel:
-        channel = self._channels.get(self.address)
-        if channel is None:
-            channel = self._channels[self.address] = self._wire.connect(self.address)
-        return channel
+    def _asks(self) -> _Controller:
+        """The controller that is asked."""
+        known = self._known.get(self.address)
+        if known is None:
+            channel = self._wire.connect(self.address)
+            known = self._known[self.address] = _Controller(
+                channel,
+                controller_pb2_grpc.ControllerStub(channel),
+                controller_pb2_grpc.AdminStub(channel),
+                health_pb2_grpc.HealthStub(channel),
+            )
+        return known
 
     @property
     def controller(self) -> controller_pb2_grpc.ControllerAsyncStub:
         """Of the controller that is asked."""
-        return controller_pb2_grpc.ControllerStub(self._channel())
+        return self._asks().controller
 
     @property
     def _admin(self) -> controller_pb2_grpc.AdminAsyncStub:
-        return controller_pb2_grpc.AdminStub(self._channel())
+        return self._asks().admin
 
     def move_on(self, hint: str = "") -> bool:
         """The controller that is asked does not serve: ask another one. `hint`: the active one's address, as a
@@ -103,7 +111,7 @@ class ControllerLink:
         self._asked[self.address] = None
         at = self._addresses.index(self.address) if self.address in self._addresses else 0
         others = [*self._addresses[at + 1 :], *self._addresses[: at + 1]]
-        room = hint in self._channels or len(self._channels) < MAX_CHANNELS
+        room = hint in self._known or len(self._known) < MAX_CHANNELS
         candidates = [hint, *others] if self.has_several and hint and room and not address_problem(hint) else others
         untried = [address for address in candidates if address not in self._asked]
         self.address = (untried or others)[0]
@@ -127,9 +135,9 @@ class ControllerLink:
 
     async def check_alive(self) -> None:
         """Raises NotController or RequestTimedOut where the controller's process does not answer."""
-        stub = health_pb2_grpc.HealthStub(self._channel())
+        health = self._asks().health
         with rpc_errors(self.address, "controller", errors.NotController):
-            await stub.Check(health_pb2.HealthCheckRequest(), timeout=CHECK_TIMEOUT_S)  # type: ignore[attr-defined]
+            await health.Check(health_pb2.HealthCheckRequest(), timeout=CHECK_TIMEOUT_S)  # type: ignore[attr-defined]
 
     def request_heartbeat(self) -> None:
         """Send the next heartbeat at once: something that it reports has changed (a replica failed, …)."""
@@ -202,9 +210,9 @@ class ControllerLink:
         return await self._call(method(request, timeout=timeout_s))
 
     async def close(self) -> None:
-        channels, self._channels = self._channels, {}
-        for channel in channels.values():
-            await channel.close()
+        known, self._known = self._known, {}
+        for controller in known.values():
+            await controller.channel.close()
 
     async def _call(self, call: Awaitable[R]) -> R:
         with rpc_errors(self.address, "controller", errors.NotController):
@@ -213,6 +221,16 @@ class ControllerLink:
         if decided.error.code != errors.ErrorCode.NOT_CONTROLLER:
             self.check_epoch(decided.controller_epoch)
         return answer
+
+
+@dataclass(frozen=True, slots=True)
+class _Controller:
+    """One controller's channel, and the stubs on it."""
+
+    channel: grpc.aio.Channel
+    controller: controller_pb2_grpc.ControllerAsyncStub
+    admin: controller_pb2_grpc.AdminAsyncStub
+    health: health_pb2_grpc.HealthStub
 
 
 class _Decided(Protocol):
