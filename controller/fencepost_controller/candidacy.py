@@ -40,11 +40,10 @@ from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.runtime.failure import Failure
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.transport.cancellation import CallCancelled, own_cancellation_only
-from fencepost_proto.transport.wire import incarnation_service
+from fencepost_proto.transport.wire import incarnation_service, new_incarnation
 
 log = logging.getLogger(__name__)
 
-INCARNATION_BITS = 128
 RETRY = Backoff(first_s=0.02, most_s=0.5, jitter=(0.5, 1.0))  # pauses between attempts to reach the store
 STREAM_AGAIN_S = 0.1  # between two streams to an active controller that is there
 
@@ -64,7 +63,7 @@ class Candidacy:
         counts: Counts,
         set_reign: Callable[[Reign | None], None],
     ) -> None:
-        self.incarnation = f"{host.random.getrandbits(INCARNATION_BITS):032x}"
+        self.incarnation = new_incarnation(host.random)
         self._config = config
         self._host = host
         self._etcd = store.etcd

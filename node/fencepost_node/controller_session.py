@@ -48,10 +48,10 @@ from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.turns import Turns
 from fencepost_proto.transport.cancellation import CallCancelled, own_cancellation_only
+from fencepost_proto.transport.wire import new_incarnation
 
 log = logging.getLogger(__name__)
 
-INCARNATION_BITS = 128
 RETRY = Backoff(first_s=0.05, most_s=0.5, jitter=(0.5, 1.0))  # pauses between attempts to hold a session
 NEXT_CONTROLLER = Backoff(first_s=0.01, most_s=0.01, jitter=(0.5, 1.0))  # before another controller is asked
 CHECK_INTERVAL_S = 0.5  # between signs of life that are asked of one of several controllers
@@ -103,7 +103,7 @@ class ControllerSession:
         replicas: Replicas,
         feed: MetadataFeed,
     ) -> None:
-        self.incarnation = f"{host.random.getrandbits(INCARNATION_BITS):032x}"
+        self.incarnation = new_incarnation(host.random)
         self.image = MetadataImage()
         self.was_ready = asyncio.Event()  # once: registered, with metadata applied
         self._random = host.random

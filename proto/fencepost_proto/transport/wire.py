@@ -10,7 +10,8 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from random import Random
+from typing import Final, Literal, Protocol
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -35,7 +36,7 @@ _COMMON_OPTIONS: list[tuple[str, int]] = [
     ("grpc.keepalive_timeout_ms", 2_000),
     ("grpc.http2.max_pings_without_data", 0),
 ]
-_CHANNEL_OPTIONS = [
+CHANNEL_OPTIONS: Final = [
     *_COMMON_OPTIONS,
     # gRPC's own backoff begins at a second; a restarted broker is back in a fraction of one.
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -52,7 +53,13 @@ _SERVER_OPTIONS = [
     ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 ]
+INCARNATION_BITS: Final = 128
 _REFUSED = os.strerror(errno.ECONNREFUSED)
+
+
+def new_incarnation(random: Random) -> str:
+    """The name of one process, which no other has."""
+    return f"{random.getrandbits(INCARNATION_BITS):032x}"
 
 
 def incarnation_service(incarnation: str) -> str:
@@ -107,7 +114,7 @@ class GrpcWire:
 
     def connect(self, address: str) -> grpc.aio.Channel:
         self.check_not_forked()
-        return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
 
     def server(self) -> grpc.aio.Server:
         return grpc.aio.server(options=_SERVER_OPTIONS, interceptors=[RefuseMalformed()])

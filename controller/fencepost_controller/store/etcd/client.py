@@ -32,25 +32,13 @@ from fencepost_controller.store.etcd.calls import (
     Put,
     Txn,
 )
-from fencepost_proto.protocol.request_limits import MAX_MESSAGE_BYTES
 from fencepost_proto.transport.cancellation import CallCancelled, own_cancellation_only
 from fencepost_proto.transport.rpc_errors import reason_of
-from fencepost_proto.transport.wire import Wire
+from fencepost_proto.transport.wire import CHANNEL_OPTIONS, Wire
 
 REQUEST_TIMEOUT_S = 1.0
 WATCH_SILENCE_S = 1.5  # a watch that has brought nothing for so long is broken
 NEEDS_LEADER = (("hasleader", "true"),)  # a member that is cut off from the others ends the stream
-_OPTIONS = [
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 500),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 2_000),
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_http_proxy", 0),
-]
 # etcd's answers that say that the request was looked at and not carried out.
 _DEFINITE = (
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -222,7 +210,7 @@ class EtcdClient:
         if access.ca is None:
             return self._wire.connect(self.endpoint)
         credentials = grpc.ssl_channel_credentials(access.ca, access.private_key, access.certificate)
-        return grpc.aio.secure_channel(self.endpoint, credentials, options=_OPTIONS)
+        return grpc.aio.secure_channel(self.endpoint, credentials, options=CHANNEL_OPTIONS)
 
     def _leave(self, endpoint: str) -> None:
         """It has failed. Several calls may fail there at once."""
