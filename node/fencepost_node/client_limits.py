@@ -94,6 +94,7 @@ class AnswerBudget:
     def __init__(self, max_bytes: int, close_connection: CloseConnection) -> None:
         self.used_bytes = 0
         self._max_bytes = max_bytes
+        self._most_bytes = OVERDRAFT * max_bytes
         self._close_connection = close_connection
         self._held: Counter[str] = Counter()  # by peer, in the order in which they have begun to hold something
         self._closed: dict[str, None] = {}  # of these, connections that have been told to close
@@ -109,7 +110,7 @@ class AnswerBudget:
         """How many bytes more the peer may hold now; 0: none."""
         held = self._held.get(peer, 0)
         share = (self._max_bytes - self.used_bytes + held) // _SHARE
-        return max(share - held, 0 if held or self.used_bytes > OVERDRAFT * self._max_bytes else least)
+        return max(share - held, 0 if held or self.used_bytes > self._most_bytes else least)
 
     def take(self, peer: str, size_bytes: int) -> None:
         """An answer of that size is made, or has become larger by that."""
@@ -160,7 +161,7 @@ class AnswerBudget:
     def _overdraft_bytes(self) -> int:
         """Without what those hold that are closing."""
         closing = sum(self._held[peer] for peer in self._closed)
-        return self.used_bytes - closing - OVERDRAFT * self._max_bytes
+        return self.used_bytes - closing - self._most_bytes
 
     def _close_slowest(self, newest: str) -> None:
         """Those that have held something for the longest time, one after the other, but not the one that takes now."""
