@@ -19,6 +19,7 @@ from fencepost_node.replication.leadership import Leadership
 from fencepost_node.replication.replica import Replica
 from fencepost_proto.runtime.metrics.families import (
     Family,
+    add_counts,
     counter,
     gauge,
     histogram,
@@ -124,10 +125,7 @@ class BrokerMetrics:
             "Until the coordinator's answer, waits for a rebalance included.",
         )
         refused = counter("fencepost_refused_group_requests_total", "Answered by the coordinator with an error.")
-        for request, latencies in sorted(counts.latencies.items()):
-            durations.add(latencies, request=request)
-        for (request, error), count in sorted(counts.refused.items()):
-            refused.add(count, request=request, error=error)
+        add_counts(durations, refused, counts, "request")
         return [durations, refused]
 
     def _held(self, sums: _Sums) -> list[Family]:

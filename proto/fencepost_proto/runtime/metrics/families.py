@@ -65,8 +65,13 @@ def requests(protocols: Sequence[tuple[str, RequestCounts]]) -> list[Family]:
     durations = histogram("fencepost_request_duration_seconds", "From a request's arrival until its answer is made.")
     refused = counter("fencepost_refused_requests_total", "Requests answered with an error.")
     for protocol, counts in protocols:
-        for api, latencies in sorted(counts.latencies.items()):
-            durations.add(latencies, protocol=protocol, api=api)
-        for (api, error), count in sorted(counts.refused.items()):
-            refused.add(count, protocol=protocol, api=api, error=error)
+        add_counts(durations, refused, counts, "api", protocol=protocol)
     return [durations, refused]
+
+
+def add_counts(durations: Family, refused: Family, counts: RequestCounts, by: str, **labels: str) -> None:
+    """Both families of what was asked. `by`: the label that says what; it stands behind `labels`, before `error`."""
+    for name, latencies in sorted(counts.latencies.items()):
+        durations.add(latencies, **labels, **{by: name})
+    for (name, error), count in sorted(counts.refused.items()):
+        refused.add(count, **labels, **{by: name}, error=error)
