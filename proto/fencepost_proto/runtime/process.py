@@ -194,7 +194,7 @@ def main(program: Program[C]) -> int:
     log_to_standard_error(config.log_level, program.label(config))
     os.umask(0o077)  # no other user may read what this process writes
     try:
-        lock = _hold(config.data_dir)
+        lock = hold_folder(config.data_dir)
     except OSError as error:
         return _refuse(program, error)
     _allow_open_files()
@@ -275,7 +275,7 @@ def log_to_standard_error(level: str, label: str) -> None:
     logging._srcfile = None  # as the logging HOWTO has it, "Optimization"
 
 
-def _hold(data_dir: str) -> int:
+def hold_folder(data_dir: str) -> int:
     """Make the folder, and lock it for as long as the descriptor stays open."""
     os.makedirs(data_dir, mode=0o700, exist_ok=True)
     _close_to_others(data_dir)

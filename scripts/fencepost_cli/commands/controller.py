@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
+from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +20,9 @@ from fencepost_testing.local_cluster import CONTROLLER, AsyncLocalCluster, Node
 if TYPE_CHECKING:
     from fencepost_controller.config import ControllerConfig
     from fencepost_controller.decisions.recovery import RecoveredMetadata
+    from fencepost_controller.store.etcd.shared import SharedMetadata
+    from fencepost_controller.store.sqlite import SqliteStore
+    from fencepost_proto.runtime.host import Host
 
 app = typer.Typer(
     help="Repair a controller's store.",
@@ -116,35 +121,38 @@ def _settings_of(config: Path) -> ControllerConfig:
         fail(str(error), code=2)
 
 
-async def _migrate(source: ControllerConfig, target: ControllerConfig) -> None:
+@contextlib.asynccontextmanager
+async def _opened(config: ControllerConfig, host: Host) -> AsyncIterator[SqliteStore | SharedMetadata]:
+    """The store that is configured; no process on this machine uses its folder meanwhile. Raises StoreError, OSError."""
     from fencepost_controller.__main__ import open_store
+    from fencepost_controller.store.etcd.shared import SharedMetadata
+    from fencepost_proto.runtime.process import hold_folder
+
+    with contextlib.ExitStack() as stack:
+        if config.store == "sqlite":
+            stack.callback(os.close, hold_folder(config.data_dir))
+        store = open_store(config, host)
+        try:
+            yield store
+        finally:
+            if isinstance(store, SharedMetadata):
+                await store.etcd.close()
+            else:
+                store.close()
+
+
+async def _migrate(source: ControllerConfig, target: ControllerConfig) -> None:
     from fencepost_controller.decisions.lineage import MetadataWentBack
     from fencepost_controller.migration import migrate
     from fencepost_controller.store import CommitFailed, StoreError
-    from fencepost_controller.store.etcd.shared import SharedMetadata
     from fencepost_proto.runtime.host import Host
-    from fencepost_proto.runtime.process import _hold
 
     host = Host()
-    locks: list[int] = []
     try:
-        for config in (source, target):
-            if config.store == "sqlite":
-                locks.append(_hold(config.data_dir))
-        old, new = open_store(source, host), open_store(target, host)
-        try:
+        async with _opened(source, host) as old, _opened(target, host) as new:
             image = await migrate(old, new, host.random)
-        finally:
-            for store in (old, new):
-                if isinstance(store, SharedMetadata):
-                    await store.etcd.close()
-                else:
-                    store.close()
     except (StoreError, CommitFailed, MetadataWentBack, OSError) as error:
         fail(str(error))
-    finally:
-        for lock in locks:
-            os.close(lock)
     typer.echo(
         f"metadata version {image.version} is in the new store: {len(image.topics)} topics, {len(image.partitions)} "
         f"partitions, {len(image.brokers)} brokers, {len(image.producers)} names of producers"
@@ -152,7 +160,6 @@ async def _migrate(source: ControllerConfig, target: ControllerConfig) -> None:
 
 
 async def _recover_shared(config: ControllerConfig, addresses: list[str], without: frozenset[int]) -> None:
-    from fencepost_controller.__main__ import open_store
     from fencepost_controller.decisions.lineage import MetadataWentBack
     from fencepost_controller.decisions.recovery import RecoveryRefused
     from fencepost_controller.recovery import recover_shared
@@ -162,12 +169,9 @@ async def _recover_shared(config: ControllerConfig, addresses: list[str], withou
 
     host = Host()
     try:
-        store = open_store(config, host)
-        assert isinstance(store, SharedMetadata)
-        try:
+        async with _opened(config, host) as store:
+            assert isinstance(store, SharedMetadata)
             done = await recover_shared(store, host, addresses, without)
-        finally:
-            await store.etcd.close()
     except (StoreError, RecoveryRefused, CommitFailed, MetadataWentBack, OSError) as error:
         fail(str(error))
     for line in done.report:
@@ -194,11 +198,11 @@ async def _recover(folder: Path, addresses: list[str], without: frozenset[int]) 
     from fencepost_controller.store import CommitFailed, StoreError
     from fencepost_controller.store.sqlite import SqliteStore
     from fencepost_proto.runtime.host import Host
-    from fencepost_proto.runtime.process import _hold
+    from fencepost_proto.runtime.process import hold_folder
 
     path = folder / STORE_FILE
     try:
-        lock = _hold(str(folder))
+        lock = hold_folder(str(folder))
     except OSError as error:
         fail(str(error))
     try:
