@@ -25,6 +25,8 @@ import grpc
 import psutil
 
 from fencepost import AdminClient, Producer
+from fencepost_cli.bench import BROKERS, MIN_INSYNC_REPLICAS, RECORD_BYTES, REPLICATION_FACTOR
+from fencepost_cli.bench import PARTITIONS as FEW_PARTITIONS
 from fencepost_cli.small_batches import Lane, closed_loop, cpu_s, value_of
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc
 from fencepost_proto.runtime.host import Host
@@ -33,21 +35,16 @@ from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.topic_waits import wait_in_sync
 from fencepost_testing.waiting import until
 
-BROKERS = 3
-REPLICATION_FACTOR = 3
-MIN_INSYNC_REPLICAS = 2
 PRODUCERS = (1, 8, 64, 200, 500)
 PARTITIONS = (3, 100, 300, 1_000)
 CONNECTIONS = (0, 500, 1_000, 2_000)
 LANES = 64
-RECORD_BYTES = 100
 LOAD_S = 4.0
 REST_S = 3.0
 MADE_TIMEOUT_S = 120.0
 POLL_S = 0.5
 SETTLE_S = 1.0  # after a start, before rest is measured
 _AT_ONCE = 50  # producers or connections that are being opened
-_FEW_PARTITIONS = 3
 _ASK_TIMEOUT_S = 30.0
 _MEGABYTE = 1_000_000
 
@@ -95,7 +92,7 @@ class Many:
             self._bootstrap = cluster.bootstrap
             self._pids = [cluster.pid(broker) for broker in cluster.broker_ids]
             self._addresses = [cluster.member(broker).address for broker in cluster.broker_ids]
-            await self._topic(admin, "few", _FEW_PARTITIONS)
+            await self._topic(admin, "few", FEW_PARTITIONS)
             steps = []
             for number in producers:
                 async with self._producers(number) as opened:

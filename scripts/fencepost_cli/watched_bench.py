@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import re
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from statistics import median
 import psutil
 
 from fencepost import Producer
+from fencepost_cli.small_batches import cpu_s
 from fencepost_testing.background_loop import run_in_background
 from fencepost_testing.local_cluster import LocalCluster
 
@@ -81,7 +83,7 @@ def measure_watched(
 
         def with_both() -> Burst:
             with watchers.looking():
-                return to_watched.burst(burst_records, watchers.page)
+                return to_watched.burst(burst_records, watchers.page.pid)
 
         to_plain.burst(WARM_UP_RECORDS)
         to_watched.burst(WARM_UP_RECORDS)
@@ -119,7 +121,7 @@ class _Sender:
         self._cluster = cluster
         self._topic = cluster.create_topic(partitions=PARTITIONS)
         self._producer = Producer(cluster.bootstrap, linger_ms=5)
-        self._processes = [psutil.Process(cluster.pid(node)) for node in cluster.nodes]
+        self._pids = [cluster.pid(node) for node in cluster.nodes]
 
     def __enter__(self) -> _Sender:
         run_in_background(self._producer.start())
@@ -128,22 +130,18 @@ class _Sender:
     def __exit__(self, *_: object) -> None:
         run_in_background(self._producer.close())
 
-    def burst(self, records: int, *others: psutil.Process) -> Burst:
-        """`others`: whose CPU counts too."""
-        processes = [*self._processes, *others, psutil.Process()]
-        cpu_before, began = _cpu_s(processes), time.perf_counter()
+    def burst(self, records: int, *others: int) -> Burst:
+        """`others`: pids of processes whose CPU counts too."""
+        pids = [*self._pids, *others, os.getpid()]
+        cpu_before_s, began = cpu_s(pids), time.perf_counter()
         run_in_background(self._send(records))
-        took_s, cpu_s = time.perf_counter() - began, _cpu_s(processes) - cpu_before
-        return Burst(records / took_s, cpu_s / records * 1e6)
+        took_s, took_cpu_s = time.perf_counter() - began, cpu_s(pids) - cpu_before_s
+        return Burst(records / took_s, took_cpu_s / records * 1e6)
 
     async def _send(self, records: int) -> None:
         for number in range(records):
             await self._producer.send(self._topic, RECORD, partition=number % PARTITIONS)
         await self._producer.flush()
-
-
-def _cpu_s(processes: Sequence[psutil.Process]) -> float:
-    return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 class _Watchers:
