@@ -12,17 +12,13 @@ A rule meets files by the folder that they are in: a replica's folder is named a
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import time
-from typing import Final
 
 from fencepost_node.log.disk import Disk, File, OriginMark
 from fencepost_node.log.open_files import Buffer
 from fencepost_testing.faults.inside import FaultsInside
-from fencepost_testing.faults.rules import DiskAction
-
-_ERRNO: Final = {DiskAction.FULL: errno.ENOSPC, DiskAction.FAIL_SYNC: errno.EIO}
+from fencepost_testing.faults.rules import DISK_ERRNO, DiskAction
 
 
 class _Faulty:
@@ -33,15 +29,13 @@ class _Faulty:
 
     def _fail(self, action: DiskAction, folder: str, what: str) -> None:
         """Raises OSError where a rule has this fail."""
-        for posted in self._faults.disk_rules(action, folder):
-            if self._faults.is_chosen(posted.rule.limits) and self._faults.fire(posted.posted, f"{what} in {folder}"):
-                number = _ERRNO[action]
-                raise OSError(number, f"{os.strerror(number)}, by a fault", folder)
+        for _ in self._faults.fired(self._faults.disk_rules(action, folder), f"{what} in {folder}"):
+            number = DISK_ERRNO[action]
+            raise OSError(number, f"{os.strerror(number)}, by a fault", folder)
 
     def _take_time(self, folder: str, what: str) -> None:
-        for posted in self._faults.disk_rules(DiskAction.SLOW, folder):
-            if self._faults.is_chosen(posted.rule.limits) and self._faults.fire(posted.posted, f"{what} in {folder}"):
-                time.sleep(self._faults.delay_s(posted.rule))
+        for posted in self._faults.fired(self._faults.disk_rules(DiskAction.SLOW, folder), f"{what} in {folder}"):
+            time.sleep(self._faults.delay_s(posted.rule))
 
 
 class FaultyFile(_Faulty):

@@ -8,7 +8,7 @@ import logging
 import os
 import random
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -218,6 +218,12 @@ class FaultsInside:
     def is_chosen(self, limits: Limits) -> bool:
         """Whether chance has this one fire."""
         return limits.probability >= 1 or self._chance.random() < limits.probability
+
+    def fired(self, disks: Iterable[PostedDisk], text: str) -> Iterator[PostedDisk]:
+        """Those of these rules that are chosen and may fire still, which they have then. `text`: what happens."""
+        for one in disks:
+            if self.is_chosen(one.rule.limits) and self.fire(one.posted, text):
+                yield one
 
     def first_met(
         self, rules: Iterable[PostedRequest], places: Iterable[tuple[str, int | None]]

@@ -8,6 +8,7 @@ A *request rule* meets requests of clients at a broker, of both protocols. Every
 from __future__ import annotations
 
 import dataclasses
+import errno
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -42,6 +43,9 @@ class DiskAction(StrEnum):
     FULL = "fill-disk"
     SLOW = "slow-disk"
     FAIL_SYNC = "fail-syncs"
+
+
+DISK_ERRNO: Final = {DiskAction.FULL: errno.ENOSPC, DiskAction.FAIL_SYNC: errno.EIO}  # what a disk refuses with
 
 
 class ProcessAction(StrEnum):

@@ -6,18 +6,14 @@ written over by the next commit.
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections.abc import Sequence
-from typing import Final
 
 from fencepost_controller.store import CommitFailed, Store
 from fencepost_proto.protocol.metadata import Changes, Entity
 from fencepost_testing.faults.inside import FaultsInside
-from fencepost_testing.faults.rules import DiskAction
-
-_ERRNO: Final = {DiskAction.FULL: errno.ENOSPC, DiskAction.FAIL_SYNC: errno.EIO}
+from fencepost_testing.faults.rules import DISK_ERRNO, DiskAction
 
 
 class FaultyStore:
@@ -32,15 +28,12 @@ class FaultyStore:
 
     def commit(self, expected_version: int, version: int, changes: Changes) -> None:
         """[thread]"""
-        for posted in self._faults.store_rules(DiskAction.SLOW):
-            if self._faults.is_chosen(posted.rule.limits) and self._faults.fire(posted.posted, f"commit of {version}"):
-                time.sleep(self._faults.delay_s(posted.rule))
-        for action, number in _ERRNO.items():
-            for posted in self._faults.store_rules(action):
-                if self._faults.is_chosen(posted.rule.limits) and self._faults.fire(
-                    posted.posted, f"commit of {version}"
-                ):
-                    raise CommitFailed(f"metadata store: {os.strerror(number)}, by a fault")
+        faults, what = self._faults, f"commit of {version}"
+        for posted in faults.fired(faults.store_rules(DiskAction.SLOW), what):
+            time.sleep(faults.delay_s(posted.rule))
+        for action, number in DISK_ERRNO.items():
+            for _ in faults.fired(faults.store_rules(action), what):
+                raise CommitFailed(f"metadata store: {os.strerror(number)}, by a fault")
         self._store.commit(expected_version, version, changes)
 
     def close(self) -> None:
