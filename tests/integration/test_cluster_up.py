@@ -7,7 +7,10 @@ import re
 import shutil
 import signal
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -47,12 +50,25 @@ def nothing_switches_faults_on(shell: Shell) -> None:
     shutil.rmtree(shell.data_dir / FOLDER)
 
 
-def others_may_change_it_meanwhile(shell: Shell) -> None:
-    """The server finds the cluster as other commands have left it, and leaves it up when it ends."""
-    command = shell.start("cluster", "up", "--faults", "--control-port", "0", "--json")
+@contextmanager
+def command_that_lasts(shell: Shell, *arguments: str) -> Iterator[IO[str]]:
+    """What it prints. It ends by Ctrl-C, and leaves the cluster up."""
+    command = shell.start(*arguments)
     try:
         assert command.stdout is not None
-        served = Served(json.loads(command.stdout.readline()))
+        yield command.stdout
+        command.send_signal(signal.SIGINT)
+        command.communicate(timeout=TIMEOUT_S)
+        shell.ok("cluster", "status")
+    finally:
+        command.kill()
+        command.communicate(timeout=TIMEOUT_S)
+
+
+def others_may_change_it_meanwhile(shell: Shell) -> None:
+    """The server finds the cluster as other commands have left it."""
+    with command_that_lasts(shell, "cluster", "up", "--faults", "--control-port", "0", "--json") as printed:
+        served = Served(json.loads(printed.readline()))
         served.do("POST", "/topics", {"name": "payments", "min_insync_replicas": 1})
         fault = served.do("POST", "/faults/drop-answers", {"api": "Produce", "times": 1})
         shell.ok("cluster", "restart", "1")
@@ -60,27 +76,13 @@ def others_may_change_it_meanwhile(shell: Shell) -> None:
         assert "broker 1 is not running" in shell.fails("cluster", "kill", "1")
         served.do("POST", "/cluster/heal")
         assert served.do("GET", f"/faults/{fault['id']}") == {**fault, "set": False}
-        command.send_signal(signal.SIGINT)
-        command.communicate(timeout=TIMEOUT_S)
-        shell.ok("cluster", "status")
-    finally:
-        command.kill()
-        command.communicate(timeout=TIMEOUT_S)
 
 
 def its_page_is_shown_until_the_command_ends(shell: Shell) -> None:
-    command = shell.start("cluster", "up", "--ui")
-    try:
-        assert command.stdout is not None
-        found = next(filter(None, (re.search(r"http://\S+/", line) for line in command.stdout)))
+    with command_that_lasts(shell, "cluster", "up", "--ui") as printed:
+        found = next(filter(None, (re.search(r"http://\S+/", line) for line in printed)))
         with urllib.request.urlopen(found.group(), timeout=TIMEOUT_S) as page:
             assert b"<title>" in page.read()
-        command.send_signal(signal.SIGINT)
-        command.communicate(timeout=TIMEOUT_S)
-        shell.ok("cluster", "status")
-    finally:
-        command.kill()
-        command.communicate(timeout=TIMEOUT_S)
 
 
 def test_what_cannot_be_asked_of_up_is_refused_before_anything_starts(tmp_path: Path) -> None:
