@@ -170,6 +170,30 @@ async def test_disk_full_for_ever(story: Story, full: str) -> None:
 
 
 @tale()
+async def test_all_replicas_come_back_with_the_first_that_finds_room(story: Story) -> None:
+    """A sibling, found by chaos: each of a broker's replicas waited for its own next attempt, up to 5 s after the room was
+    there, and a partition without another electable replica had no leader until then."""
+    count = 6
+    await story.create_topic("orders", [[2, 3, 1]] * count)
+    client = await story.producer()
+    disk = story.world.machine(broker_node(1)).disk
+    disk.capacity_bytes = disk.used_bytes()
+    await story.acked(*[await client.send(f"m{number}", partition=number) for number in range(count)])
+    for number in range(count):
+        await story.in_sync(f"orders-{number}", 2, 3)
+    await asyncio.sleep(20)  # the pauses between attempts have grown
+    disk.capacity_bytes = None
+    began = story.world.now
+    await story.until(lambda: story.traced("replica recovered", "broker-1"), "one is back")
+    first = story.world.now
+    for number in range(count):
+        await story.in_sync(f"orders-{number}", 1, 2, 3)
+    assert first - began < 7
+    assert story.world.now - first < 0.5
+    await story.end()
+
+
+@tale()
 async def test_a_failed_replica_that_was_moved_away_and_back_serves_again(story: Story) -> None:
     """A sibling: what a broker has once reported as failed was never let into an in-sync set until its next start."""
     await story.create_topic("orders", [[1, 2, 3]], min_insync_replicas=1)

@@ -4,7 +4,8 @@ A replica fails when its disk refuses a write or a sync, or when what the disk h
 is notified by the next heartbeat and lets others lead. Then, with growing pauses between attempts:
 
 - Where the disk refused, the log is opened again: recovery cuts what was left half written, and writes again what a failed
-  sync may have lost (`log/recovery.py`). Before that a full disk has to show that there is room.
+  sync may have lost (`log/recovery.py`). Before that a full disk has to show that there is room. Once one replica has
+  found it, all others that failed for want of it are due.
 - Where the log is damaged, and another broker leads, the log is given up: its folder is set aside (`.damaged`), and an
   empty one takes its place, which is filled by the leader. The controller is asked first: from its answer on this replica
   is neither in sync nor eligible, and a new leader epoch begins, under which it has to join with what it holds then
@@ -147,6 +148,7 @@ class Repairs:
         electable = (*partition.isr, *partition.eligible)
         only_here = partition.leader == NO_LEADER and electable == (self._local.broker_id,)
         starts_over = replica.damaged and not only_here
+        had_no_room = replica.out_of_room
         try:
             if starts_over:
                 await self._ask_to_start_over(replica.key)
@@ -159,6 +161,14 @@ class Repairs:
         else:
             attempts.recovered_at = asyncio.get_running_loop().time()
             attempts.logged.clear()
+            if had_no_room:
+                self._room_found()
+
+    def _room_found(self) -> None:
+        for key, attempts in self._attempts.items():
+            replica = self._replicas.get(key)
+            if replica is not None and replica.failure and replica.out_of_room:
+                attempts.due_at = 0.0
 
     async def _open_again(self, key: PartitionKey) -> None:
         """A log that could not be opened at all."""
