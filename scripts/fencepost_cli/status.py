@@ -6,6 +6,7 @@ from rich.console import Console
 
 from fencepost_cli.terminal import table
 from fencepost_testing.cluster_status import ClusterStatus
+from fencepost_testing.member import is_etcd
 
 _MEGABYTE = 1_000_000
 _EXPLAINED = 10  # partitions without a leader, in words
@@ -27,13 +28,15 @@ def duration_text(seconds: float) -> str:
 def show_status(status: ClusterStatus, console: Console) -> None:
     console.print(f"Cluster {status.cluster_id or '(no broker answers)'}")
     numbers = ("pid", "uptime", "memory MB", "CPU %")
-    processes = table("process", "state", "address", *numbers, numbers=numbers)
+    roles = ("role",) if any(process.role for process in status.processes) else ()
+    processes = table("process", "state", *roles, "address", *numbers, numbers=numbers)
     for process in status.processes:
         up = process.state != "down"
         style = {"running": "green", "down": "red"}.get(process.state, "yellow")
         processes.add_row(
             process.name,
             f"[{style}]{process.state}[/]",
+            *([process.role] if roles else []),
             process.address,
             str(process.pid) if up else "",
             duration_text(process.uptime_s) if up else "",
@@ -41,6 +44,7 @@ def show_status(status: ClusterStatus, console: Console) -> None:
             f"{process.cpu_percent:.0f}" if up else "",
         )
     console.print(processes)
+    _show_etcd(status, console)
     if not status.partitions:
         return
     where, how_far = ("partition", "leader", "epoch"), ("log end", "high watermark", "MB")
@@ -72,6 +76,25 @@ def show_status(status: ClusterStatus, console: Console) -> None:
         console.print(partition.why_leaderless(), style="red", markup=False, soft_wrap=True)
     if len(leaderless) > _EXPLAINED:
         console.print(f"and {len(leaderless) - _EXPLAINED} more partitions without a leader", style="red")
+
+
+def _show_etcd(status: ClusterStatus, console: Console) -> None:
+    """Of a cluster with several controllers: who decides, and how etcd is."""
+    members = [process for process in status.processes if is_etcd(process.name)]
+    if not members:
+        return
+    if status.active_controller:
+        console.print(f"Active: {status.active_controller}, controller epoch {status.controller_epoch}")
+    else:
+        console.print("No controller that runs is active: leaders serve on, nothing is elected", style="red")
+    for process in members:
+        if process.trouble:
+            console.print(f"{process.name}: {process.trouble}", style="red", markup=False, soft_wrap=True)
+    serving = [process for process in members if process.serves]
+    told = f"etcd: {len(serving)} of {len(members)} members serve"
+    if serving:
+        told += f", version {serving[0].etcd_version}, {serving[0].etcd_size_bytes / _MEGABYTE:.1f} MB"
+    console.print(told, style=None if len(serving) == len(members) else "yellow")
 
 
 def _known(offset: int) -> str:

@@ -1,4 +1,4 @@
-"""A cluster of real processes on this machine's loopback: one controller and some brokers, in one folder.
+"""A cluster of real processes on this machine's loopback, in one folder: a controller, or several with an etcd, and brokers.
 
 Two ways of life. An *owned* cluster (demo, bench, tests) dies with its owner, whatever ends it: a watchdog process sees
 to that. One that is not owned (`fencepost cluster up`) goes on after the command, and later commands find it by its
@@ -23,7 +23,7 @@ from fencepost_testing import topic_control
 from fencepost_testing.cluster_folder import ClusterFolder
 from fencepost_testing.cluster_status import ClusterStatus, read_status
 from fencepost_testing.kafka_request import NoAnswer, ask_broker
-from fencepost_testing.member import CONTROLLER, GONE_TIMEOUT_S, POLL_S, ClusterError, Node, Setting, log_tail, name_of
+from fencepost_testing.member import GONE_TIMEOUT_S, POLL_S, ClusterError, Node, Setting, is_etcd, log_tail, name_of
 from fencepost_testing.topic_control import PartitionState, ProducerState, Target
 from fencepost_testing.waiting import WAIT_TIMEOUT_S, until
 
@@ -47,8 +47,9 @@ class AsyncLocalCluster(ClusterFolder):
 
     Making it starts nothing: `up` does, or `async with`, at whose end everything is killed.
 
-    A *target* is a broker's id, "controller", or (topic, partition), which is the broker that leads it now. Every wait has
-    a deadline, and what it raises then (`waiting.NotInTime`, `ClusterError`) names what was waited for.
+    A *target* is a broker's id, "controller", or (topic, partition), which is the broker that leads it now. With several
+    controllers: "controller-1", "controller:active", "etcd-2", "etcd:leader". Every wait has a deadline, and what it raises
+    then (`waiting.NotInTime`, `ClusterError`) names what was waited for.
     """
 
     __slots__ = ("_same",)
@@ -111,8 +112,12 @@ class AsyncLocalCluster(ClusterFolder):
         self._save()
 
     async def _stop_or_kill(self, nodes: Iterable[Node], timeout_s: float) -> None:
-        """Stop those that run, cleanly and side by side; what is left at the deadline is killed."""
+        """Stop those that run, cleanly and side by side; what is left at the deadline is killed. Members of etcd are killed:
+        what they have answered is on disk, and ended together each would wait seconds for another one to lead."""
         running = [node for node in nodes if self.running(node)]
+        if killed := list(filter(is_etcd, running)):
+            await self.kill(*killed)
+            running = [node for node in running if not is_etcd(node)]
         for node in running:
             with contextlib.suppress(ClusterError):  # it ended meanwhile
                 self.terminate(node)
@@ -142,12 +147,13 @@ class AsyncLocalCluster(ClusterFolder):
                 late = sorted(wanted - await self._registered(broker))
                 if late:
                     if needs_controller:
-                        self.member(CONTROLLER).still_running()
+                        for node in (*self.controllers, *self.etcd):
+                            self.member(node).still_running()
                     return False
             return True
 
         def failure(_: str) -> ClusterError:
-            suspects: list[Node] = [CONTROLLER, *late[:1]]
+            suspects: list[Node] = [*self.controllers, *late[:1]]
             tails = "\n".join(f"  {name_of(node)}:\n{log_tail(self.member(node).log_file)}" for node in suspects)
             brokers = ", ".join(str(broker) for broker in late)
             return ClusterError(f"not registered in time: broker {brokers}; the ends of the logs:\n{tails}")
@@ -227,9 +233,9 @@ class AsyncLocalCluster(ClusterFolder):
         await self.start(node, timeout_s=timeout_s)
 
     async def down(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Cleanly stop the brokers, then the controller. What is left at the deadline is killed."""
-        await self._stop_or_kill(self.broker_ids, timeout_s)
-        await self._stop_or_kill([CONTROLLER], timeout_s)
+        """Cleanly stop the brokers, then the controllers, and end etcd. What is left at the deadline is killed."""
+        for nodes in (self.broker_ids, self.controllers, self.etcd):
+            await self._stop_or_kill(nodes, timeout_s)
         self._forget()
 
     # ---- Topics ----

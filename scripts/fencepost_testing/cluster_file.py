@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fencepost_testing.member import CONTROLLER, ClusterError, Member, Node, Setting, folder_of
+from fencepost_testing.etcd_member import EtcdMember
+from fencepost_testing.member import ClusterError, Member, Node, Setting, folder_of, is_etcd, target_of
 from fencepost_testing.processes import ProcessRef
 
 STATE_FILE = "cluster.json"
@@ -45,9 +46,11 @@ class ClusterFile:
             raise ValueError(f"version {state['version']}")
         members: dict[Node, Member] = {}
         for said in state["members"]:
-            node: Node = CONTROLLER if said["node"] == CONTROLLER else int(said["node"])
+            node = _node_of(said["node"])
             kafka_port = int(said.get("kafka_port", 0))  # not in files of older versions
-            member = Member(node, root / folder_of(node), int(said["port"]), kafka_port)
+            member = new_member(node, root / folder_of(node), int(said["port"]), kafka_port)
+            if isinstance(member, EtcdMember):
+                member.peer_port = int(said["peer_port"])
             if said["pid"]:
                 started = str(said.get("started", ""))  # not in files of older versions
                 config_file = "" if said.get("forked") else str(member.config_file)
@@ -58,7 +61,7 @@ class ClusterFile:
 
     def write(self, root: Path) -> None:
         """In one step: other commands may read it meanwhile."""
-        brokers = [member for member in self.members.values() if member.node != CONTROLLER]
+        brokers = [member for member in self.members.values() if isinstance(member.node, int)]
         state = {
             "version": _VERSION,
             "bootstrap": ",".join(member.address for member in brokers),
@@ -68,6 +71,7 @@ class ClusterFile:
                     "node": member.node,
                     "port": member.port,
                     "kafka_port": member.kafka_port,
+                    **({"peer_port": member.peer_port} if isinstance(member, EtcdMember) else {}),
                     "pid": member.process.pid if member.process else 0,
                     "create_time_s": member.process.create_time_s if member.process else 0.0,
                     "started": member.process.started if member.process else "",
@@ -82,3 +86,18 @@ class ClusterFile:
         draft = root / f".{STATE_FILE}.{os.getpid()}"
         draft.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
         draft.replace(root / STATE_FILE)
+
+
+def new_member(node: Node, directory: Path, port: int = 0, kafka_port: int = 0) -> Member:
+    """Of the kind that its name says."""
+    return (EtcdMember if is_etcd(node) else Member)(node, directory, port, kafka_port)
+
+
+def _node_of(said: object) -> Node:
+    """Raises ValueError for what names no process."""
+    if isinstance(said, int):
+        return said
+    node = target_of(str(said))
+    if not isinstance(node, int | str) or ":" in str(node):
+        raise ValueError(f"node {said!r}")
+    return node

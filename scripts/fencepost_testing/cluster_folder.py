@@ -2,11 +2,14 @@
 
     DIR/cluster.json             what this module remembers: members, ports, processes, settings
     DIR/controller/              the controller's data, controller.toml, server.log, process.json
+    DIR/controller-<n>/          likewise, of several controllers: then their metadata is in …
+    DIR/etcd-<n>/                … a member of etcd: its data, etcd.yml, server.log
     DIR/broker-<id>/             a broker's data, broker.toml, server.log, process.json
     DIR/faults/                  faults that were set on it (`faults.board`)
 
 Ports are chosen before anything starts, so that all processes can start at the same time, and stay the same over
-restarts, unless the whole cluster was down and another process has taken one.
+restarts, unless the whole cluster was down and another process has taken one. (Those of etcd's members among themselves
+cannot change: then the cluster does not start.)
 """
 
 from __future__ import annotations
@@ -23,28 +26,34 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from fencepost_testing.cluster_file import STATE_FILE, ClusterFile
+from fencepost_testing.cluster_file import STATE_FILE, ClusterFile, new_member
+from fencepost_testing.etcd_member import ETCD_MEMBERS, EtcdMember, find_etcd
 from fencepost_testing.faults.board import FOLDER as FAULTS_FOLDER
 from fencepost_testing.faults.board import Board
 from fencepost_testing.faults.faults import Faults
 from fencepost_testing.forking import ForkServer, fork_server
 from fencepost_testing.member import (
     CONTROLLER,
+    ETCD,
     ClusterError,
     Member,
     Node,
     Setting,
     Settings,
     folder_of,
+    is_controller,
+    is_etcd,
     name_of,
+    numbered,
     to_toml,
     usable_folder,
 )
 from fencepost_testing.ports import PortReservation, reserve_ports
-from fencepost_testing.processes import NetworkPlace, Watchdog, spawn
+from fencepost_testing.processes import NetworkPlace, ProcessRef, Watchdog, spawn, spawn_command
 
 TEMPORARY_PREFIX = "fencepost-"
 MAX_BROKERS = 64  # on one machine
+MAX_CONTROLLERS = 9
 PLACE_PORT = 9092  # of every process that has an address of its own
 PLACE_KAFKA_PORT = 9093  # … of every broker, for Kafka's clients
 AUTO_CREATED_PARTITIONS = 4  # of a topic that a Kafka client asks for and that does not exist
@@ -67,6 +76,15 @@ class Happening(NamedTuple):
         return f"{time.strftime('%H:%M:%S', time.localtime(second))},{int(fraction * 1000):03d} {self.what}"
 
 
+def nodes_of(brokers: int, controllers: int = 1) -> list[Node]:
+    """Of a cluster with so many."""
+    deciding: list[Node] = [CONTROLLER]
+    if controllers > 1:
+        deciding = [numbered(CONTROLLER, number) for number in range(1, controllers + 1)]
+        deciding += [numbered(ETCD, number) for number in range(1, ETCD_MEMBERS + 1)]
+    return [*deciding, *range(1, brokers + 1)]
+
+
 class ClusterFolder:
     """One cluster's members and files; `LocalCluster` and `AsyncLocalCluster` say what can be done with them."""
 
@@ -87,6 +105,7 @@ class ClusterFolder:
         directory: str | os.PathLike[str] | None = None,
         *,
         brokers: int = 3,
+        controllers: int = 1,
         controller_overrides: Settings | None = None,
         broker_overrides: Settings | None = None,
         owned: bool = True,
@@ -98,27 +117,28 @@ class ClusterFolder:
     ) -> None:
         """A new cluster in a folder that holds none yet.
 
-        `directory`: None makes a temporary one, which is removed at the end (`close`, or the end of this process) unless
-        `keep`. `owned`: its processes die with this one. `first_port`: the first broker's, the others' follow; None: any
-        that are free. `first_kafka_port`: likewise, those for Kafka's clients. The overrides are settings of the two
-        kinds of configuration file.
+        `controllers`: more than one keep their metadata in etcd, of which then three members run too. `directory`: None
+        makes a temporary one, which is removed at the end (`close`, or the end of this process) unless `keep`. `owned`: its
+        processes die with this one. `first_port`: the first broker's, the others' follow; None: any that are free.
+        `first_kafka_port`: likewise, those for Kafka's clients. The overrides are settings of the two kinds of configuration
+        file.
         `places`: where each process is to run, all of them or none; only of an owned cluster, for its folder does not
         remember them.
         `faults`: its processes are started so that faults can be set on them (`faults`); without, nothing can.
-        Raises ClusterError for a folder that is taken and for impossible options; OSError where a port is not free.
+        Raises ClusterError for a folder that is taken and for impossible options, NoEtcd where several controllers need what
+        is not installed; OSError where a port is not free.
         """
-        if not 1 <= brokers <= MAX_BROKERS:
-            raise ClusterError(f"{brokers} brokers: from 1 to {MAX_BROKERS} can run on one machine")
+        _check_counts(brokers, controllers)
         if directory is None and not owned:
             raise ClusterError("a cluster that outlives this process needs a folder of its own, not a temporary one")
-        nodes: list[Node] = [CONTROLLER, *range(1, brokers + 1)]
+        nodes = nodes_of(brokers, controllers)
         if places is not None and (not owned or set(places) != set(nodes)):
             raise ClusterError(f"places for {list(places)}: an owned cluster needs one for each of {nodes}")
         root = usable_folder(directory) if directory is not None else None
         if root is not None:
             _check_empty(root, nodes)
             root.mkdir(parents=True, exist_ok=True)
-        members = {node: Member(node, Path(), PLACE_PORT, PLACE_KAFKA_PORT) for node in nodes}
+        members = {node: new_member(node, Path(), PLACE_PORT, PLACE_KAFKA_PORT) for node in nodes}
         reservations = _reserve_ports(members, first_port, first_kafka_port) if places is None else []
         if root is None:
             root = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX))
@@ -207,14 +227,18 @@ class ClusterFolder:
 
     def _write_config(self, member: Member) -> None:
         settings: dict[str, Setting] = {"data_dir": str(member.directory), "listen": member.address}
+        if isinstance(member, EtcdMember):
+            member.write_config(self._etcd_members)
+            return
         if member.place is not None:
             settings["insecure_listen"] = True  # an address of a network that only this machine reaches
         if find_spec(METRICS_LIBRARY) is not None:  # what the extra `server` brings
             settings["metrics_listen"] = f"{member.host}:0"
-        if member.node == CONTROLLER:
-            settings |= self.controller_overrides
+        if not isinstance(member.node, int):
+            settings |= self._store_of(member) | self.controller_overrides
         else:
-            settings |= {"broker_id": member.node, "controller": self.members[CONTROLLER].address}
+            controllers = ",".join(self.members[node].address for node in self.controllers)
+            settings |= {"broker_id": member.node, "controller": controllers}
             settings |= {
                 "kafka_listen": member.kafka_address,
                 "kafka_advertised": member.kafka_advertised,
@@ -225,6 +249,13 @@ class ClusterFolder:
             }
             settings |= self.broker_overrides
         member.config_file.write_text(to_toml(settings), encoding="utf-8")
+
+    def _store_of(self, controller: Member) -> dict[str, Setting]:
+        if not self.has_etcd:
+            return {}
+        endpoints = ",".join(member.address for member in self._etcd_members)
+        number = 1 + self.controllers.index(controller.node)
+        return {"store": "etcd", "controller_id": number, "etcd_endpoints": endpoints}
 
     # ---- More brokers, fewer brokers ----
 
@@ -256,11 +287,29 @@ class ClusterFolder:
 
     @property
     def broker_ids(self) -> list[int]:
-        return [node for node in self.members if node != CONTROLLER]
+        return [node for node in self.members if isinstance(node, int)]
+
+    @property
+    def controllers(self) -> list[Node]:
+        """All of them: "controller", or "controller-1" and so on."""
+        return list(filter(is_controller, self.members))
+
+    @property
+    def etcd(self) -> list[Node]:
+        """The members of etcd; none where there is only one controller."""
+        return list(filter(is_etcd, self.members))
+
+    @property
+    def has_etcd(self) -> bool:
+        return bool(self._etcd_members)
+
+    @property
+    def _etcd_members(self) -> list[EtcdMember]:
+        return [member for member in self.members.values() if isinstance(member, EtcdMember)]
 
     @property
     def nodes(self) -> list[Node]:
-        """The controller, then every broker."""
+        """The controllers, the members of etcd, then every broker."""
         return list(self.members)
 
     @property
@@ -305,8 +354,10 @@ class ClusterFolder:
             if member.place is not None:  # no one else has its address
                 continue
             member.port = self._reserve(member.port)
-            if member.node != CONTROLLER:
+            if isinstance(member.node, int):
                 member.kafka_port = self._reserve(member.kafka_port)
+            if isinstance(member, EtcdMember):
+                self._reservations.append(_reserve_for_good(member))
 
     def _reserve(self, port: int) -> int:
         """That port, or another one where it is taken."""
@@ -334,6 +385,11 @@ class ClusterFolder:
         self._prepare(member)
         member.meant_down = False
         place = member.place or NetworkPlace("")
+        if isinstance(member, EtcdMember):
+            command = [*place.prefix, *member.command()]
+            member.process, member.child = spawn_command(command, member.config_file, member.log_file)
+            self._watch(member.process)
+            return
         entry = _WITH_FAULTS if self._has_faults else ()
         arguments = ["-m", *entry, member.module]
         server = self._fork_server(member)
@@ -342,11 +398,15 @@ class ClusterFolder:
                 arguments, member.config_file, member.log_file, place.environment
             )
             return
+        member.process, member.child = spawn(arguments, member.config_file, member.log_file, member.place)
+        self._watch(member.process)
+
+    def _watch(self, process: ProcessRef) -> None:
+        """Have it end with this process, where the cluster is owned."""
         if self.owned and self._watchdog is None:
             self._watchdog = Watchdog()
-        member.process, member.child = spawn(arguments, member.config_file, member.log_file, member.place)
         if self._watchdog is not None:
-            self._watchdog.watch(member.process)
+            self._watchdog.watch(process)
 
     # ---- The end ----
 
@@ -393,8 +453,8 @@ class ClusterFolder:
 def _reserve_ports(
     members: Mapping[Node, Member], first_port: int | None, first_kafka_port: int | None
 ) -> list[PortReservation]:
-    """A port for the controller, and two for each broker. Raises OSError; then none is held."""
-    brokers = [member for member in members.values() if member.node != CONTROLLER]
+    """One for each controller, and two for each broker and each member of etcd. Raises OSError; then none is held."""
+    brokers = [member for member in members.values() if isinstance(member.node, int)]
     held = reserve_ports(len(brokers), first_port)
     try:
         held += reserve_ports(len(brokers), first_kafka_port)
@@ -404,9 +464,34 @@ def _reserve_ports(
         raise
     for broker, own, kafka in zip(brokers, held, held[len(brokers) :], strict=False):
         broker.port, broker.kafka_port = own.port, kafka.port
-    held.append(PortReservation())
-    members[CONTROLLER].port = held[-1].port
+    for member in members.values():
+        if not isinstance(member.node, int):
+            held.append(PortReservation())
+            member.port = held[-1].port
+        if isinstance(member, EtcdMember):
+            held.append(PortReservation())
+            member.peer_port = held[-1].port
     return held
+
+
+def _reserve_for_good(member: EtcdMember) -> PortReservation:
+    """Its port for the others, which stands in its data."""
+    try:
+        return PortReservation(member.peer_port)
+    except OSError as error:
+        raise ClusterError(
+            f"port {member.peer_port}, by which the others know {member.node}, is taken, and etcd keeps it: {error}"
+        ) from None
+
+
+def _check_counts(brokers: int, controllers: int) -> None:
+    """Raises ClusterError for what cannot run here, NoEtcd where etcd would be needed."""
+    if not 1 <= brokers <= MAX_BROKERS:
+        raise ClusterError(f"{brokers} brokers: from 1 to {MAX_BROKERS} can run on one machine")
+    if not 1 <= controllers <= MAX_CONTROLLERS:
+        raise ClusterError(f"{controllers} controllers: from 1 to {MAX_CONTROLLERS} can run on one machine")
+    if controllers > 1:
+        find_etcd()
 
 
 def _check_empty(root: Path, nodes: Iterable[Node]) -> None:

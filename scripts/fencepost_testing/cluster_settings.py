@@ -1,4 +1,4 @@
-"""Settings of a local cluster by their names alone: how many brokers, and settings of brokers, controller and topics."""
+"""Settings of a local cluster by their names alone: how many brokers and controllers, and settings of these and topics."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ _OF_THE_FOLDER = {  # the cluster chooses them itself
     "advertised_address",
     "broker_id",
     "controller",
+    "controller_id",
     "data_dir",
+    "etcd_endpoints",
     "insecure_listen",
     "kafka_advertised",
     "kafka_listen",
     "listen",
+    "store",
 }
 
 Items = tuple[tuple[str, Setting], ...]
@@ -31,10 +34,12 @@ class ClusterSettings:
     broker: Items = ()
     controller: Items = ()
     topic: Items = ()  # of topics that `create_topic` makes
+    controllers: int = 1  # more: on an etcd of the cluster's own
 
     @classmethod
     def of(cls, named: Mapping[str, object]) -> ClusterSettings:
-        """Of `brokers`, and settings as `docs/CONFIGURATION.md` has them; one that both kinds of process have is for both.
+        """Of `brokers`, `controllers`, and settings as `docs/CONFIGURATION.md` has them; one that both kinds of process have
+        is for both.
 
         Raises ClusterError for an unknown name, or a value that is no number, text, True or False.
         """
@@ -48,22 +53,23 @@ class ClusterSettings:
             "topic": set(TOPIC_SETTINGS),
         }
         found: dict[str, dict[str, Setting]] = {kind: {} for kind in kinds}
-        brokers = DEFAULT_BROKERS
+        counts = {"brokers": DEFAULT_BROKERS, "controllers": 1}
         for name, value in named.items():
             if not isinstance(value, int | float | str):
                 raise ClusterError(f"{name}={value!r}: a setting is a number, a text, True or False")
-            if name == "brokers":
+            if name in counts:
                 if not isinstance(value, int) or isinstance(value, bool):
-                    raise ClusterError(f"brokers={value!r}: must be a whole number")
-                brokers = value
+                    raise ClusterError(f"{name}={value!r}: must be a whole number")
+                counts[name] = value
                 continue
             of_kinds = [kind for kind, names in kinds.items() if name in names]
             if not of_kinds:
-                known = ", ".join(sorted({"brokers", *kinds["broker"], *kinds["controller"], *kinds["topic"]}))
+                known = ", ".join(sorted({*counts, *kinds["broker"], *kinds["controller"], *kinds["topic"]}))
                 raise ClusterError(f"{name}={value!r}: no setting of a cluster is called {name!r}; there are {known}")
             for kind in of_kinds:
                 found[kind][name] = value
-        return cls(brokers, *(tuple(sorted(found[kind].items())) for kind in ("broker", "controller", "topic")))
+        broker, controller, topic = (tuple(sorted(found[kind].items())) for kind in ("broker", "controller", "topic"))
+        return cls(counts["brokers"], broker, controller, topic, counts["controllers"])
 
 
 def parse_settings(lines: list[str]) -> dict[str, Setting]:

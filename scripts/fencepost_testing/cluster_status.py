@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from fencepost_testing.cluster_folder import ClusterFolder
-from fencepost_testing.member import Member, name_of
+from fencepost_testing.member import CONTROLLER, Member, is_controller, is_etcd, name_of, numbered
 
 if TYPE_CHECKING:
     from fencepost_proto.protocol.metadata import MetadataImage
     from fencepost_proto.protocol.v1 import broker_pb2
+    from fencepost_testing.etcd_state import EtcdState, MemberHealth
 
 _ANSWER_TIMEOUT_S = 2.0
 _CPU_SAMPLE_S = 0.3
@@ -30,8 +31,18 @@ class ProcessStatus:
     uptime_s: float = 0.0
     memory_mb: float = 0.0
     cpu_percent: float = 0.0
-    broker_id: int | None = None  # None: the controller
+    broker_id: int | None = None  # None: a controller, or a member of etcd
     kafka_address: str = ""
+    role: str = (
+        ""  # of several controllers: active or standby; of etcd's members: leader or follower; empty: it is not known
+    )
+    trouble: str = ""  # of a member of etcd that runs: why it does not serve
+    etcd_version: str = ""
+    etcd_size_bytes: int = 0  # of its database
+
+    @property
+    def serves(self) -> bool:
+        return self.state == "running" and not self.trouble
 
 
 @dataclass(slots=True)
@@ -69,12 +80,15 @@ class ClusterStatus:
     partitions: list[PartitionStatus]
     bootstrap: str = ""
     kafka_bootstrap: str = ""
+    active_controller: str = ""  # empty: it is not known
+    controller_epoch: int = 0  # 0: there is one controller, with a store of its own
 
     @property
     def healthy(self) -> bool:
         return (
             bool(self.cluster_id)
-            and all(process.state == "running" for process in self.processes)
+            and bool(self.active_controller)
+            and all(process.serves for process in self.processes)
             and all(partition.leader >= 0 and not partition.failures for partition in self.partitions)
         )
 
@@ -122,17 +136,76 @@ async def read_status(cluster: ClusterFolder) -> ClusterStatus:
     sampled_at = asyncio.get_running_loop().time()
     brokers = [broker for broker in cluster.broker_ids if broker in running]
     addresses = [cluster.member(broker).address for broker in brokers]
-    newest, log_dirs = await asyncio.gather(
+    newest, log_dirs, etcd = await asyncio.gather(
         newest_image(addresses, timeout_s=_ANSWER_TIMEOUT_S),
         asyncio.gather(*(read_log_dirs(address, timeout_s=_ANSWER_TIMEOUT_S) for address in addresses)),
+        _etcd_state(cluster),
     )
     await asyncio.sleep(sampled_at + _CPU_SAMPLE_S - asyncio.get_running_loop().time())
     image = newest or MetadataImage()
     answers = {broker: answer for broker, answer in zip(brokers, log_dirs, strict=True) if answer}
     processes = [_process_status(member, running.get(member.node), image) for member in cluster.members.values()]
-    return ClusterStatus(
+    status = ClusterStatus(
         image.cluster_id, processes, _partitions(image, answers), cluster.bootstrap, cluster.kafka_bootstrap
     )
+    if etcd is None:
+        status.active_controller = CONTROLLER if cluster.running(CONTROLLER) else ""
+    else:
+        _add_etcd(status, cluster, etcd)
+    return status
+
+
+async def read_roles(cluster: ClusterFolder) -> dict[str, str]:
+    """By process: the role of each controller and each member of etcd. Of a cluster with etcd."""
+    roles = dict.fromkeys(map(str, (*cluster.controllers, *cluster.etcd)), "")
+    etcd = await _etcd_state(cluster)
+    assert etcd is not None
+    for node in cluster.etcd:
+        if health := etcd.members.get(str(node)):
+            roles[str(node)] = health.role
+    active = _active(cluster, etcd)
+    for node in cluster.controllers:
+        if active and cluster.running(node):
+            roles[str(node)] = "active" if node == active else "standby"
+    return roles
+
+
+async def _etcd_state(cluster: ClusterFolder) -> EtcdState | None:
+    """None: the cluster has no etcd."""
+    if not cluster.has_etcd:
+        return None
+    from fencepost_testing.etcd_state import read_etcd
+
+    addresses = {str(node): cluster.member(node).address for node in cluster.etcd if cluster.running(node)}
+    return await read_etcd(addresses, cluster.controller_overrides, _ANSWER_TIMEOUT_S)
+
+
+def _active(cluster: ClusterFolder, etcd: EtcdState) -> str:
+    """The controller that holds the leader key, and runs; empty: none does."""
+    holder = "" if etcd.active is None else numbered(CONTROLLER, etcd.active.controller_id)
+    return holder if holder in cluster.members and cluster.running(holder) else ""
+
+
+def _add_etcd(status: ClusterStatus, cluster: ClusterFolder, etcd: EtcdState) -> None:
+    """Who is active, and how etcd's members are."""
+    status.active_controller = _active(cluster, etcd)
+    if status.active_controller and etcd.active is not None:
+        status.controller_epoch = etcd.active.epoch
+    for process in status.processes:
+        if process.state == "down":
+            continue
+        if is_controller(process.name) and status.active_controller:
+            process.role = "active" if process.name == status.active_controller else "standby"
+        elif is_etcd(process.name):
+            _add_health(process, etcd.members.get(process.name))
+
+
+def _add_health(process: ProcessStatus, health: MemberHealth | None) -> None:
+    if health is None:
+        process.trouble = "it does not answer"
+        return
+    process.role, process.trouble = health.role, health.trouble
+    process.etcd_version, process.etcd_size_bytes = health.version, health.size_bytes
 
 
 def _process(member: Member) -> psutil.Process | None:

@@ -65,8 +65,9 @@ class LocalCluster(ClusterFolder):
             cluster.kill((topic, 0))  # its leader
             print(cluster.leader(topic, 0))
 
-    A *target* is a broker's id, "controller", or (topic, partition), which is the broker that leads it now. Every wait has
-    a deadline, and what it raises then (`waiting.NotInTime`, `ClusterError`) names what was waited for.
+    A *target* is a broker's id, "controller", or (topic, partition), which is the broker that leads it now. With several
+    controllers: "controller-1", "controller:active", "etcd-2", "etcd:leader". Every wait has a deadline, and what it raises
+    then (`waiting.NotInTime`, `ClusterError`) names what was waited for.
     """
 
     @property
@@ -84,7 +85,7 @@ class LocalCluster(ClusterFolder):
         run_in_background(self.aio.up(timeout_s=timeout_s))
 
     def down(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Cleanly stop the brokers, then the controller. What is left at the deadline is killed."""
+        """Cleanly stop the brokers, then the controllers, and end etcd. What is left at the deadline is killed."""
         run_in_background(self.aio.down(timeout_s=timeout_s))
 
     def kill(self, *targets: Target, timeout_s: float = GONE_TIMEOUT_S) -> None:
@@ -118,6 +119,10 @@ class LocalCluster(ClusterFolder):
     def restart(self, target: Target, *, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Start it again: after a clean shutdown if it runs. Returns once it listens; see `start`."""
         run_in_background(self.aio.restart(target, timeout_s=timeout_s))
+
+    def resolve(self, target: Target, *, timeout_s: float = WAIT_TIMEOUT_S) -> Node:
+        """The process that a target names now. Raises ClusterError."""
+        return run_in_background(self.aio.resolve(target, timeout_s=timeout_s))
 
     def wait_gone(self, node: Node, *, timeout_s: float = GONE_TIMEOUT_S) -> int | None:
         """Return once the process has ended. The exit code (negative: the signal), where this process started it."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from fencepost_testing.failures import CommandFailed
 from fencepost_testing.forking import ForkedChild
@@ -18,17 +19,26 @@ from fencepost_testing.ports import LOOPBACK
 from fencepost_testing.processes import NetworkPlace, ProcessRef
 from fencepost_testing.waiting import until
 
-Controller = Literal["controller"]
-Node = int | Controller
+Node = int | str  # a broker's id; "controller", or "controller-1" and so on of several; "etcd-1" and so on
 Setting = str | int | float | bool
 Settings = Mapping[str, Setting]
 
-CONTROLLER: Controller = "controller"
+CONTROLLER: Final = "controller"  # where there is only one
+ACTIVE_CONTROLLER: Final = "controller:active"
+ETCD: Final = "etcd"
+ETCD_LEADER: Final = "etcd:leader"
 LEADER_PREFIX: Final = "leader:"
+TARGETS: Final = (
+    f"a broker's id, '{CONTROLLER}' or '{LEADER_PREFIX}<topic>-<partition>'; of a cluster with several controllers: "
+    f"'{CONTROLLER}-<n>', '{ACTIVE_CONTROLLER}', '{ETCD}-<n>', '{ETCD_LEADER}'"
+)
 GONE_TIMEOUT_S = 10.0
 POLL_S = 0.01
 MAX_DIGITS = 9  # of a broker's id or a partition
 MAX_FOLDER_BYTES = 480  # of its path: SQLite opens a file by a path of at most 512
+_NAMED = re.compile(
+    rf"{CONTROLLER}(-[1-9][0-9]{{0,{MAX_DIGITS - 1}}}|:active)?|{ETCD}(-[1-9][0-9]{{0,{MAX_DIGITS - 1}}}|:leader)"
+)
 _LOG_TAIL_LINES = 12
 _LOG_TAIL_BYTES = 16 * 1024
 
@@ -38,16 +48,29 @@ class ClusterError(CommandFailed):
 
 
 def target_of(text: str) -> Node | tuple[str, int] | None:
-    """What a command or a request names: a broker's id, the controller, or the leader of (topic, partition), whose number is
-    -1 where it is none. None: nothing of these."""
-    if text == CONTROLLER:
-        return CONTROLLER
+    """What a command or a request names: a broker's id, another process, "controller:active", "etcd:leader", or the leader
+    of (topic, partition), whose number is -1 where it is none. None: nothing of these."""
+    if _NAMED.fullmatch(text):
+        return text
     if _is_number(text):
         return int(text)
     if not text.startswith(LEADER_PREFIX):
         return None
     topic, _, number = text.removeprefix(LEADER_PREFIX).rpartition("-")
     return topic, int(number) if _is_number(number) else -1
+
+
+def numbered(kind: str, number: int) -> str:
+    """The name of one of several controllers, or of one of etcd's members."""
+    return f"{kind}-{number}"
+
+
+def is_controller(node: Node) -> bool:
+    return isinstance(node, str) and node.startswith(CONTROLLER)
+
+
+def is_etcd(node: Node) -> bool:
+    return isinstance(node, str) and node.startswith(ETCD)
 
 
 def _is_number(text: str) -> bool:
@@ -58,8 +81,12 @@ def is_in_use(directory: Path) -> bool:
     """Whether some process holds the lock of this data folder (`fencepost_proto.runtime.process`)."""
     from fencepost_proto.runtime.process import LOCK_FILE
 
+    return is_locked(directory / LOCK_FILE)
+
+
+def is_locked(file: Path) -> bool:
     try:
-        lock = os.open(directory / LOCK_FILE, os.O_RDONLY)
+        lock = os.open(file, os.O_RDONLY)
     except OSError:
         return False  # no process has ever run on it, or it may not be looked at
     try:
@@ -105,7 +132,7 @@ class Member:
 
     @property
     def config_file(self) -> Path:
-        return self.directory / ("controller.toml" if self.node == CONTROLLER else "broker.toml")
+        return self.directory / ("broker.toml" if isinstance(self.node, int) else "controller.toml")
 
     @property
     def log_file(self) -> Path:
@@ -117,7 +144,7 @@ class Member:
 
     @property
     def module(self) -> str:
-        return "fencepost_controller" if self.node == CONTROLLER else "fencepost_node"
+        return "fencepost_node" if isinstance(self.node, int) else "fencepost_controller"
 
     def running(self) -> bool:
         """Reaps it too, where it is this process's child."""
@@ -191,7 +218,7 @@ class Member:
 
 
 def name_of(node: Node) -> str:
-    return node if node == CONTROLLER else f"broker {node}"
+    return f"broker {node}" if isinstance(node, int) else node
 
 
 def to_toml(settings: Settings) -> str:
@@ -231,4 +258,4 @@ def usable_folder(directory: str | os.PathLike[str]) -> Path:
 
 
 def folder_of(node: Node) -> str:
-    return CONTROLLER if node == CONTROLLER else f"broker-{node}"
+    return f"broker-{node}" if isinstance(node, int) else node

@@ -75,7 +75,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        f"{MARKER}(brokers=3, **settings): what the test's cluster is to be like; settings by their names in "
+        f"{MARKER}(brokers=3, controllers=1, **settings): what the test's cluster is to be like; settings by their names in "
         "docs/CONFIGURATION.md, of brokers, of the controller, or of topics that create_topic makes",
     )
 
@@ -126,6 +126,7 @@ class ClusterMaker:
             options["directory"] = Path(self._root, self._worker, f"cluster-{self._made}")
         cluster = LocalCluster(
             brokers=settings.brokers,
+            controllers=settings.controllers,
             broker_overrides=dict(settings.broker),
             controller_overrides=dict(settings.controller),
             **options,

@@ -30,10 +30,18 @@ from fencepost_proto.kafka.messages.list_offsets import ListOffsetsPartition, Li
 from fencepost_proto.protocol.errors import ErrorCode
 from fencepost_testing.cluster_folder import ClusterFolder
 from fencepost_testing.kafka_request import NoAnswer, ask_broker, prepare
-from fencepost_testing.member import ClusterError, Node, name_of
+from fencepost_testing.member import (
+    ACTIVE_CONTROLLER,
+    CONTROLLER,
+    ETCD_LEADER,
+    ClusterError,
+    Node,
+    name_of,
+    numbered,
+)
 from fencepost_testing.waiting import NotInTime, until
 
-Target = Node | tuple[str, int]  # a broker's id, "controller", or the leader of (topic, partition)
+Target = Node | tuple[str, int]  # a process, "controller:active", "etcd:leader", or the leader of (topic, partition)
 Setting = str | int | float | bool
 
 DEFAULT_REPLICATION_FACTOR = 3
@@ -212,7 +220,29 @@ async def resolve(cluster: ClusterFolder, target: Target, timeout_s: float) -> N
     """The node that a target names now. Raises ClusterError."""
     if isinstance(target, tuple):
         return await leader(cluster, *target, timeout_s)
+    if target in (ACTIVE_CONTROLLER, ETCD_LEADER):
+        return await _deciding(cluster, str(target), timeout_s)
     return cluster.member(target).node
+
+
+async def _deciding(cluster: ClusterFolder, target: str, timeout_s: float) -> Node:
+    """The active controller or etcd's leader: one that runs, once there is one."""
+    if not cluster.has_etcd:
+        if target == ACTIVE_CONTROLLER:
+            return CONTROLLER
+        raise ClusterError(f"{target}: this cluster has one controller and no etcd")
+    from fencepost_testing.etcd_state import read_etcd
+
+    async def look() -> Node | None:
+        state = await read_etcd(
+            {str(node): cluster.member(node).address for node in cluster.etcd}, cluster.controller_overrides
+        )
+        found: Node | None = state.leader
+        if target == ACTIVE_CONTROLLER:
+            found = None if state.active is None else numbered(CONTROLLER, state.active.controller_id)
+        return found if found is not None and cluster.running(found) else None
+
+    return await until(look, f"{target} runs", timeout_s, poll_s=POLL_S, error=_explained(cluster))
 
 
 async def wait_in_sync(cluster: ClusterFolder, topic: str | None, timeout_s: float) -> None:

@@ -51,6 +51,7 @@ class Page:
         self._tasks.spawn(self._measure(), "measure")
         if not self._bootstrap:
             self._tasks.spawn(self.watch.watch_processes(self.control.cluster), "watch processes")
+            self._tasks.spawn(self.watch.watch_roles(self.control.cluster), "watch roles")
 
     async def stop(self) -> None:
         await self.story.stop()

@@ -20,10 +20,12 @@ from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.runtime.tasks import Tasks
 from fencepost_proto.transport.latencies import BOUNDS_S
 from fencepost_proto.transport.wire import GrpcWire
-from fencepost_testing.local_cluster import CONTROLLER, AsyncLocalCluster, Member
+from fencepost_testing.cluster_status import read_roles
+from fencepost_testing.local_cluster import AsyncLocalCluster, Member
 from fencepost_ui.model import Model
 
 POLL_S: Final = 0.1  # between two looks at whether processes run
+ROLES_POLL_S: Final = 0.3  # … at who is active
 SAMPLE_EVERY: Final = 10  # of those looks: memory and CPU
 RETRY: Final = Backoff(first_s=0.05, most_s=1.0)
 MEGABYTE: Final = 1_000_000
@@ -39,6 +41,7 @@ class NodeView:
     pid: int = 0
     memory_mb: float = 0.0
     cpu_percent: float = 0.0
+    role: str = ""  # of several controllers and of etcd's members: as `fencepost cluster status` has it
 
 
 @dataclass(slots=True)
@@ -162,6 +165,19 @@ class Watch:
             looks += 1
             await asyncio.sleep(POLL_S)
 
+    async def watch_roles(self, cluster: Callable[[], AsyncLocalCluster | None]) -> None:
+        """Which of several controllers is active, and which member of etcd leads."""
+        while True:
+            known = cluster()
+            if known is not None and known.has_etcd:
+                for name, role in (await read_roles(known)).items():
+                    view = self.nodes.get(name)
+                    if view is not None and view.role != role:
+                        view.role = role
+                        self.nodes_changed[name] = None
+                        self._on_change()
+            await asyncio.sleep(ROLES_POLL_S)
+
     def _look_at(self, member: Member, *, sample: bool) -> None:
         name = str(member.node)
         known = self.nodes.get(name)
@@ -202,7 +218,7 @@ class Watch:
         """What became of a process is an event; what it was when the page was opened is none."""
         if before is None or (before == view.state and pid_before == view.pid):
             return
-        name = view.name if view.name == CONTROLLER else f"broker {view.name}"
+        name = f"broker {view.name}" if view.name.isdecimal() else view.name
         text = {
             "down": f"The process of {name} is gone",
             "paused": f"{name} is paused: it holds everything and does nothing",

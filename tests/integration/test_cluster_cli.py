@@ -286,7 +286,7 @@ def test_a_broker_is_added_and_another_removed_with_its_place(shell: Shell) -> N
         ("9", "no broker 9"),
         ("leader:nothing-0", "no such partition"),
         ("leader:", "no such partition"),
-        ("everything", "not a broker id"),
+        ("everything", "is not a broker's id"),
     ],
 )
 def test_a_wrong_target_is_named_and_nothing_is_touched(shell: Shell, target: str, told: str) -> None:

@@ -94,7 +94,7 @@ def test_both_classes_have_the_same_methods() -> None:
         return {name: inspect.signature(value) for name, value in own.items()}
 
     with_loop, without = methods(AsyncLocalCluster), methods(LocalCluster)
-    plain = {"terminate", "resolve"}  # parts that the others are made of
+    plain = {"terminate"}  # a part that others are made of
     assert set(with_loop) - plain == set(without)
     for name, signature in without.items():
         assert signature.parameters == with_loop[name].parameters, name

@@ -13,9 +13,10 @@ import typer
 
 from fencepost_cli.commands.serve_tests import TOKEN, control_server, said_by, show_control
 from fencepost_cli.terminal import DEFAULT_DATA_DIR, EXIT_USAGE, LEDGERS, DataDir, console, fail, run
+from fencepost_testing.cluster_folder import MAX_CONTROLLERS
 from fencepost_testing.kept_cluster import KeptCluster, LockFailed, locked
 from fencepost_testing.local_cluster import CONTROLLER, STATE_FILE, AsyncLocalCluster, ClusterError, Node, name_of
-from fencepost_testing.member import target_of
+from fencepost_testing.member import TARGETS, target_of
 
 if TYPE_CHECKING:
     from fencepost_proto.protocol.metadata import MetadataImage
@@ -32,7 +33,11 @@ app = typer.Typer(
 
 Targets = Annotated[
     list[str],
-    typer.Argument(metavar="TARGET…", help="A broker's id, 'controller', or 'leader:<topic>-<partition>'."),
+    typer.Argument(
+        metavar="TARGET…",
+        help="A broker's id, 'controller', or 'leader:<topic>-<partition>'. Of a cluster with several controllers: "
+        "'controller-1', 'controller:active', 'etcd-2', 'etcd:leader'.",
+    ),
 ]
 
 
@@ -67,9 +72,9 @@ async def _resolve(cluster: AsyncLocalCluster, target: str) -> Node:
     """The node that a target names now. Raises ClusterError."""
     named = target_of(target)
     if named is None:
-        raise ClusterError(f"target {target!r} is not a broker id, 'controller' or 'leader:<topic>-<partition>'")
+        raise ClusterError(f"target {target!r} is not {TARGETS}")
     if not isinstance(named, tuple):
-        return cluster.member(named).node
+        return await cluster.resolve(named)
     topic_name, index = named
     image = await _image(cluster)
     if image is None:
@@ -98,11 +103,25 @@ def _for_each(
         run(act_on_all())
 
 
-@app.command(epilog="Example: fencepost cluster up --brokers 5; fencepost cluster up --faults --control-port 8090")
+@app.command(
+    epilog="Example: fencepost cluster up --brokers 5; fencepost cluster up --controllers 3; fencepost cluster up --faults "
+    "--control-port 8090"
+)
 def up(
     *,
     brokers: Annotated[
         int | None, typer.Option("--brokers", min=1, help="How many, for a new cluster.", show_default="3")
+    ] = None,
+    controllers: Annotated[
+        int | None,
+        typer.Option(
+            "--controllers",
+            min=1,
+            max=MAX_CONTROLLERS,
+            help="How many, for a new cluster. More than one keep their metadata in etcd, of which three members "
+            "are started too, from the system's package.",
+            show_default="1",
+        ),
     ] = None,
     port: Annotated[
         int | None,
@@ -172,6 +191,7 @@ def up(
                 AsyncLocalCluster(
                     data_dir,
                     brokers=brokers or DEFAULT_BROKERS,
+                    controllers=controllers or 1,
                     owned=False,
                     first_port=port,
                     first_kafka_port=kafka_port,
@@ -184,7 +204,7 @@ def up(
                 cluster.switch_faults(faults)
         except (ClusterError, OSError) as error:
             fail(str(error))
-        _check_is_that(cluster, data_dir, brokers, port, kafka_port)
+        _check_is_that(cluster, data_dir, brokers=brokers, controllers=controllers, port=port, kafka_port=kafka_port)
 
         async def start() -> list[str]:
             try:
@@ -207,7 +227,10 @@ def up(
     elif as_json:
         typer.echo(json.dumps(run(cluster.status()).to_json()))
     else:
-        typer.echo(f"cluster of {len(cluster.broker_ids)} brokers is up in {data_dir}; bootstrap {cluster.bootstrap}")
+        several = f" and {len(cluster.controllers)} controllers" if cluster.has_etcd else ""
+        typer.echo(
+            f"cluster of {len(cluster.broker_ids)} brokers{several} is up in {data_dir}; bootstrap {cluster.bootstrap}"
+        )
         typer.echo(f"for Kafka's clients: bootstrap.servers={cluster.kafka_bootstrap}")
     if leaderless:
         typer.echo(
@@ -223,11 +246,19 @@ def up(
 
 
 def _check_is_that(
-    cluster: AsyncLocalCluster, data_dir: Path, brokers: int | None, port: int | None, kafka_port: int | None
+    cluster: AsyncLocalCluster,
+    data_dir: Path,
+    *,
+    brokers: int | None,
+    controllers: int | None,
+    port: int | None,
+    kafka_port: int | None,
 ) -> None:
     """End the command where the cluster that is there is not the one that was asked for."""
     if brokers not in (None, len(cluster.broker_ids)):
         fail(f"the cluster in {data_dir} has {len(cluster.broker_ids)} brokers, not {brokers}")
+    if controllers not in (None, len(cluster.controllers)):
+        fail(f"the cluster in {data_dir} has {len(cluster.controllers)} controllers, not {controllers}")
     if port not in (None, cluster.member(cluster.broker_ids[0]).port):
         fail(f"the cluster in {data_dir} listens on {cluster.bootstrap}, not from port {port} on")
     if kafka_port not in (None, cluster.member(cluster.broker_ids[0]).kafka_port):
@@ -240,7 +271,7 @@ def _check_is_that(
             fail(f"{name_of(node)} is paused: 'fencepost cluster resume {node}'")
 
 
-@app.command(epilog="Example: fencepost cluster kill leader:orders-0")
+@app.command(epilog="Example: fencepost cluster kill leader:orders-0; fencepost cluster kill controller:active 2")
 def kill(targets: Targets, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """End processes with SIGKILL: what a crash is like."""
     _for_each(data_dir, targets, AsyncLocalCluster.kill, "killed")
@@ -266,16 +297,30 @@ def restart(targets: Targets, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
 
         async def restart_all() -> None:
             nodes = dict.fromkeys([await _resolve(cluster, target) for target in targets])
-            for node in sorted(nodes, key=lambda node: node != CONTROLLER):  # brokers need it
+            for node in sorted(nodes, key=lambda node: isinstance(node, int)):  # brokers need the others
                 await cluster.restart(node, timeout_s=UP_TIMEOUT_S)
-                absent = "paused" if cluster.paused(CONTROLLER) else "" if cluster.running(CONTROLLER) else "down"
-                if absent:
-                    typer.echo(f"{name_of(node)} restarted; it serves once the controller does, which is {absent}")
+                if absent := _deciding_absent(cluster):
+                    typer.echo(f"{name_of(node)} restarted; it serves once {absent}")
                 else:
-                    await cluster.wait_registered([] if node == CONTROLLER else [node])
+                    await cluster.wait_registered([node] if isinstance(node, int) else [])
                     typer.echo(f"{name_of(node)} restarted")
 
         run(restart_all())
+
+
+def _deciding_absent(cluster: AsyncLocalCluster) -> str:
+    """What has to come back before anything is decided; empty: enough is there."""
+
+    def serving(nodes: list[Node]) -> list[Node]:
+        return [node for node in nodes if cluster.running(node) and not cluster.paused(node)]
+
+    if cluster.etcd and len(serving(cluster.etcd)) <= len(cluster.etcd) // 2:
+        return "most members of etcd do"
+    if serving(cluster.controllers):
+        return ""
+    if cluster.has_etcd:
+        return "a controller does"
+    return f"the controller does, which is {'paused' if cluster.paused(CONTROLLER) else 'down'}"
 
 
 @app.command(epilog="Example: fencepost cluster stop 3")
@@ -373,7 +418,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Show processes, topics and partitions.
+    """Show processes, topics and partitions; of several controllers, which is active under which epoch, and etcd's health.
 
     Exit code 1 where a process does not serve, a partition has no leader, or a replica has failed.
     """

@@ -86,6 +86,11 @@ def recover(
         return
     with _locked(data_dir):
         cluster = _load(data_dir)
+        if cluster.has_etcd:
+            fail(
+                f"the metadata of {data_dir} is in etcd: give --config {cluster.member(cluster.controllers[0]).config_file} "
+                "and --bootstrap"
+            )
         if cluster.running(CONTROLLER):
             fail("the controller runs: 'fencepost cluster stop controller' first")
         run(_recover_local(cluster, missing))

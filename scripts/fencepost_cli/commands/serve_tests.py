@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fencepost_cli.terminal import fail, run
+from fencepost_testing.cluster_folder import MAX_CONTROLLERS
 from fencepost_testing.failures import CommandFailed
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ def serve_tests(
         int, typer.Option(min=0, max=65_535, help="Of this machine's loopback; 0: any that is free.")
     ] = DEFAULT_PORT,
     brokers: Annotated[int, typer.Option(min=1, help="How many.")] = DEFAULT_BROKERS,
+    controllers: Annotated[
+        int, typer.Option(min=1, max=MAX_CONTROLLERS, help="How many; more than one need etcd, which is started too.")
+    ] = 1,
     token: Annotated[
         str | None,
         typer.Option(envvar=TOKEN, help="What requests have to carry.", show_default="a random one, printed"),
@@ -52,7 +56,7 @@ def serve_tests(
         from fencepost_testing.control.server import OwnedCluster
 
         try:
-            async with AsyncLocalCluster(brokers=brokers) as cluster:
+            async with AsyncLocalCluster(brokers=brokers, controllers=controllers) as cluster:
                 serving = asyncio.create_task(server.serve(OwnedCluster(cluster)))
                 try:
                     said = said_by(server, cluster.kafka_bootstrap)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from fencepost_testing.async_cluster import AsyncLocalCluster
 from fencepost_testing.failures import CommandFailed
 from fencepost_testing.faults.faults import FAULTS
-from fencepost_testing.member import Node, target_of
+from fencepost_testing.member import TARGETS, Node, target_of
 
 Json = Mapping[str, Any]
 Answer = Awaitable[Any]
@@ -102,7 +102,7 @@ async def _node(cluster: AsyncLocalCluster, text: str) -> Node:
     """The process that a target names now."""
     target = target_of(text)
     if target is None:
-        raise CommandFailed(f"target {text!r} is not a broker's id, 'controller' or 'leader:<topic>-<partition>'")
+        raise CommandFailed(f"target {text!r} is not {TARGETS}")
     return await cluster.resolve(target)
 
 

@@ -76,7 +76,8 @@ def page(version: str) -> str:
         f"<h1>A Fencepost cluster for tests</h1><p>Version {html.escape(version)}. Each request has the header "
         f"<code>Authorization: Bearer &lt;token&gt;</code>; bodies and answers are JSON; an error is "
         f'<code>{{"error": "…"}}</code>. A <code>target</code> is a broker&#39;s id, <code>controller</code> or '
-        f"<code>leader:TOPIC-PARTITION</code>. The same as "
+        f"<code>leader:TOPIC-PARTITION</code>; of a cluster with several controllers <code>controller-N</code>, "
+        f"<code>controller:active</code>, <code>etcd-N</code> or <code>etcd:leader</code>. The same as "
         f'<a href="/openapi.json">OpenAPI</a>.</p>{sections}</main></body></html>'
     )
 

@@ -16,7 +16,17 @@ from fencepost_testing.faults.rules import (
     RequestRule,
     check_name,
 )
-from fencepost_testing.member import CONTROLLER, ClusterError, Member, Node, target_of
+from fencepost_testing.member import (
+    ACTIVE_CONTROLLER,
+    CONTROLLER,
+    ETCD_LEADER,
+    TARGETS,
+    ClusterError,
+    Member,
+    Node,
+    is_etcd,
+    target_of,
+)
 from fencepost_testing.waiting import NotInTime, until_sync
 
 TOPIC_TIMEOUT_S: Final = 2.0  # for a topic that was just created to be on a broker's disk
@@ -24,7 +34,7 @@ METADATA_TIMEOUT_S: Final = 2.0
 
 Target = (
     int | str | tuple[str, int]
-)  # a broker's id, "controller", "clients", "client:<id>", or the leader of (topic, partition)
+)  # a process as `member.TARGETS` has it, "clients", "client:<id>", or the leader of (topic, partition)
 
 
 class KnownCluster:
@@ -40,7 +50,7 @@ class KnownCluster:
             raise FaultError(str(error)) from error
 
     def brokers(self) -> list[int]:
-        return [node for node in self.members() if node != CONTROLLER]
+        return [node for node in self.members() if isinstance(node, int)]
 
     def check_broker(self, broker: int | None) -> None:
         if broker is None:
@@ -50,13 +60,14 @@ class KnownCluster:
             raise FaultError(f"no broker {broker!r} in this cluster: it has {', '.join(map(str, brokers))}")
 
     def check_disk(self, broker: int | str | None, topic: str | None, partition: int | None) -> None:
-        if broker == CONTROLLER:
+        if broker == CONTROLLER and CONTROLLER in self.members():
             if topic is not None or partition is not None:
                 raise FaultError(f"topic={topic!r} and partition={partition!r}: the controller has one store for all")
             return
         if isinstance(broker, str):
-            brokers = ", ".join(map(str, self.brokers()))
-            raise FaultError(f"no broker {broker!r} in this cluster: it has {brokers}, and 'controller'")
+            known = ", ".join(map(str, self.brokers()))
+            store = f", and {CONTROLLER!r}" if CONTROLLER in self.members() else "; its metadata is in etcd"
+            raise FaultError(f"no broker {broker!r} in this cluster: it has {known}{store}")
         self.check_broker(broker)
         self.check_topic(topic, partition)
 
@@ -64,12 +75,28 @@ class KnownCluster:
         """The process that a target names now."""
         named = target_of(target) if isinstance(target, str) else target
         if named is None:
-            raise FaultError(f"target {target!r} is not a broker's id, 'controller' or 'leader:<topic>-<partition>'")
+            raise FaultError(f"target {target!r} is not {TARGETS}")
         if isinstance(named, tuple):
             return self._leader(*named)
-        if named != CONTROLLER:
+        if isinstance(named, int):
             self.check_broker(named)
-        return named
+            return named
+        return self._named(named)
+
+    def _named(self, name: str) -> Node:
+        """A controller, or a member of etcd."""
+        members = self.members()
+        if name in (ACTIVE_CONTROLLER, ETCD_LEADER):
+            from fencepost_testing.local_cluster import LocalCluster
+
+            try:
+                return LocalCluster.load(self.directory).resolve(name, timeout_s=METADATA_TIMEOUT_S)
+            except (ClusterError, NotInTime) as error:
+                raise FaultError(str(error)) from error
+        if name not in members:
+            known = ", ".join(str(node) for node in members if not isinstance(node, int))
+            raise FaultError(f"no {name} in this cluster: besides brokers it has {known}")
+        return name
 
     def party(self, target: Target) -> str:
         """One end of a link."""
@@ -85,6 +112,15 @@ class KnownCluster:
                 raise FaultError(f"{error}, nor '{CLIENTS}' or '{CLIENT_PREFIX}<client id>'") from None
             raise
 
+    def check_etcd_link(self, a: Iterable[str], b: Iterable[str]) -> None:
+        """Faults are in our own processes: what members of etcd send to each other does not pass there."""
+        one, other = list(filter(is_etcd, a)), list(b)
+        if one and (not other or any(map(is_etcd, other))):
+            raise FaultError(
+                f"{one[0]} and {', '.join(other) or 'everyone else'}: links between members of etcd cannot have faults; "
+                "name controllers as the other side, or pause the member"
+            )
+
     def parties(self, targets: Target | Iterable[Target]) -> tuple[str, ...]:
         """One side of a cut."""
         if isinstance(targets, int | str):
@@ -92,7 +128,9 @@ class KnownCluster:
         several = list(targets)
         if isinstance(targets, tuple) and len(several) == 2:
             topic, partition = several
-            is_party = topic in (CONTROLLER, CLIENTS) or (isinstance(topic, str) and topic.startswith(CLIENT_PREFIX))
+            is_party = topic in (CLIENTS, ACTIVE_CONTROLLER, ETCD_LEADER, *self.members()) or (
+                isinstance(topic, str) and topic.startswith(CLIENT_PREFIX)
+            )
             if isinstance(topic, str) and isinstance(partition, int) and not is_party:
                 return (self.party((topic, partition)),)
         return tuple(self.party(target) for target in several)
@@ -101,7 +139,7 @@ class KnownCluster:
         from fencepost_testing.background_loop import run_in_background
         from fencepost_testing.cluster_metadata import newest_image
 
-        brokers = (member for member in self.members().values() if member.node != CONTROLLER)
+        brokers = (member for member in self.members().values() if isinstance(member.node, int))
         asked = [member.address for member in brokers if member.running() and not member.paused()]
         image = run_in_background(newest_image(asked, timeout_s=METADATA_TIMEOUT_S))
         if image is None:

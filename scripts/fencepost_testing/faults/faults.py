@@ -136,7 +136,8 @@ class Faults:
 
     # ---- On links ----
     #
-    # A side is a broker's id, "controller", "clients" (all of them, on both ports), "client:<client id>" for some of them,
+    # A side is a broker's id, "controller" (of several: "controller-1", "controller:active"; "etcd-1", only to controllers),
+    # "clients" (all of them, on both ports), "client:<client id>" for some of them,
     # (topic, partition) for a leader, or several of these. No second side: everyone else.
 
     def cut(self, a: Side, b: Side | None = None, *, one_way: bool = False) -> FaultHandle:
@@ -172,6 +173,7 @@ class Faults:
         other = () if b is None else self._cluster.parties(b)
         if not one or set(one) & set(other):
             raise FaultError(f"{a!r} and {b!r} are no two sides of a link")
+        self._cluster.check_etcd_link(one, other)
         if other and all(map(is_client, (*one, *other))):
             raise FaultError(f"{a!r} and {b!r}: clients have no links with each other")
         limits = _limits({"times": times})

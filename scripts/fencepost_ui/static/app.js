@@ -150,7 +150,10 @@ function allNames() {
   if (sortedNames === null) sortedNames = [...state.partitions.keys()].sort(collator.compare);
   return sortedNames;
 }
-const title = (node) => node === "controller" ? "Controller" : `Broker ${node}`;
+const isBroker = (node) => /^\d+$/.test(node);
+const rank = (node) => node.startsWith("controller") ? 0 : isBroker(node) ? 1 : 2;  // then etcd
+const inOrder = (nodes) => nodes.sort((a, b) => rank(a) - rank(b) || collator.compare(a, b));
+const title = (node) => isBroker(node) ? `Broker ${node}` : node[0].toUpperCase() + node.slice(1);
 const listed = (brokers) => brokers.length ? brokers.join(", ") : "none";
 
 // The card of a process. It is made once and changed in place: a button that is replaced under the pointer takes no click.
@@ -215,8 +218,7 @@ const drawings = {
   },
 
   nodes() {
-    const order = Object.keys(state.nodes).sort(collator.compare);
-    order.sort((a, b) => (b === "controller") - (a === "controller"));
+    const order = inOrder(Object.keys(state.nodes));
     for (const name of [...cards.keys()]) {
       if (!(name in state.nodes)) { cards.get(name).root.remove(); cards.delete(name); }
     }
@@ -229,12 +231,12 @@ const drawings = {
       card.root.dataset.state = node.state;
       setText(card.state, node.state);
       const told = down ? "" : ` · ${node.memory_mb.toFixed(0)} MB · ${node.cpu_percent.toFixed(0)} % CPU`;
-      setText(card.told, told + (name === "controller" ? "" : ` · leads ${led[name] || 0}`));
+      setText(card.told, told + (isBroker(name) ? ` · leads ${led[name] || 0}` : node.role ? ` · ${node.role}` : ""));
       setText(card.where, node.address + (down ? "" : ` · process ${node.pid}`));
       setAction(card.buttons[0], name, "kill", "Kill", !down);
       setAction(card.buttons[1], name, paused ? "resume" : "pause", paused ? "Resume" : "Pause", !down);
       setAction(card.buttons[2], name, down ? "start" : "restart", down ? "Start" : "Restart", !paused);
-      setAction(card.buttons[3], name, "cut", "Cut", !down && state.hasFaults);
+      setAction(card.buttons[3], name, "cut", "Cut", !down && state.hasFaults && !name.startsWith("etcd"));
     });
   },
 
@@ -275,7 +277,7 @@ const drawings = {
 
   strip() {
     const svg = $("strip"), width = svg.clientWidth || 600, height = svg.clientHeight || 120, left = 78;
-    const lanes = ["controller", ...Object.keys(state.nodes).filter((name) => name !== "controller").sort(collator.compare)];
+    const lanes = inOrder(Object.keys(state.nodes));
     const shown = lanes.slice(0, 8), step = (height - 16) / Math.max(1, shown.length), now = Date.now();
     const parts = [];
     shown.forEach((name, at) => {
