@@ -174,11 +174,12 @@ class Candidacy:
             await asyncio.wait((follower,))
 
     def _look_whether_warm(self, active: Leader | None) -> None:
-        """The leader is, or has become, `active`. One that was followed for as long as a start waits for the brokers
-        has heard them: had the store gone back before that, it would have ended."""
+        """The leader is, or has become, `active`. One that has decided about brokers, or that was followed for as long as
+        a start waits for them, has heard them: had the store gone back before that, it would have ended."""
         revision, since = self._followed
         now = asyncio.get_running_loop().time()
-        if revision and now - since >= min(self._config.session_timeout_ms / 1000, MAX_WAIT_S):
+        had_time = now - since >= min(self._config.session_timeout_ms / 1000, MAX_WAIT_S)
+        if revision and (had_time or self._reader.decided == revision):
             self._is_warm = True
         if active is None or active.revision != revision:
             self._followed = (active.revision, now) if active is not None else (0, 0.0)

@@ -51,6 +51,7 @@ def entities(image: MetadataImage) -> list[Entity]:
 
 
 BEGUN = (ClusterIdentity("c"), Lineage((LineageStart(7, 1),)))
+A_BROKER = BrokerRegistration(1, "127.0.0.1:9", 1, "incarnation", fenced=False)
 
 
 @asynchronous
@@ -66,9 +67,13 @@ async def test_what_was_committed_is_read_by_the_next_controller_and_followed_by
         image = await commit(term, image, NextProducerId(2_000), delete=("topics/id",))
         assert await read(world) == image
         await until(lambda: follower.image == image, "the follower has both")
+        assert not follower.decided  # nothing about brokers
+        image = await commit(term, image, A_BROKER)
+        await until(lambda: follower.image == image, "the follower has the broker")
+        assert follower.decided == standing.leader.revision
         following.cancel()
         await asyncio.wait([following])
-        assert entities(image) == sorted((*BEGUN, NextProducerId(2_000)), key=lambda entity: entity.key)
+        assert entities(image) == sorted((*BEGUN, NextProducerId(2_000), A_BROKER), key=lambda entity: entity.key)
 
 
 async def _follow(reader: MetadataReader) -> None:

@@ -61,6 +61,7 @@ class MetadataReader:
     def __init__(self, etcd: Etcd, keys: Keys) -> None:
         self.image = MetadataImage()
         self.leader: Leader | None = None
+        self.decided = 0  # the last leadership, by its revision, that was seen to decide something about brokers
         self.snapshot: KeyValue | None = None  # as last read
         self.log_entries = 0  # behind the snapshot, as far as they were read …
         self.log_bytes = 0
@@ -208,15 +209,18 @@ class MetadataReader:
                             else decode_leader(change.value, change.create_revision, change.lease_id)
                         )
                     elif change.value is not None:
-                        await self._follow_log(change.key, change.value)
+                        delta = await self._follow_log(change.key, change.value)
+                        if delta is not None and self.leader is not None and _is_of_brokers(delta):
+                            self.decided = self.leader.revision
                 yield
 
-    async def _follow_log(self, key: bytes, value: bytes) -> None:
+    async def _follow_log(self, key: bytes, value: bytes) -> common_pb2.MetadataDelta | None:
+        """What it changes; None: nothing that is not known."""
         version = self._keys.version_of(key)
         if version is None or version <= self.image.version:
-            return
+            return None
         try:
-            await self.apply(key, decode_content(value, f"the log entry {key!r}"))
+            return await self.apply(key, decode_content(value, f"the log entry {key!r}"))
         except _Replaced:
             raise EtcdUnreachable(f"the pieces of the log entry {key!r} are gone: it is read again") from None
 
@@ -230,6 +234,11 @@ def _delta(data: bytes, what: str) -> common_pb2.MetadataDelta:
         return common_pb2.MetadataDelta.FromString(data)
     except DecodeError as error:
         raise StoreError(f"etcd: {what} cannot be read: {error}") from error
+
+
+def _is_of_brokers(delta: common_pb2.MetadataDelta) -> bool:
+    """Whether it is about brokers or partitions: no controller decides that before it has heard the brokers."""
+    return any(entity.WhichOneof("kind") in ("broker", "partition") for entity in delta.changed)
 
 
 async def _with_delta(image: MetadataImage, delta: common_pb2.MetadataDelta) -> MetadataImage:
