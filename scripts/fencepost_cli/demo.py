@@ -33,6 +33,7 @@ from fencepost_testing.kafka_clients import FENCEPOST
 from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.log_check.findings import Findings, Kind
 from fencepost_testing.log_check.ledger import Ledger
+from fencepost_testing.member import ACTIVE_CONTROLLER
 from fencepost_testing.read_back import read_everything
 from fencepost_testing.topic_waits import Settled, wait_in_sync, wait_settled
 from fencepost_testing.workload import RecordSender, Workload, WorkloadSpec
@@ -61,6 +62,7 @@ class DemoOptions:
     kills: int = 3
     seed: int = 0
     client: str = FENCEPOST
+    controllers: int = 1
 
     @property
     def rate(self) -> float:
@@ -111,6 +113,9 @@ class DemoResult:
             "dropped_acks": self.counts.dropped_acks,
             "leader_kills": len(self.failovers),
             "unavailable_ms": [round(failover.unavailable_ms, 1) for failover in self.failovers],
+            "controller_take_over_ms": [
+                round(failover.controller.within_ms, 1) for failover in self.failovers if failover.controller
+            ],
             "replicas_checked": self.replicas_checked,
             "problems": [*self.problems, *self.findings.examples],
             "elapsed_s": round(self.elapsed_s, 2),
@@ -206,12 +211,21 @@ class Demo:
             workload.allow(round(share * (number + 1 - AFTER_KILL_SHARE)))
             await workload.wait_sent(round(share * (number + KILL_AT_SHARE)))
             partition = number % options.partitions
-            failover = await kill_leader(self.cluster, admin, TOPIC, partition, self._acks, on_killed=allow_all)
+            active = await self.cluster.resolve(ACTIVE_CONTROLLER) if options.controllers > 1 else None
+            failover = await kill_leader(
+                self.cluster, admin, TOPIC, partition, self._acks, controller=active, on_killed=allow_all
+            )
             self.result.failovers.append(failover)
             self._tell(
                 f"kill -9 of broker {failover.killed}, leader of {TOPIC}-{partition}: "
                 f"writes resumed after {failover.unavailable_ms:.0f} ms"
             )
+            if change := failover.controller:
+                self._tell(
+                    f"kill -9 of {change.killed}, the active one, in the same instant: {change.active} was active "
+                    f"after {change.within_ms:.0f} ms"
+                )
+                await self.cluster.start(change.killed)
             await self.cluster.restart(failover.killed)
             await wait_in_sync(admin, TOPIC)
             self._tell(f"broker {failover.killed} is back, all replicas in sync")
@@ -248,6 +262,10 @@ class Demo:
             "records in the segment files": (self._judged.records, options.records),
             "records read along": (result.records_read_along, options.records),
             "leaders killed": (len(result.failovers), options.kills),
+            "active controllers killed": (
+                sum(failover.controller is not None for failover in result.failovers),
+                options.kills if options.controllers > 1 else 0,
+            ),
         }
         for what, (is_so, should_be) in expected.items():
             if is_so != should_be:

@@ -82,8 +82,14 @@ def _show_failovers(result: DemoResult, console: Console) -> None:
         return
     table = Table("kill", "broker", "partition", title="Time without writes, from kill -9", **_STYLE)
     table.add_column("unavailable ms", justify="right")
+    several = any(failover.controller for failover in result.failovers)
+    if several:
+        table.add_column("with it")
+        table.add_column("next controller after ms", justify="right")
     for number, failover in enumerate(result.failovers, 1):
-        row = (str(number), str(failover.killed), f"{TOPIC}-{failover.partition}", f"{failover.unavailable_ms:.0f}")
+        row = [str(number), str(failover.killed), f"{TOPIC}-{failover.partition}", f"{failover.unavailable_ms:.0f}"]
+        if change := failover.controller:
+            row += [str(change.killed), f"{change.within_ms:.0f}"]
         table.add_row(*row)
     console.print(table)
 

@@ -63,6 +63,17 @@ def check_client(client: str, known: Sequence[str] = CLIENTS) -> None:
         fail(f"--client {client!r}: {', '.join(known)} are known", EXIT_USAGE)
 
 
+def check_controllers(controllers: int) -> None:
+    """Exit, with what to install, where so many cannot run on this machine."""
+    from fencepost_testing.etcd_member import NoEtcd, find_etcd
+
+    try:
+        if controllers > 1:
+            find_etcd()
+    except NoEtcd as error:
+        fail(str(error))
+
+
 def seconds_of(text: str) -> float:
     """Seconds: "90", "60s", "10m", "2h", "7d". Raises typer.BadParameter."""
     matched = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())

@@ -76,6 +76,11 @@ class Happening(NamedTuple):
         return f"{time.strftime('%H:%M:%S', time.localtime(second))},{int(fraction * 1000):03d} {self.what}"
 
 
+def told_controllers(controllers: int) -> str:
+    """So many, in words."""
+    return f"{controllers} controllers with etcd" if controllers > 1 else "a controller"
+
+
 def nodes_of(brokers: int, controllers: int = 1) -> list[Node]:
     """Of a cluster with so many."""
     deciding: list[Node] = [CONTROLLER]

@@ -16,6 +16,7 @@ from fencepost import AdminClient
 from fencepost.descriptions import PartitionDescription
 from fencepost_proto.protocol.record_batch import MAX_SEQUENCE
 from fencepost_testing.local_cluster import AsyncLocalCluster
+from fencepost_testing.member import ACTIVE_CONTROLLER, Node
 from fencepost_testing.waiting import NotInTime, until
 from fencepost_testing.workload import Acked
 
@@ -95,6 +96,16 @@ class Failover:
     partition: int  # whose writes were watched
     unavailable_ms: float
     changes: list[LeaderChange]
+    controller: ControllerChange | None = None  # that was killed in the same instant
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerChange:
+    """One of several controllers died, and another one decides."""
+
+    killed: Node
+    active: Node
+    within_ms: float  # from the kill on
 
 
 async def kill_leader(
@@ -104,11 +115,13 @@ async def kill_leader(
     partition: int,
     acks: AckWatch,
     *,
+    controller: Node | None = None,
     on_killed: Callable[[], None] = lambda: None,
 ) -> Failover:
     """Kill the partition's leader, and return once writes to it have resumed. The broker stays down.
 
-    Writes count that were sent after the kill: whoever sends only so many has some left for `on_killed`.
+    `controller`: the active one of several, which is killed in the same instant, and stays down too. Writes count that
+    were sent after the kill: whoever sends only so many has some left for `on_killed`.
     """
     before = {p.partition: p for p in (await admin.describe_topic(topic)).partitions}
     victim = before[partition].leader
@@ -120,17 +133,30 @@ async def kill_leader(
         if p.leader == victim
     ]
     killed_at = time.monotonic()
-    await cluster.kill(victim)
+    await cluster.kill(victim, *([] if controller is None else [controller]))
     on_killed()
+    next_controller = asyncio.create_task(_next_controller(cluster, controller, killed_at))
     try:
         resumed_at = await acks.first_after(partition, killed_at, RESUME_TIMEOUT_S)
+        taken_over = await next_controller
     except TimeoutError:
         raise NotInTime(
             f"writes to {topic}-{partition} did not resume within {RESUME_TIMEOUT_S:g} s after broker {victim} was killed"
         ) from None
+    finally:
+        next_controller.cancel()
     for change in changes:
         await _see_after(change, admin, topic)
-    return Failover(victim, partition, (resumed_at - killed_at) * 1000, changes)
+    return Failover(victim, partition, (resumed_at - killed_at) * 1000, changes, taken_over)
+
+
+async def _next_controller(
+    cluster: AsyncLocalCluster, killed: Node | None, killed_at: float
+) -> ControllerChange | None:
+    if killed is None:
+        return None
+    active = await cluster.resolve(ACTIVE_CONTROLLER, timeout_s=RESUME_TIMEOUT_S)
+    return ControllerChange(killed, active, (time.monotonic() - killed_at) * 1000)
 
 
 async def _see_after(change: LeaderChange, admin: AdminClient, topic: str) -> None:

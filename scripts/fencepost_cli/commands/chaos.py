@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fencepost_cli.terminal import EXIT_FAILED, EXIT_USAGE, check_client, console, fail, run, seconds_of
+from fencepost_cli.terminal import (
+    EXIT_FAILED,
+    EXIT_USAGE,
+    check_client,
+    check_controllers,
+    console,
+    fail,
+    run,
+    seconds_of,
+)
+from fencepost_testing.cluster_folder import MAX_CONTROLLERS
 from fencepost_testing.kafka_clients import CLIENTS, FENCEPOST, MIXED
 
 if TYPE_CHECKING:
@@ -53,6 +63,9 @@ def chaos(
             "and no unclean elections.",
         ),
     ] = FENCEPOST,
+    controllers: Annotated[
+        int, typer.Option(min=1, max=MAX_CONTROLLERS, help="Several have an etcd, which is harmed too.")
+    ] = 1,
     cuts: Annotated[bool, typer.Option("--cuts/--no-cuts", help="Cut the network, where that can be done.")] = True,
     report: Annotated[
         Path | None, typer.Option(help="An empty folder for the report.", show_default=f"{REPORTS}/TIME-seed-SEED")
@@ -74,7 +87,8 @@ def chaos(
     from fencepost_testing.chaos.result import ChaosOptions
 
     check_client(client, _CLIENTS)
-    options = ChaosOptions(seed, duration_of(duration), brokers, partitions, rate, cuts, client)
+    options = ChaosOptions(seed, duration_of(duration), brokers, partitions, rate, cuts, client, controllers)
+    check_controllers(controllers)
     folder = _folder(report, seed)
     out = console()
     try:
@@ -97,6 +111,7 @@ def _what_next(folder: Path, options: ChaosOptions) -> str:
     """How to look at a run that went wrong, and how to have its faults again."""
     again = f"fencepost chaos --duration {options.duration_s:g}s --seed {options.seed} --brokers {options.brokers}"
     again += f" --partitions {options.partitions} --rate {options.rate:g}{'' if options.cuts else ' --no-cuts'}"
+    again += f" --controllers {options.controllers}" if options.controllers > 1 else ""
     again += f" --client {options.client}" if options.client != FENCEPOST else ""
     return (
         f"To look at it: {folder / 'index.html'}; what each process logged is in {folder / 'logs'}, brokers' data in "

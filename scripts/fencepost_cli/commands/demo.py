@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fencepost_cli.terminal import EXIT_FAILED, EXIT_USAGE, check_client, console, fail, run
+from fencepost_cli.terminal import EXIT_FAILED, EXIT_USAGE, check_client, check_controllers, console, fail, run
+from fencepost_testing.cluster_folder import MAX_CONTROLLERS
 from fencepost_testing.kafka_clients import CLIENTS, FENCEPOST
 from fencepost_testing.log_check.ledger import MIN_RECORD_BYTES
 
@@ -33,6 +34,14 @@ def demo(
     record_size: Annotated[int, typer.Option(min=MIN_RECORD_BYTES, max=1_000_000, help="Bytes of a value.")] = 100,
     kills: Annotated[int, typer.Option(min=0, help="Leaders to kill with SIGKILL, one after another.")] = 3,
     seed: Annotated[int, typer.Option(help="Decides the order of keys.")] = 0,
+    controllers: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=MAX_CONTROLLERS,
+            help="Of several the active one is killed with each leader. They need the program etcd.",
+        ),
+    ] = 1,
     client: Annotated[str, typer.Option(metavar="CLIENT", help=f"Whose clients: {', '.join(CLIENTS)}.")] = FENCEPOST,
     data_dir: Annotated[
         Path | None, typer.Option(help="An empty folder for the data.", show_default="a temporary folder")
@@ -46,13 +55,15 @@ def demo(
     SIGKILL, drops acknowledgements, then reads everything back, checks the history of all clients and every replica's files,
     and gives a verdict. With --client one of Kafka's clients produces, and consumes as a member of a group. The
     history is history.jsonl in the data folder (--keep; "fencepost check" reads it).
+    With --controllers 3 the active controller dies in the same instant as each leader.
     Exit code 0 only if every record that was sent is in the log exactly once and in order.
     """
     from fencepost_cli.demo import DemoOptions
     from fencepost_cli.demo_report import show_result
 
     check_client(client)
-    options = DemoOptions(brokers, partitions, records, record_size, kills, seed, client)
+    options = DemoOptions(brokers, partitions, records, record_size, kills, seed, client, controllers)
+    check_controllers(controllers)
     with _folder(data_dir, keep=keep) as folder:
         out = console()
         result = run(_run(folder, options, out))
@@ -94,12 +105,13 @@ async def _run(folder: Path, options: DemoOptions, out: Console) -> DemoResult:
     """The demo on a cluster of its own; where it cannot go on, what there is so far, with the reason."""
     from fencepost_cli.demo import Demo
     from fencepost_proto.protocol.errors import FencepostError
+    from fencepost_testing.cluster_folder import told_controllers
     from fencepost_testing.failures import CommandFailed
     from fencepost_testing.local_cluster import AsyncLocalCluster
 
-    cluster = AsyncLocalCluster(folder, brokers=options.brokers)
+    cluster = AsyncLocalCluster(folder, brokers=options.brokers, controllers=options.controllers)
     async with options.clients(cluster) as clients, cluster:
-        out.print(f"a controller and {options.brokers} brokers are up in {folder}")
+        out.print(f"{told_controllers(options.controllers)} and {options.brokers} brokers are up in {folder}")
         demo = Demo(cluster, clients, options, out.print)
         try:
             async with _progress_bar(demo, out):
