@@ -6,9 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fencepost_testing.chaos.faults import (
+    CONTROLLER,
+    ETCD_LEADER,
     FILL_KINDS,
     FLIP_KINDS,
     MEMBER_KINDS,
+    SEVERAL_KINDS,
     UNCLEAN_KINDS,
     Fault,
     FaultKind,
@@ -18,11 +21,16 @@ from fencepost_testing.chaos.faults import (
 from fencepost_testing.chaos.schedule import FIRST_FAULT_S, Shape, make_schedule
 
 
-def shape(brokers: int = 3, partitions: int = 4, *, cuts: bool = True, fills: bool = True) -> Shape:
-    return Shape(brokers, partitions, ("loader", "mover"), ("hasty",), ("reader",), cuts, fills)
+def shape(
+    brokers: int = 3, partitions: int = 4, *, cuts: bool = True, fills: bool = True, controllers: int = 1
+) -> Shape:
+    clients = ("loader", "mover"), ("hasty",), ("reader",)
+    return Shape(brokers, partitions, *clients, cuts, fills, controllers=controllers)
 
 
-SHAPES = st.builds(shape, st.integers(3, 6), st.integers(1, 8), cuts=st.booleans())
+SHAPES = st.builds(
+    shape, st.integers(3, 6), st.integers(1, 8), cuts=st.booleans(), controllers=st.sampled_from([1, 2, 3])
+)
 SEEDS = st.integers(0, 2**63)
 DURATIONS = st.floats(5, 300)
 
@@ -80,10 +88,12 @@ def test_where_no_disk_can_be_filled_none_is() -> None:
 @given(SEEDS, SHAPES)
 def test_faults_are_about_parties_that_there_are(seed: int, of: Shape) -> None:
     leaders = {f"leader-{partition}" for partition in range(of.partitions)}
+    several = {CONTROLLER, ETCD_LEADER} if of.controllers > 1 else set()
+    known = {*of.parties, *leaders, *several}
     for fault in make_schedule(seed, 120, of):
         assert fault.targets
-        assert set(fault.targets) <= {*of.parties, *leaders}
-        check_links(fault, {*of.parties, *leaders}, set(of.clients))
+        assert set(fault.targets) <= known
+        check_links(fault, known, set(of.clients))
         if fault.kind is FaultKind.MOVE_PARTITION:
             assert len(set(fault.targets)) == 3
         if fault.kind in {FaultKind.MOVE_PARTITION, *FLIP_KINDS, *UNCLEAN_KINDS}:
@@ -100,17 +110,31 @@ def check_links(fault: Fault, parties: set[str], clients: set[str]) -> None:
 
 def test_a_minute_meets_every_kind_of_broker_and_network_fault() -> None:
     kinds = {fault.kind for seed in range(5) for fault in make_schedule(seed, 60, shape())}
-    assert kinds == set(FaultKind) - set(MEMBER_KINDS)
+    assert kinds == set(FaultKind) - {*MEMBER_KINDS, *SEVERAL_KINDS}
     for seed in range(5):
         met = {fault.kind for fault in make_schedule(seed, 60, shape())}
         missed = {kind for kind in FaultKind if nemesis_of(kind) in (Nemesis.BROKERS, Nemesis.NETWORK)} - met
-        assert len(missed) <= 2
+        assert len(missed - set(SEVERAL_KINDS)) <= 2
+
+
+def test_several_controllers_and_their_etcd_are_harmed_one_by_one_and_with_all_brokers() -> None:
+    schedules = [make_schedule(seed, 60, shape(controllers=3)) for seed in range(5)]
+    assert {fault.kind for schedule in schedules for fault in schedule} == set(FaultKind) - set(MEMBER_KINDS)
+    for fault in (fault for schedule in schedules for fault in schedule):
+        match fault.kind:
+            case FaultKind.KILL_ALL:
+                assert set(fault.targets) == {f"{kind}-{n}" for kind in ("controller", "broker") for n in (1, 2, 3)}
+            case FaultKind.KILL_CONTROLLER | FaultKind.ISOLATE_CONTROLLER:
+                assert fault.targets == ("controller",), "the active one, whoever that is"
+            case FaultKind.KILL_MOST_OF_ETCD:
+                assert len(set(fault.targets)) == 2
+                assert set(fault.targets) < {"etcd-1", "etcd-2", "etcd-3"}
 
 
 def test_members_of_groups_are_killed_and_paused_and_without_named_producers_no_name_is_taken_over() -> None:
     of = Shape(3, 4, (), ("loader", "steady"), ("reader",), cuts=True, members=("m1", "m2"), elections=False)
     met = {fault.kind for seed in range(5) for fault in make_schedule(seed, 60, of)}
-    assert met == set(FaultKind) - {FaultKind.TAKE_OVER, *UNCLEAN_KINDS}
+    assert met == set(FaultKind) - {FaultKind.TAKE_OVER, *UNCLEAN_KINDS, *SEVERAL_KINDS}
     victims = {party for fault in make_schedule(1, 120, of) if fault.kind in MEMBER_KINDS for party in fault.targets}
     assert victims == {"m1", "m2"}
     longest = max(fault.duration_s for fault in make_schedule(1, 120, of) if fault.kind is FaultKind.PAUSE_MEMBER)

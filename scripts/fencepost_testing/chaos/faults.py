@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-Party = str  # "controller", "broker-2", a client's role; or "leader-0": the leader of partition 0 at that time
+# "controller", "controller-1", "etcd-1", "broker-2", a client's role; or who plays a role at that time: "leader-0", the
+# leader of partition 0, "controller", the active one of several, "etcd-leader".
+Party = str
 Link = tuple[Party, Party]  # what the first sends to the second
 
 CONTROLLER = "controller"
+ETCD_LEADER = "etcd-leader"
 
 
 class SkippedFault(Exception):
@@ -18,6 +21,7 @@ class SkippedFault(Exception):
 class Nemesis(StrEnum):
     BROKERS = "brokers"
     CONTROLLER = "controller"
+    ETCD = "etcd"
     NETWORK = "network"
     CLIENTS = "clients"
     OPERATOR = "operator"
@@ -32,7 +36,7 @@ class FaultKind(StrEnum):
     KILL_BROKER = "kill-broker"  # kill -9, and a restart
     KILL_LEADER = "kill-leader"
     KILL_TWO_BROKERS = "kill-two-brokers"
-    KILL_ALL = "kill-all"  # every broker and the controller
+    KILL_ALL = "kill-all"  # every broker and every controller
     BOUNCE_BROKER = "bounce-broker"  # clean shutdown, and a restart
     BOUNCE_LEADER = "bounce-leader"
     PAUSE_BROKER = "pause-broker"  # SIGSTOP, SIGCONT
@@ -42,6 +46,13 @@ class FaultKind(StrEnum):
     BOUNCE_CONTROLLER = "bounce-controller"
     PAUSE_CONTROLLER = "pause-controller"
 
+    # Where there are several controllers.
+    KILL_ETCD_MEMBER = "kill-etcd-member"
+    KILL_ETCD_LEADER = "kill-etcd-leader"
+    KILL_MOST_OF_ETCD = "kill-most-of-etcd"  # nothing can be decided meanwhile
+    BOUNCE_ETCD_LEADER = "bounce-etcd-leader"
+    PAUSE_ETCD_LEADER = "pause-etcd-leader"
+
     CUT_ONE_WAY = "cut-one-way"  # between two brokers
     CUT_PAIR = "cut-pair"  # between two brokers, both ways
     CUT_FROM_CONTROLLER = "cut-from-controller"  # a broker
@@ -50,6 +61,8 @@ class FaultKind(StrEnum):
     CUT_ANSWERS = "cut-answers"  # what a broker sends to a client
     ISOLATE_BROKER = "isolate-broker"  # from everyone
     ISOLATE_LEADER = "isolate-leader"
+    ISOLATE_CONTROLLER = "isolate-controller"  # the active one of several
+    ISOLATE_ETCD_LEADER = "isolate-etcd-leader"
     SPLIT = "split"  # a broker and some clients here, the others and the controller there
 
     KILL_PRODUCER = "kill-producer"  # kill -9; another one takes its place
@@ -76,6 +89,18 @@ class FaultKind(StrEnum):
     PAUSE_MEMBER = "pause-member"  # for less than its session, or for longer
 
 
+ETCD_KINDS = (
+    FaultKind.KILL_ETCD_MEMBER,
+    FaultKind.KILL_ETCD_LEADER,
+    FaultKind.KILL_MOST_OF_ETCD,
+    FaultKind.BOUNCE_ETCD_LEADER,
+    FaultKind.PAUSE_ETCD_LEADER,
+)
+SEVERAL_KINDS = (
+    *ETCD_KINDS,
+    FaultKind.ISOLATE_CONTROLLER,
+    FaultKind.ISOLATE_ETCD_LEADER,
+)  # of several controllers only
 _CONTROLLER_KINDS = (FaultKind.KILL_CONTROLLER, FaultKind.BOUNCE_CONTROLLER, FaultKind.PAUSE_CONTROLLER)
 NETWORK_KINDS = (
     FaultKind.CUT_ONE_WAY,
@@ -87,6 +112,8 @@ NETWORK_KINDS = (
     FaultKind.ISOLATE_BROKER,
     FaultKind.ISOLATE_LEADER,
     FaultKind.SPLIT,
+    FaultKind.ISOLATE_CONTROLLER,
+    FaultKind.ISOLATE_ETCD_LEADER,
 )
 RESTORE_KINDS = (FaultKind.RESTORE_RUNNING, FaultKind.RESTORE_STOPPED)
 FLIP_KINDS = (FaultKind.FLIP_LEADERS_BYTE, FaultKind.FLIP_FOLLOWERS_BYTE)
@@ -99,6 +126,8 @@ _CLIENT_KINDS = (FaultKind.KILL_PRODUCER, FaultKind.PAUSE_PRODUCER, FaultKind.TA
 def nemesis_of(kind: FaultKind) -> Nemesis:
     if kind in _CONTROLLER_KINDS:
         return Nemesis.CONTROLLER
+    if kind in ETCD_KINDS:
+        return Nemesis.ETCD
     if kind in NETWORK_KINDS:
         return Nemesis.NETWORK
     if kind is FaultKind.MOVE_PARTITION:

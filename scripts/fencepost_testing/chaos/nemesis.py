@@ -22,6 +22,7 @@ from fencepost_testing.chaos.data_folders import copy_folder, put_back
 from fencepost_testing.chaos.disks import Disks
 from fencepost_testing.chaos.faults import (
     CONTROLLER,
+    ETCD_LEADER,
     FILL_KINDS,
     FLIP_KINDS,
     RESTORE_KINDS,
@@ -37,13 +38,15 @@ from fencepost_testing.chaos.fleet import ClientProcess, Fleet
 from fencepost_testing.chaos.nemesis_log import Happened, NemesisLog
 from fencepost_testing.chaos.unclean import UncleanElections
 from fencepost_testing.chaos.view import View
-from fencepost_testing.local_cluster import CONTROLLER as LOCAL_CONTROLLER
-from fencepost_testing.local_cluster import AsyncLocalCluster, Node
+from fencepost_testing.local_cluster import AsyncLocalCluster, ClusterError, Node
+from fencepost_testing.member import ACTIVE_CONTROLLER, folder_of, is_etcd
+from fencepost_testing.member import ETCD_LEADER as MEMBER_ETCD_LEADER
 from fencepost_testing.waiting import until
 
 RESTART_TIMEOUT_S = 60.0
 MOVE_TIMEOUT_S = 5.0  # for the controller to take it up
 FREE_TIMEOUT_S = 10.0
+ROLE_TIMEOUT_S = 1.0  # for a controller to be active, or etcd to have a leader
 TAKE_OVER_TIMEOUT_S = 15.0  # for the new instance to have sent something
 _GUARD_POLL_S = 0.1
 _LATE_S = 0.1  # that a fault may last beyond the run's end: each begins a little late
@@ -55,9 +58,22 @@ _KILLED = {
     FaultKind.KILL_TWO_BROKERS,
     FaultKind.KILL_ALL,
     FaultKind.KILL_CONTROLLER,
+    FaultKind.KILL_ETCD_MEMBER,
+    FaultKind.KILL_ETCD_LEADER,
+    FaultKind.KILL_MOST_OF_ETCD,
 }
-_BOUNCED = {FaultKind.BOUNCE_BROKER, FaultKind.BOUNCE_LEADER, FaultKind.BOUNCE_CONTROLLER}
-_PAUSED = {FaultKind.PAUSE_BROKER, FaultKind.PAUSE_LEADER, FaultKind.PAUSE_CONTROLLER}
+_BOUNCED = {
+    FaultKind.BOUNCE_BROKER,
+    FaultKind.BOUNCE_LEADER,
+    FaultKind.BOUNCE_CONTROLLER,
+    FaultKind.BOUNCE_ETCD_LEADER,
+}
+_PAUSED = {
+    FaultKind.PAUSE_BROKER,
+    FaultKind.PAUSE_LEADER,
+    FaultKind.PAUSE_CONTROLLER,
+    FaultKind.PAUSE_ETCD_LEADER,
+}
 _CLIENT_PAUSED = {FaultKind.PAUSE_PRODUCER, FaultKind.PAUSE_CONSUMER, FaultKind.PAUSE_MEMBER}
 _CLIENT_KILLED = {FaultKind.KILL_PRODUCER, FaultKind.KILL_MEMBER}
 
@@ -280,7 +296,7 @@ class Executor:
 
     async def _stop(self, node: Node) -> None:
         code = await self._cluster.stop(node, timeout_s=RESTART_TIMEOUT_S)
-        if code != 0:
+        if code != 0 and not is_etcd(node):  # which ends by the signal that it was sent
             self.problems.append(f"{party_of(node)}: the exit code of a clean shutdown was {code}")
 
     async def _wait_free(self, parties: Sequence[Party]) -> None:
@@ -363,10 +379,11 @@ class Executor:
 
     async def _found(self, parties: Sequence[Party]) -> list[Party]:
         """Roles made out. Raises Skipped where no one plays one."""
-        if not any(party.startswith("leader-") for party in parties):
-            return list(parties)
         found = []
         for party in parties:
+            if party in (CONTROLLER, ETCD_LEADER):
+                found.append(await self._playing(party))
+                continue
             if not party.startswith("leader-"):
                 found.append(party)
                 continue
@@ -379,13 +396,21 @@ class Executor:
             found.append(f"broker-{partition.leader}")
         return found
 
+    async def _playing(self, role: Party) -> Party:
+        """The active controller, or the leader of etcd. Raises Skipped where there is none."""
+        target = ACTIVE_CONTROLLER if role == CONTROLLER else MEMBER_ETCD_LEADER
+        try:
+            return party_of(await self._cluster.resolve(target, timeout_s=ROLE_TIMEOUT_S))
+        except ClusterError as error:
+            raise SkippedFault(str(error)) from error
+
 
 def party_of(node: Node) -> Party:
-    return CONTROLLER if node == CONTROLLER else f"broker-{node}"
+    return folder_of(node)
 
 
 def node_of(party: Party) -> Node:
-    return LOCAL_CONTROLLER if party == CONTROLLER else int(party.removeprefix("broker-"))
+    return int(party.removeprefix("broker-")) if party.startswith("broker-") else party
 
 
 def _told(links: Sequence[Link]) -> str:

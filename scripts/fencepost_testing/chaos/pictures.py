@@ -21,6 +21,7 @@ _THINNEST_S = 0.15  # of a fault in its lane, to be seen
 _COLOURS = {
     Nemesis.BROKERS: "#d62728",
     Nemesis.CONTROLLER: "#9467bd",
+    Nemesis.ETCD: "#2ca02c",
     Nemesis.NETWORK: "#ff7f0e",
     Nemesis.CLIENTS: "#7f7f7f",
     Nemesis.OPERATOR: "#17becf",

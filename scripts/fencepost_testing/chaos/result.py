@@ -25,6 +25,7 @@ class ChaosOptions:
     rate: float = 300.0  # records a second, of all producers together
     cuts: bool = True  # cut the network, where that can be done
     client: str = FENCEPOST  # whose clients; MIXED: of all
+    controllers: int = 1  # several have an etcd
 
 
 @dataclass(slots=True)
@@ -121,6 +122,7 @@ class ChaosResult:
             "seed": self.options.seed,
             "duration_s": self.options.duration_s,
             "brokers": self.options.brokers,
+            "controllers": self.options.controllers,
             "partitions": self.options.partitions,
             "client": self.options.client,
             "commits": history.commits if history else 0,

@@ -36,10 +36,11 @@ from fencepost_testing.chaos.result import ChaosOptions, ChaosResult
 from fencepost_testing.chaos.resumed import Overruled, ResumeAnswer, ResumedCheck
 from fencepost_testing.chaos.roles import groups_of, roles
 from fencepost_testing.chaos.schedule import REPLICATION_FACTOR, Shape, make_schedule
+from fencepost_testing.cluster_folder import nodes_of, told_controllers
 from fencepost_testing.exactly_once import ExactlyOnce, judge, judge_history
 from fencepost_testing.failures import CommandFailed, leaves
 from fencepost_testing.kafka_clients import FENCEPOST
-from fencepost_testing.local_cluster import CONTROLLER, AsyncLocalCluster, Node
+from fencepost_testing.local_cluster import AsyncLocalCluster, Node
 from fencepost_testing.member import log_tail
 from fencepost_testing.processes import NetworkPlace
 from fencepost_testing.read_back import read_everything
@@ -80,6 +81,7 @@ def shape_of(options: ChaosOptions, *, cuts: bool) -> Shape:
         cuts,
         members=tuple(role.party for role in cast if role.kind == "member"),
         elections=options.client == FENCEPOST,  # other clients are not told what an operator has given up
+        controllers=options.controllers,
     )
 
 
@@ -129,10 +131,11 @@ class Chaos:
         def place(party: Party) -> NetworkPlace | None:
             return network.place(party) if network is not None else None
 
-        nodes: list[Node] = [CONTROLLER, *range(1, options.brokers + 1)]
+        nodes = nodes_of(options.brokers, options.controllers)
         cluster = AsyncLocalCluster(
             self._report / "cluster",
             brokers=options.brokers,
+            controllers=options.controllers,
             controller_overrides=CONTROLLER_SETTINGS,
             broker_overrides=BROKER_SETTINGS,
             places={node: network.place(party_of(node)) for node in nodes} if isinstance(network, Network) else None,
@@ -146,7 +149,7 @@ class Chaos:
         self._fleet, self._bootstrap = fleet, cluster.bootstrap
         try:
             async with cluster:
-                self._tell(f"a controller and {options.brokers} brokers are up")
+                self._tell(f"{told_controllers(options.controllers)} and {options.brokers} brokers are up")
                 async with AdminClient(cluster.bootstrap) as admin:
                     await self._harm_and_heal(cluster, fleet, network, admin)
         except (FencepostError, CommandFailed) as error:
@@ -190,7 +193,7 @@ class Chaos:
         settled = await wait_settled(admin, TOPIC)
         self.phase = "reading"
         await self._read(cluster, fleet)
-        stopped: list[Node] = [*cluster.broker_ids, CONTROLLER]
+        stopped: list[Node] = [*cluster.broker_ids, *cluster.controllers]
         for node in stopped:
             code = await cluster.stop(node, timeout_s=_STOP_TIMEOUT_S)
             if code != 0:

@@ -3,8 +3,8 @@
 Pure: the same seed, duration and shape give the same schedule. A schedule names roles where the victim depends on what
 will have happened by then ("leader-2"); the nemesis finds out who that is.
 
-Seven nemeses work at the same time, each with its own random numbers, so that a run without network cuts has the same
-other faults: brokers, controller, network, clients, operator, disks, elections. Each has one fault at a time. A
+Several nemeses work at the same time, each with its own random numbers, so that a run without network cuts has the same
+other faults: brokers, controller, etcd, network, clients, operator, disks, elections. Each has one fault at a time. A
 nemesis deals its kinds of fault from a shuffled deck, so that even a short run meets most of them.
 """
 
@@ -16,10 +16,12 @@ from dataclasses import dataclass
 
 from fencepost_testing.chaos.faults import (
     CONTROLLER,
+    ETCD_LEADER,
     FILL_KINDS,
     FLIP_KINDS,
     NETWORK_KINDS,
     RESTORE_KINDS,
+    SEVERAL_KINDS,
     UNCLEAN_KINDS,
     Fault,
     FaultKind,
@@ -30,6 +32,8 @@ from fencepost_testing.chaos.faults import (
     leader_party,
     nemesis_of,
 )
+from fencepost_testing.cluster_folder import nodes_of
+from fencepost_testing.member import ETCD, folder_of
 
 REPLICATION_FACTOR = 3
 FIRST_FAULT_S = 2.0
@@ -48,6 +52,7 @@ class Shape:
     fills: bool = True  # whether disks can be filled
     members: tuple[Party, ...] = ()  # of groups
     elections: bool = True  # whether operators order unclean ones
+    controllers: int = 1  # several have an etcd
 
     @property
     def broker_parties(self) -> list[Party]:
@@ -58,8 +63,17 @@ class Shape:
         return [*self.named_producers, *self.anonymous_producers, *self.consumers, *self.members]
 
     @property
+    def controller_parties(self) -> list[Party]:
+        return [party for party in self.servers if party.startswith(CONTROLLER)]
+
+    @property
+    def etcd_parties(self) -> list[Party]:
+        """Where there are several controllers."""
+        return [party for party in self.servers if party.startswith(ETCD)]
+
+    @property
     def servers(self) -> list[Party]:
-        return [CONTROLLER, *self.broker_parties]
+        return [folder_of(node) for node in nodes_of(self.brokers, self.controllers)]
 
     @property
     def parties(self) -> list[Party]:
@@ -80,6 +94,8 @@ def _can_harm(nemesis: Nemesis, shape: Shape) -> bool:
     match nemesis:
         case Nemesis.NETWORK:
             return shape.cuts
+        case Nemesis.ETCD:
+            return shape.controllers > 1
         case Nemesis.ELECTIONS:
             return shape.elections
         case Nemesis.MEMBERS:
@@ -91,6 +107,7 @@ def _can_harm(nemesis: Nemesis, shape: Shape) -> bool:
 _GAP_S = {  # least and most between two faults of one nemesis
     Nemesis.BROKERS: (0.5, 3.0),
     Nemesis.CONTROLLER: (3.0, 10.0),
+    Nemesis.ETCD: (3.0, 10.0),
     Nemesis.NETWORK: (0.5, 4.0),
     Nemesis.CLIENTS: (2.0, 6.0),
     Nemesis.OPERATOR: (2.0, 6.0),
@@ -107,6 +124,7 @@ def _faults_of(nemesis: Nemesis, rng: random.Random, duration_s: float, shape: S
         if nemesis_of(kind) is nemesis
         and (shape.fills or kind not in FILL_KINDS)
         and (shape.named_producers or kind is not FaultKind.TAKE_OVER)
+        and (shape.controllers > 1 or kind not in SEVERAL_KINDS)
     ]
     deck = _deal(kinds, rng)
     at_s = FIRST_FAULT_S + rng.uniform(0, _GAP_S[nemesis][0])
@@ -150,10 +168,18 @@ _KILLS = {
     FaultKind.KILL_TWO_BROKERS,
     FaultKind.KILL_ALL,
     FaultKind.KILL_CONTROLLER,
+    FaultKind.KILL_ETCD_MEMBER,
+    FaultKind.KILL_ETCD_LEADER,
+    FaultKind.KILL_MOST_OF_ETCD,
     FaultKind.KILL_PRODUCER,
     FaultKind.KILL_MEMBER,
 }
-_BOUNCES = {FaultKind.BOUNCE_BROKER, FaultKind.BOUNCE_LEADER, FaultKind.BOUNCE_CONTROLLER}
+_BOUNCES = {
+    FaultKind.BOUNCE_BROKER,
+    FaultKind.BOUNCE_LEADER,
+    FaultKind.BOUNCE_CONTROLLER,
+    FaultKind.BOUNCE_ETCD_LEADER,
+}
 
 _OF_A_PARTITION = {FaultKind.MOVE_PARTITION, *FLIP_KINDS, *UNCLEAN_KINDS}
 
@@ -173,7 +199,7 @@ def _two_brokers(kind: FaultKind, rng: random.Random, shape: Shape) -> Aim:
 
 
 def _everybody(kind: FaultKind, rng: random.Random, shape: Shape) -> Aim:
-    return (CONTROLLER, *shape.broker_parties), ()
+    return (*shape.controller_parties, *shape.broker_parties), ()
 
 
 def _brokers(kind: FaultKind, rng: random.Random, shape: Shape) -> Aim:
@@ -182,6 +208,14 @@ def _brokers(kind: FaultKind, rng: random.Random, shape: Shape) -> Aim:
 
 def _the_controller(kind: FaultKind, rng: random.Random, shape: Shape) -> Aim:
     return (CONTROLLER,), ()
+
+
+def _the_etcd_leader(kind: FaultKind, rng: random.Random, shape: Shape) -> Aim:
+    return (ETCD_LEADER,), ()
+
+
+def _of_etcd(members: int) -> Callable[[FaultKind, random.Random, Shape], Aim]:
+    return lambda kind, rng, shape: (tuple(rng.sample(shape.etcd_parties, members)), ())
 
 
 def _any_of(parties: Callable[[Shape], tuple[Party, ...]]) -> Callable[[FaultKind, random.Random, Shape], Aim]:
@@ -217,6 +251,10 @@ def _cut(kind: FaultKind, rng: random.Random, shape: Shape) -> Aim:
             return (one, client), ((one, client),)
         case FaultKind.ISOLATE_BROKER:
             return (one,), _between(shape, [one], [party for party in shape.parties if party != one])
+        case FaultKind.ISOLATE_CONTROLLER:
+            return (CONTROLLER,), _between(shape, [CONTROLLER], shape.servers)
+        case FaultKind.ISOLATE_ETCD_LEADER:
+            return (ETCD_LEADER,), _between(shape, [ETCD_LEADER], shape.servers)
         case FaultKind.ISOLATE_LEADER:
             return (leader,), _between(shape, [leader], shape.parties)
         case _:
@@ -242,6 +280,11 @@ _AIM: dict[FaultKind, Callable[[FaultKind, random.Random, Shape], Aim]] = {
     FaultKind.KILL_CONTROLLER: _the_controller,
     FaultKind.BOUNCE_CONTROLLER: _the_controller,
     FaultKind.PAUSE_CONTROLLER: _the_controller,
+    FaultKind.KILL_ETCD_MEMBER: _of_etcd(1),
+    FaultKind.KILL_MOST_OF_ETCD: _of_etcd(2),
+    FaultKind.KILL_ETCD_LEADER: _the_etcd_leader,
+    FaultKind.BOUNCE_ETCD_LEADER: _the_etcd_leader,
+    FaultKind.PAUSE_ETCD_LEADER: _the_etcd_leader,
     FaultKind.KILL_PRODUCER: _any_of(lambda shape: (*shape.named_producers, *shape.anonymous_producers)),
     FaultKind.PAUSE_PRODUCER: _any_of(lambda shape: (*shape.named_producers, *shape.anonymous_producers)),
     FaultKind.TAKE_OVER: _any_of(lambda shape: shape.named_producers),
