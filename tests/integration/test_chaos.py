@@ -13,6 +13,7 @@ import pytest
 from fencepost_testing.chaos.network import Network, NetworkUnavailable
 from fencepost_testing.waiting import until_sync
 from tests.integration.command_line import Shell
+from tests.integration.etcd_processes import ETCD, NO_ETCD
 from tests.integration.test_demo import processes_of
 
 DEADLINE_S = 60.0
@@ -142,6 +143,16 @@ def network_of(report: Path) -> str:
     told = json.loads(next((report / "clients").glob("*.json")).read_text())["bootstrap"]
     first, second, third, _ = told.split(":")[0].split(".")
     return f"fp{(int(second) - 18) * 256 + int(third):03x}" if first == "198" else ""
+
+
+@pytest.mark.skipif(ETCD is None, reason=NO_ETCD)
+def test_several_controllers_and_their_etcd_are_harmed_and_the_log_is_exact(tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    arguments = ("--controllers", "3", "--duration", "15s", "--seed", "5", "--json", "--report", str(report))
+    told = json.loads(Shell(tmp_path).ok("chaos", *arguments).splitlines()[-1])
+    assert (told["exact"], told["controllers"]) == (True, 3), told["problems"]
+    assert any("etcd" in kind for kind in told["faults_by_kind"])
+    assert (report / "logs" / "etcd-1.log").exists()
 
 
 def test_a_report_wants_a_folder_of_its_own(tmp_path: Path) -> None:

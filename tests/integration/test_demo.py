@@ -23,6 +23,7 @@ from fencepost_testing.topic_waits import Settled
 from fencepost_testing.waiting import until_sync
 from tests.asynchronous import asynchronous
 from tests.integration.command_line import Shell
+from tests.integration.etcd_processes import ETCD, NO_ETCD
 
 DEADLINE_S = 60.0
 
@@ -69,6 +70,20 @@ def test_the_demo_is_exact_and_its_data_can_be_read_by_others(tmp_path: Path) ->
     assert "CLEAN" in checked
     for broker in (1, 2, 3):
         assert sum(count_records(path) for path in (folder / f"broker-{broker}").glob("demo-*/*.log")) == 3000
+
+
+@pytest.mark.skipif(ETCD is None, reason=NO_ETCD)
+def test_the_active_controller_dies_with_each_leader_and_the_demo_is_exact(tmp_path: Path) -> None:
+    output = Shell(tmp_path).ok("demo", "--controllers", "3", "--records", "1500", "--kills", "2", "--json")
+    told = json.loads(output.splitlines()[-1])
+    assert told["ok"] is True, told["problems"]
+    assert (told["leader_kills"], len(told["controller_take_over_ms"])) == (2, 2)
+    assert "the active one, in the same instant" in output
+
+
+def test_without_etcd_the_demo_says_how_to_install_it(tmp_path: Path) -> None:
+    message = Shell(tmp_path, extra={"PATH": str(tmp_path)}).fails("demo", "--controllers", "3")
+    assert "etcd, which is not installed: sudo apt-get install etcd-server" in message
 
 
 @pytest.mark.parametrize(
