@@ -221,6 +221,7 @@ class SessionRegistry:
             damaged=tuple((ref.topic_id, ref.partition) for ref in register.damaged_replicas),
             folder_epoch=register.folder_epoch,
             folder_is_copy=register.folder_is_copy,
+            feature_level=register.feature_level,
         )
         await self._check_known(register)
         command.check(self._image)

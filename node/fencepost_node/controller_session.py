@@ -40,7 +40,7 @@ from fencepost_node.controller_link import ControllerLink
 from fencepost_node.folders.data_folder import DataFolder
 from fencepost_node.folders.known_metadata import KnownMetadata
 from fencepost_node.metadata_feed import MetadataFeed
-from fencepost_proto.protocol import errors
+from fencepost_proto.protocol import errors, features
 from fencepost_proto.protocol.metadata import MetadataImage, PartitionKey
 from fencepost_proto.protocol.v1 import common_pb2, controller_pb2
 from fencepost_proto.runtime.applying import apply_in_turns
@@ -216,6 +216,7 @@ class ControllerSession:
             known_version=known.version,
             known_lineage_id=known.lineage_id,
             oldest_lineage_id=self._known.image.lineage.oldest_id,
+            feature_level=features.NEWEST,
         )
         await _write(call, controller_pb2.SessionRequest(register=register))
         answer = await _read(call)

@@ -17,6 +17,7 @@ from fencepost_controller.controller import Controller
 from fencepost_controller.store import Store
 from fencepost_controller.store.sqlite import SqliteStore
 from fencepost_proto.protocol import errors
+from fencepost_proto.protocol.features import NEWEST
 from fencepost_proto.protocol.metadata import MetadataImage, PartitionKey
 from fencepost_proto.protocol.v1 import common_pb2, controller_pb2, controller_pb2_grpc
 from fencepost_proto.runtime.host import Host
@@ -140,6 +141,7 @@ class FakeBroker:
             address=self.address,
             may_have_lost_tail=self.may_have_lost_tail,
             folder_epoch=known.broker_epoch if known is not None else 0,
+            feature_level=NEWEST,
             known_version=self.known[0],
             known_lineage_id=self.known[1],
             oldest_lineage_id=self.known[2],

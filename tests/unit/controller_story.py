@@ -23,6 +23,7 @@ from fencepost_controller.decisions.draft import Command, decide
 from fencepost_controller.decisions.isr import AlterPartition
 from fencepost_controller.decisions.topics import CreateTopic
 from fencepost_proto.protocol.errors import FencepostError
+from fencepost_proto.protocol.features import NEWEST
 from fencepost_proto.protocol.metadata import (
     NO_LEADER,
     BrokerRegistration,
@@ -97,6 +98,7 @@ class Story:
         damaged: tuple[PartitionKey, ...] = (),
         folder_epoch: int | None = None,
         copy: bool = False,
+        feature_level: int = NEWEST,
     ) -> RegisterBroker:
         """Of a new incarnation, after the one before it was found dead. `folder_epoch` None: of the last registration."""
         self.lives[broker_id] = self.lives.get(broker_id, 0) + 1
@@ -111,6 +113,7 @@ class Story:
             damaged=damaged,
             folder_epoch=(known.broker_epoch if known else NO_EPOCH) if folder_epoch is None else folder_epoch,
             folder_is_copy=copy,
+            feature_level=feature_level,
         )
 
     def starts(
@@ -121,9 +124,11 @@ class Story:
         new_folder: bool = False,
         older_folder: bool = False,
         damaged: tuple[PartitionKey, ...] = (),
+        feature_level: int = NEWEST,
     ) -> None:
         how = " without its last writes" * lost_tail + " with an empty folder" * new_folder
         how += " with an older folder" * older_folder
+        how += " of an older version" * (feature_level < NEWEST)
         how += f" with damage in {_names(self.image, damaged)}" if damaged else ""
         registration = self.registration(
             broker_id,
@@ -131,6 +136,7 @@ class Story:
             new_folder=new_folder,
             folder_epoch=NO_EPOCH if older_folder else None,
             damaged=damaged,
+            feature_level=feature_level,
         )
         self.tell(f"broker {broker_id} starts{how}", registration)
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from fencepost_controller.decisions.brokers import RegisterBroker
 from fencepost_controller.decisions.elections import ElectUncleanLeader
 from fencepost_controller.decisions.isr import StartReplicaOver
 from fencepost_controller.decisions.reassignment import ReassignPartitions
 from fencepost_controller.decisions.topic_config import AlterTopicConfig
 from fencepost_controller.decisions.topics import CreateTopic, DeleteTopic
+from fencepost_proto.protocol.features import FIRST, NEWEST
 from fencepost_proto.protocol.metadata import TopicConfig
-from tests.unit.controller_story import Story
+from tests.unit.controller_story import CLUSTER_ID, Story
 
 A = ("a-id", 0)
 TWO = TopicConfig(min_insync_replicas=2)
@@ -447,3 +451,94 @@ def test_whoever_left_while_enough_were_in_sync_never_leads_of_itself(minimum: i
     story.starts(3)
     story.is_ready(3)
     assert (story.image.partitions[A].leader == 3) == (minimum == 3)
+
+
+# ---- Brokers of an older version, which commit with fewer than min.insync.replicas in sync ----
+
+
+def older(story: Story, broker_id: int) -> None:
+    """Killed, and started again after a step back to the version before."""
+    story.dies(broker_id)
+    story.starts(broker_id, feature_level=FIRST)
+    story.is_ready(broker_id)
+
+
+def test_beside_an_older_broker_in_sync_no_one_is_eligible() -> None:
+    story = three()
+    older(story, 1)
+    story.proposes(2, A, 2, 3, 1)
+    story.dies(3)
+    story.dies(2)  # from now on 1 commits alone
+    story.dies(1)
+    story.starts(2)
+    story.is_ready(2)
+    story.reads("""
+        broker 1 dies
+            broker 1: fenced
+            a-0: leader 2 epoch 1, in sync 2 3 of 1 2 3, change 1
+        broker 1 starts of an older version
+            broker 1: fenced
+        broker 1 is ready
+            broker 1: live
+        broker 2 proposes 2 3 1 in sync for a-0
+            a-0: leader 2 epoch 1, in sync 1 2 3 of 1 2 3, change 2
+        broker 3 dies
+            broker 3: fenced
+            a-0: leader 2 epoch 1, in sync 1 2 of 1 2 3, change 3
+        broker 2 dies
+            broker 2: fenced
+            a-0: leader 1 epoch 2, in sync 1 of 1 2 3, change 4
+        broker 1 dies
+            broker 1: fenced
+            a-0: offline epoch 3, in sync 1 of 1 2 3, change 5
+        broker 2 starts
+            broker 2: fenced
+        broker 2 is ready
+            broker 2: live
+    """)
+
+
+def test_an_eligible_one_that_comes_back_as_an_older_version_ends_all_eligibility() -> None:
+    story = three(TopicConfig(min_insync_replicas=3))
+    story.dies(3)
+    story.dies(2)
+    story.starts(2, feature_level=FIRST)
+    story.reads("""
+        broker 3 dies
+            broker 3: fenced
+            a-0: leader 1 epoch 0, in sync 1 2 of 1 2 3, change 1, eligible 3
+        broker 2 dies
+            broker 2: fenced
+            a-0: leader 1 epoch 0, in sync 1 of 1 2 3, change 2, eligible 2 3
+        broker 2 starts of an older version
+            broker 2: fenced
+            a-0: leader 1 epoch 0, in sync 1 of 1 2 3, change 3
+    """)
+
+
+def test_an_older_broker_that_is_not_in_sync_keeps_no_one_from_being_eligible() -> None:
+    story = three()
+    older(story, 3)
+    story.dies(2)
+    assert story.image.partitions[A].eligible == (2,)
+    story.proposes(1, A, 1, 3)
+    assert story.image.partitions[A].eligible == ()
+    story.dies(3)
+    assert story.image.partitions[A].eligible == ()
+
+
+def test_the_controller_is_upgraded_before_or_after_the_brokers() -> None:
+    """What it did not keep yet, or the broker did not announce, it learns when the same process registers again."""
+    story = three()
+    for broker_id in (1, 2, 3):
+        story.starts(broker_id, feature_level=FIRST)
+        story.is_ready(broker_id)
+        known = story.image.brokers[broker_id]
+        again = story.does(RegisterBroker(broker_id, known.incarnation, CLUSTER_ID, known.address))
+        assert again == replace(known, feature_level=NEWEST)
+    leader = story.image.partitions[A].leader
+    story.proposes(leader, A, 1, 2, 3)
+    others = [b for b in (1, 2, 3) if b != leader]
+    for broker_id in others:
+        story.dies(broker_id)
+    assert story.image.partitions[A].eligible == (others[1],)

@@ -41,6 +41,7 @@ from fencepost_controller.decisions.reassignment import ReassignPartitions
 from fencepost_controller.decisions.topic_config import AlterTopicConfig
 from fencepost_controller.decisions.topics import CreateTopic, DeleteTopic
 from fencepost_proto.protocol.errors import FencepostError
+from fencepost_proto.protocol.features import FIRST, NEWEST
 from fencepost_proto.protocol.metadata import (
     FIRST_NAMED_ID,
     NO_LEADER,
@@ -110,9 +111,18 @@ class Cluster(RuleBasedStateMachine):
         found_dead=st.booleans(),
         older=st.integers(0, 3),
         killed_at_once=st.booleans(),
+        feature_level=st.sampled_from((NEWEST, NEWEST, NEWEST, FIRST)),
     )
     def starts(
-        self, *, broker: int, lost_tail: bool, new_folder: bool, found_dead: bool, older: int, killed_at_once: bool
+        self,
+        *,
+        broker: int,
+        lost_tail: bool,
+        new_folder: bool,
+        found_dead: bool,
+        older: int,
+        killed_at_once: bool,
+        feature_level: int,
     ) -> None:
         """With one of the folders that it ever had; killed at once: before it can write the new epoch into it."""
         self.lives += 1
@@ -127,6 +137,7 @@ class Cluster(RuleBasedStateMachine):
                 self.story.epoch(broker) if found_dead else 0,
                 lost_tail,
                 folder_epoch=folder_epoch,
+                feature_level=feature_level,
             )
         )
         if isinstance(answer, FencepostError):
@@ -147,7 +158,8 @@ class Cluster(RuleBasedStateMachine):
         known = self.image.brokers.get(broker)
         if known is not None:
             before = self.image
-            self.does(RegisterBroker(broker, known.incarnation, CLUSTER_ID, known.address, may_have_lost_tail=True))
+            same = RegisterBroker(broker, known.incarnation, CLUSTER_ID, known.address, may_have_lost_tail=True)
+            self.does(replace(same, feature_level=known.feature_level))
             assert self.image is before
 
     @rule(broker=BROKERS)
@@ -196,10 +208,12 @@ class Cluster(RuleBasedStateMachine):
     @precondition(lambda self: self.image.partitions)
     @rule(data=st.data())
     def commits(self, data: st.DataObject) -> None:
-        """A leader commits where enough are in sync, and no one else gets the record."""
+        """A leader commits where enough are in sync, one of an older version always, and no one else gets the record."""
         partition = self.image.partitions[data.draw(st.sampled_from(sorted(self.image.partitions)))]
         needed = self.image.topics[partition.topic_id].config.min_insync_replicas
-        if partition.leader != NO_LEADER and len(partition.isr) >= needed:
+        if partition.leader == NO_LEADER:
+            return
+        if len(partition.isr) >= needed or self.image.brokers[partition.leader].feature_level == FIRST:
             self.whole[partition.id] &= set(partition.isr)
 
     @rule(topic=st.sampled_from("ab"), minimum=st.integers(1, 3))

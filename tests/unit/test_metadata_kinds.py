@@ -36,7 +36,7 @@ SAMPLES: dict[str, Entity] = {
     "lineage": Lineage((LineageStart(7, 1), LineageStart(9, 12))),
     "next-producer-id": NextProducerId(2_000, 10**15 + 3, 77),
     "brokers": BrokerRegistration(
-        3, "h:1", 5, "x", fenced=True, shutting_down=True, served_epoch=4, kafka_address="h:2"
+        3, "h:1", 5, "x", fenced=True, shutting_down=True, served_epoch=4, kafka_address="h:2", feature_level=1
     ),
     "topics": Topic("T", "orders", TopicConfig(retention_ms=5, flush_always=True), 9),
     "partitions": Partition(

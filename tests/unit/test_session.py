@@ -27,6 +27,7 @@ from fencepost_proto.protocol.errors import (
     StaleBrokerEpoch,
     StorageError,
 )
+from fencepost_proto.protocol.features import NEWEST
 from fencepost_proto.protocol.metadata import (
     BrokerRegistration,
     MetadataImage,
@@ -125,6 +126,7 @@ async def test_it_registers_with_what_the_data_folder_knows_and_records_the_clus
         assert stream.registration.incarnation == node.session.incarnation
         assert stream.registration.may_have_lost_tail  # an empty folder holds nothing of what it once promised
         assert (stream.registration.folder_epoch, stream.registration.folder_is_copy) == (0, False)
+        assert stream.registration.feature_level == NEWEST
         await stream.registered(5)
         await stream.image(5, me(5))
         await stream.acknowledged(5)

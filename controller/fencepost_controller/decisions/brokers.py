@@ -42,6 +42,7 @@ from fencepost_proto.protocol.errors import (
     InconsistentClusterId,
     InvalidRequest,
 )
+from fencepost_proto.protocol.features import FIRST, NEWEST
 from fencepost_proto.protocol.metadata import BrokerRegistration, MetadataImage, PartitionKey
 from fencepost_proto.runtime.config import address_problem, is_wildcard_address
 
@@ -66,12 +67,15 @@ class RegisterBroker(Command[BrokerRegistration]):
     folder_epoch: int = NO_EPOCH  # of the last registration that the data folder knows of
     folder_is_copy: bool = False
     kafka_address: str = ""  # empty: it serves no Kafka clients
+    feature_level: int = NEWEST
 
     def decide(self, draft: Draft) -> BrokerRegistration:
         self.check(draft.image)
         known = draft.broker(self.broker_id)
         if known is not None and known.incarnation == self.incarnation:
-            broker = replace(known, address=self.address, kafka_address=self.kafka_address)
+            broker = replace(
+                known, address=self.address, kafka_address=self.kafka_address, feature_level=self.feature_level
+            )
             if broker != known:
                 draft.put(broker)
             return broker
@@ -86,6 +90,7 @@ class RegisterBroker(Command[BrokerRegistration]):
             fenced=True,
             served_epoch=served_epoch,
             kafka_address=self.kafka_address,
+            feature_level=self.feature_level,
         )
         draft.put(broker)
         recompute_all_of(draft, self.broker_id)
@@ -117,6 +122,8 @@ class RegisterBroker(Command[BrokerRegistration]):
             )
         if self.broker_id < 0:
             raise InvalidRequest(f"broker id {self.broker_id} is negative")
+        if self.feature_level < FIRST:
+            raise InvalidRequest(f"feature level {self.feature_level} is negative")
         if not 0 < len(self.incarnation) <= MAX_INCARNATION_LENGTH:
             raise InvalidRequest(f"incarnation of {len(self.incarnation)} characters; 1 to {MAX_INCARNATION_LENGTH}")
         if control_character(self.incarnation):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fencepost_proto.protocol.errors import InvariantBroken
+from fencepost_proto.protocol.features import ELIGIBLE_REPLICAS
 from fencepost_proto.protocol.metadata import (
     FIRST_NAMED_ID,
     NO_LEADER,
@@ -102,6 +103,9 @@ def _problem_of_eligible(p: Partition, after: MetadataImage) -> str:
         return f"both in sync and eligible: {p.isr=} {p.eligible=}"
     if not eligible <= after.brokers.keys():
         return f"eligible {p.eligible}, of whom some are not registered"
+    may_lead = (after.brokers[b] for b in (*p.isr, *p.eligible) if b in after.brokers)
+    if old := [b.id for b in may_lead if b.feature_level < ELIGIBLE_REPLICAS]:
+        return f"eligible {p.eligible}, and {old} would commit without them"
     if p.leader != NO_LEADER and len(p.isr) >= needed:
         return f"eligible {p.eligible} beside leader {p.leader}, which commits with {p.isr} ({needed} are needed)"
     return ""

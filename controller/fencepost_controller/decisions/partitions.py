@@ -7,7 +7,8 @@ Every change of a partition goes through `recompute`, so there is one place that
    failing that, keep all: nothing was acknowledged meanwhile. The set is in assignment order.
 2. **Eligible replicas** (KIP-966) are those that hold all that is committed and are not in sync. Whoever leaves the in-sync
    set becomes one, unless it may have lost records. All of them cease to be as soon as a leader may commit without them:
-   when the partition has a leader, and `min.insync.replicas` in sync.
+   when the partition has a leader, and `min.insync.replicas` in sync; or when one that may lead is of a version that commits
+   with fewer (`features.py`).
 3. **A reassignment completes** as soon as its target is in sync (KIP-455): every added replica is in the in-sync set, one
    of the target can lead, and dropping the others does not by itself bring the set below min.insync.replicas.
 4. **The leader** stays while it serves. Otherwise the first in-sync replica in assignment order that serves takes over. A
@@ -42,6 +43,8 @@ step:
   folder (new, older, a copy), with a log (damaged, removed by hand). The broker tells so when it registers, and before that
   it leads nothing: its elections took no effect. It stops being a member and eligible (`lost`), and only following brings
   it back. A process that was killed has lost nothing: the page cache outlives it.
+- *A broker of an older version leads*: it commits with fewer in sync, so whoever is in no such set may lack that. No one is
+  eligible from the version on at which it may be elected, which is before it leads.
 - *A replica is removed*: it is neither, and its return is that of a new one.
 - *An operator elects uncleanly*: the elected log becomes what is committed; no one else is eligible.
 
@@ -57,6 +60,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from fencepost_controller.decisions.draft import Draft
+from fencepost_proto.protocol.features import ELIGIBLE_REPLICAS
 from fencepost_proto.protocol.metadata import NO_LEADER, Partition
 
 
@@ -138,11 +142,18 @@ def _eligible(
         return ()
     if settled.isr == before.isr and not settled.eligible:
         return ()
-    return tuple(
+    eligible = tuple(
         b
         for b in settled.replicas
         if (b in before.isr or b in settled.eligible) and b not in settled.isr and b not in lost
     )
+    return eligible if all(_waits_for_enough(draft, b) for b in (*settled.isr, *eligible)) else ()
+
+
+def _waits_for_enough(draft: Draft, broker_id: int) -> bool:
+    """Whether it commits nothing, as a leader, while fewer than `min.insync.replicas` are in sync."""
+    broker = draft.broker(broker_id)
+    return broker is not None and broker.feature_level >= ELIGIBLE_REPLICAS
 
 
 def _last_known(before: Partition, settled: Partition, leader: int, lost: Collection[int]) -> tuple[int, ...]:

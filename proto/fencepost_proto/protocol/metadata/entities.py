@@ -46,6 +46,7 @@ class BrokerRegistration(Entity):
     shutting_down: bool = False
     served_epoch: int = 0  # newest broker epoch under which it was unfenced; 0: it never was
     kafka_address: str = ""  # host:port for Kafka's clients; empty: it serves none
+    feature_level: int = 0  # what its process can do (`features.py`)
 
     @property
     def key(self) -> str:

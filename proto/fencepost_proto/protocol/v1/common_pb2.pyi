@@ -132,6 +132,7 @@ class BrokerEntity(_message.Message):
     FENCED_FIELD_NUMBER: _builtins.int
     SHUTTING_DOWN_FIELD_NUMBER: _builtins.int
     KAFKA_ADDRESS_FIELD_NUMBER: _builtins.int
+    FEATURE_LEVEL_FIELD_NUMBER: _builtins.int
     SERVED_EPOCH_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     address: _builtins.str
@@ -146,6 +147,8 @@ class BrokerEntity(_message.Message):
     """in a controlled shutdown: gets no leadership"""
     kafka_address: _builtins.str
     """host:port for Kafka's clients; empty: it serves none"""
+    feature_level: _builtins.int
+    """what its process can do (`features.py`); 0: it is of a version before there was this"""
     served_epoch: _builtins.int
     """newest broker epoch under which it was unfenced: its data folder carries that, or a later one"""
     def __init__(
@@ -158,11 +161,12 @@ class BrokerEntity(_message.Message):
         fenced: _builtins.bool = ...,
         shutting_down: _builtins.bool = ...,
         kafka_address: _builtins.str = ...,
+        feature_level: _builtins.int = ...,
         served_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "broker_epoch", b"broker_epoch", "fenced", b"fenced", "id", b"id", "incarnation", b"incarnation", "kafka_address", b"kafka_address", "served_epoch", b"served_epoch", "shutting_down", b"shutting_down"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "broker_epoch", b"broker_epoch", "feature_level", b"feature_level", "fenced", b"fenced", "id", b"id", "incarnation", b"incarnation", "kafka_address", b"kafka_address", "served_epoch", b"served_epoch", "shutting_down", b"shutting_down"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -36,6 +36,7 @@ class Register(_message.Message):
     KNOWN_VERSION_FIELD_NUMBER: _builtins.int
     KNOWN_LINEAGE_ID_FIELD_NUMBER: _builtins.int
     KAFKA_ADDRESS_FIELD_NUMBER: _builtins.int
+    FEATURE_LEVEL_FIELD_NUMBER: _builtins.int
     OLDEST_LINEAGE_ID_FIELD_NUMBER: _builtins.int
     broker_id: _builtins.int
     incarnation: _builtins.str
@@ -55,6 +56,8 @@ class Register(_message.Message):
     """the lineage of that version; 0: unknown"""
     kafka_address: _builtins.str
     """host:port for Kafka's clients; empty: it serves none"""
+    feature_level: _builtins.int
+    """what this process can do; 0: it is of a version before there was this"""
     oldest_lineage_id: _builtins.int
     """the oldest lineage in the history that this folder's broker holds; 0: it holds none"""
     @_builtins.property
@@ -75,11 +78,12 @@ class Register(_message.Message):
         known_version: _builtins.int = ...,
         known_lineage_id: _builtins.int = ...,
         kafka_address: _builtins.str = ...,
+        feature_level: _builtins.int = ...,
         oldest_lineage_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "broker_id", b"broker_id", "cluster_id", b"cluster_id", "damaged_replicas", b"damaged_replicas", "folder_epoch", b"folder_epoch", "folder_is_copy", b"folder_is_copy", "incarnation", b"incarnation", "kafka_address", b"kafka_address", "known_lineage_id", b"known_lineage_id", "known_version", b"known_version", "may_have_lost_tail", b"may_have_lost_tail", "oldest_lineage_id", b"oldest_lineage_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "broker_id", b"broker_id", "cluster_id", b"cluster_id", "damaged_replicas", b"damaged_replicas", "feature_level", b"feature_level", "folder_epoch", b"folder_epoch", "folder_is_copy", b"folder_is_copy", "incarnation", b"incarnation", "kafka_address", b"kafka_address", "known_lineage_id", b"known_lineage_id", "known_version", b"known_version", "may_have_lost_tail", b"may_have_lost_tail", "oldest_lineage_id", b"oldest_lineage_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
