@@ -19,7 +19,9 @@ from fencepost_testing.ports import PortReservation, reserve_ports
 from fencepost_testing.waiting import until_sync
 
 ETCD = shutil.which("etcd")
+ETCDCTL = shutil.which("etcdctl")
 NO_ETCD = "etcd is not installed (apt-get install etcd-server)"
+NO_ETCDCTL = "etcd or etcdctl is not installed (apt-get install etcd-server etcd-client)"
 WAIT_S = 30.0
 
 
@@ -68,6 +70,11 @@ class Process:
             self.kill()
 
 
+def wait_serves(process: Process, times: int = 1) -> None:
+    """`times`: that it has been started."""
+    until_sync(lambda: len(process.lines("ready to serve")) >= times, f"{process.name} serves", WAIT_S)
+
+
 def logged_at(line: str) -> float:
     """When a line of a controller's or broker's log was written, in seconds of the wall clock."""
     return time.mktime(time.strptime(line[:19], "%Y-%m-%d %H:%M:%S")) + int(line[20:23]) / 1000
@@ -83,6 +90,7 @@ class Processes:
     controllers: list[Process] = field(default_factory=list)
     brokers: list[Process] = field(default_factory=list)
     endpoints: list[str] = field(default_factory=list)
+    peers: str = ""  # etcd's initial cluster
     controller_addresses: list[str] = field(default_factory=list)
     broker_addresses: list[str] = field(default_factory=list)
     _ports: list[PortReservation] = field(default_factory=list)
@@ -92,30 +100,42 @@ class Processes:
         self._ports.append(reservation)
         return reservation.port
 
-    def _free_port(self) -> int:
+    def free_port(self) -> int:
         """For a program that does not share a reserved port: likely to stay free."""
         reservation = PortReservation()
         reservation.release()
         return reservation.port
 
-    def start_etcd(self, members: int) -> None:
-        assert ETCD is not None
-        ports = [(self._free_port(), self._free_port()) for _ in range(members)]
-        cluster = ",".join(f"n{i}=http://127.0.0.1:{peer}" for i, (_, peer) in enumerate(ports))
-        for i, (client, peer) in enumerate(ports):
-            folder = self.folder / f"etcd-{i}"
-            command = [
-                ETCD, "--name", f"n{i}", "--data-dir", str(folder / "data"),
-                "--listen-client-urls", f"http://127.0.0.1:{client}",
-                "--advertise-client-urls", f"http://127.0.0.1:{client}",
-                "--listen-peer-urls", f"http://127.0.0.1:{peer}",
-                "--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}",
-                "--initial-cluster", cluster, "--initial-cluster-state", "new",
-            ]  # fmt: skip
-            self.etcd.append(self._add(Process(f"etcd-{i}", folder, command)))
-            self.endpoints.append(f"127.0.0.1:{client}")
+    def start_etcd(self, members: int, *options: str, scheme: str = "http") -> None:
+        """With `options` of etcd; `scheme`: for its clients."""
+        ports = [(self.free_port(), self.free_port()) for _ in range(members)]
+        peers = ",".join(f"n{i}=http://127.0.0.1:{peer}" for i, (_, peer) in enumerate(ports))
+        for client, peer in ports:
+            self._add_etcd(f"{scheme}://127.0.0.1:{client}", peer, peers, *options)
         for process in self.etcd:
-            until_sync(lambda process=process: process.lines("ready to serve"), f"{process.name} serves", WAIT_S)  # type: ignore[misc]
+            wait_serves(process)
+
+    def start_new_member(self, peers: str, peer: int) -> None:
+        """One more, which `etcdctl member add` has announced; `peers`: the initial cluster that it printed."""
+        self._add_etcd(f"http://127.0.0.1:{self.free_port()}", peer, peers, "--initial-cluster-state", "existing")
+        wait_serves(self.etcd[-1])
+
+    def _add_etcd(self, url: str, peer: int, peers: str, *options: str) -> None:
+        """`url`: for its clients; `peers`: the initial cluster."""
+        assert ETCD is not None
+        name = f"n{len(self.etcd)}"
+        folder = self.folder / f"etcd-{name}"
+        command = [
+            ETCD, "--name", name, "--data-dir", str(folder / "data"),
+            "--listen-client-urls", url, "--advertise-client-urls", url,
+            "--listen-peer-urls", f"http://127.0.0.1:{peer}",
+            "--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}",
+            "--initial-cluster", peers, *options,
+        ]  # fmt: skip
+        process = self._add(Process(f"etcd-{name}", folder, command))
+        self.etcd.append(process)
+        self.endpoints.append(url.partition("://")[2])
+        self.peers = peers
 
     def start_controllers(self, count: int, **settings: int | str) -> None:
         for number in range(1, count + 1):
