@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,15 +122,18 @@ async def check_access(endpoint: str, ca: bytes, certificate: bytes, key: bytes)
             await client.close()
         return "done"
 
-    def access(password: str = "secret", ca: bytes | None = ca, **certificate: bytes) -> EtcdAccess:
-        return EtcdAccess((endpoint,), ca, user="fencepost", password=password, **certificate)
+    def access(password: str = "secret") -> EtcdAccess:
+        return EtcdAccess((endpoint,), ca, certificate, key, user="fencepost", password=password)
 
-    mine = {"certificate": certificate, "private_key": key}
-    assert await outcome(access(**mine), b"/fencepost/test/a") == "done"
-    assert "permission denied" in await outcome(access(**mine), b"/another/a")
-    assert "authentication failed" in await outcome(access("wrong", **mine), b"/fencepost/test/a")
-    assert "unreachable" in await outcome(access(), b"/fencepost/test/a"), "without a certificate"
-    assert "unreachable" in await outcome(access(ca=None), b"/fencepost/test/a"), "without TLS"
+    assert await outcome(access(), b"/fencepost/test/a") == "done"
+    assert "permission denied" in await outcome(access(), b"/another/a")
+    assert "authentication failed" in await outcome(access("wrong"), b"/fencepost/test/a")
+    assert "unreachable" in await outcome(
+        replace(access(), certificate=None, private_key=None), b"/fencepost/test/a"
+    ), "without a certificate"
+    assert "unreachable" in await outcome(
+        replace(access(), ca=None, certificate=None, private_key=None), b"/fencepost/test/a"
+    ), "without TLS"
 
 
 # ---- A member is lost ----
