@@ -411,8 +411,8 @@ class AdminClient:
 
         An unclean election may lose acknowledged records: those that the new leader does not hold. `leader` (unclean
         only): which broker, or which of `unclean_candidates`, which is then elected only if it has not restarted since;
-        None: the best of them. Raises ElectionNotNeeded, PreferredLeaderNotAvailable, EligibleLeadersNotAvailable,
-        UnknownTopicOrPartition.
+        None: the best of them. Raises ElectionNotNeeded (also where another broker has come to lead after an answer was
+        lost), PreferredLeaderNotAvailable, EligibleLeadersNotAvailable, UnknownTopicOrPartition.
         """
         request = controller_pb2.ElectLeaderRequest(topic_name=topic, partition=partition, unclean=unclean)
         if unclean:
@@ -426,7 +426,12 @@ class AdminClient:
                 )
             else:
                 request.leader, request.leader_broker_epoch = leader.broker_id, leader.broker_epoch
-        await self._controller.change(lambda admin: admin.ElectLeader, request, ElectionNotNeeded)
+
+        def is_so(image: MetadataImage) -> bool:
+            found = image.partitions.get((image.topic_ids.get(topic, ""), partition))
+            return not unclean or (found is not None and found.leader == request.leader)
+
+        await self._controller.change(lambda admin: admin.ElectLeader, request, ElectionNotNeeded, is_so)
 
     async def unclean_candidates(self, topic: str, partition: int) -> list[ElectionCandidate]:
         """Every replica of a partition without a leader, and how much of the log its broker says that it holds: the best

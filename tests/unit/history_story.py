@@ -87,9 +87,17 @@ class Story:
 
     def elect(self, kept_end: int, log_end: int, outcome: str = "ok", partition: int = 0) -> None:
         """Ordered, and then told of: ok, fail, info."""
+        order = self.order(kept_end, log_end, partition)
+        self.told(order, outcome)
+
+    def order(self, kept_end: int, log_end: int, partition: int = 0) -> Operation:
+        """An election, of which nothing is told yet."""
         self._ids["operator"] = self._ids.get("operator", 0) + 1
         order = Operation("operator", 0, "invoke", "elect", self._ids["operator"], TOPIC, partition)
         self.add(order._replace(start_offset=kept_end, end_offset=log_end))
+        return order
+
+    def told(self, order: Operation, outcome: str) -> None:
         self.add(order._replace(type=cast(OperationType, outcome)))
 
     # ---- Judgement ----

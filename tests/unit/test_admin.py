@@ -346,6 +346,24 @@ def test_reassignments_are_begun_listed_and_cancelled() -> None:
     scenario(test)
 
 
+def test_after_a_lost_answer_an_unclean_election_is_done_only_where_that_broker_leads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(controller_requests, "VISIBLE_TIMEOUT_S", 0.1)
+
+    async def test(fake: FakeCluster, controller: Controller, admin: AdminClient) -> None:
+        topic_id = (await admin.create_topic("orders", partitions=1, replication_factor=3)).topic_id
+        fake.elect((topic_id, 0), -1)
+        controller.lose = 1
+        await admin.elect_leader("orders", 0, unclean=True, leader=3)
+        fake.elect((topic_id, 0), 2)  # a replica with everything is back, while the request is under way
+        controller.refuse = [errors.ElectionNotNeeded("broker 2 leads"), errors.NotController("not there")]
+        with pytest.raises(errors.ElectionNotNeeded, match="broker 2 leads"):
+            await admin.elect_leader("orders", 0, unclean=True, leader=3)
+
+    scenario(test)
+
+
 def test_elections_are_for_the_preferred_leader_or_unclean_for_a_named_one() -> None:
     async def test(fake: FakeCluster, controller: Controller, admin: AdminClient) -> None:
         topic_id = (await admin.create_topic("orders", partitions=1, replication_factor=3)).topic_id

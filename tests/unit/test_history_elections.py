@@ -169,6 +169,21 @@ def test_a_consumer_that_has_read_what_is_gone_goes_back(goes_back: bool) -> Non
     assert story.found() == ({} if goes_back else {Anomaly.POLL_SKIP: 1})
 
 
+@pytest.mark.parametrize("outcome", ["ok", "info", "fail"])
+def test_a_consumer_that_goes_on_while_an_order_is_under_way_is_judged_by_what_comes_of_it(outcome: str) -> None:
+    """Its answer may be lost; and a replica that has everything may be back, and lead, before it is carried out."""
+    story = Story()
+    story.acked(*(f"a{n}" for n in range(7)))
+    story.poll(0, *(f"a{n}" for n in range(7)))
+    order = story.order(5, 5)
+    story.acked("b0", start=7)
+    story.poll(7, "b0")
+    story.told(order, outcome)
+    if outcome != "ok":
+        story.final(0, *(f"a{n}" for n in range(7)), "b0")
+    assert story.found() == ({Anomaly.POLL_SKIP: 1} if outcome == "ok" else {})
+
+
 def test_without_a_final_read_what_may_be_lost_is_not_missed() -> None:
     story = ten_of_which_five_are_lost()
     story.poll(0, "a0", "a1", "a2", "a3", "a4", "b0", "b1")

@@ -286,10 +286,13 @@ class HistoryCheck:
                 "or has been completed before"
             )
         election = found[1]
+        election.is_open = False
         if operation.type == "fail":
             self._not_elected(log, election)
-        else:
-            election.completed = operation.type == "ok"
+        elif operation.type == "ok":
+            election.completed = True
+            for text, lines, offset in election.went_on:
+                self._findings.add(Anomaly.POLL_SKIP, text, lines, (offset,))
 
     def _not_elected(self, log: PartitionLog, election: Election) -> None:
         """What stood there still does."""
@@ -327,7 +330,11 @@ class HistoryCheck:
             f"{reading.log.name}: {operation.process} had read to offset {reading.end_offset - 1} what an unclean election "
             f"took, and goes on at offset {offset} in the elected log without going back"
         )
-        self._findings.add(Anomaly.POLL_SKIP, text, (reading.overruled, reading.last_line, self.lines), (offset,))
+        election, lines = reading.log.elections.of_line(reading.overruled), (reading.last_line, self.lines)
+        if election.completed:
+            self._findings.add(Anomaly.POLL_SKIP, text, (election.line, *lines), (offset,))
+        elif election.is_open:
+            election.went_on.append((text, (election.line, *lines), offset))
         reading.overruled = 0
 
     # ---- What one line shows ----

@@ -28,9 +28,12 @@ class Election:
     line: int  # of the order
     kept_end_offset: int  # nothing below it is lost
     log_end_offset: int  # everything acknowledged before the order, from here on, is lost
+    is_open: bool = True  # it has no outcome yet
     completed: bool = False  # and not of unknown outcome
     # (offset, value) that stood at `kept_end_offset` and above
     before: list[tuple[int, int]] = field(default_factory=list)
+    # Readers that did not go back before it had an outcome: (words, lines, offset). Findings, if it was carried out.
+    went_on: list[tuple[str, tuple[int, int, int], int]] = field(default_factory=list)
 
 
 class Elections:
@@ -51,6 +54,9 @@ class Elections:
     def remove(self, election: Election) -> None:
         """It certainly was not carried out."""
         self._elections.remove(election)
+
+    def of_line(self, line: int) -> Election:
+        return next(election for election in self._elections if election.line == line)
 
     def may_take(self, offset: int, invoked: int) -> bool:
         """Whether a record that stood at `offset` (-1: not known), sent in line `invoked`, may be gone from there."""
