@@ -343,6 +343,12 @@ class SimCluster:
             await asyncio.sleep(0.05)
         return elected[0] if elected else -1
 
+    def lose_time(self, node: str, seconds: float) -> None:
+        """That controller's clock falls behind: its lease looks longer to it than it is."""
+        candidacy = self.controllers[node]._candidacy if self.runs(node) and node in self.controllers else None
+        if candidacy is not None:
+            candidacy._lease._expires_at += seconds
+
     def can_stop(self, node: str) -> bool:
         """Its component runs, and no one has asked it to stop yet."""
         return node in self._stop_asked and not self._stop_asked[node].is_set()

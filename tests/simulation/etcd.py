@@ -127,6 +127,11 @@ class SimEtcd:
         for member in self.members.values():
             member.late_requests, member.late_s = count, self.random.random() * LATE_S
 
+    def gain(self, seconds: float) -> None:
+        """The clock by which leases end goes ahead."""
+        for lease in self.cluster.leases.values():
+            lease.expires_at -= seconds
+
     def heal(self) -> None:
         for member in self.members.values():
             member.lost_answers = member.late_requests = 0

@@ -132,6 +132,9 @@ class Nemesis:
             "isolate etcd": (3, self.isolate_etcd),
             "etcd loses answers": (4, self.etcd_loses_answers),
             "etcd is late": (4, self.etcd_is_late),
+            "most of etcd away": (2, self.most_of_etcd_away),
+            "etcd's clock is fast": (3, self.etcd_clock_is_fast),
+            "controller's clock is slow": (3, self.controller_clock_is_slow),
         }
 
     def only(self, kinds: tuple[str, ...]) -> None:
@@ -351,6 +354,27 @@ class Nemesis:
         self.world.tell("nemesis", "has etcd carry requests out after an error")
         assert self.cluster.etcd is not None
         self.cluster.etcd.be_late(self.random.randint(1, 2))
+
+    async def most_of_etcd_away(self) -> None:
+        """Nothing is committed meanwhile, and no lease ends."""
+        nodes = self.random.sample(self.cluster.etcd_nodes, 2)
+        self.world.tell("nemesis", f"kills {nodes[0]} and {nodes[1]}")
+        for node in nodes:
+            self.world.kill(node)
+        await asyncio.gather(*map(self.down, nodes))
+
+    async def etcd_clock_is_fast(self) -> None:
+        """Leases end before their time, by the clocks of those that hold them."""
+        fast_s = self.random.uniform(0.2, 3.0)
+        self.world.tell("nemesis", f"has etcd's clock gain {fast_s:.1f} s")
+        assert self.cluster.etcd is not None
+        self.cluster.etcd.gain(fast_s)
+
+    async def controller_clock_is_slow(self) -> None:
+        """It takes its lease for longer than it is, as one does whose machine stood still without its clock's knowing."""
+        node, slow_s = self._controller(), self.random.uniform(0.2, 5.0)
+        self.world.tell("nemesis", f"has the clock of {node} lose {slow_s:.1f} s")
+        self.cluster.lose_time(node, slow_s)
 
     async def kill_producer(self) -> None:
         app = self.random.choice(self.apps)

@@ -25,6 +25,9 @@ OF_CONTROLLERS = (
     "isolate etcd",
     "etcd loses answers",
     "etcd is late",
+    "most of etcd away",
+    "etcd's clock is fast",
+    "controller's clock is slow",
 )
 
 
