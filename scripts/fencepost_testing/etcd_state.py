@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import grpc
 
-from fencepost_testing.member import Settings
+from fencepost_testing.member import ACTIVE_CONTROLLER, CONTROLLER, Member, Node, Settings, is_etcd, numbered
 
 LOOK_TIMEOUT_S: Final = 1.0
 _PREFIX_SETTING: Final = "etcd_prefix"
@@ -75,6 +75,15 @@ async def read_etcd(addresses: Mapping[str, str], settings: Settings, timeout_s:
         if revision > newest:
             newest, state.active = revision, active
     return state
+
+
+async def who_decides(members: Mapping[Node, Member], settings: Settings, target: str) -> Node | None:
+    """Of a cluster with etcd, ACTIVE_CONTROLLER or ETCD_LEADER: a process that runs. None: there is none now."""
+    state = await read_etcd({str(node): member.address for node, member in members.items() if is_etcd(node)}, settings)
+    found: Node | None = state.leader
+    if target == ACTIVE_CONTROLLER:
+        found = None if state.active is None else numbered(CONTROLLER, state.active.controller_id)
+    return found if found is not None and found in members and members[found].running() else None
 
 
 async def _ask(address: str, keys: Any, timeout_s: float) -> tuple[MemberHealth, int, ActiveController | None] | None:

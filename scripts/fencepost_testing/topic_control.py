@@ -37,7 +37,6 @@ from fencepost_testing.member import (
     ClusterError,
     Node,
     name_of,
-    numbered,
 )
 from fencepost_testing.waiting import NotInTime, until
 
@@ -231,16 +230,10 @@ async def _deciding(cluster: ClusterFolder, target: str, timeout_s: float) -> No
         if target == ACTIVE_CONTROLLER:
             return CONTROLLER
         raise ClusterError(f"{target}: this cluster has one controller and no etcd")
-    from fencepost_testing.etcd_state import read_etcd
+    from fencepost_testing.etcd_state import who_decides
 
     async def look() -> Node | None:
-        state = await read_etcd(
-            {str(node): cluster.member(node).address for node in cluster.etcd}, cluster.controller_overrides
-        )
-        found: Node | None = state.leader
-        if target == ACTIVE_CONTROLLER:
-            found = None if state.active is None else numbered(CONTROLLER, state.active.controller_id)
-        return found if found is not None and cluster.running(found) else None
+        return await who_decides(cluster.members, cluster.controller_overrides, target)
 
     return await until(look, f"{target} runs", timeout_s, poll_s=POLL_S, error=_explained(cluster))
 

@@ -167,13 +167,19 @@ def replace_member(group: Processes) -> None:
     """The third, whose machine is lost, by another one."""
     lost = group.etcd[2]
     lost.kill()
-    (number,) = [line.split(",")[0] for line in etcdctl(group, "member", "list").splitlines() if ", n2," in line]
-    etcdctl(group, "member", "remove", number)
+
+    def is_removed() -> bool:
+        listed = etcdctl(group, "member", "list", may_fail=True).splitlines()
+        for number in [line.split(",")[0] for line in listed if ", n2," in line]:
+            etcdctl(group, "member", "remove", number, may_fail=True)
+            return False
+        return bool(listed)
+
+    until_sync(is_removed, "etcd has a leader again, if the lost one led, and lets it go", WAIT_S)
     peer = group.free_port()
     words = ("member", "add", "n3", f"--peer-urls=http://127.0.0.1:{peer}")
     what = "etcd takes another member: the others have been connected for 5 s"
     added = until_sync(lambda: etcdctl(group, *words, may_fail=True), what, WAIT_S)
-    assert added is not None
     (peers,) = [line.split('"')[1] for line in added.splitlines() if line.startswith("ETCD_INITIAL_CLUSTER=")]
     group.start_new_member(peers, peer)
 

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +95,14 @@ def test_tables_are_folded_on_a_narrow_terminal_and_nothing_is_cut() -> None:
 
 
 def status_with(partition: PartitionStatus, cluster_id: str = "c") -> ClusterStatus:
-    return ClusterStatus(cluster_id, [ProcessStatus("broker 1", "127.0.0.1:1", "running")], [partition])
+    broker = ProcessStatus("broker 1", "127.0.0.1:1", "running")
+    return ClusterStatus(cluster_id, [broker], [partition], active_controller="controller")
 
 
 def test_a_cluster_is_healthy_only_where_a_broker_answers_and_every_replica_can_be_served() -> None:
     led = PartitionStatus("orders", 0, 1, 0, [1], [1])
     assert status_with(led).healthy
+    assert not replace(status_with(led), active_controller="").healthy
     assert not status_with(led, cluster_id="").healthy
     assert not status_with(PartitionStatus("orders", 0, -1, 1, [1], [1])).healthy
     assert not status_with(PartitionStatus("orders", 0, 1, 0, [1, 2], [1], failures={2: "no space"})).healthy
