@@ -41,7 +41,7 @@ from fencepost_testing.chaos.view import View
 from fencepost_testing.local_cluster import AsyncLocalCluster, ClusterError, Node
 from fencepost_testing.member import ACTIVE_CONTROLLER, folder_of, is_etcd
 from fencepost_testing.member import ETCD_LEADER as MEMBER_ETCD_LEADER
-from fencepost_testing.waiting import until
+from fencepost_testing.waiting import NotInTime, until
 
 RESTART_TIMEOUT_S = 60.0
 MOVE_TIMEOUT_S = 5.0  # for the controller to take it up
@@ -401,7 +401,7 @@ class Executor:
         target = ACTIVE_CONTROLLER if role == CONTROLLER else MEMBER_ETCD_LEADER
         try:
             return party_of(await self._cluster.resolve(target, timeout_s=ROLE_TIMEOUT_S))
-        except ClusterError as error:
+        except (ClusterError, NotInTime) as error:
             raise SkippedFault(str(error)) from error
 
 
