@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 HIGH_WATER_BYTES = 64 * 1024
 SPLIT = 0.1  # of the writes arrive in two pieces
+SYN_AGAIN_S = 1.0  # after which a connection is asked for again; each time twice as long
 _END = object()  # of the stream, as an item of a pipe
 
 
@@ -294,8 +295,10 @@ class ByteStreams:
             else:
                 answered.set_result(transport)
 
-        def arrived() -> None:
-            if node_of(address) in network.dark_nodes:
+        def arrived(again_s: float = SYN_AGAIN_S) -> None:
+            if node_of(address) in network.dark_nodes:  # as TCP does, until the caller gives up
+                if not answered.done() and process.alive:
+                    network.loop.call_later(again_s, lambda: there.send(lambda: arrived(2 * again_s)))
                 return
             server = network.byte_listeners.get(address)
             if not process.alive:
