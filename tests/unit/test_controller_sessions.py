@@ -783,7 +783,9 @@ async def test_a_failed_replica_is_not_forgotten_where_the_session_breaks_before
 async def test_a_replica_that_recovers_while_the_controller_is_away_leads_under_the_next_one(tmp_path: Path) -> None:
     store = SqliteStore(str(tmp_path / "store"))
     async with AsyncExitStack() as stack:
-        async with running(store) as controller, cluster(controller) as brokers:
+        async with running(store) as controller:
+            # Its brokers outlive it: a probe that is under way when it stops finds them.
+            brokers = await stack.enter_async_context(cluster(controller))
             one = await brokers.new(1)
             stack.push_async_callback(one.killed)
             await one.connect(controller)
