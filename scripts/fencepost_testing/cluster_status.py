@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from fencepost_testing.cluster_folder import ClusterFolder
-from fencepost_testing.member import CONTROLLER, Member, is_controller, is_etcd, name_of, numbered
+from fencepost_testing.member import CONTROLLER, Member, is_etcd, name_of
 
 if TYPE_CHECKING:
     from fencepost_proto.protocol.metadata import MetadataImage
@@ -33,9 +33,7 @@ class ProcessStatus:
     cpu_percent: float = 0.0
     broker_id: int | None = None  # None: a controller, or a member of etcd
     kafka_address: str = ""
-    role: str = (
-        ""  # of several controllers: active or standby; of etcd's members: leader or follower; empty: it is not known
-    )
+    role: str = ""  # of several controllers: active, standby; of etcd's members: leader, follower; empty: not known
     trouble: str = ""  # of a member of etcd that runs: why it does not serve
     etcd_version: str = ""
     etcd_size_bytes: int = 0  # of its database
@@ -157,17 +155,9 @@ async def read_status(cluster: ClusterFolder) -> ClusterStatus:
 
 async def read_roles(cluster: ClusterFolder) -> dict[str, str]:
     """By process: the role of each controller and each member of etcd. Of a cluster with etcd."""
-    roles = dict.fromkeys(map(str, (*cluster.controllers, *cluster.etcd)), "")
     etcd = await _etcd_state(cluster)
     assert etcd is not None
-    for node in cluster.etcd:
-        if health := etcd.members.get(str(node)):
-            roles[str(node)] = health.role
-    active = _active(cluster, etcd)
-    for node in cluster.controllers:
-        if active and cluster.running(node):
-            roles[str(node)] = "active" if node == active else "standby"
-    return roles
+    return _roles(cluster, etcd)
 
 
 async def _etcd_state(cluster: ClusterFolder) -> EtcdState | None:
@@ -176,27 +166,30 @@ async def _etcd_state(cluster: ClusterFolder) -> EtcdState | None:
         return None
     from fencepost_testing.etcd_state import read_etcd
 
-    addresses = {str(node): cluster.member(node).address for node in cluster.etcd if cluster.running(node)}
-    return await read_etcd(addresses, cluster.controller_overrides, _ANSWER_TIMEOUT_S)
+    return await read_etcd(cluster.members, cluster.controller_overrides, _ANSWER_TIMEOUT_S)
 
 
-def _active(cluster: ClusterFolder, etcd: EtcdState) -> str:
-    """The controller that holds the leader key, and runs; empty: none does."""
-    holder = "" if etcd.active is None else numbered(CONTROLLER, etcd.active.controller_id)
-    return holder if holder in cluster.members and cluster.running(holder) else ""
+def _roles(cluster: ClusterFolder, etcd: EtcdState) -> dict[str, str]:
+    """As `read_roles` has them; empty where a process does not run, or its role is not known."""
+    roles = {str(node): health.role if (health := etcd.members.get(str(node))) else "" for node in cluster.etcd}
+    active = etcd.active_controller(cluster.members)
+    for node in cluster.controllers:
+        is_known = active is not None and cluster.running(node)
+        roles[str(node)] = ("active" if node == active else "standby") if is_known else ""
+    return roles
 
 
 def _add_etcd(status: ClusterStatus, cluster: ClusterFolder, etcd: EtcdState) -> None:
     """Who is active, and how etcd's members are."""
-    status.active_controller = _active(cluster, etcd)
+    status.active_controller = etcd.active_controller(cluster.members) or ""
     if status.active_controller and etcd.active is not None:
         status.controller_epoch = etcd.active.epoch
+    roles = _roles(cluster, etcd)
     for process in status.processes:
         if process.state == "down":
             continue
-        if is_controller(process.name) and status.active_controller:
-            process.role = "active" if process.name == status.active_controller else "standby"
-        elif is_etcd(process.name):
+        process.role = roles.get(process.name, "")
+        if is_etcd(process.name):
             _add_health(process, etcd.members.get(process.name))
 
 
@@ -204,7 +197,7 @@ def _add_health(process: ProcessStatus, health: MemberHealth | None) -> None:
     if health is None:
         process.trouble = "it does not answer"
         return
-    process.role, process.trouble = health.role, health.trouble
+    process.trouble = health.trouble
     process.etcd_version, process.etcd_size_bytes = health.version, health.size_bytes
 
 

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import grpc
 
-from fencepost_testing.member import ACTIVE_CONTROLLER, CONTROLLER, Member, Node, Settings, is_etcd, numbered
+from fencepost_testing.member import (
+    ACTIVE_CONTROLLER,
+    CONTROLLER,
+    POLL_S,
+    ClusterError,
+    Member,
+    Node,
+    Settings,
+    is_etcd,
+    numbered,
+)
+from fencepost_testing.waiting import until
 
 LOOK_TIMEOUT_S: Final = 1.0
 _PREFIX_SETTING: Final = "etcd_prefix"
@@ -56,18 +67,24 @@ class EtcdState:
         """The member that leads, as it says itself."""
         return next((name for name, health in self.members.items() if health.leads), None)
 
+    def active_controller(self, members: Mapping[Node, Member]) -> str | None:
+        """The controller that holds the leader key, if it runs."""
+        holder = "" if self.active is None else numbered(CONTROLLER, self.active.controller_id)
+        return holder if holder in members and members[holder].running() else None
 
-async def read_etcd(addresses: Mapping[str, str], settings: Settings, timeout_s: float = LOOK_TIMEOUT_S) -> EtcdState:
-    """Ask all members, by their names, at the same time, each for what it has itself: so a member that is cut off from the
-    others answers too. `settings`: the controllers'."""
+
+async def read_etcd(members: Mapping[Node, Member], settings: Settings, timeout_s: float = LOOK_TIMEOUT_S) -> EtcdState:
+    """Ask all of etcd's members that run, at the same time, each for what it has itself: so a member that is cut off from
+    the others answers too. `members`: of the whole cluster; `settings`: the controllers'."""
     from fencepost_controller.config import ControllerConfig
     from fencepost_controller.store.etcd.layout import Keys
 
     prefix = settings.get(_PREFIX_SETTING, ControllerConfig.__dataclass_fields__[_PREFIX_SETTING].default)
     keys = Keys(str(prefix).encode())
-    answers = await asyncio.gather(*(_ask(address, keys, timeout_s) for address in addresses.values()))
+    asked = {str(node): member.address for node, member in members.items() if is_etcd(node) and member.running()}
+    answers = await asyncio.gather(*(_ask(address, keys, timeout_s) for address in asked.values()))
     state, newest = EtcdState(), -1
-    for name, answer in zip(addresses, answers, strict=True):
+    for name, answer in zip(asked, answers, strict=True):
         if answer is None:
             continue
         health, revision, active = answer
@@ -77,13 +94,25 @@ async def read_etcd(addresses: Mapping[str, str], settings: Settings, timeout_s:
     return state
 
 
-async def who_decides(members: Mapping[Node, Member], settings: Settings, target: str) -> Node | None:
-    """Of a cluster with etcd, ACTIVE_CONTROLLER or ETCD_LEADER: a process that runs. None: there is none now."""
-    state = await read_etcd({str(node): member.address for node, member in members.items() if is_etcd(node)}, settings)
-    found: Node | None = state.leader
-    if target == ACTIVE_CONTROLLER:
-        found = None if state.active is None else numbered(CONTROLLER, state.active.controller_id)
-    return found if found is not None and found in members and members[found].running() else None
+async def wait_decides(
+    members: Mapping[Node, Member],
+    settings: Settings,
+    target: str,
+    timeout_s: float,
+    late: Callable[[str], Exception],
+) -> Node:
+    """ACTIVE_CONTROLLER or ETCD_LEADER: a process that runs, once there is one. Raises ClusterError where the cluster has
+    no etcd that could have a leader, and what `late` makes of the message."""
+    if not any(map(is_etcd, members)):
+        if target == ACTIVE_CONTROLLER:
+            return CONTROLLER
+        raise ClusterError(f"{target}: this cluster has one controller and no etcd")
+
+    async def look() -> Node | None:
+        state = await read_etcd(members, settings)
+        return state.active_controller(members) if target == ACTIVE_CONTROLLER else state.leader
+
+    return await until(look, f"{target} runs", timeout_s, poll_s=POLL_S, error=late)
 
 
 async def _ask(address: str, keys: Any, timeout_s: float) -> tuple[MemberHealth, int, ActiveController | None] | None:

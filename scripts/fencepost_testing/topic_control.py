@@ -32,7 +32,6 @@ from fencepost_testing.cluster_folder import ClusterFolder
 from fencepost_testing.kafka_request import NoAnswer, ask_broker, prepare
 from fencepost_testing.member import (
     ACTIVE_CONTROLLER,
-    CONTROLLER,
     ETCD_LEADER,
     ClusterError,
     Node,
@@ -220,22 +219,11 @@ async def resolve(cluster: ClusterFolder, target: Target, timeout_s: float) -> N
     if isinstance(target, tuple):
         return await leader(cluster, *target, timeout_s)
     if target in (ACTIVE_CONTROLLER, ETCD_LEADER):
-        return await _deciding(cluster, str(target), timeout_s)
+        from fencepost_testing.etcd_state import wait_decides
+
+        settings = cluster.controller_overrides
+        return await wait_decides(cluster.members, settings, str(target), timeout_s, _explained(cluster))
     return cluster.member(target).node
-
-
-async def _deciding(cluster: ClusterFolder, target: str, timeout_s: float) -> Node:
-    """The active controller or etcd's leader: one that runs, once there is one."""
-    if not cluster.has_etcd:
-        if target == ACTIVE_CONTROLLER:
-            return CONTROLLER
-        raise ClusterError(f"{target}: this cluster has one controller and no etcd")
-    from fencepost_testing.etcd_state import who_decides
-
-    async def look() -> Node | None:
-        return await who_decides(cluster.members, cluster.controller_overrides, target)
-
-    return await until(look, f"{target} runs", timeout_s, poll_s=POLL_S, error=_explained(cluster))
 
 
 async def wait_in_sync(cluster: ClusterFolder, topic: str | None, timeout_s: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +27,7 @@ from fencepost_testing.member import (
     is_etcd,
     target_of,
 )
-from fencepost_testing.waiting import NotInTime, until, until_sync
+from fencepost_testing.waiting import NotInTime, until_sync
 
 TOPIC_TIMEOUT_S: Final = 2.0  # for a topic that was just created to be on a broker's disk
 METADATA_TIMEOUT_S: Final = 2.0
@@ -87,30 +87,18 @@ class KnownCluster:
         """A controller, or a member of etcd."""
         members = self.members()
         if name in (ACTIVE_CONTROLLER, ETCD_LEADER):
-            return self._deciding(name, members)
+            from fencepost_testing.background_loop import run_in_background
+            from fencepost_testing.etcd_state import wait_decides
+
+            settings = ClusterFile.read(self.directory).controller_overrides
+            try:
+                return run_in_background(wait_decides(members, settings, name, METADATA_TIMEOUT_S, FaultError))
+            except ClusterError as error:
+                raise FaultError(str(error)) from error
         if name not in members:
             known = ", ".join(str(node) for node in members if not isinstance(node, int))
             raise FaultError(f"no {name} in this cluster: besides brokers it has {known}")
         return name
-
-    def _deciding(self, name: str, members: Mapping[Node, Member]) -> Node:
-        """The active controller, or etcd's leader."""
-        if not any(map(is_etcd, members)):
-            if name == ACTIVE_CONTROLLER:
-                return CONTROLLER
-            raise FaultError(f"{name}: this cluster has one controller and no etcd")
-        from fencepost_testing.background_loop import run_in_background
-        from fencepost_testing.etcd_state import who_decides
-
-        settings = ClusterFile.read(self.directory).controller_overrides
-
-        async def found() -> Node:
-            async def look() -> Node | None:
-                return await who_decides(members, settings, name)
-
-            return await until(look, f"{name} runs", METADATA_TIMEOUT_S, error=FaultError)
-
-        return run_in_background(found())
 
     def party(self, target: Target) -> str:
         """One end of a link."""
