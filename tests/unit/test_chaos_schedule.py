@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from fencepost_testing.chaos.faults import (
     CONTROLLER,
-    ETCD_LEADER,
     FILL_KINDS,
     FLIP_KINDS,
     MEMBER_KINDS,
@@ -19,6 +18,7 @@ from fencepost_testing.chaos.faults import (
     nemesis_of,
 )
 from fencepost_testing.chaos.schedule import FIRST_FAULT_S, Shape, make_schedule
+from fencepost_testing.member import ETCD_LEADER
 
 
 def shape(

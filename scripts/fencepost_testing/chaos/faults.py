@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 # "controller", "controller-1", "etcd-1", "broker-2", a client's role; or who plays a role at that time: "leader-0", the
-# leader of partition 0, "controller", the active one of several, "etcd-leader".
+# leader of partition 0, "controller", the active one of several, "etcd:leader".
 Party = str
 Link = tuple[Party, Party]  # what the first sends to the second
 
 CONTROLLER = "controller"
-ETCD_LEADER = "etcd-leader"
 
 
 class SkippedFault(Exception):
@@ -96,11 +95,8 @@ ETCD_KINDS = (
     FaultKind.BOUNCE_ETCD_LEADER,
     FaultKind.PAUSE_ETCD_LEADER,
 )
-SEVERAL_KINDS = (
-    *ETCD_KINDS,
-    FaultKind.ISOLATE_CONTROLLER,
-    FaultKind.ISOLATE_ETCD_LEADER,
-)  # of several controllers only
+# Of several controllers only.
+SEVERAL_KINDS = (*ETCD_KINDS, FaultKind.ISOLATE_CONTROLLER, FaultKind.ISOLATE_ETCD_LEADER)
 _CONTROLLER_KINDS = (FaultKind.KILL_CONTROLLER, FaultKind.BOUNCE_CONTROLLER, FaultKind.PAUSE_CONTROLLER)
 NETWORK_KINDS = (
     FaultKind.CUT_ONE_WAY,
@@ -121,6 +117,28 @@ FILL_KINDS = (FaultKind.FILL_DISK, FaultKind.FILL_LEADERS_DISK, FaultKind.FILL_A
 UNCLEAN_KINDS = (FaultKind.UNCLEAN_AFTER_PAUSE, FaultKind.UNCLEAN_AFTER_KILL)
 MEMBER_KINDS = (FaultKind.KILL_MEMBER, FaultKind.PAUSE_MEMBER)
 _CLIENT_KINDS = (FaultKind.KILL_PRODUCER, FaultKind.PAUSE_PRODUCER, FaultKind.TAKE_OVER, FaultKind.PAUSE_CONSUMER)
+
+
+SERVER_KILLS = frozenset(
+    {
+        FaultKind.KILL_BROKER,
+        FaultKind.KILL_LEADER,
+        FaultKind.KILL_TWO_BROKERS,
+        FaultKind.KILL_ALL,
+        FaultKind.KILL_CONTROLLER,
+        FaultKind.KILL_ETCD_MEMBER,
+        FaultKind.KILL_ETCD_LEADER,
+        FaultKind.KILL_MOST_OF_ETCD,
+    }
+)
+BOUNCES = frozenset(
+    {
+        FaultKind.BOUNCE_BROKER,
+        FaultKind.BOUNCE_LEADER,
+        FaultKind.BOUNCE_CONTROLLER,
+        FaultKind.BOUNCE_ETCD_LEADER,
+    }
+)
 
 
 def nemesis_of(kind: FaultKind) -> Nemesis:

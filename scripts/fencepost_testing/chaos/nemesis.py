@@ -21,11 +21,12 @@ from fencepost_testing.chaos.cuts import CuttableNetwork
 from fencepost_testing.chaos.data_folders import copy_folder, put_back
 from fencepost_testing.chaos.disks import Disks
 from fencepost_testing.chaos.faults import (
+    BOUNCES,
     CONTROLLER,
-    ETCD_LEADER,
     FILL_KINDS,
     FLIP_KINDS,
     RESTORE_KINDS,
+    SERVER_KILLS,
     UNCLEAN_KINDS,
     Fault,
     FaultKind,
@@ -39,8 +40,7 @@ from fencepost_testing.chaos.nemesis_log import Happened, NemesisLog
 from fencepost_testing.chaos.unclean import UncleanElections
 from fencepost_testing.chaos.view import View
 from fencepost_testing.local_cluster import AsyncLocalCluster, ClusterError, Node
-from fencepost_testing.member import ACTIVE_CONTROLLER, folder_of, is_etcd
-from fencepost_testing.member import ETCD_LEADER as MEMBER_ETCD_LEADER
+from fencepost_testing.member import ACTIVE_CONTROLLER, ETCD_LEADER, folder_of, is_etcd
 from fencepost_testing.waiting import NotInTime, until
 
 RESTART_TIMEOUT_S = 60.0
@@ -52,22 +52,6 @@ _GUARD_POLL_S = 0.1
 _LATE_S = 0.1  # that a fault may last beyond the run's end: each begins a little late
 _MAX_LINKS_TOLD = 4
 
-_KILLED = {
-    FaultKind.KILL_BROKER,
-    FaultKind.KILL_LEADER,
-    FaultKind.KILL_TWO_BROKERS,
-    FaultKind.KILL_ALL,
-    FaultKind.KILL_CONTROLLER,
-    FaultKind.KILL_ETCD_MEMBER,
-    FaultKind.KILL_ETCD_LEADER,
-    FaultKind.KILL_MOST_OF_ETCD,
-}
-_BOUNCED = {
-    FaultKind.BOUNCE_BROKER,
-    FaultKind.BOUNCE_LEADER,
-    FaultKind.BOUNCE_CONTROLLER,
-    FaultKind.BOUNCE_ETCD_LEADER,
-}
 _PAUSED = {
     FaultKind.PAUSE_BROKER,
     FaultKind.PAUSE_LEADER,
@@ -146,9 +130,9 @@ class Executor:
     async def _carry_out(self, fault: Fault) -> None:
         if fault.links:
             await self._cut(fault)
-        elif fault.kind in _KILLED:
+        elif fault.kind in SERVER_KILLS:
             await self._kill(fault)
-        elif fault.kind in _BOUNCED:
+        elif fault.kind in BOUNCES:
             await self._bounce(fault)
         elif fault.kind in _PAUSED:
             await self._pause(fault)
@@ -398,7 +382,7 @@ class Executor:
 
     async def _playing(self, role: Party) -> Party:
         """The active controller, or the leader of etcd. Raises Skipped where there is none."""
-        target = ACTIVE_CONTROLLER if role == CONTROLLER else MEMBER_ETCD_LEADER
+        target = ACTIVE_CONTROLLER if role == CONTROLLER else role
         try:
             return party_of(await self._cluster.resolve(target, timeout_s=ROLE_TIMEOUT_S))
         except (ClusterError, NotInTime) as error:

@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fencepost_testing.chaos.faults import (
+    BOUNCES,
     CONTROLLER,
-    ETCD_LEADER,
     FILL_KINDS,
     FLIP_KINDS,
     NETWORK_KINDS,
     RESTORE_KINDS,
+    SERVER_KILLS,
     SEVERAL_KINDS,
     UNCLEAN_KINDS,
     Fault,
@@ -33,7 +34,7 @@ from fencepost_testing.chaos.faults import (
     nemesis_of,
 )
 from fencepost_testing.cluster_folder import nodes_of
-from fencepost_testing.member import ETCD, folder_of
+from fencepost_testing.member import ETCD, ETCD_LEADER, folder_of
 
 REPLICATION_FACTOR = 3
 FIRST_FAULT_S = 2.0
@@ -147,7 +148,7 @@ def _deal(kinds: list[FaultKind], rng: random.Random) -> Iterator[FaultKind]:
 
 
 def _duration_s(kind: FaultKind, rng: random.Random) -> float:
-    if kind in _KILLS or kind in _BOUNCES:
+    if kind in _KILLS or kind in BOUNCES:
         return rng.uniform(0.0, 3.0)
     if kind is FaultKind.MOVE_PARTITION or kind in FLIP_KINDS:
         return 0.0  # the request is the fault; a flipped byte stays until it is found
@@ -162,24 +163,7 @@ def _duration_s(kind: FaultKind, rng: random.Random) -> float:
     return rng.choice([rng.uniform(0.2, 1.0), rng.uniform(2.0, 6.0)])  # too short to be noticed, or long enough
 
 
-_KILLS = {
-    FaultKind.KILL_BROKER,
-    FaultKind.KILL_LEADER,
-    FaultKind.KILL_TWO_BROKERS,
-    FaultKind.KILL_ALL,
-    FaultKind.KILL_CONTROLLER,
-    FaultKind.KILL_ETCD_MEMBER,
-    FaultKind.KILL_ETCD_LEADER,
-    FaultKind.KILL_MOST_OF_ETCD,
-    FaultKind.KILL_PRODUCER,
-    FaultKind.KILL_MEMBER,
-}
-_BOUNCES = {
-    FaultKind.BOUNCE_BROKER,
-    FaultKind.BOUNCE_LEADER,
-    FaultKind.BOUNCE_CONTROLLER,
-    FaultKind.BOUNCE_ETCD_LEADER,
-}
+_KILLS = SERVER_KILLS | {FaultKind.KILL_PRODUCER, FaultKind.KILL_MEMBER}
 
 _OF_A_PARTITION = {FaultKind.MOVE_PARTITION, *FLIP_KINDS, *UNCLEAN_KINDS}
 
