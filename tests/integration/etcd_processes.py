@@ -95,20 +95,15 @@ class Processes:
     broker_addresses: list[str] = field(default_factory=list)
     _ports: list[PortReservation] = field(default_factory=list)
 
-    def _port(self) -> int:
+    def port(self) -> int:
+        """A free one, which is this test's until its end."""
         (reservation,) = reserve_ports(1, None)
         self._ports.append(reservation)
         return reservation.port
 
-    def free_port(self) -> int:
-        """For a program that does not share a reserved port: likely to stay free."""
-        reservation = PortReservation()
-        reservation.release()
-        return reservation.port
-
     def start_etcd(self, members: int, *options: str, scheme: str = "http") -> None:
         """With `options` of etcd; `scheme`: for its clients."""
-        ports = [(self.free_port(), self.free_port()) for _ in range(members)]
+        ports = [(self.port(), self.port()) for _ in range(members)]
         peers = ",".join(f"n{i}=http://127.0.0.1:{peer}" for i, (_, peer) in enumerate(ports))
         for client, peer in ports:
             self._add_etcd(f"{scheme}://127.0.0.1:{client}", peer, peers, *options)
@@ -117,7 +112,7 @@ class Processes:
 
     def start_new_member(self, peers: str, peer: int) -> None:
         """One more, which `etcdctl member add` has announced; `peers`: the initial cluster that it printed."""
-        self._add_etcd(f"http://127.0.0.1:{self.free_port()}", peer, peers, "--initial-cluster-state", "existing")
+        self._add_etcd(f"http://127.0.0.1:{self.port()}", peer, peers, "--initial-cluster-state", "existing")
         wait_serves(self.etcd[-1])
 
     def _add_etcd(self, url: str, peer: int, peers: str, *options: str) -> None:
@@ -139,7 +134,7 @@ class Processes:
 
     def start_controllers(self, count: int, **settings: int | str) -> None:
         for number in range(1, count + 1):
-            address = f"127.0.0.1:{self._port()}"
+            address = f"127.0.0.1:{self.port()}"
             config = {
                 "listen": address, "store": "etcd", "controller_id": number,
                 "etcd_endpoints": ",".join(self.endpoints), **settings,
@@ -150,7 +145,7 @@ class Processes:
 
     def start_brokers(self, count: int) -> None:
         for broker_id in range(1, count + 1):
-            address = f"127.0.0.1:{self._port()}"
+            address = f"127.0.0.1:{self.port()}"
             config = {"broker_id": broker_id, "listen": address, "controller": ",".join(self.controller_addresses)}
             self.brokers.append(self._component("fencepost_node", f"broker-{broker_id}", config))
             self.broker_addresses.append(address)

@@ -176,7 +176,7 @@ def replace_member(group: Processes) -> None:
         return bool(listed)
 
     until_sync(is_removed, "etcd has a leader again, if the lost one led, and lets it go", WAIT_S)
-    peer = group.free_port()
+    peer = group.port()
     words = ("member", "add", "n3", f"--peer-urls=http://127.0.0.1:{peer}")
     what = "etcd takes another member: the others have been connected for 5 s"
     added = until_sync(lambda: etcdctl(group, *words, may_fail=True), what, WAIT_S)

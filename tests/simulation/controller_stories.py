@@ -119,7 +119,7 @@ async def a_slow_clock_hides_the_end_of_the_lease(cluster: Cluster) -> None:
     candidacy = cluster.sim.controllers[node]._candidacy
     assert candidacy is not None
     lease = candidacy._lease
-    lease._expires_at += 10
+    cluster.sim.lose_time(node, 10)
     cluster.cut_from_etcd(node)
     await cluster.until("another one is active", lambda: cluster.active(but=node))
     await asyncio.sleep(0.2)
