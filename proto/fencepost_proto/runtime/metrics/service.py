@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import AsyncIterator, Awaitable
+from functools import cache
 
 from fencepost_proto.runtime.config import ConfigError
 from fencepost_proto.runtime.metrics.exposition import Families, exposition
@@ -62,7 +63,9 @@ class MetricsService:
             yield family
 
 
+@cache
 def _version() -> str:
+    """Of the package that this process has imported, whatever is installed over it later."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
