@@ -138,6 +138,7 @@ def bootstrap_of(bootstrap: str | None, data_dir: Path) -> str:
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine to its end; what a user did wrong, or broke off, ends it without a traceback."""
     from fencepost_proto.protocol.errors import FencepostError
+    from fencepost_proto.runtime.event_loop import new_event_loop
 
     terminated = False
 
@@ -156,7 +157,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         return await main
 
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
             return runner.run(until_terminated())
     except (FencepostError, CommandFailed) as error:
         fail(_told(error))
@@ -182,14 +183,6 @@ def _told(error: BaseException) -> str:
     from fencepost_cli.reachability import NO_ANSWER
 
     return f"{error}: {NO_ANSWER}"
-
-
-def _loop_factory() -> Any:
-    if sys.platform == "win32":
-        return None
-    import uvloop
-
-    return uvloop.new_event_loop
 
 
 def quiet_grpc() -> None:

@@ -13,6 +13,7 @@ from typing import Final
 
 import uvicorn
 
+from fencepost_proto.runtime.event_loop import new_event_loop
 from fencepost_testing.local_http import TOKEN_BYTES, config_of
 from fencepost_testing.ports import LOOPBACK
 from fencepost_ui.app import make_app
@@ -23,8 +24,9 @@ STOP_WITHIN_S: Final = 5  # for requests under way
 
 def run_page(directory: Path, bootstrap: str, sock: socket.socket, ready: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM. `ready` is given the page's URL."""
-    with contextlib.suppress(KeyboardInterrupt):  # the server has ended in order, and hands the signal on
-        asyncio.run(serve(Page(directory, bootstrap), sock, ready))
+    ended_in_order = contextlib.suppress(KeyboardInterrupt)  # the server hands the signal on
+    with ended_in_order, asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(serve(Page(directory, bootstrap), sock, ready))
 
 
 async def serve(page: Page, sock: socket.socket, ready: Callable[[str], None]) -> None:

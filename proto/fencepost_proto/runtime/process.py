@@ -38,10 +38,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Generic, Protocol, TextIO, TypeVar
 
-import uvloop
-
 from fencepost_proto.protocol.errors import StorageError
 from fencepost_proto.runtime.config import ConfigError, load, settings_help
+from fencepost_proto.runtime.event_loop import new_event_loop
 from fencepost_proto.runtime.failure import Failure
 from fencepost_proto.runtime.standard_streams import ensure_standard_streams
 
@@ -200,7 +199,7 @@ def main(program: Program[C]) -> int:
     _allow_open_files()
     gc.freeze()  # what the imports made stays permanently: collections need not look at it
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
             return runner.run(_serve(program, config))
     finally:
         os.close(lock)
