@@ -40,6 +40,7 @@ class KeptCluster:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._state_file = str(directory / STATE_FILE)  # looked at many times a second
         self._known: AsyncLocalCluster | None = None
         self._file_time_ns = 0
         self._lock = asyncio.Lock()
@@ -47,7 +48,7 @@ class KeptCluster:
     def look(self) -> AsyncLocalCluster:
         """As its file says now. Raises ClusterError where there is none."""
         try:
-            changed_ns = os.stat(self._directory / STATE_FILE).st_mtime_ns
+            changed_ns = os.stat(self._state_file).st_mtime_ns
         except OSError:
             changed_ns = 0  # what is wrong, `load` says
         if self._known is None or not changed_ns or changed_ns != self._file_time_ns:

@@ -111,6 +111,7 @@ class Member:
     child: subprocess.Popen[bytes] | ForkedChild | None = None  # where this very process started it
     place: NetworkPlace | None = None  # None: here, on loopback
     meant_down: bool = False  # its end was asked for: it was killed, or told to stop
+    _recognised: ProcessRef | None = None  # `process`, once it was seen alive
 
     @property
     def host(self) -> str:
@@ -150,7 +151,10 @@ class Member:
         """Reaps it too, where it is this process's child."""
         if self.child is not None:
             return self.child.poll() is None
-        return self.process is not None and self.process.alive()
+        if self.process is not None and self.process is self._recognised:
+            return self.process.goes_on()
+        self._recognised = self.process if self.process is not None and self.process.alive() else None
+        return self._recognised is not None
 
     def ended_by_itself(self) -> bool:
         """Whether it was started here, and has ended though no one asked for it."""

@@ -32,6 +32,8 @@ _CREATE_TIME_TOLERANCE_S = 2.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _STAT_STATE = 0
 _STOPPED = ("T", "t")
+_STAT_BYTES = 4_096  # more than it ever has: some fifty numbers
+_ENDED = ("Z", "X", "x")
 _STAT_START_TIME = 19  # of the words behind the command's name in /proc/PID/stat (proc(5), field 22)
 _LOOKS_AT_A_NEW_PROCESS = 10
 _LOOK_AGAIN_S = 0.002
@@ -86,19 +88,26 @@ class ProcessRef:
     def alive(self) -> bool:
         return self.find() is not None
 
+    def goes_on(self) -> bool:
+        """`alive` still, of a process that was: it has kept its command line."""
+        if self.started:
+            return self._kernel_state() not in ("", *_ENDED)
+        return self.alive()
+
     def paused(self) -> bool:
-        if self.started:  # one look at one file: this is asked often
-            words = _stat(self.pid)
-            return (
-                bool(words)
-                and words[_STAT_STATE] in _STOPPED
-                and f"{_boot_id()}:{words[_STAT_START_TIME]}" == self.started
-            )
+        if self.started:
+            return self._kernel_state() in _STOPPED
         process = self.find()
         try:
             return process is not None and process.status() == psutil.STATUS_STOPPED
         except psutil.NoSuchProcess:
             return False
+
+    def _kernel_state(self) -> str:
+        """As /proc/PID/stat has it; empty: it is gone. One look at one file, for this is asked often."""
+        words = _stat(self.pid)
+        is_this_one = bool(words) and f"{_boot_id()}:{words[_STAT_START_TIME]}" == self.started
+        return words[_STAT_STATE] if is_this_one else ""
 
     def send(self, number: signal.Signals) -> bool:
         """False where the process is gone."""
@@ -124,10 +133,11 @@ def start_time(pid: int) -> str:
 def _stat(pid: int) -> list[str]:
     """The words of /proc/PID/stat behind the command's name; empty where there is no such process or file."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            stat = file.read(_STAT_BYTES)
     except OSError:
         return []
-    return stat.rpartition(")")[2].split()  # the name before it may hold anything
+    return stat.rpartition(b")")[2].decode().split()  # the name before it may hold anything
 
 
 @cache

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final, cast
 
@@ -50,6 +50,9 @@ class Step:
     text: str = ""
     state: str = "waiting"  # waiting, running, done, failed
 
+    def told(self) -> dict[str, str]:
+        return {"title": self.title, "text": self.text, "state": self.state}
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -71,6 +74,7 @@ TITLES: Final = (
     "The killed broker comes back",
     "Every record is there once",
 )
+NOT_TOLD_YET: Final = [Step(title).told() for title in TITLES]
 
 
 class Story:
@@ -95,7 +99,7 @@ class Story:
             "running": self.is_running,
             "stepwise": self._pace_s is None,
             "partition": self._partition,
-            "steps": [asdict(step) for step in self._steps] or [asdict(Step(title)) for title in TITLES],
+            "steps": [step.told() for step in self._steps] or NOT_TOLD_YET,
         }
 
     def start(self, pace_s: float | None) -> None:

@@ -7,9 +7,10 @@ processes of a local cluster are looked at POLL_S apart besides.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import grpc
@@ -18,10 +19,11 @@ import psutil
 from fencepost_proto.protocol.v1 import broker_pb2, broker_pb2_grpc
 from fencepost_proto.runtime.backoff import Backoff
 from fencepost_proto.runtime.tasks import Tasks
+from fencepost_proto.transport.carriers.carrier_wire import wire_of_environment
 from fencepost_proto.transport.latencies import BOUNDS_S
-from fencepost_proto.transport.wire import GrpcWire
 from fencepost_testing.cluster_status import read_roles
 from fencepost_testing.local_cluster import AsyncLocalCluster, Member
+from fencepost_testing.processes import ProcessRef
 from fencepost_ui.model import Model
 
 POLL_S: Final = 0.1  # between two looks at whether processes run
@@ -65,6 +67,7 @@ class Watch:
         self._model = model
         self._on_change = on_change
         self._tasks = tasks
+        self._wire = wire_of_environment()
         self._streams: dict[int, asyncio.Task[None]] = {}
         self._processes: dict[str, psutil.Process] = {}
         self._latest: dict[int, Counts] = {}
@@ -95,7 +98,7 @@ class Watch:
     async def _observe(self, broker: int, address: str) -> None:
         failures, event = 0, 0
         while True:
-            async with GrpcWire().connect(address) as channel:
+            async with self._wire.connect(address) as channel:
                 stub: broker_pb2_grpc.BrokerAsyncStub = broker_pb2_grpc.BrokerStub(channel)
                 try:
                     first = True
@@ -182,37 +185,32 @@ class Watch:
         name = str(member.node)
         known = self.nodes.get(name)
         view = NodeView(name, member.address) if known is None else known
-        before = asdict(view)
-        process = self._process(member)
+        before = replace(view)
         view.address = member.address
         view.state, view.pid = "down", 0
-        try:
-            if process is not None:
-                view.state = "paused" if process.status() == psutil.STATUS_STOPPED else "running"
-                view.pid = process.pid
-                if sample or before["pid"] != process.pid:
-                    view.memory_mb = round(process.memory_info().rss / MEGABYTE, 1)
-                    view.cpu_percent = round(process.cpu_percent(), 1)
-        except psutil.NoSuchProcess:
-            view.state, view.pid = "down", 0
+        if member.process is not None and member.running():
+            view.state, view.pid = "paused" if member.paused() else "running", member.process.pid
         if view.state == "down":
             view.memory_mb = view.cpu_percent = 0.0
-        self._note(view, None if known is None else before["state"], before["pid"])
-        if known is None or asdict(view) != before:
+        elif sample or before.pid != view.pid:
+            self._sample(view, member.process)
+        self._note(view, None if known is None else before.state, before.pid)
+        if known is None or view != before:
             self.nodes[name] = view
             self.nodes_changed[name] = None
             self._on_change()
 
-    def _process(self, member: Member) -> psutil.Process | None:
-        if member.process is None or not member.running():
-            return None
-        known = self._processes.get(str(member.node))
-        if known is None or known.pid != member.process.pid:
-            found = member.process.find()
-            if found is None:
-                return None
-            known = self._processes[str(member.node)] = found
-        return known
+    def _sample(self, view: NodeView, started: ProcessRef | None) -> None:
+        """Memory and CPU; as they were where it has just ended, which the next look finds."""
+        known = self._processes.get(view.name)
+        if known is None or known.pid != view.pid:
+            known = None if started is None else started.find()
+        if known is None:
+            return
+        self._processes[view.name] = known
+        with contextlib.suppress(psutil.NoSuchProcess):
+            view.memory_mb = round(known.memory_info().rss / MEGABYTE, 1)
+            view.cpu_percent = round(known.cpu_percent(), 1)
 
     def _note(self, view: NodeView, before: str | None, pid_before: int) -> None:
         """What became of a process is an event; what it was when the page was opened is none."""
