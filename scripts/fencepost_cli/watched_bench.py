@@ -1,22 +1,21 @@
 """What metrics and the live page cost a cluster that is under load: pairs of bursts, with and without, in turns.
 
 Two clusters of three brokers stand side by side. One hands out no metrics and no page looks at it; of the other every
-process is scraped once a second, and a page is open on it, whose events are read. Each pair is one burst to each, in an
-order that changes from pair to pair; while it is the other's turn, the page is paused. A machine that does other things
-meanwhile disturbs single pairs, so the median counts, and more pairs follow until it is known closely enough. What the
-processes of a cluster, its page and the client take of a processor is less disturbed than the time that passes.
+process is scraped once a second, and a page is open on it, whose events are read (`onlooker`). Each pair is one burst to
+each, in an order that changes from pair to pair; while it is the other's turn, page and onlooker are paused. A machine that
+does other things meanwhile disturbs single pairs, so the median counts, and more pairs follow until it is known closely
+enough. What the processes of a cluster, its page and the client take of a processor is less disturbed than the time that
+passes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,9 +35,8 @@ PARTITIONS = 6
 MIN_PAIRS = 8
 MAX_PAIRS = 40
 CLOSE_ENOUGH = 0.015  # half of the interval in which the median lies
-SCRAPE_EVERY_S = 1.0
 WARM_UP_RECORDS = 50_000
-CATCH_UP_S = 1.5  # for a page that was paused
+CATCH_UP_S = 2.0  # for a page that was paused, or has just started
 _TIMEOUT_S = 60.0
 
 
@@ -101,8 +99,8 @@ def measure_watched(
                 f"{looked_at.records_per_s:,.0f} with metrics and page; {alone.cpu_us:.1f} and {looked_at.cpu_us:.1f} us "
                 f"of CPU a record; median loss {median(losses.throughput):.1f} % +- {losses.half_width:.1f}"
             )
-        assert watchers.scrapes > 0
-        assert watchers.events > 0
+    assert watchers.scrapes > 0
+    assert watchers.events > 0
     return losses
 
 
@@ -145,66 +143,47 @@ class _Sender:
 
 
 class _Watchers:
-    """A scraper of every process's metrics, and a page that is open on the cluster."""
+    """A page that is open on the cluster, and an onlooker, who reads it and scrapes every process's metrics."""
 
     def __init__(self, cluster: LocalCluster) -> None:
-        self.scrapes = 0
+        self.scrapes = 0  # known at the end, as `events`
         self.events = 0
-        self._metrics = [cluster.member(node).metrics_address for node in cluster.nodes]
-        self._looks = threading.Event()
-        self._ended = threading.Event()
-        command = [sys.executable, "-m", "fencepost_cli", "ui", "--no-browser", "--data-dir", str(cluster.directory)]
-        self._server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        self.page = psutil.Process(self._server.pid)
+        metrics = [cluster.member(node).metrics_address for node in cluster.nodes]
+        ui = ["fencepost_cli", "ui", "--no-browser", "--data-dir", str(cluster.directory)]
+        self._server = _run_module(*ui)
         assert self._server.stdout is not None
         found = re.search(r"http://(\S+)/", self._server.stdout.readline())
         assert found is not None
-        self._address = found.group(1)
-        self._threads = [threading.Thread(target=each, daemon=True) for each in (self._scrape, self._read_events)]
+        self._onlooker = _run_module("fencepost_cli.onlooker", found.group(1), *metrics)
+        self.page = psutil.Process(self._server.pid)
+        self._processes = [self.page, psutil.Process(self._onlooker.pid)]
 
     def __enter__(self) -> _Watchers:
-        for thread in self._threads:
-            thread.start()
-        time.sleep(2 * SCRAPE_EVERY_S)  # the page has seen every broker
-        self.page.suspend()
+        time.sleep(CATCH_UP_S)  # the page has seen every broker
+        for process in self._processes:
+            process.suspend()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._looks.set()
-        self.page.resume()
+    def __exit__(self, *error: object) -> None:
+        for process in self._processes:
+            process.resume()
+        said, _ = self._onlooker.communicate("end\n", _TIMEOUT_S)
+        self.scrapes, self.events = map(int, said.split())
         self.page.send_signal(signal.SIGINT)
         self._server.wait(_TIMEOUT_S)
-        for thread in self._threads:
-            thread.join(_TIMEOUT_S)
 
     @contextlib.contextmanager
     def looking(self) -> Iterator[None]:
         """They look meanwhile, and only then."""
-        self.page.resume()
-        self._looks.set()
+        for process in self._processes:
+            process.resume()
         time.sleep(CATCH_UP_S)
         try:
             yield
         finally:
-            self._looks.clear()
-            self.page.suspend()
+            for process in self._processes:
+                process.suspend()
 
-    def _scrape(self) -> None:
-        while not self._ended.is_set():
-            self._looks.wait()
-            for address in self._metrics if not self._ended.is_set() else ():
-                connection = http.client.HTTPConnection(address, timeout=_TIMEOUT_S)
-                connection.request("GET", "/metrics")
-                assert connection.getresponse().read()
-                connection.close()
-                self.scrapes += 1
-            self._ended.wait(SCRAPE_EVERY_S)
 
-    def _read_events(self) -> None:
-        connection = http.client.HTTPConnection(self._address, timeout=_TIMEOUT_S)
-        connection.request("GET", "/events")
-        answer = connection.getresponse()
-        while answer.readline():
-            self.events += 1
-        connection.close()
+def _run_module(*command: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-m", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
