@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from itertools import count
+from typing import TYPE_CHECKING
 
 from fencepost_node.replication.leadership import Leadership
 from fencepost_node.replication.reconciliation import (
@@ -31,6 +32,11 @@ from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.record_batch import last_end_offset
 from fencepost_proto.protocol.v1 import replication_pb2 as pb
 from fencepost_proto.runtime.signal import Signal
+
+if TYPE_CHECKING:
+    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
+
+    Pushes = RepeatedCompositeFieldContainer[pb.PartitionPush]
 
 log = logging.getLogger(__name__)
 
@@ -242,10 +248,13 @@ class PushStream:
         return bool(self._dirty or self._answers or self._resets or stale)
 
     async def _next_message(self) -> pb.ReplicateResponse | None:
-        pushes, size = self._take_answers() if self._answers else ([], 0)
+        message = pb.ReplicateResponse()
+        pushes = message.pushes
+        size = self._take_answers(pushes) if self._answers else 0
         if self._resets:
-            pushes.append(await self._next_reset())
-            size += pushes[-1].ByteSize()
+            reset = await self._next_reset()
+            pushes.append(reset)
+            size += reset.ByteSize()
         room = min(MESSAGE_BYTES - size, self._window_bytes - self._in_flight_bytes)
         for looked_at in count(1):
             if looked_at % PUSHES_IN_A_TURN == 0:
@@ -266,7 +275,7 @@ class PushStream:
                 continue  # it ended while the disk was read
             del self._dirty[subscription]
             if records or subscription.sent_high_watermark < 0:  # the first one answers the subscription
-                pushes.append(self._push(subscription, records))
+                self._push(pushes, subscription, records)
                 room -= len(records)
                 if subscription.sent_offset < leadership.log.log_end_offset:
                     self._dirty[subscription] = None  # behind the others
@@ -275,17 +284,17 @@ class PushStream:
                 subscription = next(iter(self._stale_high_watermark))
                 del self._stale_high_watermark[subscription]
                 if subscription.sent_high_watermark < subscription.leadership.high_watermark:
-                    pushes.append(self._push(subscription, b""))
-        return pb.ReplicateResponse(pushes=pushes) if pushes else None
+                    self._push(pushes, subscription, b"")
+        return message if pushes else None
 
-    def _take_answers(self) -> tuple[list[pb.PartitionPush], int]:
-        """As many of the answers as fit a message, one at least, and their size."""
-        taken: list[pb.PartitionPush] = []
+    def _take_answers(self, pushes: Pushes) -> int:
+        """Adds as many of the answers as fit a message, one at least. Returns their size."""
         size = 0
-        while self._answers and (not taken or size + self._answers[0].ByteSize() <= MESSAGE_BYTES):
-            taken.append(self._answers.popleft())
-            size += taken[-1].ByteSize()
-        return taken, size
+        while self._answers and (not pushes or size + self._answers[0].ByteSize() <= MESSAGE_BYTES):
+            answer = self._answers.popleft()
+            pushes.append(answer)
+            size += answer.ByteSize()
+        return size
 
     async def _next_reset(self) -> pb.PartitionPush:
         """The answer to the oldest reset: one to a message, of which its snapshot may take most; or an error."""
@@ -305,7 +314,8 @@ class PushStream:
             push.reset.snapshot = snapshot
         return push
 
-    def _push(self, subscription: Subscription, records: bytes) -> pb.PartitionPush:
+    def _push(self, pushes: Pushes, subscription: Subscription, records: bytes) -> None:
+        """Add one. Made in its place: a message that is appended to another is encoded and decoded for it."""
         leadership = subscription.leadership
         high_watermark = leadership.high_watermark
         base_offset = subscription.sent_offset
@@ -314,7 +324,7 @@ class PushStream:
             subscription.unacked.append((subscription.sent_offset, len(records)))
             self._in_flight_bytes += len(records)
         subscription.sent_high_watermark = high_watermark
-        return pb.PartitionPush(
+        pushes.add(
             topic_id=subscription.key[0],
             partition=subscription.key[1],
             subscription=subscription.number,
