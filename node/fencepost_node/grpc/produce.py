@@ -75,32 +75,30 @@ class _ProduceStream:
         self._room = Signal()
 
     async def append_all(self, request: pb.ProduceRequest) -> None:
-        self._pending += len(request.batches)
-        refusal = self._too_large(request)
-        for number, batch in enumerate(request.batches, 1):
+        batches = [(batch, batch.records) for batch in request.batches]  # reading that field copies it
+        self._pending += len(batches)
+        refusal = self._too_large(sum(len(records) for _, records in batches))
+        for number, (batch, records) in enumerate(batches, 1):
             if refusal is not None:
                 self._refuse(batch.correlation_id, refusal)
             else:
-                self._append_or_refuse(batch)
+                self._append_or_refuse(batch, records)
             if number % BATCHES_IN_A_TURN == 0:
                 await asyncio.sleep(0)
 
-    def _too_large(self, request: pb.ProduceRequest) -> FencepostError | None:
+    def _too_large(self, size: int) -> FencepostError | None:
         limit = self._manager.config.max_request_bytes
-        if request.ByteSize() <= limit:
-            return None  # so are the records in it; to look at each would copy it
-        size = sum(len(batch.records) for batch in request.batches)
         if size <= limit:
             return None
         return errors.RecordListTooLarge(f"request with {size} bytes of records; at most {limit} are taken")
 
-    def _append_or_refuse(self, batch: pb.ProduceBatch) -> None:
+    def _append_or_refuse(self, batch: pb.ProduceBatch, records: bytes) -> None:
         try:
-            self._append(batch)
+            self._append(batch, records)
         except FencepostError as refusal:
             self._refuse(batch.correlation_id, refusal)
 
-    def _append(self, batch: pb.ProduceBatch) -> None:
+    def _append(self, batch: pb.ProduceBatch, records: bytes) -> None:
         correlation_id, began = batch.correlation_id, self._time()
 
         def report(appended: Appended, log_start_offset: int, error: FencepostError | None) -> None:
@@ -122,7 +120,7 @@ class _ProduceStream:
             self._refusals,
             batch.topic_id,
             batch.partition,
-            batch.records,
+            records,
             leader_epoch=batch.leader_epoch,
             acks=batch.acks,
             timeout_ms=batch.timeout_ms,
