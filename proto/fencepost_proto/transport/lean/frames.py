@@ -131,14 +131,14 @@ def window(call: int, size_bytes: int) -> bytes:
     return frame(WINDOW, call, _NUMBER.pack(size_bytes))
 
 
-def message(call: int, data: bytes) -> list[bytes]:
+def message(call: int, data: bytes) -> list[bytes | memoryview]:
     """The pieces to write for one message, in order; a large one is not copied."""
     if len(data) <= PART_BYTES:
         return [_HEADER.pack(len(data), MESSAGE, call), data]
-    pieces = []
+    pieces: list[bytes | memoryview] = []
     view = memoryview(data)
     for begin in range(0, len(data), PART_BYTES):
-        part = bytes(view[begin : begin + PART_BYTES])
+        part = view[begin : begin + PART_BYTES]
         is_last = begin + PART_BYTES >= len(data)
         pieces += [_HEADER.pack(len(part), MESSAGE if is_last else PART, call), part]
     return pieces
