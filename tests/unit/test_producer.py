@@ -12,6 +12,7 @@ from typing import Literal
 
 import pytest
 
+from fencepost import loop_guard
 from fencepost import producer as producer_module
 from fencepost.consumer import Consumer
 from fencepost.errors import (
@@ -694,7 +695,8 @@ def test_a_broker_that_stays_away_costs_few_attempts_and_few_lines(caplog: pytes
 
 
 def test_a_forked_child_gets_an_error_that_the_clients_are_its_parents(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What differs in a child is its process id. (A real fork of a process with gRPC's threads is a matter of luck.)"""
+    """What differs in a child is its process id, and that it counts a fork. (A real fork of a process with gRPC's threads is
+    a matter of luck.)"""
 
     async def test(cluster: FakeWriteCluster) -> None:
         async with Producer(cluster.bootstrap) as producer, Consumer(cluster.bootstrap, "orders") as consumer:
@@ -705,6 +707,7 @@ def test_a_forked_child_gets_an_error_that_the_clients_are_its_parents(monkeypat
             parent = os.getpid()
             with monkeypatch.context() as child:
                 child.setattr(os, "getpid", lambda: parent + 1)
+                child.setattr(loop_guard, "_forks", 1)
                 for use in (
                     lambda: producer.send("orders", b"child"),
                     lambda: anext_of(old),
