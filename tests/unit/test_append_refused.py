@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import sys
 from collections import Counter
@@ -25,7 +26,9 @@ class RefusingManager:
 
     def __init__(self) -> None:
         self.error: Callable[[str], FencepostError] = NotLeaderOrFollower
-        self.local = SimpleNamespace(counts=SimpleNamespace(refused_batches=Counter[str]()))
+        self.local = SimpleNamespace(
+            counts=SimpleNamespace(refused_batches=Counter[str]()), loop=asyncio.get_running_loop()
+        )
         self.image = SimpleNamespace(topics={}, partitions={})
 
     def leader(self, *_: object) -> None:

@@ -162,18 +162,20 @@ class BrokerConnection:
             raise _StreamBroke(reason_of(error)) from None
 
     async def _transmit(self, call: ProduceCall) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             while not self._outbox:
                 await self._ready.wait()
-            request = self._next_request(asyncio.get_running_loop().time())
+            request = self._next_request(loop.time())
             if request.batches:
                 await call.write(request)
 
     def _next_request(self, now: float) -> pb.ProduceRequest:
         """As much of the outbox as fits one message. From here on the outcome of these batches is unknown."""
         request = pb.ProduceRequest()
+        batches = request.batches
         size = 0
-        while self._outbox and len(request.batches) < MAX_BATCHES_OF_A_MESSAGE:
+        while self._outbox and len(batches) < MAX_BATCHES_OF_A_MESSAGE:
             attempt = self._outbox[0]
             if attempt.state is not AttemptState.QUEUED:
                 self._outbox.popleft()
@@ -187,7 +189,7 @@ class BrokerConnection:
             self._next_correlation_id += 1
             self._in_flight[self._next_correlation_id] = (attempt, now)
             attempt.state = AttemptState.WRITTEN
-            request.batches.add(
+            batches.add(
                 correlation_id=self._next_correlation_id,
                 topic_id=batch.queue.key[0],
                 partition=batch.queue.partition,

@@ -158,6 +158,7 @@ class Leadership:
         self._local = local
         self._calls = calls
         self._counts = counts
+        self._now = local.loop.time
         self._readers: dict[Reader, None] = {}
         self._waiters: deque[_Waiter] = deque()  # by end offset, rising
         self._subscriptions: dict[Subscriber, None] = {}
@@ -545,7 +546,3 @@ class Leadership:
         for subscription in self._subscriptions:
             subscription.high_watermark_moved()
         self._notify_readers()
-
-    @staticmethod
-    def _now() -> float:
-        return asyncio.get_running_loop().time()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
 from fencepost_node.replication.broker_counts import BrokerCounts
@@ -20,3 +21,5 @@ class LocalBroker:
     broker_epoch: int = -1  # not registered yet
     counts: BrokerCounts = field(default_factory=BrokerCounts)
     events: EventRing = field(default_factory=EventRing)
+    # Looked up once: asyncio.get_running_loop() asks the system for the process's id each time (Python 3.11).
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)

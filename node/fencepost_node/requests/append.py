@@ -6,7 +6,6 @@ the high watermark, or when that can no longer be promised; with acks 1 and 0 it
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from fencepost_node.producers.producer_state import Admit
@@ -41,7 +40,7 @@ def append_batch(
     """
     if acks not in (ALL_ACKS, 0, 1):
         raise errors.InvalidRequiredAcks(f"acks {acks}: -1 (all), 0 and 1 are possible")
-    loop = asyncio.get_running_loop()
+    loop = manager.local.loop
     now = loop.time()
     if place is None:
         place = (topic_id, partition)

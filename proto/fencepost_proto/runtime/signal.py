@@ -14,10 +14,11 @@ from fencepost_proto.protocol.errors import InvariantBroken
 class Signal:
     """Is set by anyone on the loop's thread, and unset by the one that waits."""
 
-    __slots__ = ("_is_set", "_waiter")
+    __slots__ = ("_is_set", "_loop", "_waiter")
 
     def __init__(self) -> None:
         self._is_set = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the one that waits; looked up once: see `LocalBroker`
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -36,7 +37,9 @@ class Signal:
         if not self._is_set:
             if self._waiter is not None:
                 raise InvariantBroken("two wait for one signal")
-            waiter = self._waiter = asyncio.get_running_loop().create_future()
+            if self._loop is None:
+                self._loop = asyncio.get_running_loop()
+            waiter = self._waiter = self._loop.create_future()
             try:
                 await waiter
             finally:

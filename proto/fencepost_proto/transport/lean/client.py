@@ -58,7 +58,6 @@ class ClientCall(CallEnd):
 
     def __init__(self, start: frames.Start, deadline: float | None) -> None:
         super().__init__()
-        self.loop = asyncio.get_running_loop()
         self.start = start
         self.deadline = deadline
         self.status: Status | None = None
@@ -142,14 +141,14 @@ class ClientCall(CallEnd):
     async def begun(self) -> None:
         """Returns when the call has a connection, or is over."""
         while self.link is None and self.status is None:
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            future: asyncio.Future[None] = self.loop.create_future()
             self._begun.append(future)
             await future
 
     async def done(self) -> Status:
         """Returns when the call is over."""
         if self.status is None:
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            future: asyncio.Future[None] = self.loop.create_future()
             self.on_done.append(lambda: None if future.done() else future.set_result(None))
             await future
         assert self.status is not None

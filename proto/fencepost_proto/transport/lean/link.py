@@ -83,6 +83,7 @@ class CallEnd:
     """One call at one side. The side's own class says what its end means (`_over_error`)."""
 
     def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
         self.number = 0  # on its connection; 0: it has none yet
         self.link: Link | None = None
         self.arrived: deque[bytes] = deque()
@@ -183,7 +184,7 @@ class CallEnd:
                 return None
             if self._reader is not None:
                 raise asyncio.InvalidStateError("another task reads this call")
-            self._reader = asyncio.get_running_loop().create_future()
+            self._reader = self.loop.create_future()
             self._in_a_row = 0
             try:
                 await self._reader
@@ -236,7 +237,7 @@ class CallEnd:
         link.credit -= cost
 
     async def _wait(self, link: Link) -> None:
-        self._writer = asyncio.get_running_loop().create_future()
+        self._writer = self.loop.create_future()
         link.blocked[self] = None
         self._in_a_row = 0
         try:
@@ -266,7 +267,7 @@ class Link(asyncio.Protocol):
         self._reader = frames.FrameReader()
         self._transport: asyncio.Transport | None = None
         self._transport_gathers = False  # it takes a message's pieces in one call of the system, as uvloop's do
-        self._queued: list[bytes] = []
+        self._queued: list[bytes | memoryview] = []
         self._queued_bytes = 0
         self._flush_is_due = False
         self._turn_is_due = False
@@ -425,7 +426,7 @@ class Link(asyncio.Protocol):
 
     # ---- Writing ----
 
-    def send(self, *pieces: bytes) -> None:
+    def send(self, *pieces: bytes | memoryview) -> None:
         """Queue whole frames; they are written at the end of this turn of the loop."""
         if self.over:
             return
