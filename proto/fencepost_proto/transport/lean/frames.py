@@ -14,6 +14,7 @@ more memory than its bound. Whatever is outside of these rules raises MalformedF
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
@@ -174,7 +175,7 @@ def _metadata(entries: Metadata) -> bytes:
 
 
 class FrameReader:
-    """Takes bytes as they come, gives whole frames."""
+    """Takes bytes as they come, gives whole frames. A large frame, which comes in many pieces, is copied once."""
 
     __slots__ = ("_data", "_pieces", "_position", "_wanted", "held_bytes")
 
@@ -182,7 +183,7 @@ class FrameReader:
         self.held_bytes = 0  # taken, and in no frame yet
         self._data = b""  # from `_position` on: not read yet
         self._position = 0
-        self._pieces: list[bytes] = []  # what came behind `_data`
+        self._pieces: deque[bytes] = deque()  # what came behind `_data`
         self._wanted = HEADER_BYTES  # so many bytes make another look worth while
 
     def feed(self, data: bytes) -> None:
@@ -192,36 +193,47 @@ class FrameReader:
     def take(self, most: int) -> list[Frame]:
         """Up to so many frames; fewer: there are no more whole ones. Raises MalformedFrame."""
         frames: list[Frame] = []
-        if self.held_bytes < self._wanted:
-            return frames
-        if self._pieces:
-            if self._position == len(self._data) and len(self._pieces) == 1:
-                self._data = self._pieces[0]
-            else:
-                self._data = b"".join([self._data[self._position :], *self._pieces])
-            self._position = 0
-            self._pieces.clear()
-        data, position, end = self._data, self._position, len(self._data)
-        self._wanted = HEADER_BYTES
-        while end - position >= HEADER_BYTES and len(frames) < most:
+        data, position, held, wanted = self._data, self._position, self.held_bytes, self._wanted
+        while held >= wanted and len(frames) < most:
+            left = len(data) - position
+            if left < HEADER_BYTES:
+                piece = self._pieces.popleft()
+                data, position = data[position:] + piece if left else piece, 0
+                continue
             size, kind, call = _HEADER.unpack_from(data, position)
             bound = MAX_PAYLOAD_BYTES.get(kind)
             if bound is None:
                 raise MalformedFrame(f"a frame of kind {kind}")
             if size > bound:
                 raise MalformedFrame(f"a frame of kind {kind} with {size} bytes; at most {bound} are taken")
-            after = position + HEADER_BYTES + size
-            if after > end:
-                self._wanted = HEADER_BYTES + size
+            begin = position + HEADER_BYTES
+            end = begin + size
+            if end <= len(data):
+                frames.append(Frame(kind, call, data[begin:end]))
+                position = end
+            elif held >= HEADER_BYTES + size:
+                payload, data, position = self._joined(data, begin, end)
+                frames.append(Frame(kind, call, payload))
+            else:
+                wanted = HEADER_BYTES + size
                 break
-            frames.append(Frame(kind, call, data[position + HEADER_BYTES : after]))
-            position = after
-        self.held_bytes = end - position
-        if position == end:
-            self._data, self._position = b"", 0
-        else:
-            self._position = position
+            held -= HEADER_BYTES + size
+            wanted = HEADER_BYTES
+        if position == len(data):
+            data, position = b"", 0  # else an idle connection holds what it has read
+        self._data, self._position, self.held_bytes, self._wanted = data, position, held, wanted
         return frames
+
+    def _joined(self, data: bytes, begin: int, end: int) -> tuple[bytes, bytes, int]:
+        """The bytes from `begin` to `end` of `data` and the pieces behind it; the last of these, and where it goes on."""
+        parts = [memoryview(data)[begin:]]
+        missing = end - len(data)
+        while True:
+            data = self._pieces.popleft()
+            parts.append(memoryview(data)[:missing])
+            if missing <= len(data):
+                return b"".join(parts), data, missing
+            missing -= len(data)
 
 
 def read_hello(payload: bytes) -> Hello:
