@@ -655,8 +655,9 @@ def split_restamps_wrongly(replace: Any) -> None:
     replace(Sequencer, "_split", split)
 
 
-@mutant("G1", kinds=("isolate broker", "take-over behind a cut"), seeds=30, first_seed=2)
+@mutant("G1", "unhandled", kinds=("isolate broker", "take-over behind a cut"), seeds=30, first_seed=2)
 def unknown_outcome_reported_as_certain(replace: Any) -> None:
+    """The judge notices, or the sequencer itself: an acknowledgement comes of what it has given up for certain."""
     original = Sequencer._fail
 
     def fail(self: Sequencer, batch: Any, error: Any) -> Any:
