@@ -20,6 +20,7 @@ refused whole (RECORD_LIST_TOO_LARGE), one of more batches than `request_limits.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from typing import Protocol
 
@@ -75,10 +76,11 @@ class _ProduceStream:
         self._room = Signal()
 
     async def append_all(self, request: pb.ProduceRequest) -> None:
-        batches = [(batch, batch.records) for batch in request.batches]  # reading that field copies it
+        batches = deque((batch, batch.records) for batch in request.batches)  # reading that field copies it
         self._pending += len(batches)
         refusal = self._too_large(sum(len(records) for _, records in batches))
-        for number, (batch, records) in enumerate(batches, 1):
+        for number in range(1, len(batches) + 1):
+            batch, records = batches.popleft()  # its copy is held no longer than it takes
             if refusal is not None:
                 self._refuse(batch.correlation_id, refusal)
             else:
