@@ -19,7 +19,9 @@ from typing import Any
 
 import pytest
 
+from fencepost_testing.local_cluster import LocalCluster
 from fencepost_testing.waiting import until_sync
+from tests.integration.etcd_processes import ETCD, NO_ETCD
 
 pytestmark = pytest.mark.long
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
@@ -163,6 +165,26 @@ def test_the_story_is_read_step_by_step(page: Any) -> None:
     playwright.expect(page.get_by_role("log").locator("[data-kind=repeat]").first).to_contain_text("sequences 5 to 9")
 
 
+def test_the_storys_partition_is_shown_though_the_page_hears_of_the_story_first(page: Any) -> None:
+    """What brokers say, and what the story says, come by ways of their own."""
+    shown = page.evaluate("""() => {
+        const partition = (topic) => ({topic, index: 0, leader: 1, epoch: 0, replicas: [1], isr: [1], size: 0, start: 0,
+            producerCount: 1, producers: {7: {epoch: {1: 0}, fence: 0, batches: {1: [[0, 4, 0]]}}},
+            of: {1: [5, 5, true, 0, ""]}});
+        const redraw = () => {
+            for (const part of ["pick", "producers", "story"]) drawings[part]();
+            return $("pick").value;
+        };
+        patch({partitions: {"busy-0": partition("busy")}});
+        redraw();
+        patch({story: {...state.story, running: true, partition: "told-0"}});
+        redraw();
+        patch({partitions: {"told-0": partition("told")}});
+        return redraw();
+    }""")
+    assert shown == "told-0"
+
+
 def test_it_is_used_by_the_keyboard_alone(page: Any) -> None:
     page.reload()  # the fixture's click has moved the focus
     playwright.expect(page.locator(".node[data-state=running]")).to_have_count(4)
@@ -274,6 +296,28 @@ def test_a_thousand_partitions_stay_smooth(page: Any) -> None:
     assert page.locator("#rows > div").count() < 60
     page.get_by_label("Find").fill("many-99")
     playwright.expect(page.locator("#count")).to_contain_text("(11 of 10")
+
+
+@pytest.mark.skipif(ETCD is None, reason=NO_ETCD)
+def test_who_is_active_of_several_controllers(browser: Any, tmp_path: Path) -> None:
+    with LocalCluster(tmp_path / "cluster", controllers=3) as cluster:
+        server = Server(cluster.directory)
+        context = browser.new_context(viewport=DESKTOP, reduced_motion="reduce")
+        opened = context.new_page()
+        opened.set_default_timeout(WAIT_MS)
+        opened.goto(server.url)
+        playwright.expect(opened.locator(".node[data-state=running]")).to_have_count(9, timeout=START_MS)
+        active = opened.locator(".node", has_text=re.compile("· active"))
+        playwright.expect(active).to_have_count(1)
+        playwright.expect(opened.locator(".node", has_text=re.compile("· standby"))).to_have_count(2)
+        playwright.expect(opened.locator(".node", has_text=re.compile("· leader$|· leader[^s]"))).to_have_count(1)
+        killed = active.get_attribute("data-node")
+        opened.get_by_role("button", name=f"Kill {killed}").click()
+        opened.wait_for_selector(f".node[data-node='{killed}'][data-state=down]")
+        playwright.expect(active).not_to_have_attribute("data-node", killed)
+        playwright.expect(opened.get_by_role("log")).to_contain_text(f"You killed {killed}")
+        context.close()
+        assert server.stop() == 0
 
 
 def test_a_page_of_another_site_can_do_nothing(browser: Any, server: Server, tmp_path: Path) -> None:

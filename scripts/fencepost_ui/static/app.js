@@ -250,7 +250,8 @@ const drawings = {
 
   pick() {
     const all = allNames();
-    if (!state.partitions.has(picked)) { picked = all.find((name) => Object.keys(state.partitions.get(name).producers).length) || all[0] || ""; }
+    const awaited = state.story.running && picked === state.story.partition;  // the brokers have not shown it yet
+    if (!awaited && !state.partitions.has(picked)) { picked = all.find((name) => Object.keys(state.partitions.get(name).producers).length) || all[0] || ""; }
     const shown = all.length > 300 ? [...new Set([picked, ...all.slice(0, 300)])] : all;
     $("pick").replaceChildren(...shown.map((name) => element("option", {value: name, selected: name === picked}, name)));
     $("pick").value = picked;
