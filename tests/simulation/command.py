@@ -164,6 +164,7 @@ def _many(
             progress.update(bar, advance=1, description=description)
             if not result.ok:
                 path = trace_dir / f"simulation-{result.seed}.trace"
+                trace_dir.mkdir(parents=True, exist_ok=True)
                 path.write_text("\n".join(result.trace) + "\n", encoding="utf-8")
                 console.print(f"seed {result.seed}: {result.problem}", style="red", markup=False)
                 console.print(

@@ -68,7 +68,10 @@ class Judge(LogJudge):
     def acknowledged(self, server: SimProcess, key: PartitionKey, acks: int, batch: BatchHeader, result: Any) -> None:
         broker_id = self._broker_of_node(server.node)
         record = self.record(key)
-        if broker_id is None or record is None or record.tainted or acks == 0 or result.base_offset < 0:
+        if broker_id is None or record is None or acks == 0 or result.base_offset < 0:
+            return
+        if record.tainted:  # nothing is asked of it, but that an unclean election may take it
+            record.past.unseen |= {self._as_answered(record, broker_id, batch, result): None} if acks < 0 else {}
             return
         if record.past.elections and self._is_overruled(record, broker_id):
             unseen = (broker_id, key) in self.damaged

@@ -108,6 +108,35 @@ async def test_what_a_leader_with_changed_bytes_has_acknowledged_alone_is_lost_t
 
 
 @tale()
+async def test_what_was_acknowledged_after_a_power_failure_took_data_is_lost_to_an_election(story: Story) -> None:
+    """No replica is known to be whole, and nothing is asked of the partition; but its leader goes on, and what it has
+    acknowledged until then is gone by the operator's order (seed 960019 of commit 5f3b8dc: G1)."""
+    story.lossy["orders-0"] = None
+    await story.create_topic("orders", [[1, 2]], min_insync_replicas=1)
+    first = await story.producer("first")
+    await story.acked(await first.send("first"))
+    await story.in_sync("orders-0", 1, 2)
+    damage(story, 1, 0, running=True)
+    story.power_failure(2)
+    record = story.judge.record(story.partition("orders-0").id)
+    assert record is not None
+    assert record.tainted
+    await story.in_sync("orders-0", 1)
+    client = await story.producer("old")
+    for n in range(10):
+        await story.acked(await client.send(f"b{n}"))
+    story.separate("broker-2", "broker-1", "broker-3")
+    story.start("broker-2")
+    await story.all_live()
+    await elect(story, 2, "broker-1")
+    await story.acked(await client.send("c"))
+    assert not record.tainted
+    await story.until(lambda: story.judge.counts.get("batches lost to unclean elections"), "the judge has compared")
+    assert [record.past.is_lost(stamp) for n in range(10) for stamp in story.stamps(f"b{n}")] == [True] * 10
+    assert (await story.end())["orders-0"] == ["c"]
+
+
+@tale()
 async def test_a_damaged_log_that_was_given_up_is_elected(story: Story) -> None:
     """The log is empty, and is the truth from then on (seed 81005 of commit 17c0933: G1)."""
     await story.create_topic("orders", [[1, 2]], min_insync_replicas=1)
