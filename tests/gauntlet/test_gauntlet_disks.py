@@ -14,8 +14,16 @@ from fencepost_node.grpc.describe_log_dirs import describe_log_dirs
 from tests.gauntlet.story import Story, tale
 from tests.simulation.cluster import broker_node
 
-LOG = "/data/orders-0/00000000000000000000.log"
-PARTS_OF_A_BATCH = {"base offset": 7, "length": 10, "leader epoch": 13, "magic": 16, "producer id": 45, "records": 66}
+PARTS_OF_A_BATCH = {
+    "base offset": 7,
+    "sign of the length": 8,
+    "length": 10,
+    "leader epoch": 13,
+    "magic": 16,
+    "last offset delta": 23,
+    "producer id": 45,
+    "records": 66,
+}
 
 
 def flip(story: Story, broker_id: int, path: str, position: int) -> None:
@@ -57,9 +65,11 @@ async def test_bit_rot_on_the_leader(story: Story, part: str) -> None:
     assert await story.end() == {"orders-0": [*names, "later"]}
 
 
+@pytest.mark.parametrize("part", PARTS_OF_A_BATCH)
 @tale(tail_bytes=0)
-async def test_bit_rot_on_the_leader_that_a_follower_meets(story: Story) -> None:
-    """The same, met by a replica that is being filled; and the leader had read that batch before the byte changed."""
+async def test_bit_rot_on_the_leader_that_a_follower_meets(story: Story, part: str) -> None:
+    """The same, met by a replica that is being filled; and the leader had read that batch before the byte changed. (A length
+    that could not be read ended the stream to that follower, again and again, and with it all that it carries.)"""
     await story.create_topic("orders", [[1, 2]], min_insync_replicas=1)
     client = await story.producer()
     names = [f"r{number}" for number in range(20)]
@@ -67,13 +77,16 @@ async def test_bit_rot_on_the_leader_that_a_follower_meets(story: Story) -> None
         await story.acked(await client.send(name))
     await story.in_sync()
     assert await story.read_all() == names
-    flip(story, 1, LOG, 66)
+    place = story.log(1).place_of(story.log(1).batches[10])
+    assert place is not None
+    flip(story, 1, place[0], place[1] + PARTS_OF_A_BATCH[part])
     await story.reassign("orders", 0, [1, 2, 3])
     await story.until(lambda: 3 in story.partition("orders-0").isr, "broker 3 has joined")
     await story.in_sync()
     assert story.traced("broker-1#1", "giving up a damaged log")
     told = [line for line in story.world.trace if "push not taken" in line]
-    assert len(told) == 1, "what cannot be taken is logged once"
+    assert len(told) <= 1, "what cannot be taken is logged once"
+    assert not story.traced("replication stream broke"), "nothing else on that stream is held up"
     assert await story.end() == {"orders-0": names}
 
 

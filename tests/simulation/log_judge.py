@@ -537,6 +537,8 @@ class LogJudge:
                 self.put_back_on[record.key] = None
                 lacks = record.committed_end - self.view(record, broker_id).end_offset
                 self.count("committed records that folders lacked when they were put back", max(0, lacks))
+                if self.view(record, broker_id).damage:  # bytes had changed before the copy was made
+                    self.rot(record, broker_id)
         self.strangers = [stranger for stranger in self.strangers if stranger[0] != broker_id]
         self.count("folders put back")
 

@@ -32,7 +32,7 @@ def subscribed(stream: PushStream, topic_id: str, read: Any) -> Subscription:
     """A subscription to a partition whose log is read by `read`, in a thread, with one record to send."""
     leadership = SimpleNamespace(
         high_watermark=0,
-        read=lambda *asked: asyncio.to_thread(read, *asked),
+        read=lambda *asked, **how: asyncio.to_thread(read, *asked, **how),
         log=SimpleNamespace(log_end_offset=1, log_start_offset=0),
         remove_subscription=lambda _: None,
     )
@@ -62,6 +62,30 @@ def test_where_retention_has_passed_a_follower_only_that_subscription_ends() -> 
     by_topic = {push.topic_id: push for push in asyncio.run(story())}
     assert by_topic["passed"].error.code == ErrorCode.OFFSET_OUT_OF_RANGE
     assert by_topic["there"].records == one_batch()
+
+
+def test_bytes_that_have_changed_since_they_were_checked_are_read_again_and_checked() -> None:
+    """A batch's length as it may become: short of its header, as if the next one stood at the same place, beyond the end."""
+    asked: list[bool] = []
+    for length in (0, -12, 1_000, -(2**31)):
+        changed = bytearray(one_batch())
+        changed[8:12] = length.to_bytes(4, "big", signed=True)
+
+        def read(*_: object, mismatch: bool = False, changed: bytes = bytes(changed)) -> bytes:
+            asked.append(mismatch)
+            return one_batch() if mismatch else changed
+
+        async def story(read: Any = read) -> pb.ReplicateResponse:
+            stream = PushStream(2, 1, 65_536)
+            subscribed(stream, "T", read)
+            async with asyncio.timeout(5):
+                message = await anext(stream.messages())
+            stream.close()
+            return message
+
+        (push,) = asyncio.run(story()).pushes
+        assert push.records == one_batch()
+    assert asked == [False, True] * 4
 
 
 # ---- Who may subscribe ----

@@ -263,19 +263,16 @@ class PushStream:
                 break
             subscription = next(iter(self._dirty))
             leadership = subscription.leadership
-            log_end_offset = leadership.log.log_end_offset
             try:
-                records = await leadership.read(subscription.sent_offset, room, log_end_offset)
-            except (
-                FencepostError
-            ) as error:  # retention has passed the follower, or the disk refuses: it is to ask again
-                self._end(subscription, error)
+                records, end_offset = await self._read(subscription, room)
+            except FencepostError as error:
+                self._end(subscription, error)  # retention has passed it, or the disk refuses: it is to ask again
                 continue
             if subscription not in self._dirty:
                 continue  # it ended while the disk was read
             del self._dirty[subscription]
             if records or subscription.sent_high_watermark < 0:  # the first one answers the subscription
-                self._push(pushes, subscription, records)
+                self._push(pushes, subscription, records, end_offset)
                 room -= len(records)
                 if subscription.sent_offset < leadership.log.log_end_offset:
                     self._dirty[subscription] = None  # behind the others
@@ -284,8 +281,23 @@ class PushStream:
                 subscription = next(iter(self._stale_high_watermark))
                 del self._stale_high_watermark[subscription]
                 if subscription.sent_high_watermark < subscription.leadership.high_watermark:
-                    self._push(pushes, subscription, b"")
+                    self._push(pushes, subscription, b"", subscription.sent_offset)
         return message if pushes else None
+
+    async def _read(self, subscription: Subscription, max_bytes: int) -> tuple[bytes, int]:
+        """The next batches to send, and where they end. Raises FencepostError; StorageError where the disk has others."""
+        leadership, offset = subscription.leadership, subscription.sent_offset
+        log_end_offset = leadership.log.log_end_offset
+        records = await leadership.read(offset, max_bytes, log_end_offset)
+        try:
+            end_offset = last_end_offset(records, offset)
+            if end_offset <= log_end_offset:
+                return records, end_offset
+        except errors.CorruptMessage:
+            pass
+        # Bytes have changed since they were checked: now they are again, as if the follower had found it.
+        records = await leadership.read(offset, max_bytes, log_end_offset, mismatch=True)
+        return records, last_end_offset(records, offset)
 
     def _take_answers(self, pushes: Pushes) -> int:
         """Adds as many of the answers as fit a message, one at least. Returns their size."""
@@ -314,13 +326,13 @@ class PushStream:
             push.reset.snapshot = snapshot
         return push
 
-    def _push(self, pushes: Pushes, subscription: Subscription, records: bytes) -> None:
+    def _push(self, pushes: Pushes, subscription: Subscription, records: bytes, end_offset: int) -> None:
         """Add one. Made in its place: a message that is appended to another is encoded and decoded for it."""
         leadership = subscription.leadership
         high_watermark = leadership.high_watermark
         base_offset = subscription.sent_offset
         if records:
-            subscription.sent_offset = last_end_offset(records)
+            subscription.sent_offset = end_offset
             subscription.unacked.append((subscription.sent_offset, len(records)))
             self._in_flight_bytes += len(records)
         subscription.sent_high_watermark = high_watermark

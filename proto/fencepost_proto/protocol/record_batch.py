@@ -200,16 +200,28 @@ def iter_batches(buffer: Buffer) -> Iterator[tuple[int, BatchHeader]]:
         position += LENGTH_END + header.batch_length
 
 
-def last_end_offset(batches: Buffer) -> int:
-    """One past the last offset of the whole, already checked batches in `batches` (at least one)."""
-    position = 0
-    while True:
+def last_end_offset(batches: Buffer, offset: int) -> int:
+    """One past the last offset of the whole batches in `batches`, the first of which holds `offset`; without one, that.
+
+    Looks at where each begins and at the last one's delta only: they were checked before. But bytes on a disk change: raises
+    CorruptMessage where these cannot be right.
+    """
+    position, size, before = 0, len(batches), -1
+    while position < size:
+        if size - position < HEADER_BYTES:
+            raise CorruptMessage(f"{size - position} bytes where a record batch's header of {HEADER_BYTES} is expected")
         base_offset, length = _OFFSET_LENGTH.unpack_from(batches, position)
         following = position + LENGTH_END + length
-        if following >= len(batches):
+        if not before < base_offset or not position + HEADER_BYTES <= following <= size:
+            raise CorruptMessage(f"a batch of base offset {base_offset} and length {length} stands at byte {position}")
+        if following == size:
             (last_offset_delta,) = _LAST_OFFSET_DELTA.unpack_from(batches, position + _LAST_OFFSET_DELTA_AT)
-            return int(base_offset + last_offset_delta + 1)
-        position = following
+            end_offset = int(base_offset + last_offset_delta + 1)
+            if end_offset <= max(base_offset, offset):
+                raise CorruptMessage(f"batches from offset {offset} on that end at {end_offset}")
+            return end_offset
+        position, before = following, base_offset
+    return offset
 
 
 def stamp(batch: Buffer, base_offset: int, leader_epoch: int) -> bytes:
