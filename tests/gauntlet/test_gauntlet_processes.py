@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fencepost import AdminClient, Consumer, Producer
-from fencepost.descriptions import PartitionDescription
+from fencepost.descriptions import ElectionCandidate, PartitionDescription
 from fencepost_testing.chaos.data_folders import copy_folder, put_back
 from fencepost_testing.local_cluster import AsyncLocalCluster
 from fencepost_testing.topic_waits import wait_in_sync
@@ -130,6 +130,13 @@ async def test_old_folder_leads(tmp_path: Path, copied: str) -> None:
 
         described = await until(partition, "no one in sync", holds=lambda partition: not partition.isr)
         assert described.leader == -1
+
+        async def candidates() -> list[ElectionCandidate]:
+            return await admin.unclean_candidates(TOPIC, 0)
+
+        await until(
+            candidates, "each may be elected", holds=lambda found: not any(candidate.failure for candidate in found)
+        )
         await admin.elect_leader(TOPIC, 0, unclean=True)
         assert await read_all(cluster, 200) == acked
         await wait_in_sync(admin, TOPIC)
