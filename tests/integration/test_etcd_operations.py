@@ -144,7 +144,7 @@ async def test_a_lost_member_is_replaced_while_a_controller_commits(group: Proce
     await asyncio.to_thread(group.start_etcd, 3)
     keys = Keys(b"/replaced/")
     client = EtcdClient(GrpcWire(), EtcdAccess(tuple(group.endpoints)))
-    one = Candidate(client, keys)
+    one = Candidate(client, keys, ttl_s=int(WAIT_S))  # while members of a busy machine elect, no one renews it
     try:
         term = await one.win()
         image = await commit(term, MetadataImage(), *BEGUN)
