@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -400,6 +400,27 @@ async def test_calls_and_unread_bytes_of_a_server_have_bounds(monkeypatch: pytes
             await calls[0].write(replication_pb2.ReplicateRequest(cluster_id="x" * 90_000))
         assert await calls[0].code() is grpc.StatusCode.UNAVAILABLE  # who holds most
         assert not small.done()
+
+
+@asynchronous
+async def test_requests_that_are_never_complete_count_as_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_UNREAD_BYTES", 300_000)
+    async with serving(echo) as (lean, address), AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(raw(address)) for _ in range(3)]
+        for client, size in zip(clients, (90_000, 110_000, 95_000), strict=True):
+            client.writer.write(frames.header(frames.MESSAGE, 1, 200_000) + bytes(size))
+        await until(lambda: lean._unread_bytes > 295_000, "all has come")
+        assert len(lean._links) == 3
+        async with LeanChannel(address) as other:
+            for _ in range(10):  # what is read does not add up
+                assert (await metadata(other, "x" * 200)).answering_broker_id == 1
+        clients[0].writer.write(bytes(10_000))
+        assert await clients[1].closed()  # who holds most
+        await until(lambda: lean._unread_bytes < 200_000, "its bytes do not count any more")
+        for client in clients:
+            client.writer.close()
+        await until(lambda: not lean._links, "all are gone")
+        assert lean._unread_bytes == 0
 
 
 @asynchronous

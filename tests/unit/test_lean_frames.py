@@ -48,6 +48,17 @@ def test_a_frame_that_is_cut_off_waits_and_holds_what_has_come(sent: list[Frame]
     assert reader.held_bytes == len(data) - sum(frames.HEADER_BYTES + len(frame.payload) for frame in whole)
 
 
+def test_a_large_frame_that_comes_byte_by_byte_takes_little_more_than_its_bytes() -> None:
+    sent = Frame(frames.MESSAGE, 1, bytes(range(256)) * 400)
+    reader = FrameReader()
+    for number in (data := frames.frame(*sent))[:-1]:
+        reader.feed(bytes([number]))
+        assert not reader.take(1)
+    assert len(reader._pieces) <= len(data) // frames.SMALL_PIECE_BYTES + 1
+    reader.feed(data[-1:])
+    assert reader.take(2) == [sent]
+
+
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=4))
 def test_any_bytes_are_frames_or_refused(data: bytes, cuts: list[int]) -> None:
     try:

@@ -26,6 +26,7 @@ MAGIC: Final = (
 HELLO, START, MESSAGE, PART, HALF_CLOSE, STATUS, CANCEL, WINDOW, PING, PONG, GOODBYE = range(1, 12)
 
 PART_BYTES: Final = 1024 * 1024  # of a message in one frame
+SMALL_PIECE_BYTES: Final = 4 * 1024  # such pieces of what has come are put together
 MAX_METHOD_BYTES: Final = 256
 MAX_METADATA_ENTRIES: Final = 64
 MAX_METADATA_BYTES: Final = 8 * 1024  # keys and values of one call, one way
@@ -187,7 +188,10 @@ class FrameReader:
         self._wanted = HEADER_BYTES  # so many bytes make another look worth while
 
     def feed(self, data: bytes) -> None:
-        self._pieces.append(data)
+        if len(data) < SMALL_PIECE_BYTES and self._pieces and len(self._pieces[-1]) < SMALL_PIECE_BYTES:
+            self._pieces[-1] += data  # a byte of its own would take fifty
+        else:
+            self._pieces.append(data)
         self.held_bytes += len(data)
 
     def take(self, most: int) -> list[Frame]:

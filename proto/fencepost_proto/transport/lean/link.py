@@ -265,6 +265,7 @@ class Link(asyncio.Protocol):
         self.gone: asyncio.Future[None] = self._loop.create_future()  # its transport has ended
         self._context = copy_context()  # a call may be given up from anywhere, also by the garbage collector
         self._reader = frames.FrameReader()
+        self._held_bytes = 0  # by the reader, as last told
         self._transport: asyncio.Transport | None = None
         self._transport_gathers = False  # it takes a message's pieces in one call of the system, as uvloop's do
         self._queued: list[bytes | memoryview] = []
@@ -292,6 +293,9 @@ class Link(asyncio.Protocol):
     def came(self, cost: int) -> None:
         """So many bytes have come and are to be consumed."""
         self.outstanding += cost
+
+    def held(self, change: int) -> None:
+        """So many bytes more have come that are no frames yet; negative: fewer."""
 
     @property
     def needs_peer(self) -> bool:
@@ -325,6 +329,14 @@ class Link(asyncio.Protocol):
         self._reader.feed(data)
         if not self._turn_is_due:
             self._take_frames()
+        self._note_held()
+
+    def _note_held(self) -> None:
+        """More bytes are held that are no frames yet, or fewer."""
+        change = self._reader.held_bytes - self._held_bytes
+        if change and not self.over:
+            self._held_bytes += change
+            self.held(change)
 
     def _take_magic(self, data: bytes) -> bytes:
         """What comes behind it."""
@@ -356,6 +368,7 @@ class Link(asyncio.Protocol):
 
     def _next_turn(self) -> None:
         self._take_frames()
+        self._note_held()
         if not self._turn_is_due and self._transport is not None and not self.over:
             self._transport.resume_reading()
 
@@ -537,6 +550,7 @@ class Link(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
         self._queued.clear()
+        self.held(-self._held_bytes)
         for call in list(self.calls.values()):
             call.lost(str(error) or type(error).__name__)
         self.calls.clear()

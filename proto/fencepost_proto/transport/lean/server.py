@@ -5,8 +5,8 @@ grpc.aio.ServicerContext, and requests that `malformed.refusing` has checked, as
 gone (`link.py`) its task is cancelled, once; whatever it writes after that raises CallIsOver. An exception is a status
 UNKNOWN and a traceback in the log.
 
-Bounds: MAX_CONNECTIONS; MAX_CALLS of one; MAX_UNREAD_BYTES of requests that have come and were not read by handlers, of
-all connections: beyond it the connection that holds most is ended.
+Bounds: MAX_CONNECTIONS; MAX_CALLS of one; MAX_UNREAD_BYTES of requests that have come, or have begun to, and were not read
+by handlers, of all connections: beyond it the connection that holds most is ended.
 """
 
 from __future__ import annotations
@@ -261,6 +261,10 @@ class ServerLink(Link):
         super().consumed(cost)
         self.unread_bytes -= cost
         self._server.unread(self, -cost)
+
+    def held(self, change: int) -> None:
+        self.unread_bytes += change
+        self._server.unread(self, change)
 
     def ended(self, error: Exception) -> None:
         self._server.link_ended(self)
