@@ -71,6 +71,26 @@ def test_no_reader_gets_a_batch_in_which_a_byte_has_changed(seed: int) -> None:
         scan_all(log)
 
 
+@pytest.mark.parametrize("interval_bytes", [0, 200])
+def test_an_index_in_which_a_byte_has_changed_costs_time_and_nothing_else(interval_bytes: int) -> None:
+    """Whichever byte it is: what the index says is compared with the batches before it counts."""
+    machine = Machine()
+    log = filled(machine, index_interval_bytes=interval_bytes)
+    sound = content(log)
+    offsets = [header.base_offset for _, header in iter_batches(sound)]
+    indexes = [(path, len(node.content)) for path, node in machine.disk.files() if path.endswith(".index")]
+    assert sum(size for _, size in indexes) > 0
+    chance = random.Random(interval_bytes)
+    for path, size in indexes:
+        for position in range(size):
+            machine.disk.corrupt(path, position)
+            for offset in (0, chance.choice(offsets)):
+                (first, *_) = list(iter_batches(log.read_batches(offset, chance.choice((1, 400, 2_000)))))
+                assert first[1].base_offset == offset, f"byte {position} of {path}"
+            machine.disk.corrupt(path, position)
+    assert content(log) == sound
+
+
 def test_what_was_read_and_sound_is_checked_again_only_when_a_reader_says_that_it_is_not() -> None:
     machine = Machine()
     log = filled(machine)

@@ -318,7 +318,7 @@ class Segment:
     def _fits(self, entry: IndexEntry) -> bool:
         """Whether a batch begins where the index says. Without it the segment is gone through from its start."""
         start = self.file.read(entry.second, _BASE_OFFSET_BYTES) if entry.second >= 0 else b""
-        if int.from_bytes(start) == entry.first:
+        if len(start) == _BASE_OFFSET_BYTES and int.from_bytes(start) == entry.first:
             return True
         log.warning("index entry does not fit path=%s offset=%d position=%d", self.path, entry.first, entry.second)
         return False
