@@ -54,6 +54,7 @@ class World:
         self.machines: dict[str, Machine] = {}
         self.trace: list[str] = []
         self.crashes: list[tuple[SimProcess, Exception]] = []  # processes whose main function raised
+        self.unforeseen: list[str] = []  # what processes logged with a traceback, and went on
         self._error: Exception | None = None
         self._stories: list[SimTask[Any]] = []
         self._logs = _TraceHandler(self)
@@ -159,11 +160,12 @@ class World:
     # ---- Running ----
 
     def failures(self) -> list[str]:
-        """What no one handled, anywhere in the world, and every process that ended with an error."""
+        """What no one handled, or no one foresaw, anywhere in the world, and every process that ended with an error."""
         for machine in self.machines.values():
             if machine.process is not None and machine.process.alive:
                 machine.process.sweep()
-        return [*self.loop.failures, *(f"{process!r} crashed: {error!r}" for process, error in self.crashes)]
+        crashes = (f"{process!r} crashed: {error!r}" for process, error in self.crashes)
+        return [*self.loop.failures, *self.unforeseen, *crashes]
 
     def stop(self, error: Exception) -> None:
         """End the run, wherever it is: `run` raises `error`."""
@@ -233,4 +235,5 @@ class _TraceHandler(logging.Handler):
         text = f"{record.levelname.lower()}: {record.getMessage()}"
         if record.exc_info and record.exc_info[1] is not None:
             text += f" ({type(record.exc_info[1]).__name__}: {record.exc_info[1]})"
+            self._world.unforeseen.append(f"{owner!r} {text}")
         self._world.tell(repr(owner), text)
