@@ -1,8 +1,10 @@
 """Delete the records at the beginning of partitions: no reader is given them any more, whichever replica leads.
 
 The leader checks the offset against its high watermark, the controller commits the deletion (its `decisions/deleted_records`
-says what may fail), and the answer comes when this broker's own log begins behind the records. Producers' state stays: who
-repeats a batch that was deleted is still recognised. Disk space is free with the next retention, by whole segments.
+says what may fail), and the answer comes when this broker's own log begins behind the records. Where retention has brought
+this log further already, that is what is committed and answered: each replica has a retention of its own, and one that leads
+later may still begin before what was asked for. Producers' state stays: who repeats a batch that was deleted is still
+recognised. Disk space is free with the next retention, by whole segments.
 """
 
 from __future__ import annotations
@@ -35,8 +37,9 @@ class Deletion:
 async def delete_records(
     manager: ReplicaManager, link: ControllerLink, deletions: Sequence[Deletion], timeout_ms: int
 ) -> list[int | FencepostError]:
-    """For each, where the log begins then, or the error: what `ReplicaManager.leader` raises, OffsetOutOfRange,
-    OffsetNotAvailable (a new leader does not know its high watermark yet), RequestTimedOut, or the controller's.
+    """For each, where the log begins at least, whoever leads, or the error: what `ReplicaManager.leader` raises,
+    OffsetOutOfRange, OffsetNotAvailable (a new leader does not know its high watermark yet), RequestTimedOut, or the
+    controller's.
 
     After RequestTimedOut and NotController the records may be deleted nevertheless; to ask again is safe.
     """
@@ -48,8 +51,8 @@ async def delete_records(
         except FencepostError as error:
             outcomes[place] = error
         else:
-            outcomes[place] = leadership.log.log_start_offset
-            if end_offset > leadership.log.log_start_offset:
+            outcomes[place] = end_offset
+            if not end_offset == leadership.log.log_start_offset == leadership.state.partition.deleted_end_offset:
                 wanted[place] = (leadership, end_offset)
     try:
         async with asyncio.timeout(min(max(timeout_ms, MIN_TIMEOUT_MS), MAX_TIMEOUT_MS) / 1000):
@@ -76,7 +79,7 @@ def _checked(manager: ReplicaManager, deletion: Deletion) -> tuple[Leadership, i
         raise OffsetOutOfRange(
             f"records of {leadership.name} below offset {end_offset}: the high watermark is {high_watermark}"
         )
-    return leadership, end_offset
+    return leadership, max(end_offset, leadership.log.log_start_offset)
 
 
 async def _deleted(link: ControllerLink, wanted: Sequence[tuple[Leadership, int]]) -> list[int | FencepostError]:
@@ -93,5 +96,5 @@ async def _deleted(link: ControllerLink, wanted: Sequence[tuple[Leadership, int]
         except FencepostError as error:
             outcomes.append(error)
         else:
-            outcomes.append(leadership.log.log_start_offset)
+            outcomes.append(end_offset)
     return outcomes
