@@ -64,6 +64,20 @@ def test_the_first_of_those_that_have_all_leads_whoever_was_the_last_in_sync() -
     """)
 
 
+def test_a_leader_that_proposes_to_go_on_alone_and_has_failed_is_replaced_by_one_that_it_leaves_behind() -> None:
+    """Its failure is reported, and waits behind the proposal to be acted on. No one knows yet that others may commit without
+    those that leave by it."""
+    story = three()
+    story.failed[1, story.epoch(1)] = frozenset({A})
+    story.proposes(1, A, 1)
+    story.disk_fails(1, A)
+    story.reads("""
+        broker 1 proposes 1 in sync for a-0
+            a-0: leader 2 epoch 1, in sync 2 of 1 2 3, change 1, eligible 1 3
+        broker 1 cannot write a-0
+    """)
+
+
 def test_one_that_was_left_behind_by_enough_is_not_eligible() -> None:
     story = three()
     story.proposes(1, A, 1, 2)

@@ -3,8 +3,9 @@
 Every change of a partition goes through `recompute`, so there is one place that keeps these rules:
 
 1. **The in-sync set.** Remove members that do not serve (dead, shutting down, their disk failed). If that would empty the
-   set: keep those in controlled shutdown that can still lead; failing that, an eligible replica that serves takes its place;
-   failing that, keep all: nothing was acknowledged meanwhile. The set is in assignment order.
+   set: keep those in controlled shutdown that can still lead; failing that, an eligible replica that serves takes its place,
+   or one that leaves the set by this very change; failing that, keep all: nothing was acknowledged meanwhile. The set is
+   in assignment order.
 2. **Eligible replicas** (KIP-966) are those that hold all that is committed and are not in sync. Whoever leaves the in-sync
    set becomes one, unless it may have lost records. All of them cease to be as soon as a leader may commit without them:
    when the partition has a leader, and `min.insync.replicas` in sync; or when one that may lead is of a version that commits
@@ -72,7 +73,7 @@ def recompute(
     `after`: the partition as the command changed it; None where only a broker, or the topic's settings, changed. `lost`:
     replicas that may lack what is committed, so that they are neither in sync nor eligible. Returns the staged partition.
     """
-    settled = _in_sync(draft, after or before, lost)
+    settled = _in_sync(draft, before, after or before, lost)
     settled = _complete_reassignment(draft, settled)
     leader = _leader(draft, settled)
     eligible = _eligible(draft, before, settled, leader, lost)
@@ -114,12 +115,12 @@ def target_of(partition: Partition) -> tuple[int, ...]:
     return tuple(b for b in partition.replicas if b not in partition.removing)
 
 
-def _in_sync(draft: Draft, partition: Partition, lost: Collection[int]) -> Partition:
+def _in_sync(draft: Draft, before: Partition, partition: Partition, lost: Collection[int]) -> Partition:
     key = partition.id
     members = tuple(b for b in partition.replicas if b in partition.isr and b not in lost)
     isr = tuple(b for b in members if draft.serves(b, key))
     isr = isr or tuple(b for b in members if draft.can_go_on(b, key))
-    isr = isr or tuple(b for b in _sound_eligible(partition, lost) if draft.serves(b, key))[:1]
+    isr = isr or tuple(b for b in _sound_eligible(before, partition, lost) if draft.serves(b, key))[:1]
     isr = isr or members
     if isr == partition.isr:
         return partition
@@ -130,8 +131,10 @@ def _in_sync(draft: Draft, partition: Partition, lost: Collection[int]) -> Parti
     )  # fmt: skip
 
 
-def _sound_eligible(partition: Partition, lost: Collection[int]) -> tuple[int, ...]:
-    return tuple(b for b in partition.replicas if b in partition.eligible and b not in lost)
+def _sound_eligible(before: Partition, partition: Partition, lost: Collection[int]) -> tuple[int, ...]:
+    """Who leaves the in-sync set by this very change is one, too: no leader knows yet that it may do without it."""
+    holds_all = {*before.isr, *partition.eligible}.difference(lost)
+    return tuple(b for b in partition.replicas if b in holds_all)
 
 
 def _eligible(
