@@ -345,14 +345,19 @@ def no_truncation(replace: Any) -> None:
 
 @mutant("G1", "G4", kinds=(*KILLS, *NETWORK, "reassign"), first_seed=7)
 def isr_change_without_epoch_checks(replace: Any) -> None:
-    """Whoever once led may change the in-sync set, and members need not be the incarnations that caught up."""
+    """Whoever once led may change the in-sync set, and members need not be the incarnations that caught up. (Nor does one
+    that leaves the set by that take over, where none of those that are left serves: else none of 90 seeds is harmed.)"""
 
     def decide(self: AlterPartition, draft: Any) -> None:
         partition = draft.partition(self.partition)
         members = tuple(broker_id for broker_id, _ in self.new_isr)
         partitions.recompute(draft, partition, changed(partition, isr=members))
 
+    def sound_eligible(before: Any, partition: Any, lost: Any) -> tuple[int, ...]:
+        return tuple(b for b in partition.replicas if b in partition.eligible and b not in lost)
+
     replace(AlterPartition, "decide", decide)
+    replace(partitions, "_sound_eligible", sound_eligible)
 
 
 @mutant("G1", "G4", "G10", kinds=("isolate broker", "pause broker", "kill leader", "power failure"), first_seed=4)
@@ -369,8 +374,8 @@ def any_live_replica_is_elected(replace: Any) -> None:
     replace(
         partitions,
         "_in_sync",
-        lambda draft, partition, lost, original=partitions._in_sync: _with_leader(
-            draft, original(draft, partition, lost), leader
+        lambda draft, before, partition, lost, original=partitions._in_sync: _with_leader(
+            draft, original(draft, before, partition, lost), leader
         ),
     )
     replace(invariants, "_problem_of_electable", lambda before, partition: "")
