@@ -24,6 +24,7 @@ PARTS_OF_A_BATCH = {
     "producer id": 45,
     "records": 66,
 }
+SEEN_BY_THE_LEADER = {"base offset", "sign of the length", "length"}  # who looks where its batches begin
 
 
 def flip(story: Story, broker_id: int, path: str, position: int) -> None:
@@ -85,7 +86,7 @@ async def test_bit_rot_on_the_leader_that_a_follower_meets(story: Story, part: s
     await story.in_sync()
     assert story.traced("broker-1#1", "giving up a damaged log")
     told = [line for line in story.world.trace if "push not taken" in line]
-    assert len(told) <= 1, "what cannot be taken is logged once"
+    assert len(told) == (part not in SEEN_BY_THE_LEADER), "what cannot be taken is logged once"
     assert not story.traced("replication stream broke"), "nothing else on that stream is held up"
     assert await story.end() == {"orders-0": names}
 
