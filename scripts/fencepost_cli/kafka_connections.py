@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from fencepost import AdminClient, Producer
+from fencepost_cli.small_batches import cpu_s
 from fencepost_proto.kafka.codec import encode_request
 from fencepost_proto.kafka.messages.api_versions import ApiVersionsRequest
 from fencepost_proto.kafka.messages.fetch import FetchPartition, FetchRequest, FetchTopic
@@ -77,9 +78,9 @@ async def measure_connections(folder: Path, tell: Callable[[str], None]) -> Conn
         before = process.memory_info().rss
         tell(f"{CONNECTIONS} idle connections, {IDLE_S:g} s")
         async with _idle_connections(address):
-            cpu_before = _cpu_s(process)
+            cpu_before = cpu_s([process.pid])
             await asyncio.sleep(IDLE_S)
-            idle_cpu_percent = 100 * (_cpu_s(process) - cpu_before) / IDLE_S
+            idle_cpu_percent = 100 * (cpu_s([process.pid]) - cpu_before) / IDLE_S
             idle = process.memory_info().rss
         tell(f"{SLOW_READERS} clients that do not read, {SLOW_S:g} s")
         async with _slow_readers(address):
@@ -108,11 +109,6 @@ async def _fill(cluster: AsyncLocalCluster) -> None:
         for _ in range(LOG_BYTES // _RECORD_BYTES):
             await producer.send(_TOPIC, value)
         await producer.flush()
-
-
-def _cpu_s(process: psutil.Process) -> float:
-    used = process.cpu_times()
-    return float(used.user + used.system)
 
 
 def _raise_file_limit(needed: int) -> None:
