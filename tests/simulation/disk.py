@@ -232,11 +232,11 @@ class SimDisk:
         walk("", self.root)
         return found
 
-    def corrupt(self, path: str, position: int) -> None:
-        """Flip one byte of a file, on disk as in the cache."""
+    def corrupt(self, path: str, position: int, bits: int = 0xFF) -> None:
+        """Flip these bits of one byte of a file, on disk as in the cache."""
         node = self.find(path)
         assert isinstance(node, FileNode)
-        node.content[position] ^= 0xFF
+        node.content[position] ^= bits
         node.cuts += 1
         self.folder(path.rpartition("/")[0]).version += 1
 

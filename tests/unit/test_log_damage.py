@@ -91,6 +91,50 @@ def test_an_index_in_which_a_byte_has_changed_costs_time_and_nothing_else(interv
     assert content(log) == sound
 
 
+def timed(machine: Machine, chance: random.Random) -> Log:
+    """Several segments, of which each has several index entries; timestamps go up and down."""
+    log = open_log(machine.mount(), index_interval_bytes=150)
+    for number in range(60):
+        produce(log, timestamp_ms=1_000 + 10 * number + chance.randint(-60, 60))
+    log.maintain()
+    return log
+
+
+def expected_by_time(log: Log, timestamp_ms: int) -> tuple[int, int] | None:
+    found = (header for _, header in iter_batches(content(log)) if header.max_timestamp >= timestamp_ms)
+    return next(((header.base_offset, header.max_timestamp) for header in found), None)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("bits", [0x01, 0x10, 0x80, 0xFF])
+def test_a_time_index_in_which_a_byte_has_changed_costs_time_and_nothing_else(bits: int, restarted: bool) -> None:
+    """Look-ups by time find what they found before, and no segment seems older than it is: retention would delete it."""
+    machine = Machine()
+    log = timed(machine, random.Random(1))
+    times = {timestamp_ms: expected_by_time(log, timestamp_ms) for timestamp_ms in range(930, 1_680, 10)}
+    ages = [segment.largest_timestamp_ms for segment in log._row.all]
+    indexes = [(path, len(node.content)) for path, node in machine.disk.files() if path.endswith(".timeindex")]
+    assert sum(size for _, size in indexes) >= 288
+    sound, chance = machine.disk.copy_of(FOLDER), random.Random(2)
+    for path, size in indexes:
+        for position in range(size):
+            machine.disk.corrupt(path, position, bits)
+            if restarted:
+                log = open_log(machine.mount(), index_interval_bytes=150)
+            seen = [segment.largest_timestamp_ms for segment in log._row.all]
+            assert all(now >= then for now, then in zip(seen, ages, strict=True)), (
+                f"{seen} with byte {position} of {path}"
+            )
+            for timestamp_ms in chance.sample(sorted(times), 20):
+                where = f"{timestamp_ms} with byte {position} of {path}"
+                assert log.offset_for_timestamp(timestamp_ms) == times[timestamp_ms], where
+            if restarted:
+                log.close(clean=False)
+                machine.disk.put_back(FOLDER, sound)
+            else:
+                machine.disk.corrupt(path, position, bits)
+
+
 def test_what_was_read_and_sound_is_checked_again_only_when_a_reader_says_that_it_is_not() -> None:
     machine = Machine()
     log = filled(machine)

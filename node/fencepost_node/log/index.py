@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from fencepost_node.log.disk import Disk, File
@@ -65,22 +65,27 @@ class SparseIndex:
 
     def last_by_first(self, limit: int) -> IndexEntry | None:
         """The last entry whose first number is at most `limit`."""
-        return self._last(bisect_right, lambda entry: entry.first, limit)
+        return next(self._backwards(bisect_right, lambda entry: entry.first, limit), None)
 
-    def last_below_first(self, limit: int) -> IndexEntry | None:
-        """The last entry whose first number is below `limit`."""
-        return self._last(bisect_left, lambda entry: entry.first, limit)
+    def two_below_first(self, limit: int) -> tuple[IndexEntry, IndexEntry] | None:
+        """The last two entries whose first numbers are below `limit`. None: there are not two."""
+        entries = self._backwards(bisect_left, lambda entry: entry.first, limit)
+        last, before = next(entries, None), next(entries, None)
+        return (before, last) if before and last else None
 
     def last_by_second(self, limit: int) -> IndexEntry | None:
         """The last entry whose second number is at most `limit`."""
-        return self._last(bisect_right, lambda entry: entry.second, limit)
+        return next(self._backwards(bisect_right, lambda entry: entry.second, limit), None)
 
-    def _last(self, bisect: Callable[..., int], column: Callable[[IndexEntry], int], limit: int) -> IndexEntry | None:
+    def _backwards(
+        self, bisect: Callable[..., int], column: Callable[[IndexEntry], int], limit: int
+    ) -> Iterator[IndexEntry]:
+        """The entries before where `bisect` puts `limit`, the last one first."""
         with self._lock:
             flushed, tail, size = self._flushed, self._tail, self._flushed + len(self._tail)
         low = flushed if tail and column(tail[0]) < limit else 0
         number = bisect(range(size), limit, lo=low, key=lambda n: column(self._entry(n, flushed, tail)))
-        return self._entry(number - 1, flushed, tail) if number else None
+        return (self._entry(n, flushed, tail) for n in range(number - 1, -1, -1))
 
     def _entry(self, number: int, flushed: int, tail: list[IndexEntry]) -> IndexEntry:
         if number >= flushed:

@@ -344,11 +344,18 @@ class Segment:
         """The first batch with offsets from `from_offset` on whose max timestamp is at least `timestamp_ms`."""
         if self.largest_timestamp_ms < timestamp_ms:
             return None
-        entry = self.time_index.last_below_first(timestamp_ms)
-        for _, header in self.walk_from(entry.second if entry else self.base_offset):
+        for _, header in self.walk_from(self._none_reaches(timestamp_ms)):
             if header.max_timestamp >= timestamp_ms and header.end_offset > from_offset:
                 return header
         return None
+
+    def _none_reaches(self, timestamp_ms: int) -> int:
+        """An offset before which every batch's max timestamp is below that, also where an entry of the index has changed
+        on disk: its neighbour says less, and is right."""
+        found = self.time_index.two_below_first(timestamp_ms)
+        if found is None or found[0].first >= timestamp_ms:
+            return self.base_offset
+        return min(found[0].second, found[1].second)
 
     # ---- The indexes after a restart or a cut ----
 
@@ -361,13 +368,29 @@ class Segment:
         count = min(len(self.offset_index), len(self.time_index))
         while count and self.time_index.entry(count - 1).second >= below_offset:
             count -= 1
-        entry = self.offset_index.entry(count - 1) if count else None
-        if entry is not None:
-            time_entry = self.time_index.entry(count - 1)
-            if time_entry.second == entry.first and 0 < entry.second < self.file.size and self._fits(entry):
-                self._cut_indexes(count, entry.second, time_entry.first)
-                return entry.second, entry.first
+        if count and (entry := self._confirmed(count - 1)) is not None:
+            (base_offset, position), largest_timestamp_ms = entry
+            self._cut_indexes(count, position, largest_timestamp_ms)
+            return position, base_offset
         return self.drop_index()
+
+    def _confirmed(self, number: int) -> tuple[IndexEntry, int] | None:
+        """That entry of the offset index, and the largest timestamp so far, where both indexes say what the batches since
+        the entry before say. None: something has changed on the disk."""
+        entry, (told_ms, base_offset) = self.offset_index.entry(number), self.time_index.entry(number)
+        offset, position, largest_ms = self.base_offset, 0, NO_TIMESTAMP
+        if number:
+            offset, position = self.offset_index.entry(number - 1)
+            largest_ms = self.time_index.entry(number - 1).first
+        if entry.first != base_offset or not 0 <= position < entry.second < self.file.size:
+            return None
+        with suppress(CorruptLog):
+            for placed in walk(self.file, self.path, position, self.file.size, offset):
+                largest_ms = max(largest_ms, placed.header.max_timestamp)
+                if placed.position >= entry.second:
+                    fits = placed.position == entry.second and placed.header.base_offset == entry.first
+                    return (entry, told_ms) if fits and largest_ms == told_ms else None
+        return None
 
     def drop_index(self) -> tuple[int, int]:
         """Begin both indexes again, empty; returns as `trust_index`. Raises OSError."""
