@@ -8,8 +8,11 @@ import pytest
 
 from fencepost_node.log.log import Log
 from fencepost_node.replication.reconciliation import FollowerPosition, Push, answer_subscribe
+from fencepost_node.requests.list_offsets import first_record
 from fencepost_proto.protocol.errors import OffsetOutOfRange
 from fencepost_proto.protocol.metadata import Partition
+from fencepost_proto.protocol.record_batch import stamp
+from fencepost_proto.protocol.records import BatchBuilder, Compression
 from tests.asynchronous import asynchronous
 from tests.unit.batches import batch
 from tests.unit.logs import NOW_MS, Machine, open_log, snapshot_bytes
@@ -106,6 +109,21 @@ def test_a_search_by_time_finds_nothing_that_is_deleted() -> None:
     assert log.offset_for_timestamp(2_500) == (15, 4_000)
     log.delete_below(20, 0)
     assert log.offset_for_timestamp(0) is None
+
+
+def test_a_search_by_time_passes_over_a_batch_of_which_the_records_that_would_do_are_deleted() -> None:
+    log = open_log(Machine().mount())
+    falling = BatchBuilder(Compression.NONE, 1 << 20)
+    for timestamp_ms in (3_000, 1_000, 2_000, 500):
+        assert falling.append(timestamp_ms, None, b"value", [])
+    log.append_as_follower(stamp(falling.build(-1, -1, -1), 0, 0))
+    follow(log, 2, timestamp_ms=2_500)
+    assert first_record(log, 2_100, 6) == (0, 3_000)
+    log.delete_below(1, 0)
+    assert first_record(log, 1_500, 6) == (2, 2_000)
+    assert first_record(log, 2_100, 6) == (4, 2_500)
+    assert first_record(log, 2_100, 4) is None
+    assert first_record(log, 2_600, 6) is None
 
 
 def test_a_follower_that_ends_within_what_is_deleted_is_pushed_to_and_does_not_start_over() -> None:

@@ -348,12 +348,12 @@ class Log:
         """Of all batches; NO_TIMESTAMP where there is none."""
         return max(segment.largest_timestamp_ms for segment in self._row.all)
 
-    def offset_for_timestamp(self, timestamp_ms: int) -> tuple[int, int] | None:
+    def offset_for_timestamp(self, timestamp_ms: int, from_offset: int = 0) -> tuple[int, int] | None:
         """[thread] (base offset, max timestamp) of the first batch whose max timestamp is at least that; None: none.
 
-        The log's start, where that is within the batch. Raises StorageError.
+        With offsets from `from_offset` and the log's start on: that one, where it is within the batch. Raises StorageError.
         """
-        row, start_offset = self._row, self.log_start_offset
+        row, start_offset = self._row, max(self.log_start_offset, from_offset)
         for segment in row.all:
             if segment.largest_timestamp_ms >= timestamp_ms and segment.end_offset > start_offset:
                 with disk_errors(f"{segment.path} cannot be read"), row.pinned(segment) as pinned:

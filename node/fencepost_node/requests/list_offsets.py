@@ -49,7 +49,7 @@ async def find_offset(
     latest = leadership.latest_offset()
     if timestamp_ms == LATEST:
         return FoundOffset(latest, NONE, leadership.epoch)
-    found = await asyncio.to_thread(_first_record, log, timestamp_ms, latest)
+    found = await asyncio.to_thread(first_record, log, timestamp_ms, latest)
     leadership.require_leading("during the search")
     if found is None:
         return FoundOffset(NONE, NONE, NONE)
@@ -60,29 +60,34 @@ def _epoch_at(log: Log, offset: int) -> int:
     return log.leader_epochs.epoch_at(offset) if offset < log.log_end_offset else log.last_epoch
 
 
-def _first_record(log: Log, timestamp_ms: int, latest: int) -> tuple[int, int] | None:
-    """[thread] (offset, timestamp) of the first record of that time or later."""
+def first_record(log: Log, timestamp_ms: int, latest: int) -> tuple[int, int] | None:
+    """[thread] (offset, timestamp) of the first record below `latest` of that time or later."""
     if timestamp_ms == MAX_TIMESTAMP:
         timestamp_ms = log.largest_timestamp_ms
-    found = log.offset_for_timestamp(timestamp_ms)
-    if found is None or found[0] >= latest:
-        return None
-    batch = log.read_batches(found[0], 1, latest)
-    if not batch:
-        return None
-    header = read_header(batch)
-    if header.attributes & APPEND_TIME_ATTRIBUTE:  # every record has the batch's time
-        return max(header.base_offset, log.log_start_offset), header.max_timestamp
-    return _in_batch(batch[: header.size_bytes], timestamp_ms, log.log_start_offset) or found
+    from_offset = 0
+    while (found := log.offset_for_timestamp(timestamp_ms, from_offset)) is not None and found[0] < latest:
+        batch = log.read_batches(found[0], 1, latest)
+        if not batch:
+            return None
+        header = read_header(batch)
+        record = _in_batch(batch[: header.size_bytes], timestamp_ms, found)
+        if record is not None or header.base_offset == found[0]:
+            return record or found
+        from_offset = header.end_offset  # the log starts within this batch, behind the records that would do
+    return None
 
 
-def _in_batch(batch: bytes, timestamp_ms: int, log_start_offset: int) -> tuple[int, int] | None:
+def _in_batch(batch: bytes, timestamp_ms: int, found: tuple[int, int]) -> tuple[int, int] | None:
+    """The first record from the offset of `found` on that does; `found` itself where it has the time of all, or where no
+    one can decode them."""
     from fencepost_proto.protocol.records import read_records  # seldom needed, and slow to load
 
+    if read_header(batch).attributes & APPEND_TIME_ATTRIBUTE:
+        return found
     try:
         for record in read_records(batch):
-            if record.timestamp_ms >= timestamp_ms and record.offset >= log_start_offset:
+            if record.timestamp_ms >= timestamp_ms and record.offset >= found[0]:
                 return record.offset, record.timestamp_ms
     except CorruptMessage:
-        pass
+        return found
     return None
