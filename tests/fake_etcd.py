@@ -316,17 +316,20 @@ class _KV(rpc_pb2_grpc.KVServicer):  # type: ignore[misc]  # it has no types
         member = self._member
         author = member.author_of(context)
 
-        def carry_out() -> Any:
+        def carry_out() -> tuple[Any, bool]:
+            """The answer, and whether it gets lost."""
             member.on_author(author)
-            return member.cluster.transact(request)
+            answer = member.cluster.transact(request)
+            loses = member.lost_answers > 0
+            member.lost_answers -= loses
+            return answer, loses
 
         if member.late_requests:
             member.late_requests -= 1
             asyncio.get_running_loop().call_later(member.late_s, carry_out)
             await context.abort(grpc.StatusCode.UNAVAILABLE, "etcdserver: leader changed")
-        answer = await member.propose(carry_out, context)
-        if member.lost_answers:
-            member.lost_answers -= 1
+        answer, loses = await member.propose(carry_out, context)
+        if loses:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "etcdserver: request timed out")
         return answer
 
