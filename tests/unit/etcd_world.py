@@ -73,7 +73,7 @@ async def etcd_world(members: int = 1) -> AsyncIterator[EtcdWorld]:
 class Candidate:
     """What a controller uses of the store, without the controller."""
 
-    def __init__(self, etcd: Etcd, keys: Keys, number: int = 1, ttl_s: int = 3) -> None:
+    def __init__(self, etcd: Etcd, keys: Keys, number: int = 1, ttl_s: int = 20) -> None:
         self.etcd = etcd
         self.me = Leader(number, f"controller-{number}:9090", f"incarnation {number}")
         self.reader = MetadataReader(etcd, keys)
@@ -96,7 +96,7 @@ class Candidate:
 
 
 @asynccontextmanager
-async def candidate(world: EtcdWorld, number: int = 1, ttl_s: int = 3) -> AsyncIterator[Candidate]:
+async def candidate(world: EtcdWorld, number: int = 1, ttl_s: int = 20) -> AsyncIterator[Candidate]:
     one = Candidate(world.client(), world.keys, number, ttl_s)
     try:
         yield one

@@ -64,12 +64,36 @@ def test_a_checkpoint_holds_the_history(epochs: list[int]) -> None:
 
 
 def test_a_checkpoint_is_readable_text() -> None:
-    assert history(1, 1, 3).encode() == b"0\n2\n1 0\n3 2\n"
+    assert history(1, 1, 3).encode() == b"1\n2\n1 0\n3 2\n5fa8ed7c\n"
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read() -> None:
+    assert LeaderEpochs.decode(b"0\n2\n1 0\n3 2\n") == history(1, 1, 3)
+
+
+@pytest.mark.parametrize("bits", [1 << bit for bit in range(8)] + [0xFF])
+def test_a_checkpoint_in_which_a_byte_has_changed_is_none(bits: int) -> None:
+    data = history(1, 1, 3, 7, 7, 12).encode()
+    for position in range(len(data)):
+        changed = bytearray(data)
+        changed[position] ^= bits
+        with pytest.raises(ValueError, match=r".+"):
+            LeaderEpochs.decode(bytes(changed))
 
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"0\n", b"1\n0\n", b"0\n2\n1 0\n", b"0\n1\n1\n", b"0\n1\nx y\n", b"0\n2\n2 0\n1 5\n", b"0\n2\n1 5\n2 5\n"],
+    [
+        b"",
+        b"0\n",
+        b"1\n0\n",
+        b"0\n2\n1 0\n",
+        b"0\n1\n1\n",
+        b"0\n1\nx y\n",
+        b"0\n2\n2 0\n1 5\n",
+        b"0\n2\n1 5\n2 5\n",
+        b"2\n0\n",
+    ],
 )
 def test_what_is_no_checkpoint_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):

@@ -9,8 +9,10 @@ A log that starts above 0 also knows the epoch of the last batch before its star
 the entry, and a snapshot carries it to a replica that starts over. So the *tip* of a log, (epoch of its last batch,
 end offset), says for an empty log, too, which history it continues.
 
-The file `leader-epoch-checkpoint` is text: a version, a count, then one `epoch start_offset` a line. It is written
-before each snapshot, so it is right for all below the newest snapshot; what it says beyond is derived from the batches.
+The file `leader-epoch-checkpoint` is text: a version, a count, one `epoch start_offset` a line, and the CRC-32C of all that
+in hexadecimal: a digit that changes on the disk would make another history, by which two logs part at a wrong offset. It
+is written before each snapshot, so it is right for all below the newest snapshot; what it says beyond is derived from the
+batches.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ from bisect import bisect_right
 from itertools import pairwise
 from typing import NamedTuple
 
+from crc32c import crc32c
+
 from fencepost_proto.protocol.errors import InvariantBroken
 
 NO_EPOCH = -1
-_VERSION = 0
+_VERSION = 1  # 0 had no CRC
 
 
 class EpochStart(NamedTuple):
@@ -110,14 +114,22 @@ class LeaderEpochs:
     def encode(self) -> bytes:
         lines = [str(_VERSION), str(len(self._entries))]
         lines += [f"{epoch} {start_offset}" for epoch, start_offset in self._entries]
-        return ("\n".join(lines) + "\n").encode()
+        content = "".join(f"{line}\n" for line in lines).encode()
+        return content + b"%08x\n" % crc32c(content)
 
     @staticmethod
     def decode(data: bytes) -> LeaderEpochs:
         """Raises ValueError where these are not the bytes of a checkpoint."""
         version, count, *lines = data.decode("ascii").splitlines()
-        if int(version) != _VERSION or int(count) != len(lines):
-            raise ValueError(f"leader epoch checkpoint of version {version} with {len(lines)} lines, not {count}")
+        if int(version) == _VERSION:
+            content, crc = data[:-9], data[-9:]
+            if crc != b"%08x\n" % crc32c(content):
+                raise ValueError(f"leader epoch checkpoint ends in {crc!r}, and its CRC is {crc32c(content):08x}")
+            lines.pop()
+        elif int(version) != 0:
+            raise ValueError(f"leader epoch checkpoint has version {version}; this program knows {_VERSION}")
+        if int(count) != len(lines):
+            raise ValueError(f"leader epoch checkpoint with {len(lines)} lines, not {count}")
         entries = []
         for line in lines:
             epoch, start_offset = line.split()
