@@ -25,6 +25,7 @@ from fencepost_proto.protocol.metadata import (
 )
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
+from tests.fake_etcd import EtcdCluster
 from tests.unit.etcd_world import EtcdWorld, candidate, etcd_world
 
 
@@ -270,6 +271,38 @@ async def test_the_key_of_a_controller_that_is_gone_goes_with_its_lease() -> Non
         await two.lease.wait()
         await until(lambda: world.keys.leader not in world.cluster.keys, "the key is gone")
         await two.win()
+
+
+@asynchronous
+async def test_a_lease_that_is_given_up_while_another_is_granted_is_renewed_as_seldom_as_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was lost, and the leadership ends after that."""
+    async with etcd_world() as world, candidate(world) as one:
+        await one.lease.wait()
+        renewed: list[int] = []
+        granting = asyncio.Event()
+
+        def renew(lease_id: int, cluster: EtcdCluster = world.cluster) -> int:
+            renewed.append(lease_id)
+            return EtcdCluster.renew(cluster, lease_id)
+
+        def grant(ttl_s: int, cluster: EtcdCluster = world.cluster) -> int:
+            granting.set()
+            return EtcdCluster.grant(cluster, ttl_s)
+
+        monkeypatch.setattr(world.cluster, "renew", renew)
+        monkeypatch.setattr(world.cluster, "grant", grant)
+        giving_up = asyncio.create_task(one.lease.give_up())
+        await granting.wait()
+        assert not one.lease.lease_id, "the answer is on its way"
+        await one.lease.give_up()
+        await giving_up
+        await one.lease.wait()
+        client = world.client()
+        for _ in range(20):
+            await client.get(Get(b"a"))
+        assert len(renewed) < 3
 
 
 # ---- etcd that has gone back ----

@@ -103,14 +103,15 @@ class Lease:
 
     async def give_up(self) -> None:
         """End the lease now, as far as etcd can be reached: what hangs on it is gone at once. Another one is
-        granted."""
+        granted. Nothing happens where there is none: it was lost, and the next one is on its way."""
         lease_id = self.lease_id
+        if not lease_id:
+            return
         self._forget()
         self._given_up.set()
-        if lease_id:
-            with suppress(EtcdRefused, EtcdUnreachable, TimeoutError):
-                async with asyncio.timeout(REVOKE_TIMEOUT_S):
-                    await self._etcd.revoke(lease_id)
+        with suppress(EtcdRefused, EtcdUnreachable, TimeoutError):
+            async with asyncio.timeout(REVOKE_TIMEOUT_S):
+                await self._etcd.revoke(lease_id)
 
 
 class Leadership:
