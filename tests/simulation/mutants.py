@@ -479,6 +479,24 @@ def cold_reads_are_not_checked(replace: Any) -> None:
     replace(segment.Segment, "_sound_end", lambda self, data, first, epochs: first.position + len(data))
 
 
+@mutant("G10", kinds=("small files rot",))
+def one_entry_of_a_time_index_is_believed(replace: Any) -> None:
+    def none_reaches(self: segment.Segment, timestamp_ms: int) -> int:
+        found = self.time_index.two_below_first(timestamp_ms)
+        return found[1].second if found else self.base_offset
+
+    replace(segment.Segment, "_none_reaches", none_reaches)
+
+
+@mutant("G1", "G10", kinds=("small files rot",), first_seed=3)
+def a_time_index_is_believed_after_a_restart(replace: Any) -> None:
+    def confirmed(self: segment.Segment, number: int) -> Any:
+        entry, (told_ms, base_offset) = self.offset_index.entry(number), self.time_index.entry(number)
+        return (entry, told_ms) if entry.first == base_offset and self._fits(entry) else None
+
+    replace(segment.Segment, "_confirmed", confirmed)
+
+
 @mutant("G11", kinds=("bit rot",))
 def scrubber_sees_no_damage(replace: Any) -> None:
     def check_from(self: segment.Segment, place: Any, size: int, max_bytes: int, epochs: Any) -> Any:

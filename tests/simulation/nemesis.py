@@ -24,13 +24,16 @@ from tests.simulation.judged import PartitionRecord
 from tests.simulation.loop import SimTask
 from tests.simulation.poison import HostileWriters
 from tests.simulation.situations import Situations
+from tests.simulation.small_files import SmallFiles
 from tests.simulation.topic_changes import TopicChanges
 from tests.simulation.workload import ConsumerApp, ProducerApp
 
 POISONED = 0.1  # of the faults bring unreadable batches along, in runs that know them
 STRANGE = 0.3  # of the faults bring a stranger along, in runs that know some
 CHANGED = 0.3  # of the faults bring an operator along who changes a topic, in runs that know some
+ROTTING = 0.3  # of the faults change bytes of small files, too, in runs that know them
 UNREADABLE = "unreadable batches"
+SMALL_FILES_ROT = "small files rot"
 MAX_DOWN_S = 6.0  # how long something stays dead, paused or cut off, at most
 FULL_DISK_ROOM_BYTES = 2_000  # what still fits when a disk becomes full, at most
 
@@ -68,7 +71,13 @@ class Nemesis:
             "ids of the next producers": (1, producers.ids_of_the_next_producers),
             "flood of new producers": (1, producers.flood_of_new_producers),
         }
-        self._apart: dict[str, tuple[int, Callable[[], Awaitable[None]]]] = {UNREADABLE: (1, self._writers.write)}
+        self._rotting = cluster.world.chance("small files")  # drawn apart, too
+        self.small_files = SmallFiles(self, self._rotting)
+        self.small_files_rot = False
+        self._apart: dict[str, tuple[int, Callable[[], Awaitable[None]]]] = {
+            UNREADABLE: (1, self._writers.write),
+            SMALL_FILES_ROT: (1, self.small_files.rot),
+        }
         self.operators = cluster.world.chance("operators")  # drawn apart, too
         self.changes = TopicChanges(cluster, self.operators)
         self.changes_topics = False
@@ -163,6 +172,8 @@ class Nemesis:
                 self.begin(UNREADABLE)
             if self.changes_topics and self.operators.random() < CHANGED:
                 self.begin(self.operators.choice(sorted(self.topic_changes)))
+            if self.small_files_rot and self._rotting.random() < ROTTING:
+                self.begin(SMALL_FILES_ROT)
             if self.random.random() < 0.2:  # a burst
                 for _ in range(self.random.randint(1, 3)):
                     self.begin(self.random.choices(chosen, weights)[0])

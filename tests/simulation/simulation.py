@@ -12,7 +12,8 @@ import random
 import time
 import zlib
 from collections import Counter
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
@@ -28,8 +29,9 @@ from tests.simulation.kafka_tap import KafkaTap
 from tests.simulation.kafka_workload import TOPIC as KAFKA_TOPIC
 from tests.simulation.kafka_workload import KafkaApps, aiokafka_in, topic_request
 from tests.simulation.loop import Deadlock, Runaway, collector_off
-from tests.simulation.nemesis import Nemesis, is_snapshot
+from tests.simulation.nemesis import SMALL_FILES_ROT, Nemesis, is_snapshot
 from tests.simulation.plan import Plan, plan, short_room, small_numbers
+from tests.simulation.small_files import close_entries
 from tests.simulation.verdict import FinalVerdict
 from tests.simulation.workload import ConsumerApp, Fate, ProducerApp, SendLedger
 from tests.simulation.world import World
@@ -39,6 +41,7 @@ FLOOD = "flood of new producers"
 POISONED = 0.25  # of the runs: hostile clients write batches that no one can read
 WITH_KAFKA = 0.3  # of the runs without strangers, expiring producers and small numbers: Kafka's clients work beside
 CHANGED = 0.2  # of the runs: operators change topics
+ROTTEN = 0.25  # of the runs: bytes change in the small files of logs
 STRANGE, FLOODED = 0.25, 0.1  # of the runs: strangers write under others' ids; partitions have room for few producers
 SWEEP_INTERVAL_S = 0.25
 TOPICS_WITHIN_S = 30.0
@@ -90,9 +93,8 @@ def simulate(
     drawn = not kinds and strange >= STRANGE and random.Random(f"{seed}/kafka").random() < WITH_KAFKA
     if kafka or (drawn and not planned.small_numbers and not planned.producers_expire):
         planned = replace(planned, settings=replace(planned.settings, serves_kafka=True))
-    numbers = small_numbers() if planned.small_numbers else nullcontext()
-    room = short_room() if planned.settings.room_is_short else nullcontext()
-    with collector_off(), numbers, room, World(seed) as world, gzip_in_time(world), aiokafka_in(world):
+    rots = SMALL_FILES_ROT in kinds or (not kinds and random.Random(f"{seed}/small files").random() < ROTTEN)
+    with collector_off(), constants(planned, rots=rots), World(seed) as world, gzip_in_time(world), aiokafka_in(world):
         began = time.process_time()
         world.carrier = carrier or ("grpc" if kinds else CARRIERS[seed % len(CARRIERS)])
         run = Run(world, planned)
@@ -107,6 +109,7 @@ def simulate(
         run.nemesis.poisons = poisoned and not kinds and run.kafka is None
         changed = random.Random(f"{seed}/operators").random() < CHANGED
         run.nemesis.changes_topics = changed and not kinds and run.kafka is None
+        run.nemesis.small_files_rot = rots and not kinds
         if strange >= STRANGE or controllers > 1:
             run.nemesis.strangers = {}
         elif not planned.settings.room_is_short:
@@ -129,6 +132,19 @@ def simulate(
         result.cpu_s = time.process_time() - began
         run.close()
     return result
+
+
+@contextmanager
+def constants(planned: Plan, *, rots: bool) -> Iterator[None]:
+    """The numbers of the production code that are smaller in this run."""
+    with ExitStack() as stack:
+        if planned.small_numbers:
+            stack.enter_context(small_numbers())
+        if planned.settings.room_is_short:
+            stack.enter_context(short_room())
+        if rots:
+            stack.enter_context(close_entries())
+        yield
 
 
 def gzip_in_time(world: World) -> AbstractContextManager[object]:
@@ -203,6 +219,7 @@ class Run:
         self.judge.look_at_strangers()
         self.judge.look_at_suspicions()
         self.verdict.give()
+        self.nemesis.small_files.judge()
         if self.cluster.etcd is not None and self.cluster.exits.get("MetadataWentBack"):
             self.judge.fail("unhandled", "a controller took its store for one that has gone back")
         logs = [(record.name, record.committed) for record in self.judge.records.values()]

@@ -14,7 +14,8 @@ from typing import Any, Literal, cast
 import grpc
 
 from fencepost_proto.transport.carriers.carrier_wire import Carrier
-from fencepost_proto.transport.lean.client import LeanChannel
+from fencepost_proto.transport.lean.client import ClientCall, LeanChannel
+from fencepost_proto.transport.lean.frames import Metadata
 from fencepost_proto.transport.lean.server import Context, LeanServer, ServerCall
 from fencepost_proto.transport.wire import Wire
 from tests.simulation.network import Network, Tap
@@ -38,7 +39,7 @@ class SimWire:
     def connect(self, address: str) -> grpc.aio.Channel:
         self._process.check_alive()
         if self.carrier == "lean":
-            return cast(grpc.aio.Channel, LeanChannel(address))
+            return cast(grpc.aio.Channel, _CountedLeanChannel(self._network, self._process, address))
         return cast(grpc.aio.Channel, SimChannel(self._network, self._process, address))
 
     def server(self) -> grpc.aio.Server:
@@ -50,6 +51,19 @@ class SimWire:
 
     async def bind(self, server: grpc.aio.Server, listen: str) -> int:
         return await cast(SimSharedServer, server).listen(listen)
+
+
+class _CountedLeanChannel(LeanChannel):
+    """The production channel, whose calls are counted."""
+
+    def __init__(self, network: Network, process: SimProcess, address: str) -> None:
+        super().__init__(address)
+        self._network = network
+        self._process = process
+
+    def _new_call(self, method: str, timeout_s: float | None, metadata: Metadata) -> ClientCall:
+        self._network.rates.note(self._process.node, method)
+        return super()._new_call(method, timeout_s, metadata)
 
 
 class SimLeanServer(LeanServer):
