@@ -274,7 +274,7 @@ def duplicate_acknowledged_before_the_commit(replace: Any) -> None:
 @mutant("G1", "G10", kinds=(*KILLS, *NETWORK))
 def high_watermark_ignores_a_joining_member(replace: Any) -> None:
     replace(LeaderState, "_maximal_isr", lambda self: self.partition.isr)
-    replace(LeaderState, "_has_all_committed", lambda self, broker_id: True)
+    replace(LeaderState, "_may_join", lambda self, broker_id, lag_max_s, now: not self._lags(broker_id, lag_max_s, now))
 
 
 @mutant("G6", kinds=(*KILLS, *NETWORK), first_seed=2)

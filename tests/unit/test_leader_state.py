@@ -159,6 +159,21 @@ def test_nothing_is_committed_with_too_few_in_sync() -> None:
     assert state.high_watermark == 14
 
 
+def test_one_that_lags_does_not_join_again_at_once_where_nothing_is_committed_meanwhile() -> None:
+    """It has all that is committed, since too few are in sync for more; it would leave and join again and again."""
+    state = leader(isr=(1, 2), end=10, high_watermark=10, min_insync_replicas=2)
+    state.follower_joined(2, 20, 10, now=0.0)
+    state.appended(12, 12, now=1.0)
+    assert state.propose(EVERYONE, LAG_MAX_S, now=7.0) == Proposal((1,), partition_epoch=7)
+    state.partition_changed(partition((1,), partition_epoch=8), now=7.1)
+    assert state.propose(EVERYONE, LAG_MAX_S, now=7.1) is None
+    state.appended(13, 13, now=8.0)
+    state.follower_acked(2, 12, now=9.0)
+    assert state.propose(EVERYONE, LAG_MAX_S, now=9.0) is None, "it has caught up with what there was long ago"
+    state.follower_acked(2, 13, now=9.1)
+    assert state.propose(EVERYONE, LAG_MAX_S, now=9.1) == Proposal((1, 2), partition_epoch=8)
+
+
 def test_a_leader_commits_alone_once_the_setting_allows_it() -> None:
     state = leader(isr=(1,), min_insync_replicas=2)
     state.appended(3, 3, now=1.0)

@@ -12,8 +12,9 @@ elected with just that (the controller's `decisions/partitions.py` has the whole
 **Proposals** (AlterPartition, compare-and-set on the partition epoch). At most one is open. It is closed by metadata with
 a higher partition epoch, or by a definite refusal; not by a lost answer, since then it may have been applied.
 
-- A follower joins when it follows and has all that is committed: its end has reached the high watermark and the start
-  of this leader's epoch (KIP-497).
+- A follower joins when it follows, does not lag, and has all that is committed: its end has reached the high watermark and
+  the start of this leader's epoch (KIP-497). One that lags would leave at once: while too few are in sync the high watermark
+  stands still, so that it has all that is committed, however far behind it is.
 - A follower leaves when it has not caught up for `lag_max_s`. It has caught up at the latest moment at which its end was
   at least the leader's end of that moment; one that has everything never lags, however long nothing happens.
 """
@@ -196,7 +197,7 @@ class LeaderState:
         if self.proposal is not None:
             return None
         isr = self.partition.isr
-        joining = [other for other in eligible if other not in isr and self._has_all_committed(other)]
+        joining = [other for other in eligible if other not in isr and self._may_join(other, lag_max_s, now)]
         leaving = [other for other in isr if other != self.broker_id and self._lags(other, lag_max_s, now)]
         if not joining and not leaving:
             return None  # almost always, and asked for thousands of partitions at a time
@@ -211,8 +212,9 @@ class LeaderState:
         self.maximal_isr = self._maximal_isr()
         return self.proposal
 
-    def _has_all_committed(self, broker_id: int) -> bool:
-        return self._followers[broker_id].end_offset >= max(self.high_watermark, self.epoch_start_offset)
+    def _may_join(self, broker_id: int, lag_max_s: float, now: float) -> bool:
+        has_all_committed = self._followers[broker_id].end_offset >= max(self.high_watermark, self.epoch_start_offset)
+        return has_all_committed and not self._lags(broker_id, lag_max_s, now)
 
     def _lags(self, broker_id: int, lag_max_s: float, now: float) -> bool:
         follower = self._followers[broker_id]
