@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -324,9 +325,13 @@ class _KV(rpc_pb2_grpc.KVServicer):  # type: ignore[misc]  # it has no types
             member.lost_answers -= loses
             return answer, loses
 
+        def carry_out_late() -> None:
+            with suppress(Refused):  # its lease may be over by now
+                carry_out()
+
         if member.late_requests:
             member.late_requests -= 1
-            asyncio.get_running_loop().call_later(member.late_s, carry_out)
+            asyncio.get_running_loop().call_later(member.late_s, carry_out_late)
             await context.abort(grpc.StatusCode.UNAVAILABLE, "etcdserver: leader changed")
         answer, loses = await member.propose(carry_out, context)
         if loses:

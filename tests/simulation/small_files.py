@@ -45,8 +45,9 @@ class SmallFiles:
         broker_id = chance.choice(cluster.settings.broker_ids)
         node = broker_node(broker_id)
         disk = cluster.world.machine(node).disk
-        small = {path: len(file.content) for path, file in disk.files() if path.endswith(SMALL_FILES) and file.content}
-        files = {path: size for path, size in small.items() if (broker_id, path) not in self._harmed}
+        logs = tuple(f"/data/{record.name}/" for record in cluster.judge.records.values())
+        small = {path: file for path, file in disk.files() if path.startswith(logs) and path.endswith(SMALL_FILES)}
+        files = {p: len(f.content) for p, f in small.items() if f.content and (broker_id, p) not in self._harmed}
         if not files:
             return
         restarts = chance.random() < 0.5
