@@ -111,7 +111,7 @@ async def test_an_unclean_election_takes_what_the_operator_was_shown(
     cluster_factory: ClusterFactory, tmp_path: Path, kind: FaultKind
 ) -> None:
     async with harm(cluster_factory, tmp_path) as harmed:
-        happened = await harmed.fault(kind, "broker-2", duration_s=0.5)
+        happened = await harmed.fault(kind, "broker-2", duration_s=1.5)  # something is acknowledged meanwhile
         assert "broker 2 is elected: kept below " in happened.note
 
 

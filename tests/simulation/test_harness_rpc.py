@@ -316,10 +316,14 @@ def test_a_handler_that_iterates_sees_a_plain_end_when_the_client_cancels(play: 
 
 def test_a_blocked_write_of_a_handler_fails_before_it_is_cancelled(play: Any) -> None:
     async def story(stage: Stage) -> None:
+        writes = 0
+
         async def handler(requests: Any, context: Any) -> None:
+            nonlocal writes
             await context.read()
             try:
                 while True:
+                    writes += 1
                     await context.write(response(size=1_000_000))
             except BaseException as error:
                 stage.seen.append(type(error).__name__)
@@ -327,8 +331,11 @@ def test_a_blocked_write_of_a_handler_fails_before_it_is_cancelled(play: Any) ->
 
         call = (await stage.serve(handler)).Replicate()
         await call.write(request())
-        await asyncio.sleep(0.3)
-        assert stage.seen == []  # it is blocked: no one reads
+        before = 0
+        while not writes or before != writes:  # until it is blocked: no one reads
+            before = writes
+            await asyncio.sleep(0.3)
+        assert stage.seen == []
         call.cancel()
         expected = ["CancelledError"] if stage.is_lean else ["ExecuteBatchError"]
         await until(lambda: stage.seen, "all is seen", holds=lambda seen: seen == expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from fencepost_proto.kafka.apis import APIS
@@ -14,6 +15,7 @@ from fencepost_proto.kafka.messages.produce import PartitionProduceData, Produce
 from fencepost_proto.transport.streams import split_address
 
 ANSWER_TIMEOUT_S = 10.0
+PATIENCE_MS = 5_000  # of requests that do not say how long the broker may take
 
 
 class KafkaClient:
@@ -28,6 +30,8 @@ class KafkaClient:
     def send(self, message: object, version: int | None = None) -> None:
         api = next(api for api in APIS.values() if api.request is type(message))
         version = api.max_version if version is None else version
+        if getattr(message, "timeout_ms", None) == 0:
+            message = replace(message, timeout_ms=PATIENCE_MS)  # type: ignore[type-var]  # a dataclass
         self._asked.append((api.key, version))
         for chunk in encode_request(api.key, version, len(self._asked), "test", message):
             self.writer.write(chunk)

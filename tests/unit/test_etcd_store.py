@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -78,9 +79,11 @@ async def test_what_was_committed_is_read_by_the_next_controller_and_followed_by
 
 
 async def _follow(reader: MetadataReader) -> None:
-    standing = await reader.catch_up()
-    async for _ in reader.follow(standing):
-        pass
+    while True:
+        standing = await reader.catch_up()
+        with suppress(EtcdUnreachable):  # a busy machine may be silent for longer than a watch may
+            async for _ in reader.follow(standing):
+                pass
 
 
 @asynchronous
