@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fencepost_proto.protocol.metadata import PartitionKey
 from tests.simulation.elected_log import Past
 from tests.simulation.logview import Batch, LogView, ProducerFold
+from tests.simulation.retention_judge import Starts
 
 # producer id -> (epoch, its last batches as (first sequence, last sequence, base offset))
 Producers = dict[int, tuple[int, tuple[tuple[int, int, int], ...]]]
@@ -50,6 +51,7 @@ class PartitionRecord:
     verified: dict[int, tuple[int, int]] = field(default_factory=dict)  # broker -> (rebuilds, batches compared)
     folds: dict[int, tuple[int, int, ProducerFold]] = field(default_factory=dict)  # broker -> (rebuilds, batches, fold)
     past: Past = field(default_factory=Past)
+    starts: Starts = field(default_factory=Starts)
     deleted: tuple[int, int] = (
         -1,
         0,

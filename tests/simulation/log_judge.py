@@ -42,6 +42,7 @@ class LogJudge:
         self.unreadable: dict[bytes, None] = {}  # contents of batches that hostile clients have written
         self.strangers: list[tuple[int, str, dict[str, bytes]]] = []  # (broker, folder, files): not to be touched
         self.rotten: dict[tuple[int, PartitionKey], None] = {}  # of these, where a running process is to find out
+        self.clocks_jumped_s = 0.0  # retention by time goes by them
         self.violation: Violation | None = None
         self.leader_epoch_of: Callable[[int, PartitionKey], int] = lambda broker_id, key: -1  # a peephole
         self.incarnation_of: Callable[[int], str] = lambda broker_id: ""  # another
@@ -421,9 +422,21 @@ class LogJudge:
         for key, partition in self.image.partitions.items():
             record = self.record(key)
             if record is not None:
-                for broker_id in partition.replicas:
-                    self.view(record, broker_id)
+                self._check_starts(record, partition)
                 self._check_members(record, partition)
+
+    def _check_starts(self, record: PartitionRecord, partition: Partition) -> None:
+        views = {broker_id: self.view(record, broker_id) for broker_id in partition.replicas}
+        if record.tainted:
+            return
+        record.starts.settings(partition, self.image.topics[record.key[0]].config)
+
+        def age_s(start_offset: int, end_offset: int) -> float:
+            stored = [at for batch, at in record.appended_at.items() if start_offset <= batch.base_offset < end_offset]
+            return self.world.now - max(stored, default=self.world.now) + self.clocks_jumped_s
+
+        moved = record.starts.look(views, age_s, lambda problem: self.fail("G1", f"{record.name}: {problem}"))
+        self.count("log starts justified", moved)
 
     def _check_producers(self, record: PartitionRecord, replica: Leader) -> None:
         """G5: live producer state is the fold of all batches that were ever below the log's end."""

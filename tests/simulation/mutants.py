@@ -34,7 +34,8 @@ from fencepost_node.folders.partition_folders import PartitionFolders
 from fencepost_node.grpc import delete_records as grpc_delete_records
 from fencepost_node.kafka import fetch as kafka_fetch
 from fencepost_node.kafka.connection import KafkaConnection
-from fencepost_node.log import recovery, segment, snapshot
+from fencepost_node.log import log as log_module
+from fencepost_node.log import recovery, retention, segment, snapshot
 from fencepost_node.log.log import Log
 from fencepost_node.log.names import LOG_FOLDER, read_identity
 from fencepost_node.log.state_machine import States
@@ -477,6 +478,15 @@ def copied_log_is_opened(replace: Any) -> None:
 @mutant("G10", kinds=("bit rot", "kill leader"), first_seed=7)
 def cold_reads_are_not_checked(replace: Any) -> None:
     replace(segment.Segment, "_sound_end", lambda self, data, first, epochs: first.position + len(data))
+
+
+@mutant("G1", kinds=("kill leader", "clean restart"), first_seed=7)
+def retention_takes_one_segment_too_many(replace: Any) -> None:
+    def one_more(segments: Any, *given: Any, **named: Any) -> int:
+        count = retention.segments_to_delete(segments, *given, **named)
+        return min(count + 1, len(segments) - 1) if count else 0
+
+    replace(log_module, "segments_to_delete", one_more)
 
 
 @mutant("G10", kinds=("small files rot",))

@@ -584,7 +584,9 @@ class Nemesis:
 
     async def clock_jump(self) -> None:
         machine = self.random.choice(list(self.world.machines.values()))
-        machine.wall_clock_offset_ms += self.random.choice((-3_600_000, -5_000, 5_000, 3_600_000))
+        jump_ms = self.random.choice((-3_600_000, -5_000, 5_000, 3_600_000))
+        machine.wall_clock_offset_ms += jump_ms
+        self.cluster.judge.clocks_jumped_s += abs(jump_ms) / 1000
         self.world.tell("nemesis", f"sets the clock of {machine.name} to {machine.wall_clock_offset_ms:+d} ms")
 
     # ---- Operators ----

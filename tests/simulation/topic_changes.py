@@ -16,6 +16,7 @@ MAX_PARTITIONS = 5  # of one topic, after all changes
 CHOICES: dict[str, tuple[int | bool | str, ...]] = {
     "min_insync_replicas": (1, 2),
     "retention_bytes": (-1, 4_000, 20_000),
+    "retention_ms": (-1, 3_000, 10_000),
     "segment_bytes": (1_000, 3_000),
     "flush_always": (False, True),
     "message_timestamp_type": ("create", "append"),
