@@ -482,15 +482,21 @@ def test_what_a_failed_sync_lost_is_on_the_medium_before_a_snapshot_says_so(die_
 
 
 def test_pages_that_left_the_cache_after_a_failed_sync_are_damage() -> None:
-    machine, stored = with_a_failed_sync(3, die_after=50)
-    for _, node in machine.disk.files():
-        node.drop_lost_pages()
-    with pytest.raises(CorruptLog):
-        open_after_a_kill(machine)
-    machine.disk.lose_power()
-    log = open_log(machine.mount())
-    assert len(content(log)) < len(stored)
-    assert_lawful(log)
+    for is_found_before in (True, False):
+        machine, stored = with_a_failed_sync(3, die_after=50)
+        for _, node in machine.disk.files():
+            node.drop_lost_pages()
+        if is_found_before:
+            with pytest.raises(CorruptLog):
+                open_after_a_kill(machine)
+        machine.disk.lose_power()
+        if is_found_before:
+            with pytest.raises(CorruptLog):
+                open_log(machine.mount())
+            continue
+        log = open_log(machine.mount())
+        assert len(content(log)) < len(stored)
+        assert_lawful(log)
 
 
 def test_a_recovery_whose_own_sync_fails_leaves_the_next_one_to_write_again() -> None:

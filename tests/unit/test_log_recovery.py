@@ -485,3 +485,28 @@ def test_what_a_sync_that_did_not_end_may_have_lost_is_written_again_where_it_st
     assert not (folder / SYNC_BEGUN).exists()
     open_log(DISK, str(folder)).close(clean=False)
     assert written == []
+
+
+def reopened(folder: Path, *, power_lost: bool) -> Log:
+    return Log.open(DISK, str(folder), settings(segment_bytes=100_000), NOW_MS, STATE_MACHINES, power_lost=power_lost)
+
+
+def test_damage_that_was_found_is_damage_after_a_loss_of_power_too(tmp_path: Path) -> None:
+    """With flush=always the log counts as whole after it: nothing that was acknowledged may be cut."""
+    folder = tmp_path / "orders-0"
+    stored, _ = killed(folder, batches=10, segment_bytes=100_000)
+    path = files(folder, LOG_SUFFIX)[0]
+    at = borders(stored)[4] + 70
+    sound = path.read_bytes()
+    path.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1 :])
+    for power_lost in (False, True, True):
+        with pytest.raises(CorruptLog):
+            reopened(folder, power_lost=power_lost)
+    path.write_bytes(sound)
+    log = reopened(folder, power_lost=False)
+    assert content(log) == stored
+    log.close(clean=False)
+    path.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1 :])
+    log = reopened(folder, power_lost=True)
+    assert content(log) == stored[: borders(stored)[4]], "nobody had found it before"
+    log.close(clean=False)

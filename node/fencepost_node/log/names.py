@@ -17,6 +17,7 @@ TEMPORARY_SUFFIX = ".tmp"  # of write_atomically
 EPOCH_CHECKPOINT = "leader-epoch-checkpoint"
 PARTITION_METADATA = "partition.metadata"
 SYNC_BEGUN = "sync-begun"  # see sync_mark
+DAMAGED = "damaged"  # an empty file: see recovery.recover
 RESET = "reset"  # a snapshot from which the log is to start over; see recovery.finish_reset
 
 UNKNOWN_PARTITION = -1

@@ -27,6 +27,7 @@ from fencepost_node.log.disk import Disk, File
 from fencepost_node.log.errors import CorruptLog
 from fencepost_node.log.leader_epochs import NO_EPOCH, LeaderEpochs
 from fencepost_node.log.names import (
+    DAMAGED,
     DELETED_SUFFIX,
     EPOCH_CHECKPOINT,
     INDEX_SUFFIX,
@@ -70,9 +71,39 @@ def recover(
     """Make the folder's log whole and read it; an empty folder becomes an empty log. Raises CorruptLog, OSError.
 
     `power_lost`: what was not synced may be gone or garbled, and is cut. Where it is False, a killed process is all that
-    may have happened, and a batch that was not written to its end is all that is cut; anything else is damage.
+    may have happened, and a batch that was not written to its end is all that is cut; anything else is damage. Damage that
+    was found stays damage: a file says so, or the next loss of power would pass for what has done it.
     """
     names = disk.list(directory)  # once: a broker has thousands of folders to open
+    was_damaged = DAMAGED in names
+    try:
+        recovered = _recover(disk, directory, config, machines, names, power_lost=power_lost and not was_damaged)
+    except CorruptLog:
+        if not was_damaged:
+            _note_damage(disk, directory)
+        raise
+    if was_damaged and disk.exists(path := f"{directory}/{DAMAGED}"):  # a log that started over has none
+        disk.remove(path)
+    return recovered
+
+
+def _note_damage(disk: Disk, directory: str) -> None:
+    try:
+        disk.open(f"{directory}/{DAMAGED}", create=True).close()
+        disk.sync_directory(directory)
+    except OSError as error:
+        log.warning("it cannot be noted that a log is damaged directory=%s error=%s", directory, error)
+
+
+def _recover(
+    disk: Disk,
+    directory: str,
+    config: LogConfig,
+    machines: Sequence[AnyMachine],
+    names: list[str],
+    *,
+    power_lost: bool,
+) -> RecoveredLog:
     if RESET in names:
         finish_reset(disk, directory, machines)
         names = disk.list(directory)
