@@ -135,6 +135,24 @@ def test_a_time_index_in_which_a_byte_has_changed_costs_time_and_nothing_else(bi
                 machine.disk.corrupt(path, position, bits)
 
 
+def test_damage_that_a_reader_has_found_is_damage_after_a_loss_of_power_too() -> None:
+    machine = Machine()
+    log = open_log(machine.mount(), segment_bytes=100_000, snapshot_interval_bytes=100_000)
+    fill(log)
+    log.sync()
+    stored = content(log)
+    path, position, _ = places(log)[5]
+    log.distrust(0)
+    machine.disk.corrupt(path, position + 66)
+    with pytest.raises(CorruptLog):
+        scan_all(log)
+    machine.disk.lose_power()
+    with pytest.raises(CorruptLog):
+        open_log(machine.mount())
+    machine.disk.corrupt(path, position + 66)
+    assert content(open_log(machine.mount())) == stored
+
+
 def test_what_was_read_and_sound_is_checked_again_only_when_a_reader_says_that_it_is_not() -> None:
     machine = Machine()
     log = filled(machine)

@@ -43,6 +43,7 @@ from fencepost_node.log.recovery import (
     RecoveredLog,
     begin_reset,
     finish_reset,
+    note_damage,
     recover,
     remove_segment,
 )
@@ -90,6 +91,7 @@ class Log:
         self._lock = threading.Lock()
         self._closed = False
         self._cuts = 0  # truncations and resets so far
+        self._is_damaged = False  # as far as readers have found
         self.deleted = (0, 0)  # as `delete_below` was last told
         self._names_changed = 1  # rises with every new segment …
         self._names_synced = 0  # … and follows when the folder is synced
@@ -293,7 +295,14 @@ class Log:
             except CorruptLog:
                 if self._cuts != cuts:
                     raise self._gone(offset) from None
+                self._note_damage()
                 raise
+
+    def _note_damage(self) -> None:
+        """[thread] Once."""
+        if not self._is_damaged:
+            self._is_damaged = True
+            note_damage(self._disk, self.directory)
 
     def distrust(self, offset: int) -> None:
         """A reader was given bytes from `offset` on that were not sound: whatever is read there next is checked again."""
@@ -322,6 +331,7 @@ class Log:
             except CorruptLog:
                 if self._cuts != cuts:
                     return None, 0
+                self._note_damage()
                 raise
         read = reached.position - place.position
         if reached.position < size:
@@ -633,6 +643,7 @@ class Log:
                 raise StorageError(self.failure) from error
             with self._lock:
                 self._idleness = IdlenessByHorizon()
+                self._is_damaged = False
                 self._adopt(recovered)
                 self._settle_start()
             log.info("log reset directory=%s start=%d", self.directory, start_offset)

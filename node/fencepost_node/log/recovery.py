@@ -80,14 +80,15 @@ def recover(
         recovered = _recover(disk, directory, config, machines, names, power_lost=power_lost and not was_damaged)
     except CorruptLog:
         if not was_damaged:
-            _note_damage(disk, directory)
+            note_damage(disk, directory)
         raise
     if was_damaged and disk.exists(path := f"{directory}/{DAMAGED}"):  # a log that started over has none
         disk.remove(path)
     return recovered
 
 
-def _note_damage(disk: Disk, directory: str) -> None:
+def note_damage(disk: Disk, directory: str) -> None:
+    """The log is damaged, whatever becomes of its machine until it is opened again."""
     try:
         disk.open(f"{directory}/{DAMAGED}", create=True).close()
         disk.sync_directory(directory)
