@@ -435,7 +435,8 @@ class LogJudge:
             stored = [at for batch, at in record.appended_at.items() if start_offset <= batch.base_offset < end_offset]
             return self.world.now - max(stored, default=self.world.now) + self.clocks_jumped_s
 
-        moved = record.starts.look(views, age_s, lambda problem: self.fail("G1", f"{record.name}: {problem}"))
+        damaged = {broker_id for broker_id in views if (broker_id, record.key) in self.damaged}
+        moved = record.starts.look(views, damaged, age_s, lambda problem: self.fail("G1", f"{record.name}: {problem}"))
         self.count("log starts justified", moved)
 
     def _check_producers(self, record: PartitionRecord, replica: Leader) -> None:

@@ -6,7 +6,7 @@ retention has taken them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 
 from fencepost_proto.protocol.metadata import Partition, TopicConfig
@@ -33,10 +33,17 @@ class Starts:
         self.retention_ms = _smaller(self.retention_ms, config.retention_ms)
 
     def look(
-        self, views: Mapping[int, LogView], age_s: Callable[[int, int], float], fail: Callable[[str], None]
+        self,
+        views: Mapping[int, LogView],
+        damaged: Set[int],
+        age_s: Callable[[int, int], float],
+        fail: Callable[[str], None],
     ) -> int:
-        """At the logs of these brokers. `age_s`: how long ago the youngest batch between two offsets was first stored.
-        `fail` is told what is wrong. How many have begun later since the last look."""
+        """At the logs of these brokers. How much `damaged` ones hold no one can tell. `age_s`: how long ago the youngest
+        batch between two offsets was first stored. `fail` is told what is wrong.
+
+        Returns how many have begun later since the last look.
+        """
         moved = {broker_id: view for broker_id, view in views.items() if view.start_offset > self.justified}
         if not self.looked:  # a topic that was deleted may be found again, with logs as they are
             self.looked, self.justified = True, max((view.start_offset for view in moved.values()), default=0)
@@ -44,7 +51,8 @@ class Starts:
         for broker_id, view in moved.items():
             age_ms = age_s(self.justified, view.start_offset) * 1000
             expired = self.retention_ms != NO_LIMIT and age_ms >= self.retention_ms
-            if expired or view.start_offset <= self.deleted or self._is_surplus(broker_id, view):
+            surplus = broker_id in damaged or self._is_surplus(broker_id, view)
+            if expired or surplus or view.start_offset <= self.deleted:
                 self.justified = max(self.justified, view.start_offset)
         for broker_id, view in moved.items():
             if view.start_offset > self.justified:

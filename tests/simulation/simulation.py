@@ -21,6 +21,14 @@ from typing import Literal
 from unittest.mock import patch
 
 from fencepost.history_format import Operation
+from fencepost_node.log.names import (
+    EPOCH_CHECKPOINT,
+    INDEX_SUFFIX,
+    LOG_SUFFIX,
+    PARTITION_METADATA,
+    SNAPSHOT_SUFFIX,
+    TIME_INDEX_SUFFIX,
+)
 from fencepost_proto.protocol.v1 import controller_pb2
 from fencepost_proto.transport.streams import split_address
 from tests.simulation.cluster import SimCluster, broker_kafka_address, broker_node
@@ -47,6 +55,7 @@ SWEEP_INTERVAL_S = 0.25
 TOPICS_WITHIN_S = 30.0
 LEADERS_WITHIN_S = 30.0  # after the faults
 IN_SYNC_WITHIN_S = 180.0  # after the faults: every replica; slow disks take a second for ten kilobytes
+OF_A_LOG = (LOG_SUFFIX, INDEX_SUFFIX, TIME_INDEX_SUFFIX, SNAPSHOT_SUFFIX, EPOCH_CHECKPOINT, PARTITION_METADATA)
 FINISHED_WITHIN_S = 90.0  # after the faults: every send, every read
 
 
@@ -277,6 +286,7 @@ class Run:
         await self._until("every replica is sound", self.world.now + IN_SYNC_WITHIN_S, self._unsound)
         await self._until("every replica is in sync", self.world.now + IN_SYNC_WITHIN_S, self._out_of_sync)
         await self._until("every consumer is at the end", self.world.now + FINISHED_WITHIN_S, self._behind)
+        await self._until("nothing is left over", self.world.now + FINISHED_WITHIN_S, self._left_over)
 
     async def _until(self, what: str, deadline: float, missing: object) -> None:
         while left := missing():  # type: ignore[operator]
@@ -339,6 +349,17 @@ class Run:
                 for path, node in self.world.machine(broker_node(broker_id)).disk.files():
                     if path.startswith(folder) and path.endswith(".snapshot") and not is_snapshot(bytes(node.content)):
                         missing.append(f"broker {broker_id} has a damaged {path}")
+        return missing
+
+    def _left_over(self) -> list[str]:
+        """Files that stand for work under way, where there is none."""
+        missing = []
+        for record in self.judge.records.values():
+            for broker_id in self.judge.image.partitions[record.key].replicas:
+                for path, _ in self.world.machine(broker_node(broker_id)).disk.files():
+                    folder, _, name = path.rpartition("/")
+                    if folder == f"/data/{record.name}" and not name.endswith(OF_A_LOG) and not record.tainted:
+                        missing.append(f"broker {broker_id} has {path}")
         return missing
 
     def _behind(self) -> list[str]:

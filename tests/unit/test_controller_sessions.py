@@ -361,7 +361,7 @@ async def test_a_broker_that_is_back_does_not_leave_the_in_sync_set_to_one_that_
         await controller.stop(clean=True)
         for life in lives:
             await life.killed()
-        async with running(SqliteStore(path), session_timeout_ms=1_000) as second:
+        async with running(SqliteStore(path), session_timeout_ms=3_000) as second:
             back = await brokers.new(1, "life 2")
             back.cluster_id = second.image.cluster_id
             await back.connect(second)
