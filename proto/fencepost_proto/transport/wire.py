@@ -40,8 +40,9 @@ CHANNEL_OPTIONS: Final = [
     *_COMMON_OPTIONS,
     # gRPC's own backoff begins at a second; a restarted broker is back in a fraction of one.
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 500),
+    # So long an attempt to connect may take, whatever the name says: two round trips, and what a busy machine adds.
+    ("grpc.min_reconnect_backoff_ms", 500),
     # Channels to one address are not shared: a broken one must not take others' streams with it.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.keepalive_permit_without_calls", 0),
