@@ -243,6 +243,8 @@ class HostileProducers:
         async def work(host: Host) -> None:
             stub = broker_pb2_grpc.BrokerStub(host.wire.connect(broker_address(partition.leader)))
             ids = [await self._new_id(stub) for _ in range(1 + FLOOD)]
+            if partition.topic_id not in self._cluster.judge.image.topics:
+                return  # deleted meanwhile
             batches = [self._batch(partition, (producer_id, 0, 0), 1) for producer_id in ids]
             call = stub.Produce()
             for some in (batches[:1], batches[1:], batches[:1]):
