@@ -139,7 +139,7 @@ def followers_take_no_notice_of_deletions(replace: Any) -> None:
     replace(Replica, "apply", leaders_only)
 
 
-@mutant("G10", kinds=("delete records", "kill leader", "kill broker", "pause broker"), first_seed=3)
+@mutant("G1", "G10", kinds=("delete records", "kill leader", "kill broker", "pause broker"), first_seed=3)
 def a_deletion_is_answered_before_it_is_committed(replace: Any) -> None:
     async def delete(manager: Any, link: Any, deletions: Any, timeout_ms: int) -> list[Any]:
         answers: list[Any] = []
