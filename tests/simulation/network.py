@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from tests.simulation.call_rates import CallRates
 from tests.simulation.loop import SimLoop, current_process
 from tests.simulation.process import SimProcess, State
+from tests.simulation.rates import Rates
 
 if TYPE_CHECKING:
     from tests.simulation.rpc_client import SimChannel
@@ -235,7 +235,7 @@ class Network:
         self.tapped_port = 0  # … to this port
         self.connections: dict[int, Connection] = {}
         self.connections_made = 0
-        self.rates = CallRates(loop)
+        self.rates = Rates(loop)
         self.window_bytes = chance.choice((16_384, 65_536, 1_048_576))
         self.taps: dict[str, Tap] = {}  # by full method name
         self.dark_nodes: dict[str, None] = {}  # without power: they do not even refuse
