@@ -17,14 +17,14 @@ class Rates:
     def __init__(self, loop: SimLoop) -> None:
         self._loop = loop
         self._second = -1
-        self._done: Counter[tuple[str, str]] = Counter()  # in this second, by (node, what)
+        self._done: Counter[tuple[str, str]] = Counter()  # in this second, by (process, what)
 
-    def note(self, node: str, what: str) -> None:
+    def note(self, process: str, what: str) -> None:
         """`what`: with a verb, such as "calls …"."""
         second = int(self._loop.time())
         if second != self._second:
             self._second = second
             self._done.clear()
-        self._done[node, what] += 1
-        if self._done[node, what] == MOST_PER_S + 1:
-            self._loop.failures.append(f"{node} {what} more than {MOST_PER_S} times in second {second}")
+        self._done[process, what] += 1
+        if self._done[process, what] == MOST_PER_S + 1:
+            self._loop.failures.append(f"{process} {what} more than {MOST_PER_S} times in second {second}")

@@ -427,7 +427,7 @@ class MultiCallable:
         request_iterator: Any = None,
     ) -> SimCall:
         loop = self._channel.network.loop
-        self._channel.network.rates.note(self._channel.process.node, f"calls {self._method}")
+        self._channel.network.rates.note(repr(self._channel.process), f"calls {self._method}")
         deadline = None if timeout is None else loop.time() + timeout
         stream = ClientStream(self._channel, self._method, deadline, tuple(metadata or ()))
         if self._streams_requests:

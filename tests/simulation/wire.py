@@ -62,7 +62,7 @@ class _CountedLeanChannel(LeanChannel):
         self._process = process
 
     def _new_call(self, method: str, timeout_s: float | None, metadata: Metadata) -> ClientCall:
-        self._network.rates.note(self._process.node, f"calls {method}")
+        self._network.rates.note(repr(self._process), f"calls {method}")
         return super()._new_call(method, timeout_s, metadata)
 
 

@@ -237,5 +237,5 @@ class _TraceHandler(logging.Handler):
             text += f" ({type(record.exc_info[1]).__name__}: {record.exc_info[1]})"
             self._world.unforeseen.append(f"{owner!r} {text}")
         if record.name.startswith("fencepost"):  # aiokafka has loops of its own
-            self._world.network.rates.note(owner.node, f"logs {record.msg!r}")
+            self._world.network.rates.note(repr(owner), f"logs {record.msg!r}")
         self._world.tell(repr(owner), text)
