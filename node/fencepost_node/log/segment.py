@@ -363,7 +363,7 @@ class Segment:
         """Take the index for batches below `below_offset` and drop the rest.
 
         Returns (position, base offset) from which batches are to be indexed. Both indexes are dropped where they do not
-        fit each other. Raises OSError.
+        fit each other, or the batches. Raises OSError.
         """
         count = min(len(self.offset_index), len(self.time_index))
         while count and self.time_index.entry(count - 1).second >= below_offset:

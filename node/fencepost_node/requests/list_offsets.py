@@ -70,7 +70,8 @@ def first_record(log: Log, timestamp_ms: int, latest: int) -> tuple[int, int] | 
         if not batch:
             return None
         header = read_header(batch)
-        record = _in_batch(batch[: header.size_bytes], timestamp_ms, found)
+        of_all = header.attributes & APPEND_TIME_ATTRIBUTE  # records have the batch's time
+        record = found if of_all else _in_batch(batch[: header.size_bytes], timestamp_ms, found)
         if record is not None or header.base_offset == found[0]:
             return record or found
         from_offset = header.end_offset  # the log starts within this batch, behind the records that would do
@@ -78,12 +79,9 @@ def first_record(log: Log, timestamp_ms: int, latest: int) -> tuple[int, int] | 
 
 
 def _in_batch(batch: bytes, timestamp_ms: int, found: tuple[int, int]) -> tuple[int, int] | None:
-    """The first record from the offset of `found` on that does; `found` itself where it has the time of all, or where no
-    one can decode them."""
+    """The first record from the offset of `found` on that does; `found` itself where no one can decode them."""
     from fencepost_proto.protocol.records import read_records  # seldom needed, and slow to load
 
-    if read_header(batch).attributes & APPEND_TIME_ATTRIBUTE:
-        return found
     try:
         for record in read_records(batch):
             if record.timestamp_ms >= timestamp_ms and record.offset >= found[0]:
