@@ -152,6 +152,10 @@ class LogView:
             position += header.size_bytes
         return position
 
+    def contents(self) -> list[bytes]:
+        """Of the segment files, oldest first."""
+        return [bytes(node.content) for _, node, _, _ in self._read]
+
     def at(self, base_offset: int) -> Batch | None:
         """The batch that begins there."""
         index = bisect_left(self.batches, base_offset, key=lambda batch: batch.base_offset)

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 
+from fencepost_node.log.config import NO_LIMIT
 from fencepost_proto.protocol.metadata import Partition, TopicConfig
 from tests.simulation.logview import LogView
-
-NO_LIMIT = -1
 
 
 @dataclass(slots=True)

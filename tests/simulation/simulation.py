@@ -356,10 +356,10 @@ class Run:
         missing = []
         for record in self.judge.records.values():
             for broker_id in self.judge.image.partitions[record.key].replicas:
-                for path, _ in self.world.machine(broker_node(broker_id)).disk.files():
-                    folder, _, name = path.rpartition("/")
-                    if folder == f"/data/{record.name}" and not name.endswith(OF_A_LOG) and not record.tainted:
-                        missing.append(f"broker {broker_id} has {path}")
+                folder = self.judge.view(record, broker_id).folder
+                names = self.world.machine(broker_node(broker_id)).disk.folder(folder).entries
+                strange = [name for name in names if not name.endswith(OF_A_LOG) and not record.tainted]
+                missing += [f"broker {broker_id} has {folder}/{name}" for name in strange]
         return missing
 
     def _behind(self) -> list[str]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import random
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 from fencepost_node.folders import partition_folders
+from fencepost_node.log.config import LogConfig
 from fencepost_node.log.names import EPOCH_CHECKPOINT, INDEX_SUFFIX, TIME_INDEX_SUFFIX
 from fencepost_node.log.segment import NO_TIMESTAMP
-from fencepost_proto.protocol.record_batch import BatchHeader, iter_batches
+from fencepost_proto.protocol.record_batch import iter_batches
 from tests.simulation.cluster import broker_node
 from tests.simulation.judged import PartitionRecord
 
@@ -28,7 +30,8 @@ SMALL_FILES = (INDEX_SUFFIX, TIME_INDEX_SUFFIX, EPOCH_CHECKPOINT)
 
 def close_entries() -> AbstractContextManager[object]:
     """A world in which every few batches have an entry in the indexes."""
-    return patch.object(partition_folders, "INDEX_INTERVAL_BYTES", INDEX_INTERVAL_BYTES)
+    close = partial(LogConfig, index_interval_bytes=INDEX_INTERVAL_BYTES)
+    return patch.object(partition_folders, "LogConfig", close)
 
 
 class SmallFiles:
@@ -73,7 +76,8 @@ class SmallFiles:
         cluster = self._nemesis.cluster
         log = cluster.brokers[broker_id].manager.replicas[record.key].log
         start = log.log_start_offset
-        stored = self._batches(record, broker_id)
+        contents = cluster.judge.view(record, broker_id).contents()
+        stored = [header for content in contents for _, header in iter_batches(content)]
         batches = [batch for batch in stored if batch.end_offset > start]
         times = sorted({batch.max_timestamp for batch in batches})
         for time_ms in self._chance.sample(times, min(len(times), LOOK_UPS)):
@@ -86,10 +90,3 @@ class SmallFiles:
         if log.largest_timestamp_ms != newest:  # retention by time goes by it
             told = f"takes {log.largest_timestamp_ms} for the newest time"
             cluster.judge.fail("G1", f"{record.name}: broker {broker_id} {told}; it is {newest}")
-
-    def _batches(self, record: PartitionRecord, broker_id: int) -> list[BatchHeader]:
-        files = self._nemesis.cluster.world.machine(broker_node(broker_id)).disk.files()
-        logs = [
-            (path, file) for path, file in files if path.startswith(f"/data/{record.name}/") and path.endswith(".log")
-        ]
-        return [header for _, file in sorted(logs) for _, header in iter_batches(bytes(file.content))]

@@ -13,7 +13,6 @@ from fencepost_testing.log_check.check import LogCheck
 from fencepost_testing.log_check.findings import Kind
 from fencepost_testing.log_check.ledger import Ledger
 from tests.simulation import histories
-from tests.simulation.cluster import broker_node
 from tests.simulation.judge import Judge
 from tests.simulation.judged import PartitionRecord
 from tests.simulation.kafka_workload import TOPIC as KAFKA_TOPIC
@@ -154,12 +153,7 @@ class FinalVerdict:
         """Of each partition's leader: every record in its files."""
         for record in self._judge.records.values():
             partition = self._judge.image.partitions[record.key]
-            disk = self._world.machine(broker_node(partition.leader)).disk
-            contents = [
-                bytes(node.content)
-                for path, node in disk.files()
-                if path.startswith(f"/data/{record.name}/") and path.endswith(".log")
-            ]
+            contents = self._judge.view(record, partition.leader).contents()
             unreadable = self._unreadable[record.key] = {}
             readable: list[records.Record] = []
             for content in contents:

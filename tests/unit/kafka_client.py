@@ -27,11 +27,11 @@ class KafkaClient:
         self._asked: list[tuple[int, int]] = []  # key and version, by correlation id
         self._answered = 0
 
-    def send(self, message: object, version: int | None = None) -> None:
+    def send(self, message: Any, version: int | None = None) -> None:
         api = next(api for api in APIS.values() if api.request is type(message))
         version = api.max_version if version is None else version
         if getattr(message, "timeout_ms", None) == 0:
-            message = replace(message, timeout_ms=PATIENCE_MS)  # type: ignore[type-var]  # a dataclass
+            message = replace(message, timeout_ms=PATIENCE_MS)
         self._asked.append((api.key, version))
         for chunk in encode_request(api.key, version, len(self._asked), "test", message):
             self.writer.write(chunk)

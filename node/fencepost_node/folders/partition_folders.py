@@ -29,7 +29,6 @@ from dataclasses import dataclass
 from fencepost_node.config import BrokerConfig
 from fencepost_node.folders.replica_catalogue import UNKNOWN_EPOCH, UNKNOWN_OFFSET, Entry, ReplicaCatalogue
 from fencepost_node.folders.stray_logs import STRAY_SUFFIX, StrayLogs
-from fencepost_node.log.config import INDEX_INTERVAL_BYTES
 from fencepost_node.log.disk import Disk
 from fencepost_node.log.errors import storage_error
 from fencepost_node.log.log import CorruptLog, Log, LogConfig
@@ -486,5 +485,4 @@ class PartitionFolders:
             retention_ms=settings.retention_ms,
             retention_bytes=settings.retention_bytes,
             snapshot_interval_bytes=self._config.snapshot_interval_bytes,
-            index_interval_bytes=INDEX_INTERVAL_BYTES,
         )

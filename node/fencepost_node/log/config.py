@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from fencepost_node.log.names import UNKNOWN_PARTITION
 
 NO_LIMIT = -1
-INDEX_INTERVAL_BYTES = 4096  # of batches for an entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,4 +20,4 @@ class LogConfig:
     retention_ms: int = NO_LIMIT
     retention_bytes: int = NO_LIMIT
     snapshot_interval_bytes: int = 64 * 1024 * 1024  # bounds what recovery reads
-    index_interval_bytes: int = INDEX_INTERVAL_BYTES
+    index_interval_bytes: int = 4096  # of batches for an entry
