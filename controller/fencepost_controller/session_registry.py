@@ -130,12 +130,13 @@ class SessionRegistry:
         """Declare overdue brokers dead; a task for the controller's life."""
         self._spawn(self.opening.run(self._never_came), "opening")
         while True:
+            was_open = self.opening.is_over  # for a whole tick: whoever has waited for that has gone on
             await asyncio.sleep(self._liveness.tick_interval_s)
             for broker_id, reason in self._liveness.tick(self._loop.time()):
                 broker = self._image.brokers.get(broker_id)
                 if broker is None:
                     self._liveness.forget(broker_id)
-                elif broker_id not in self._being_declared_dead and self.opening.is_over and not self._closing:
+                elif broker_id not in self._being_declared_dead and was_open and not self._closing:
                     self._spawn(self._declare_dead(broker, reason), f"declare broker {broker_id} dead")
 
     @property
@@ -226,13 +227,15 @@ class SessionRegistry:
         await self._check_known(register)
         command.check(self._image)
         known = self._image.brokers.get(command.broker_id)
-        rejoins = known is not None and known.incarnation == command.incarnation and self.opening.is_over
-        if not rejoins and self._liveness.watches(command.broker_id) and command.broker_id not in self._sessions:
-            self._liveness.expect(command.broker_id, self._loop.time())  # it is there, and waits
-        tells_of_loss = known is not None and command.tells_of_loss(known) and not self.opening.is_over
+        waits = not self.opening.is_over
+        rejoins = known is not None and known.incarnation == command.incarnation and not waits
+        tells_of_loss = known is not None and command.tells_of_loss(known) and waits
         with self.opening.loss() if tells_of_loss else nullcontext():
-            self.opening.heard(command.broker_id)
-            await (self.opening.wait_for_losses() if tells_of_loss else self.opening.wait())
+            if waits:
+                self._is_there(command.broker_id)
+                self.opening.heard(command.broker_id)
+                await (self.opening.wait_for_losses() if tells_of_loss else self.opening.wait())
+                self._is_there(command.broker_id)  # and could not say so while it waited
             broker = await self._register(command)
         if broker.id not in self._image.brokers:  # removed in the moment since
             raise errors.NetworkException(f"broker {broker.id} has been removed while it registered")
@@ -273,6 +276,11 @@ class SessionRegistry:
             register.may_have_lost_tail,
         )
         return session
+
+    def _is_there(self, broker_id: int) -> None:
+        """A broker that was live before the controller's start has come, and its session has not begun."""
+        if self._liveness.watches(broker_id) and broker_id not in self._sessions:
+            self._liveness.expect(broker_id, self._loop.time())
 
     async def _check_known(self, register: controller_pb2.Register) -> None:
         """Raises UnknownHistory; or NotController where the store has gone back: then this process ends."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
+from fencepost_controller.commands import Committed
 from fencepost_controller.config import ControllerConfig
 from fencepost_controller.controller import Controller
+from fencepost_controller.decisions.brokers import RegisterBroker
+from fencepost_controller.decisions.draft import Command
 from fencepost_controller.decisions.lineage import MetadataWentBack
 from fencepost_controller.opening import Opening, expected
 from fencepost_controller.seldom import Seldom
@@ -21,6 +25,8 @@ from fencepost_proto.runtime.host import Host
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
 from tests.unit.controller_cluster import LONG_TIMEOUT_MS, cluster, create_topic, in_memory, run, running, stubs
+
+T = TypeVar("T")
 
 
 @asynchronous
@@ -123,6 +129,31 @@ async def test_a_broker_that_does_not_come_is_waited_for_no_longer_than_its_sess
             assert 0.4 < loop.time() - began < 5
             await until(lambda: second.image.brokers[2].fenced, "broker 2 fenced")
             assert not second.image.brokers[1].fenced  # it waited, and was not silent
+
+
+@asynchronous
+async def test_a_broker_that_came_in_time_is_not_dead_for_its_wait_until_others_did_not_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can send no heartbeat before its registration is answered, and that had to wait for the other one's time."""
+    path = str(tmp_path / "metadata.sqlite")
+    async with running(SqliteStore(path)) as controller, cluster(controller) as brokers:
+        one, _ = await brokers.live(1, 2)
+        await controller.stop(clean=True)
+        async with running(SqliteStore(path), session_timeout_ms=500) as second:
+            commands = second.reign().commands
+
+            async def behind_others(command: Command[T]) -> Committed[T]:
+                if isinstance(command, RegisterBroker):
+                    await asyncio.sleep(0.1)  # some ticks of the watch
+                return await submit(command)
+
+            submit = commands.submit
+            monkeypatch.setattr(commands, "submit", behind_others)
+            version = second.image.version
+            await one.connect(second)
+            assert second.image.brokers[2].fenced
+            assert second.image.version == version + 1, "and nothing else has changed"
 
 
 def broker(broker_id: int, *, fenced: bool) -> BrokerRegistration:
