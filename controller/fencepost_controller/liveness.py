@@ -5,11 +5,13 @@ for as long with metadata that it has not applied: then it goes on under leaders
 Progress is a later version applied, or more of the same one (heartbeats report both). A broker that is busy with thousands
 of changes is alive: to declare it dead would make thousands more. What waits for its version (fences) goes on waiting.
 
-Two moments are no evidence against anyone:
+Some times are no evidence against anyone:
 
-- The start of the controller. Every broker that was live before gets a full session timeout from then.
+- Before the start of the controller. Every broker that was live before gets a full session timeout from then.
 - A pause of the controller itself. Where a tick comes late, whatever the brokers have said meanwhile lies unread; the time
   that was missed is not counted.
+- While the controller lets a registration wait, for other brokers at its start or for its store: before it is answered
+  the broker can say nothing more.
 """
 
 from __future__ import annotations
@@ -33,6 +35,17 @@ class _Watch:
     )
     unapplied: int = 0  # 0: none; else a version that is published, and not applied yet …
     unapplied_since: float = 0.0  # … when it was published, or the last progress since
+    waiting: int = 0  # registrations that the controller lets wait …
+    waits_since: float = 0.0  # … since when, where there are any
+
+    def judged_at(self, now: float) -> float:
+        """Until when its time is counted."""
+        return self.waits_since if self.waiting else now
+
+    def is_spared(self, seconds: float, now: float) -> None:
+        """These, until now, are not counted."""
+        self.heard_at = min(now, self.heard_at + seconds)
+        self.unapplied_since = min(now, self.unapplied_since + seconds)
 
 
 class Liveness:
@@ -54,6 +67,21 @@ class Liveness:
         register and do nothing more would keep its leaderships indefinitely."""
         watch = self._watches[broker_id]
         self._watches[broker_id] = _Watch(watch.heard_at)
+
+    def waits(self, broker_id: int, now: float) -> None:
+        """The controller lets a registration of this broker wait."""
+        watch = self._watches.get(broker_id)
+        if watch is not None:
+            watch.waits_since = watch.waits_since if watch.waiting else now
+            watch.waiting += 1
+
+    def waits_no_more(self, broker_id: int, now: float) -> None:
+        """After `waits`: it is decided, or its stream broke."""
+        watch = self._watches.get(broker_id)
+        if watch is not None and watch.waiting:
+            watch.waiting -= 1
+            if not watch.waiting:
+                watch.is_spared(now - watch.waits_since, now)
 
     def watches(self, broker_id: int) -> bool:
         return broker_id in self._watches
@@ -88,12 +116,11 @@ class Liveness:
         self._last_tick = now
         if missed > 0:
             for watch in self._watches.values():
-                watch.heard_at = min(now, watch.heard_at + missed)
-                watch.unapplied_since = min(now, watch.unapplied_since + missed)
+                watch.is_spared(missed, now)
         overdue = []
         for broker_id, watch in sorted(self._watches.items()):
-            silent_s = now - watch.heard_at
-            behind_s = now - watch.unapplied_since if watch.unapplied else 0.0
+            silent_s = watch.judged_at(now) - watch.heard_at
+            behind_s = watch.judged_at(now) - watch.unapplied_since if watch.unapplied else 0.0
             if silent_s >= self._session_timeout_s:
                 overdue.append(Overdue(broker_id, f"silent for {silent_s * 1000:.0f} ms"))
             elif behind_s >= self._session_timeout_s:

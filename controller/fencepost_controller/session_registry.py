@@ -25,7 +25,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 from fencepost_controller.broker_session import BrokerSession, MetadataMessages
@@ -130,13 +130,12 @@ class SessionRegistry:
         """Declare overdue brokers dead; a task for the controller's life."""
         self._spawn(self.opening.run(self._never_came), "opening")
         while True:
-            was_open = self.opening.is_over  # for a whole tick: whoever has waited for that has gone on
             await asyncio.sleep(self._liveness.tick_interval_s)
             for broker_id, reason in self._liveness.tick(self._loop.time()):
                 broker = self._image.brokers.get(broker_id)
                 if broker is None:
                     self._liveness.forget(broker_id)
-                elif broker_id not in self._being_declared_dead and was_open and not self._closing:
+                elif broker_id not in self._being_declared_dead and self.opening.is_over and not self._closing:
                     self._spawn(self._declare_dead(broker, reason), f"declare broker {broker_id} dead")
 
     @property
@@ -227,15 +226,12 @@ class SessionRegistry:
         await self._check_known(register)
         command.check(self._image)
         known = self._image.brokers.get(command.broker_id)
-        waits = not self.opening.is_over
-        rejoins = known is not None and known.incarnation == command.incarnation and not waits
-        tells_of_loss = known is not None and command.tells_of_loss(known) and waits
+        rejoins = known is not None and known.incarnation == command.incarnation and self.opening.is_over
+        tells_of_loss = known is not None and command.tells_of_loss(known) and not self.opening.is_over
         with self.opening.loss() if tells_of_loss else nullcontext():
-            if waits:
-                self._is_there(command.broker_id)
+            with self._waiting(command.broker_id):
                 self.opening.heard(command.broker_id)
                 await (self.opening.wait_for_losses() if tells_of_loss else self.opening.wait())
-                self._is_there(command.broker_id)  # and could not say so while it waited
             broker = await self._register(command)
         if broker.id not in self._image.brokers:  # removed in the moment since
             raise errors.NetworkException(f"broker {broker.id} has been removed while it registered")
@@ -277,10 +273,14 @@ class SessionRegistry:
         )
         return session
 
-    def _is_there(self, broker_id: int) -> None:
-        """A broker that was live before the controller's start has come, and its session has not begun."""
-        if self._liveness.watches(broker_id) and broker_id not in self._sessions:
-            self._liveness.expect(broker_id, self._loop.time())
+    @contextmanager
+    def _waiting(self, broker_id: int) -> Iterator[None]:
+        """It is for this controller that a broker's registration waits."""
+        self._liveness.waits(broker_id, self._loop.time())
+        try:
+            yield
+        finally:
+            self._liveness.waits_no_more(broker_id, self._loop.time())
 
     async def _check_known(self, register: controller_pb2.Register) -> None:
         """Raises UnknownHistory; or NotController where the store has gone back: then this process ends."""
@@ -310,7 +310,8 @@ class SessionRegistry:
             replaces = await self._replaceable(command)
             known = self._image.brokers.get(command.broker_id)
             try:
-                broker = (await self._commands.submit(replace(command, replaces=replaces))).answer
+                with self._waiting(command.broker_id):
+                    broker = (await self._commands.submit(replace(command, replaces=replaces))).answer
             except errors.DuplicateBrokerRegistration as error:  # another one came before it, which may be dead by now
                 log.info("registration again reason=%s", error)
                 continue

@@ -104,6 +104,31 @@ def test_the_controllers_own_pause_is_no_evidence() -> None:
     assert 61.5 < first[1] < 62.0, "the time that it ran before the pause counts"
 
 
+def test_what_the_controller_lets_a_registration_wait_is_no_evidence() -> None:
+    liveness = Liveness(TIMEOUT_S, 0.0)
+    liveness.expect(1, 0.0)
+    liveness.published(7, [1], 0.0)
+    ticked(liveness, 0.0, 1.0)
+    liveness.waits(1, 1.0)
+    assert ticked(liveness, 1.0, 2.0) == {}
+    liveness.waits(1, 2.0)  # another stream of it
+    liveness.waits_no_more(1, 3.0)
+    assert ticked(liveness, 2.0, 10.0) == {}
+    liveness.waits_no_more(1, 10.0)
+    liveness.rejoins(1)
+    assert ticked(liveness, 10.0, 11.9) == {}
+    assert ticked(liveness, 11.9, 12.2) == {1: 12.0}, "1 s before it came, and 2 s since it was answered"
+
+
+def test_who_is_not_watched_may_wait() -> None:
+    liveness = Liveness(TIMEOUT_S, 0.0)
+    liveness.waits(1, 0.0)
+    ticked(liveness, 0.0, 1.0)
+    liveness.expect(1, 1.0)
+    liveness.waits_no_more(1, 2.0)
+    assert ticked(liveness, 1.0, 4.2) == {1: 4.0}
+
+
 def test_who_was_received_after_the_pause_gets_no_more_than_a_session_timeout() -> None:
     liveness = Liveness(TIMEOUT_S, 0.0)
     liveness.expect(1, 0.0)
