@@ -201,7 +201,7 @@ async def test_a_call_without_address_goes_on_to_another_broker_where_one_is_sil
         first = next(broker for broker in fake.brokers.values() if broker.address == client.addresses()[0])
         first.pause()  # its watch stays; the call must not wait for it for ever
         request = broker_pb2.MetadataRequest()
-        answer = await client.call_broker(lambda broker: broker.Metadata, request, timeout_s=0.3)
+        answer = await client.call_broker(lambda broker: broker.Metadata, request, timeout_s=1.0)
         assert answer.answering_broker_id != first.id
         await until(lambda: client.addresses()[-1] == first.address, "the silent broker to be asked last")
         with pytest.raises(NetworkException, match=NOBODY):

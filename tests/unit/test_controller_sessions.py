@@ -190,7 +190,7 @@ async def test_a_killed_broker_is_replaced_at_once() -> None:
         began = loop.time()
         await one.killed()
         await until(lambda: two.image.partitions[topic_id, 0].leader == 2, "a new leader, at the new leader")
-        assert loop.time() - began < 0.5
+        assert loop.time() - began < 2  # of a session timeout of a minute
         partition = two.image.partitions[topic_id, 0]
         assert (partition.isr, partition.leader_epoch) == ((2, 3), 1)
         assert controller.image.brokers[1].fenced
@@ -232,7 +232,7 @@ async def test_silence_for_a_session_timeout_is_death_and_registering_again_brin
         began = loop.time()
         one.falls_silent()
         await until(lambda: controller.image.brokers[1].fenced, "broker 1 fenced")
-        assert SHORT_TIMEOUT_MS / 1000 * 0.8 < loop.time() - began < 3
+        assert SHORT_TIMEOUT_MS / 1000 * 0.8 < loop.time() - began < 8
         assert controller.image.partitions[topic_id, 0].leader == 2
         await until(one.ended.is_set, "the session's end")
         assert isinstance(one.error, errors.RequestTimedOut)
@@ -292,12 +292,12 @@ async def test_after_its_own_restart_the_controller_gives_everybody_a_session_ti
         await until(lambda: one.ended.is_set() and two.ended.is_set(), "the sessions' end")
         assert isinstance(one.error, errors.NotController)
 
-        async with running(SqliteStore(path), session_timeout_ms=1_000) as second:
+        async with running(SqliteStore(path), session_timeout_ms=SHORT_TIMEOUT_MS) as second:
             assert without_its_start(second.image) == without_its_start(before)
             began = asyncio.get_running_loop().time()
             await two.connect(second)
             await until(lambda: second.image.brokers[1].fenced, "broker 1 fenced")
-            assert asyncio.get_running_loop().time() - began > 0.8
+            assert asyncio.get_running_loop().time() - began > SHORT_TIMEOUT_MS / 1000 * 0.8
             assert second.image.partitions[topic_id, 0].leader == 2
             assert not second.image.brokers[2].fenced
 
@@ -339,7 +339,7 @@ async def test_what_has_waited_for_the_opening_is_decided_in_an_order_that_leave
         await controller.stop(clean=True)
         for life in lives.values():
             await life.killed()
-        async with running(SqliteStore(path), session_timeout_ms=1_000) as second:
+        async with running(SqliteStore(path), session_timeout_ms=SHORT_TIMEOUT_MS) as second:
             back = await brokers.new(died_with_power, "life 2")
             back.cluster_id, back.may_have_lost_tail = second.image.cluster_id, True
             await back.connect(second)
@@ -435,7 +435,7 @@ async def test_a_restart_faster_than_the_old_stream_breaks_is_accepted_after_a_p
 
 @asynchronous
 async def test_a_new_life_waits_for_the_verdict_on_one_that_may_only_be_paused() -> None:
-    async with running(session_timeout_ms=1_000) as controller, cluster(controller) as brokers:
+    async with running(session_timeout_ms=SHORT_TIMEOUT_MS) as controller, cluster(controller) as brokers:
         paused = await brokers.new(1, paused=True)
         await paused.connect(controller)
         await brokers.unfenced(paused)

@@ -24,7 +24,16 @@ from fencepost_proto.protocol.v1 import controller_pb2
 from fencepost_proto.runtime.host import Host
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
-from tests.unit.controller_cluster import LONG_TIMEOUT_MS, cluster, create_topic, in_memory, run, running, stubs
+from tests.unit.controller_cluster import (
+    LONG_TIMEOUT_MS,
+    SHORT_TIMEOUT_MS,
+    cluster,
+    create_topic,
+    in_memory,
+    run,
+    running,
+    stubs,
+)
 
 T = TypeVar("T")
 
@@ -122,11 +131,11 @@ async def test_a_broker_that_does_not_come_is_waited_for_no_longer_than_its_sess
     async with running(SqliteStore(path)) as controller, cluster(controller) as brokers:
         one, _ = await brokers.live(1, 2)
         await controller.stop(clean=True)
-        async with running(SqliteStore(path), session_timeout_ms=500) as second:
+        async with running(SqliteStore(path), session_timeout_ms=SHORT_TIMEOUT_MS) as second:
             loop = asyncio.get_running_loop()
             began = loop.time()
             await one.connect(second)
-            assert 0.4 < loop.time() - began < 5
+            assert SHORT_TIMEOUT_MS / 1000 * 0.8 < loop.time() - began < 8
             await until(lambda: second.image.brokers[2].fenced, "broker 2 fenced")
             assert not second.image.brokers[1].fenced  # it waited, and was not silent
 
@@ -140,7 +149,7 @@ async def test_a_broker_that_came_in_time_is_not_dead_for_its_wait_until_others_
     async with running(SqliteStore(path)) as controller, cluster(controller) as brokers:
         one, _ = await brokers.live(1, 2)
         await controller.stop(clean=True)
-        async with running(SqliteStore(path), session_timeout_ms=500) as second:
+        async with running(SqliteStore(path), session_timeout_ms=SHORT_TIMEOUT_MS) as second:
             commands = second.reign().commands
 
             async def behind_others(command: Command[T]) -> Committed[T]:
