@@ -34,6 +34,7 @@ from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.v1 import broker_pb2_grpc, controller_pb2_grpc
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.process import Component, live
+from tests.simulation.death_judge import Deaths
 from tests.simulation.disk import MountedDisk
 from tests.simulation.etcd import SimEtcd, etcd_address
 from tests.simulation.judge import Judge
@@ -105,6 +106,7 @@ class SimCluster:
             expires_s = min(expires_s, settings.max_delivery_timeout_ms / 1000)
         self.judge = Judge(world, self._nodes.get, expires_s)
         self.judge.incarnation_of = self._incarnation
+        self.judge.deaths = Deaths(settings.session_timeout_ms / 1000, self._well)
         self.judge.leader_epoch_of = self._leader_epoch
         self.judge.high_watermark_of = self._high_watermark
         self.judge.log_end_of = self._log_end
@@ -374,6 +376,22 @@ class SimCluster:
         """Of the process that runs; empty where there is none."""
         broker = self.brokers.get(broker_id)
         return broker._session.incarnation if self.alive(broker_id) and broker and broker._session else ""
+
+    def _well(self, broker_id: int) -> str:
+        """The incarnation of a broker that gives no one a reason to take it for dead; empty: it may."""
+        node = broker_node(broker_id)
+        deciding = (*self.controller_nodes, *self.etcd_nodes)
+        if self.recovering or self.database.failing_commits or not all(map(self._sound, (node, *deciding))):
+            return ""
+        network = self.world.network
+        pairs = [pair for other in deciding for pair in ((node, other), (other, node))]
+        return self._incarnation(broker_id) if all(network.link(*pair).is_sound for pair in pairs) else ""
+
+    def _sound(self, node: str) -> bool:
+        """Its component runs, is not asked to stop, and its disk does what it should."""
+        disk = self.world.machine(node).disk
+        troubled = disk.faults or disk.capacity_bytes is not None or disk.crash_at_operation
+        return self.runs(node) and self.can_stop(node) and not troubled
 
     def _log_end(self, broker_id: int, key: PartitionKey) -> int:
         """-1: the broker has no such replica."""

@@ -14,6 +14,7 @@ from fencepost_proto.protocol.metadata import (
     PartitionKey,
     Topic,
 )
+from tests.simulation.death_judge import Deaths
 from tests.simulation.elected_log import common, index_of
 from tests.simulation.judged import Leader, PartitionRecord, Producers, Violation
 from tests.simulation.logview import Batch, LogView, ProducerFold
@@ -48,6 +49,7 @@ class LogJudge:
         self.incarnation_of: Callable[[int], str] = lambda broker_id: ""  # another
         self.log_end_of: Callable[[int, PartitionKey], int] = lambda broker_id, key: -1  # another
         self.high_watermark_of: Callable[[int, PartitionKey], int] = lambda broker_id, key: -1  # another
+        self.deaths = Deaths(math.inf, lambda broker_id: "")
         self._broker_of_node = broker_of_node
         self._disks: dict[int, Any] = {}
 
@@ -68,6 +70,10 @@ class LogJudge:
     def metadata(self, image: MetadataImage) -> None:
         """The controller has committed this."""
         old, self.image = self.image, image
+        for causeless in self.deaths.judged(old, image, self.world.now):
+            self.count("deaths of brokers judged")
+            if causeless:
+                self.fail("G11", causeless)
         for key, partition in image.partitions.items():
             before = old.partitions.get(key)
             if before is partition:

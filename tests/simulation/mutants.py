@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from functools import partial
@@ -534,6 +534,12 @@ def recovered_replica_counts_as_failed(replace: Any) -> None:
         original(self, session, [*refs, *kept])
 
     replace(SessionRegistry, "_take_failed", take_failed)
+
+
+@mutant("G11", kinds=("kill controller", "kill broker", "power failure"), first_seed=4)
+def waiting_counts_as_silence(replace: Any) -> None:
+    """Whoever came at the controller's start, and had to wait until another one did not come, is taken for dead too."""
+    replace(SessionRegistry, "_waiting", lambda self, broker_id: nullcontext())
 
 
 # ---- Identity ----

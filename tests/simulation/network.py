@@ -81,6 +81,11 @@ class Link:
         self._busy_until = 0.0
         self._stalled: list[Callable[[], None]] = []
 
+    @property
+    def is_sound(self) -> bool:
+        """No fault is on it."""
+        return not (self.cut or self.extra_delay_s or self.bytes_per_s or self.reset_probability)
+
     def send(self, arrive: Callable[[], None], size_bytes: int = HEADER_BYTES, not_before: float = 0.0) -> float:
         """Call `arrive` when it has come through, not before `not_before`; answers when that is, unless a cut comes."""
         network = self.network

@@ -32,6 +32,7 @@ from fencepost_node.log.names import (
 from fencepost_proto.protocol.v1 import controller_pb2
 from fencepost_proto.transport.streams import split_address
 from tests.simulation.cluster import SimCluster, broker_kafka_address, broker_node
+from tests.simulation.death_judge import LOOKED_EVERY_S
 from tests.simulation.judged import Violation
 from tests.simulation.kafka_tap import KafkaTap
 from tests.simulation.kafka_workload import TOPIC as KAFKA_TOPIC
@@ -51,7 +52,6 @@ WITH_KAFKA = 0.3  # of the runs without strangers, expiring producers and small 
 CHANGED = 0.2  # of the runs: operators change topics
 ROTTEN = 0.25  # of the runs: bytes change in the small files of logs
 STRANGE, FLOODED = 0.25, 0.1  # of the runs: strangers write under others' ids; partitions have room for few producers
-SWEEP_INTERVAL_S = 0.25
 TOPICS_WITHIN_S = 30.0
 LEADERS_WITHIN_S = 30.0  # after the faults
 IN_SYNC_WITHIN_S = 180.0  # after the faults: every replica; slow disks take a second for ten kilobytes
@@ -247,10 +247,12 @@ class Run:
 
     async def _sweep_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(SWEEP_INTERVAL_S)
+            await asyncio.sleep(LOOKED_EVERY_S)
             self._sweep()
 
     def _sweep(self) -> None:
+        for broker_id in self.plan.settings.broker_ids:
+            self.judge.deaths.look(broker_id, self.world.now)
         self.judge.sweep(self.cluster.replicas())
         if self.cluster.etcd is not None:
             self.cluster.etcd.sweep(self.cluster.brokers)
