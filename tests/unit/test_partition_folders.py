@@ -100,6 +100,26 @@ def test_a_log_is_not_opened_as_another_partitions(tmp_path: Path) -> None:
         Log.open(RealDisk(), str(folder), logs.settings(topic="payments", partition=2), logs.NOW_MS, STATE_MACHINES)
 
 
+def test_what_a_broker_writes_to_see_whether_there_is_room_does_not_outlive_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """Nothing of the process runs after this."""
+
+    def remove(disk: RealDisk, path: str) -> None:
+        raise Killed
+
+    folder = make_log(tmp_path)
+    before = content(folder)
+    with monkeypatch.context() as patches:
+        patches.setattr(RealDisk, "remove", remove)
+        with pytest.raises(Killed):
+            asyncio.run(folders_in(tmp_path).reopen(0, ORDERS, probe=True))
+    assert len(content(folder)) == len(before) + 1
+    close(recovered_in(tmp_path))
+    assert content(folder).keys() == before.keys()
+
+
 # ---- Strangers ----
 
 

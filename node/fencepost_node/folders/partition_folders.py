@@ -51,7 +51,7 @@ RECOVERY_THREADS = 2
 LOGS_PER_JOB = 32  # opened by a thread before it takes others: handing over one costs as much as opening it
 MAX_FILE_NAME = 255  # bytes; what file systems take
 
-PROBE = "probe"  # the file that is written to see whether there is room
+PROBE = f"probe{TEMPORARY_SUFFIX}"  # the file that is written to see whether there is room; a log's start removes it
 PROBE_BYTES = 64 * 1024
 PROBE_HOLDS_S = 1.0
 
