@@ -34,7 +34,7 @@ from fencepost_proto.protocol.metadata import PartitionKey
 from fencepost_proto.protocol.v1 import broker_pb2_grpc, controller_pb2_grpc
 from fencepost_proto.runtime.host import Host
 from fencepost_proto.runtime.process import Component, live
-from tests.simulation.death_judge import Deaths
+from tests.simulation.cause_judge import Causes, Quiet, Waits
 from tests.simulation.disk import MountedDisk
 from tests.simulation.etcd import SimEtcd, etcd_address
 from tests.simulation.judge import Judge
@@ -48,6 +48,7 @@ CONTROLLER = "controller"
 CONTROLLER_ADDRESS = "controller:9090"
 NEVER_MS = 604_800_000  # a week: longer than any run
 RECOVERY_WAIT_S = 2.0  # for a broker to answer
+SLOW_DISK_S = 0.1  # for one operation
 RESTART_DELAY_S = 0.5  # of the supervisor, after a process has ended by itself
 
 
@@ -106,7 +107,6 @@ class SimCluster:
             expires_s = min(expires_s, settings.max_delivery_timeout_ms / 1000)
         self.judge = Judge(world, self._nodes.get, expires_s)
         self.judge.incarnation_of = self._incarnation
-        self.judge.deaths = Deaths(settings.session_timeout_ms / 1000, self._well)
         self.judge.leader_epoch_of = self._leader_epoch
         self.judge.high_watermark_of = self._high_watermark
         self.judge.log_end_of = self._log_end
@@ -117,6 +117,16 @@ class SimCluster:
         several = range(1, settings.controllers + 1) if settings.controllers > 1 else ()
         self.controller_nodes = tuple(map(controller_node, several)) or (CONTROLLER,)
         self.etcd = SimEtcd(world, self.judge) if several else None
+        self._deciding = (*self.controller_nodes, *self.etcd_nodes)
+        self._quiet = Quiet(self._sound)
+        self.waits = Waits(self._quiet, (*self._nodes, *self._deciding))
+        self.is_quick = world.loop.thread_delay_s < SLOW_DISK_S  # else a replica may lag, and a record wait
+        self.judge.causes = Causes(
+            self._quiet,
+            lambda broker_ids: [*map(broker_node, broker_ids), *self._deciding],
+            settings.session_timeout_ms / 1000,
+            settings.replica_lag_time_max_ms / 1000 if self.is_quick else math.inf,
+        )
         self.exits: dict[str, int] = {}  # how processes ended, and how often
         self.kept_down: dict[str, None] = {}  # nodes that someone else will start again
         self.recovering = False  # an operator is at work on the controller's folder
@@ -377,21 +387,19 @@ class SimCluster:
         broker = self.brokers.get(broker_id)
         return broker._session.incarnation if self.alive(broker_id) and broker and broker._session else ""
 
-    def _well(self, broker_id: int) -> str:
-        """The incarnation of a broker that gives no one a reason to take it for dead; empty: it may."""
-        node = broker_node(broker_id)
-        deciding = (*self.controller_nodes, *self.etcd_nodes)
-        if self.recovering or self.database.failing_commits or not all(map(self._sound, (node, *deciding))):
-            return ""
-        network = self.world.network
-        pairs = [pair for other in deciding for pair in ((node, other), (other, node))]
-        return self._incarnation(broker_id) if all(network.link(*pair).is_sound for pair in pairs) else ""
+    def look_around(self) -> None:
+        """See where something is wrong."""
+        self._quiet.look(self.world.machines, self.world.network.links(), self.world.now)
+        self.waits.look(self.judge.image, self.judge.damaged, self.world.now)
 
-    def _sound(self, node: str) -> bool:
-        """Its component runs, is not asked to stop, and its disk does what it should."""
+    def _sound(self, node: str) -> str:
+        """Which process runs on it, is not asked to stop, and has a disk that does what it should; empty: none."""
         disk = self.world.machine(node).disk
         troubled = disk.faults or disk.capacity_bytes is not None or disk.crash_at_operation
-        return self.runs(node) and self.can_stop(node) and not troubled
+        if node in self.controller_nodes:
+            troubled = troubled or self.recovering or self.database.failing_commits
+        stops = node in self._stop_asked and not self.can_stop(node)
+        return repr(self.world.machine(node).process) if self.runs(node) and not stops and not troubled else ""
 
     def _log_end(self, broker_id: int, key: PartitionKey) -> int:
         """-1: the broker has no such replica."""

@@ -27,6 +27,7 @@ class Past:
     predecessors: dict[Batch, Batch] = field(default_factory=dict)
     leaders: dict[int, int] = field(default_factory=dict)  # leader epoch -> broker
     elections: list[int] = field(default_factory=list)  # leader epochs of unclean elections
+    tainted_epoch: int = -1  # under which unsynced data was lost last
     elected_at: float = -math.inf  # when the last of them was
     pending: int = -1  # the last of them, until its leader begins: then its log is looked at
     shown: dict[int, int] = field(default_factory=dict)  # broker -> the offset below which nothing was to be lost
@@ -38,6 +39,10 @@ class Past:
     def epoch(self) -> int:
         """Leaders of older epochs than this have been overruled. -1: by no one."""
         return self.elections[-1] if self.elections else -1
+
+    def led_between(self, epoch: int, later: int) -> bool:
+        """Whether someone has led after the one leader epoch and before the other."""
+        return any(epoch < led < later for led in self.leaders)
 
     def overruled(self, broker_id: int, leader_epoch: int) -> bool:
         """Whether a broker that takes this for the leader epoch still acts on what was the truth before."""

@@ -51,6 +51,7 @@ ANSWER_WITHIN_S = 6.0  # beyond the rebalance timeout
 LATE = 0.1  # of the rounds of a member: it also sends a commit of its generation before
 KILLED_EVERY_S = 6.0
 SETTLED_WITHIN_S = 60.0
+STAYS_SETTLED_S = 8.0  # a group that rebalances without a cause does so within this
 NONE, LOST = int(ErrorCode.NONE), (OSError, EOFError, TimeoutError)
 AWAY = (ErrorCode.NOT_COORDINATOR, ErrorCode.COORDINATOR_NOT_AVAILABLE, ErrorCode.COORDINATOR_LOAD_IN_PROGRESS)
 KINDS = (
@@ -344,12 +345,15 @@ class GroupStory(ABC):
             member.start()
 
     async def _settle(self) -> None:
-        """The group settles, and every replica of the internal topic has the same table."""
-        deadline = self.world.now + SETTLED_WITHIN_S
-        while not self.is_settled():
+        """The group settles and stays so, and every replica of the internal topic has the same table."""
+        deadline, since, stood = self.world.now + SETTLED_WITHIN_S, self.world.now, ""
+        while not stood or self.world.now - since < STAYS_SETTLED_S:
             if self.world.now > deadline:
                 self.judge.fail("G11", f"the group does not settle: {self.standing()}")
             await asyncio.sleep(0.2)
+            stands = self.standing() if self.is_settled() else ""
+            if stands != stood:
+                since, stood = self.world.now, stands
         tables: list[dict[int, object]] = []
         while True:
             tables = self._tables()

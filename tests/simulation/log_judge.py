@@ -14,7 +14,7 @@ from fencepost_proto.protocol.metadata import (
     PartitionKey,
     Topic,
 )
-from tests.simulation.death_judge import Deaths
+from tests.simulation.cause_judge import Causes
 from tests.simulation.elected_log import common, index_of
 from tests.simulation.judged import Leader, PartitionRecord, Producers, Violation
 from tests.simulation.logview import Batch, LogView, ProducerFold
@@ -49,7 +49,7 @@ class LogJudge:
         self.incarnation_of: Callable[[int], str] = lambda broker_id: ""  # another
         self.log_end_of: Callable[[int, PartitionKey], int] = lambda broker_id, key: -1  # another
         self.high_watermark_of: Callable[[int, PartitionKey], int] = lambda broker_id, key: -1  # another
-        self.deaths = Deaths(math.inf, lambda broker_id: "")
+        self.causes: Causes | None = None  # None: no one asks for them
         self._broker_of_node = broker_of_node
         self._disks: dict[int, Any] = {}
 
@@ -70,10 +70,7 @@ class LogJudge:
     def metadata(self, image: MetadataImage) -> None:
         """The controller has committed this."""
         old, self.image = self.image, image
-        for causeless in self.deaths.judged(old, image, self.world.now):
-            self.count("deaths of brokers judged")
-            if causeless:
-                self.fail("G11", causeless)
+        self._look_for_causes(old, image)
         for key, partition in image.partitions.items():
             before = old.partitions.get(key)
             if before is partition:
@@ -87,6 +84,24 @@ class LogJudge:
             self.damaged = {damaged: hidden for damaged, hidden in self.damaged.items() if damaged[1] != key}
             self.rotten = {rotten: hidden for rotten, hidden in self.rotten.items() if rotten[1] != key}
             self.count("partitions deleted")
+
+    def newest_of(self, name: str) -> tuple[int, int]:
+        """Producer id and epoch that the controller has given out last to that name."""
+        producer = self.image.producers.get(name)
+        return (producer.producer_id, producer.epoch) if producer is not None else (-1, -1)
+
+    def _look_for_causes(self, before: MetadataImage, image: MetadataImage) -> None:
+        if self.causes is None:
+            return
+        now = self.world.now
+        for causeless in self.causes.deaths(before, image, self.incarnation_of, now):
+            self.count("deaths of brokers judged")
+            if causeless:
+                self.fail("G11", causeless)
+        for causeless in self.causes.departures(before, image, lambda *replica: replica in self.damaged, now):
+            self.count("departures from in-sync sets judged")
+            if causeless:
+                self.fail("G11", causeless)
 
     def _settings_changed(self, before: Topic, topic: Topic) -> None:
         """What was acknowledged without a sync may be lost with the power, whatever the setting is now."""
@@ -173,6 +188,8 @@ class LogJudge:
         record.past.elections.append(partition.leader_epoch)
         record.past.pending = partition.leader_epoch
         record.past.elected_at = self.world.now
+        if record.tainted and record.past.led_between(record.past.tainted_epoch, partition.leader_epoch):
+            record.past.shown.clear()  # the power took what was committed, and something else stands in its place
         record.tainted = ""
         record.deleted = (-1, 0)  # the elected log may end below that
         self.count("unclean elections")
@@ -585,7 +602,7 @@ class LogJudge:
             return
         if record.flush_always and record.key not in self.put_back_on:
             self.fail("G1", f"{record.name}: synced before it was acknowledged, and lost: {why}")
-        record.tainted = why
+        record.tainted, record.past.tainted_epoch = why, self.image.partitions[record.key].leader_epoch
         self.count("partitions that lost data to power failures")
         self.world.tell("judge", f"{record.name} has lost unsynced data permanently: {why}")
 

@@ -31,8 +31,8 @@ from fencepost_node.log.names import (
 )
 from fencepost_proto.protocol.v1 import controller_pb2
 from fencepost_proto.transport.streams import split_address
+from tests.simulation.cause_judge import LOOKED_EVERY_S
 from tests.simulation.cluster import SimCluster, broker_kafka_address, broker_node
-from tests.simulation.death_judge import LOOKED_EVERY_S
 from tests.simulation.judged import Violation
 from tests.simulation.kafka_tap import KafkaTap
 from tests.simulation.kafka_workload import TOPIC as KAFKA_TOPIC
@@ -178,6 +178,10 @@ class Run:
         self.consumers = [
             ConsumerApp(world, f"consumer-{n}", topics, bootstrap, self.ledger) for n in range(planned.consumers)
         ]
+        for producer in self.producers:
+            producer.newest_of = self.judge.newest_of
+            if self.cluster.is_quick and not planned.settings.room_is_short:
+                producer.wait_judged = self.cluster.waits.judged
         for consumer in self.consumers:
             consumer.unclean = self.judge.unclean_elections
         self.verdict = FinalVerdict(world, self.judge, self.ledger, self.consumers)
@@ -251,11 +255,13 @@ class Run:
             self._sweep()
 
     def _sweep(self) -> None:
-        for broker_id in self.plan.settings.broker_ids:
-            self.judge.deaths.look(broker_id, self.world.now)
+        self.cluster.look_around()
         self.judge.sweep(self.cluster.replicas())
         if self.cluster.etcd is not None:
             self.cluster.etcd.sweep(self.cluster.brokers)
+        for producer in self.producers:
+            if producer.problems:
+                self.judge.fail("G11", producer.problems[0])
         for consumer in self.consumers:
             if not self._tainted():
                 consumer.look()

@@ -115,6 +115,9 @@ class ProducerApp:
         self.finished = False
         self.fenced = 0
         self.retried = 0
+        self.newest_of: Callable[[str], tuple[int, int]] = lambda name: (-1, -1)  # a name's newest id and epoch
+        self.wait_judged: Callable[[str, PartitionKey, float, float], str] = lambda *_: ""
+        self.problems: list[str] = []
         self._pending = 0
         self._room = asyncio.Event()
 
@@ -153,6 +156,11 @@ class ProducerApp:
         except (ProducerFenced, InvalidProducerEpoch):
             self.fenced += 1
             self.world.tell(repr(process), "is fenced")
+            newest = self.newest_of(str(self.spec.options.get("name", "")))
+            if newest <= (producer.producer_id, producer.epoch):
+                self.problems.append(
+                    f"{process!r} is fenced as producer {producer.producer_id}, epoch {producer.epoch}; newest is {newest}"
+                )
         while self._pending:
             self._room.clear()
             await self._room.wait()
@@ -225,6 +233,9 @@ class ProducerApp:
             entry.fate, entry.partition, entry.offset = Fate.ACKED, metadata.partition, metadata.offset
             entry.stamp = delivery.stamp
             history.complete_send(operation, entry.topic, metadata.partition, metadata.offset, producer=delivery.stamp)
+        key = (entry.topic_id, delivery._batch.queue.partition)
+        if late := self.wait_judged(self.spec.node, key, entry.sent_at, self.world.now):
+            self.problems.append(late)
         self._pending -= 1
         self._room.set()
 
