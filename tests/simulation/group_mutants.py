@@ -8,7 +8,7 @@ from typing import Any
 
 from fencepost.consuming.group_member import GroupMember
 from fencepost_node.coordination import classic_rules, consumer_rules, coordinator, offset_rules
-from fencepost_node.coordination.classic_group import ClassicGroup, group_from_record
+from fencepost_node.coordination.classic_group import ClassicGroup, Member, group_from_record
 from fencepost_node.coordination.classic_rules import Step
 from fencepost_node.coordination.consumer_records import LoadedConsumerGroup
 from fencepost_node.coordination.coordinator import Decision
@@ -95,6 +95,12 @@ def _only_the_first_record_of_batches_is_folded(replace_: Any) -> None:
     """The next coordinator lacks the others; the one that wrote them knows them all."""
     original = Table.stage_batches
     replace_(Table, "stage_batches", lambda self, batches: original(self, batches)[:1])
+
+
+@mutant("G11")
+def _nothing_is_a_sign_of_life(replace_: Any) -> None:
+    """A member's session ends a session timeout after it has joined."""
+    replace_(Member, "alive", lambda self, now: self)
 
 
 # ---- KIP-848, with Fencepost's own members ----

@@ -542,6 +542,29 @@ def waiting_counts_as_silence(replace: Any) -> None:
     replace(SessionRegistry, "_waiting", lambda self, broker_id: nullcontext())
 
 
+@mutant("G11", kinds=("kill producer", "pause producer"))
+def whoever_is_a_batch_behind_leaves(replace: Any) -> None:
+    """Its leader does not wait for `replica_lag_time_max_ms`."""
+
+    def lags(self: LeaderState, broker_id: int, lag_max_s: float, now: float) -> bool:
+        return self._followers[broker_id].end_offset < self.log_end_offset
+
+    replace(LeaderState, "_lags", lags)
+
+
+@mutant("G11", kinds=("kill producer", "pause producer"))
+def some_acknowledgements_wait_for_three_seconds(replace: Any) -> None:
+    original = Leadership.when_committed
+
+    def when_committed(self: Leadership, end_offset: int, done: Any, **rest: Any) -> None:
+        def late(error: Any) -> None:
+            asyncio.get_running_loop().call_later(3 if end_offset % 50 == 0 else 0, done, error)
+
+        original(self, end_offset, late, **rest)
+
+    replace(Leadership, "when_committed", when_committed)
+
+
 # ---- Identity ----
 
 
