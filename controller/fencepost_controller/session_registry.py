@@ -228,6 +228,8 @@ class SessionRegistry:
         known = self._image.brokers.get(command.broker_id)
         rejoins = known is not None and known.incarnation == command.incarnation and self.opening.is_over
         tells_of_loss = known is not None and command.tells_of_loss(known) and not self.opening.is_over
+        if not self.opening.is_over and self._liveness.watches(command.broker_id):
+            self._liveness.expect(command.broker_id, self._loop.time())  # it is there, also where its stream breaks now
         with self.opening.loss() if tells_of_loss else nullcontext():
             with self._waiting(command.broker_id):
                 self.opening.heard(command.broker_id)

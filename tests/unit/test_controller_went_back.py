@@ -165,6 +165,24 @@ async def test_a_broker_that_came_in_time_is_not_dead_for_its_wait_until_others_
             assert second.image.version == version + 1, "and nothing else has changed"
 
 
+@asynchronous
+async def test_a_broker_that_came_late_and_whose_stream_broke_has_time_to_come_again(tmp_path: Path) -> None:
+    path = str(tmp_path / "metadata.sqlite")
+    async with running(SqliteStore(path)) as controller, cluster(controller) as brokers:
+        one, _ = await brokers.live(1, 2)
+        await controller.stop(clean=True)
+        async with running(SqliteStore(path), session_timeout_ms=3_000) as second:
+            await asyncio.sleep(1.5)
+            connecting = asyncio.create_task(one.connect(second))
+            await until(lambda: 1 not in second.reign().sessions.opening._missing, "broker 1 to be there")
+            connecting.cancel()
+            await asyncio.wait([connecting])
+            await one.stream_breaks()
+            await until(lambda: second.image.brokers[2].fenced, "broker 2 fenced")
+            await asyncio.sleep(0.3)  # three ticks
+            assert not second.image.brokers[1].fenced
+
+
 def broker(broker_id: int, *, fenced: bool) -> BrokerRegistration:
     return BrokerRegistration(broker_id, "h:1", 1, "x", fenced=fenced)
 
