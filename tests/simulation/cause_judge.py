@@ -37,9 +37,9 @@ class Quiet:
                 self._cut_until[link.source, link.target] = now + MAX_RETRANSMIT_S
 
     def since(self, nodes: Iterable[str], now: float) -> float:
-        """`now` where something is wrong just now."""
+        """`now` where something is wrong just now, or was since the last look."""
         everybody = list(nodes)
-        if not all(map(self._process_of, everybody)):
+        if any(not (process := self._process_of(node)) or process != self._processes.get(node) for node in everybody):
             return now
         troubled = max(self._troubled_at.get(node, now) for node in everybody)
         return max([troubled, *(self._cut_until.get(pair, 0.0) for pair in permutations(everybody, 2))])

@@ -110,7 +110,9 @@ class SimCluster:
         self.judge.leader_epoch_of = self._leader_epoch
         self.judge.high_watermark_of = self._high_watermark
         self.judge.log_end_of = self._log_end
-        self.database = MetadataDatabase(self.judge.metadata, self.judge.recovered, self.judge.undone)
+        self.database = MetadataDatabase(
+            self.judge.metadata, self.judge.recovered, self.judge.undone, self.judge.unheard
+        )
         self.brokers: dict[int, Broker] = {}
         self.controller: Controller | None = None
         self.controllers: dict[str, Controller] = {}  # by node
@@ -393,13 +395,16 @@ class SimCluster:
         self.waits.look(self.judge.image, self.judge.damaged, self.world.now)
 
     def _sound(self, node: str) -> str:
-        """Which process runs on it, is not asked to stop, and has a disk that does what it should; empty: none."""
+        """Which process runs on it, is not asked to stop, and has a disk that does what it should; empty: none.
+
+        A fault of the disk that is over makes it another one."""
         disk = self.world.machine(node).disk
         troubled = disk.faults or disk.capacity_bytes is not None or disk.crash_at_operation
         if node in self.controller_nodes:
             troubled = troubled or self.recovering or self.database.failing_commits
         stops = node in self._stop_asked and not self.can_stop(node)
-        return repr(self.world.machine(node).process) if self.runs(node) and not stops and not troubled else ""
+        sound = self.runs(node) and not stops and not troubled
+        return f"{self.world.machine(node).process!r}, {sum(disk.counters.faults.values())} faults" if sound else ""
 
     def _log_end(self, broker_id: int, key: PartitionKey) -> int:
         """-1: the broker has no such replica."""

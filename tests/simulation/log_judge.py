@@ -49,6 +49,7 @@ class LogJudge:
         self.incarnation_of: Callable[[int], str] = lambda broker_id: ""  # another
         self.log_end_of: Callable[[int, PartitionKey], int] = lambda broker_id, key: -1  # another
         self.high_watermark_of: Callable[[int, PartitionKey], int] = lambda broker_id, key: -1  # another
+        self._recovered: tuple[MetadataImage, MetadataImage] | None = None  # before and after the last one
         self.causes: Causes | None = None  # None: no one asks for them
         self._broker_of_node = broker_of_node
         self._disks: dict[int, Any] = {}
@@ -117,6 +118,12 @@ class LogJudge:
         self.lost_tail |= {broker: None for broker, told_at in self.told_lost_tail.items() if told_at > image.version}
         self.count("unused versions lost")
 
+    def unheard(self, known_version: int) -> None:
+        """The controller's store is an older one again, and this is the newest version that a broker knows: what a
+        recovery has made since then no one has heard of, and the next one may make something else."""
+        if self._recovered is not None and known_version < self._recovered[1].version:
+            self.image, self._recovered = self._recovered[0], None
+
     def recovered(self, image: MetadataImage) -> None:
         """An operator has made the controller's store again. Nothing that a broker has heard of may be missing, and no
         number may be given out twice."""
@@ -148,6 +155,7 @@ class LogJudge:
                 if all(self._disks[member].find(folder) is None for member in partition.isr):
                     self.fail("G10", f"{folder} was deleted when it ended at {self.deleted[key]}, and is back, empty")
         self.count("controllers recovered")
+        self._recovered = (old, image)
         self.metadata(image)
 
     def _partition_changed(self, key: PartitionKey, before: Partition | None, partition: Partition) -> None:

@@ -37,6 +37,7 @@ class MetadataDatabase:
         on_commit: Callable[[MetadataImage], None],
         on_recovery: Callable[[MetadataImage], None] = lambda image: None,
         on_undone: Callable[[MetadataImage], None] = lambda image: None,
+        on_unheard: Callable[[int], None] = lambda known_version: None,
     ) -> None:
         self.gone_back = False  # put back from a copy that lacks what a broker knows, and not recovered
         self.failing_commits = 0  # so many of the next commits fail
@@ -46,6 +47,7 @@ class MetadataDatabase:
         self._on_commit = on_commit
         self._on_recovery = on_recovery
         self._on_undone = on_undone
+        self._on_unheard = on_unheard
 
     def open(self, process: SimProcess, *, recovers: bool = False) -> MetadataStore:
         return MetadataStore(self, process, recovers)
@@ -73,6 +75,7 @@ class MetadataDatabase:
         self._image = copy.image
         if copy.image.version < known_version:
             self.gone_back = True
+            self._on_unheard(known_version)
         elif not self.gone_back:
             self._on_undone(copy.image)
 

@@ -690,7 +690,7 @@ def recovery_takes_leader_epochs_back(replace: Any) -> None:
 # ---- The client ----
 
 
-@mutant("G2", kinds=(*KILLS, *NETWORK))
+@mutant("G2", "G11", kinds=(*KILLS, *NETWORK))
 def retry_with_a_fresh_sequence(replace: Any) -> None:
     original = Sequencer.attempts_to_send
 
