@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from fencepost_node.log.names import DAMAGED
 from fencepost_proto.protocol.metadata import (
     APPEND_TIME,
     FIRST_NAMED_ID,
@@ -564,6 +565,13 @@ class LogJudge:
             electable = (*partition.isr, *partition.eligible)
             if record.tainted or record.past.pending >= 0 or not set(broker_ids).intersection(electable):
                 continue
+            if record.flush_always and any(
+                self._may_cut(record, member) for member in electable if member in broker_ids
+            ):
+                # Two faults at once: what has changed looks like what was not synced, and the replica may lead without it.
+                record.tainted = f"damage that no one had found on one of {broker_ids}, and a power failure"
+                self.count("damage that a power failure hides")
+                continue
             # One that is neither in sync nor eligible counts, too: where none of those is whole, none leads until an
             # operator elects.
             if any(self.holds_all(record, member) for member in partition.replicas):
@@ -572,6 +580,11 @@ class LogJudge:
             if record.flush_always and any((member, record.key) in self.damaged for member in partition.replicas):
                 continue
             self.taint(record, f"power failure of {broker_ids}")
+
+    def _may_cut(self, record: PartitionRecord, broker_id: int) -> bool:
+        """Bytes of this replica have changed, and no process has found and noted that."""
+        noted = f"/data/{record.name}/{DAMAGED}"
+        return (broker_id, record.key) in self.damaged and self._disks[broker_id].find(noted) is None
 
     def put_back(self, broker_id: int) -> None:
         """The folder of this broker, which is down, is an older one from now on. Nothing is asked of it until it has
