@@ -4,7 +4,8 @@ record waits. Where it had none nothing is lost, so no other judge sees it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import permutations
 
 from fencepost_proto.protocol.metadata import MetadataImage, Partition, PartitionKey
@@ -12,7 +13,7 @@ from tests.simulation.network import MAX_RETRANSMIT_S, Link
 
 LOOKED_EVERY_S = 0.25  # what is over sooner is not seen, and no cause
 SETTLED_S = 2.0  # whatever was in trouble for a moment has caught up after that
-MOST_WAIT_S = 2.0  # of a record, where nothing is wrong
+MOST_WAIT_S = 2.0  # of a record, for its fate or for a reader, where nothing is wrong
 
 
 class Quiet:
@@ -92,7 +93,7 @@ class Causes:
 
 
 class Waits:
-    """Looks at what records have waited for their fate."""
+    """Looks at what records have waited for their fate, and for those who read."""
 
     def __init__(self, quiet: Quiet, nodes: Iterable[str]) -> None:
         """`nodes`: of all brokers, and of everything that decides."""
@@ -100,24 +101,53 @@ class Waits:
         self._nodes = tuple(nodes)
         self._epochs: dict[PartitionKey, int] = {}
         self._impaired_at: dict[PartitionKey, float] = {}  # when it was last seen so
+        self._committed: dict[
+            PartitionKey, deque[int]
+        ] = {}  # where what is committed ended, from MOST_WAIT_S ago until now
 
-    def look(self, image: MetadataImage, damaged: Iterable[tuple[int, PartitionKey]], now: float) -> None:
-        """Call every `LOOKED_EVERY_S`."""
+    def look(
+        self,
+        image: MetadataImage,
+        damaged: Iterable[tuple[int, PartitionKey]],
+        committed: Mapping[PartitionKey, int],
+        now: float,
+    ) -> None:
+        """Call every `LOOKED_EVERY_S`. `committed`: where that ends."""
         impaired = {key for _, key in damaged}
         for key, partition in image.partitions.items():
             too_few = len(partition.isr) < image.topics[key[0]].config.min_insync_replicas
             if partition.leader < 0 or too_few or self._epochs.get(key) != partition.leader_epoch or key in impaired:
                 self._impaired_at[key] = now
             self._epochs[key] = partition.leader_epoch
+        self._committed = {key: ends for key, ends in self._committed.items() if key in committed}
+        for key, end in committed.items():
+            self._committed.setdefault(key, deque(maxlen=1 + int(MOST_WAIT_S / LOOKED_EVERY_S))).append(end)
+
+    def _fine_since(self, client: str, key: PartitionKey, now: float) -> float:
+        """Since when whatever was wrong before can be over."""
+        return max(self._quiet.since((*self._nodes, client), now), self._impaired_at.get(key, now)) + SETTLED_S
 
     def judged(self, client: str, key: PartitionKey, sent_at: float, now: float) -> str:
         """Of a record whose fate is known now: why it has waited too long; empty: it has not, or it may have."""
         if now - sent_at <= MOST_WAIT_S:
             return ""
-        since = max(self._quiet.since((*self._nodes, client), now), self._impaired_at.get(key, now))
-        if since + SETTLED_S > sent_at:
+        since = self._fine_since(client, key, now)
+        if since > sent_at:
             return ""
         return f"a record of {client} for {key} has waited since {sent_at:.3f}, and nothing was wrong since {since:.3f}"
+
+    def reader_judged(self, client: str, key: PartitionKey, position: int, now: float) -> str:
+        """Of a reader, and the next offset that it will read: why it is late; empty: it is not, or it may be."""
+        ends = self._committed.get(key)
+        if not ends or position >= ends[0] or len(ends) <= MOST_WAIT_S / LOOKED_EVERY_S:
+            return ""
+        since = self._fine_since(client, key, now)
+        if since > now - MOST_WAIT_S:
+            return ""
+        return (
+            f"{client} has read {key} up to {position}; {ends[0]} was the end {MOST_WAIT_S:g} s ago, and nothing was wrong "
+            f"since {since:.3f}"
+        )
 
 
 def _left(before: Partition, partition: Partition) -> list[int]:

@@ -392,7 +392,7 @@ class SimCluster:
     def look_around(self) -> None:
         """See where something is wrong."""
         self._quiet.look(self.world.machines, self.world.network.links(), self.world.now)
-        self.waits.look(self.judge.image, self.judge.damaged, self.world.now)
+        self.waits.look(self.judge.image, self.judge.damaged, self.judge.ends(), self.world.now)
 
     def _sound(self, node: str) -> str:
         """Which process runs on it, is not asked to stop, and has a disk that does what it should; empty: none.

@@ -87,6 +87,14 @@ class LogJudge:
             self.rotten = {rotten: hidden for rotten, hidden in self.rotten.items() if rotten[1] != key}
             self.count("partitions deleted")
 
+    def ends(self) -> dict[PartitionKey, int]:
+        """Where what is committed ends, of partitions of which that is certain."""
+        return {
+            key: record.committed_end
+            for key, record in self.records.items()
+            if not record.tainted and not record.past.elections
+        }
+
     def newest_of(self, name: str) -> tuple[int, int]:
         """Producer id and epoch that the controller has given out last to that name."""
         producer = self.image.producers.get(name)

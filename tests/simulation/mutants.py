@@ -565,6 +565,19 @@ def some_acknowledgements_wait_for_three_seconds(replace: Any) -> None:
     replace(Leadership, "when_committed", when_committed)
 
 
+@mutant("G11", kinds=("kill producer", "pause producer"))
+def some_readers_wait_for_three_seconds(replace: Any) -> None:
+    original = Poll.enough
+
+    async def enough(self: Poll) -> bool:
+        found = await original(self)
+        if found and self._available % 7 == 0:
+            await asyncio.sleep(3)
+        return found
+
+    replace(Poll, "enough", enough)
+
+
 # ---- Identity ----
 
 

@@ -263,6 +263,8 @@ class Run:
             if producer.problems:
                 self.judge.fail("G11", producer.problems[0])
         for consumer in self.consumers:
+            if self.cluster.is_quick:
+                self._look_whether_late(consumer)
             if not self._tainted():
                 consumer.look()
                 if consumer.problems:
@@ -272,6 +274,14 @@ class Run:
         failures = self.world.failures()
         if failures:
             self.judge.fail("unhandled", "; ".join(failures))
+
+    def _look_whether_late(self, consumer: ConsumerApp) -> None:
+        for key, record in self.judge.records.items():
+            topic, _, index = record.name.rpartition("-")
+            if consumer.topic_ids.get(topic) == key[0] and consumer.follows(topic, int(index)):
+                position = consumer.position(topic, int(index))
+                if late := self.cluster.waits.reader_judged(consumer.node, key, position, self.world.now):
+                    self.judge.fail("G11", late)
 
     def _tainted(self) -> bool:
         return any(record.tainted for record in self.judge.records.values())

@@ -326,6 +326,10 @@ class ConsumerApp:
         """It subscribes to that partition, or is about to subscribe."""
         return self._consumer is None or (topic, partition) in self._consumer.assignment
 
+    def follows(self, topic: str, partition: int) -> bool:
+        """It reads that partition now."""
+        return self._consumer is not None and (topic, partition) in self._consumer.assignment
+
     def _any_unclean(self) -> bool:
         return any(self.unclean(topic, partition) for topic, partition in self.read)
 
