@@ -15,6 +15,7 @@ from fencepost_controller.decisions.brokers import (
     UnfenceBroker,
     UnregisterBroker,
 )
+from fencepost_controller.decisions.topic_config import AlterTopicConfig
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.metadata import NO_LEADER, TopicConfig
 from tests.unit.controller_story import CLUSTER_ID, Story
@@ -100,6 +101,28 @@ def test_lost_tail_of_the_last_replica_waits_for_an_operator() -> None:
         broker 2 is ready
             broker 2: live
     """)
+
+
+def test_a_topic_that_is_synced_from_now_on_has_lost_what_was_not_synced_before() -> None:
+    """A machine lost its power, and while it was away the topic was told to sync. What it held then was in no disk."""
+    story = Story().cluster(1, 2).topic("a", (1, 2))
+    story.dies(2)
+    story.dies(1)
+    story.does(AlterTopicConfig("a", (("flush_always", "true"),)))
+    story.starts(1, lost_tail=True)
+    story.is_ready(1)
+    partition = story.image.partitions[A]
+    assert (partition.leader, partition.isr, partition.last_known_isr) == (NO_LEADER, (), (1,))
+
+
+def test_a_topic_that_was_not_synced_for_a_while_counts_as_that_for_good() -> None:
+    story = Story().cluster(1, 2).topic("a", (1, 2), config=TopicConfig(flush_always=True))
+    assert story.image.topics["a-id"].is_synced
+    story.does(AlterTopicConfig("a", (("retention_ms", "1000"),)))
+    assert story.image.topics["a-id"].is_synced
+    for flush_always in ("false", "true"):
+        story.does(AlterTopicConfig("a", (("flush_always", flush_always),)))
+        assert not story.image.topics["a-id"].is_synced
 
 
 def test_lost_tail_is_no_reason_to_leave_where_no_one_was_in_sync_before_it_left() -> None:

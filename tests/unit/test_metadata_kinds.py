@@ -38,7 +38,7 @@ SAMPLES: dict[str, Entity] = {
     "brokers": BrokerRegistration(
         3, "h:1", 5, "x", fenced=True, shutting_down=True, served_epoch=4, kafka_address="h:2", feature_level=1
     ),
-    "topics": Topic("T", "orders", TopicConfig(retention_ms=5, flush_always=True), 9),
+    "topics": Topic("T", "orders", TopicConfig(retention_ms=5, flush_always=True), 9, was_unsynced=True),
     "partitions": Partition(
         "T",
         2,

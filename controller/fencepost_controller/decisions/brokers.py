@@ -139,7 +139,7 @@ class RegisterBroker(Command[BrokerRegistration]):
         all_suspect = bool(self.folder_problem(known))
         damaged = frozenset(self.damaged)
         for partition in draft.partitions_electing(self.broker_id):
-            synced = draft.image.topics[partition.topic_id].config.flush_always
+            synced = draft.image.topics[partition.topic_id].is_synced
             if all_suspect or (self.may_have_lost_tail and not synced) or partition.id in damaged:
                 recompute(draft, partition, lost=(self.broker_id,))
 

@@ -6,6 +6,9 @@ one has, or will have when a reassignment is done. Otherwise the rules are those
 `min_insync_replicas` also decides who is eligible: the version that lowers it ends what a leader may not rely on any more,
 so all partitions are looked at again with it (`partitions.py`).
 
+`flush_always` that is switched on holds for what is appended from then on. What the logs held before may be in no disk, so
+such a topic goes on counting as one that loses unsynced data with the power (`was_unsynced`).
+
 A change is in force on each broker once it has applied the version that carries it. So for a moment a leader may still
 take, or a follower still acknowledge, by the settings before.
 """
@@ -45,6 +48,7 @@ class AlterTopicConfig(Command[None]):
         factor = min(len(p.replicas) - len(p.removing) for p in partitions)
         check_config(config, factor, self.min_segment_bytes)
         if config != topic.config:
-            draft.put(replace(topic, config=config))
+            unsynced = topic.was_unsynced or not (topic.config.flush_always and config.flush_always)
+            draft.put(replace(topic, config=config, was_unsynced=unsynced))
             for partition in partitions:
                 recompute(draft, partition)

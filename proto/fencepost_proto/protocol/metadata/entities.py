@@ -59,10 +59,18 @@ class Topic(Entity):
     name: str
     config: TopicConfig = DEFAULT_CONFIG
     created_version: int = 0  # the metadata version that created it; 0: not known
+    was_unsynced: bool = (
+        False  # with `flush_always` now, it has run without, and what was acknowledged then was not synced
+    )
 
     @property
     def key(self) -> str:
         return f"topics/{self.topic_id}"
+
+    @property
+    def is_synced(self) -> bool:
+        """Whatever was acknowledged was synced before: a loss of power takes nothing of it."""
+        return self.config.flush_always and not self.was_unsynced
 
 
 PartitionKey = tuple[str, int]  # topic id, partition index

@@ -230,10 +230,13 @@ class TopicEntity(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
     CREATED_VERSION_FIELD_NUMBER: _builtins.int
+    WAS_UNSYNCED_FIELD_NUMBER: _builtins.int
     topic_id: _builtins.str
     name: _builtins.str
     created_version: _builtins.int
     """the metadata version that created it; 0: not known"""
+    was_unsynced: _builtins.bool
+    """it has run without flush_always, so not all that its logs hold was synced at once"""
     @_builtins.property
     def config(self) -> Global___TopicConfig: ...
     def __init__(
@@ -243,10 +246,11 @@ class TopicEntity(_message.Message):
         name: _builtins.str = ...,
         config: Global___TopicConfig | None = ...,
         created_version: _builtins.int = ...,
+        was_unsynced: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "created_version", b"created_version", "name", b"name", "topic_id", b"topic_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "created_version", b"created_version", "name", b"name", "topic_id", b"topic_id", "was_unsynced", b"was_unsynced"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
