@@ -289,5 +289,5 @@ class Judge(LogJudge):
                 end_offset = self.view(record, partition.leader).end_offset if partition.leader >= 0 else 0
                 if (partition.leader, key) in self.damaged:  # which hides what comes behind it
                     end_offset = max(end_offset, self.log_end_of(partition.leader, key))
-                record.fences.append(Fence(producer_id, epoch, partition.leader_epoch, end_offset))
+                record.fences.append(Fence(producer_id, epoch, partition.leader_epoch, end_offset, self.world.now))
                 self.count("fences of partitions without a leader", partition.leader < 0)

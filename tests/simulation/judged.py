@@ -30,6 +30,7 @@ class Fence:
     epoch: int
     leader_epoch: int
     log_end_offset: int
+    at: float  # what was in any log before then may still be copied
 
 
 @dataclass(slots=True)

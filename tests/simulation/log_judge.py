@@ -51,6 +51,7 @@ class LogJudge:
         self.log_end_of: Callable[[int, PartitionKey], int] = lambda broker_id, key: -1  # another
         self.high_watermark_of: Callable[[int, PartitionKey], int] = lambda broker_id, key: -1  # another
         self._recovered: tuple[MetadataImage, MetadataImage] | None = None  # before and after the last one
+        self._heard_epochs: dict[PartitionKey, int] = {}  # of leaders, where a recovery's are not known to any broker
         self.causes: Causes | None = None  # None: no one asks for them
         self._broker_of_node = broker_of_node
         self._disks: dict[int, Any] = {}
@@ -128,10 +129,11 @@ class LogJudge:
         self.count("unused versions lost")
 
     def unheard(self, known_version: int) -> None:
-        """The controller's store is an older one again, and this is the newest version that a broker knows: what a
-        recovery has made since then no one has heard of, and the next one may make something else."""
+        """The controller's store is an older one again, and this is the newest version that a broker knows. Of leader epochs
+        that a recovery has made since then no one has heard, and the next one may make smaller ones."""
         if self._recovered is not None and known_version < self._recovered[1].version:
-            self.image, self._recovered = self._recovered[0], None
+            before = self._recovered[0]
+            self._heard_epochs = {key: partition.leader_epoch for key, partition in before.partitions.items()}
 
     def recovered(self, image: MetadataImage) -> None:
         """An operator has made the controller's store again. Nothing that a broker has heard of may be missing, and no
@@ -166,10 +168,11 @@ class LogJudge:
         self.count("controllers recovered")
         self._recovered = (old, image)
         self.metadata(image)
+        self._heard_epochs.clear()
 
     def _partition_changed(self, key: PartitionKey, before: Partition | None, partition: Partition) -> None:
         if before is not None:
-            if partition.leader_epoch < before.leader_epoch:
+            if partition.leader_epoch < self._heard_epochs.get(key, before.leader_epoch):
                 self.fail("G7", f"leader epoch of {key} went back from {before.leader_epoch}")
             if partition.leader_epoch == before.leader_epoch and partition.leader != before.leader:
                 self.fail("G7", f"two leaders of {key} in epoch {before.leader_epoch}: {before} and {partition}")
@@ -325,6 +328,7 @@ class LogJudge:
             if (
                 batch.producer_id == fence.producer_id
                 and batch.producer_epoch < fence.epoch
+                and record.appended_at[batch] >= fence.at
                 and (batch.leader_epoch, batch.base_offset) >= (fence.leader_epoch, fence.log_end_offset)
                 and (batch.leader_epoch > fence.leader_epoch or batch.base_offset >= fence.log_end_offset)
             ):

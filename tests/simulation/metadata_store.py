@@ -27,6 +27,7 @@ class MetadataCopy:
 
     content: sqlite3.Connection
     image: MetadataImage
+    is_foreign: bool  # of a store that had gone back itself, and was not recovered
 
 
 class MetadataDatabase:
@@ -66,14 +67,14 @@ class MetadataDatabase:
     def back_up(self) -> MetadataCopy:
         content = sqlite3.connect(":memory:")
         self._keeper.backup(content)
-        return MetadataCopy(content, self._image)
+        return MetadataCopy(content, self._image, self.gone_back)
 
     def put_back(self, copy: MetadataCopy, known_version: int) -> None:
         """No process has it open. `known_version`: the newest that any broker knows. If the copy has that one, the versions
         that are lost were never used, and the cluster's metadata is the copy's."""
         copy.content.backup(self._keeper)
         self._image = copy.image
-        if copy.image.version < known_version:
+        if copy.is_foreign or copy.image.version < known_version:
             self.gone_back = True
             self._on_unheard(known_version)
         elif not self.gone_back:
