@@ -73,6 +73,7 @@ class BrokerSession:
         self.ready = False
         self.wants_shutdown = False
         self.replicas_failed = False  # more of them than the metadata shows already
+        self.ended = asyncio.Event()  # nothing more is said but what is due
         self.news = asyncio.Event()  # the broker has sent something that may need a command
         self._greeting: controller_pb2.Registered | None = greeting
         self._image_due = True
@@ -80,13 +81,12 @@ class BrokerSession:
         self._backlog_bytes = 0
         self._shutdown_allowed_due = False
         self._shutdown_allowed_said = False
-        self._over = False
         self._error: errors.FencepostError | None = None
         self._wake = asyncio.Event()
 
     @property
     def over(self) -> bool:
-        return self._over
+        return self.ended.is_set()
 
     def publish(self, delta: MetadataMessage) -> None:
         if self._image_due:
@@ -106,15 +106,16 @@ class BrokerSession:
 
     def end(self, error: errors.FencepostError | None = None) -> None:
         """Nothing more is said but the error, after what is due already."""
-        if not self._over:
-            self._over, self._error = True, error
+        if not self.over:
+            self._error = error
+            self.ended.set()
             self._wake.set()
 
     async def next_response(self, image: Callable[[], MetadataMessage]) -> controller_pb2.SessionResponse | None:
         """What to say next, once there is something. None: the session is over and everything is said."""
         while True:
             response = self._next(image)
-            if response is not None or self._over:
+            if response is not None or self.over:
                 return response
             self._wake.clear()
             await self._wake.wait()

@@ -195,9 +195,11 @@ class Candidacy:
 
     async def _until_dead(self, active: Leader) -> None:
         """Keep a stream to the active controller; return once it is certainly dead."""
-        pauses = PAUSES.pauses_s()
+        pauses, time = PAUSES.pauses_s(), asyncio.get_running_loop().time
         while True:
-            if await self._stream_to(active):
+            began = time()
+            stood = await self._stream_to(active)
+            if stood and time() - began > STREAM_AGAIN_S:  # one that stands and breaks at once is no better than none
                 pauses = PAUSES.pauses_s()
             verdict = await probe(self._host.wire, active.address, active.incarnation)
             if verdict is ProbeVerdict.DEAD:

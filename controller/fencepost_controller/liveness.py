@@ -59,14 +59,9 @@ class Liveness:
         self._last_tick = now
 
     def expect(self, broker_id: int, now: float) -> None:
-        """Watch a broker from now on; whatever was known of it is forgotten."""
-        self._watches[broker_id] = _Watch(now)
-
-    def rejoins(self, broker_id: int) -> None:
-        """The process that is watched has another session. That is no sign of life: only heartbeats are, or one that can
-        register and do nothing more would keep its leaderships indefinitely."""
-        watch = self._watches[broker_id]
-        self._watches[broker_id] = _Watch(watch.heard_at)
+        """Watch a broker from now on. What was known of it is forgotten, but that registrations of it wait."""
+        before = self._watches.get(broker_id)
+        self._watches[broker_id] = _Watch(now, waiting=before.waiting if before is not None else 0, waits_since=now)
 
     def waits(self, broker_id: int, now: float) -> None:
         """The controller lets a registration of this broker wait."""
@@ -116,7 +111,8 @@ class Liveness:
         self._last_tick = now
         if missed > 0:
             for watch in self._watches.values():
-                watch.is_spared(missed, now)
+                if not watch.waiting:  # else that time is not counted anyway
+                    watch.is_spared(missed, now)
         overdue = []
         for broker_id, watch in sorted(self._watches.items()):
             silent_s = watch.judged_at(now) - watch.heard_at

@@ -91,6 +91,7 @@ class SessionRegistry:
         self._sessions: dict[int, BrokerSession] = {}
         self._live_since: dict[int, float] = {}
         self._being_declared_dead: set[int] = set()
+        self._being_probed: set[tuple[int, int]] = set()  # broker id and epoch
         self._not_stored: dict[int, Iterator[float]] = {}  # pauses of brokers whose fencing the store refuses
         self._closing = False
         self._refusals = Seldom(REFUSED_LOGGED_EVERY_S)
@@ -198,6 +199,8 @@ class SessionRegistry:
             session.end(errors.BrokerIdNotRegistered(f"broker {broker_id} has been removed from the cluster"))
         self._liveness.forget(broker_id)
         self._live_since.pop(broker_id, None)
+        self._failed.keep_only(broker_id, NO_EPOCH)
+        self._not_stored.pop(broker_id, None)
 
     def end_all(self, error: errors.FencepostError) -> None:
         """The controller stops. No one is declared dead for the streams that end now."""
@@ -226,12 +229,15 @@ class SessionRegistry:
         await self._check_known(register)
         command.check(self._image)
         known = self._image.brokers.get(command.broker_id)
-        rejoins = known is not None and known.incarnation == command.incarnation and self.opening.is_over
+        is_same = (
+            known is not None and known.incarnation == command.incarnation
+        )  # as the one that is watched, if any is
+        rejoins = is_same and self.opening.is_over
         tells_of_loss = known is not None and command.tells_of_loss(known) and not self.opening.is_over
-        if not self.opening.is_over and self._liveness.watches(command.broker_id):
+        if is_same and not self.opening.is_over and self._liveness.watches(command.broker_id):
             self._liveness.expect(command.broker_id, self._loop.time())  # it is there, also where its stream breaks now
         with self.opening.loss() if tells_of_loss else nullcontext():
-            with self._waiting(command.broker_id):
+            with self._waiting(command.broker_id) if is_same else nullcontext():
                 self.opening.heard(command.broker_id)
                 await (self.opening.wait_for_losses() if tells_of_loss else self.opening.wait())
             broker = await self._register(command)
@@ -258,9 +264,9 @@ class SessionRegistry:
         if self._closing:
             session.end(errors.NotController("the controller is stopping"))
         self._sessions[broker.id] = session
-        if rejoins and self._liveness.watches(broker.id):
-            self._liveness.rejoins(broker.id)
-        else:
+        # That the process that is watched has another session is no sign of life, nor of progress: only heartbeats are, or
+        # one that can register and do nothing more would keep its leaderships indefinitely.
+        if not (rejoins and self._liveness.watches(broker.id)):
             self._liveness.expect(broker.id, self._loop.time())
         if not broker.fenced:
             self._liveness.published(self._image.version, [broker.id], self._loop.time())  # it may have missed some
@@ -429,8 +435,10 @@ class SessionRegistry:
 
     def _on_session_lost(self, broker: BrokerRegistration) -> None:
         """Start probing a broker that is live in the metadata and has no session (any more)."""
-        if not self._closing:
-            log.info("session broke broker=%d broker_epoch=%d", broker.id, broker.broker_epoch)
+        if self._closing:
+            return
+        log.info("session broke broker=%d broker_epoch=%d", broker.id, broker.broker_epoch)
+        if (broker.id, broker.broker_epoch) not in self._being_probed:
             self._spawn(self._probe_until_known(broker), f"probe broker {broker.id}")
 
     async def _probe_until_known(self, broker: BrokerRegistration) -> None:
@@ -440,13 +448,18 @@ class SessionRegistry:
         - it is dead: the connection was refused, or another process answered. It is fenced at once;
         - it was fenced for its silence (`watch`).
         """
-        pauses = PAUSES.pauses_s()
-        while self._is_missed(broker):
-            verdict = await probe(self._wire, broker.address, broker.incarnation)
-            if verdict is ProbeVerdict.DEAD and self._is_missed(broker):
-                await self._declare_dead(broker, "its process is gone")
-            if self._is_missed(broker):
-                await asyncio.sleep(next(pauses))
+        probed, pauses = (broker.id, broker.broker_epoch), PAUSES.pauses_s()
+        self._being_probed.add(probed)
+        try:
+            while self._is_missed(broker):
+                address = self._image.brokers[broker.id].address  # it may have another one since
+                verdict = await probe(self._wire, address, broker.incarnation)
+                if verdict is ProbeVerdict.DEAD and self._is_missed(broker):
+                    await self._declare_dead(broker, "its process is gone")
+                if self._is_missed(broker):
+                    await asyncio.sleep(next(pauses))
+        finally:
+            self._being_probed.discard(probed)
 
     def _is_missed(self, broker: BrokerRegistration) -> bool:
         now = self._image.brokers.get(broker.id)
@@ -479,10 +492,13 @@ class SessionRegistry:
             log.info("broker fenced broker=%d broker_epoch=%d reason=%s", broker.id, broker.broker_epoch, reason)
 
     async def _replaceable(self, register: RegisterBroker) -> int:
-        """The broker epoch of the registration that this one may replace. Raises DuplicateBrokerRegistration."""
+        """The broker epoch of the registration that this one may replace. Raises DuplicateBrokerRegistration, or
+        RequestTimedOut where it is not known whether the id is in use."""
         give_up_at = self._loop.time() + 2 * self._config.session_timeout_ms / 1000
         pauses = PAUSES.pauses_s()
         while True:
+            if self._closing:
+                raise errors.NotController("the controller is stopping")
             known = self._image.brokers.get(register.broker_id)
             if known is None or known.incarnation == register.incarnation:
                 return NO_EPOCH
@@ -491,9 +507,13 @@ class SessionRegistry:
             verdict = await probe(self._wire, known.address, known.incarnation)
             if verdict is ProbeVerdict.DEAD:
                 return known.broker_epoch
-            if verdict is ProbeVerdict.ALIVE or self._loop.time() >= give_up_at:
+            if verdict is ProbeVerdict.ALIVE:
                 await self._commands.confirm()  # the broker's process ends with this refusal
                 raise errors.DuplicateBrokerRegistration(
                     f"broker id {known.id} is in use by the process at {known.address} (incarnation {known.incarnation})"
+                )
+            if self._loop.time() >= give_up_at:  # the store is slow, or this controller was paused
+                raise errors.RequestTimedOut(
+                    f"it is not known yet whether broker {known.id} at {known.address} is alive"
                 )
             await asyncio.sleep(next(pauses))

@@ -130,10 +130,10 @@ class ControllerSession:
 
     async def run(self) -> None:
         """Hold a session until `goodbye`. Raises one of REFUSALS, or what went wrong in applying metadata."""
-        failures = 1
+        failures, time = 1, asyncio.get_running_loop().time
         try:
             while not self._leaving:
-                hint = ""
+                hint, began = "", time()
                 try:
                     with own_cancellation_only():
                         await self._hold()
@@ -144,7 +144,7 @@ class ControllerSession:
                     hint = _active_controller(error)
                 if self._leaving:
                     break
-                if self._registered:
+                if self._registered and time() - began > RETRY.most_s:  # sessions that break at once are no success
                     failures = 0
                 self._registered = False
                 if self._link.move_on(hint):
@@ -186,16 +186,14 @@ class ControllerSession:
             await self._link.check_alive()
         call = self._link.controller.Session()
         try:
-            async with asyncio.timeout(REGISTRATION_TIMEOUT_S):
-                registered = await self._register(call)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._send_heartbeats(call, registered.heartbeat_interval_ms / 1000))
+                # Also while the registration waits: a controller that is paused then is not waited for.
                 watching = group.create_task(self._watch_controller()) if self._link.has_several else None
+                registered = await self._register(call)
+                group.create_task(self._send_heartbeats(call, registered.heartbeat_interval_ms / 1000))
                 await self._receive(call, registered.controller_epoch)
                 if watching is not None:
                     watching.cancel()
-        except TimeoutError:
-            raise SessionBroken(f"no answer to the registration in {REGISTRATION_TIMEOUT_S:g} s") from None
         except ExceptionGroup as group_error:
             raise _gravest(group_error) from None
         finally:
@@ -218,8 +216,12 @@ class ControllerSession:
             oldest_lineage_id=self._known.image.lineage.oldest_id,
             feature_level=features.NEWEST,
         )
-        await _write(call, controller_pb2.SessionRequest(register=register))
-        answer = await _read(call)
+        try:
+            async with asyncio.timeout(REGISTRATION_TIMEOUT_S):
+                await _write(call, controller_pb2.SessionRequest(register=register))
+                answer = await _read(call)
+        except TimeoutError:
+            raise SessionBroken(f"no answer to the registration in {REGISTRATION_TIMEOUT_S:g} s") from None
         if answer.WhichOneof("kind") == "error":
             raise errors.from_proto(answer.error)
         if answer.WhichOneof("kind") != "registered":

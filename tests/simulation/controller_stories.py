@@ -25,10 +25,10 @@ from tests.simulation.world import World
 class Cluster:
     """Three brokers, three controllers, three members of etcd."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, session_timeout_ms: int) -> None:
         self.world = world
         self.sim = SimCluster(
-            world, ClusterSettings(controllers=3, session_timeout_ms=1_000, heartbeat_interval_ms=100)
+            world, ClusterSettings(controllers=3, session_timeout_ms=session_timeout_ms, heartbeat_interval_ms=100)
         )
         assert self.sim.etcd is not None
         self.etcd: SimEtcd = self.sim.etcd
@@ -169,6 +169,26 @@ async def an_answer_is_overtaken_by_the_next_controller(cluster: Cluster) -> Non
     cluster.etcd.sweep(cluster.sim.brokers)
 
 
+async def a_controller_stops_while_brokers_register(cluster: Cluster) -> None:
+    """It waits for its store, and its machine stands still: the brokers look for another one, and none is taken for dead."""
+    first = await cluster.settled()
+    await asyncio.sleep(6)  # the others have followed it for longer than a session timeout
+    cluster.world.kill(first)
+    await cluster.until("another one is active", lambda: cluster.active(but=first))
+    second = cluster.active(but=first)
+    cluster.cut_from_etcd(second)
+    liveness = cluster.sim.controllers[second].reign().sessions._liveness
+    await cluster.until("registrations wait", lambda: all(watch.waiting for watch in liveness._watches.values()))
+    cluster.world.pause(second)
+    (third,) = (node for node in cluster.sim.controller_nodes if node not in (first, second))
+    await cluster.until("the third one decides", lambda: cluster.sim.controllers[third].is_active)
+    controller, began = cluster.sim.controllers[third], cluster.world.now
+    while not cluster.followed_by_all(third):
+        dead = [broker.id for broker in controller.image.brokers.values() if broker.fenced]
+        assert not dead, f"{dead} are declared dead {cluster.world.now - began:.1f} s after the third one took over"
+        await asyncio.sleep(0.01)
+
+
 async def _outcome(call: Awaitable[object]) -> object:
     try:
         return await call
@@ -274,10 +294,10 @@ def takes_a_commit_without_an_answer_for_one_that_was_not_made(replace: Any) -> 
     replace(Term, "_until_definite", until_definite)
 
 
-def tell(story: Story) -> None:
+def tell(story: Story, session_timeout_ms: int = 1_000) -> None:
     """Raises Violation."""
     with collector_off(), World(1) as world:
-        cluster = Cluster(world)
+        cluster = Cluster(world, session_timeout_ms)
         try:
             world.run(story(cluster))
         finally:

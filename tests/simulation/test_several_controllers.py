@@ -8,7 +8,12 @@ from unittest.mock import patch
 
 import pytest
 
-from tests.simulation.controller_stories import MUTANTS, Mutant, tell
+from tests.simulation.controller_stories import (
+    MUTANTS,
+    Mutant,
+    a_controller_stops_while_brokers_register,
+    tell,
+)
 from tests.simulation.judged import Violation
 from tests.simulation.simulation import simulate
 
@@ -45,6 +50,11 @@ def test_every_promise_holds_with_several_controllers(seed: int) -> None:
 def test_every_promise_holds_under_faults_of_controllers_and_etcd(seed: int) -> None:
     result = with_controllers(seed, OF_CONTROLLERS)
     assert result.ok, f"{result.promise} {result.problem}"
+
+
+def test_a_controller_that_stops_while_brokers_register_is_left() -> None:
+    """With the session timeout that is the default: with a shorter one a broker needs longer to notice."""
+    tell(a_controller_stops_while_brokers_register, session_timeout_ms=3_000)
 
 
 @pytest.mark.long

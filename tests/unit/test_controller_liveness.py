@@ -115,9 +115,32 @@ def test_what_the_controller_lets_a_registration_wait_is_no_evidence() -> None:
     liveness.waits_no_more(1, 3.0)
     assert ticked(liveness, 2.0, 10.0) == {}
     liveness.waits_no_more(1, 10.0)
-    liveness.rejoins(1)
     assert ticked(liveness, 10.0, 11.9) == {}
     assert ticked(liveness, 11.9, 12.2) == {1: 12.0}, "1 s before it came, and 2 s since it was answered"
+
+
+def test_a_pause_of_the_controller_is_not_counted_twice_for_who_waits_in_it() -> None:
+    liveness = Liveness(TIMEOUT_S, 0.0)
+    liveness.expect(1, 0.0)
+    ticked(liveness, 0.0, 2.5)
+    liveness.waits(1, 2.5)
+    assert liveness.tick(12.5) == []
+    liveness.waits_no_more(1, 12.5)
+    assert 12.9 < ticked(liveness, 12.5, 14.0)[1] < 13.2
+
+
+def test_others_wait_on_where_one_registration_is_answered() -> None:
+    liveness = Liveness(TIMEOUT_S, 0.0)
+    liveness.expect(1, 0.0)
+    liveness.waits(1, 0.0)
+    liveness.waits(1, 0.0)
+    assert ticked(liveness, 0.0, 3.5) == {}
+    liveness.waits_no_more(1, 3.5)
+    assert ticked(liveness, 3.5, 4.0) == {}
+    liveness.expect(1, 4.0)  # as another process
+    assert ticked(liveness, 4.0, 8.0) == {}
+    liveness.waits_no_more(1, 8.0)
+    assert 10.9 < ticked(liveness, 8.0, 12.0)[1] < 11.2
 
 
 def test_who_is_not_watched_may_wait() -> None:

@@ -104,6 +104,60 @@ async def test_a_broker_that_registers_again_and_again_and_does_nothing_more_is_
 
 
 @asynchronous
+async def test_a_broker_that_registers_again_and_again_and_applies_nothing_is_declared_dead() -> None:
+    """Its heartbeats are signs of life; that it has a session again is no progress."""
+    async with running(session_timeout_ms=SHORT_TIMEOUT_MS) as controller, cluster(controller) as brokers:
+        one, _ = await brokers.live(1, 2)
+        one.applies = False
+        topic_id = await create_topic(controller, "a", (1, 2))
+
+        async def registers_again() -> None:
+            while True:
+                await one.stream_breaks()
+                await one.connect(controller)
+                await asyncio.sleep(SHORT_TIMEOUT_MS / 2_000)
+
+        again = asyncio.create_task(registers_again())
+        try:
+            await until(lambda: controller.image.brokers[1].fenced, "it is declared dead")
+            assert controller.image.partitions[topic_id, 0].leader == 2
+        finally:
+            again.cancel()
+            await asyncio.wait([again])
+
+
+@asynchronous
+async def test_one_broker_is_probed_by_one_task_however_often_its_stream_breaks() -> None:
+    async with running() as controller, cluster(controller) as brokers:
+        one = await brokers.new(1, paused=True)
+        await one.connect(controller)
+        await brokers.unfenced(one)
+        for _ in range(10):
+            await one.stream_breaks()
+            await until(lambda: not controller.reign().sessions.session_count, "the session's end")
+            await one.connect(controller)
+        await one.stream_breaks()
+        await until(lambda: not controller.reign().sessions.session_count, "the session's end")
+        assert sum(task.get_name() == "probe broker 1" for task in asyncio.all_tasks()) == 1
+
+
+@asynchronous
+async def test_failed_replicas_of_a_broker_are_forgotten_with_it() -> None:
+    async with running() as controller, cluster(controller) as brokers, stubs(controller) as (_, admin):
+        one, _ = await brokers.live(1, 2)
+        topic_id = await create_topic(controller, "a", (1, 2))
+        one.failed = [(topic_id, 0)]
+        one.says()
+        sessions = controller.reign().sessions
+        await until(lambda: sessions.failed_replica_count == 1, "a failed replica")
+        await one.killed()
+        await until(lambda: controller.image.brokers[1].fenced, "broker 1 fenced")
+        errors.raise_for((await admin.DeleteTopic(controller_pb2.DeleteTopicRequest(name="a"))).error)
+        errors.raise_for((await admin.UnregisterBroker(controller_pb2.UnregisterBrokerRequest(broker_id=1))).error)
+        assert sessions.failed_replica_count == 0
+
+
+@asynchronous
 async def test_heartbeats_write_nothing() -> None:
     async with running() as controller, cluster(controller) as brokers:
         (one,) = await brokers.live(1)
@@ -444,6 +498,24 @@ async def test_a_new_life_waits_for_the_verdict_on_one_that_may_only_be_paused()
         assert again.error is None
         assert again.epoch > paused.epoch
         await brokers.unfenced(again)
+
+
+@asynchronous
+async def test_a_new_life_is_not_refused_where_the_verdict_on_the_old_one_waits_for_the_store() -> None:
+    """A broker's process ends with that refusal."""
+    store = SlowStore()
+    async with running(store, session_timeout_ms=SHORT_TIMEOUT_MS) as controller, cluster(controller) as brokers:
+        paused = await brokers.new(1, paused=True)
+        await paused.connect(controller)
+        await brokers.unfenced(paused)
+        store.hold()
+        paused.falls_silent()
+        again = await (await brokers.new(1, "life 2")).connect(controller)
+        store.let_go()
+        assert isinstance(again.error, errors.RequestTimedOut)
+        await until(lambda: controller.image.brokers[1].fenced, "the verdict")
+        await again.connect(controller)
+        assert again.error is None
 
 
 @asynchronous

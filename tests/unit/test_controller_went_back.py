@@ -183,6 +183,28 @@ async def test_a_broker_that_came_late_and_whose_stream_broke_has_time_to_come_a
             assert not second.image.brokers[1].fenced
 
 
+@asynchronous
+async def test_a_new_life_is_no_sign_of_the_old_one_after_the_controllers_start(tmp_path: Path) -> None:
+    """Which leads, and is dead or cut off: it has one session timeout, not another one after the wait for others."""
+    path = str(tmp_path / "metadata.sqlite")
+    async with running(SqliteStore(path)) as controller, cluster(controller) as brokers:
+        old = await brokers.new(1, paused=True)
+        await old.connect(controller)
+        await brokers.unfenced(old)
+        two, _ = await brokers.live(2, 3)
+        topic_id = await create_topic(controller, "a", (1, 2))
+        await controller.stop(clean=True)
+        async with running(SqliteStore(path), session_timeout_ms=2_000) as second:
+            began = asyncio.get_running_loop().time()
+            new = await brokers.new(1, "life 2")
+            new.cluster_id = second.image.cluster_id
+            registering = asyncio.create_task(new.connect(second))
+            await two.connect(second)  # and 3 does not come
+            await until(lambda: second.image.partitions[topic_id, 0].leader == 2, "a new leader")
+            assert asyncio.get_running_loop().time() - began < 3.5
+            await registering
+
+
 def broker(broker_id: int, *, fenced: bool) -> BrokerRegistration:
     return BrokerRegistration(broker_id, "h:1", 1, "x", fenced=fenced)
 

@@ -512,3 +512,14 @@ async def test_clients_see_what_the_session_applied(tmp_path: Path) -> None:
             second = await watcher.next()
             assert second is not None
             assert [entity.WhichOneof("kind") for entity in second.changed] == ["topic"]
+
+
+@asynchronous
+async def test_sessions_that_break_at_once_are_held_again_with_growing_pauses(tmp_path: Path) -> None:
+    async with fake_controller() as controller, node_of(controller.address, tmp_path):
+        began = asyncio.get_running_loop().time()
+        for number in range(6):
+            stream = await controller.session(number)
+            await stream.registered(5)
+            stream.ended.set()
+        assert asyncio.get_running_loop().time() - began > 0.5  # at least 0.05, 0.1, 0.2, 0.25 and 0.25 s between them

@@ -11,7 +11,7 @@ from fencepost_proto.protocol.v1 import controller_pb2
 from fencepost_proto.transport.answering import Answering, Context
 from fencepost_testing.waiting import until
 from tests.asynchronous import asynchronous
-from tests.unit.controller_cluster import running
+from tests.unit.controller_cluster import SHORT_TIMEOUT_MS, running
 
 
 class SlowContext:
@@ -50,3 +50,23 @@ async def test_a_write_that_is_under_way_when_the_stream_ends_is_not_cancelled()
         context.go_on.set()
         await stream
         assert context.written == context.writing >= 1
+
+
+@asynchronous
+async def test_a_session_that_was_declared_dead_ends_its_stream_where_its_peer_reads_nothing() -> None:
+    async with running(session_timeout_ms=SHORT_TIMEOUT_MS) as controller:
+        context, gone = SlowContext(), asyncio.Event()
+
+        async def requests() -> AsyncIterator[controller_pb2.SessionRequest]:
+            register = controller_pb2.Register(broker_id=1, address="127.0.0.1:9", incarnation="i" * 22)
+            yield controller_pb2.SessionRequest(register=register)
+            await gone.wait()
+
+        stream = asyncio.create_task(
+            serve_session(
+                lambda: controller.reign().sessions, requests(), cast(Context, context), Answering(lambda _: None)
+            )
+        )
+        await until(lambda: context.writing == 1, "a write")
+        await until(stream.done, "the stream's end")
+        assert not context.written

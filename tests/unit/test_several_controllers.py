@@ -8,13 +8,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from fencepost_controller.candidacy import Candidacy
 from fencepost_controller.config import ControllerConfig
 from fencepost_controller.controller import Controller
 from fencepost_controller.decisions.lineage import MetadataWentBack
 from fencepost_controller.metrics import ControllerMetrics
+from fencepost_controller.store.etcd.layout import Leader
 from fencepost_proto.protocol import errors
 from fencepost_proto.protocol.v1 import controller_pb2, controller_pb2_grpc
 from fencepost_proto.runtime.host import Host
@@ -362,3 +367,55 @@ async def test_the_list_of_controllers_is_gone_through_once_between_two_pauses()
     assert alone.address == "a:1"
     await link.close()
     await alone.close()
+
+
+@asynchronous
+async def test_a_registration_does_not_wait_for_a_verdict_of_a_controller_that_has_stepped_down() -> None:
+    async with controllers(2) as group:
+        active = await group.active()
+        old, new = FakeBroker(1, "life 1").start_paused(), await FakeBroker(1, "life 2").start()
+        try:
+            await old.connect(active)
+            await until(lambda: not active.image.brokers[1].fenced, "broker 1 unfenced")
+            registering = asyncio.create_task(new.connect(active))
+            await until(lambda: active.reign().sessions.session_count, "its session")
+            await asyncio.sleep(0.2)  # it is probed
+            reign = active.reign()
+            await reign.step_down(errors.NotController("another one may decide"))
+            await registering
+            assert isinstance(new.error, errors.NotController)
+        finally:
+            await old.killed()
+            await new.killed()
+
+
+class OddHealth(health_pb2_grpc.HealthServicer):
+    """Of a process in trouble: a stream stands and breaks, and a question gets an answer that says nothing."""
+
+    def __init__(self) -> None:
+        self.streams = 0
+
+    async def Watch(self, request: object, context: object) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        self.streams += 1
+        yield health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+
+    async def Check(self, request: object, context: Any) -> None:
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no memory")
+
+
+@asynchronous
+async def test_streams_to_the_active_controller_that_break_at_once_are_tried_with_growing_pauses() -> None:
+    server, health = grpc.aio.server(), OddHealth()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    candidacy = Candidacy.__new__(Candidacy)
+    candidacy._host = Host()
+    task = asyncio.create_task(candidacy._until_dead(Leader(1, f"127.0.0.1:{port}", "x" * 22)))
+    try:
+        await asyncio.wait([task], timeout=1.5)
+        assert 3 <= health.streams <= 25
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        await server.stop(0)

@@ -50,14 +50,18 @@ async def serve_session(
     reader = asyncio.create_task(_read(sessions, session, requests))
     writer = asyncio.create_task(_write(session, sessions.messages.image, context))
     follower = asyncio.create_task(sessions.follow(session))
+    ended = asyncio.create_task(
+        session.ended.wait()
+    )  # by the registry: a writer whose peer reads nothing sees nothing of that
     tasks = (reader, writer, follower)
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((*tasks, ended), return_when=asyncio.FIRST_COMPLETED)
         _end_for_failure(session, tasks, answering)
         if session.over:
             await asyncio.wait([writer], timeout=LAST_RESPONSES_S)
     finally:
         sessions.stream_ended(session)
+        ended.cancel()
         reader.cancel()
         follower.cancel()
         # It ends by itself: the session is over. If a write is cancelled, gRPC cannot write the stream's status, and logs a
