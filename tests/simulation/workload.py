@@ -315,6 +315,7 @@ class ConsumerApp:
             if self.topic_ids.get(tp.topic) != topic_id:  # deleted, and made again under the same name
                 self.topic_ids[tp.topic] = topic_id
                 self.read = {key: values for key, values in self.read.items() if key[0] != tp.topic}
+                self._went_back = Counter({key: often for key, often in self._went_back.items() if key[0] != tp.topic})
 
     def position(self, topic: str, partition: int) -> int:
         """The next offset: behind what it was handed, and behind what no one can read."""
