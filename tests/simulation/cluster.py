@@ -48,7 +48,7 @@ CONTROLLER = "controller"
 CONTROLLER_ADDRESS = "controller:9090"
 NEVER_MS = 604_800_000  # a week: longer than any run
 RECOVERY_WAIT_S = 2.0  # for a broker to answer
-SLOW_DISK_S = 0.1  # for one operation
+SLOW_DISK_S = 0.01  # for one operation: with syncs and snapshots a follower falls behind
 RESTART_DELAY_S = 0.5  # of the supervisor, after a process has ended by itself
 
 
