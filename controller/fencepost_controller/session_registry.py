@@ -287,6 +287,11 @@ class SessionRegistry:
         self._liveness.waits(broker_id, self._loop.time())
         try:
             yield
+        except asyncio.CancelledError:  # its stream broke meanwhile
+            broker = self._image.brokers.get(broker_id)
+            if broker is not None and not broker.fenced and broker_id not in self._sessions:
+                self._on_session_lost(broker)
+            raise
         finally:
             self._liveness.waits_no_more(broker_id, self._loop.time())
 
@@ -442,7 +447,7 @@ class SessionRegistry:
             self._spawn(self._probe_until_known(broker), f"probe broker {broker.id}")
 
     async def _probe_until_known(self, broker: BrokerRegistration) -> None:
-        """Probe the broker's address, with growing pauses, until one of these is known:
+        """Once things are decided, probe the broker's address, with growing pauses, until one of these is known:
 
         - it has registered again;
         - it is dead: the connection was refused, or another process answered. It is fenced at once;
@@ -451,6 +456,7 @@ class SessionRegistry:
         probed, pauses = (broker.id, broker.broker_epoch), PAUSES.pauses_s()
         self._being_probed.add(probed)
         try:
+            await self.opening.wait()
             while self._is_missed(broker):
                 address = self._image.brokers[broker.id].address  # it may have another one since
                 verdict = await probe(self._wire, address, broker.incarnation)

@@ -184,6 +184,28 @@ async def test_a_broker_that_came_late_and_whose_stream_broke_has_time_to_come_a
 
 
 @asynchronous
+async def test_a_broker_that_dies_while_its_registration_waits_is_found_dead_at_once_then(tmp_path: Path) -> None:
+    path = str(tmp_path / "metadata.sqlite")
+    async with running(SqliteStore(path)) as controller, cluster(controller) as brokers:
+        one, two, _ = await brokers.live(1, 2, 3)
+        topic_id = await create_topic(controller, "a", (1, 2))
+        await controller.stop(clean=True)
+        async with running(SqliteStore(path), session_timeout_ms=4_000) as second:
+            began = asyncio.get_running_loop().time()
+            other = asyncio.create_task(two.connect(second))
+            await asyncio.sleep(2)
+            connecting = asyncio.create_task(one.connect(second))
+            opening = second.reign().sessions.opening
+            await until(lambda: 1 not in opening._missing, "broker 1 to be there")
+            connecting.cancel()
+            await asyncio.wait([connecting])
+            await one.killed()
+            await other  # 3 did not come
+            await until(lambda: second.image.partitions[topic_id, 0].leader == 2, "a new leader")
+            assert asyncio.get_running_loop().time() - began < 5.5  # its silence alone would be too long at 6
+
+
+@asynchronous
 async def test_a_new_life_is_no_sign_of_the_old_one_after_the_controllers_start(tmp_path: Path) -> None:
     """Which leads, and is dead or cut off: it has one session timeout, not another one after the wait for others."""
     path = str(tmp_path / "metadata.sqlite")
