@@ -183,7 +183,7 @@ class ClusterFolder:
         faults: bool,
     ) -> None:
         self.directory = directory
-        self.faults = Faults(directory)
+        self.faults = Faults(directory, members)
         self._has_faults = faults
         self.members = members
         self.controller_overrides = dict(controller_overrides)
@@ -212,7 +212,7 @@ class ClusterFolder:
         shutil.rmtree(self.directory / FAULTS_FOLDER, ignore_errors=True)
         if on:
             Board.create(self.directory / FAULTS_FOLDER).close()
-        self.faults = Faults(self.directory)
+        self.faults = Faults(self.directory, self.members)
         self._has_faults = on
         self._save()
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from fencepost import Producer
 from fencepost_cli.main import app
+from fencepost_testing.cluster_watch import ClusterWatch
 from fencepost_testing.faults import FaultError
 from fencepost_testing.local_cluster import CONTROLLER, ClusterError, LocalCluster
 from fencepost_testing.waiting import until_sync
@@ -295,9 +296,9 @@ def test_a_pause_ends_with_its_fault_and_with_a_clear(cluster: LocalCluster) -> 
 def test_a_leader_is_killed_and_the_kill_is_over_with(cluster: LocalCluster) -> None:
     topic = cluster.create_topic(replication_factor=2, min_insync_replicas=1)
     leader = cluster.leader(topic)
+    watch = ClusterWatch(cluster)
     killed = cluster.faults.kill((topic, 0))
-    assert (killed.fired, killed.is_set) == (1, False)
-    cluster.wait_gone(leader)
+    assert (killed.fired, killed.is_set, cluster.running(leader), watch.problems()) == (1, False, False, [])
     assert cluster.leader(topic) != leader
     with pytest.raises(FaultError, match=f"broker {leader} is not running"):
         cluster.faults.kill(leader)

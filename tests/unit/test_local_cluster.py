@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import operator
@@ -19,7 +20,8 @@ import psutil
 import pytest
 
 from fencepost_testing import cluster_folder, processes
-from fencepost_testing.local_cluster import ClusterError, LocalCluster, Settings, to_toml
+from fencepost_testing.cluster_watch import ClusterWatch
+from fencepost_testing.local_cluster import CONTROLLER, ClusterError, LocalCluster, Settings, to_toml
 from fencepost_testing.ports import PortReservation
 from fencepost_testing.processes import NetworkPlace, ProcessRef, WatchdogFailed, spawn
 from fencepost_testing.waiting import until_sync
@@ -277,6 +279,22 @@ def test_pause_resume_and_stop(tmp_path: Path) -> None:
             cluster.kill(7)
     finally:
         cluster.close()
+
+
+def test_a_kill_by_the_faults_is_one_that_was_asked_for_and_has_ended_when_it_returns(tmp_path: Path) -> None:
+    with contextlib.closing(LocalCluster(tmp_path / "c", brokers=2)) as cluster:
+        start_all(cluster)
+        watch = ClusterWatch(cluster)
+        with cluster.faults.kill(1) as killed:
+            assert not cluster.running(1)
+            assert (killed.fired, killed.is_set) == (1, False)
+        cluster.aio.faults.set("kill", {"target": CONTROLLER})  # as over HTTP
+        assert [cluster.running(node) for node in cluster.nodes] == [False, False, True]
+        assert watch.problems() == []
+        start_all(cluster)
+        os.kill(cluster.pid(1), signal.SIGKILL)
+        cluster.wait_gone(1)
+        assert "broker 1 ended by itself with exit code -9" in watch.problems()[0]
 
 
 def test_a_process_that_ends_between_the_signals_of_a_clean_stop_is_stopped(

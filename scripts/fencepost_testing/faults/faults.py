@@ -31,7 +31,7 @@ from fencepost_testing.faults.rules import (
     check_name,
     is_client,
 )
-from fencepost_testing.member import ClusterError, Member, name_of
+from fencepost_testing.member import GONE_TIMEOUT_S, ClusterError, Member, Node, name_of
 from fencepost_testing.waiting import until_sync
 
 SIGNAL_TIMEOUT_S: Final = 5.0  # for a process to be stopped or to go on
@@ -78,9 +78,11 @@ class Faults:
     Raises FaultError, which names the value, for what cannot be; then nothing has changed.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, members: Mapping[Node, Member] | None = None) -> None:
+        """`members`: those of a cluster of this process, which is to know that the end of one was asked for."""
         self.directory = Path(directory)
         self._cluster = KnownCluster(self.directory)
+        self._own = members or {}
 
     @cached_property
     def _board(self) -> Board:
@@ -208,7 +210,8 @@ class Faults:
     # ---- On processes ----
 
     def kill(self, target: Target) -> FaultHandle:
-        """SIGKILL. It is done at once, and over with: the cluster's `start` brings the process back."""
+        """SIGKILL. Returns once the process has ended, and the fault is over then: to remove it changes nothing, and the
+        cluster's `start` or `up` brings the process back."""
         handle = self._on_process(ProcessAction.KILL, target, signal.SIGKILL)
         handle.remove()
         return handle
@@ -219,17 +222,25 @@ class Faults:
 
     def _on_process(self, action: ProcessAction, target: Target, number: signal.Signals) -> FaultHandle:
         node = self._cluster.node(target)
-        member = self._cluster.members()[node]
+        member = self._member(node)
         try:
             member.running_process()
             handle = self._post(ProcessRule(action, member.directory.name))
+            member.meant_down |= action is ProcessAction.KILL
             member.signal(number)
-            if action is ProcessAction.PAUSE:
-                until_sync(member.paused, f"{name_of(node)} is paused", SIGNAL_TIMEOUT_S)
+            if action is ProcessAction.KILL:
+                until_sync(lambda: not member.running(), f"{name_of(node)} ends", GONE_TIMEOUT_S, error=ClusterError)
+            else:
+                until_sync(member.paused, f"{name_of(node)} is paused", SIGNAL_TIMEOUT_S, error=ClusterError)
         except ClusterError as error:
             raise FaultError(str(error)) from error
         self._board.fire(self._posted(handle.id))
         return handle
+
+    def _member(self, node: Node) -> Member:
+        """As the cluster's file has it, or this process's own cluster, where both know the same process."""
+        found, own = self._cluster.members()[node], self._own.get(node)
+        return own if own is not None and own.process == found.process else found
 
     # ---- All together ----
 
