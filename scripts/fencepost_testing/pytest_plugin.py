@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 MARKER = "fencepost"
 MAX_SHARED = 2  # clusters that are kept for tests to come
 LOG_LINES = 40
+_STATE_FILE = "cluster.json"  # as `cluster_file` has it
 
+_MAKER = pytest.StashKey["ClusterMaker"]()
 _SHARED = pytest.StashKey["SharedClusters"]()
 _WATCHES = pytest.StashKey[list["ClusterWatch"]]()
 
@@ -78,6 +80,32 @@ def pytest_configure(config: pytest.Config) -> None:
         f"{MARKER}(brokers=3, controllers=1, **settings): what the test's cluster is to be like; settings by their names in "
         "docs/CONFIGURATION.md, of brokers, of the controller, or of topics that create_topic makes",
     )
+    _settle_data_dir(config)
+
+
+def _settle_data_dir(config: pytest.Config) -> None:
+    """From where pytest was started, whatever tests do later; workers of pytest-xdist are given it as it is then.
+
+    Raises UsageError for one that cannot be used.
+    """
+    given: str | None = config.getoption("fencepost_data_dir")
+    if given is None or hasattr(config, "workerinput"):
+        return
+    root = config.invocation_params.dir / given
+    taken = next((file for held in ("", "cluster-*/", "*/cluster-*/") for file in root.glob(held + _STATE_FILE)), None)
+    if taken is not None:
+        raise pytest.UsageError(
+            f"--fencepost-data-dir {given}: {taken.parent} holds a cluster already; name a folder without one"
+        )
+    if not _may_hold_folders(root):
+        raise pytest.UsageError(f"--fencepost-data-dir {given}: {root} is no folder, and cannot be made one")
+    config.option.fencepost_data_dir = str(root)
+
+
+def _may_hold_folders(path: Path) -> bool:
+    """Whether it is a folder, or would be made in one."""
+    there = next(each for each in (path, *path.parents) if each.exists())
+    return there.is_dir()
 
 
 def _number(config: pytest.Config, name: str, least: int) -> int:
@@ -110,7 +138,7 @@ def _settings(request: pytest.FixtureRequest) -> ClusterSettings:
 
 
 class ClusterMaker:
-    """Makes clusters: where the command line says, else in temporary folders."""
+    """Makes the clusters of one session: where the command line says, in numbered folders, else in temporary ones."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._root: str | None = config.getoption("fencepost_data_dir")
@@ -121,9 +149,9 @@ class ClusterMaker:
         """Not started yet."""
         from fencepost_testing.local_cluster import LocalCluster
 
-        if self._root is not None and "directory" not in options:
-            self._made += 1
-            options["directory"] = Path(self._root, self._worker, f"cluster-{self._made}")
+        numbered = self._root is not None and "directory" not in options
+        if self._root is not None and numbered:
+            options["directory"] = Path(self._root, self._worker, f"cluster-{self._made + 1}")
         cluster = LocalCluster(
             brokers=settings.brokers,
             controllers=settings.controllers,
@@ -131,6 +159,7 @@ class ClusterMaker:
             controller_overrides=dict(settings.controller),
             **options,
         )
+        self._made += numbered
         cluster.topic_defaults = dict(settings.topic)
         return cluster
 
@@ -187,9 +216,15 @@ def _load_early() -> None:
     fork_server()
 
 
+def _maker(config: pytest.Config) -> ClusterMaker:
+    if _MAKER not in config.stash:
+        config.stash[_MAKER] = ClusterMaker(config)
+    return config.stash[_MAKER]
+
+
 def _shared(config: pytest.Config) -> SharedClusters:
     if _SHARED not in config.stash:
-        config.stash[_SHARED] = SharedClusters(ClusterMaker(config))
+        config.stash[_SHARED] = SharedClusters(_maker(config))
     return config.stash[_SHARED]
 
 
@@ -230,7 +265,7 @@ def fencepost(request: pytest.FixtureRequest, fencepost_watch: Watch) -> Iterato
 def fencepost_cluster(request: pytest.FixtureRequest, fencepost_watch: Watch) -> Iterator[LocalCluster]:
     """A cluster of this test's own, that runs; `@pytest.mark.fencepost(…)` says what it is like."""
     _load_early()
-    cluster = ClusterMaker(request.config).make(_settings(request))
+    cluster = _maker(request.config).make(_settings(request))
     fencepost_watch(cluster)
     with cluster:
         yield cluster
@@ -248,7 +283,7 @@ def fencepost_cluster_factory(
     _load_early()
     from fencepost_testing.cluster_settings import ClusterSettings
 
-    maker = ClusterMaker(request.config)
+    maker = _maker(request.config)
     made: list[LocalCluster] = []
 
     def make(*, up: bool = True, directory: str | Path | None = None, **settings: object) -> LocalCluster:

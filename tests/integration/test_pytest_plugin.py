@@ -236,21 +236,39 @@ def test_no_process_is_left_when_the_runner_is_ended(
         runner.communicate(timeout=RUN_TIMEOUT_S)
 
 
-@pytest.mark.long
-def test_two_runs_do_not_share_a_folder(run_tests: RunTests, pytester: pytest.Pytester) -> None:
+def test_the_clusters_of_a_run_have_folders_of_their_own_and_a_second_run_is_refused(
+    run_tests: RunTests, pytester: pytest.Pytester
+) -> None:
     source = """
         import pytest
+        pytestmark = pytest.mark.fencepost(brokers=1)
 
-        @pytest.mark.fencepost(brokers=1)
-        def test_keeps_its_data(fencepost):
+        @pytest.fixture(autouse=True)
+        def elsewhere(tmp_path, monkeypatch):
+            monkeypatch.chdir(tmp_path)  # the folder is where pytest was started
+
+        def test_shared(fencepost):
             fencepost.create_topic("orders")
+
+        def test_own(fencepost_cluster, fencepost_cluster_factory):
+            assert not fencepost_cluster_factory(brokers=1, up=False).any_running()
+
+        def test_own_again(fencepost_cluster): ...
         """
     first = run_tests(source, "-q", "--fencepost-data-dir=kept")
-    first.assert_outcomes(passed=1)
-    assert list((pytester.path / "kept").glob("**/broker-1/server.log"))
+    first.assert_outcomes(passed=3)
+    kept = sorted(str(file.parent.relative_to(pytester.path)) for file in pytester.path.glob("**/cluster.json"))
+    assert kept == [f"kept/cluster-{number}" for number in (1, 2, 3, 4)]
     second = run_tests(source, "-q", "--fencepost-data-dir=kept")
-    second.assert_outcomes(errors=1)
-    second.stdout.fnmatch_lines(["*kept/cluster-1 holds a cluster already (cluster.json is there)*"])
+    assert second.ret == pytest.ExitCode.USAGE_ERROR
+    second.stderr.fnmatch_lines(["ERROR: --fencepost-data-dir kept: */kept/cluster-? holds a cluster already; name *"])
+    assert not (pytester.path / "kept" / "cluster-5").exists()
+    (pytester.path / "file").touch()
+    third = run_tests(source, "-q", "--fencepost-data-dir=file/kept")
+    assert third.ret == pytest.ExitCode.USAGE_ERROR
+    third.stderr.fnmatch_lines(
+        ["ERROR: --fencepost-data-dir file/kept: */file/kept is no folder, and cannot be made *"]
+    )
 
 
 def test_a_session_that_uses_no_cluster_imports_nothing_for_one(run_tests: RunTests) -> None:
