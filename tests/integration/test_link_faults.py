@@ -307,11 +307,12 @@ def test_a_leader_is_killed_and_the_kill_is_over_with(cluster: LocalCluster) -> 
 # ---- By commands ----
 
 
-def test_commands_set_show_and_remove_faults(cluster: LocalCluster) -> None:
+def test_commands_set_show_and_remove_faults(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     topic = cluster.create_topic(replication_factor=1)
+    monkeypatch.chdir(cluster.directory.parent)
 
     def run(*words: str, code: int = 0) -> str:
-        result = CliRunner().invoke(app, ["faults", *words, "--data-dir", str(cluster.directory)])
+        result = CliRunner().invoke(app, ["faults", *words, "--data-dir", cluster.directory.name])
         assert (result.exit_code, "Traceback" in result.output) == (code, False), result.output
         return result.output
 

@@ -21,6 +21,7 @@ import pytest
 
 from fencepost_testing import cluster_folder, processes
 from fencepost_testing.cluster_watch import ClusterWatch
+from fencepost_testing.faults import Faults
 from fencepost_testing.local_cluster import CONTROLLER, ClusterError, LocalCluster, Settings, to_toml
 from fencepost_testing.ports import PortReservation
 from fencepost_testing.processes import NetworkPlace, ProcessRef, WatchdogFailed, spawn
@@ -295,6 +296,21 @@ def test_a_kill_by_the_faults_is_one_that_was_asked_for_and_has_ended_when_it_re
         os.kill(cluster.pid(1), signal.SIGKILL)
         cluster.wait_gone(1)
         assert "broker 1 ended by itself with exit code -9" in watch.problems()[0]
+
+
+def test_the_processes_of_a_folder_with_a_relative_path_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with contextlib.closing(LocalCluster("c", brokers=1)) as cluster:
+        start_all(cluster)
+        faults = Faults("c")
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir("elsewhere")
+        with faults.pause(1):
+            assert cluster.paused(1)
+        faults.kill(1)
+        cluster.wait_gone(1)
 
 
 def test_a_process_that_ends_between_the_signals_of_a_clean_stop_is_stopped(

@@ -80,7 +80,7 @@ class Faults:
 
     def __init__(self, directory: str | Path, members: Mapping[Node, Member] | None = None) -> None:
         """`members`: those of a cluster of this process, which is to know that the end of one was asked for."""
-        self.directory = Path(directory)
+        self.directory = Path(directory).absolute()  # as its processes have it on their command lines
         self._cluster = KnownCluster(self.directory)
         self._own = members or {}
 
