@@ -8,7 +8,7 @@
 - `fencepost`: a `LocalCluster` that the tests of a session share (of a worker's, under pytest-xdist); after each test it is
   healed and emptied.
 - `fencepost_cluster`: one for this test alone.
-- `fencepost_cluster_factory(brokers=1, …)`: as many as a test wants.
+- `fencepost_cluster_factory(brokers=3, …)`: as many as a test wants.
 - `fencepost_watch(cluster)`: has a cluster that the test made itself judged and reported like these.
 
 `@pytest.mark.fencepost(brokers=5, flush_always=True, …)` says what the first two are to be like: how many brokers, and
@@ -22,7 +22,8 @@ Nothing is imported before a test asks for a cluster: pytest loads this in every
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,8 @@ def pytest_configure(config: pytest.Config) -> None:
         f"{MARKER}(brokers=3, controllers=1, **settings): what the test's cluster is to be like; settings by their names in "
         "docs/CONFIGURATION.md, of brokers, of the controller, or of topics that create_topic makes",
     )
+    _number(config, "brokers", 1)
+    _number(config, "log_lines", 0)
     _settle_data_dir(config)
 
 
@@ -109,29 +112,44 @@ def _may_hold_folders(path: Path) -> bool:
 
 
 def _number(config: pytest.Config, name: str, least: int) -> int:
+    """As the command line says, or the ini file. Raises UsageError, at pytest's start."""
     given = config.getoption(f"fencepost_{name}")
     text = str(config.getini(f"fencepost_{name}") if given is None else given)
+    where = f"fencepost_{name} in the ini file" if given is None else f"--fencepost-{name.replace('_', '-')}"
     if not text.isdecimal() or int(text) < least:
-        raise pytest.UsageError(f"fencepost_{name} is {text!r}: must be a whole number, at least {least}")
+        raise pytest.UsageError(f"{where} is {text!r}: must be a whole number, at least {least}")
     return int(text)
 
 
-def _settings(request: pytest.FixtureRequest) -> ClusterSettings:
-    """What the test's marks say, the nearest first, and for the rest the command line and the ini file."""
+def _settings(config: pytest.Config, named: Mapping[str, object]) -> ClusterSettings:
+    """As they are named, and for the rest as the command line and the ini file say. Raises ClusterError."""
     from fencepost_testing.cluster_settings import ClusterSettings, parse_settings
+
+    common = {"brokers": _number(config, "brokers", 1), **parse_settings(config.getini("fencepost_settings"))}
+    return ClusterSettings.of({**common, **named})
+
+
+def _marked(request: pytest.FixtureRequest) -> ClusterSettings:
+    """What the test's marks say, the nearest first. Raises ClusterError."""
     from fencepost_testing.member import ClusterError
 
-    config = request.config
+    named: dict[str, object] = {}
+    for mark in reversed(list(request.node.iter_markers(MARKER))):
+        if mark.args:
+            raise ClusterError(f"the marker takes settings by name, not {mark.args[0]!r}")
+        named |= mark.kwargs
+    return _settings(request.config, named)
+
+
+@contextmanager
+def _refused_in_one_line() -> Iterator[None]:
+    """A cluster that cannot be is the test's mistake: its report has the reason, and nothing of the plugin."""
+    from fencepost_testing.failures import CommandFailed
+
     try:
-        named: dict[str, object] = {"brokers": _number(config, "brokers", 1)}
-        named |= parse_settings(config.getini("fencepost_settings"))
-        for mark in reversed(list(request.node.iter_markers(MARKER))):
-            if mark.args:
-                raise ClusterError(f"the marker takes settings by name, not {mark.args[0]!r}")
-            named |= mark.kwargs
-        return ClusterSettings.of(named)
-    except ClusterError as error:
-        pytest.fail(f"{MARKER}: {error}", pytrace=False)
+        yield
+    except CommandFailed as error:
+        raise pytest.fail.Exception(f"{MARKER}: {error}", pytrace=False) from None
 
 
 # ---- Clusters ----
@@ -177,7 +195,8 @@ class SharedClusters:
         if cluster is None:
             while len(self._clusters) >= MAX_SHARED:
                 self._clusters.pop(next(iter(self._clusters))).close()
-            cluster = self._maker.make(settings)
+            with _refused_in_one_line():
+                cluster = self._maker.make(settings)
             try:
                 cluster.up()
             except BaseException:
@@ -252,7 +271,9 @@ Watch = Callable[["ClusterFolder"], "ClusterWatch"]
 def fencepost(request: pytest.FixtureRequest, fencepost_watch: Watch) -> Iterator[LocalCluster]:
     """A cluster that runs and is empty, shared with other tests; `@pytest.mark.fencepost(…)` says what it is like."""
     _load_early()
-    settings, shared = _settings(request), _shared(request.config)
+    shared = _shared(request.config)
+    with _refused_in_one_line():
+        settings = _marked(request)
     cluster = shared.take(settings)
     watch = fencepost_watch(cluster)
     try:
@@ -265,7 +286,8 @@ def fencepost(request: pytest.FixtureRequest, fencepost_watch: Watch) -> Iterato
 def fencepost_cluster(request: pytest.FixtureRequest, fencepost_watch: Watch) -> Iterator[LocalCluster]:
     """A cluster of this test's own, that runs; `@pytest.mark.fencepost(…)` says what it is like."""
     _load_early()
-    cluster = _maker(request.config).make(_settings(request))
+    with _refused_in_one_line():
+        cluster = _maker(request.config).make(_marked(request))
     fencepost_watch(cluster)
     with cluster:
         yield cluster
@@ -277,18 +299,17 @@ def fencepost_cluster_factory(
 ) -> Iterator[Callable[..., LocalCluster]]:
     """Makes clusters that run: `fencepost_cluster_factory(brokers=1, directory=…, flush_always=True)`.
 
-    `up=False`: it is not started. `directory`: of its data, which stay there; None: a temporary one. Everything else is a
-    setting as the marker has them. All end with the test.
+    `up=False`: it is not started. `directory`: of its data, which stay there; None: as the command line says, else a
+    temporary one. Everything else is a setting as the marker has them; what is not given is as the command line and the ini
+    file say, and no mark. All end with the test.
     """
     _load_early()
-    from fencepost_testing.cluster_settings import ClusterSettings
-
     maker = _maker(request.config)
     made: list[LocalCluster] = []
 
     def make(*, up: bool = True, directory: str | Path | None = None, **settings: object) -> LocalCluster:
         options = {} if directory is None else {"directory": directory}
-        cluster = maker.make(ClusterSettings.of(settings), **options)
+        cluster = maker.make(_settings(request.config, settings), **options)
         made.append(cluster)
         fencepost_watch(cluster)
         if up:

@@ -159,19 +159,54 @@ def test_settings_that_cannot_be_are_refused_by_name(run_tests: RunTests, pytest
         @pytest.mark.fencepost(session_timeout_ms=-5)
         def test_impossible(fencepost): ...
 
-        def test_of_the_ini_file(fencepost):
-            assert fencepost.broker_ids == [1]
-            assert 'log_level = "DEBUG"' in fencepost.member(1).config_file.read_text()
+        @pytest.mark.fencepost(brokers=99)
+        def test_too_many(fencepost): ...
+
+        @pytest.mark.fencepost(brokers=99)
+        def test_too_many_of_its_own(fencepost_cluster): ...
+
+        def test_of_the_ini_file(fencepost, fencepost_cluster_factory):
+            for cluster in (fencepost, fencepost_cluster_factory(up=False)):
+                assert cluster.broker_ids == [1]
+                assert 'log_level = "DEBUG"' in cluster.member(1).config_file.read_text()
+            assert fencepost_cluster_factory(up=False, brokers=2).broker_ids == [1, 2]
         """,
         "-q",
     )
-    result.assert_outcomes(passed=1, errors=4)
+    result.assert_outcomes(passed=1, errors=6)
     told = result.stdout.str()
     assert "broker=5: no setting of a cluster is called 'broker'; there are auto_create_topics, brokers," in told
     assert "the marker takes settings by name, not 5" in told
     assert "brokers='five': must be a whole number" in told
     assert "session_timeout_ms" in told.split("test_impossible", 1)[1]
+    assert told.count("fencepost: 99 brokers: from 1 to 64 can run on one machine") == 2
     assert "INTERNALERROR" not in told
+    assert "pytest_plugin.py" not in told.split("test_impossible", 1)[0], "no line of the plugin"
+
+
+@pytest.mark.parametrize(
+    ("option", "ini", "told"),
+    [
+        ("--fencepost-brokers=0", "", "--fencepost-brokers is '0': must be a whole number, at least 1"),
+        (
+            "-q",
+            "fencepost_brokers = two",
+            "fencepost_brokers in the ini file is 'two': must be a whole number, at least 1",
+        ),
+        (
+            "-q",
+            "fencepost_log_lines = q",
+            "fencepost_log_lines in the ini file is 'q': must be a whole number, at least 0",
+        ),
+    ],
+)
+def test_options_that_cannot_be_end_pytest_at_its_start(
+    run_tests: RunTests, pytester: pytest.Pytester, option: str, ini: str, told: str
+) -> None:
+    pytester.makeini(f"[pytest]\n{ini}\n")
+    result = run_tests("def test_is_not_run(): raise AssertionError", option)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert result.errlines == [f"ERROR: {told}", ""]
 
 
 @pytest.mark.long
