@@ -269,9 +269,9 @@ class AsyncLocalCluster(ClusterFolder):
         """Raises ClusterError where it does not exist."""
         await topic_control.delete_topics(self, [name], timeout_s, missing_ok=False)
 
-    async def topics(self) -> list[str]:
-        """Names, internal topics aside."""
-        return await topic_control.topics(self)
+    async def topics(self, *, timeout_s: float = WAIT_TIMEOUT_S) -> list[str]:
+        """Names, internal topics aside. Raises NotInTime where no broker answers."""
+        return await topic_control.topics(self, timeout_s)
 
     async def partitions(self, topic: str, *, timeout_s: float = WAIT_TIMEOUT_S) -> list[PartitionState]:
         """By the newest metadata that any broker has. Raises ClusterError for a topic that does not exist."""

@@ -170,9 +170,9 @@ class LocalCluster(ClusterFolder):
         """Raises ClusterError where it does not exist."""
         run_in_background(self.aio.delete_topic(name, timeout_s=timeout_s))
 
-    def topics(self) -> list[str]:
-        """Names, internal topics aside."""
-        return run_in_background(self.aio.topics())
+    def topics(self, *, timeout_s: float = WAIT_TIMEOUT_S) -> list[str]:
+        """Names, internal topics aside. Raises NotInTime where no broker answers."""
+        return run_in_background(self.aio.topics(timeout_s=timeout_s))
 
     def partitions(self, topic: str, *, timeout_s: float = WAIT_TIMEOUT_S) -> list[PartitionState]:
         """By the newest metadata that any broker has. Raises ClusterError for a topic that does not exist."""

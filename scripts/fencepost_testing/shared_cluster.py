@@ -25,7 +25,7 @@ async def empty(cluster: AsyncLocalCluster) -> None:
     """Delete all topics, and all groups that have no members any more."""
 
     async def delete_topics() -> None:
-        names = await topic_control.topics(cluster)
+        names = await topic_control.topics(cluster, WAIT_TIMEOUT_S)
         await topic_control.delete_topics(cluster, names, WAIT_TIMEOUT_S, missing_ok=True)
 
     await asyncio.gather(delete_topics(), topic_control.delete_groups(cluster))

@@ -162,9 +162,22 @@ async def _page(cluster: ClusterFolder, broker: int, names: list[TopicRequest], 
         return None
 
 
-async def topics(cluster: ClusterFolder) -> list[str]:
-    """All topics that any broker knows, internal ones aside."""
-    return sorted({name for view in (await _views(cluster, None)).values() for name, _ in view})
+async def topics(cluster: ClusterFolder, timeout_s: float) -> list[str]:
+    """All topics that any broker knows, internal ones aside. Raises NotInTime where no broker answers."""
+
+    async def look() -> list[str] | None:
+        views = await _views(cluster, None)
+        return sorted({name for view in views.values() for name, _ in view}) if views else None
+
+    found: list[str] = await until(
+        look,
+        "a broker tells of its topics",
+        timeout_s,
+        holds=lambda _: True,
+        poll_s=POLL_S,
+        error=_explained(cluster),
+    )
+    return found
 
 
 async def partitions(cluster: ClusterFolder, topic: str, timeout_s: float) -> list[PartitionState]:

@@ -83,6 +83,8 @@ async def test_a_synchronous_call_and_a_coroutine_act_on_one_cluster() -> None:
         assert not cluster.aio.running(1)
         with pytest.raises(NotInTime, match=rf"a broker that runs leads {topic}-0|tells of topic '{topic}'"):
             await cluster.aio.leader(topic, timeout_s=0.2)
+        with pytest.raises(NotInTime, match=r"not within 0.2 s: a broker tells of its topics \(broker 1 is down\)"):
+            await cluster.aio.topics(timeout_s=0.2)
         await cluster.aio.start(1)
         assert await cluster.aio.leader(topic) == 1
     assert not cluster.any_running()
