@@ -47,9 +47,10 @@ class AsyncLocalCluster(ClusterFolder):
 
     Making it starts nothing: `up` does, or `async with`, at whose end everything is killed.
 
-    A *target* is a broker's id, "controller", or (topic, partition), which is the broker that leads it now. With several
-    controllers: "controller-1", "controller:active", "etcd-2", "etcd:leader". Every wait has a deadline, and what it raises
-    then (`waiting.NotInTime`, `ClusterError`) names what was waited for.
+    A *target* is a broker's id, "controller", or (topic, partition), which is the broker that leads it now, or any of these
+    as commands have it ("1", "leader:orders-0"). With several controllers: "controller-1", "controller:active", "etcd-2",
+    "etcd:leader". Every wait has a deadline, and what it raises then (`waiting.NotInTime`, `ClusterError`) names what was
+    waited for.
     """
 
     __slots__ = ("_same",)
@@ -77,16 +78,20 @@ class AsyncLocalCluster(ClusterFolder):
             await self._undo_start(down)
             raise
 
-    async def start(self, *nodes: Node, timeout_s: float = READY_TIMEOUT_S) -> None:
+    async def start(self, *nodes: Target, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Start those of the nodes that do not run, at the same time, and wait until each listens. It takes part again once
         `wait_registered` returns; its replicas, once `wait_in_sync` does.
 
         Raises ClusterError, with the end of its log, for a process that ends or is not ready in time, and
         WatchdogFailed; what was started here has ended then.
         """
+        if not self.directory.is_dir():
+            raise ClusterError(
+                f"{self.directory} is gone, so this cluster cannot start: its temporary folder is removed when it is closed"
+            )
+        members = [self.member(node) for node in dict.fromkeys([await self.resolve(target) for target in nodes])]
         if not self._reservations and not self.any_running():
             self._reserve_ports()
-        members = [self.member(node) for node in nodes]
         started = [member for member in members if not member.running()]
         try:
             if server := next(filter(None, map(self._fork_server, started)), None):

@@ -142,7 +142,7 @@ class ClusterFolder:
         root = usable_folder(directory) if directory is not None else None
         if root is not None:
             _check_empty(root, nodes)
-            root.mkdir(parents=True, exist_ok=True)
+            _make_folder(root)
         members = {node: new_member(node, Path(), PLACE_PORT, PLACE_KAFKA_PORT) for node in nodes}
         reservations = _reserve_ports(members, first_port, first_kafka_port) if places is None else []
         if root is None:
@@ -491,6 +491,9 @@ def _reserve_for_good(member: EtcdMember) -> PortReservation:
 
 def _check_counts(brokers: int, controllers: int) -> None:
     """Raises ClusterError for what cannot run here, NoEtcd where etcd would be needed."""
+    for name, count in (("brokers", brokers), ("controllers", controllers)):
+        if not isinstance(count, int) or isinstance(count, bool):
+            raise ClusterError(f"{name}={count!r}: must be a whole number")
     if not 1 <= brokers <= MAX_BROKERS:
         raise ClusterError(f"{brokers} brokers: from 1 to {MAX_BROKERS} can run on one machine")
     if not 1 <= controllers <= MAX_CONTROLLERS:
@@ -506,6 +509,15 @@ def _check_empty(root: Path, nodes: Iterable[Node]) -> None:
     for node in nodes:
         if (folder := root / folder_of(node)).exists() and any(folder.iterdir()):
             raise ClusterError(f"{folder} holds data already, and no {STATE_FILE} says of which cluster")
+
+
+def _make_folder(root: Path) -> None:
+    """Raises ClusterError where it cannot be made."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+        raise ClusterError(f"{root} cannot hold a cluster: {reason}") from None
 
 
 def _kill(members: Mapping[Node, Member]) -> None:

@@ -65,9 +65,10 @@ class LocalCluster(ClusterFolder):
             cluster.kill((topic, 0))  # its leader
             print(cluster.leader(topic, 0))
 
-    A *target* is a broker's id, "controller", or (topic, partition), which is the broker that leads it now. With several
-    controllers: "controller-1", "controller:active", "etcd-2", "etcd:leader". Every wait has a deadline, and what it raises
-    then (`waiting.NotInTime`, `ClusterError`) names what was waited for.
+    A *target* is a broker's id, "controller", or (topic, partition), which is the broker that leads it now, or any of these
+    as commands have it ("1", "leader:orders-0"). With several controllers: "controller-1", "controller:active", "etcd-2",
+    "etcd:leader". Every wait has a deadline, and what it raises then (`waiting.NotInTime`, `ClusterError`) names what was
+    waited for.
     """
 
     @property
@@ -100,7 +101,7 @@ class LocalCluster(ClusterFolder):
         """SIGCONT."""
         run_in_background(self.aio.resume(*targets))
 
-    def start(self, *nodes: Node, timeout_s: float = READY_TIMEOUT_S) -> None:
+    def start(self, *nodes: Target, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Start those of the nodes that do not run, at the same time, and wait until each listens. It takes part again once
         `wait_registered` returns; its replicas, once `wait_in_sync` does.
 

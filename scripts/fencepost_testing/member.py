@@ -60,6 +60,20 @@ def target_of(text: str) -> Node | tuple[str, int] | None:
     return topic, int(number) if _is_number(number) else -1
 
 
+def checked_target(target: object) -> Node | tuple[str, int]:
+    """What a program names: as `target_of`, by a number, or by a pair (topic, partition). Raises ClusterError."""
+    named = target_of(target) if isinstance(target, str) else target
+    match named:
+        case bool():
+            pass
+        case int() | str():
+            return named
+        case (str(topic), int(partition)) if isinstance(named, tuple) and not isinstance(partition, bool):
+            return topic, partition
+    pair = "" if isinstance(target, str) else "a pair (topic, partition), "
+    raise ClusterError(f"target {target!r} is not {pair}{TARGETS}")
+
+
 def numbered(kind: str, number: int) -> str:
     """The name of one of several controllers, or of one of etcd's members."""
     return f"{kind}-{number}"
@@ -249,6 +263,8 @@ def log_tail(path: Path) -> str:
 
 def usable_folder(directory: str | os.PathLike[str]) -> Path:
     """The absolute path of a cluster's folder. Raises ClusterError for one that its processes cannot use."""
+    if not isinstance(directory, str | os.PathLike):
+        raise ClusterError(f"directory={directory!r} is no path of a folder; brokers=3 says how many brokers there are")
     root = Path(directory).absolute()
     try:
         size = len(str(root).encode())

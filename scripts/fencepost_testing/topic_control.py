@@ -35,14 +35,16 @@ from fencepost_testing.member import (
     ETCD_LEADER,
     ClusterError,
     Node,
+    checked_target,
     name_of,
 )
 from fencepost_testing.waiting import NotInTime, until
 
-Target = Node | tuple[str, int]  # a process, "controller:active", "etcd:leader", or the leader of (topic, partition)
+Target = Node | tuple[str, int]  # as `member.TARGETS` has it, or the leader of (topic, partition)
 Setting = str | int | float | bool
 
 DEFAULT_REPLICATION_FACTOR = 3
+MAX_COUNT = 32_767  # of partitions and replicas; brokers refuse far less
 LOOK_TIMEOUT_S = 1.0
 POLL_S = 0.01
 _ANSWER_OF_A_CHANGE_S = 10.0
@@ -229,6 +231,7 @@ async def leader(cluster: ClusterFolder, topic: str, index: int, timeout_s: floa
 
 async def resolve(cluster: ClusterFolder, target: Target, timeout_s: float) -> Node:
     """The node that a target names now. Raises ClusterError."""
+    target = checked_target(target)
     if isinstance(target, tuple):
         return await leader(cluster, *target, timeout_s)
     if target in (ACTIVE_CONTROLLER, ETCD_LEADER):
@@ -287,7 +290,13 @@ async def create_topic(
 ) -> str:
     """Its name, once every broker that runs knows its leaders. Raises ClusterError with what a broker answers."""
     topic = new_topic_name() if name is None else name
-    factor = replication_factor or min(DEFAULT_REPLICATION_FACTOR, len(cluster.broker_ids))
+    if not isinstance(topic, str):
+        raise ClusterError(f"name={name!r}: a topic's name is a text")
+    _check_count("partitions", partition_count)
+    factor = replication_factor
+    if factor is None:
+        factor = min(DEFAULT_REPLICATION_FACTOR, len(cluster.broker_ids))
+    _check_count("replication_factor", factor)
     settings = {"min.insync.replicas": str(max(1, factor - 1)), **dict(_in_kafkas_words(config))}
     if min_insync_replicas is not None:
         settings["min.insync.replicas"] = str(min_insync_replicas)
@@ -319,6 +328,12 @@ async def create_topic(
     await until(created, f"topic {topic!r} is created", timeout_s, poll_s=0.1, error=_explained(cluster))
     await _known_to_all(cluster, topic, partition_count, deadline - time.monotonic())
     return topic
+
+
+def _check_count(name: str, value: object) -> None:
+    """Raises ClusterError for what Kafka's protocol would take as "the broker's default" (-1), or cannot say."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_COUNT:
+        raise ClusterError(f"{name}={value!r}: must be a whole number from 1 to {MAX_COUNT}")
 
 
 async def _known_to_all(cluster: ClusterFolder, topic: str, partition_count: int, timeout_s: float) -> None:

@@ -65,12 +65,34 @@ def test_what_cannot_be_is_refused_by_its_name() -> None:
             (lambda: cluster.kill(1, 9), "no broker 9 in this cluster: it has controller, 1"),
             (lambda: cluster.wait_in_sync("pints"), "topic 'pints' does not exist"),
             (lambda: cluster.producers("pints"), "topic 'pints' does not exist"),
+            (lambda: cluster.create_topic(partitions=-1), "partitions=-1: must be a whole number from 1 to"),
+            (lambda: cluster.create_topic(partitions=10**9), "partitions=1000000000: must be a whole number from 1 to"),
+            (
+                lambda: cluster.create_topic(replication_factor=0),
+                "replication_factor=0: must be a whole number from 1 to",
+            ),
+            (lambda: cluster.create_topic(5), "name=5: a topic's name is a text"),  # type: ignore[arg-type]
+            (lambda: cluster.kill(("orders",)), r"target \('orders',\) is not a pair"),  # type: ignore[arg-type]
+            (lambda: cluster.kill([1, 2]), r"target \[1, 2\] is not a pair \(topic, partition\), a broker's id"),  # type: ignore[arg-type]
+            (lambda: cluster.kill(("orders", "0")), r"target \('orders', '0'\) is not a pair"),  # type: ignore[arg-type]
+            (lambda: cluster.pause(True), "target True is not"),
+            (lambda: cluster.kill("leader"), "target 'leader' is not a broker's id, 'controller' or 'leader:<topic>"),
+            (lambda: cluster.kill("leader:orders-7"), "topic 'orders' has no partition 7: it has 1"),
+            (lambda: cluster.start("2"), "no broker 2 in this cluster"),
         ]
         for act, message in cases:
             with pytest.raises(ClusterError, match=message):
                 act()
         assert cluster.running(1), "nothing was done to broker 1 where broker 9 was named beside it"
         assert cluster.producers(topic) == []
+        cluster.pause("1")
+        cluster.resume(1)
+        cluster.kill("leader:orders-0")
+        assert not cluster.running(1)
+        cluster.start("1")
+        assert cluster.running(1)
+    with pytest.raises(ClusterError, match=f"{cluster.directory} is gone, so this cluster cannot start: its temporary"):
+        cluster.up()
 
 
 @asynchronous

@@ -353,6 +353,13 @@ def test_what_cannot_be_is_refused_by_its_name(cluster: LocalCluster) -> None:
         (lambda: faults.cut("clients", "client:a"), "clients have no links with each other"),
         (lambda: faults.slow_disk(1, delay_ms=10**9), "delay_ms=1000000000"),
         (lambda: faults.pause("clients"), "target 'clients' is not a broker's id, 'controller' or"),
+        (lambda: faults.cut(1, []), r"b=\[\] names no one: leave it out where everyone else is meant"),
+        (lambda: faults.cut(None), "target None is not a pair"),  # type: ignore[arg-type]
+        (lambda: faults.kill((topic,)), "is not a pair"),  # type: ignore[arg-type]
+        (lambda: faults.kill([1, 2]), r"target \[1, 2\] is not a pair"),  # type: ignore[arg-type]
+        (lambda: faults.cut(1, 2, one_way="no"), "one_way='no': must be True or False"),  # type: ignore[arg-type]
+        (lambda: faults.fail_requests(None, error=3), "api=None: name the requests that are to fail"),  # type: ignore[arg-type]
+        (lambda: faults.drop_requests(["Produce"]), r"no api \['Produce'\]"),  # type: ignore[arg-type]
         (lambda: faults.set("melt-disk", {}), "no fault 'melt-disk': there are drop-requests, drop-answers"),
         (lambda: faults.set("limit", {"a": 1}), "limit needs bytes_per_second"),
         (lambda: faults.set("cut", {"a": 1, "sideways": True}), "no condition 'sideways' of cut"),

@@ -73,6 +73,12 @@ def test_without_a_cluster_commands_say_how_to_get_one(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists(), "a command that only looks leaves nothing behind"
 
 
+def test_the_page_wants_addresses_of_brokers() -> None:
+    result = CliRunner().invoke(app, ["ui", "--no-browser", "--bootstrap", "nonsense"])
+    assert result.exit_code == 2
+    assert "bootstrap address 'nonsense' is not host:port" in result.output
+
+
 def test_no_command_waits_for_a_cluster_that_is_down(tmp_path: Path) -> None:
     AsyncLocalCluster(tmp_path, brokers=1, owned=False).close()
     result = CliRunner().invoke(app, ["topic", "list", "--data-dir", str(tmp_path)])

@@ -120,6 +120,21 @@ def test_a_folder_may_have_any_name_that_is_text(tmp_path: Path, name: str) -> N
     assert not cluster.any_running()
 
 
+def test_a_cluster_that_cannot_be_made_is_refused_by_its_value(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ClusterError, match="file cannot hold a cluster: it is no folder"):
+        LocalCluster(file)
+    with pytest.raises(ClusterError, match="cannot hold a cluster: Not a directory"):
+        LocalCluster(file / "c")
+    with pytest.raises(ClusterError, match="directory=3 is no path of a folder; brokers=3 says how many"):
+        LocalCluster(3)  # type: ignore[arg-type]
+    with pytest.raises(ClusterError, match="brokers='3': must be a whole number"):
+        LocalCluster(brokers="3")  # type: ignore[arg-type]
+    with pytest.raises(ClusterError, match=r"controllers=1.0: must be a whole number"):
+        LocalCluster(controllers=1.0)  # type: ignore[arg-type]
+
+
 def test_copied_cluster_folder(tmp_path: Path) -> None:
     """yugabyte-db issue 3753: a folder that was copied, or moved, works on the data of the original."""
     original = LocalCluster(tmp_path / "a", brokers=1, owned=False)

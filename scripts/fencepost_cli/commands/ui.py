@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fencepost_cli.terminal import DEFAULT_DATA_DIR, DataDir, fail
+from fencepost_cli.terminal import DEFAULT_DATA_DIR, EXIT_USAGE, DataDir, fail
 
 LIBRARIES = ("starlette", "uvicorn")
 
@@ -28,7 +28,19 @@ def ui(
 
     Where the folder has no cluster the page offers to start one, which ends with this command.
     """
+    if bootstrap:
+        _check_bootstrap(bootstrap)
     show_page(data_dir, bootstrap, port, browser=browser)
+
+
+def _check_bootstrap(bootstrap: str) -> None:
+    from fencepost.cluster import parse_bootstrap
+    from fencepost_proto.protocol.errors import FencepostError
+
+    try:
+        parse_bootstrap(bootstrap)
+    except FencepostError as error:
+        fail(f"--bootstrap: {error}", EXIT_USAGE)
 
 
 def show_page(data_dir: Path, bootstrap: str, port: int, *, browser: bool) -> None:

@@ -20,12 +20,11 @@ from fencepost_testing.member import (
     ACTIVE_CONTROLLER,
     CONTROLLER,
     ETCD_LEADER,
-    TARGETS,
     ClusterError,
     Member,
     Node,
+    checked_target,
     is_etcd,
-    target_of,
 )
 from fencepost_testing.waiting import NotInTime, until_sync
 
@@ -73,9 +72,10 @@ class KnownCluster:
 
     def node(self, target: Target) -> Node:
         """The process that a target names now."""
-        named = target_of(target) if isinstance(target, str) else target
-        if named is None:
-            raise FaultError(f"target {target!r} is not {TARGETS}")
+        try:
+            named = checked_target(target)
+        except ClusterError as error:
+            raise FaultError(str(error)) from None
         if isinstance(named, tuple):
             return self._leader(*named)
         if isinstance(named, int):
@@ -125,7 +125,7 @@ class KnownCluster:
 
     def parties(self, targets: Target | Iterable[Target]) -> tuple[str, ...]:
         """One side of a cut."""
-        if isinstance(targets, int | str):
+        if isinstance(targets, int | str) or not isinstance(targets, Iterable):
             return (self.party(targets),)
         several = list(targets)
         if isinstance(targets, tuple) and len(several) == 2:
@@ -165,7 +165,7 @@ class KnownCluster:
             known |= fencepost_messages.API_NAMES
         if rule.protocol != "fencepost":
             known |= set(kafka_messages.API_KEYS)
-        if rule.api is not None and rule.api not in known:
+        if rule.api is not None and (not isinstance(rule.api, str) or rule.api not in known):
             raise FaultError(f"no api {rule.api!r}: there are {', '.join(sorted(known))}")
 
     def check_topic(self, topic: str | None, partition: int | None) -> None:

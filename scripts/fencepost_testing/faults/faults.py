@@ -118,6 +118,8 @@ class Faults:
         """The request is answered with an error and not handled. `error`: its name or number in Kafka's protocol."""
         from fencepost_testing.faults import fencepost_messages
 
+        if api is None:
+            raise FaultError("api=None: name the requests that are to fail, as Produce or Fetch")
         code = error_code(error)
         ours = conditions.get("protocol") != "kafka" and api in fencepost_messages.API_NAMES
         if ours and not fencepost_messages.can_fail(api):
@@ -144,6 +146,8 @@ class Faults:
 
     def cut(self, a: Side, b: Side | None = None, *, one_way: bool = False) -> FaultHandle:
         """What they send to each other is held back until the fault is removed; with `one_way`, what `a` sends to `b`."""
+        if not isinstance(one_way, bool):
+            raise FaultError(f"one_way={one_way!r}: must be True or False")
         return self._on_links(LinkAction.CUT, a, b, both_ways=not one_way)
 
     def delay(self, a: Side, b: Side | None = None, *, delay_ms: int, jitter_ms: int = 0) -> FaultHandle:
@@ -173,6 +177,8 @@ class Faults:
     ) -> FaultHandle:
         one = self._cluster.parties(a)
         other = () if b is None else self._cluster.parties(b)
+        if b is not None and not other:
+            raise FaultError(f"b={b!r} names no one: leave it out where everyone else is meant")
         if not one or set(one) & set(other):
             raise FaultError(f"{a!r} and {b!r} are no two sides of a link")
         self._cluster.check_etcd_link(one, other)
