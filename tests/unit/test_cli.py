@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -46,6 +47,18 @@ def test_every_command_has_help_with_an_example(path: tuple[str, ...]) -> None:
     result = CliRunner().invoke(app, [*path, "--help"])
     assert result.exit_code == 0
     assert "Example: " in result.output
+
+
+def test_every_command_that_help_names_exists() -> None:
+    known = {path for path, _ in ALL}
+    groups = {path for path, command in ALL if hasattr(command, "commands")}
+    named = {
+        (path, tuple(filter(None, words)))
+        for path, command in ALL
+        for words in re.findall(r"'fencepost ([a-z-]+)(?: ([a-z-]+))?", f"{command.help} {command.epilog}")
+    }
+    assert named
+    assert [(path, words) for path, words in named if words not in known and words[:1] not in known - groups] == []
 
 
 def test_every_option_says_what_it_is_for() -> None:

@@ -264,7 +264,7 @@ def fail_syncs(
 
 @app.command(epilog="Example: fencepost faults kill leader:orders-0")
 def kill(target: Target, as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
-    """Kill a process; 'fencepost cluster start' brings it back."""
+    """Kill a process; 'fencepost cluster restart' brings it back."""
     _set(data_dir, "kill", as_json, target=target)
 
 
