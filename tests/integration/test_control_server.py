@@ -77,7 +77,9 @@ def test_processes_are_paused_and_all_is_healed(served: Served) -> None:
     states = {process["name"]: process["state"] for process in served.do("GET", "/cluster")["processes"]}
     assert states["controller"] == "paused"
     served.do("POST", "/processes/controller/resume")
-    served.do("POST", "/processes/1/kill")
+    served.do("POST", "/faults/kill", {"target": 1})
+    states = {process["name"]: process["state"] for process in served.do("GET", "/cluster")["processes"]}
+    assert states["broker 1"] == "down"
     served.do("POST", "/cluster/heal")
     states = {process["name"]: process["state"] for process in served.do("GET", "/cluster")["processes"]}
     assert set(states.values()) == {"running"}

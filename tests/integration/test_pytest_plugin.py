@@ -90,10 +90,18 @@ def test_tests_share_a_cluster_that_is_healed_and_emptied_between_them(
 
         def test_third(fencepost):
             assert fencepost.directory == seen[0][0]
+            fencepost.faults.kill(1)
+            fencepost.faults.pause(2)
+
+        def test_fourth(fencepost, fencepost_cluster):
+            assert fencepost.directory == seen[0][0]
+            assert fencepost.running(1) and not fencepost.paused(2)
+            with fencepost_cluster.faults.kill("controller"):
+                assert not fencepost_cluster.running("controller")
         """,
         "-q",
     )
-    result.assert_outcomes(passed=5)
+    result.assert_outcomes(passed=6)
     assert of_this_test(pytester) == []
 
 
