@@ -8,8 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from fencepost_testing.cluster_folder import ClusterFolder, Happening
+from fencepost_testing.faults.rules import FaultError
 from fencepost_testing.member import Member, name_of
 
 EXIT_FAULT = 70  # as `fencepost_proto.runtime.process` has it, which a look at a cluster need not import
@@ -61,11 +63,15 @@ class ClusterWatch:
 
     def timeline(self) -> list[Happening]:
         """What was done to the cluster since the watch began, with the faults that were set on it, and fired."""
-        faults = (
-            Happening(each["at"], f"fault {each['what']}: {each['text']}") for each in self.cluster.faults.timeline()
-        )
+        faults = (Happening(each["at"], f"fault {each['what']}: {each['text']}") for each in self._faults())
         happened = sorted((*self.cluster.timeline, *faults), key=lambda each: each.at_s)
         return [each for each in happened if each.at_s >= self._began_s]
+
+    def _faults(self) -> list[dict[str, Any]]:
+        try:
+            return self.cluster.faults.timeline()
+        except FaultError:  # it has none, or has ended, and its temporary folder with it
+            return []
 
 
 def _size(path: Path) -> int:

@@ -23,7 +23,7 @@ Nothing is imported before a test asks for a cluster: pytest loads this in every
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,8 +142,8 @@ def _marked(request: pytest.FixtureRequest) -> ClusterSettings:
 
 
 @contextmanager
-def _refused_in_one_line() -> Iterator[None]:
-    """A cluster that cannot be is the test's mistake: its report has the reason, and nothing of the plugin."""
+def _told_without_traceback() -> Iterator[None]:
+    """The report of a cluster that cannot be, or start, has the reason, and no line of the plugin's own."""
     from fencepost_testing.failures import CommandFailed
 
     try:
@@ -195,8 +195,7 @@ class SharedClusters:
         if cluster is None:
             while len(self._clusters) >= MAX_SHARED:
                 self._clusters.pop(next(iter(self._clusters))).close()
-            with _refused_in_one_line():
-                cluster = self._maker.make(settings)
+            cluster = self._maker.make(settings)
             try:
                 cluster.up()
             except BaseException:
@@ -272,9 +271,9 @@ def fencepost(request: pytest.FixtureRequest, fencepost_watch: Watch) -> Iterato
     """A cluster that runs and is empty, shared with other tests; `@pytest.mark.fencepost(…)` says what it is like."""
     _load_early()
     shared = _shared(request.config)
-    with _refused_in_one_line():
+    with _told_without_traceback():
         settings = _marked(request)
-    cluster = shared.take(settings)
+        cluster = shared.take(settings)
     watch = fencepost_watch(cluster)
     try:
         yield cluster
@@ -286,10 +285,12 @@ def fencepost(request: pytest.FixtureRequest, fencepost_watch: Watch) -> Iterato
 def fencepost_cluster(request: pytest.FixtureRequest, fencepost_watch: Watch) -> Iterator[LocalCluster]:
     """A cluster of this test's own, that runs; `@pytest.mark.fencepost(…)` says what it is like."""
     _load_early()
-    with _refused_in_one_line():
+    with _told_without_traceback():
         cluster = _maker(request.config).make(_marked(request))
-    fencepost_watch(cluster)
-    with cluster:
+    with closing(cluster):
+        fencepost_watch(cluster)
+        with _told_without_traceback():
+            cluster.up()
         yield cluster
 
 

@@ -328,6 +328,18 @@ def test_the_processes_of_a_folder_with_a_relative_path_are_found(
         cluster.wait_gone(1)
 
 
+def test_a_cluster_that_was_closed_or_has_no_faults_has_a_timeline_all_the_same() -> None:
+    for faults in (True, False):
+        cluster = LocalCluster(brokers=1, faults=faults)
+        watch = ClusterWatch(cluster)
+        with contextlib.closing(cluster):
+            start_all(cluster)
+            cluster.kill(1)
+        assert [happening.what for happening in watch.timeline()][-1] == "broker 1 killed"
+        assert watch.log_ends(5) == {}
+        assert watch.problems() == []
+
+
 def test_a_process_that_ends_between_the_signals_of_a_clean_stop_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
