@@ -345,8 +345,11 @@ class ClusterFolder:
         return self.member(node).running_process().pid
 
     def log(self, node: Node) -> str:
-        """All that the process (and those before it) wrote to its log."""
-        return self.member(node).log_file.read_text(errors="replace")
+        """All that the process (and those before it) wrote to its log; empty where none has run, or its folder is gone."""
+        try:
+            return self.member(node).log_file.read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
 
     def any_running(self) -> bool:
         return any(member.running() for member in self.members.values())

@@ -68,6 +68,8 @@ def checked_target(target: object) -> Node | tuple[str, int]:
             pass
         case int() | str():
             return named
+        case (_, -1) if isinstance(target, str):
+            raise ClusterError(f"target {target!r} names no partition: '{LEADER_PREFIX}<topic>-<partition>' does")
         case (str(topic), int(partition)) if isinstance(named, tuple) and not isinstance(partition, bool):
             return topic, partition
     pair = "" if isinstance(target, str) else "a pair (topic, partition), "

@@ -77,6 +77,7 @@ def test_what_cannot_be_is_refused_by_its_name() -> None:
             (lambda: cluster.kill(("orders", "0")), r"target \('orders', '0'\) is not a pair"),  # type: ignore[arg-type]
             (lambda: cluster.pause(True), "target True is not"),
             (lambda: cluster.kill("leader"), "target 'leader' is not a broker's id, 'controller' or 'leader:<topic>"),
+            (lambda: cluster.kill("leader:orders"), "target 'leader:orders' names no partition: 'leader:<topic>-<part"),
             (lambda: cluster.kill("leader:orders-7"), "topic 'orders' has no partition 7: it has 1"),
             (lambda: cluster.start("2"), "no broker 2 in this cluster"),
         ]

@@ -118,6 +118,7 @@ def test_who_may_not_ask_is_refused(served: Served, headers: dict[str, str | Non
         ("POST", "/processes/7/kill", None, 400, "no broker 7 in this cluster"),
         ("POST", "/processes/leader/kill", None, 400, "target 'leader' is not"),
         ("POST", "/processes/leader:none-0/kill", None, 400, "none"),
+        ("POST", "/processes/leader:none/kill", None, 400, "target 'leader:none' names no partition"),
         ("POST", "/topics", {"partitions": 0}, 400, "0"),
         ("POST", "/topics", {"partitions": -1}, 400, "partitions=-1: must be a whole number from 1 to"),
         ("POST", "/topics", {"replication_factor": 0}, 400, "replication_factor=0: must be a whole number from 1 to"),

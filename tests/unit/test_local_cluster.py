@@ -337,6 +337,7 @@ def test_a_cluster_that_was_closed_or_has_no_faults_has_a_timeline_all_the_same(
             cluster.kill(1)
         assert [happening.what for happening in watch.timeline()][-1] == "broker 1 killed"
         assert watch.log_ends(5) == {}
+        assert cluster.logs() == {CONTROLLER: "", 1: ""}
         assert watch.problems() == []
 
 

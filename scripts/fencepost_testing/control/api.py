@@ -11,7 +11,7 @@ from typing import Any, Final
 from fencepost_testing.async_cluster import AsyncLocalCluster
 from fencepost_testing.failures import CommandFailed
 from fencepost_testing.faults.faults import FAULTS
-from fencepost_testing.member import TARGETS, Node, target_of
+from fencepost_testing.member import Node
 
 Json = Mapping[str, Any]
 Answer = Awaitable[Any]
@@ -100,10 +100,7 @@ async def _check_exactly_once(cluster: AsyncLocalCluster, path: Mapping[str, str
 
 async def _node(cluster: AsyncLocalCluster, text: str) -> Node:
     """The process that a target names now."""
-    target = target_of(text)
-    if target is None:
-        raise CommandFailed(f"target {text!r} is not {TARGETS}")
-    return await cluster.resolve(target)
+    return await cluster.resolve(text)
 
 
 def _on_process(act: Callable[[AsyncLocalCluster, Node], Answer]) -> Callable[..., Answer]:
