@@ -52,7 +52,8 @@ class Causes:
     def __init__(
         self, quiet: Quiet, nodes_of: Callable[[Iterable[int]], list[str]], session_timeout_s: float, lag_time_s: float
     ) -> None:
-        """`nodes_of`: of these brokers, and of everything that decides. `lag_time_s`: so long may a replica lag."""
+        """`nodes_of`: of these brokers, and of everything that decides. `session_timeout_s`: so long may a broker be silent;
+        `lag_time_s`: so long may a replica lag."""
         self._quiet = quiet
         self._nodes_of = nodes_of
         self._silent_s = session_timeout_s - 2 * LOOKED_EVERY_S

@@ -126,7 +126,8 @@ class SimCluster:
         self.judge.causes = Causes(
             self._quiet,
             lambda broker_ids: [*map(broker_node, broker_ids), *self._deciding],
-            settings.session_timeout_ms / 1000,
+            settings.session_timeout_ms / 1000
+            + 4 * world.loop.thread_delay_s,  # commits, and what a broker writes down
             settings.replica_lag_time_max_ms / 1000 if self.is_quick else math.inf,
         )
         self.exits: dict[str, int] = {}  # how processes ended, and how often
