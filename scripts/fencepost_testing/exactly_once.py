@@ -18,19 +18,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fencepost.history_format import Operation
+from fencepost_node.log.names import RESET, SNAPSHOT_SUFFIX, offsets_with
+from fencepost_proto.protocol.errors import FencepostError
 from fencepost_proto.protocol.records import read_records
-from fencepost_testing import topic_control
+from fencepost_testing import leader_word, topic_control
 from fencepost_testing.cluster_folder import ClusterFolder
 from fencepost_testing.history_check import Verdict, of_history
 from fencepost_testing.history_check import check_history as history_verdict
 from fencepost_testing.history_files import HistoryFiles, UnreadableHistory, check_history_files
 from fencepost_testing.log_check.findings import Findings, Kind
-from fencepost_testing.replica_check import ReplicaSummary, batches_below, check_older, check_replica, check_same
+from fencepost_testing.replica_check import (
+    ReplicaSummary,
+    Segment,
+    batches_below,
+    check_older,
+    check_replica,
+    check_same,
+)
 from fencepost_testing.replica_files import read_segments, replica_folder
 from fencepost_testing.said_records import SaidRecord, operations_of, said_records
 from fencepost_testing.topic_control import PartitionState
 from fencepost_testing.topic_waits import Settled
-from fencepost_testing.waiting import until
+from fencepost_testing.waiting import NotInTime, until
 
 TIMEOUT_S = 30.0  # for brokers to answer, and for replicas to have what is committed
 _POLL_S = 0.02
@@ -129,7 +138,7 @@ async def judge(
         if settled is None:
             await _check_partition(cluster, state, end, found, timeout_s)
         if says:
-            logs[state.partition] = await asyncio.to_thread(_read_records, cluster, state, end)
+            logs[state.partition] = await asyncio.to_thread(_read_records, cluster, state, end, found)
     found.files.merge(found.findings)
     if says:
         _check_said(found, logs, acknowledged, unknown, handed_out if read is not None else None, ordered=ordered)
@@ -203,40 +212,59 @@ def _whole_summary(cluster: ClusterFolder, broker: int, key: tuple[str, int]) ->
         return summary
 
 
-def _model(cluster: ClusterFolder, state: PartitionState) -> int:
-    """The broker whose replica the others are compared with: the leader, if it runs."""
-    live = _live(cluster, state)
-    return state.leader if state.leader in live else live[0]
-
-
 async def _check_partition(
     cluster: ClusterFolder, state: PartitionState, end: int, found: ExactlyOnce, timeout_s: float
 ) -> None:
     """The committed records of every replica. What is wrong goes to `found`."""
     topic, index = state.topic, state.partition
+    late: list[ReplicaSummary] = []
 
     async def behind() -> list[str]:
         """Replicas that run and do not have everything yet; of those in the in-sync set of now."""
-        nonlocal state
+        nonlocal state, late
         state = await topic_control.partition(cluster, topic, index, timeout_s)
         summaries = await asyncio.to_thread(_summaries, cluster, _live(cluster, state), state, end)
-        return [f"broker {each.broker} ends at {each.end_offset}" for each in summaries if _is_behind(each, end)]
+        late = [each for each in summaries if _is_behind(each, end)]
+        return [f"broker {each.broker} ends at {each.end_offset}" for each in late]
 
     what = f"every replica of {topic}-{index} whose broker runs has the records below {end}"
-    await until(behind, what, timeout_s, holds=lambda late: not late, poll_s=_POLL_S)
-    live, model, key = _live(cluster, state), _model(cluster, state), (topic, index)
-    ordered = [model, *(broker for broker in live if broker != model)]
-    summaries = await asyncio.to_thread(_summaries, cluster, ordered, state, end)
+    live_but_late: set[int] = set()
+    try:
+        await until(behind, what, timeout_s, holds=lambda late: not late, poll_s=_POLL_S)
+    except NotInTime:  # is that a replica that is late, or one that lacks what it has acknowledged?
+        live_but_late = {each.broker for each in late}
+        lacking = {each for each in live_but_late if await _has_all(cluster, state, each, timeout_s)}
+        if not lacking:
+            raise
+        live_but_late -= lacking
+    live, key = _live(cluster, state), (topic, index)
+    looked_at = [broker for broker in live if broker not in live_but_late]
+    looked_at.sort(key=lambda broker: broker != state.leader)
+    summaries = await asyncio.to_thread(_summaries, cluster, looked_at, state, end)
+    summaries.sort(
+        key=lambda each: not each.findings.clean or each.end_offset < end
+    )  # the first is what others must be
+    model = summaries[0]
     for summary in summaries:
         _take(found, summary.findings, cluster, key, summary.broker)
-    _take(found, check_same(summaries, end), cluster, key, model)
+    _take(found, check_same(summaries, end), cluster, key, model.broker)
     for broker in state.replicas:
         if broker not in live:  # what it has may end early, or in what it could not replicate any more
             older = await asyncio.to_thread(_older_summary, cluster, broker, state)
-            _take(found, check_older(older, summaries[0], end), cluster, key, broker)
+            if broker in _live(cluster, state):
+                continue  # it has come back, and changes what it has
+            wrong = check_older(older, model, end)
+            if wrong.clean and not (more := check_older(older, model, end, has_all=True)).clean:
+                wrong = more if await _has_all(cluster, state, broker, timeout_s) else wrong
+            wrong.merge(older.findings)
+            _take(found, wrong, cluster, key, broker)
             summaries.append(older)
     found.replicas_checked += len(summaries)
-    found.records += summaries[0].records
+    found.records += model.records
+
+
+async def _has_all(cluster: ClusterFolder, state: PartitionState, broker: int, timeout_s: float) -> bool:
+    return await leader_word.counts_on(cluster, state.topic, state.partition, broker, timeout_s)
 
 
 def _summaries(cluster: ClusterFolder, brokers: list[int], state: PartitionState, end: int) -> list[ReplicaSummary]:
@@ -251,25 +279,59 @@ def _is_behind(summary: ReplicaSummary, end: int) -> bool:
     return summary.end_offset < end and summary.findings.clean
 
 
-def _summary(cluster: ClusterFolder, broker: int, state: PartitionState, end: int | None) -> ReplicaSummary:
+def _summary(cluster: ClusterFolder, broker: int, state: PartitionState, end: int) -> ReplicaSummary:
     name = f"{state.topic}-{state.partition}"
+    return check_replica(broker, name, _segments(cluster, broker, state), end_offset=end)
+
+
+def _segments(cluster: ClusterFolder, broker: int, state: PartitionState) -> list[Segment]:
     try:
-        segments = list(read_segments(replica_folder(cluster, broker, state.topic, state.partition)))
+        return list(read_segments(replica_folder(cluster, broker, state.topic, state.partition)))
     except FileNotFoundError:  # it has only just been told of the partition
-        segments = []
-    return check_replica(broker, name, segments, end_offset=end)
+        return []
 
 
 def _older_summary(cluster: ClusterFolder, broker: int, state: PartitionState) -> ReplicaSummary:
-    """Of a broker that does not run: its last batch may be half written, and recovery will cut that off."""
-    summary = _summary(cluster, broker, state, None)
-    summary.findings = Findings()
+    """Of a broker that does not run: its last batch may be half written, and recovery will cut that off.
+
+    Its other files tell more: a log that has a folder has a segment; and it reaches to its newest snapshot, which is
+    written when what is below it is safe, and removed before that is truncated.
+    """
+    name = f"{state.topic}-{state.partition}"
+    folder = replica_folder(cluster, broker, state.topic, state.partition)
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if RESET in names:  # what it had is void: it starts over from a snapshot of the leader's
+        return ReplicaSummary(broker, name)
+    segments = _segments(cluster, broker, state)
+    summary = check_replica(broker, name, segments, stopped=True)
+    snapshot = max(offsets_with(sorted(names), SNAPSHOT_SUFFIX), default=0)
+    if names and not segments:
+        summary.findings.add(Kind.CORRUPT, f"broker {broker} {name}: its folder has no segment (a file .log)")
+    elif summary.findings.clean and summary.end_offset < snapshot:
+        text = f"broker {broker} {name} ends at {summary.end_offset}, and has a snapshot of all below {snapshot}"
+        summary.findings.add(Kind.CORRUPT, text)
     return summary
 
 
-def _read_records(cluster: ClusterFolder, state: PartitionState, end: int) -> list[LogRecord]:
-    """The committed ones, by the leader's file."""
-    return list(_records(cluster, _model(cluster, state), (state.topic, state.partition), end))
+def _read_records(cluster: ClusterFolder, state: PartitionState, end: int, found: ExactlyOnce) -> list[LogRecord]:
+    """The committed ones, by the leader's file; where that is damaged, by another's, or by what can be read of one."""
+    longest: list[LogRecord] = []
+    for broker in sorted(_live(cluster, state), key=lambda broker: broker != state.leader):
+        records: list[LogRecord] = []
+        try:
+            records += _records(cluster, broker, (state.topic, state.partition), end)
+        except FileNotFoundError:
+            continue
+        except FencepostError as error:
+            if found.findings.clean:  # batches are whole, and the records in one cannot be read
+                text = f"broker {broker} {state.topic}-{state.partition}: the records cannot be read: {error}"
+                found.findings.add(Kind.CORRUPT, text)
+            continue
+        if len(records) > len(longest):
+            longest = records
+        if records and records[-1].offset + 1 >= end:
+            break
+    return longest
 
 
 def _records(cluster: ClusterFolder, broker: int, key: tuple[str, int], end: int | None) -> Iterator[LogRecord]:

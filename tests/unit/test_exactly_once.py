@@ -203,4 +203,61 @@ def test_a_replica_that_is_down_may_end_early_or_in_what_it_could_not_replicate(
     ):
         found = check_older(replica(2, *batches), model, 5)
         assert found.counts == {Kind.DIVERGED: 1}
-        assert "broker 2 orders-0, which is down, differs from broker 1" in found.examples[0]
+        assert "broker 2 orders-0, which does not run, differs from broker 1" in found.examples[0]
+
+
+def test_a_replica_that_the_leader_counts_on_has_all_that_is_committed() -> None:
+    model = replica(1, batch(0, "ab"), batch(2, "c"), batch(3, "de", leader_epoch=2))
+    whole = [batch(0, "ab"), batch(2, "c"), batch(3, "de", leader_epoch=2)]
+    for batches in (whole, [*whole, batch(5, "f", leader_epoch=2)]):
+        assert check_older(replica(2, *batches), model, 5, has_all=True).clean
+    short = check_older(replica(2, *whole[:2]), model, 5, has_all=True)
+    assert short.examples == [
+        "diverged: broker 2 orders-0, which does not run, ends at 3, below the high watermark 5, and the leader counts on "
+        "it for all below that: broker 2 has offsets 0 to 2; broker 1 has offsets 0 to 4"
+    ]
+    assert "broker 2 has no record" in check_older(replica(2), model, 5, has_all=True).examples[0]
+    replaced = replica(2, *whole[:2], batch(3, "xy", leader_epoch=1))
+    assert check_older(replaced, model, 5).clean, "an older leader's, that was not committed"
+    assert "differs from broker 1 at offset 3" in check_older(replaced, model, 5, has_all=True).examples[0]
+
+
+def test_a_log_that_was_cut_short_ends_early_or_in_the_beginning_of_a_batch() -> None:
+    data = batch(0, "ab") + batch(2, "c") + batch(3, "de")
+    borders = [len(batch(0, "ab")), len(batch(0, "ab") + batch(2, "c")), len(data)]
+    for size in range(len(data) + 1):
+        summary = check_replica(2, "orders-0", [(0, data[:size])], stopped=True)
+        assert summary.findings.clean, f"{size} bytes: {summary.findings.examples}"
+        assert len(summary.batches) == sum(border <= size for border in borders)
+
+
+def _flipped(data: bytes, position: int) -> bytes:
+    return data[:position] + bytes((data[position] ^ 0xFF,)) + data[position + 1 :]
+
+
+def test_what_a_kill_cannot_do_to_a_log_is_damage() -> None:
+    first, second, third = batch(0, "ab"), batch(2, "cd"), batch(4, "ef")
+    data, behind = first + second + third, len(first)
+    damaged = {
+        "all zero": bytes(len(data)),
+        "the first batch": _flipped(data, 3),
+        "a byte in the middle": _flipped(data, behind + len(second) // 2),
+        "a length in the middle, too great": _flipped(data, behind + 9),
+        "a byte of the last batch": _flipped(data, len(data) - 2),
+        "a batch cut out": first + third,
+        "the first batch cut out": second + third,
+        "zeros behind": data + bytes(100),
+        "another batch begun behind": data + batch(9, "x")[:30],
+    }
+    for what, content in damaged.items():
+        found = check_replica(2, "orders-0", [(0, content)], stopped=True).findings
+        assert found.counts[Kind.CORRUPT], what
+        assert "broker 2 orders-0" in found.examples[0]
+    segments = [(0, first + second[:20]), (4, third)]
+    assert check_replica(2, "orders-0", segments, stopped=True).findings.counts == {Kind.CORRUPT: 1}
+
+
+def test_an_empty_log_ends_where_what_was_deleted_ends() -> None:
+    for end in (None, 7):
+        summary = check_replica(1, "orders-0", [(7, b"")], end_offset=end)
+        assert (summary.start_offset, summary.end_offset) == (7, 7)
