@@ -329,8 +329,8 @@ def _read_records(cluster: ClusterFolder, state: PartitionState, end: int, found
             continue
         if len(records) > len(longest):
             longest = records
-        if records and records[-1].offset + 1 >= end:
-            break
+        if records and records[0].offset + len(records) == records[-1].offset + 1 >= end:
+            return records
     return longest
 
 

@@ -121,3 +121,47 @@ def test_a_log_of_a_stopped_broker_reaches_to_its_snapshot(fencepost: LocalClust
         pytest.raises(NotExactlyOnce, match=f"broker {broker} {topic}-0 ends at 0, and has a snapshot of all below 3"),
     ):
         fencepost.check_exactly_once(topic)
+
+
+@pytest.mark.parametrize("damage", [a_flipped_byte, a_hole, DAMAGE["the file deleted"]])
+def test_a_damaged_file_of_the_leader_is_an_assertion_error_also_with_what_was_sent(
+    fencepost: LocalCluster, damage: Callable[[bytes], bytes | None]
+) -> None:
+    topic = fencepost.create_topic()
+    produce(fencepost, topic, "abcdef")
+    fencepost.wait_in_sync(topic)
+    leader = fencepost.leader(topic)
+    with (
+        damaged(log_file(fencepost, leader, topic), damage),
+        pytest.raises(NotExactlyOnce, match=f"broker {leader} {topic}-0") as raised,
+    ):
+        fencepost.check_exactly_once(topic, sent=list("abcdef"), read=list("abcdef"), timeout_s=2)
+    message = str(raised.value)
+    assert not [word for word in ("never read", "unseen") if word in message], "another replica has it all"
+
+
+@pytest.mark.parametrize("left", [0, 2, None])
+def test_a_live_replica_without_what_is_committed_differs(fencepost: LocalCluster, left: int | None) -> None:
+    topic = fencepost.create_topic()
+    produce(fencepost, topic, "abcdef")
+    fencepost.wait_in_sync(topic)
+    broker = follower(fencepost, topic)
+
+    def cut(data: bytes) -> bytes | None:
+        return None if left is None else data[: [position for position, _ in iter_batches(data)][left]]
+
+    match = f"diverged: broker {broker} {topic}-0 ends at {left or 0}, below the high watermark 6: .*has offsets 0 to 5"
+    with damaged(log_file(fencepost, broker, topic), cut), pytest.raises(NotExactlyOnce, match=match):
+        fencepost.check_exactly_once(topic, timeout_s=2)
+    fencepost.check_exactly_once(topic)
+
+
+def test_a_live_replica_that_is_not_in_sync_may_be_late(fencepost: LocalCluster) -> None:
+    topic = fencepost.create_topic()
+    produce(fencepost, topic, "a")
+    fencepost.wait_in_sync(topic)
+    broker = follower(fencepost, topic)
+    fencepost.kill(broker)
+    produce(fencepost, topic, "b")
+    fencepost.start(broker)
+    fencepost.check_exactly_once(topic, sent=["a", "b"])
