@@ -74,8 +74,9 @@ class _Gatherer:
 
 
 def describe(operation: Operation, offsets: tuple[int, ...] = ()) -> str:
-    """One operation in a line; of a poll's records those around `offsets`."""
-    words = [f"{operation.time_ns / 1e9:.6f} s", operation.process, operation.op]
+    """One operation in a line; of a poll's records those around `offsets`. A negative time is not known."""
+    words = [f"{operation.time_ns / 1e9:.6f} s"] if operation.time_ns >= 0 else []
+    words += [operation.process, operation.op]
     if operation.id >= 0:
         words.append(f"#{operation.id}")
     words.append(operation.type)

@@ -105,7 +105,7 @@ class _OutcomeCheck:
     def never_sent(self, number: int) -> None:
         sends = self._sends
         log, offset = self._logs[sends.read_partition[number]], sends.read_offset[number]
-        text = f"{log.name}: {shown(sends.values[number])} was read at offset {offset}, and no one sent it"
+        text = f"{log.name}: {shown(sends.values[number])} stands at offset {offset}, and no one sent it"
         self._findings.add(Anomaly.PHANTOM, text, sends.evidence(number), (offset,))
 
     def foreign(self, number: int) -> None:
@@ -134,8 +134,8 @@ class _OutcomeCheck:
 
     def _lost(self, number: int, log: PartitionLog, read: str) -> None:
         sends, offset = self._sends, self._sends.acked_offset[number]
-        where = f"offset {offset}" if offset != NOWHERE else "an offset no longer known"
-        text = f"{log.name}: {self._told(number)} was acknowledged at {where}; {read} and it was not there"
+        where = f" at offset {offset}" if offset != NOWHERE else ""
+        text = f"{log.name}: {self._told(number)} was acknowledged{where}; {read} and it was not there"
         self._findings.add(Anomaly.LOST_WRITE, text, (*sends.evidence(number), *self._instead(log, offset)), (offset,))
 
     def _instead(self, log: PartitionLog, offset: int) -> tuple[int, ...]:
@@ -146,8 +146,8 @@ class _OutcomeCheck:
 
     def _unseen(self, number: int, log: PartitionLog) -> None:
         offset = self._sends.acked_offset[number]
-        where = f"offset {offset}" if offset != NOWHERE else "an offset no longer known"
-        text = f"{log.name}: {self._told(number)} was acknowledged at {where}, and no one read it"
+        where = f" at offset {offset}" if offset != NOWHERE else ""
+        text = f"{log.name}: {self._told(number)} was acknowledged{where}, and no read has found it"
         self._findings.add(Anomaly.UNSEEN, text, self._sends.evidence(number), (offset,))
 
     def _told(self, number: int) -> str:

@@ -53,7 +53,8 @@ class PartitionLog:
 
     @property
     def name(self) -> str:
-        return f"{self.topic}-{self.partition}"
+        """The topic alone where an acknowledgement did not say which partition it is."""
+        return f"{self.topic}-{self.partition}" if self.partition >= 0 else self.topic
 
     # ---- What stands where ----
 
