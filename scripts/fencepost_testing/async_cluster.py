@@ -334,12 +334,18 @@ class AsyncLocalCluster(ClusterFolder):
         Raises `NotExactlyOnce`, an AssertionError, with the records around the first wrong one.
 
         Every batch is whole, offsets have no hole, each producer's sequence numbers have no repeat and no gap, and the
-        replicas are the same below the high watermark; those of brokers that are down, as far as they came.
+        replicas are the same below the high watermark; those of brokers that are down or paused, as far as they came.
+        How far that is can be known where the leader counts on the replica, or where a snapshot of its own says it.
 
         `sent`: records that were acknowledged, in the order of sending: their values, or a client's own objects with
-        `value` and perhaps `partition` and `offset`. Each has to be there once, in that order unless not `ordered` (they
-        went to several producers), and nothing else. `unacknowledged`: those whose outcome is not known; each may be there
-        once. `read`: what a consumer was handed: everything, each record once, as it stands in the log.
+        `value` and perhaps `topic`, `partition` and `offset`. Each has to be there once, in that order unless not `ordered`
+        (they went to several producers), and nothing else. `unacknowledged`: those whose outcome is not known; each may be
+        there once. Without `sent`, others may have sent what else is there. `read`: what a consumer was handed: everything,
+        each record once, as it stands in the log, those of each partition in its order, `ordered` or not.
+
+        Values tell records apart, so those that were sent differ from each other; equal ones are told apart by partition
+        and offset where each of them carries both. What was deleted from the beginning of the log is not missed; but what
+        was sent and has left the files too has to carry its place, or to be left out.
         """
         from fencepost_testing.exactly_once import check_exactly_once
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from fencepost_testing.replica_check import (
     check_same,
 )
 from fencepost_testing.replica_files import read_segments, replica_folder
-from fencepost_testing.said_records import SaidRecord, operations_of, said_records
+from fencepost_testing.said_records import SaidRecord, StoredLog, operations_of, said_records
 from fencepost_testing.topic_control import PartitionState
 from fencepost_testing.topic_waits import Settled
 from fencepost_testing.waiting import NotInTime, until
@@ -126,10 +126,13 @@ async def judge(
     next two are of these: whether a key in two partitions is wrong, and what is given each operation.
     """
     found = ExactlyOnce(topic)
-    acknowledged = None if sent is None else said_records(sent, "sent")
-    unknown, handed_out = said_records(unacknowledged, "unacknowledged"), said_records(read or (), "read")
-    says = acknowledged is not None or read is not None
-    logs: dict[int, list[LogRecord]] = {}
+    if not isinstance(topic, str) or not topic:
+        raise TypeError(f"topic {topic!r}: the name of a topic is wanted, which is text")
+    acknowledged = None if sent is None else said_records(sent, "sent", topic)
+    unknown = said_records(unacknowledged, "unacknowledged", topic)
+    handed_out = None if read is None else said_records(read, "read", topic)
+    says = acknowledged is not None or bool(unknown) or handed_out is not None
+    logs: list[StoredLog] = []
     if settled is not None:
         for partition, brokers in settled.replicas.items():
             await _check_settled(cluster, (topic, partition), brokers, settled.ends[partition], found)
@@ -138,10 +141,12 @@ async def judge(
         if settled is None:
             await _check_partition(cluster, state, end, found, timeout_s)
         if says:
-            logs[state.partition] = await asyncio.to_thread(_read_records, cluster, state, end, found)
+            start = await leader_word.log_start(cluster, topic, state.partition, timeout_s)
+            records = await asyncio.to_thread(_read_records, cluster, state, end, found)
+            logs.append(StoredLog(state.partition, [(record.offset, record.value) for record in records], start))
     found.files.merge(found.findings)
     if says:
-        _check_said(found, logs, acknowledged, unknown, handed_out if read is not None else None, ordered=ordered)
+        _check_said(found, logs, acknowledged, unknown, handed_out, ordered=ordered)
     if history:
         await asyncio.to_thread(
             judge_history, found, history, one_partition_per_key=one_partition_per_key, on_operation=on_operation
@@ -376,15 +381,14 @@ def _shown(data: bytes | None) -> str:
 
 def _check_said(
     found: ExactlyOnce,
-    logs: Mapping[int, list[LogRecord]],
+    logs: list[StoredLog],
     sent: list[SaidRecord] | None,
     unacknowledged: list[SaidRecord],
     read: list[SaidRecord] | None,
     *,
     ordered: bool,
 ) -> None:
-    stored = [(index, [(record.offset, record.value) for record in records]) for index, records in sorted(logs.items())]
-    operations, unplaced = operations_of(found.topic, stored, sent, unacknowledged, read, ordered=ordered)
+    operations, unplaced = operations_of(found.topic, logs, sent, unacknowledged, read, ordered=ordered)
     for text in unplaced:
         found.findings.add(Kind.MISREAD, text)
         found.details.append(f"  {Kind.MISREAD}: {text}")

@@ -1,20 +1,33 @@
 """What a test says that it sent and read, as operations of a history. Pure.
 
 A record may be said as its value alone, or as any client's own object: an attribute or method `value`, and `partition`,
-`offset` and `key` where there are. Values identify records, so those that were sent must differ from each other.
+`offset` and `topic` where there are. Values identify records, so those that were sent must differ from each other. Only
+where all records of one value carry partition and offset, these tell them apart: the history then has them in the value.
+
+What lies below a log's start has been deleted: it is asked of no one. It may have been sent, which files may still show, and
+read before, which is not looked at.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from typing import NamedTuple
 
 from fencepost.history_format import Operation, Value
 from fencepost_testing.failures import CommandFailed
 
-Stored = Sequence[tuple[int, Sequence[tuple[int, bytes | None]]]]  # partitions, and their records' offsets and values
 READER, SENDER, LOG = "read", "sent", "log"
+_NO_TIME = -1  # of an operation: only the order is known
+
+
+class StoredLog(NamedTuple):
+    """What stands in a partition's file."""
+
+    partition: int
+    records: Sequence[tuple[int, bytes | None]]  # offset and value
+    start_offset: int = 0  # what is below has been deleted, though the file may still have it
 
 
 class NotARecord(CommandFailed, TypeError):
@@ -29,13 +42,21 @@ class SaidRecord:
     partition: int = -1  # not told
     offset: int = -1
 
+    @property
+    def has_place(self) -> bool:
+        return self.partition >= 0 and self.offset >= 0
 
-def said_records(records: Iterable[object], what: str) -> list[SaidRecord]:
-    """Raises NotARecord, naming the one."""
-    return [_said(record, what) for record in records]
+
+def said_records(records: object, what: str, topic: str) -> list[SaidRecord]:
+    """Raises NotARecord, naming the one that is none, or is of another topic."""
+    if isinstance(records, str | bytes | bytearray | memoryview):
+        raise NotARecord(f"{what}={records!r}: this is one value, and records are wanted: {what}=[{records!r}]")
+    if not isinstance(records, Iterable):
+        raise NotARecord(f"{what}={records!r}: records are wanted, in a list or any other iterable")
+    return [_said(record, what, topic) for record in records]
 
 
-def _said(record: object, what: str) -> SaidRecord:
+def _said(record: object, what: str, topic: str) -> SaidRecord:
     if isinstance(record, str | bytes | bytearray | memoryview):
         return SaidRecord(_bytes(record, what))
     if not hasattr(record, "value"):
@@ -43,6 +64,9 @@ def _said(record: object, what: str) -> SaidRecord:
     error = getattr(record, "error", None)
     if callable(error) and error() is not None:
         raise NotARecord(f"{what}: {record!r} is no record, but the error {error()}")
+    of_topic = _get(record, "topic")
+    if isinstance(of_topic, str) and of_topic != topic:
+        raise NotARecord(f"{what}: {record!r} is a record of topic {of_topic!r}, and topic {topic!r} is checked")
     return SaidRecord(
         _bytes(_get(record, "value"), what), _number(_get(record, "partition")), _number(_get(record, "offset"))
     )
@@ -67,7 +91,7 @@ def _bytes(value: object, what: str) -> bytes:
 
 def operations_of(
     topic: str,
-    stored: Stored,
+    stored: Sequence[StoredLog],
     sent: list[SaidRecord] | None,
     unacknowledged: list[SaidRecord],
     read: list[SaidRecord] | None,
@@ -76,97 +100,137 @@ def operations_of(
 ) -> tuple[list[Operation], list[str]]:
     """The history of all sends, of what was read, and of the log itself as its final read.
 
-    `ordered`: all were handed to one producer, in this order. The second value: what was read and can be nowhere.
+    `ordered`: all were handed to one producer, in this order. The second value: what was read and can be nowhere, and what
+    nobody read.
     """
-    clock = count(1)
-    operations = list(_sends(topic, clock, sent or [], unacknowledged, ordered=ordered))
+    said = [*(sent or ()), *unacknowledged]
+    story = _Story(topic, stored, said, _told_by_place(said, read or []), whole=sent is not None or read is not None)
+    operations = list(story.sends(sent or [], unacknowledged, ordered=ordered))
     unplaced: list[str] = []
     if read is not None:
-        operations += _reads(topic, clock, stored, read, unplaced)
-    for partition, records in stored:
-        start = records[0][0] if records else 0
-        end = records[-1][0] + 1 if records else 0
-        operations.append(Operation(LOG, next(clock), "invoke", "final", topic=topic, partition=partition))
-        operations.append(Operation(LOG, next(clock), "ok", "seek", topic=topic, partition=partition, offset=start))
-        if records:
-            operations.append(
-                Operation(LOG, next(clock), "ok", "poll", topic=topic, partition=partition, records=_said_as(records))
-            )
-        operations.append(
-            Operation(
-                LOG, next(clock), "ok", "final", topic=topic, partition=partition, start_offset=start, end_offset=end
-            )
-        )
+        operations += story.reads(read, unplaced)
+    for log in stored:
+        operations += story.final_read(log)
     return operations, unplaced
 
 
-def _sends(
-    topic: str, clock: Iterator[int], sent: list[SaidRecord], unacknowledged: list[SaidRecord], *, ordered: bool
-) -> Iterator[Operation]:
-    seen: set[bytes] = set()
-    records = [(record, True) for record in sent] + [(record, False) for record in unacknowledged]
-    for number, (record, acknowledged) in enumerate(records):
-        if record.value in seen:
-            raise NotARecord(f"sent: {record.value!r} twice; records are told apart by their values")
-        seen.add(record.value)
-        process = SENDER if ordered and acknowledged else f"{SENDER} {number}"
-        value = _text(record.value)
-        yield Operation(process, next(clock), "invoke", "send", id=number, topic=topic, value=value)
-        if acknowledged:
-            yield Operation(
-                process,
-                next(clock),
-                "ok",
-                "send",
-                id=number,
-                topic=topic,
-                partition=record.partition,
-                offset=record.offset if record.partition >= 0 else -1,
+def _told_by_place(said: list[SaidRecord], read: list[SaidRecord]) -> set[bytes]:
+    """The values of several records, each of which carries its place: of those that were sent; without any, of those that
+    were read. Raises NotARecord where what was sent cannot be told apart."""
+    by_value: dict[bytes, list[SaidRecord]] = defaultdict(list)
+    for record in said or read:
+        by_value[record.value].append(record)
+    by_place = set()
+    for value, records in by_value.items():
+        if len(records) == 1:
+            continue
+        if len({(each.partition, each.offset) for each in records if each.has_place}) == len(records):
+            by_place.add(value)
+        elif said:
+            raise NotARecord(
+                f"sent: {value!r} {'twice' if len(records) == 2 else f'{len(records)} times'}; records are told apart by "
+                "their values, or by partition and offset where each carries both and no two the same"
             )
+    return by_place
 
 
-def _reads(
-    topic: str, clock: Iterator[int], stored: Stored, read: list[SaidRecord], unplaced: list[str]
-) -> Iterator[Operation]:
-    """Each as one poll, at the place that it names or at which its value stands."""
-    places: dict[bytes, list[tuple[int, int]]] = {}
-    for partition, records in stored:
-        for offset, value in records:
-            places.setdefault(value or b"", []).append((partition, offset))
-    begun: set[int] = set()
-    handed: set[tuple[int, int]] = set()
-    for record in read:
-        place = (record.partition, record.offset)
-        if min(place) < 0:
-            found = places.get(record.value, [])
-            if not found:
-                unplaced.append(f"{record.value!r} was read, and is not in the log of {topic!r}")
+class _Story:
+    """Tells operations of one topic."""
+
+    def __init__(
+        self, topic: str, stored: Sequence[StoredLog], said: list[SaidRecord], by_place: set[bytes], *, whole: bool
+    ) -> None:
+        self._topic = topic
+        self._stored = stored
+        self._starts = {log.partition: log.start_offset for log in stored}
+        self._by_place = by_place
+        self._whole = whole  # all that is in the log is looked at, not only what the test has sent
+        self._said = {self._identity(each.value, each.partition, each.offset) for each in said}
+
+    def _identity(self, value: bytes, partition: int, offset: int) -> Value:
+        """The value by which the history knows a record: text where it is UTF-8."""
+        if value in self._by_place:
+            value += f" ({self._topic}-{partition} offset {offset})".encode()
+        return _text(value)
+
+    def sends(self, sent: list[SaidRecord], unacknowledged: list[SaidRecord], *, ordered: bool) -> Iterator[Operation]:
+        records = [(record, True) for record in sent] + [(record, False) for record in unacknowledged]
+        for number, (record, acknowledged) in enumerate(records):
+            process = SENDER if ordered and acknowledged else f"{SENDER} {number}"
+            value = self._identity(record.value, record.partition, record.offset)
+            yield Operation(process, _NO_TIME, "invoke", "send", id=number, topic=self._topic, value=value)
+            if acknowledged:
+                yield Operation(
+                    process,
+                    _NO_TIME,
+                    "ok",
+                    "send",
+                    id=number,
+                    topic=self._topic,
+                    partition=record.partition,
+                    offset=record.offset if record.partition >= 0 else -1,
+                )
+
+    def reads(self, read: list[SaidRecord], unplaced: list[str]) -> Iterator[Operation]:
+        """Each as one poll, at the place that it names or at which its value stands."""
+        topic = self._topic
+        places: dict[bytes, list[tuple[int, int]]] = defaultdict(list)
+        for log in self._stored:
+            for offset, standing in log.records:
+                places[standing or b""].append((log.partition, offset))
+        standing_at = {place for found in places.values() for place in found}
+        begun: set[int] = set()
+        handed: set[tuple[int, int]] = set()
+        for record in read:
+            partition, offset = record.partition, record.offset
+            if not record.has_place:
+                found = places.get(record.value, [])
+                if not found:
+                    unplaced.append(f"{record.value!r} was read, and is not in the log of {topic!r}")
+                    continue
+                partition, offset = next((each for each in found if each not in handed), found[0])
+            handed.add((partition, offset))
+            if offset < self._starts.get(partition, 0):
                 continue
-            place = next((each for each in found if each not in handed), found[0])
-        handed.add(place)
-        partition, offset = place
-        if partition not in begun:  # it may have begun anywhere
-            begun.add(partition)
-            yield Operation(READER, next(clock), "ok", "seek", topic=topic, partition=partition, offset=offset)
-        yield Operation(
-            READER,
-            next(clock),
-            "ok",
-            "poll",
-            topic=topic,
-            partition=partition,
-            records=((offset, _text(record.value)),),
-        )
-    for partition, records in stored:
-        missed = [offset for offset, _ in records if (partition, offset) not in handed]
-        if missed:
-            unplaced.append(
-                f"{len(missed)} records of {topic}-{partition} were never read, the first at offset {missed[0]}"
+            if (partition, offset) not in standing_at:
+                where = f"{topic}-{partition} offset {offset}"
+                unplaced.append(f"{record.value!r} was read at {where}, where the log has no record")
+                continue
+            value = self._identity(record.value, partition, offset)
+            if partition not in begun:  # it may have begun anywhere
+                begun.add(partition)
+                yield Operation(READER, _NO_TIME, "ok", "seek", topic=topic, partition=partition, offset=offset)
+            yield Operation(
+                READER, _NO_TIME, "ok", "poll", topic=topic, partition=partition, records=((offset, value),)
             )
+        for log in self._stored:
+            missed = [
+                offset
+                for offset, _ in log.records
+                if offset >= log.start_offset and (log.partition, offset) not in handed
+            ]
+            name = f"{topic}-{log.partition}"
+            if len(missed) == 1:
+                unplaced.append(f"1 record of {name} was never read, at offset {missed[0]}")
+            elif missed:
+                unplaced.append(f"{len(missed)} records of {name} were never read, the first at offset {missed[0]}")
 
-
-def _said_as(records: Sequence[tuple[int, bytes | None]]) -> tuple[tuple[int, Value], ...]:
-    return tuple((offset, None if value is None else _text(value)) for offset, value in records)
+    def final_read(self, log: StoredLog) -> Iterator[Operation]:
+        records: list[tuple[int, Value]] = []
+        for offset, standing in log.records:
+            value = None if standing is None else self._identity(standing, log.partition, offset)
+            if (self._whole and offset >= log.start_offset) or value in self._said:
+                records.append((offset, value))
+        start = records[0][0] if records else log.start_offset
+        end = records[-1][0] + 1 if records else start
+        topic, partition = self._topic, log.partition
+        yield Operation(LOG, _NO_TIME, "invoke", "final", topic=topic, partition=partition)
+        yield Operation(LOG, _NO_TIME, "ok", "seek", topic=topic, partition=partition, offset=start)
+        if records:
+            yield Operation(LOG, _NO_TIME, "ok", "poll", topic=topic, partition=partition, records=tuple(records))
+        yield Operation(
+            LOG, _NO_TIME, "ok", "final", topic=topic, partition=partition, start_offset=start, end_offset=end
+        )
 
 
 def _text(value: bytes) -> str | bytes:

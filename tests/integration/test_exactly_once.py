@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import confluent_kafka
+import confluent_kafka.admin
 import pytest
 
 from fencepost_proto.protocol.record_batch import iter_batches
@@ -165,3 +166,32 @@ def test_a_live_replica_that_is_not_in_sync_may_be_late(fencepost: LocalCluster)
     produce(fencepost, topic, "b")
     fencepost.start(broker)
     fencepost.check_exactly_once(topic, sent=["a", "b"])
+
+
+def test_what_is_deleted_is_asked_of_no_one(fencepost: LocalCluster) -> None:
+    topic = fencepost.create_topic()
+    produce(fencepost, topic, "abcdef")
+    admin = confluent_kafka.admin.AdminClient({"bootstrap.servers": fencepost.kafka_bootstrap})
+    (deleted,) = admin.delete_records([confluent_kafka.TopicPartition(topic, 0, 3)]).values()
+    assert deleted.result().low_watermark == 3
+    for told in ("def", "abcdef"):
+        fencepost.check_exactly_once(topic, sent=list(told), read=list(told))
+    with pytest.raises(NotExactlyOnce, match=r"1 record of .*-0 was never read, at offset 4"):
+        fencepost.check_exactly_once(topic, read=list("df"))
+
+
+def test_records_of_unknown_outcome_alone_are_judged(fencepost: LocalCluster) -> None:
+    topic = fencepost.create_topic()
+    produce(fencepost, topic, "abxbx")
+    fencepost.check_exactly_once(topic, unacknowledged=["a", "z"])
+    with pytest.raises(NotExactlyOnce, match="duplicate: 'x' is at"):
+        fencepost.check_exactly_once(topic, unacknowledged=["x"])
+
+
+def test_what_is_no_topic_and_no_list_of_records_is_refused(fencepost: LocalCluster) -> None:
+    with pytest.raises(TypeError, match="topic None: the name of a topic is wanted"):
+        fencepost.check_exactly_once(None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="unacknowledged=None: records are wanted"):
+        fencepost.check_exactly_once("orders", unacknowledged=None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="sent='text': this is one value"):
+        fencepost.check_exactly_once("orders", sent="text")

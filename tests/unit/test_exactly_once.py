@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from fencepost_proto.protocol.records import BatchBuilder, Compression
 from fencepost_testing import NotExactlyOnce, check_history
 from fencepost_testing.log_check.findings import Kind
 from fencepost_testing.replica_check import ReplicaSummary, batches_below, check_older, check_replica
-from fencepost_testing.said_records import NotARecord, SaidRecord, operations_of, said_records
+from fencepost_testing.said_records import NotARecord, SaidRecord, StoredLog, operations_of, said_records
 
 TOPIC = "orders"
 
@@ -25,6 +26,7 @@ class OfAClient:
     value: bytes | None
     partition: int = -1
     offset: int | None = None
+    topic: str = TOPIC
 
 
 class OfLibrdkafka:
@@ -42,26 +44,28 @@ class OfLibrdkafka:
     def offset(self) -> int:
         return 7
 
+    def topic(self) -> str:
+        return TOPIC
+
     def error(self) -> str | None:
         return self._error
 
 
-def wrong(
-    log: str,
+def wrong_in(
+    stored: list[StoredLog],
     *,
-    sent: str | None = None,
-    unacknowledged: str = "",
-    read: str | None = None,
+    sent: Iterable[object] | None = None,
+    unacknowledged: Iterable[object] = (),
+    read: Iterable[object] | None = None,
     ordered: bool = True,
 ) -> str:
-    """What is found in a partition whose records are the letters of `log`; empty: nothing."""
-    stored = [(0, [(offset, letter.encode()) for offset, letter in enumerate(log)])]
+    """What is found; empty: nothing."""
     operations, unplaced = operations_of(
         TOPIC,
         stored,
-        None if sent is None else said_records(sent, "sent"),
-        said_records(unacknowledged, "unacknowledged"),
-        None if read is None else said_records(read, "read"),
+        None if sent is None else said_records(sent, "sent", TOPIC),
+        said_records(unacknowledged, "unacknowledged", TOPIC),
+        None if read is None else said_records(read, "read", TOPIC),
         ordered=ordered,
     )
     found = "\n".join(unplaced)
@@ -72,8 +76,27 @@ def wrong(
     return found
 
 
+def wrong(
+    log: str,
+    *,
+    sent: str | None = None,
+    unacknowledged: str = "",
+    read: str | None = None,
+    ordered: bool = True,
+    start_offset: int = 0,
+) -> str:
+    """What is found in a partition whose records are the letters of `log`."""
+    return wrong_in(
+        [StoredLog(0, [(offset, letter.encode()) for offset, letter in enumerate(log)], start_offset)],
+        sent=None if sent is None else list(sent),
+        unacknowledged=list(unacknowledged),
+        read=None if read is None else list(read),
+        ordered=ordered,
+    )
+
+
 def test_values_and_the_records_of_all_clients_are_records() -> None:
-    told = said_records(["ü", b"b", OfAClient(b"c"), OfAClient(b"d", 2, 9), OfLibrdkafka(b"e")], "sent")
+    told = said_records(["ü", b"b", OfAClient(b"c"), OfAClient(b"d", 2, 9), OfLibrdkafka(b"e")], "sent", TOPIC)
     assert told == [
         SaidRecord("ü".encode()),
         SaidRecord(b"b"),
@@ -90,11 +113,26 @@ def test_values_and_the_records_of_all_clients_are_records() -> None:
         (None, "read: None is neither a value"),
         (OfAClient(None), "read: a record's value is None; only bytes or text"),
         (OfLibrdkafka(b"", "Local: Timed out"), "is no record, but the error Local: Timed out"),
+        (OfAClient(b"a", topic="paid"), "is a record of topic 'paid', and topic 'orders' is checked"),
     ],
 )
 def test_what_is_no_record_is_refused_by_name(record: object, message: str) -> None:
     with pytest.raises(NotARecord, match=message):
-        said_records([record], "read")
+        said_records([record], "read", TOPIC)
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ("text", r"sent='text': this is one value, and records are wanted: sent=\['text'\]"),
+        (b"bytes", "sent=b'bytes': this is one value"),
+        (5, "sent=5: records are wanted, in a list"),
+        (None, "sent=None: records are wanted, in a list"),
+    ],
+)
+def test_what_is_no_list_of_records_is_refused(records: object, message: str) -> None:
+    with pytest.raises(NotARecord, match=message):
+        said_records(records, "sent", TOPIC)
 
 
 def test_what_was_sent_twice_cannot_be_told_apart() -> None:
@@ -108,6 +146,7 @@ def test_a_log_that_is_right_is_found_right() -> None:
     assert wrong("abx", sent="ab", unacknowledged="xy") == ""
     assert wrong("", sent="", read="") == ""
     assert wrong("abc") == ""
+    assert wrong("abbc", unacknowledged="cx") == "", "without sent, others may have sent the rest, and equal values"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +158,9 @@ def test_a_log_that_is_right_is_found_right() -> None:
         ("1 reordered", "acb", {"sent": "abc"}),
         ("1 phantom", "abz", {"sent": "ab"}),
         ("1 nonmonotonic-poll", "abc", {"read": "abbc"}),
-        ("1 records of orders-0 were never read, the first at offset 1", "abc", {"read": "ac"}),
+        ("1 record of orders-0 was never read, at offset 1", "abc", {"read": "ac"}),
+        ("2 records of orders-0 were never read, the first at offset 1", "abcd", {"read": "ad"}),
+        ("1 duplicate", "axbx", {"unacknowledged": "x"}),
         ("b'z' was read, and is not in the log", "abc", {"read": "abcz"}),
     ],
 )
@@ -128,17 +169,57 @@ def test_a_log_that_is_wrong_is_found_out_with_the_records_around_it(
 ) -> None:
     message = wrong(log, **said)  # type: ignore[arg-type]
     assert found in message
-    if "records" not in found and "was read" not in found:
+    if "never read" not in found and "was read" not in found:
         assert "> " in message, "the evidence is marked among the operations around it"
 
 
 def test_a_reader_that_names_places_is_compared_with_what_stands_there() -> None:
-    stored = [(0, [(0, b"a"), (1, b"b")])]
-    read = said_records([OfAClient(b"a", 0, 0), OfAClient(b"x", 0, 1)], "read")
-    operations, unplaced = operations_of(TOPIC, stored, None, [], read, ordered=True)
-    assert unplaced == []
-    with pytest.raises(NotExactlyOnce, match="inconsistent-offsets"):
-        check_history(operations, foreign_records=True)
+    stored = [StoredLog(0, [(0, b"a"), (1, b"b")])]
+    assert "inconsistent-offsets" in wrong_in(stored, read=[OfAClient(b"a", 0, 0), OfAClient(b"x", 0, 1)])
+    behind = wrong_in(stored, read=[OfAClient(b"a", 0, 0), OfAClient(b"b", 0, 1), OfAClient(b"c", 0, 2)])
+    assert behind == "b'c' was read at orders-0 offset 2, where the log has no record"
+
+
+def test_what_is_deleted_is_asked_of_no_one() -> None:
+    for told in ("def", "abcdef", "bdef"):
+        assert wrong("abcdef", sent=told, start_offset=3) == ""
+        assert wrong("abcdef", read=told, start_offset=3) == ""
+    assert wrong("abcdef", sent="def", read="abcdef", start_offset=3) == ""
+    assert "1 record of orders-0 was never read, at offset 4" in wrong("abcdef", read="df", start_offset=3)
+    assert "1 phantom" in wrong("abcdef", sent="df", start_offset=3)
+    assert "1 duplicate" in wrong("abcdea", sent="abcde", start_offset=3), "the file has both still"
+    cut = [StoredLog(0, [(3, b"d"), (4, b"e")], 3)]  # the segment is gone
+    placed = [OfAClient(value.encode(), 0, offset) for offset, value in enumerate("abcde")]
+    assert wrong_in(cut, sent=placed, read=placed) == ""
+    assert wrong_in([StoredLog(0, [], 5)], sent=placed, read=placed) == ""
+
+
+def test_equal_values_are_told_apart_by_their_places() -> None:
+    stored = [StoredLog(0, [(0, b"v")]), StoredLog(1, [(0, b"v")])]
+    both = [OfAClient(b"v", 0, 0), OfAClient(b"v", 1, 0)]
+    assert wrong_in(stored, sent=both, read=both) == ""
+    assert wrong_in(stored, sent=both, read=["v", "v"]) == ""
+    assert wrong_in(stored, read=both) == ""
+    assert "was never read, at offset 0" in wrong_in(stored, sent=both, read=both[:1])
+    assert "1 duplicate" in wrong_in(stored, sent=both[:1])
+    assert "1 duplicate" in wrong_in(stored, read=["v", "v"])
+    assert "phantom: orders-1: 'v (orders-1 offset 1)' stands at offset 1" in wrong_in(
+        [stored[0], StoredLog(1, [(0, b"v"), (1, b"v")])], sent=both
+    )
+    assert "1 lost-write" in wrong_in([stored[0], StoredLog(1, [])], sent=both)
+    for twice in ([both[0], both[0]], [both[0], OfAClient(b"v")], ["v", "v"]):
+        with pytest.raises(
+            NotARecord, match="sent: b'v' twice; records are told apart by their values, or by partition"
+        ):
+            wrong_in(stored, sent=twice)
+
+
+def test_the_message_says_no_more_than_is_known() -> None:
+    missing = wrong("ac", sent="abc")
+    assert "unseen: orders: 'b' of sent was acknowledged, and no read has found it" in missing
+    assert " s sent" not in missing, "the times of what a test says are not known"
+    foreign = wrong("az", sent="a")
+    assert "phantom: orders-0: 'z' stands at offset 1, and no one sent it" in foreign
 
 
 def test_recorded_histories_are_judged_from_files_and_from_lines(tmp_path: Path) -> None:
