@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fencepost.history_format import Operation
-from fencepost_node.log.names import RESET, SNAPSHOT_SUFFIX, offsets_with
+from fencepost_node.log.names import PARTITION_METADATA, RESET, SNAPSHOT_SUFFIX, PartitionIdentity, offsets_with
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_proto.protocol.records import read_records
 from fencepost_testing import leader_word, topic_control
@@ -255,7 +255,7 @@ async def _check_partition(
     _take(found, check_same(summaries, end), cluster, key, model.broker)
     for broker in state.replicas:
         if broker not in live:  # what it has may end early, or in what it could not replicate any more
-            older = await asyncio.to_thread(_older_summary, cluster, broker, state)
+            older = await asyncio.to_thread(_older_summary, cluster, broker, state, model.broker)
             if broker in _live(cluster, state):
                 continue  # it has come back, and changes what it has
             wrong = check_older(older, model, end)
@@ -296,16 +296,18 @@ def _segments(cluster: ClusterFolder, broker: int, state: PartitionState) -> lis
         return []
 
 
-def _older_summary(cluster: ClusterFolder, broker: int, state: PartitionState) -> ReplicaSummary:
+def _older_summary(cluster: ClusterFolder, broker: int, state: PartitionState, model_broker: int) -> ReplicaSummary:
     """Of a broker that does not run: its last batch may be half written, and recovery will cut that off.
 
     Its other files tell more: a log that has a folder has a segment; and it reaches to its newest snapshot, which is
-    written when what is below it is safe, and removed before that is truncated.
+    written when what is below it is safe, and removed before that is truncated. What it has of a topic of this name that
+    was deleted since is void, and so is what it was about to replace by a snapshot of the leader's.
     """
     name = f"{state.topic}-{state.partition}"
     folder = replica_folder(cluster, broker, state.topic, state.partition)
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if RESET in names:  # what it had is void: it starts over from a snapshot of the leader's
+    of_model = _topic_id(replica_folder(cluster, model_broker, state.topic, state.partition))
+    if RESET in names or of_model not in ("", _topic_id(folder) or of_model):
         return ReplicaSummary(broker, name)
     segments = _segments(cluster, broker, state)
     summary = check_replica(broker, name, segments, stopped=True)
@@ -374,6 +376,15 @@ def _around(cluster: ClusterFolder, broker: int, key: tuple[str, int], offset: i
 def _shown(data: bytes | None) -> str:
     text = repr(data)
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}… ({len(data or b'')} bytes)"
+
+
+def _topic_id(folder: Path) -> str:
+    """Empty: not known."""
+    try:
+        identity = PartitionIdentity.decode((folder / PARTITION_METADATA).read_bytes())
+    except FileNotFoundError:
+        return ""
+    return identity.topic_id if identity is not None else ""
 
 
 # ---- What a test says ----

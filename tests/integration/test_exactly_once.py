@@ -124,6 +124,19 @@ def test_a_log_of_a_stopped_broker_reaches_to_its_snapshot(fencepost: LocalClust
         fencepost.check_exactly_once(topic)
 
 
+def test_a_stopped_broker_may_have_the_log_of_a_topic_that_was_deleted_since(fencepost: LocalCluster) -> None:
+    topic = fencepost.create_topic()
+    produce(fencepost, topic, "abc")
+    fencepost.wait_in_sync(topic)
+    broker = follower(fencepost, topic)
+    fencepost.kill(broker)
+    fencepost.delete_topic(topic)
+    fencepost.create_topic(topic)
+    produce(fencepost, topic, "xyz")
+    assert log_file(fencepost, broker, topic).exists()
+    fencepost.check_exactly_once(topic, sent=list("xyz"))
+
+
 @pytest.mark.parametrize("damage", [a_flipped_byte, a_hole, DAMAGE["the file deleted"]])
 def test_a_damaged_file_of_the_leader_is_an_assertion_error_also_with_what_was_sent(
     fencepost: LocalCluster, damage: Callable[[bytes], bytes | None]
