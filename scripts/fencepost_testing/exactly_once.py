@@ -299,9 +299,10 @@ def _segments(cluster: ClusterFolder, broker: int, state: PartitionState) -> lis
 def _older_summary(cluster: ClusterFolder, broker: int, state: PartitionState, model_broker: int) -> ReplicaSummary:
     """Of a broker that does not run: its last batch may be half written, and recovery will cut that off.
 
-    Its other files tell more: a log that has a folder has a segment; and it reaches to its newest snapshot, which is
-    written when what is below it is safe, and removed before that is truncated. What it has of a topic of this name that
-    was deleted since is void, and so is what it was about to replace by a snapshot of the leader's.
+    Its other files tell more: a log that has a folder has a segment; and it reaches to its newest snapshot, which is written
+    when what is below it is safe, and removed before that is truncated. Void is what it has of a topic of this name that was
+    deleted since, and what it was about to replace by a snapshot of the leader's. Without a folder it may never have been
+    told of the partition.
     """
     name = f"{state.topic}-{state.partition}"
     folder = replica_folder(cluster, broker, state.topic, state.partition)
@@ -343,7 +344,9 @@ def _read_records(cluster: ClusterFolder, state: PartitionState, end: int, found
 
 def _records(cluster: ClusterFolder, broker: int, key: tuple[str, int], end: int | None) -> Iterator[LogRecord]:
     folder = replica_folder(cluster, broker, *key)
-    for _, data in read_segments(folder):
+    for base_offset, data in read_segments(folder):
+        if end is not None and base_offset >= end:
+            break
         for header, batch in batches_below(data, end):
             for number, record in enumerate(read_records(bytes(batch))):
                 sequence = (header.base_sequence + number) % 2**31 if header.idempotent else -1

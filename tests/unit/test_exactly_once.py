@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from fencepost.history_format import Operation, to_line
 from fencepost_proto.protocol.record_batch import stamp
 from fencepost_proto.protocol.records import BatchBuilder, Compression
 from fencepost_testing import NotExactlyOnce, check_history
+from fencepost_testing.exactly_once import _records
 from fencepost_testing.log_check.findings import Kind
 from fencepost_testing.replica_check import ReplicaSummary, batches_below, check_older, check_replica
 from fencepost_testing.said_records import NotARecord, SaidRecord, StoredLog, operations_of, said_records
@@ -265,6 +267,17 @@ def test_a_batch_that_is_being_written_behind_the_end_is_not_looked_at() -> None
     assert [header.base_offset for header, _ in batches_below(data, 3)] == [0, 2]
     assert check_replica(1, "orders-0", [(0, data)], end_offset=3).findings.clean
     assert check_replica(1, "orders-0", [(0, data)]).findings.counts == {Kind.CORRUPT: 1}
+
+
+def test_a_segment_behind_the_end_is_not_read(tmp_path: Path) -> None:
+    folder = tmp_path / "orders-0"
+    folder.mkdir()
+    (folder / f"{0:020d}.log").write_bytes(batch(0, "ab"))
+    (folder / f"{2:020d}.log").write_bytes(batch(2, "c"))
+    cluster = SimpleNamespace(member=lambda broker: SimpleNamespace(directory=tmp_path))
+    for end, values in ((2, [b"a", b"b"]), (3, [b"a", b"b", b"c"]), (None, [b"a", b"b", b"c"])):
+        read = _records(cluster, 1, (TOPIC, 0), end)  # type: ignore[arg-type]
+        assert [record.value for record in read] == values
 
 
 def test_a_replica_that_is_down_may_end_early_or_in_what_it_could_not_replicate() -> None:
