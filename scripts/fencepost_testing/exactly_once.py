@@ -18,7 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fencepost.history_format import Operation
-from fencepost_node.log.names import PARTITION_METADATA, RESET, SNAPSHOT_SUFFIX, PartitionIdentity, offsets_with
+from fencepost_node.log.names import (
+    PARTITION_METADATA,
+    RESET,
+    SNAPSHOT_SUFFIX,
+    TEMPORARY_SUFFIX,
+    PartitionIdentity,
+    offsets_with,
+)
 from fencepost_proto.protocol.errors import FencepostError
 from fencepost_proto.protocol.records import read_records
 from fencepost_testing import leader_word, topic_control
@@ -43,6 +50,10 @@ from fencepost_testing.waiting import NotInTime, until
 
 TIMEOUT_S = 30.0  # for brokers to answer, and for replicas to have what is committed
 _POLL_S = 0.02
+_BEGUN = {
+    PARTITION_METADATA,
+    PARTITION_METADATA + TEMPORARY_SUFFIX,
+}  # what a kill may leave of a log that is being made
 _AROUND = 3  # records that are shown before and after a wrong one
 _SHOWN_FINDINGS = 5
 _SHOWN_CHARS = 60  # of a key or value
@@ -299,10 +310,10 @@ def _segments(cluster: ClusterFolder, broker: int, state: PartitionState) -> lis
 def _older_summary(cluster: ClusterFolder, broker: int, state: PartitionState, model_broker: int) -> ReplicaSummary:
     """Of a broker that does not run: its last batch may be half written, and recovery will cut that off.
 
-    Its other files tell more: a log that has a folder has a segment; and it reaches to its newest snapshot, which is written
-    when what is below it is safe, and removed before that is truncated. Void is what it has of a topic of this name that was
-    deleted since, and what it was about to replace by a snapshot of the leader's. Without a folder it may never have been
-    told of the partition.
+    Its other files tell more: a log that has been opened has a segment; and it reaches to its newest snapshot, which is
+    written when what is below it is safe, and removed before that is truncated. Void is what it has of a topic of this name
+    that was deleted since, and what it was about to replace by a snapshot of the leader's. Without a folder it may never
+    have been told of the partition.
     """
     name = f"{state.topic}-{state.partition}"
     folder = replica_folder(cluster, broker, state.topic, state.partition)
@@ -313,7 +324,7 @@ def _older_summary(cluster: ClusterFolder, broker: int, state: PartitionState, m
     segments = _segments(cluster, broker, state)
     summary = check_replica(broker, name, segments, stopped=True)
     snapshot = max(offsets_with(sorted(names), SNAPSHOT_SUFFIX), default=0)
-    if names and not segments:
+    if names - _BEGUN and not segments:
         summary.findings.add(Kind.CORRUPT, f"broker {broker} {name}: its folder has no segment (a file .log)")
     elif summary.findings.clean and summary.end_offset < snapshot:
         text = f"broker {broker} {name} ends at {summary.end_offset}, and has a snapshot of all below {snapshot}"
