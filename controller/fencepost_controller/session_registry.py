@@ -214,35 +214,48 @@ class SessionRegistry:
         """Begin a session. Raises the FencepostError that refuses it."""
         if self._closing:
             raise errors.NotController("the controller is stopping")
-        command = RegisterBroker(
-            broker_id=register.broker_id,
-            incarnation=register.incarnation,
-            cluster_id=register.cluster_id,
-            address=register.address,
-            kafka_address=register.kafka_address,
-            may_have_lost_tail=register.may_have_lost_tail,
-            damaged=tuple((ref.topic_id, ref.partition) for ref in register.damaged_replicas),
-            folder_epoch=register.folder_epoch,
-            folder_is_copy=register.folder_is_copy,
-            feature_level=register.feature_level,
-        )
+        command = _command_of(register)
         await self._check_known(register)
         command.check(self._image)
         known = self._image.brokers.get(command.broker_id)
-        is_same = (
-            known is not None and known.incarnation == command.incarnation
-        )  # as the one that is watched, if any is
+        is_same = known is not None and known.incarnation == command.incarnation  # as the process that is watched
         rejoins = is_same and self.opening.is_over
-        tells_of_loss = known is not None and command.tells_of_loss(known) and not self.opening.is_over
-        if is_same and not self.opening.is_over and self._liveness.watches(command.broker_id):
-            self._liveness.expect(command.broker_id, self._loop.time())  # it is there, also where its stream breaks now
-        with self.opening.loss() if tells_of_loss else nullcontext():
-            with self._waiting(command.broker_id) if is_same else nullcontext():
-                self.opening.heard(command.broker_id)
-                await (self.opening.wait_for_losses() if tells_of_loss else self.opening.wait())
-            broker = await self._register(command)
+        broker = await self._register_when_open(command, known, is_same=is_same)
         if broker.id not in self._image.brokers:  # removed in the moment since
             raise errors.NetworkException(f"broker {broker.id} has been removed while it registered")
+        session = self._begin(broker)
+        # That the process that is watched has another session is no sign of life, nor of progress: only heartbeats are, or
+        # one that can register and do nothing more would keep its leaderships indefinitely.
+        if not (rejoins and self._liveness.watches(broker.id)):
+            self._liveness.expect(broker.id, self._loop.time())
+        if not broker.fenced:
+            self._liveness.published(self._image.version, [broker.id], self._loop.time())  # it may have missed some
+        log.info(
+            "broker registered broker=%d broker_epoch=%d incarnation=%s address=%s fenced=%s may_have_lost_tail=%s",
+            broker.id,
+            broker.broker_epoch,
+            broker.incarnation,
+            broker.address,
+            broker.fenced,
+            register.may_have_lost_tail,
+        )
+        return session
+
+    async def _register_when_open(
+        self, command: RegisterBroker, known: BrokerRegistration | None, *, is_same: bool
+    ) -> BrokerRegistration:
+        opening, broker_id = self.opening, command.broker_id
+        tells_of_loss = known is not None and command.tells_of_loss(known) and not opening.is_over
+        if is_same and not opening.is_over and self._liveness.watches(broker_id):
+            self._liveness.expect(broker_id, self._loop.time())  # it is there, also where its stream breaks now
+        with opening.loss() if tells_of_loss else nullcontext():
+            with self._waiting(broker_id) if is_same else nullcontext():
+                opening.heard(broker_id)
+                await (opening.wait_for_losses() if tells_of_loss else opening.wait())
+            return await self._register(command)
+
+    def _begin(self, broker: BrokerRegistration) -> BrokerSession:
+        """A session of this registration, in place of the one before."""
         before = self._sessions.get(broker.id)
         if before is not None:
             before.end(errors.NetworkException(f"broker {broker.id} has begun another session"))
@@ -264,21 +277,6 @@ class SessionRegistry:
         if self._closing:
             session.end(errors.NotController("the controller is stopping"))
         self._sessions[broker.id] = session
-        # That the process that is watched has another session is no sign of life, nor of progress: only heartbeats are, or
-        # one that can register and do nothing more would keep its leaderships indefinitely.
-        if not (rejoins and self._liveness.watches(broker.id)):
-            self._liveness.expect(broker.id, self._loop.time())
-        if not broker.fenced:
-            self._liveness.published(self._image.version, [broker.id], self._loop.time())  # it may have missed some
-        log.info(
-            "broker registered broker=%d broker_epoch=%d incarnation=%s address=%s fenced=%s may_have_lost_tail=%s",
-            broker.id,
-            broker.broker_epoch,
-            broker.incarnation,
-            broker.address,
-            broker.fenced,
-            register.may_have_lost_tail,
-        )
         return session
 
     @contextmanager
@@ -523,3 +521,18 @@ class SessionRegistry:
                     f"it is not known yet whether broker {known.id} at {known.address} is alive"
                 )
             await asyncio.sleep(next(pauses))
+
+
+def _command_of(register: controller_pb2.Register) -> RegisterBroker:
+    return RegisterBroker(
+        broker_id=register.broker_id,
+        incarnation=register.incarnation,
+        cluster_id=register.cluster_id,
+        address=register.address,
+        kafka_address=register.kafka_address,
+        may_have_lost_tail=register.may_have_lost_tail,
+        damaged=tuple((ref.topic_id, ref.partition) for ref in register.damaged_replicas),
+        folder_epoch=register.folder_epoch,
+        folder_is_copy=register.folder_is_copy,
+        feature_level=register.feature_level,
+    )
