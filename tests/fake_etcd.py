@@ -366,7 +366,9 @@ class _Watch(rpc_pb2_grpc.WatchServicer):  # type: ignore[misc]  # it has no typ
     async def Watch(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         """One watch for each stream, which is what the controller asks for."""
         cluster = self._member.cluster
-        request = await anext(aiter(requests))
+        request = await anext(aiter(requests), None)
+        if request is None:  # its end has come before its beginning
+            return
         create = request.create_request
         wake = asyncio.Event()
         asked = [0, 0]  # for signs of life, and how many were given
