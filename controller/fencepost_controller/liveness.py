@@ -42,8 +42,8 @@ class _Watch:
         """Until when its time is counted."""
         return self.waits_since if self.waiting else now
 
-    def is_spared(self, seconds: float, now: float) -> None:
-        """These, until now, are not counted."""
+    def spare(self, seconds: float, now: float) -> None:
+        """Do not count these, until now."""
         self.heard_at = min(now, self.heard_at + seconds)
         self.unapplied_since = min(now, self.unapplied_since + seconds)
 
@@ -76,7 +76,7 @@ class Liveness:
         if watch is not None and watch.waiting:
             watch.waiting -= 1
             if not watch.waiting:
-                watch.is_spared(now - watch.waits_since, now)
+                watch.spare(now - watch.waits_since, now)
 
     def watches(self, broker_id: int) -> bool:
         return broker_id in self._watches
@@ -112,7 +112,7 @@ class Liveness:
         if missed > 0:
             for watch in self._watches.values():
                 if not watch.waiting:  # else that time is not counted anyway
-                    watch.is_spared(missed, now)
+                    watch.spare(missed, now)
         overdue = []
         for broker_id, watch in sorted(self._watches.items()):
             silent_s = watch.judged_at(now) - watch.heard_at

@@ -50,10 +50,8 @@ from fencepost_testing.waiting import NotInTime, until
 
 TIMEOUT_S = 30.0  # for brokers to answer, and for replicas to have what is committed
 _POLL_S = 0.02
-_BEGUN = {
-    PARTITION_METADATA,
-    PARTITION_METADATA + TEMPORARY_SUFFIX,
-}  # what a kill may leave of a log that is being made
+# What a kill may leave of a log that is being made.
+_BEGUN = {PARTITION_METADATA, PARTITION_METADATA + TEMPORARY_SUFFIX}
 _AROUND = 3  # records that are shown before and after a wrong one
 _SHOWN_FINDINGS = 5
 _SHOWN_CHARS = 60  # of a key or value
@@ -244,23 +242,20 @@ async def _check_partition(
         return [f"broker {each.broker} ends at {each.end_offset}" for each in late]
 
     what = f"every replica of {topic}-{index} whose broker runs has the records below {end}"
-    live_but_late: set[int] = set()
+    only_late: set[int] = set()
     try:
         await until(behind, what, timeout_s, holds=lambda late: not late, poll_s=_POLL_S)
     except NotInTime:  # is that a replica that is late, or one that lacks what it has acknowledged?
-        live_but_late = {each.broker for each in late}
-        lacking = {each for each in live_but_late if await _has_all(cluster, state, each, timeout_s)}
-        if not lacking:
+        only_late = {each.broker for each in late if not await _has_all(cluster, state, each.broker, timeout_s)}
+        if len(only_late) == len(late):
             raise
-        live_but_late -= lacking
     live, key = _live(cluster, state), (topic, index)
-    looked_at = [broker for broker in live if broker not in live_but_late]
-    looked_at.sort(key=lambda broker: broker != state.leader)
+    looked_at = sorted(
+        (broker for broker in live if broker not in only_late), key=lambda broker: broker != state.leader
+    )
     summaries = await asyncio.to_thread(_summaries, cluster, looked_at, state, end)
-    summaries.sort(
-        key=lambda each: not each.findings.clean or each.end_offset < end
-    )  # the first is what others must be
-    model = summaries[0]
+    summaries.sort(key=lambda each: not each.findings.clean or each.end_offset < end)
+    model = summaries[0]  # what the others must be
     for summary in summaries:
         _take(found, summary.findings, cluster, key, summary.broker)
     _take(found, check_same(summaries, end), cluster, key, model.broker)

@@ -123,11 +123,11 @@ class SimCluster:
         self._quiet = Quiet(self._sound)
         self.waits = Waits(self._quiet, (*self._nodes, *self._deciding))
         self.is_quick = world.loop.thread_delay_s < SLOW_DISK_S  # else a replica may lag, and a record wait
+        writing_s = 4 * world.loop.thread_delay_s  # commits, and what a broker writes down
         self.judge.causes = Causes(
             self._quiet,
             lambda broker_ids: [*map(broker_node, broker_ids), *self._deciding],
-            settings.session_timeout_ms / 1000
-            + 4 * world.loop.thread_delay_s,  # commits, and what a broker writes down
+            settings.session_timeout_ms / 1000 + writing_s,
             settings.replica_lag_time_max_ms / 1000 if self.is_quick else math.inf,
         )
         self.exits: dict[str, int] = {}  # how processes ended, and how often

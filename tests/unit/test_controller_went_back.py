@@ -27,6 +27,7 @@ from tests.asynchronous import asynchronous
 from tests.unit.controller_cluster import (
     LONG_TIMEOUT_MS,
     SHORT_TIMEOUT_MS,
+    FakeBroker,
     cluster,
     create_topic,
     in_memory,
@@ -165,6 +166,15 @@ async def test_a_broker_that_came_in_time_is_not_dead_for_its_wait_until_others_
             assert second.image.version == version + 1, "and nothing else has changed"
 
 
+async def begins_to_register(broker: FakeBroker, controller: Controller) -> None:
+    """The controller has heard of it, and has not answered."""
+    connecting = asyncio.create_task(broker.connect(controller))
+    opening = controller.reign().sessions.opening
+    await until(lambda: broker.broker_id not in opening._missing, f"broker {broker.broker_id} to be there")
+    connecting.cancel()
+    await asyncio.wait([connecting])
+
+
 @asynchronous
 async def test_a_broker_that_came_late_and_whose_stream_broke_has_time_to_come_again(tmp_path: Path) -> None:
     path = str(tmp_path / "metadata.sqlite")
@@ -173,10 +183,7 @@ async def test_a_broker_that_came_late_and_whose_stream_broke_has_time_to_come_a
         await controller.stop(clean=True)
         async with running(SqliteStore(path), session_timeout_ms=3_000) as second:
             await asyncio.sleep(1.5)
-            connecting = asyncio.create_task(one.connect(second))
-            await until(lambda: 1 not in second.reign().sessions.opening._missing, "broker 1 to be there")
-            connecting.cancel()
-            await asyncio.wait([connecting])
+            await begins_to_register(one, second)
             await one.stream_breaks()
             await until(lambda: second.image.brokers[2].fenced, "broker 2 fenced")
             await asyncio.sleep(0.3)  # three ticks
@@ -194,11 +201,7 @@ async def test_a_broker_that_dies_while_its_registration_waits_is_found_dead_at_
             began = asyncio.get_running_loop().time()
             other = asyncio.create_task(two.connect(second))
             await asyncio.sleep(2)
-            connecting = asyncio.create_task(one.connect(second))
-            opening = second.reign().sessions.opening
-            await until(lambda: 1 not in opening._missing, "broker 1 to be there")
-            connecting.cancel()
-            await asyncio.wait([connecting])
+            await begins_to_register(one, second)
             await one.killed()
             await other  # 3 did not come
             await until(lambda: second.image.partitions[topic_id, 0].leader == 2, "a new leader")

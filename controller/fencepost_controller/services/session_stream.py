@@ -50,9 +50,8 @@ async def serve_session(
     reader = asyncio.create_task(_read(sessions, session, requests))
     writer = asyncio.create_task(_write(session, sessions.messages.image, context))
     follower = asyncio.create_task(sessions.follow(session))
-    ended = asyncio.create_task(
-        session.ended.wait()
-    )  # by the registry: a writer whose peer reads nothing sees nothing of that
+    # A writer whose peer reads nothing does not see that the registry has ended the session.
+    ended = asyncio.create_task(session.ended.wait())
     tasks = (reader, writer, follower)
     try:
         await asyncio.wait((*tasks, ended), return_when=asyncio.FIRST_COMPLETED)

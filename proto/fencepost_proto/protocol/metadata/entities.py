@@ -59,9 +59,7 @@ class Topic(Entity):
     name: str
     config: TopicConfig = DEFAULT_CONFIG
     created_version: int = 0  # the metadata version that created it; 0: not known
-    was_unsynced: bool = (
-        False  # with `flush_always` now, it has run without, and what was acknowledged then was not synced
-    )
+    was_unsynced: bool = False  # it has run without `flush_always`: what was acknowledged then was not synced
 
     @property
     def key(self) -> str:
